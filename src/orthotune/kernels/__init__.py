@@ -1,0 +1,1 @@
+"""Rotations from parameters, and rotations applied to inputs and weights."""

@@ -1,0 +1,223 @@
+"""The bookkeeping of every rotated layer, written once: adapters, merging, switching off.
+
+A layer kind states three things: its weight as matrices (:meth:`OFTLayer.matrices`), how turned matrices become
+parameters again (:meth:`OFTLayer.assemble`), and its forward.
+
+Order. The signal meets active adapters in the order of their names in ``active_adapters``: the input passes ``R_1`` first,
+the output passes ``M_1`` first, so ``W' = M_k .. M_1 W (R_1 .. R_k)^T``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orthotune.errors import ConfigError, OrthotuneError, UnsupportedLayerError
+from orthotune.kernels.rotate import rotate_rows, rotate_stack
+from orthotune.layers.merging import Merging
+from orthotune.layers.rotation_module import Rotation
+from orthotune.layers.settings import LayerSettings
+from orthotune.quantized.plain import require_plain
+from orthotune.rotation.blocks import choose_layout
+
+
+class OFTLayer(nn.Module, Merging):
+    """A base layer with any number of named rotations."""
+
+    adapter_layer_names: tuple[str, ...] = ("oft_R", "oft_embedding_R", "oft_magnitude")
+    other_param_names: tuple[str, ...] = ("r", "oft_block_size", "oft_settings")
+    container = "oft_R"
+    sides: tuple[str, ...] = ("in", "out")
+    #: why stock PEFT computes something else for this layer, or None when it agrees
+    beyond_peft: str | None = None
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, settings: LayerSettings) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.oft_R = nn.ModuleDict({})
+        self.oft_embedding_R = nn.ModuleDict({})
+        self.oft_magnitude = nn.ParameterDict({})
+        self.r: dict[str, int] = {}
+        self.oft_block_size: dict[str, int] = {}
+        self.oft_settings: dict[str, LayerSettings] = {}
+        self._disable_adapters = False
+        self._active_adapter = adapter_name
+        self.start_unmerged()
+        self.resized: dict[str, str] = {}
+        for weight in self.base_parameters().values():
+            require_plain(weight, settings.layer, self.get_base_layer())
+        self.update_layer(adapter_name, settings)
+
+    # What a kind states; a plain weight (out, in) is the default.
+
+    def matrices(self) -> dict[str, Tensor]:
+        """Part name -> weight matrix ``(out, in)`` or ``(copies, out, in)``, views of the base parameters."""
+        return {"": self.get_base_layer().weight}
+
+    def assemble(self, matrices: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Parameter name -> tensor in the parameter's own shape, the inverse of :meth:`matrices`."""
+        return {"weight": matrices[""]}
+
+    def base_parameters(self) -> dict[str, nn.Parameter]:
+        """The base parameters that turn, by their name below the innermost base layer."""
+        return {"weight": self.get_base_layer().weight}
+
+    # Adapters.
+
+    def update_layer(self, adapter_name: str, settings: LayerSettings, inference_mode: bool = False) -> None:
+        """Add (or start afresh) the adapter ``adapter_name``.
+
+        Raises:
+            UnsupportedLayerError: the side has no meaning for this layer.
+            BlockSizeError: the size does not fit.
+        """
+        if settings.side not in self.sides:
+            raise UnsupportedLayerError(
+                f"side='{settings.side}' for layer '{settings.layer}' ({type(self.get_base_layer()).__name__})",
+                needed=f"side='{self.sides[0]}', the only one with a meaning for this layer",
+                do="Exclude the layer or change the side",
+            )
+        rotations, outputs = {}, 0
+        for part, matrix in self.matrices().items():
+            rotations[part] = self._new_rotation(adapter_name, matrix, settings)
+            outputs += self._output_count(matrix)
+        getattr(self, self.container)[adapter_name] = rotations[""] if "" in rotations else nn.ModuleDict(rotations)
+        if settings.magnitude:
+            self.oft_magnitude[adapter_name] = nn.Parameter(torch.ones(outputs, dtype=self._adapter_dtype()))
+        first = next(iter(rotations.values())).layout
+        self.r[adapter_name], self.oft_block_size[adapter_name] = first.block_count, first.block_size
+        self.oft_settings[adapter_name] = settings
+        self.reset_oft_parameters(adapter_name, settings.init_weights)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def _new_rotation(self, adapter_name: str, matrix: Tensor, settings: LayerSettings) -> Rotation:
+        features = matrix.shape[-1 if settings.side == "in" else -2]
+        layout, changed = choose_layout(
+            features, r=settings.r, block_size=settings.block_size, shared=settings.shared,
+            fallback=settings.fallback, layer=settings.layer,
+        )  # fmt: skip
+        if changed:
+            wanted = f"r={settings.r}" if settings.r else f"block_size={settings.block_size}"
+            self.resized[adapter_name] = f"{wanted} -> {layout.block_count} x {layout.block_size}"
+        copies = matrix.shape[0] if matrix.dim() == 3 else 1
+        return Rotation(layout, settings.map_for(layout.block_size), copies, settings.dropout, self._adapter_dtype())
+
+    @staticmethod
+    def _output_count(matrix: Tensor) -> int:
+        return matrix[..., 0].numel()
+
+    def _adapter_dtype(self) -> torch.dtype:
+        dtypes = {weight.dtype for weight in self.base_parameters().values()}
+        return torch.float64 if torch.float64 in dtypes else torch.float32
+
+    def reset_oft_parameters(self, adapter_name: str, init_weights: bool) -> None:
+        """Identity (``True``), or random rotations of standard deviation 0.1 in the stored numbers (``False``)."""
+        for rotation in self.rotations(adapter_name).values():
+            if init_weights:
+                nn.init.zeros_(rotation.weight)
+            else:
+                nn.init.normal_(rotation.weight, std=0.1)
+
+    def rotations(self, adapter_name: str) -> dict[str, Rotation]:
+        """Part name -> rotation of an adapter; empty when this layer does not have it."""
+        found = getattr(self, self.container)
+        if adapter_name not in found:
+            return {}
+        module = found[adapter_name]
+        return dict(module.items()) if isinstance(module, nn.ModuleDict) else {"": module}
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # Unlike PEFT's, this never lowers the dtype: rotations are float32 whatever the base is.
+        target = device or next(iter(self.base_parameters().values())).device
+        tensors = [rotation.weight for rotation in self.rotations(adapter_name).values()]
+        tensors += [self.oft_magnitude[adapter_name]] if adapter_name in self.oft_magnitude else []
+        for tensor in tensors:
+            if tensor.device.type != "meta" and tensor.device != target:
+                tensor.data = tensor.data.to(target)
+
+    # Turning.
+
+    def adapters_in_use(self) -> list[str]:
+        """Adapters that the forward must apply itself: active ones of this layer, none when merged or disabled."""
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return []
+        return [] if self.merged else [name for name in self.active_adapters if self.rotations(name)]
+
+    def turned(self, adapters: list[str]) -> dict[str, Tensor]:
+        """Parameter name -> ``W'`` under ``adapters``, differentiable, in float32 (float64 for float64 weights)."""
+        matrices = self.matrices()
+        with torch.autocast(next(iter(matrices.values())).device.type, enabled=False):
+            return self.assemble({part: self._turn(part, W, adapters) for part, W in matrices.items()})
+
+    def _turn(self, part: str, W: Tensor, adapters: list[str]) -> Tensor:
+        W = W.to(torch.promote_types(W.dtype, torch.float32))
+        for name in reversed(adapters):
+            if self.oft_settings[name].side == "in":
+                W = self._turn_inputs(W, self.rotations(name)[part]())
+        for name in adapters:
+            if self.oft_settings[name].side == "out":
+                W = rotate_rows(W, self.rotations(name)[part]())
+            scale = self.magnitude(name, part)
+            W = W if scale is None else W * scale.view(*W.shape[:-1], 1)
+        return W
+
+    def _turn_inputs(self, W: Tensor, R: Tensor) -> Tensor:
+        return rotate_stack(W, R.mT)
+
+    def magnitude(self, adapter_name: str, part: str = "") -> Tensor | None:
+        """Scale of each output neuron of a part ``(copies * out,)``, or None when the adapter has none."""
+        if adapter_name not in self.oft_magnitude:
+            return None
+        sizes = {name: self._output_count(W) for name, W in self.matrices().items()}
+        start = sum(size for name, size in list(sizes.items())[: list(sizes).index(part)])
+        return self.oft_magnitude[adapter_name][start : start + sizes[part]]
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """``W' - W`` of one adapter, in the shape of the base weight, float32 (float64 for float64 weights).
+
+        Raises:
+            OrthotuneError: the layer has several weights, as attention has.
+        """
+        with torch.no_grad():
+            turned = self.turned([adapter])
+        if len(turned) != 1:
+            raise OrthotuneError(f"one delta weight of a layer that has {sorted(turned)}", do="Use turned() instead")
+        name, weight = next(iter(turned.items()))
+        return weight - self.original(name).to(weight.dtype)
+
+    # Strength: only the full rotation has a meaning here.
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Refused unless ``scale`` is 1: a rotation has no linear strength."""
+        if scale != 1:
+            raise ConfigError(
+                f"scale={scale} for adapter '{adapter}'", needed="1", do="Rotations are applied whole; merge or disable"
+            )
+
+    def scale_layer(self, scale: float) -> None:
+        """Refused unless ``scale`` is 1, see :meth:`set_scale`."""
+        for name in self.active_adapters:
+            self.set_scale(name, scale)
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Nothing to undo: the strength is always 1."""
+
+    def __repr__(self) -> str:
+        return "orthotune." + super().__repr__()
+
+
+def refuse_mixed_batch(kwargs: dict[str, Any]) -> None:
+    """Refuse ``adapter_names`` in a forward call: one batch runs under one set of adapters.
+
+    Raises:
+        ConfigError: ``adapter_names`` was passed.
+    """
+    if kwargs.pop("adapter_names", None) is not None:
+        raise ConfigError(
+            "adapter_names in a forward call", needed="one set of adapters for the batch", do="Use set_adapter"
+        )

@@ -1,0 +1,43 @@
+"""Convolutions: the weight turns, so that overlapping patches, strides and paddings stay exactly the base's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from orthotune.layers.base import OFTLayer, refuse_mixed_batch
+
+_FORWARDS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
+
+
+class Conv(OFTLayer):
+    """``nn.Conv1d/2d/3d`` with any kernel, stride, padding mode, dilation and groups.
+
+    The weight ``(out, in / groups, *kernel)`` is a matrix ``(out, fan_in)`` with ``fan_in`` in the order (in, kernel) that
+    PEFT's files use. ``side="in"`` turns ``fan_in``, the same way in every group; ``side="out"`` turns the output channels.
+    """
+
+    @property
+    def beyond_peft(self) -> str | None:  # type: ignore[override]
+        """PEFT folds overlapping patches: its un-merged forward is another map unless the kernel is 1x1."""
+        base = self.get_base_layer()
+        return None if isinstance(base, nn.Conv2d) and set(base.kernel_size) == {1} else "convolutions"
+
+    def matrices(self) -> dict[str, Tensor]:
+        return {"": self.get_base_layer().weight.flatten(1)}
+
+    def assemble(self, matrices: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"weight": matrices[""].view(self.get_base_layer().weight.shape)}
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        refuse_mixed_batch(kwargs)
+        adapters = self.adapters_in_use()
+        if not adapters:
+            return self.base_layer(x, *args, **kwargs)
+        base = self.base_layer
+        weight = self.turned(adapters)["weight"].to(base.weight.dtype)
+        if type(base).forward in _FORWARDS and "forward" not in base.__dict__:
+            return base._conv_forward(x, weight, base.bias)
+        return functional_call(base, {"weight": weight}, (x, *args), kwargs)

@@ -1,0 +1,46 @@
+"""Which layer kind serves which module."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from transformers.pytorch_utils import Conv1D
+
+from orthotune.errors import UnsupportedLayerError
+from orthotune.layers.attention import AttentionOutput, MultiheadAttention
+from orthotune.layers.base import OFTLayer
+from orthotune.layers.conv import Conv
+from orthotune.layers.embedding import Embedding
+from orthotune.layers.linear import Linear, TransposedLinear
+
+#: first match wins, so a subclass stands before its base
+KINDS: list[tuple[tuple[type[nn.Module], ...], type[OFTLayer]]] = [
+    ((NonDynamicallyQuantizableLinear,), AttentionOutput),
+    ((nn.Linear,), Linear),
+    ((Conv1D,), TransposedLinear),
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), Conv),
+    ((nn.Embedding,), Embedding),
+    ((nn.MultiheadAttention,), MultiheadAttention),
+]
+
+
+def kind_of(module: nn.Module, layer: str) -> type[OFTLayer]:
+    """The layer kind for a base module.
+
+    Raises:
+        UnsupportedLayerError: no kind serves it; names the layer and what is served.
+
+    Example:
+        >>> kind_of(nn.Linear(2, 2), "q_proj").__name__
+        'Linear'
+    """
+    for modules, kind in KINDS:
+        if isinstance(module, modules):
+            return kind
+    served = ", ".join(cls.__name__ for modules, _ in KINDS for cls in modules)
+    raise UnsupportedLayerError(
+        f"layer '{layer}'",
+        got=f"a {type(module).__module__}.{type(module).__name__}",
+        needed=f"one of {served}",
+        do="Name its inner layers in target_modules, or exclude it",
+    )

@@ -1,0 +1,29 @@
+"""Weights stored as ordinary floating-point tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from orthotune.errors import UnsupportedLayerError
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def require_plain(weight: Tensor, layer: str, module: nn.Module) -> None:
+    """Refuse a weight whose numbers cannot be read as they are stored: a quantized or an unknown tensor type.
+
+    Raises:
+        UnsupportedLayerError: naming the layer, its class and what was found.
+
+    Example:
+        >>> require_plain(torch.zeros(2, 2), "q_proj", nn.Linear(2, 2))
+    """
+    if type(weight) in (Tensor, nn.Parameter) and type(weight.data) is Tensor and weight.dtype in FLOATS:
+        return
+    raise UnsupportedLayerError(
+        f"layer '{layer}' ({type(module).__module__}.{type(module).__name__})",
+        got=f"a weight of type {type(weight).__name__} and dtype {weight.dtype}",
+        needed="a plain float32, float64, bfloat16 or float16 weight",
+        do="Load the base model without quantization, or exclude the layer",
+    )

@@ -1,0 +1,80 @@
+"""Packed vector <-> skew-symmetric matrix."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from orthotune.errors import OrthotuneError
+
+_triangles: dict[tuple[int, torch.device], Tensor] = {}
+
+
+def element_count(block_size: int) -> int:
+    """Free numbers of one skew block: ``b (b - 1) / 2``."""
+    return block_size * (block_size - 1) // 2
+
+
+def block_size_of(elements: int) -> int:
+    """The block size whose strict upper triangle holds ``elements`` numbers.
+
+    Raises:
+        OrthotuneError: no block size has that many.
+
+    Example:
+        >>> block_size_of(28)
+        8
+    """
+    block_size = (1 + math.isqrt(1 + 8 * elements)) // 2
+    if element_count(block_size) != elements:
+        raise OrthotuneError(
+            f"a packed block of {elements} numbers",
+            needed="b (b - 1) / 2 numbers for some block size b, as 28 for b = 8",
+            do="The tensor is not a packed skew matrix; check which format the file has",
+        )
+    return block_size
+
+
+def triangle(block_size: int, device: torch.device) -> Tensor:
+    """Flat positions ``row * b + col`` of the strict upper triangle, row by row; int64 ``(b (b - 1) / 2,)``."""
+    key = (block_size, device)
+    if key not in _triangles:
+        # An index made in inference mode could never take part in a later training step.
+        with torch.inference_mode(False):
+            rows, cols = torch.triu_indices(block_size, block_size, 1, device=device).unbind()
+            index = rows * block_size + cols
+        if torch.compiler.is_compiling() or type(index) is not torch.Tensor:
+            return index  # a traced or fake tensor must not outlive its trace
+        _triangles[key] = index
+    return _triangles[key]
+
+
+def unpack(v: Tensor, block_size: int) -> Tensor:
+    """Skew-symmetric ``Q`` whose strict upper triangle, row by row, is ``v``.
+
+    Shapes: ``v`` ``(..., b (b - 1) / 2)`` -> ``(..., b, b)``, same dtype.
+    Source: PEFT >= 0.16 ``oft_R.weight``.
+
+    Example:
+        >>> unpack(torch.tensor([1.0]), 2)
+        tensor([[ 0.,  1.],
+                [-1.,  0.]])
+    """
+    flat = v.new_zeros(*v.shape[:-1], block_size * block_size)
+    flat = flat.index_copy(-1, triangle(block_size, v.device), v)
+    upper = flat.unflatten(-1, (block_size, block_size))
+    return upper - upper.mT
+
+
+def pack(Q: Tensor) -> Tensor:
+    """Strict upper triangle of ``Q`` row by row, the inverse of :func:`unpack`.
+
+    Shapes: ``(..., b, b)`` -> ``(..., b (b - 1) / 2)``.
+
+    Example:
+        >>> pack(torch.tensor([[0.0, 3.0], [-3.0, 0.0]]))
+        tensor([3.])
+    """
+    return Q.flatten(-2).index_select(-1, triangle(Q.shape[-1], Q.device))

@@ -1,0 +1,1 @@
+"""OFT as a tuner on PEFT's host."""

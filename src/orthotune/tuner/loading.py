@@ -1,0 +1,62 @@
+"""Checks of an adapter's tensors before they go into a model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from orthotune.errors import AdapterFileError
+
+_OLD_KEYS = (".oft_r", ".oft_s")
+
+
+def check_state(model: nn.Module, adapter_name: str, state: dict[str, Tensor]) -> None:
+    """Stop before an adapter is loaded that does not belong to this model, or that holds no usable numbers.
+
+    ``state`` has the model's own keys. Tensors of ``modules_to_save`` and biases are left to the host.
+
+    Raises:
+        AdapterFileError: an old layout, layers that the model has not or the file has not, other shapes, NaN or infinity.
+    """
+    marks = (".oft_R.", ".oft_embedding_R.", ".oft_magnitude.")
+    own = {k: p for k, p in model.named_parameters() if any(m + adapter_name in k for m in marks)}
+    found = {k.removeprefix("base_model.model."): k for k in state}
+    old = [k for k in state if k.endswith(_OLD_KEYS) or any(mark + "." in k for mark in _OLD_KEYS)]
+    if old:
+        raise AdapterFileError(
+            "the adapter",
+            got=f"the layout of PEFT before 0.16 (key {old[0]!r})",
+            needed="keys that end in oft_R.weight",
+            do="Load it with the PEFT version that wrote it",
+        )
+    expected = {k.removeprefix("base_model.model."): p for k, p in own.items()}
+    strange = [k for k in found if any(m in k + "." for m in marks) and k not in expected]
+    missing = [k for k in expected if k not in found]
+    if strange or missing:
+        raise AdapterFileError(
+            "the adapter for this model",
+            got="; ".join(
+                f"{len(names)} rotations that {who} has not, the first {names[0]!r}"
+                for names, who in ((strange, "the model"), (missing, "the file"))
+                if names
+            ),
+            needed="the base model that the adapter was trained on, or one with the same layers",
+            do="Check base_model_name_or_path in adapter_config.json",
+        )
+    shapes = [(k, tuple(state[found[k]].shape), tuple(p.shape)) for k, p in expected.items()]
+    wrong = [(k, a, b) for k, a, b in shapes if a != b]
+    if wrong:
+        name, file_shape, model_shape = wrong[0]
+        raise AdapterFileError(
+            f"the adapter for this model: {len(wrong)} of {len(shapes)} rotations have another shape",
+            got=f"{file_shape} in the file for {name!r}",
+            needed=f"{model_shape} for this base model",
+            do="Load the adapter on the base model that it was trained on",
+        )
+    for key in expected:
+        if state[found[key]].device.type != "meta" and not torch.isfinite(state[found[key]]).all():
+            raise AdapterFileError(
+                f"tensor {key!r} of the adapter",
+                got="NaN or infinite values",
+                do="Use an earlier checkpoint: this one was saved after the training diverged",
+            )

@@ -1,0 +1,201 @@
+"""The tuner: finds the targets, wraps them, unwraps them."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, _maybe_include_all_linear_layers
+from peft.utils.error import NoMatchingPeftModuleError
+from torch import Tensor, nn
+
+from orthotune.layers.base import OFTLayer
+from orthotune.layers.experts import ParamWrapper
+from orthotune.layers.roster import kind_of
+from orthotune.layers.settings import LayerSettings
+from orthotune.tuner.config import OFTConfig
+from orthotune.tuner.loading import check_state
+from orthotune.tuner.sizes import settings_for
+from orthotune.tuner.targets import TRANSFORMERS_TARGETS, default_targets, no_match
+
+
+class OFTModel(BaseTuner):
+    """A model whose target layers turn. Made by ``get_peft_model``, or directly.
+
+    Args:
+        model: any ``nn.Module``; its layers are replaced in place.
+        peft_config: an :class:`OFTConfig`, ours or PEFT's, or a dictionary of them by adapter name.
+        adapter_name: name of the adapter.
+        low_cpu_mem_usage: create the parameters on the meta device, for loading.
+
+    Raises:
+        TargetError, BlockSizeError, UnsupportedLayerError, ConfigError: before any layer is touched.
+
+    Example:
+        >>> model = OFTModel(nn.Sequential(nn.Linear(8, 4)), OFTConfig(r=2, target_modules=["0"]), "default")
+        >>> model.model[0].oft_R["default"].weight.shape
+        torch.Size([2, 6])
+    """
+
+    prefix: str = "oft_"
+    tuner_layer_cls = OFTLayer
+    target_module_mapping = TRANSFORMERS_TARGETS
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter; nothing is replaced when a target cannot be adapted."""
+        config = OFTConfig.from_peft(self.peft_config[adapter_name])
+        self.peft_config[adapter_name] = config
+        if kwargs.get("state_dict") is None:
+            self._check_targets(model, config)
+        with warnings.catch_warnings():
+            # PEFT warns that tied weights break on merging; here a merge unties them (layers/merging.py).
+            warnings.filterwarnings("ignore", message=".*no implementation exists to tie the adapters.*")
+            try:
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
+            except NoMatchingPeftModuleError as error:
+                raise no_match(config.target_modules, config.target_parameters, model, str(error)) from None
+        self._report_resized(adapter_name)
+
+    def _prepare_adapter_config(self, peft_config: OFTConfig, model_config: dict[str, Any]) -> OFTConfig:
+        if peft_config.target_modules is None and not peft_config.target_parameters:
+            peft_config.target_modules = default_targets(model_config, self.model)
+        elif peft_config.target_modules is None:
+            peft_config.target_modules = []
+        return peft_config
+
+    def _check_targets(self, model: nn.Module, config: OFTConfig) -> None:
+        """Try every target on the meta device, so that an error leaves the model as it was."""
+        self._prepare_adapter_config(config, self.get_model_config(model))
+        _maybe_include_all_linear_layers(config, model)
+        for key, module in model.named_modules():
+            found = self._check_target_module_exists(config, key) if key else False
+            if found and not isinstance(found, _ExcludedModule) and not isinstance(module, nn.ModuleList):
+                base = module.get_base_layer() if isinstance(module, OFTLayer) else module
+                if isinstance(model.get_submodule(key.rpartition(".")[0]), OFTLayer):
+                    continue
+                with torch.device("meta"):
+                    kind_of(base, key)(base, "check", settings_for(config, key))
+
+    def _create_and_replace(
+        self,
+        oft_config: OFTConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        settings = settings_for(oft_config, current_key)
+        if isinstance(target, OFTLayer) and not (parameter_name and self._wraps_another(target, parameter_name)):
+            target.update_layer(adapter_name, settings)
+            new = target
+        elif isinstance(parent, OFTLayer):
+            return  # part of an attention that is adapted as a whole
+        else:
+            new = self._create_new_module(oft_config, adapter_name, target, settings, parameter_name)
+            if adapter_name not in self.active_adapters:
+                new.requires_grad_(False)
+            self._replace_module(parent, target_name, new, target)
+            self._keep_off_fast_path(new, current_key)
+        if new.beyond_peft:
+            beyond = {*(oft_config.needs_orthotune_for or []), new.beyond_peft}
+            oft_config.needs_orthotune_for = sorted(beyond)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # Layers place their own parameters, and merge into the base module that is put back.
+        setattr(parent, child_name, new_module)
+
+    @staticmethod
+    def _wraps_another(target: OFTLayer, parameter_name: str) -> bool:
+        return isinstance(target, ParamWrapper) and target.parameter_name != parameter_name
+
+    @staticmethod
+    def _create_new_module(
+        oft_config: OFTConfig, adapter_name: str, target: nn.Module, settings: LayerSettings, parameter_name: str | None
+    ) -> OFTLayer:
+        if parameter_name is not None:
+            return ParamWrapper(target, adapter_name, settings, parameter_name, oft_config.fan_in_fan_out)
+        return kind_of(target, settings.layer)(target, adapter_name, settings)
+
+    def _keep_off_fast_path(self, new: OFTLayer, key: str) -> None:
+        """PyTorch's encoder layers read ``linear1.weight`` past a wrapper in evaluation, unless a hook is there."""
+        parts = key.split(".")
+        above = [self.model.get_submodule(".".join(parts[:i])) for i in range(len(parts))]
+        if any(isinstance(module, nn.TransformerEncoderLayer) for module in above):
+            new.register_forward_pre_hook(_nothing)
+        for module in above:
+            if isinstance(module, nn.TransformerEncoder):
+                module.use_nested_tensor = False
+
+    def _report_resized(self, adapter_name: str) -> None:
+        layers = {
+            module.oft_settings[adapter_name].layer: module.resized[adapter_name]
+            for module in self.model.modules()
+            if isinstance(module, OFTLayer) and adapter_name in module.resized
+        }
+        if layers:
+            listed = "; ".join(f"{name}: {change}" for name, change in layers.items())
+            warnings.warn(
+                f"The block size does not divide {len(layers)} layers, which got the nearest that does: {listed}. "
+                'Set block_size_pattern for them, or block_size_fallback="error" to be stopped here.',
+                stacklevel=2,
+            )
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Parameters are float32 from the start; ``autocast_adapter_dtype=False`` asks for the base's dtype."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for module in self.model.modules() if not autocast_adapter_dtype else ():
+            if isinstance(module, OFTLayer) and adapter_name in module.oft_settings:
+                dtype = next(iter(module.base_parameters().values())).dtype
+                for rotation in module.rotations(adapter_name).values():
+                    rotation.to(dtype)
+                if adapter_name in module.oft_magnitude:
+                    module.oft_magnitude[adapter_name].data = module.oft_magnitude[adapter_name].data.to(dtype)
+
+    # Merging: all layers or none.
+
+    def _check_merge_allowed(self) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*")
+            super()._check_merge_allowed()
+
+    def _check_finite(self, adapter_names: list[str] | None) -> None:
+        for module in self.model.modules():
+            if isinstance(module, OFTLayer):
+                names = [n for n in adapter_names or module.active_adapters if module.rotations(n)]
+                if names:
+                    module.merged_parameters(names, safe=True)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge into the base weights; with ``safe_merge`` every layer is checked before the first one changes."""
+        if safe_merge:
+            self._check_finite(adapter_names)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
+        if merge and kwargs.get("safe_merge"):
+            self._check_finite(kwargs.get("adapter_names"))
+        return super()._unload_and_optionally_merge(merge=merge, **kwargs)
+
+    # Files.
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # Attention has one more level than PEFT's layers: oft_R.default.q.weight.
+        return re.sub(rf"\.(oft_R|oft_embedding_R|oft_magnitude)\.{re.escape(adapter_name)}(?=\.|$)", r".\1", key)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        renamed = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        check_state(model, adapter_name, renamed)
+        return renamed
+
+
+def _nothing(*_: Any) -> None:
+    """A hook whose presence is its only effect."""

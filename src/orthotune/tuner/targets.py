@@ -1,0 +1,75 @@
+"""Which modules are adapted when the user does not say, and which names were probably meant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft.utils import TRANSFORMERS_MODELS_TO_OFT_TARGET_MODULES_MAPPING
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from orthotune.errors import TargetError, nearest
+
+_ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+_JOINT_ATTENTION = [*_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+
+#: diffusers classes by the ``_class_name`` of their config; the attention layers, as the OFT paper adapts them
+DIFFUSERS_TARGETS: dict[str, list[str]] = {
+    "UNet2DConditionModel": _ATTENTION,
+    "UNet2DModel": _ATTENTION,
+    "PixArtTransformer2DModel": _ATTENTION,
+    "SD3Transformer2DModel": _JOINT_ATTENTION,
+    "FluxTransformer2DModel": _JOINT_ATTENTION,
+    "Flux2Transformer2DModel": _JOINT_ATTENTION,
+    "QwenImageTransformer2DModel": _JOINT_ATTENTION,
+}
+
+#: transformers model types that PEFT's table leaves out
+TRANSFORMERS_TARGETS: dict[str, list[str] | str] = {
+    **TRANSFORMERS_MODELS_TO_OFT_TARGET_MODULES_MAPPING,
+    "clip": ["q_proj", "k_proj", "v_proj", "out_proj"],
+    "clip_text_model": ["q_proj", "k_proj", "v_proj", "out_proj"],
+}
+
+
+def default_targets(model_config: dict[str, Any], model: nn.Module) -> set[str] | str:
+    """Target modules of an architecture.
+
+    Raises:
+        TargetError: the architecture is not known; names the linear layers that it has.
+
+    Example:
+        >>> sorted(default_targets({"model_type": "llama"}, nn.Identity()))
+        ['q_proj', 'v_proj']
+    """
+    kind = model_config.get("model_type") or model_config.get("_class_name")
+    found = TRANSFORMERS_TARGETS.get(str(kind)) or DIFFUSERS_TARGETS.get(str(kind))
+    if found is None:
+        raise TargetError(
+            f"target_modules for a model of type {kind!r}",
+            got="no default for it",
+            needed=f"names such as {', '.join(linear_names(model)[:8]) or '(the model has no linear layer)'}",
+            do='Pass target_modules, for example target_modules="all-linear"',
+        )
+    return found if isinstance(found, str) else set(found)
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """Last names of the linear layers of a model, each once, in order of appearance."""
+    names = (key.rpartition(".")[2] for key, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D)))
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def no_match(targets: Any, parameters: Any, model: nn.Module, because: str) -> TargetError:
+    """The error for names that no module has, with the nearest names of modules that exist."""
+    wanted = [targets] if isinstance(targets, str) else sorted(targets or [])
+    wanted += sorted(parameters or [])
+    known = dict.fromkeys(key.rpartition(".")[2] for key, _ in model.named_modules() if key)
+    known |= dict.fromkeys(key.rpartition(".")[2] for key, _ in model.named_parameters())
+    near = list(dict.fromkeys(match for name in wanted for match in nearest(name.rpartition(".")[2], known)))
+    return TargetError(
+        f"target_modules={wanted}",
+        got=because,
+        needed=f"names of modules of {type(model).__name__}, such as {', '.join((near or linear_names(model))[:6])}",
+        do='Correct target_modules, or use "all-linear"',
+    )
