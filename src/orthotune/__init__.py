@@ -1,7 +1,7 @@
 """Orthogonal finetuning (OFT) that is exact, right on every layer, and readable by every tool.
 
-Importing orthotune makes it serve OFT on PEFT's host: ``get_peft_model``, ``PeftModel.from_pretrained``, TRL, transformers
-and diffusers then use it for every OFT config and adapter. :func:`unregister` gives OFT back to PEFT.
+Importing orthotune makes it serve OFT on PEFT's host: ``get_peft_model``, ``PeftModel.from_pretrained``, TRL,
+transformers and diffusers then use it for every OFT config and adapter. :func:`unregister` gives OFT back to PEFT.
 """
 
 from peft import PeftModel, get_peft_model

@@ -21,9 +21,7 @@ class OrthotuneError(ValueError):
         block_size=48 for layer 'q_proj'. Found: 100 features. Pass 50.
     """
 
-    def __init__(
-        self, said: str, *, got: str | None = None, needed: str | None = None, do: str | None = None
-    ) -> None:
+    def __init__(self, said: str, *, got: str | None = None, needed: str | None = None, do: str | None = None) -> None:
         self.said, self.got, self.needed, self.do = said, got, needed, do
         parts = [said.rstrip(".")]
         if got:

@@ -39,7 +39,7 @@ class MultiheadAttention(Transparent):
         return next(iter(self.base_parameters().values()))
 
     @property
-    def bias(self) -> Tensor | None:  # type: ignore[override]
+    def bias(self) -> Tensor | None:
         return self.get_base_layer().in_proj_bias
 
     def base_parameters(self) -> dict[str, nn.Parameter]:
@@ -74,7 +74,7 @@ class MultiheadAttention(Transparent):
 
 
 class AttentionOutput(Linear):
-    """The ``out_proj`` of an ``nn.MultiheadAttention`` targeted alone: the attention reads its ``weight``, not its forward."""
+    """The ``out_proj`` of an ``nn.MultiheadAttention`` targeted alone: the attention reads its ``weight`` only."""
 
     beyond_peft = "the output projection of nn.MultiheadAttention"
 

@@ -3,13 +3,13 @@
 A layer kind states three things: its weight as matrices (:meth:`OFTLayer.matrices`), how turned matrices become
 parameters again (:meth:`OFTLayer.assemble`), and its forward.
 
-Order. The signal meets active adapters in the order of their names in ``active_adapters``: the input passes ``R_1`` first,
-the output passes ``M_1`` first, so ``W' = M_k .. M_1 W (R_1 .. R_k)^T``.
+Order. The signal meets active adapters in the order of their names in ``active_adapters``: the input passes ``R_1``
+first, the output passes ``M_1`` first, so ``W' = M_k .. M_1 W (R_1 .. R_k)^T``.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +127,7 @@ class OFTLayer(nn.Module, Merging):
         if adapter_name not in found:
             return {}
         module = found[adapter_name]
-        return dict(module.items()) if isinstance(module, nn.ModuleDict) else {"": module}
+        return cast(dict[str, Rotation], dict(module.items()) if isinstance(module, nn.ModuleDict) else {"": module})
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # Unlike PEFT's, this never lowers the dtype: rotations are float32 whatever the base is.

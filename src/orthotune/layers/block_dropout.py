@@ -9,8 +9,8 @@ from torch import Tensor
 def drop_blocks(R: Tensor, probability: float, count: int) -> Tensor:
     """Each of ``count`` blocks kept, or replaced by the identity with ``probability``, independently.
 
-    Shapes: ``R`` ``(count, b, b)``, or ``(1, b, b)`` for a shared block; returns ``(count, b, b)``: where a shared block
-    acts it is dropped place by place.
+    Shapes: ``R`` ``(count, b, b)``, or ``(1, b, b)`` for a shared block; returns ``(count, b, b)``: where a shared
+    block acts it is dropped place by place.
 
     Example:
         >>> drop_blocks(torch.zeros(1, 2, 2), 1.0, 3).shape

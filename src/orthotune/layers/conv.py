@@ -15,8 +15,9 @@ _FORWARDS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 class Conv(OFTLayer):
     """``nn.Conv1d/2d/3d`` with any kernel, stride, padding mode, dilation and groups.
 
-    The weight ``(out, in / groups, *kernel)`` is a matrix ``(out, fan_in)`` with ``fan_in`` in the order (in, kernel) that
-    PEFT's files use. ``side="in"`` turns ``fan_in``, the same way in every group; ``side="out"`` turns the output channels.
+    The weight ``(out, in / groups, *kernel)`` is a matrix ``(out, fan_in)`` with ``fan_in`` in the order (in, kernel)
+    that PEFT's files use. ``side="in"`` turns ``fan_in``, the same way in every group; ``side="out"`` turns the output
+    channels.
     """
 
     @property

@@ -19,8 +19,8 @@ INPUT_FIRST = {"Llama4TextExperts"}
 class ParamWrapper(Transparent):
     """One parameter ``(experts, out, in)``, ``(experts, in, out)`` or ``(out, in)`` of a module, a rotation per expert.
 
-    Several parameters of one module are wrapped one around another. The class name and ``parameter_name`` are what PEFT's
-    host looks for when it adds a second adapter.
+    Several parameters of one module are wrapped one around another. The class name and ``parameter_name`` are what
+    PEFT's host looks for when it adds a second adapter.
     """
 
     beyond_peft = "target_parameters"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
@@ -12,9 +15,15 @@ from orthotune.errors import MergeError
 class Merging(BaseTunerLayer):
     """Merge and unmerge for a layer that has ``turned``, ``rotations`` and ``base_parameters``.
 
-    The originals are kept while merged, so the weight is held twice; ``merge_and_unload`` keeps them only until the next
-    layer. Adapters are always merged together from the originals and rounded to the base's dtype once.
+    The originals are kept while merged, so the weight is held twice; ``merge_and_unload`` keeps them only until the
+    next layer. Adapters are always merged together from the originals and rounded to the base's dtype once.
     """
+
+    # PEFT's mixin is not typed; nn.Module would answer for these with Tensor | Module.
+    base_layer: Any
+    get_base_layer: Callable[[], Any]
+    active_adapters: Any
+    set_adapter: Callable[..., None]
 
     def start_unmerged(self) -> None:
         """Nothing is merged yet; called once by the layer."""

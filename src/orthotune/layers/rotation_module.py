@@ -16,12 +16,17 @@ class Rotation(nn.Module):
     """Packed skew blocks ``weight`` ``(copies * rows, b (b - 1) / 2)`` of one adapter at one matrix.
 
     ``copies`` is the number of matrices turned alike in shape (the experts of a mixture), 1 otherwise. Outside training
-    the rotation is computed once per parameter version; writes through ``parameter.data`` do not count as a version, but
-    a training step, ``train()``/``eval()`` and ``to()`` start afresh.
+    the rotation is computed once per parameter version; writes through ``parameter.data`` do not count as a version,
+    but a training step, ``train()``/``eval()`` and ``to()`` start afresh.
     """
 
     def __init__(
-        self, layout: BlockLayout, map: RotationMap, copies: int = 1, dropout: float = 0.0, dtype: torch.dtype | None = None
+        self,
+        layout: BlockLayout,
+        map: RotationMap,
+        copies: int = 1,
+        dropout: float = 0.0,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.layout, self.map, self.copies, self.dropout = layout, map, copies, dropout

@@ -14,8 +14,8 @@ Side = Literal["in", "out"]
 class LayerSettings:
     """Settings of an adapter at one layer, sizes already chosen for it.
 
-    ``r`` blocks or blocks of ``block_size``: exactly one of them is not 0. ``fallback`` says what happens to a size that
-    does not divide. The other fields have the meaning of :class:`orthotune.OFTConfig`'s.
+    ``r`` blocks or blocks of ``block_size``: exactly one of them is not 0. ``fallback`` says what happens to a size
+    that does not divide. The other fields have the meaning of :class:`orthotune.OFTConfig`'s.
     """
 
     layer: str

@@ -8,7 +8,7 @@ from orthotune.layers.base import OFTLayer
 
 
 class Transparent(OFTLayer):
-    """A layer whose unknown attributes are those of the module it wraps (``self_attn.num_heads``, ``experts.act_fn``)."""
+    """A layer whose unknown attributes are those of the module it wraps, as ``self_attn.num_heads``."""
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -19,8 +19,8 @@ def coft_radius(eps: float, rows: int) -> float:
 def project(v: Tensor, radius: float) -> Tensor:
     """``v`` with each packed block whose skew matrix leaves the ball brought back to its surface.
 
-    Shapes: ``(..., b (b - 1) / 2)`` -> the same. ``radius`` is a Frobenius norm of the skew matrix, sqrt(2) |v|. A block
-    inside the ball is returned bit for bit, and projecting twice equals projecting once.
+    Shapes: ``(..., b (b - 1) / 2)`` -> the same. ``radius`` is a Frobenius norm of the skew matrix, sqrt(2) |v|. A
+    block inside the ball is returned bit for bit, and projecting twice equals projecting once.
 
     Example:
         >>> project(torch.tensor([[3.0, 4.0, 0.0]]), radius=math.sqrt(2.0)).norm().item()

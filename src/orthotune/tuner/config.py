@@ -47,7 +47,8 @@ class OFTConfig(PeftConfig):
         side: ``"in"`` turns the inputs of a layer (``W' = W R^T``), ``"out"`` its outputs (``W' = R W``).
         magnitude: train a scale for each output neuron beside the rotation, 1 at first.
         scaled: divide the stored numbers by ``2 sqrt(b - 1)``, so that one learning rate fits every block size.
-        block_size_fallback: ``"error"`` for a size that does not divide a layer, ``"nearest"`` for PEFT's nearest divisor.
+        block_size_fallback: ``"error"`` for a size that does not divide a layer, ``"nearest"`` for PEFT's nearest
+        divisor.
             By default an error for a size that you gave, the nearest divisor for the default and for PEFT's configs.
         target_parameters: names of parameters without a module of their own (experts).
         neumann_series: ``"legacy"`` is the series of PEFT 0.16-0.17; files say it themselves.
@@ -65,10 +66,10 @@ class OFTConfig(PeftConfig):
     r: int = 0
     oft_block_size: int | None = None
     module_dropout: float = 0.0
-    target_modules: list[str] | str | None = None
+    target_modules: list[str] | set[str] | str | None = None
     fan_in_fan_out: bool = False
     bias: Literal["none", "all", "oft_only"] = "none"
-    exclude_modules: list[str] | str | None = None
+    exclude_modules: list[str] | set[str] | str | None = None
     init_weights: bool = True
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
@@ -92,7 +93,7 @@ class OFTConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         # Only a config that was saved or dumped carries its type: users never pass it.
-        stored = self.peft_type is not None
+        stored = vars(self)["peft_type"] is not None
         old_version = self.peft_version
         super().__post_init__()
         self.peft_type = PeftType.OFT
@@ -177,6 +178,7 @@ class OFTConfig(PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """What is saved: PEFT's fields, and ours only where they differ from their default.
 
-        An adapter that stock PEFT would load as something else carries the type ``ORTHOTUNE``, which stock PEFT refuses.
+        An adapter that stock PEFT would load as something else carries the type ``ORTHOTUNE``, which stock PEFT
+        refuses.
         """
         return file_fields(super().to_dict())

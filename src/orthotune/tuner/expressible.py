@@ -38,4 +38,5 @@ def file_fields(fields: dict[str, Any]) -> dict[str, Any]:
     fields["peft_type"] = ORTHOTUNE_TYPE if beyond else PeftType.OFT
     if not beyond:
         fields.pop("format_version", None)
-    return fields
+    # A set has no order of its own, and the same config must give the same file.
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in fields.items()}

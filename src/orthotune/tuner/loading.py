@@ -16,7 +16,8 @@ def check_state(model: nn.Module, adapter_name: str, state: dict[str, Tensor]) -
     ``state`` has the model's own keys. Tensors of ``modules_to_save`` and biases are left to the host.
 
     Raises:
-        AdapterFileError: an old layout, layers that the model has not or the file has not, other shapes, NaN or infinity.
+        AdapterFileError: an old layout, layers that the model has not or the file has not, other shapes, NaN or
+        infinity.
     """
     marks = (".oft_R.", ".oft_embedding_R.", ".oft_magnitude.")
     own = {k: p for k, p in model.named_parameters() if any(m + adapter_name in k for m in marks)}

@@ -19,7 +19,7 @@ from orthotune.layers.settings import LayerSettings
 from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.loading import check_state
 from orthotune.tuner.sizes import settings_for
-from orthotune.tuner.targets import TRANSFORMERS_TARGETS, default_targets, no_match
+from orthotune.tuner.targets import TRANSFORMERS_TARGETS, default_targets, no_match, warn_unmatched
 
 
 class OFTModel(BaseTuner):
@@ -70,14 +70,26 @@ class OFTModel(BaseTuner):
         """Try every target on the meta device, so that an error leaves the model as it was."""
         self._prepare_adapter_config(config, self.get_model_config(model))
         _maybe_include_all_linear_layers(config, model)
+        inside = tuple(key + "." for key, module in model.named_modules() if isinstance(module, OFTLayer))
+        matched = []
         for key, module in model.named_modules():
             found = self._check_target_module_exists(config, key) if key else False
-            if found and not isinstance(found, _ExcludedModule) and not isinstance(module, nn.ModuleList):
-                base = module.get_base_layer() if isinstance(module, OFTLayer) else module
-                if isinstance(model.get_submodule(key.rpartition(".")[0]), OFTLayer):
-                    continue
+            if not found or isinstance(found, _ExcludedModule) or key.startswith(inside):
+                continue
+            matched.append(key)
+            base = module.get_base_layer() if isinstance(module, OFTLayer) else module
+            with torch.device("meta"):
+                kind_of(base, key)(base, "check", settings_for(config, key))
+        for key, _ in model.named_parameters() if config.target_parameters else ():
+            key = key.replace(".base_layer", "")
+            owner, _, name = key.rpartition(".")
+            if any(key == t or key.endswith(f".{t}") for t in config.target_parameters or []):
+                holder = model.get_submodule(owner)
+                holder = holder.get_base_layer() if isinstance(holder, OFTLayer) else holder
                 with torch.device("meta"):
-                    kind_of(base, key)(base, "check", settings_for(config, key))
+                    ParamWrapper(holder, "check", settings_for(config, key), name, config.fan_in_fan_out)
+        if matched:
+            warn_unmatched(config.target_modules, matched, model)
 
     def _create_and_replace(
         self,

@@ -24,9 +24,7 @@ def register() -> None:
     """
     if _replaced:
         return
-    _replaced.update(
-        config=PEFT_TYPE_TO_CONFIG_MAPPING[PeftType.OFT], tuner=PEFT_TYPE_TO_TUNER_MAPPING[PeftType.OFT]
-    )
+    _replaced.update(config=PEFT_TYPE_TO_CONFIG_MAPPING[PeftType.OFT], tuner=PEFT_TYPE_TO_TUNER_MAPPING[PeftType.OFT])
     configs: dict[Any, Any] = PEFT_TYPE_TO_CONFIG_MAPPING
     configs[PeftType.OFT] = configs[ORTHOTUNE_TYPE] = OFTConfig
     PEFT_TYPE_TO_TUNER_MAPPING[PeftType.OFT] = OFTModel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from peft.utils import TRANSFORMERS_MODELS_TO_OFT_TARGET_MODULES_MAPPING
@@ -13,7 +14,7 @@ from orthotune.errors import TargetError, nearest
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 _JOINT_ATTENTION = [*_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 
-#: diffusers classes by the ``_class_name`` of their config; the attention layers, as the OFT paper adapts them
+#: diffusers classes; the attention layers, as the OFT paper adapts them
 DIFFUSERS_TARGETS: dict[str, list[str]] = {
     "UNet2DConditionModel": _ATTENTION,
     "UNet2DModel": _ATTENTION,
@@ -42,7 +43,7 @@ def default_targets(model_config: dict[str, Any], model: nn.Module) -> set[str] 
         >>> sorted(default_targets({"model_type": "llama"}, nn.Identity()))
         ['q_proj', 'v_proj']
     """
-    kind = model_config.get("model_type") or model_config.get("_class_name")
+    kind = model_config.get("model_type") or type(model).__name__
     found = TRANSFORMERS_TARGETS.get(str(kind)) or DIFFUSERS_TARGETS.get(str(kind))
     if found is None:
         raise TargetError(
@@ -60,12 +61,27 @@ def linear_names(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
+def _last_names(model: nn.Module) -> list[str]:
+    keys = [key for key, _ in model.named_modules() if key] + [key for key, _ in model.named_parameters()]
+    return list(dict.fromkeys(key.rpartition(".")[2] for key in keys))
+
+
+def warn_unmatched(targets: Any, matched: list[str], model: nn.Module) -> None:
+    """Warn about names of a list that no module has: PEFT passes over a misspelt one in silence."""
+    for name in sorted(targets) if isinstance(targets, (set, list)) else ():
+        if not any(key == name or key.endswith(f".{name}") for key in matched):
+            near = nearest(name.rpartition(".")[2], _last_names(model))
+            hint = f" The nearest names are {', '.join(near)}." if near else ""
+            warnings.warn(
+                f"target_modules: no module of {type(model).__name__} is called '{name}'.{hint}", stacklevel=4
+            )
+
+
 def no_match(targets: Any, parameters: Any, model: nn.Module, because: str) -> TargetError:
     """The error for names that no module has, with the nearest names of modules that exist."""
     wanted = [targets] if isinstance(targets, str) else sorted(targets or [])
     wanted += sorted(parameters or [])
-    known = dict.fromkeys(key.rpartition(".")[2] for key, _ in model.named_modules() if key)
-    known |= dict.fromkeys(key.rpartition(".")[2] for key, _ in model.named_parameters())
+    known = _last_names(model)
     near = list(dict.fromkeys(match for name in wanted for match in nearest(name.rpartition(".")[2], known)))
     return TargetError(
         f"target_modules={wanted}",
