@@ -4,17 +4,50 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from orthotune.rotation.ball import coft_radius, project
-from orthotune.rotation.cayley import cayley
+from orthotune.rotation.cayley import cayley_backward, cayley_forward
 from orthotune.rotation.neumann import neumann
-from orthotune.rotation.packing import unpack
+from orthotune.rotation.packing import pack, unpack
 
 NeumannSeries = Literal["current", "legacy"]
+
+
+class _ExactRotation(torch.autograd.Function):
+    """Unpacking and Cayley in one node: only ``R`` is kept for the backward."""
+
+    @staticmethod
+    def forward(v: Tensor, block_size: int) -> Tensor:
+        return cayley_forward(unpack(v, block_size))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        with torch.autocast(grad.device.type, enabled=False):
+            dQ = cayley_backward(*ctx.saved_tensors, grad)
+        return pack(dQ) - pack(dQ.mT), None
+
+
+def exact_rotation(v: Tensor, block_size: int) -> Tensor:
+    """Exact rotation ``cayley(unpack(v))``.
+
+    Shapes: ``(..., b (b - 1) / 2)`` -> ``(..., b, b)``; float32 or float64.
+
+    Example:
+        >>> exact_rotation(torch.zeros(1, 3), 3)[0].trace().item()
+        3.0
+    """
+    with torch.autocast(v.device.type, enabled=False):
+        return _ExactRotation.apply(v, block_size)
 
 
 @dataclass(frozen=True)
@@ -51,6 +84,8 @@ class RotationMap:
 
     def __call__(self, v: Tensor) -> Tensor:
         """Rotations ``(rows, b, b)`` of the stored numbers ``(rows, n)``; float32, or float64 for float64 numbers."""
-        v = v.to(torch.promote_types(v.dtype, torch.float32))
-        Q = unpack(self.within_ball(v) * self.scale, self.block_size)
-        return cayley(Q) if self.exact else neumann(Q, self.terms, self.series == "legacy")
+        v = self.within_ball(v.to(torch.promote_types(v.dtype, torch.float32)))
+        v = v * self.scale if self.scaled else v
+        if self.exact:
+            return exact_rotation(v, self.block_size)
+        return neumann(unpack(v, self.block_size), self.terms, self.series == "legacy")

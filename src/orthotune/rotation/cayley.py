@@ -8,6 +8,7 @@ and Neumann modes turn in opposite directions for the same stored numbers, and b
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,17 +16,59 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 POLISH_ABOVE = 32
+MOST_SQUARINGS = 5
+
+
+def squarings_for(bound: float, dtype: torch.dtype) -> int | None:
+    """How many factors of ``(I - Q)(I + Q^2)(I + Q^4)...`` reach the rounding of ``dtype``, when ``|Q^2| <= bound``.
+
+    ``k`` factors leave ``|Q|^(2^(k+1))``. None when an inverse is cheaper, or the product does not converge.
+
+    Example:
+        >>> squarings_for(0.1**2, torch.float32), squarings_for(1.0, torch.float32)
+        (2, None)
+    """
+    rounding = torch.finfo(dtype).eps / 2
+    return next((k for k in range(1, MOST_SQUARINGS + 1) if bound ** (2**k) <= rounding), None)
+
+
+def _inverse(Q: Tensor, eye: Tensor) -> Tensor:
+    """``(I + Q)^{-1}``: a few products while the norm is small, which on a CPU is known without waiting."""
+    if Q.device.type == "cpu" and not torch.compiler.is_compiling() and Q.numel():
+        power = Q @ Q
+        # Eigenvalues of Q^2 come in pairs, so the Frobenius norm is at least sqrt(2) times the largest one.
+        bound = float(torch.linalg.matrix_norm(power).amax()) / math.sqrt(2)
+        if (factors := squarings_for(bound, Q.dtype)) is not None:
+            A = eye - Q
+            A = A + A @ power
+            for _ in range(factors - 1):
+                power = power @ power
+                A = A + A @ power
+            return A
+    A = torch.linalg.inv_ex(Q + eye).inverse  # I + Q of a skew Q is never singular: nothing to check or wait for
+    if Q.shape[-1] <= POLISH_ABOVE:
+        return A
+    # The rounding of an inverse grows with the block; one Newton step brings R = 2 A - I back onto the rotations.
+    R = 2 * A - eye
+    return 0.5 * eye + 0.75 * R - 0.25 * (R @ (R.mT @ R))
+
+
+def cayley_forward(Q: Tensor) -> Tensor:
+    """``R = 2 (I + Q)^{-1} - I`` without autograd; float32 or float64."""
+    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+    return _inverse(Q, eye) * 2 - eye
+
+
+def cayley_backward(R: Tensor, grad: Tensor) -> Tensor:
+    """``dQ = -2 A^T dR A^T`` from ``R`` alone, ``A = (I + R) / 2``; its skew part is the gradient of a skew ``Q``."""
+    turned = R.mT + torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
+    return (turned @ grad.to(R.dtype) @ turned).mul_(-0.5)
 
 
 class _Cayley(torch.autograd.Function):
-    """``R = 2 A - I`` with ``A = (I + Q)^{-1}``; backward from ``R`` alone, ``A = (I + R) / 2``."""
-
     @staticmethod
     def forward(Q: Tensor) -> Tensor:
-        eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
-        R = torch.linalg.inv(Q + eye) * 2 - eye
-        # The rounding of the inverse grows with the block; one Newton step brings R back onto the rotations.
-        return R if Q.shape[-1] <= POLISH_ABOVE else 1.5 * R - 0.5 * (R @ (R.mT @ R))
+        return cayley_forward(Q)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -34,10 +77,8 @@ class _Cayley(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (R,) = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
-            turned = R.mT + torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
-            return (turned @ grad.to(R.dtype) @ turned).mul_(-0.5)
+            return cayley_backward(*ctx.saved_tensors, grad)
 
 
 def cayley(Q: Tensor) -> Tensor:
