@@ -1,0 +1,48 @@
+# `make demo` and `make test` do everything on a fresh machine: they make VENV when there is none.
+VENV    ?= .venv
+WORKERS ?= 2
+ARGS    ?=
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+PIP     := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check install clean
+
+help:
+	@echo "make demo   finetune a small language model, merge it, write a report (under 5 minutes on 2 cores)"
+	@echo "make test   run the tests (under 12 minutes on 2 cores)"
+	@echo "make check  ruff and mypy"
+	@echo "make clean  remove $(VENV) and the caches"
+
+demo: $(STAMP)
+	$(BIN)/orthotune demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+install: $(STAMP)
+
+# The first Python on the path that the package supports; PYTHON=... chooses another.
+$(BIN)/python:
+	@for p in $(PYTHON) python3 python3.11 python3.12 python3.13 python3.10; do \
+	  if $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; then \
+	    echo "making $(VENV) with $$p ($$($$p --version))"; exec $$p -m venv "$(VENV)"; \
+	  fi; \
+	done; \
+	echo "No Python 3.10 to 3.13 with venv and pip was found. Install one (on Debian: python3 and python3-venv)," \
+	  "or name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1
+
+# torch goes first and alone: with its exact version the resolver has nothing to search.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV); the first time this takes some minutes"
+	$(PIP) install --quiet "$$(grep -m 1 '^torch==' constraints.txt)"
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf "$(VENV)" .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,65 @@
+"""Names, lengths and docstrings."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from house.source import MODULES, ROOT, named, room_of
+
+FORBIDDEN = {"util", "utils", "helper", "helpers", "common", "misc", "stuff", "base2"}
+#: Lines that a file may have; triton kernels are long by nature.
+LIMIT = {"kernels": 400}
+#: Hooks of torch, PEFT and transformers whose meaning is theirs; saying it again would drift.
+HOOKS = re.compile(r"forward|backward|setup_context|train|extra_repr|on_\w+")
+
+
+def test_no_drawer_for_everything() -> None:
+    folders = [ROOT / name for name in ("src", "tests", "benchmarks", "examples")]
+    paths = [p.relative_to(ROOT) for folder in folders for p in folder.rglob("*.py")]
+    bad = [p for p in paths if FORBIDDEN & {Path(part).stem for part in p.parts}]
+    assert not bad, f"say what is in it: {', '.join(map(str, bad))}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_file_is_short_enough_to_read_standing(path: Path) -> None:
+    lines, limit = len(path.read_text(encoding="utf-8").splitlines()), LIMIT.get(room_of(path), 250)
+    assert lines <= limit, f"{lines} lines of {limit}: split it by concept"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_public_names_have_docstrings(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    bare = [name for name, node in _public(tree) if ast.get_docstring(node) is None]
+    if tree.body and ast.get_docstring(tree) is None:
+        bare.insert(0, "the module")
+    assert not bare, f"no docstring: {', '.join(bare)}"
+
+
+def _public(tree: ast.Module) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef]]:
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            yield node.name, node
+            if isinstance(node, ast.ClassDef):
+                yield from ((f"{node.name}.{inner.name}", inner) for inner in _own_methods(node))
+
+
+def _own_methods(node: ast.ClassDef) -> Iterator[ast.FunctionDef]:
+    """Public methods that do not fill in what a base class here has described."""
+    for inner in node.body:
+        if not isinstance(inner, ast.FunctionDef) or inner.name.startswith("_") or HOOKS.fullmatch(inner.name):
+            continue
+        if not node.bases or inner.name not in _described():
+            yield inner
+
+
+@cache
+def _described() -> set[str]:
+    classes = [n for path in MODULES for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.ClassDef)]
+    methods = [inner for node in classes for inner in node.body if isinstance(inner, ast.FunctionDef)]
+    return {method.name for method in methods if ast.get_docstring(method)}
