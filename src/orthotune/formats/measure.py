@@ -1,0 +1,56 @@
+"""What can be told of an adapter without its base model: how far each layer turns, and how orthogonally."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from orthotune.formats.adapter_state import AdapterState
+from orthotune.rotation.measure import orthogonality_error, rotation_angles
+
+
+@dataclass(frozen=True)
+class RotationMeasure:
+    """One rotation of one layer.
+
+    Units: angles in radians; ``orthogonality_error`` is the largest Frobenius norm of ``R Rᵀ - I`` of its blocks.
+    ``blocks`` counts the stored ones: a shared block is stored once and used for every place.
+    """
+
+    layer: str
+    part: str
+    side: str
+    block_size: int
+    blocks: int
+    shared: bool
+    parameters: int
+    angle_max: float
+    angle_mean: float
+    orthogonality_error: float
+
+
+def measure(state: AdapterState) -> Iterator[RotationMeasure]:
+    """One measure for each rotation of the adapter, in the order of its file.
+
+    Example:
+        >>> import torch
+        >>> from orthotune.formats.adapter_state import LayerState
+        >>> [m.angle_max for m in measure(AdapterState({"lin": LayerState({"": torch.zeros(2, 3)})}))]
+        [0.0]
+    """
+    for name, layer in state.layers.items():
+        for part, vector in layer.rotations.items():
+            R = layer.rotation(part)
+            angles = rotation_angles(R)
+            yield RotationMeasure(
+                layer=name,
+                part=part,
+                side=layer.side,
+                block_size=layer.block_size(part),
+                blocks=vector.shape[0],
+                shared=layer.shared,
+                parameters=vector.numel(),
+                angle_max=angles.max().item(),
+                angle_mean=angles.mean().item(),
+                orthogonality_error=orthogonality_error(R).max().item(),
+            )
