@@ -1,0 +1,73 @@
+"""What is trained: the PEFT config of each method, with LoRA's rank chosen to match OFT's parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from orthotune import OFTConfig, get_peft_model
+from orthotune.errors import RecipeError, nearest
+
+
+def rotation_config(
+    targets: str | list[str],
+    *,
+    block_size: int | None = None,
+    r: int | None = None,
+    coft: bool = False,
+    eps: float | None = None,
+    options: dict[str, Any] | None = None,
+) -> PeftConfig:
+    """The config of an OFT or COFT adapter.
+
+    Raises:
+        RecipeError: an option that OFTConfig does not have.
+    """
+    known = {field.name for field in dataclasses.fields(OFTConfig)}
+    for name in options or {}:
+        if name not in known:
+            close = nearest(name, known, count=1)
+            do = f"Did you mean {close[0]!r}?" if close else None
+            raise RecipeError(f"rotation.{name}", got="no such option of OFTConfig", do=do)
+    # A size is passed only when it was said: OFTConfig fits its own default to each layer, but refuses to change ours.
+    said = {"r": r, "oft_block_size": block_size, "eps": eps, **(options or {})}
+    said = {name: value for name, value in said.items() if value is not None}
+    return OFTConfig(target_modules=targets, task_type="CAUSAL_LM", coft=coft, **said)
+
+
+def lora_config(targets: str | list[str], rank: int, alpha: float | None = None) -> PeftConfig:
+    """The config of a LoRA adapter without dropout; ``alpha`` is twice the rank unless given."""
+    return LoraConfig(
+        r=rank, lora_alpha=alpha or 2 * rank, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
+    )
+
+
+def matching_rank(model: Any, rotation: PeftConfig) -> tuple[int, int, int]:
+    """The LoRA rank whose trainable parameters come nearest to those of ``rotation`` on the same layers.
+
+    Returns:
+        the rank, LoRA's parameters at that rank, and the rotation's parameters.
+    """
+    targets = rotation.target_modules
+    wanted = _count_on_copy(model, rotation)
+    per_rank = _count_on_copy(model, lora_config(targets, rank=1))
+    rank = max(1, round(wanted / per_rank))
+    return rank, rank * per_rank, wanted
+
+
+def trainable(model: nn.Module) -> tuple[int, int]:
+    """How many parameters are trained, and how many there are."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+
+def _count_on_copy(model: Any, config: PeftConfig) -> int:
+    # On the meta device a copy of any model costs nothing.
+    with torch.device("meta"):
+        copy = AutoModelForCausalLM.from_config(model.config)
+    return trainable(get_peft_model(copy, config, low_cpu_mem_usage=True))[0]

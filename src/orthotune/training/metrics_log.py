@@ -1,0 +1,67 @@
+"""The lines of metrics.jsonl: one JSON object per step at which something was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from orthotune.training.run_directory import appearing, finite
+
+Line = dict[str, Any]
+
+
+class MetricsLog:
+    """Appends lines to a file; a resumed run first drops what lies beyond its checkpoint.
+
+    A line has ``step``, ``seconds`` (since the start of training, interruptions left out) and, where measured,
+    ``train_loss``, ``learning_rate``, ``new_nats`` and ``old_nats`` (nats per token).
+
+    Args:
+        path: the file.
+        from_step: the last step whose line is kept.
+    """
+
+    def __init__(self, path: Path, from_step: int = 0) -> None:
+        self.path = path
+        self.lines = [line for line in read_lines(path) if line["step"] <= from_step] if from_step else []
+        with appearing(path) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+
+    def append(self, line: Line) -> None:
+        """Add one line to the file, flushed so that others can follow the run."""
+        line = finite(line)
+        self.lines.append(line)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def last(self, key: str) -> Any:
+        """The newest value of ``key``, or None."""
+        return next((line[key] for line in reversed(self.lines) if line.get(key) is not None), None)
+
+    def first(self, key: str) -> Any:
+        """The oldest value of ``key``, or None."""
+        return next((line[key] for line in self.lines if line.get(key) is not None), None)
+
+    def outcome(self) -> dict[str, float | None]:
+        """The loss of each domain before and after, what was gained on the new and forgotten of the old one."""
+        found: dict[str, float | None] = {}
+        for domain, change, sign in (("new", "gain", -1), ("old", "forgetting", 1)):
+            before, after = self.first(f"{domain}_nats"), self.last(f"{domain}_nats")
+            known = before is not None and after is not None
+            found |= {f"{domain}_before": before, f"{domain}_after": after}
+            found[change] = sign * (after - before) if known else None
+        return found
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of the file; a last line that was cut off in writing is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

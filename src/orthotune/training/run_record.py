@@ -1,0 +1,75 @@
+"""What a finished run was and what came of it, as written to run.json."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+LIBRARIES = ("orthotune", "torch", "transformers", "peft", "trl")
+
+
+class WeightChange(BaseModel):
+    """How the trained weights differ from the pretrained ones, over all adapted layers.
+
+    Args:
+        orthogonality_error: largest Frobenius norm of R Rᵀ - I over the layers; None without a rotation.
+        energy_change: largest relative change of a layer's hyperspherical energy.
+        angle_change: largest relative change of a layer's neuron-to-neuron cosines (Frobenius norm).
+    """
+
+    orthogonality_error: float | None = None
+    energy_change: float | None = None
+    angle_change: float | None = None
+
+
+class RunRecord(BaseModel):
+    """A finished run. Losses are nats per token; a domain that was not measured is None.
+
+    Args:
+        gain: new_before - new_after; what was learned.
+        forgetting: old_after - old_before.
+        seconds: from loading the model to the written adapter; train_seconds: training steps only.
+        artifacts: what was written, by kind, relative to the run directory.
+    """
+
+    recipe: str
+    method: str
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    device: str
+    trainable_parameters: int
+    total_parameters: int
+    steps: int
+    new_before: float | None = None
+    new_after: float | None = None
+    gain: float | None = None
+    old_before: float | None = None
+    old_after: float | None = None
+    forgetting: float | None = None
+    weights: WeightChange = WeightChange()
+    seconds: float
+    train_seconds: float
+    notes: list[str] = []
+    artifacts: dict[str, str]
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run depends on."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def device_name() -> str:
+    """The accelerator's name, or ``cpu`` with its threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu, {torch.get_num_threads()} threads"

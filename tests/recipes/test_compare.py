@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orthotune.errors import RecipeError
+from orthotune.recipes import compare, sft
+from orthotune.recipes.compare import CompareSettings, load_compare
+
+
+@pytest.fixture
+def grid(model_path: Path, text_path: Path, old_path: Path, tmp_path: Path) -> CompareSettings:
+    job = {"model": str(model_path), "data": str(text_path), "old_data": str(old_path), "batch_size": 2}
+    return CompareSettings(
+        methods=["oft", "lora"],
+        learning_rates={"oft": [1e-3, 1e-2], "lora": [1e-2]},
+        output=tmp_path / "grid",
+        sft=job | {"steps": 2, "max_length": 32, "block_size": 16},
+    )
+
+
+def test_a_grid_is_run_once_and_written_down(grid: CompareSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = compare.run(grid, say=lambda _: None)
+    assert [row["run"] for row in rows] == ["oft-lr0.001-seed0", "oft-lr0.01-seed0", "lora-lr0.01-seed0"]
+    assert rows[0]["gain"] != rows[1]["gain"]
+    assert rows[0]["orthogonality_error"] < 5e-6 and rows[2]["orthogonality_error"] is None
+    # LoRA was sized after OFT: at most half a rank's 992 parameters away.
+    assert abs(rows[2]["trainable_parameters"] - rows[0]["trainable_parameters"]) <= 992 / 2
+    home = grid.output
+    assert json.loads((home / "comparison.json").read_text())["runs"] == rows
+    with (home / "comparison.csv").open() as file:
+        assert [float(row["gain"]) for row in csv.DictReader(file)] == [row["gain"] for row in rows]
+    assert (home / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+    def refuse(*given: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(sft, "_train", refuse)
+    assert compare.run(grid, say=lambda _: None) == rows
+
+
+@pytest.mark.slow
+def test_parallel_runs_give_the_same(grid: CompareSettings, tmp_path: Path) -> None:
+    # Not equal: runs of their own may use another number of threads, which round sums differently.
+    alone = compare.run(grid, say=lambda _: None)
+    both = compare.run(grid.model_copy(update={"parallel": 2, "output": tmp_path / "both"}), say=lambda _: None)
+    assert [row["new_after"] for row in both] == pytest.approx([row["new_after"] for row in alone], rel=1e-5)
+
+
+def test_settings_go_to_the_methods_they_mean() -> None:
+    settings = load_compare(None, ["block_size=16", "eps=0.5", "lora_rank=3", "steps=10", "seeds=[1,2]"])
+    cells = {values["method"]: values for _, values in compare._cells(settings)}
+    assert len(list(compare._cells(settings))) == 4 * 3 * 2
+    assert (cells["oft"]["block_size"], cells["coft"]["eps"], cells["lora"]["lora_rank"]) == (16, 0.5, 3)
+    assert "eps" not in cells["oft"] and "block_size" not in cells["full"] and "block_size" not in cells["lora"]
+    rates = [values["learning_rate"] for _, values in compare._cells(settings) if values["method"] == "lora"]
+    assert sorted(set(rates)) == [8e-4, 2e-3, 5e-3]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("metods=[oft]", r"unknown key 'metods'. Did you mean 'methods'\?"),
+        ("stpes=3", r"unknown key 'stpes'. Did you mean 'steps'\?"),
+        ("method=oft", r"method in a comparison. Write methods=\[...\] instead"),
+        ("learning_rate=1", r"Write learning_rates=\[...\] instead"),
+        ("resume=auto", "unknown key 'resume'"),
+        ("methods=[ofd]", "methods"),
+        ("steps=x", "command line: steps='x'. Needed: a valid integer"),
+    ],
+)
+def test_faults_are_told_before_the_first_run(words: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_compare(None, [words])
