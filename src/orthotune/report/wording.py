@@ -1,0 +1,102 @@
+"""Numbers and names as a reader of the page wants them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+MISSING = "–"
+
+
+def loss(value: Any) -> str:
+    """Nats per token with three decimals.
+
+    Example:
+        >>> loss(2.34567), loss(None)
+        ('2.346', '–')
+    """
+    return f"{value:.3f}" if _is_number(value) else MISSING
+
+
+def change(value: Any) -> str:
+    """A signed difference in nats per token; what rounds to zero carries no sign.
+
+    Example:
+        >>> change(0.4126), change(-0.0001)
+        ('+0.413', '0.000')
+    """
+    if not _is_number(value):
+        return MISSING
+    return "0.000" if abs(value) < 0.0005 else f"{value:+.3f}".replace("-", "−")
+
+
+def perplexity(value: Any) -> str:
+    """The perplexity of a loss in nats per token.
+
+    Example:
+        >>> perplexity(3.0), perplexity(7.64)
+        ('20.1', '2,080')
+    """
+    if not _is_number(value) or value > 20:
+        return MISSING
+    return f"{math.exp(value):,.1f}" if value < 4.6 else f"{math.exp(value):,.0f}"
+
+
+def small(value: Any) -> str:
+    """A number whose size matters more than its digits.
+
+    Example:
+        >>> small(3.2e-7)
+        '3.2e-07'
+    """
+    return f"{value:.1e}" if _is_number(value) else MISSING
+
+
+def count(value: Any) -> str:
+    """A whole number with its thousands apart.
+
+    Example:
+        >>> count(2164416)
+        '2,164,416'
+    """
+    return f"{value:,}" if isinstance(value, int) else MISSING
+
+
+def duration(seconds: Any) -> str:
+    """Seconds as a person says them.
+
+    Example:
+        >>> duration(75.2), duration(4000)
+        ('1 min 15 s', '1 h 6 min')
+    """
+    if not _is_number(seconds):
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def plain(value: Any) -> str:
+    """A setting's value on one line.
+
+    Example:
+        >>> plain(["q_proj", "v_proj"]), plain(None), plain(True)
+        ('q_proj, v_proj', '–', 'yes')
+    """
+    if value is None or value == {} or value == []:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(item) for item in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {plain(item)}" for key, item in value.items())
+    return str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,123 @@
+"""Loading the model that an adapter was trained on, whichever library it belongs to, and saving it again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+#: The model inside the package, by the name that recipes give it.
+WORLD = "text-world"
+
+
+@dataclass
+class BaseModel:
+    """A loaded base model.
+
+    Args:
+        model: the module that the adapter goes into.
+        companions: what is saved beside it (tokenizer, image processor).
+        pipeline: the diffusers pipeline around it, with the name of the component, if the base is a pipeline.
+    """
+
+    model: Any
+    companions: list[Any] = field(default_factory=list)
+    pipeline: tuple[Any, str] | None = None
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write ``model`` in place of the base, in the layout that the base came in."""
+        if self.pipeline is not None:
+            pipe, component = self.pipeline
+            setattr(pipe, component, model)
+            pipe.save_pretrained(folder)
+            return
+        model.save_pretrained(folder)
+        for companion in self.companions:
+            companion.save_pretrained(folder)
+
+
+def load_base(base: str, dtype: str = "auto") -> BaseModel:
+    """The model at a path or on the hub; ``dtype`` ``auto`` keeps the one that it was saved in.
+
+    Raises:
+        OrthotuneError: the path is no model, or its class is not known to the installed libraries.
+
+    Example:
+        >>> load_base("gpt2").model  # doctest: +SKIP
+        GPT2LMHeadModel(...)
+    """
+    from orthotune.errors import OrthotuneError
+    from orthotune.worlds import text
+
+    folder = text.MODEL if base == WORLD else Path(base)
+    if folder.is_file():
+        raise OrthotuneError(f"--base {base}", got="a file", needed="a folder with config.json, or a name on the hub")
+    if folder.is_dir():
+        if (folder / "model_index.json").is_file():
+            return _pipeline(folder, dtype)
+        if not (folder / "config.json").is_file():
+            raise OrthotuneError(f"--base {base}", got="a folder without config.json", needed="a saved model")
+        if "_class_name" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+            return _diffusers(folder, dtype)
+    elif base.startswith((".", "/", "~")) or base.count("/") > 1 or "\\" in base:
+        # No name on the hub looks like this; asking the hub would end in a riddle.
+        raise OrthotuneError(f"The base model {base} does not exist", do="Check the path, or name another with --base")
+    return _transformers(str(folder), dtype)
+
+
+def _transformers(base: str, dtype: str) -> BaseModel:
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(base)
+    named = (config.architectures or [None])[0]
+    loader = getattr(transformers, named or "", None) or transformers.AutoModelForCausalLM
+    return BaseModel(loader.from_pretrained(base, dtype=dtype), _companions(base))
+
+
+def _companions(base: str) -> list[Any]:
+    import transformers
+
+    found: list[Any] = []
+    for kind in ("AutoTokenizer", "AutoImageProcessor", "AutoFeatureExtractor"):
+        try:
+            found.append(getattr(transformers, kind).from_pretrained(base))
+        except (OSError, ValueError, KeyError, ImportError):
+            continue  # a model without words has no tokenizer, one without pictures no image processor
+    return found
+
+
+def _diffusers(folder: Path, dtype: str) -> BaseModel:
+    import diffusers
+
+    name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    return BaseModel(getattr(diffusers, name).from_pretrained(folder, **_torch_dtype(folder, dtype)))
+
+
+def _pipeline(folder: Path, dtype: str) -> BaseModel:
+    import diffusers
+
+    from orthotune.errors import OrthotuneError
+
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **_torch_dtype(folder, dtype))
+    component = next((name for name in ("unet", "transformer") if getattr(pipe, name, None) is not None), None)
+    if component is None:
+        raise OrthotuneError(f"--base {folder}", got="a pipeline without unet or transformer", do="Name the component")
+    return BaseModel(getattr(pipe, component), pipeline=(pipe, component))
+
+
+def _torch_dtype(folder: Path, dtype: str) -> dict[str, Any]:
+    import torch
+
+    if dtype != "auto":
+        return {"torch_dtype": getattr(torch, dtype)}
+    # diffusers loads in float32 when nothing is said; the first weight file says what was saved.
+    from safetensors import safe_open
+
+    for file in sorted(folder.rglob("*diffusion_pytorch_model*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (it is no mapping)
+                if tensors.get_slice(key).get_dtype() in ("F16", "BF16"):
+                    return {"torch_dtype": tensors.get_tensor(key).dtype}
+                break
+    return {}

@@ -1,0 +1,90 @@
+"""How a failure ends: a worded message on stderr and an exit status, a traceback only when asked for."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+
+import typer
+from typer.core import TyperGroup
+
+#: What a missing package belongs to, so that the message can name the command that installs it.
+EXTRAS = {
+    "trl": "text",
+    "datasets": "text",
+    "matplotlib": "text",
+    "jinja2": "text",
+    "diffusers": "image",
+    "PIL": "image",
+    "bitsandbytes": "quant-bnb",
+    "gptqmodel": "quant-gptq",
+    "optimum": "quant-gptq",
+    "aqlm": "quant-aqlm",
+    "hqq": "quant-hqq",
+    "torchao": "quant-torchao",
+    "triton": "triton",
+}
+
+BAD_INPUT, UNEXPECTED, INTERRUPTED = 2, 1, 130
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """The words and the exit status for ``error``: 2 for what the user can mend, 1 for the rest.
+
+    Example:
+        >>> explain(KeyboardInterrupt())
+        ('Stopped.', 130)
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return "Stopped.", INTERRUPTED
+    if isinstance(error, OSError):
+        return _explain_os(error), BAD_INPUT
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").split(".")[0]
+        if package in EXTRAS:
+            return f"This needs {package}. Install it with: pip install 'orthotune[{EXTRAS[package]}]'", BAD_INPUT
+    # Whoever raised one has already imported the package, so this costs nothing when it matters.
+    errors = sys.modules.get("orthotune.errors")
+    if errors is not None and isinstance(error, errors.OrthotuneError):
+        return str(error), BAD_INPUT
+    return f"{type(error).__name__}: {error}\nRun the same command with --debug to see where.", UNEXPECTED
+
+
+def _explain_os(error: OSError) -> str:
+    place = str(error.filename2 or error.filename or "") or "a file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk is full: {place} could not be written. Free some space or choose another place with --out."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{place} may not be written or read ({error.strerror}). Choose another place or mend its permissions."
+    if error.errno == errno.ENOENT:
+        return f"{place} does not exist. Check the path."
+    # Libraries raise OSError with a text of their own (a model that is not on the hub, no network).
+    return str(error)
+
+
+class Verbs(TyperGroup):
+    """The group of verbs: ``--debug`` is understood anywhere on the line and failures are worded."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Read the command line, with ``--debug`` moved to where the group looks for it."""
+        if "--debug" in args:
+            args = ["--debug", *(word for word in args if word != "--debug")]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        """Run the verb; a failure becomes a message on stderr and an exit status."""
+        try:
+            return super().invoke(ctx)
+        except typer.Abort:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if hasattr(error, "exit_code"):  # Typer's own: exit, and words about a wrong command line
+                raise
+            if isinstance(error, BrokenPipeError):  # `orthotune inspect ... | head`
+                raise
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            message, status = explain(error)
+            typer.echo(message, err=True)
+            raise typer.Exit(status) from error

@@ -1,0 +1,122 @@
+"""``orthotune inspect``: what an adapter holds and how far it turns, layer by layer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from orthotune.formats.adapter_state import AdapterState
+
+
+def inspect(
+    adapter: Path = typer.Argument(help="Folder with adapter_config.json and adapter_model.safetensors."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of a table."),
+) -> None:
+    """Show blocks, sides, parameters, rotation angles and orthogonality of an adapter, layer by layer.
+
+    Example: orthotune inspect runs/demo/adapter
+    """
+    from rich.console import Console
+
+    from orthotune.formats.roster import read_adapter
+
+    facts = collect(read_adapter(adapter))
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)  # a file or a pipe has no width of its own; names must not be cut there
+    _print(facts, console)
+
+
+def collect(state: AdapterState) -> dict[str, Any]:
+    """Everything that the verb says, as plain values ready for JSON.
+
+    Units: angles in radians.
+
+    Example:
+        >>> from orthotune.formats import read_adapter
+        >>> collect(read_adapter("runs/demo/adapter"))["parameters"]  # doctest: +SKIP
+        47616
+    """
+    from orthotune.formats.measure import measure
+    from orthotune.formats.peft_oft import beyond_stock, map_of
+
+    rows = [asdict(row) for row in measure(state)]
+    planes = [row["blocks"] * (row["block_size"] // 2) for row in rows]
+    first = next(iter(state.layers.values()))
+    return {
+        "adapter": str(state.source),
+        "base_model": state.config.get("base_model_name_or_path"),
+        "peft_type": state.config.get("peft_type"),
+        "peft_version": state.config.get("peft_version"),
+        "beyond_stock_peft": beyond_stock(state.config),
+        "map": map_of(state.config),
+        "terms": None if map_of(state.config) == "exact" else first.terms,
+        "coft_eps": first.eps,
+        "scaled": first.scaled,
+        "magnitudes": sum(layer.magnitude is not None for layer in state.layers.values()),
+        "other_tensors": {name: list(tensor.shape) for name, tensor in state.other.items()},
+        "parameters": state.parameters,
+        "angle_max": max(row["angle_max"] for row in rows),
+        "angle_mean": sum(row["angle_mean"] * n for row, n in zip(rows, planes, strict=True)) / max(sum(planes), 1),
+        "orthogonality_error": max(row["orthogonality_error"] for row in rows),
+        "layers": rows,
+    }
+
+
+def _print(facts: dict[str, Any], console: Console) -> None:
+    series = "" if facts["terms"] is None else f" with {facts['terms']} terms"
+    ball = "" if facts["coft_eps"] is None else f", COFT eps {facts['coft_eps']:g}"
+    scaled = ", scaled parameters" if facts["scaled"] else ""
+    beyond = facts["beyond_stock_peft"]
+    console.print(f"[bold]{facts['adapter']}[/]", highlight=False)
+    console.print(f"base model    {facts['base_model'] or 'not recorded'}", highlight=False)
+    console.print(f"map           {facts['map']}{series}{ball}{scaled}", highlight=False)
+    stock = f"cannot load it, because of {', '.join(beyond)}" if beyond else "can load it"
+    console.print(f"stock PEFT    {stock}", highlight=False)
+    console.print(_table(facts))
+    if facts["magnitudes"]:
+        console.print(f"{facts['magnitudes']} layers have a trained magnitude per output neuron.", highlight=False)
+    if facts["other_tensors"]:
+        console.print(f"Other tensors saved: {', '.join(facts['other_tensors'])}", highlight=False)
+    console.print(
+        f"[bold]{facts['parameters']:,} parameters[/] in {len(facts['layers'])} rotations; "
+        f"angles {facts['angle_mean']:.4f} rad on average, {facts['angle_max']:.4f} at most; "
+        f"orthogonality error {facts['orthogonality_error']:.1e} at most",
+        highlight=False,
+    )
+    if facts["map"] != "exact" and facts["orthogonality_error"] > 1e-3:
+        console.print(
+            "The Neumann series has left the rotations: train with use_cayley_neumann=False to stay exact.",
+            style="yellow",
+            highlight=False,
+        )
+
+
+def _table(facts: dict[str, Any]) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(header_style="bold")
+    table.add_column("layer", overflow="fold")
+    for name in ("side", "blocks"):
+        table.add_column(name, no_wrap=True)
+    for name in ("parameters", "angle max", "angle mean", "‖RRᵀ-I‖"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in facts["layers"]:
+        name = f"{row['layer']} ({row['part']})" if row["part"] else row["layer"]
+        blocks = f"{row['block_size']}, shared" if row["shared"] else f"{row['blocks']} × {row['block_size']}"
+        angles = f"{row['angle_max']:.4f}", f"{row['angle_mean']:.4f}"
+        error = f"{row['orthogonality_error']:.1e}"
+        table.add_row(escape(name), row["side"], blocks, f"{row['parameters']:,}", *angles, error)
+    return table

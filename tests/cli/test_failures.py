@@ -1,0 +1,70 @@
+"""How verbs end when they fail: words on stderr, a status, a traceback only when asked for."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from orthotune.errors import DataError
+from orthotune_cli.failures import Verbs, explain
+
+
+def _run(error: BaseException, *words: str) -> Result:
+    app = typer.Typer(cls=Verbs, pretty_exceptions_enable=False)
+
+    @app.callback()
+    def options(debug: bool = typer.Option(False, "--debug")) -> None:
+        pass
+
+    @app.command("fail")
+    def fail() -> None:
+        raise error
+
+    return CliRunner().invoke(app, [*words, "fail"])
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (DataError("data x.jsonl", got="no rows"), 2, "data x.jsonl. Found: no rows."),
+        (KeyboardInterrupt(), 130, "Stopped."),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a"), 2, "The disk is full: runs/a"),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/x"), 2, "/x may not be written"),
+        (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "y.json"), 2, "y.json does not exist"),
+        (OSError("no such model on the hub"), 2, "no such model on the hub"),
+        (ModuleNotFoundError("No module named 'trl'", name="trl.trainer"), 2, "pip install 'orthotune[text]'"),
+        (ModuleNotFoundError("No module named 'zzz'", name="zzz"), 1, "ModuleNotFoundError: No module named 'zzz'"),
+        (RuntimeError("odd"), 1, "RuntimeError: odd\nRun the same command with --debug"),
+        (typer.Exit(3), 3, ""),
+    ],
+)
+def test_failure_is_words_and_a_status(error: BaseException, status: int, words: str) -> None:
+    done = _run(error)
+    assert done.exit_code == status
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_debug_shows_where(call: Callable, place: str) -> None:
+    words = ["inspect", "no/such/adapter"]
+    done = call("--debug", *words) if place == "before" else call(*words, "--debug")
+    assert done.exit_code == 2
+    assert "Traceback" in done.stderr
+    assert "There is no adapter at" in done.stderr
+
+
+def test_wrong_command_line_is_left_to_typer(call: Callable) -> None:
+    done = call("inspect")
+    assert done.exit_code == 2
+    assert "Missing argument" in done.stderr
+
+
+def test_words_come_without_the_package_being_loaded() -> None:
+    assert explain(ValueError("x"))[1] == 1

@@ -1,0 +1,34 @@
+"""Help is instant: it must not load torch, and it names every verb."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+VERBS = ["train", "compare", "presets", "merge", "inspect", "demo", "report"]
+
+CODE = """
+import sys
+from orthotune_cli.main import main
+sys.argv = ["orthotune", *{args!r}]
+try:
+    main()
+except SystemExit as done:
+    assert not done.code, done.code
+heavy = {{"torch", "peft", "transformers", "orthotune", "numpy", "jinja2"}} & set(sys.modules)
+assert not heavy, f"imported {{heavy}}"
+"""
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
+def test_help_loads_nothing_heavy(args: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", CODE.format(args=args)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if args == ["--help"]:
+        assert not [verb for verb in VERBS if verb not in done.stdout]
+    elif args == ["--version"]:
+        assert done.stdout.startswith("orthotune ")
+    else:
+        assert f"orthotune {args[0]}" in done.stdout

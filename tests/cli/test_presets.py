@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import yaml
+from typer.testing import CliRunner
+
+from orthotune.recipes import preset
+from orthotune_cli.main import app
+
+
+def test_all_presets_are_listed_with_their_reason() -> None:
+    result = CliRunner().invoke(app, ["presets"])
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.output.splitlines()] == preset.names()
+    assert "OFTv2" in result.output
+
+
+def test_one_preset_is_printed_as_it_is() -> None:
+    result = CliRunner().invoke(app, ["presets", "gpt2"])
+    assert yaml.safe_load(result.output) == preset.settings_of("gpt2")
+    assert result.output.startswith("# ")
+
+
+def test_an_unknown_preset() -> None:
+    result = CliRunner().invoke(app, ["presets", "lama"])
+    assert result.exit_code == 2
+    assert "Did you mean 'llama'?" in result.output
