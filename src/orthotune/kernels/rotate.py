@@ -15,12 +15,13 @@ def _blocks(x: Tensor, count: int) -> Tensor:
 
 
 def _product(x: Tensor, R: Tensor) -> Tensor:
-    """``x BD(R)`` for ``x`` ``(rows, n)`` and ``R`` in its dtype."""
+    """``x BD(R)`` for ``x`` ``(rows, n)``, in the dtype of ``x``."""
     count, block_size = R.shape[0], R.shape[-1]
+    R = R if x.shape[0] == 1 else R.to(x.dtype)
     if count == 1:
-        return (x.reshape(-1, block_size) @ R[0]).view(x.shape)
-    if x.shape[0] == 1:
-        return torch.bmm(x.view(count, 1, block_size), R).view(x.shape)
+        return (x.reshape(-1, block_size) @ R[0].to(x.dtype)).view(x.shape)
+    if x.shape[0] == 1:  # decoding: a float32 product of one row is quicker than a bfloat16 one, and closer
+        return torch.bmm(x.view(count, 1, block_size).to(R.dtype), R).to(x.dtype).view(x.shape)
     if x.dtype is torch.bfloat16 and x.device.type == "cpu" and not torch.compiler.is_compiling():
         # Written in place of its layout; float32 is quicker through a copy.
         out = torch.empty_like(x)
@@ -42,7 +43,7 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, R: Tensor) -> Tensor:
-        return _product(x, R.to(x.dtype))
+        return _product(x, R)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -56,7 +57,7 @@ class _Rotate(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             grad = grad.contiguous()
             if ctx.needs_input_grad[0]:
-                dx = _product(grad, R.mT.to(grad.dtype))
+                dx = _product(grad, R.mT)
             if ctx.needs_input_grad[1]:
                 dR = _product_of_features(x, grad, R.shape[0], R.shape[-1]).to(R.dtype)
         return dx, dR
@@ -73,16 +74,17 @@ def rotate(x: Tensor, R: Tensor) -> Tensor:
         >>> rotate(torch.tensor([1.0, 0.0]), torch.tensor([[[0.0, 1.0], [-1.0, 0.0]]]))
         tensor([0., 1.])
     """
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype is not torch.float64:
-        x = x.to(torch.get_autocast_dtype(device))
+    if torch.is_autocast_enabled(x.device.type):
+        if x.dtype is not torch.float64:
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        with torch.autocast(x.device.type, enabled=False):
+            return rotate(x, R)
     rows = x.reshape(-1, x.shape[-1])
     if rows.shape[0] == 0:
         return x
-    with torch.autocast(device, enabled=False):
-        if torch.is_grad_enabled() and (x.requires_grad or R.requires_grad):
-            return _Rotate.apply(rows, R).view(x.shape)
-        return _product(rows, R.to(x.dtype)).view(x.shape)
+    if torch.is_grad_enabled() and (x.requires_grad or R.requires_grad):
+        return _Rotate.apply(rows, R).view(x.shape)
+    return _product(rows, R).view(x.shape)
 
 
 def rotate_stack(W: Tensor, R: Tensor) -> Tensor:

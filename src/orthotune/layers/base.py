@@ -27,7 +27,7 @@ class OFTLayer(nn.Module, Merging):
     """A base layer with any number of named rotations."""
 
     adapter_layer_names: tuple[str, ...] = ("oft_R", "oft_embedding_R", "oft_magnitude")
-    other_param_names: tuple[str, ...] = ("r", "oft_block_size", "oft_settings")
+    other_param_names: tuple[str, ...] = ("r", "oft_block_size", "oft_settings", "resized")
     container = "oft_R"
     sides: tuple[str, ...] = ("in", "out")
     #: why stock PEFT computes something else for this layer, or None when it agrees
@@ -142,11 +142,14 @@ class OFTLayer(nn.Module, Merging):
 
     def adapters_in_use(self) -> list[str]:
         """Adapters that the forward must apply itself: active ones of this layer, none when merged or disabled."""
-        if self.disable_adapters:
+        if self._disable_adapters:
             if self.merged:
                 self.unmerge()
             return []
-        return [] if self.merged else [name for name in self.active_adapters if self.rotations(name)]
+        if self.merged_adapters:
+            return []
+        here = getattr(self, self.container)
+        return [name for name in self.active_adapters if name in here]
 
     def turned(self, adapters: list[str]) -> dict[str, Tensor]:
         """Parameter name -> ``W'`` under ``adapters``, differentiable, in float32 (float64 for float64 weights)."""

@@ -36,23 +36,24 @@ class Embedding(OFTLayer):
 
     def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         refuse_mixed_batch(kwargs)
+        adapters = self.adapters_in_use()  # first: it takes a merge out of the base when adapters are disabled
         y = self.base_layer(tokens, *args, **kwargs)
-        for name in self.adapters_in_use():
+        for name in adapters:
             y = rotate(y, self.rotations(name)[""]())
             scale = self.magnitude(name)
             y = y if scale is None else y * scale.to(y.dtype)
         return y
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """As for every layer; refused when the base rewrites its rows during lookup, which a rotation cannot follow.
+    def check_mergeable(self, adapters: list[str]) -> None:
+        """Refuse what changes norms where the base clips the rows that it looks up.
 
         Raises:
-            MergeError: the embedding has ``max_norm``, and a magnitude changes norms.
+            MergeError: the embedding has ``max_norm``, and an adapter has a magnitude or is not a rotation.
         """
-        if self.get_base_layer().max_norm is not None and len(self.oft_magnitude):
+        longer = [n for n in adapters if n in self.oft_magnitude or not self.oft_settings[n].exact]
+        if longer and self.get_base_layer().max_norm is not None:
             raise MergeError(
-                f"merging a magnitude into embedding '{next(iter(self.oft_settings.values())).layer}'",
-                got=f"max_norm={self.get_base_layer().max_norm}, which would clip the scaled rows",
+                f"merging {longer} into embedding '{self.oft_settings[longer[0]].layer}'",
+                got=f"max_norm={self.get_base_layer().max_norm}, which would clip the rows that the adapter lengthens",
                 do="Keep the adapter un-merged, or set max_norm to None first",
             )
-        super().merge(safe_merge, adapter_names)

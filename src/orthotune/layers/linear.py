@@ -20,17 +20,21 @@ class Linear(OFTLayer):
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        refuse_mixed_batch(kwargs)
-        adapters = self.adapters_in_use()
+        if kwargs:
+            refuse_mixed_batch(kwargs)
+        adapters, outputs_change = self.adapters_in_use(), False
         for name in adapters:
             if self.oft_settings[name].side == "in":
-                x = rotate(x, self.rotations(name)[""]())
-        if not any(self.oft_settings[name].side == "out" or name in self.oft_magnitude for name in adapters):
+                x = rotate(x, self.oft_R[name]())
+                outputs_change |= name in self.oft_magnitude
+            else:
+                outputs_change = True
+        if not outputs_change:
             return self.base_layer(x, *args, **kwargs)
         y = self._without_bias(x)
         for name in adapters:
             if self.oft_settings[name].side == "out":
-                y = rotate(y, self.rotations(name)[""]().mT)
+                y = rotate(y, self.oft_R[name]().mT)
             scale = self.magnitude(name)
             y = y if scale is None else y * scale.to(y.dtype)
         bias = self.get_base_layer().bias

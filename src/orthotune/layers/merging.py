@@ -52,21 +52,30 @@ class Merging(BaseTunerLayer):
                     )
         return new
 
+    def check_mergeable(self, adapters: list[str]) -> None:
+        """For kinds that cannot merge every adapter exactly; the others merge all.
+
+        Raises:
+            MergeError: the merged layer would compute something else.
+        """
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Merge adapters (the active ones by default) into the base weight; :meth:`unmerge` restores it bit for bit.
 
         Raises:
-            MergeError: with ``safe_merge``, when a weight would not be finite; nothing is changed then.
+            MergeError: see :meth:`check_mergeable`; with ``safe_merge``, when a weight would not be finite. Nothing is
+            changed then.
         """
         wanted = [name for name in check_adapters_to_merge(self, adapter_names) or [] if self.rotations(name)]
         if not wanted:
             return
+        self.check_mergeable(wanted)
         current = dict(self.base_parameters())
         originals = {name: self.original(name) for name in current}
         self._put(originals)
         try:
             new = self.merged_parameters([*self.merged_adapters, *wanted], safe_merge)
-        except MergeError:
+        except BaseException:  # out of memory or an interrupt too: never half merged
             self._put(current)
             raise
         self._stash = originals

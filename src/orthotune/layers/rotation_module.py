@@ -40,6 +40,8 @@ class Rotation(nn.Module):
         Shapes: ``(rows, b, b)``, or ``(copies, rows, b, b)`` when there is more than one copy.
         """
         R = self._rotation()
+        if self.copies == 1 and not (self.training and self.dropout > 0):
+            return R
         count, size = self.layout.block_count, self.layout.block_size
         if self.training and self.dropout > 0:
             rows = R.view(self.copies, -1, size, size).expand(-1, count, -1, -1).reshape(-1, size, size)
@@ -47,19 +49,22 @@ class Rotation(nn.Module):
         return R if self.copies == 1 else R.view(self.copies, -1, size, size)
 
     def _rotation(self) -> Tensor:
-        if torch.is_grad_enabled() and self.weight.requires_grad:
+        weight = self.weight
+        if torch.is_grad_enabled() and weight.requires_grad:
             self._cached = None
             if self.training and self.map.eps is not None:
                 with torch.no_grad():  # COFT: the parameter itself stays within its ball
-                    self.weight.copy_(self._project(self.weight))
+                    # Through .data: projecting again changes no bit, so a module used twice in one forward must not
+                    # count as modified between its first use and the backward.
+                    weight.data.copy_(self._project(weight))
             return self._compute()
-        if torch.compiler.is_compiling() or self.weight.is_inference():
+        if torch.compiler.is_compiling() or weight.is_inference():
             return self._compute()  # neither has a version to go by
-        key = (self.weight._version, self.weight.data_ptr(), self.weight.dtype, self.weight.device)
-        if self._cached is None or self._cached[0] != key:
+        version = (weight._version, weight.data_ptr())
+        if self._cached is None or self._cached[0] != version:
             # A cache filled in inference mode must still serve a later training step.
             with torch.inference_mode(False), torch.no_grad():
-                self._cached = (key, self._compute())
+                self._cached = (version, self._compute())
         return self._cached[1]
 
     def _project(self, v: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-POLISH_ABOVE = 32
+POLISH_ABOVE = 16
 MOST_SQUARINGS = 5
 
 

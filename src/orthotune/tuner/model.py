@@ -74,7 +74,9 @@ class OFTModel(BaseTuner):
         matched = []
         for key, module in model.named_modules():
             found = self._check_target_module_exists(config, key) if key else False
-            if not found or isinstance(found, _ExcludedModule) or key.startswith(inside):
+            if isinstance(found, _ExcludedModule):
+                matched.append(key)  # there, and left out on purpose; it counts as False
+            if not found or key.startswith(inside):
                 continue
             matched.append(key)
             base = module.get_base_layer() if isinstance(module, OFTLayer) else module
@@ -175,22 +177,23 @@ class OFTModel(BaseTuner):
             warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*")
             super()._check_merge_allowed()
 
-    def _check_finite(self, adapter_names: list[str] | None) -> None:
+    def _check_merge(self, adapter_names: list[str] | None, safe: bool) -> None:
         for module in self.model.modules():
             if isinstance(module, OFTLayer):
                 names = [n for n in adapter_names or module.active_adapters if module.rotations(n)]
                 if names:
+                    module.check_mergeable(names)
+                if names and safe:
                     module.merged_parameters(names, safe=True)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge into the base weights; with ``safe_merge`` every layer is checked before the first one changes."""
-        if safe_merge:
-            self._check_finite(adapter_names)
+        """Merge into the base weights, once every layer said that it can; ``safe_merge`` looks at the numbers too."""
+        self._check_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
-        if merge and kwargs.get("safe_merge"):
-            self._check_finite(kwargs.get("adapter_names"))
+        if merge:
+            self._check_merge(kwargs.get("adapter_names"), bool(kwargs.get("safe_merge")))
         return super()._unload_and_optionally_merge(merge=merge, **kwargs)
 
     # Files.
