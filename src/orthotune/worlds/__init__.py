@@ -1,0 +1,1 @@
+"""The embedded default models and data, with the scripts that built them."""
