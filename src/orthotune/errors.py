@@ -30,7 +30,8 @@ class OrthotuneError(ValueError):
             parts.append(f"Needed: {needed.rstrip('.')}")
         if do:
             parts.append(do.rstrip("."))
-        super().__init__(". ".join(parts) + ".")
+        message = ". ".join(parts)
+        super().__init__(message if message.endswith(("?", "!")) else message + ".")
 
 
 class BlockSizeError(OrthotuneError):

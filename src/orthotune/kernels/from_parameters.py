@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from orthotune.kernels.choose import choose
 from orthotune.rotation.ball import coft_radius, project
 from orthotune.rotation.cayley import cayley_backward, cayley_forward
 from orthotune.rotation.neumann import neumann
@@ -23,6 +24,10 @@ class _ExactRotation(torch.autograd.Function):
 
     @staticmethod
     def forward(v: Tensor, block_size: int) -> Tensor:
+        if _use_triton(v, block_size):
+            from orthotune.kernels import triton_cayley
+
+            return triton_cayley.exact_forward(v, block_size)
         return cayley_forward(unpack(v, block_size))
 
     @staticmethod
@@ -32,9 +37,19 @@ class _ExactRotation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (R,) = ctx.saved_tensors
+        if _use_triton(R, R.shape[-1]):
+            from orthotune.kernels import triton_cayley
+
+            return triton_cayley.exact_backward(R, grad), None
         with torch.autocast(grad.device.type, enabled=False):
-            dQ = cayley_backward(*ctx.saved_tensors, grad)
+            dQ = cayley_backward(R, grad)
         return pack(dQ) - pack(dQ.mT), None
+
+
+def _use_triton(stored: Tensor, block_size: int) -> bool:
+    # Triton is imported where it runs: it is optional, and slow to import.
+    return stored.numel() > 0 and choose("from_parameters", stored.device.type, stored.dtype, block_size).path == "triton"
 
 
 def exact_rotation(v: Tensor, block_size: int) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from orthotune.kernels.choose import choose
+
 
 def _blocks(x: Tensor, count: int) -> Tensor:
     """``(rows, n)`` -> ``(count, rows, n / count)``, a view."""
@@ -30,6 +32,14 @@ def _product(x: Tensor, R: Tensor) -> Tensor:
     return torch.bmm(_blocks(x, count), R).transpose(0, 1).reshape(x.shape)
 
 
+def _forward(x: Tensor, R: Tensor) -> Tensor:
+    if choose("rotate", x.device.type, x.dtype, R.shape[-1]).path == "triton":
+        from orthotune.kernels import triton_rotate
+
+        return triton_rotate.rotate_forward(x, R)
+    return _product(x, R)
+
+
 def _product_of_features(x: Tensor, y: Tensor, count: int, block_size: int) -> Tensor:
     """``x_i^T y_i`` for each of ``count`` blocks: ``(rows, n)`` twice -> ``(count, b, b)``."""
     if count == 1:
@@ -43,7 +53,7 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, R: Tensor) -> Tensor:
-        return _product(x, R)
+        return _forward(x, R)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -56,6 +66,10 @@ class _Rotate(torch.autograd.Function):
         dx = dR = None
         with torch.autocast(grad.device.type, enabled=False):
             grad = grad.contiguous()
+            if choose("rotate", x.device.type, x.dtype, R.shape[-1]).path == "triton":
+                from orthotune.kernels import triton_rotate
+
+                return triton_rotate.rotate_backward(x, R, grad, *ctx.needs_input_grad)
             if ctx.needs_input_grad[0]:
                 dx = _product(grad, R.mT)
             if ctx.needs_input_grad[1]:
@@ -84,7 +98,7 @@ def rotate(x: Tensor, R: Tensor) -> Tensor:
         return x
     if torch.is_grad_enabled() and (x.requires_grad or R.requires_grad):
         return _Rotate.apply(rows, R).view(x.shape)
-    return _product(rows, R).view(x.shape)
+    return _forward(rows, R).view(x.shape)
 
 
 def rotate_stack(W: Tensor, R: Tensor) -> Tensor:

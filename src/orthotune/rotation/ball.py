@@ -28,7 +28,9 @@ def project(v: Tensor, radius: float) -> Tensor:
     """
     norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True, dtype=torch.promote_types(v.dtype, torch.float32))
     norm = norm * math.sqrt(2)
-    # A few roundings of slack: a block already on the surface must not move again at every step.
-    slack = 1 + 8 * torch.finfo(v.dtype).eps
-    outside = torch.where(norm > radius * slack, norm, radius)
-    return (v * (radius / outside)).to(v.dtype)
+    # Slack for the rounding of v and for that of the sum: a block on the surface must not move again at every step.
+    slack = 8 * torch.finfo(v.dtype).eps + math.sqrt(v.shape[-1]) / 4 * torch.finfo(norm.dtype).eps
+    outside = norm > radius * (1 + slack)
+    # Two selections: no division by zero reaches the gradient, and a block inside is multiplied by 1 exactly.
+    shrink = torch.where(outside, radius / torch.where(outside, norm, 1.0), 1.0)
+    return (v * shrink).to(v.dtype)

@@ -77,8 +77,9 @@ class _Cayley(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (R,) = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
-            return cayley_backward(*ctx.saved_tensors, grad)
+            return cayley_backward(R, grad)
 
 
 def cayley(Q: Tensor) -> Tensor:

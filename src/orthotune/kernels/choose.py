@@ -1,0 +1,78 @@
+"""Which implementation runs, and why."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+
+Path = Literal["torch", "triton"]
+Operation = Literal["from_parameters", "rotate"]
+
+#: beyond this a block does not fit into one program's registers, and batched library products are the better kernel
+LARGEST_BLOCK: dict[str, int] = {"from_parameters": 128, "rotate": 256}
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+_forced: list[Path] = []
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The path that runs an operation, and the reason in a few words."""
+
+    path: Path
+    why: str
+
+
+@cache
+def triton_installed() -> bool:
+    """Whether Triton can be imported; it is optional."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@contextmanager
+def forced(path: Path) -> Iterator[None]:
+    """Run every operation on ``path`` inside the block, for measuring and for tests.
+
+    Example:
+        >>> with forced("torch"):
+        ...     choose("rotate", "cuda", torch.bfloat16, 32, triton=True).path
+        'torch'
+    """
+    _forced.append(path)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def choose(operation: Operation, device: str, dtype: torch.dtype, block_size: int, triton: bool | None = None) -> Choice:
+    """The path for one operation; a function of its arguments alone, except inside :func:`forced`.
+
+    Args:
+        operation: ``"from_parameters"`` (stored numbers to rotations) or ``"rotate"`` (inputs times rotations).
+        device: type of the device, ``"cpu"`` or ``"cuda"``.
+        dtype: of the stored numbers, or of the inputs.
+        block_size: size of a block.
+        triton: whether Triton is installed; looked up when None.
+
+    Example:
+        >>> choose("rotate", "cpu", torch.float32, 32)
+        Choice(path='torch', why='Triton kernels need a GPU')
+    """
+    if _forced:
+        return Choice(_forced[-1], "forced")
+    if device != "cuda":
+        return Choice("torch", "Triton kernels need a GPU")
+    if not (triton_installed() if triton is None else triton):
+        return Choice("torch", "Triton is not installed")
+    if dtype not in FLOATS:
+        return Choice("torch", f"no Triton kernel for {dtype}")
+    if block_size > LARGEST_BLOCK[operation]:
+        return Choice("torch", f"blocks of {block_size} are beyond the kernel's {LARGEST_BLOCK[operation]}")
+    return Choice("triton", f"a GPU, {str(dtype).removeprefix('torch.')}, blocks of {block_size}")

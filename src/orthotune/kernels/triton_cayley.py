@@ -1,0 +1,100 @@
+"""Parameters to rotations on a GPU: unpacking and the exact Cayley map in one launch, and its backward in another.
+
+One program holds one block in registers. With ``S = -Q^2``, whose eigenvalues lie in ``[0, s]``, and ``c = 1 + s / 2``,
+``E = I - (I + S) / c`` has a norm of at most ``(s / 2) / c < 1``, so ``(I + Q)^{-1} = (I - Q)(I + E)(I + E^2)(I + E^4).. / c``
+converges for every ``Q``; the number of factors follows from ``s``, in the kernel, so that nothing waits for the host.
+"""
+
+# ruff: noqa: E741, N803, N806
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _packed(v, row, i, j, b, n):
+    """Entry (i, j) of the skew matrix, from the packed strict upper triangle."""
+    low = tl.minimum(i, j)
+    high = tl.maximum(i, j)
+    offset = low * b - low * (low + 1) // 2 + high - low - 1
+    value = tl.load(v + row * n + offset, mask=(low < high) & (high < b), other=0.0).to(tl.float32)
+    return tl.where(i < j, value, -value)
+
+
+@triton.jit
+def _forward(v, R, b, n, scale, B: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, B)[:, None]
+    j = tl.arange(0, B)[None, :]
+    eye = (i == j).to(tl.float32)
+    Q = _packed(v, row, i, j, b, n) * scale
+    S = -tl.dot(Q, Q, input_precision="ieee")
+    # Eigenvalues of S come in pairs: the Frobenius norm is at least sqrt(2) times the largest.
+    s = tl.sqrt(tl.sum(S * S) * 0.5)
+    c = 1.0 + 0.5 * s
+    power = eye - (eye + S) / c
+    A = eye + power
+    left = 0.5 * s / c
+    left = left * left
+    while left > 3e-8:
+        power = tl.dot(power, power, input_precision="ieee")
+        A += tl.dot(A, power, input_precision="ieee")
+        left = left * left
+    A = tl.dot(eye - Q, A, input_precision="ieee") / c
+    turned = 2.0 * A - eye
+    # One Newton step: the rounding of many factors grows with the block.
+    gram = tl.dot(tl.trans(turned), turned, input_precision="ieee")
+    turned = 1.5 * turned - 0.5 * tl.dot(turned, gram, input_precision="ieee")
+    tl.store(R + row * b * b + i * b + j, turned, mask=(i < b) & (j < b))
+
+
+@triton.jit
+def _backward(R, dR, dv, b, n, scale, B: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, B)[:, None]
+    j = tl.arange(0, B)[None, :]
+    inside = (i < b) & (j < b)
+    place = row * b * b + i * b + j
+    turned = tl.load(R + row * b * b + j * b + i, mask=inside, other=0.0) + (i == j).to(tl.float32)
+    G = tl.load(dR + place, mask=inside, other=0.0).to(tl.float32)
+    dQ = tl.dot(tl.dot(turned, G, input_precision="ieee"), turned, input_precision="ieee")
+    skew = (tl.trans(dQ) - dQ) * (0.5 * scale)
+    offset = i * b - i * (i + 1) // 2 + j - i - 1
+    tl.store(dv + row * n + offset, skew, mask=(i < j) & inside)
+
+
+def _width(block_size: int) -> int:
+    return max(16, triton.next_power_of_2(block_size))
+
+
+def exact_forward(v: Tensor, block_size: int, scale: float = 1.0) -> Tensor:
+    """``cayley(unpack(scale * v))``: ``(rows, n)`` of any float type -> ``(rows, b, b)`` float32, one launch.
+
+    Blocks of up to 128. Source: see the module's head.
+    """
+    rows, elements = v.shape
+    R = torch.empty(rows, block_size, block_size, dtype=torch.float32, device=v.device)
+    if rows:
+        width = _width(block_size)
+        _forward[(rows,)](v.contiguous(), R, block_size, elements, scale, B=width, num_warps=_warps(width))
+    return R
+
+
+def exact_backward(R: Tensor, dR: Tensor, scale: float = 1.0) -> Tensor:
+    """Gradient ``(rows, n)`` float32 of the stored numbers from ``R`` and ``dR`` ``(rows, b, b)``, one launch."""
+    rows, block_size = R.shape[0], R.shape[-1]
+    elements = block_size * (block_size - 1) // 2
+    dv = torch.empty(rows, elements, dtype=torch.float32, device=R.device)
+    if rows:
+        width = _width(block_size)
+        _backward[(rows,)](
+            R.contiguous(), dR.contiguous(), dv, block_size, elements, scale, B=width, num_warps=_warps(width)
+        )
+    return dv
+
+
+def _warps(width: int) -> int:
+    return {16: 1, 32: 2, 64: 4}.get(width, 8)

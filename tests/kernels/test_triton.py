@@ -1,0 +1,71 @@
+"""The Triton kernels, run by Triton's interpreter where there is no GPU, against a float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from orthotune.kernels import choose
+from orthotune.kernels.from_parameters import RotationMap
+from orthotune.kernels.rotate import rotate
+from orthotune.rotation.measure import orthogonality_error
+from orthotune.rotation.packing import element_count, unpack
+
+pytest.importorskip("triton", reason="Triton is optional; CI installs it")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def stored(block_size, rows, norm, seed=0):
+    v = torch.randn(rows, element_count(block_size), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return v * norm / torch.linalg.matrix_norm(unpack(v, block_size), 2).amax()
+
+
+def exact(v, block_size):
+    eye = torch.eye(block_size, dtype=v.dtype)
+    return torch.linalg.solve(eye + unpack(v, block_size), eye - unpack(v, block_size))
+
+
+@pytest.mark.parametrize("block_size", [2, 8, 12, 16, 31, 48, 128])
+@pytest.mark.parametrize("norm", [0.01, 0.6, 4.0])
+def test_rotation_and_its_gradient(block_size, norm):
+    v = stored(block_size, 3, norm)
+    weight = torch.randn(3, block_size, block_size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    reference = v.clone().requires_grad_()
+    (exact(reference, block_size) * weight).sum().backward()
+    mine = v.float().to(DEVICE).requires_grad_()
+    with choose.forced("triton"):
+        R = RotationMap(block_size)(mine)
+        (R * weight.float().to(DEVICE)).sum().backward()
+    assert orthogonality_error(R.detach()).max() < 5e-6
+    # float32 with a condition number of up to 1 + 4^2, over at most 128 terms
+    torch.testing.assert_close(R.detach().cpu().double(), exact(v, block_size), atol=2e-6, rtol=0)
+    scale = reference.grad.abs().max()
+    assert (mine.grad.cpu().double() - reference.grad).abs().max() < 3e-6 * scale
+
+
+@pytest.mark.parametrize(("block_size", "count", "rows"), [(8, 3, 5), (12, 2, 70), (32, 2, 33), (100, 2, 9), (256, 1, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shared", [False, True])
+def test_rotated_input_and_both_gradients(block_size, count, rows, dtype, shared):
+    draw = torch.Generator().manual_seed(2)
+    stored_blocks = 1 if shared else count
+    x = torch.randn(rows, count * block_size, generator=draw).to(dtype)
+    grad = torch.randn(rows, count * block_size, generator=draw).to(dtype)
+    R = exact(stored(block_size, stored_blocks, 0.7), block_size).float()
+    xr, Rr = x.double().requires_grad_(), R.double().requires_grad_()
+    (xr @ torch.block_diag(*Rr.expand(count, -1, -1)) * grad.double()).sum().backward()
+    xm, Rm = x.to(DEVICE).requires_grad_(), R.to(DEVICE).requires_grad_()
+    with choose.forced("triton"):
+        y = rotate(xm, Rm)
+        y.backward(grad.to(DEVICE))
+    # One rounding of R and one of the result in the input's dtype; dR is summed in float32.
+    eps = torch.finfo(dtype).eps
+    expected = x.double() @ torch.block_diag(*R.double().expand(count, -1, -1))
+    assert (y.detach().cpu().double() - expected).abs().max() < 4 * eps * expected.abs().max() + 1e-5
+    assert (xm.grad.cpu().double() - xr.grad).abs().max() < 4 * eps * xr.grad.abs().max() + 1e-5
+    assert (Rm.grad.cpu().double() - Rr.grad).abs().max() < 1e-5 * rows
+
+
+def test_no_rows_at_all():
+    with choose.forced("triton"):
+        assert rotate(torch.zeros(0, 8, device=DEVICE), torch.eye(8, device=DEVICE)[None]).shape == (0, 8)
