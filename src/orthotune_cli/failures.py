@@ -1,13 +1,9 @@
-"""How a failure ends: a worded message on stderr and an exit status, a traceback only when asked for."""
+"""How a failure is told: in words, and by an exit status."""
 
 from __future__ import annotations
 
 import errno
 import sys
-import traceback
-
-import typer
-from typer.core import TyperGroup
 
 #: What a missing package belongs to, so that the message can name the command that installs it.
 EXTRAS = {
@@ -61,30 +57,3 @@ def _explain_os(error: OSError) -> str:
         return f"{place} does not exist. Check the path."
     # Libraries raise OSError with a text of their own (a model that is not on the hub, no network).
     return str(error)
-
-
-class Verbs(TyperGroup):
-    """The group of verbs: ``--debug`` is understood anywhere on the line and failures are worded."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Read the command line, with ``--debug`` moved to where the group looks for it."""
-        if "--debug" in args:
-            args = ["--debug", *(word for word in args if word != "--debug")]
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
-        """Run the verb; a failure becomes a message on stderr and an exit status."""
-        try:
-            return super().invoke(ctx)
-        except typer.Abort:
-            raise
-        except (Exception, KeyboardInterrupt) as error:
-            if hasattr(error, "exit_code"):  # Typer's own: exit, and words about a wrong command line
-                raise
-            if isinstance(error, BrokenPipeError):  # `orthotune inspect ... | head`
-                raise
-            if ctx.params.get("debug"):
-                traceback.print_exc()
-            message, status = explain(error)
-            typer.echo(message, err=True)
-            raise typer.Exit(status) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from orthotune_cli import compare, demo, inspect, merge, presets, report, train
-from orthotune_cli.failures import Verbs
+from orthotune_cli.verbs import Verbs
 
 app = typer.Typer(
     name="orthotune",

@@ -1,4 +1,4 @@
-"""``orthotune demo`` ends by naming what it made. The training itself is tested where it lives; here it is stood in for."""
+"""``orthotune demo`` ends by naming what it made. Training is tested where it lives; a stand-in takes its place."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ import typer
 from typer.testing import CliRunner, Result
 
 from orthotune.errors import DataError
-from orthotune_cli.failures import Verbs, explain
+from orthotune_cli.failures import explain
+from orthotune_cli.verbs import Verbs
 
 
 def _run(error: BaseException, *words: str) -> Result:

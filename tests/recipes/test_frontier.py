@@ -17,6 +17,7 @@ def test_lines_run_through_rising_rates_and_mean_seeds() -> None:
         _row("lora", 1, 2, 3),
     ]
     found = frontier(rows)
+    assert list(found) == ["oft", "lora"]
     assert found["lora"] == [(1, 2, 3)]
     assert found["oft"][0] == pytest.approx((1e-3, 0.2, 0.3)) and found["oft"][1] == (1e-2, 0.4, 0.5)
 

@@ -172,10 +172,29 @@ def test_rotation_options_reach_the_adapter(job: dict[str, Any]) -> None:
     assert record.trainable_parameters == 2 * (32 * 31 // 2 + 32)
 
 
-def test_the_text_world_is_found() -> None:
-    from orthotune.recipes.sft_data import examples_for
+def test_settings_reach_the_trainer(job: dict[str, Any], tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "gradient_accumulation": 3,
+        "gradient_checkpointing": True,
+        "warmup": 4,
+        "schedule": "constant",
+        "weight_decay": 0.5,
+        "seed": 7,
+        "save_total_limit": 5,
+    }
+    given = sft._arguments(SFTSettings(**job, **changes), tmp_path, "text", torch.bfloat16)
+    assert (given.gradient_accumulation_steps, given.gradient_checkpointing, given.warmup_steps) == (3, True, 4)
+    assert (given.lr_scheduler_type, given.weight_decay, given.seed) == ("constant_with_warmup", 0.5, 7)
+    assert (given.save_total_limit, given.bf16, given.max_length, given.learning_rate) == (5, True, 32, 1e-2)
+    assert (given.per_device_train_batch_size, given.max_steps, given.packing_strategy) == (2, 6, "wrapped")
+    by_epochs = sft._arguments(SFTSettings(**(job | {"steps": None, "epochs": 2})), tmp_path, "messages", torch.float32)
+    assert (by_epochs.num_train_epochs, by_epochs.max_steps, by_epochs.packing, by_epochs.bf16) == (2, -1, False, False)
 
-    examples, domains = examples_for(SFTSettings())
-    assert examples.format == "text" and sorted(domains) == ["new", "old"]
-    known = {row["text"] for row in examples.rows}
-    assert not any(row["text"] in known for row in domains["new"].rows)
+
+def test_a_model_in_bfloat16_is_adapted_in_float32(job: dict[str, Any], tmp_path: Path) -> None:
+    half = _run(job, steps=2, dtype="bfloat16", gradient_checkpointing=True)
+    whole = _run(job, steps=2, output=tmp_path / "whole")
+    assert {weight.dtype for weight in _weights(tmp_path / "run").values()} == {torch.float32}
+    assert half.new_before != whole.new_before
+    # bfloat16 keeps three digits.
+    assert half.new_after == pytest.approx(whole.new_after, rel=1e-2)

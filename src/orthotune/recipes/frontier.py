@@ -30,7 +30,9 @@ def frontier(rows: Sequence[Row]) -> dict[str, list[tuple[float, float, float]]]
     """
     found: dict[str, list[tuple[float, float, float]]] = {}
     measured = [row for row in rows if row["gain"] is not None and row["forgetting"] is not None]
-    for method, rate in sorted({(row["method"], row["learning_rate"]) for row in measured}):
+    order = list(dict.fromkeys(row["method"] for row in measured))
+    cells = {(row["method"], row["learning_rate"]) for row in measured}
+    for method, rate in sorted(cells, key=lambda cell: (order.index(cell[0]), cell[1])):
         same = [row for row in measured if (row["method"], row["learning_rate"]) == (method, rate)]
         point = (rate, fmean(row["forgetting"] for row in same), fmean(row["gain"] for row in same))
         found.setdefault(method, []).append(point)

@@ -24,6 +24,7 @@ class Said:
     places: dict[str, str] = field(default_factory=dict)
 
     def place(self, key: str) -> str:
+        """Where ``key``, or what it lies in, was written."""
         return self.places.get(key) or self.places.get(key.split(".")[0]) or "settings"
 
 
