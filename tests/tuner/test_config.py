@@ -41,6 +41,9 @@ def test_exactly_one_size(sizes):
         {"layers_pattern": "layers"},
         {"r": -1},
         {"oft_block_size": 2.5},
+        {"r": True},
+        {"num_cayley_neumann_terms": 2.5},
+        {"peft_type": "LORA"},
     ],
 )
 def test_meaningless_values_are_refused_by_name(bad):

@@ -40,6 +40,7 @@ class MultiheadAttention(Transparent):
 
     @property
     def bias(self) -> Tensor | None:
+        """The packed bias of query, key and value."""
         return self.get_base_layer().in_proj_bias
 
     def base_parameters(self) -> dict[str, nn.Parameter]:

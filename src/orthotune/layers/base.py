@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from orthotune.errors import ConfigError, OrthotuneError, UnsupportedLayerError
-from orthotune.kernels.rotate import rotate_rows, rotate_stack
+from orthotune.kernels.turn_weight import Step, turn_weight, turn_whole
 from orthotune.layers.merging import Merging
 from orthotune.layers.rotation_module import Rotation
 from orthotune.layers.settings import LayerSettings
@@ -129,12 +129,15 @@ class OFTLayer(nn.Module, Merging):
         module = found[adapter_name]
         return cast(dict[str, Rotation], dict(module.items()) if isinstance(module, nn.ModuleDict) else {"": module})
 
+    def stored(self, adapter_name: str) -> list[nn.Parameter]:
+        """The parameters of an adapter in this layer."""
+        magnitude = [self.oft_magnitude[adapter_name]] if adapter_name in self.oft_magnitude else []
+        return [rotation.weight for rotation in self.rotations(adapter_name).values()] + magnitude
+
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # Unlike PEFT's, this never lowers the dtype: rotations are float32 whatever the base is.
         target = device or next(iter(self.base_parameters().values())).device
-        tensors = [rotation.weight for rotation in self.rotations(adapter_name).values()]
-        tensors += [self.oft_magnitude[adapter_name]] if adapter_name in self.oft_magnitude else []
-        for tensor in tensors:
+        for tensor in self.stored(adapter_name):
             if tensor.device.type != "meta" and tensor.device != target:
                 tensor.data = tensor.data.to(target)
 
@@ -151,26 +154,30 @@ class OFTLayer(nn.Module, Merging):
         here = getattr(self, self.container)
         return [name for name in self.active_adapters if name in here]
 
-    def turned(self, adapters: list[str]) -> dict[str, Tensor]:
-        """Parameter name -> ``W'`` under ``adapters``, differentiable, in float32 (float64 for float64 weights)."""
+    def turned(self, adapters: list[str], whole: bool = False, rounded: bool = False) -> dict[str, Tensor]:
+        """Parameter name -> ``W'`` under ``adapters``, differentiable, in float32 (float64 for float64 weights).
+
+        ``whole`` drops no block, see :class:`Rotation`. ``rounded`` is for merging: in the base's dtype, computed run by
+        run without a float32 copy of the whole, and without a gradient.
+        """
+        turn = turn_weight if rounded else turn_whole
         matrices = self.matrices()
         with torch.autocast(next(iter(matrices.values())).device.type, enabled=False):
-            return self.assemble({part: self._turn(part, W, adapters) for part, W in matrices.items()})
+            return self.assemble({part: turn(W, self.steps(part, adapters, whole)) for part, W in matrices.items()})
 
-    def _turn(self, part: str, W: Tensor, adapters: list[str]) -> Tensor:
-        W = W.to(torch.promote_types(W.dtype, torch.float32))
-        for name in reversed(adapters):
-            if self.oft_settings[name].side == "in":
-                W = self._turn_inputs(W, self.rotations(name)[part]())
+    def steps(self, part: str, adapters: list[str], whole: bool = False) -> list[Step]:
+        """What the adapters do to the matrix of a part, in the order in which it acts."""
+        steps = [
+            Step("columns", self.rotations(name)[part](whole).mT)
+            for name in reversed(adapters)
+            if self.oft_settings[name].side == "in"
+        ]
         for name in adapters:
             if self.oft_settings[name].side == "out":
-                W = rotate_rows(W, self.rotations(name)[part]())
-            scale = self.magnitude(name, part)
-            W = W if scale is None else W * scale.view(*W.shape[:-1], 1)
-        return W
-
-    def _turn_inputs(self, W: Tensor, R: Tensor) -> Tensor:
-        return rotate_stack(W, R.mT)
+                steps.append(Step("rows", self.rotations(name)[part](whole)))
+            if (scale := self.magnitude(name, part)) is not None:
+                steps.append(Step("scale_rows", scale))
+        return steps
 
     def magnitude(self, adapter_name: str, part: str = "") -> Tensor | None:
         """Scale of each output neuron of a part ``(copies * out,)``, or None when the adapter has none."""
@@ -186,8 +193,8 @@ class OFTLayer(nn.Module, Merging):
         Raises:
             OrthotuneError: the layer has several weights, as attention has.
         """
-        with torch.no_grad():
-            turned = self.turned([adapter])
+        with torch.no_grad(), self.unmerged():
+            turned = self.turned([adapter], whole=True)
         if len(turned) != 1:
             raise OrthotuneError(f"one delta weight of a layer that has {sorted(turned)}", do="Use turned() instead")
         name, weight = next(iter(turned.items()))

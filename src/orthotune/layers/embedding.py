@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from orthotune.errors import MergeError
-from orthotune.kernels.rotate import rotate, rotate_stack
+from orthotune.kernels.rotate import rotate
+from orthotune.kernels.turn_weight import Step
 from orthotune.layers.base import OFTLayer, refuse_mixed_batch
 
 
@@ -26,13 +26,13 @@ class Embedding(OFTLayer):
     def _output_count(matrix: Tensor) -> int:
         return matrix.shape[-1]
 
-    def _turn(self, part: str, W: Tensor, adapters: list[str]) -> Tensor:
-        W = W.to(torch.promote_types(W.dtype, torch.float32))
+    def steps(self, part: str, adapters: list[str], whole: bool = False) -> list[Step]:
+        steps = []
         for name in adapters:
-            W = rotate_stack(W, self.rotations(name)[part]())
-            scale = self.magnitude(name)
-            W = W if scale is None else W * scale
-        return W
+            steps.append(Step("columns", self.rotations(name)[part](whole)))
+            if (scale := self.magnitude(name)) is not None:
+                steps.append(Step("scale_columns", scale))
+        return steps
 
     def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         refuse_mixed_batch(kwargs)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from orthotune.errors import MergeError
 
 
 class Merging(BaseTunerLayer):
-    """Merge and unmerge for a layer that has ``turned``, ``rotations`` and ``base_parameters``.
+    """Merge and unmerge for a layer that has ``turned``, ``rotations``, ``stored`` and ``base_parameters``.
 
     The originals are kept while merged, so the weight is held twice; ``merge_and_unload`` keeps them only until the
     next layer. Adapters are always merged together from the originals and rounded to the base's dtype once.
@@ -31,25 +32,53 @@ class Merging(BaseTunerLayer):
         self._stash: dict[str, nn.Parameter] = {}
 
     def original(self, name: str) -> nn.Parameter:
-        """The base parameter as it was before any merge."""
-        return self._stash.get(name, self.base_parameters()[name])
+        """The base parameter as it was before any merge, where and in what dtype the model is now."""
+        current = self.base_parameters()[name]
+        kept = self._stash.get(name, current)
+        if kept is not current:
+            kept.data = kept.data.to(current)  # the model may have moved while merged
+        return kept
+
+    @contextmanager
+    def unmerged(self) -> Iterator[dict[str, nn.Parameter]]:
+        """The original base parameters, in their places until the end; then what was there before comes back."""
+        originals = {name: self.original(name) for name in self.base_parameters()}
+        with self.holding(originals):
+            yield originals
+
+    @contextmanager
+    def holding(self, parameters: dict[str, nn.Parameter]) -> Iterator[None]:
+        """Other base parameters in the places of the present ones until the end."""
+        current = dict(self.base_parameters())
+        self._put(parameters)
+        try:
+            yield
+        finally:
+            self._put(current)
 
     def merged_parameters(self, adapters: list[str], safe: bool = False) -> dict[str, Tensor]:
         """New base parameters with ``adapters`` merged, in the base's dtype and memory format; writes nothing.
 
         Raises:
-            MergeError: with ``safe``, a weight would become NaN or infinite; names layer, adapters and parameter.
+            MergeError: with ``safe``, an adapter holds NaN or infinite numbers or a weight would become so; names the
+            layer, the adapters and the parameter.
         """
         with torch.no_grad():
-            new = self.turned(adapters)
+            new = self.turned(adapters, whole=True, rounded=True)
             for name, weight in new.items():
-                new[name] = torch.empty_like(self.base_parameters()[name], requires_grad=False).copy_(weight)
-                if safe and not torch.isfinite(new[name]).all():
-                    raise MergeError(
-                        f"merging {adapters} into layer '{self.oft_settings[adapters[0]].layer}'",
-                        got=f"NaN or infinite values in the new {name}",
-                        do="Nothing was changed. The adapter or the base weight is broken: run `orthotune inspect`",
-                    )
+                base = self.base_parameters()[name]
+                if weight.stride() != base.stride():
+                    new[name] = torch.empty_like(base, requires_grad=False).copy_(weight)
+        # An infinite number of an adapter is half a turn, which the new weight alone would not show.
+        checked = {f"adapter '{name}'": self.stored(name) for name in adapters if safe}
+        checked |= {f"the new {name}": [weight] for name, weight in new.items() if safe}
+        for what, tensors in checked.items():
+            if not all(tensor.isfinite().all() for tensor in tensors):
+                raise MergeError(
+                    f"merging {adapters} into layer '{self.oft_settings[adapters[0]].layer}'",
+                    got=f"NaN or infinite values in {what}",
+                    do="Nothing was changed. The adapter or the base weight is broken: run `orthotune inspect`",
+                )
         return new
 
     def check_mergeable(self, adapters: list[str]) -> None:
@@ -70,14 +99,8 @@ class Merging(BaseTunerLayer):
         if not wanted:
             return
         self.check_mergeable(wanted)
-        current = dict(self.base_parameters())
-        originals = {name: self.original(name) for name in current}
-        self._put(originals)
-        try:
+        with self.unmerged() as originals:
             new = self.merged_parameters([*self.merged_adapters, *wanted], safe_merge)
-        except BaseException:  # out of memory or an interrupt too: never half merged
-            self._put(current)
-            raise
         self._stash = originals
         self._put({k: nn.Parameter(v, requires_grad=originals[k].requires_grad) for k, v in new.items()})
         self.merged_adapters = [*self.merged_adapters, *wanted]
@@ -90,10 +113,7 @@ class Merging(BaseTunerLayer):
 
     def unmerge(self) -> None:
         """Put the original base parameters back, bit for bit; without effect when nothing is merged."""
-        current = self.base_parameters()
-        for name, parameter in self._stash.items():
-            parameter.data = parameter.data.to(current[name])  # the model may have moved while merged
-        self._put(self._stash)
+        self._put({name: self.original(name) for name in self._stash})
         self.start_unmerged()
 
     def unload_and_optionally_merge_module(

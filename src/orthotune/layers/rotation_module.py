@@ -34,16 +34,18 @@ class Rotation(nn.Module):
         self.weight = nn.Parameter(torch.zeros(copies * rows, elements, dtype=dtype or torch.float32))
         self._cached: tuple[tuple[Any, ...], Tensor] | None = None
 
-    def forward(self) -> Tensor:
+    def forward(self, whole: bool = False) -> Tensor:
         """The blocks in float32 (float64 for float64 parameters), one row per stored block unless blocks are dropped.
+
+        ``whole`` drops none, whatever the mode: a merge in the middle of training keeps every block.
 
         Shapes: ``(rows, b, b)``, or ``(copies, rows, b, b)`` when there is more than one copy.
         """
-        R = self._rotation()
-        if self.copies == 1 and not (self.training and self.dropout > 0):
+        R, dropping = self._rotation(), self.training and self.dropout > 0 and not whole
+        if self.copies == 1 and not dropping:
             return R
         count, size = self.layout.block_count, self.layout.block_size
-        if self.training and self.dropout > 0:
+        if dropping:
             rows = R.view(self.copies, -1, size, size).expand(-1, count, -1, -1).reshape(-1, size, size)
             R = drop_blocks(rows, self.dropout, self.copies * count)
         return R if self.copies == 1 else R.view(self.copies, -1, size, size)

@@ -14,11 +14,19 @@ def require_plain(weight: Tensor, layer: str, module: nn.Module) -> None:
     """Refuse a weight whose numbers cannot be read as they are stored: a quantized or an unknown tensor type.
 
     Raises:
-        UnsupportedLayerError: naming the layer, its class and what was found.
+        UnsupportedLayerError: naming the layer, its class and what was found; also for a weight that is computed from
+            others (``torch.nn.utils.parametrize``), which a merge could not write.
 
     Example:
         >>> require_plain(torch.zeros(2, 2), "q_proj", nn.Linear(2, 2))
     """
+    if hasattr(module, "parametrizations"):
+        raise UnsupportedLayerError(
+            f"layer '{layer}' ({type(module).__name__})",
+            got=f"a parametrized {', '.join(module.parametrizations)}, such as weight_norm makes",
+            needed="a weight of its own",
+            do="Remove the parametrization first (torch.nn.utils.parametrize.remove_parametrizations)",
+        )
     if type(weight) in (Tensor, nn.Parameter) and type(weight.data) is Tensor and weight.dtype in FLOATS:
         return
     raise UnsupportedLayerError(

@@ -11,7 +11,7 @@ from peft import PeftConfig
 from peft.utils import PeftType
 
 from orthotune.errors import ConfigError
-from orthotune.tuner.expressible import file_fields
+from orthotune.tuner.expressible import ORTHOTUNE_TYPE, file_fields
 
 DEFAULT_BLOCK_SIZE = 32
 FORMAT_VERSION = 1
@@ -94,6 +94,8 @@ class OFTConfig(PeftConfig):
     def __post_init__(self) -> None:
         # Only a config that was saved or dumped carries its type: users never pass it.
         stored = vars(self)["peft_type"] is not None
+        if stored:
+            _choice("peft_type", self.peft_type, (PeftType.OFT, "OFT", ORTHOTUNE_TYPE))
         old_version = self.peft_version
         super().__post_init__()
         self.peft_type = PeftType.OFT
@@ -115,7 +117,7 @@ class OFTConfig(PeftConfig):
         if self.block_size_fallback is None:
             self.block_size_fallback = "error" if given and not stored else "nearest"
         for name, value in (("r", self.r), ("oft_block_size", self.oft_block_size)):
-            if not isinstance(value, int) or value < 0:
+            if type(value) is not int or value < 0:
                 raise ConfigError(f"{name}={value!r}", needed="a whole number, 0 to leave it to the other one")
         if bool(self.r) == bool(self.oft_block_size):
             raise ConfigError(
@@ -141,8 +143,10 @@ class OFTConfig(PeftConfig):
             raise ConfigError(f"module_dropout={self.module_dropout}", needed="a probability from 0 to below 1")
         if not self.eps > 0:
             raise ConfigError(f"eps={self.eps}", needed="a radius above 0")
-        if self.num_cayley_neumann_terms < 1:
-            raise ConfigError(f"num_cayley_neumann_terms={self.num_cayley_neumann_terms}", needed="at least 1")
+        if type(self.num_cayley_neumann_terms) is not int or self.num_cayley_neumann_terms < 1:
+            raise ConfigError(
+                f"num_cayley_neumann_terms={self.num_cayley_neumann_terms!r}", needed="a whole number, at least 1"
+            )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ConfigError("layers_pattern without layers_to_transform", do="Say which layers to adapt")
         if self.alpha_pattern:

@@ -1,0 +1,133 @@
+"""What every contract needs: the cases it runs over, an adapted model for each, and what rounding may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from contracts.layers import KINDS, Inputs, Kind
+from orthotune import OFTConfig, get_peft_model
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "shared": {"block_share": True},
+    "neumann": {"use_cayley_neumann": True},
+    "legacy": {"use_cayley_neumann": True, "num_cayley_neumann_terms": 4, "neumann_series": "legacy"},
+    "magnitude": {"magnitude": True},
+    "scaled": {"scaled": True},
+    "coft": {"coft": True, "eps": 0.6},
+    "together": {"block_share": True, "magnitude": True, "scaled": True, "coft": True, "eps": 0.6},
+}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer kind under one choice of options."""
+
+    kind: Kind
+    side: str = "in"
+    options: str = "exact"
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        return "-".join([self.kind.name, self.side, self.options, str(self.dtype).removeprefix("torch.")])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Arguments of the adapter's ``OFTConfig``."""
+        fields = {"oft_block_size": self.kind.block_size, "side": self.side}
+        return fields | self.kind.targets | OPTIONS[self.options]
+
+    def base(self) -> nn.Module:
+        """The module before it is adapted, frozen as a host freezes it, the same numbers every time."""
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return self.kind.build().to(self.dtype).eval().requires_grad_(False)
+
+    def inputs(self) -> Inputs:
+        """The batch, the same numbers every time."""
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            return tuple(x.to(self.dtype) if x.is_floating_point() else x for x in self.kind.inputs())
+
+    def fresh(self) -> PeftModel:
+        """The module with an untouched adapter, in evaluation."""
+        return get_peft_model(self.base(), OFTConfig(**self.config)).eval()
+
+    def trained(self) -> PeftModel:
+        """The module with an adapter that turns every block."""
+        return randomize(self.fresh())
+
+    def close(self, found: Tensor, expected: Tensor, roundings: int = 8) -> None:
+        """``found`` is ``expected`` up to ``roundings`` roundings of the case's dtype, relative to the largest value.
+
+        The default: the rotation, the turned input (or weight), the product and the bias are each rounded once on both
+        sides; attention and encoder layers chain several of them and pass more.
+        """
+        within_rounding(found, expected, self.dtype, roundings * (4 if len(self.kind.turns) > 1 else 1))
+
+
+def within_rounding(found: Tensor, expected: Tensor, dtype: torch.dtype, roundings: int) -> None:
+    """The largest difference is at most ``roundings`` units in the last place of the largest value."""
+    assert found.shape == expected.shape
+    limit = roundings * torch.finfo(dtype).eps * expected.abs().max().item()
+    error = (found.double() - expected.double()).abs().max().item()
+    assert error <= limit, f"error {error:.3g}, allowed {limit:.3g} for values up to {expected.abs().max():.3g}"
+
+
+def randomize(model: nn.Module, seed: int = 3, adapter: str = "default") -> Any:
+    """``model`` with seeded noise in every parameter of ``adapter``, about half a radian for each plane."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "oft_magnitude." + adapter in name:
+                parameter.copy_(1 + 0.3 * torch.randn(parameter.shape, generator=generator))
+            elif "oft_" in name and f".{adapter}." in name:
+                rotation = model.get_submodule(name.rpartition(".")[0])
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(0.2 * noise / rotation.map.scale)
+    return model
+
+
+def cases(*options: str, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> list[Case]:
+    """Every kind and side under ``options`` (all when none is named) in ``dtypes``."""
+    return [
+        Case(kind, side, option, dtype)
+        for kind in KINDS.values()
+        for side in kind.sides
+        for option in options or OPTIONS
+        for dtype in dtypes
+    ]
+
+
+def every_case() -> list[Case]:
+    """Every kind, side and option in float32; in the other dtypes the plainest and the fullest option."""
+    return cases() + cases("exact", "together", dtypes=DTYPES[1:])
+
+
+def rotation_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapters' parameters by name."""
+    return {name: p for name, p in model.named_parameters() if "oft_" in name}
+
+
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All other parameters by name."""
+    return {name: p for name, p in model.named_parameters() if "oft_" not in name}
+
+
+def snapshot(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Copies of the numbers."""
+    return {name: p.detach().clone() for name, p in parameters.items()}
+
+
+def same_bits(found: dict[str, nn.Parameter], expected: dict[str, Tensor]) -> None:
+    """The same names, and the same numbers bit for bit."""
+    assert found.keys() == expected.keys()
+    changed = [name for name, value in expected.items() if not torch.equal(found[name], value)]
+    assert not changed
+    assert all(found[name].dtype == value.dtype for name, value in expected.items())

@@ -1,0 +1,90 @@
+"""Unmerging gives every parameter back bit for bit, and several adapters act in their stated order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from contracts.cases import (
+    Case,
+    base_parameters,
+    cases,
+    every_case,
+    randomize,
+    rotation_parameters,
+    same_bits,
+    snapshot,
+)
+from contracts.reference import run
+from orthotune import OFTConfig
+
+
+@pytest.mark.parametrize("case", every_case(), ids=str)
+def test_unmerge_gives_the_weights_back_bit_for_bit(case: Case) -> None:
+    model = case.trained()
+    before = snapshot(dict(model.named_parameters()))
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    model.merge_adapter()
+    changed = [n for n, p in base_parameters(model).items() if not torch.equal(p, before[n])]
+    assert len(changed) == len({turn.parameter for turn in case.kind.turns})
+    model.unmerge_adapter()
+    same_bits(dict(model.named_parameters()), before)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+
+
+def _several(case: Case) -> tuple[PeftModel, dict[str, dict[str, Any]]]:
+    """Three adapters of unlike shape on one module; the second turns the outputs and scales where it can."""
+    other = {"side": case.kind.sides[-1], "magnitude": True, "block_share": True, "oft_block_size": 2}
+    third = {"side": "in", "oft_block_size": 2, "use_cayley_neumann": True}
+    configs = {
+        "default": case.config,
+        "second": case.config | other,
+        "third": case.config | third,
+    }
+    model = case.trained()
+    for seed, name in enumerate(list(configs)[1:]):
+        model.add_adapter(name, OFTConfig(**configs[name]))
+        randomize(model, seed=7 + seed, adapter=name)
+    return model.eval(), configs
+
+
+@pytest.mark.parametrize("case", cases("exact"), ids=str)
+@pytest.mark.parametrize("order", [("default", "second", "third"), ("third", "second", "default")], ids="-".join)
+def test_several_adapters_act_in_the_order_of_their_names(case: Case, order: tuple[str, ...]) -> None:
+    model, configs = _several(case)
+    model.base_model.set_adapter(list(order))
+    inputs = case.inputs()
+    leaves = {name: p.detach().double() for name, p in rotation_parameters(model).items()}
+    expected = run(case, model, inputs, {name: configs[name] for name in order}, leaves)
+    backwards = run(case, model, inputs, {name: configs[name] for name in order[::-1]}, leaves)
+    before = snapshot(base_parameters(model))
+    with torch.no_grad():
+        turned = model(*inputs)
+        case.close(turned, expected)
+        # Two of the three turn the same side and do not commute, so the order can be seen.
+        assert (expected - backwards).abs().max() > 1e-3 * expected.abs().max()
+        model.merge_adapter()
+        case.close(model(*inputs), expected)
+        model.unmerge_adapter()
+        same_bits(base_parameters(model), before)
+
+
+@pytest.mark.filterwarnings("ignore:Already following adapters", "ignore:All adapters are already merged")  # PEFT's
+@pytest.mark.parametrize("case", cases("exact") + cases("together", dtypes=(torch.bfloat16,)), ids=str)
+def test_merging_one_after_another_equals_merging_together(case: Case) -> None:
+    model, _ = _several(case)
+    before = snapshot(base_parameters(model))
+    model.merge_adapter(["default", "second"])
+    together = snapshot(base_parameters(model))
+    model.unmerge_adapter()
+    model.merge_adapter(["default"])
+    model.merge_adapter(["second"])
+    # bit for bit: adapters are always merged together from the originals and rounded once
+    same_bits(base_parameters(model), together)
+    model.merge_adapter(["default"])  # merged already
+    same_bits(base_parameters(model), together)
+    model.unmerge_adapter()
+    same_bits(base_parameters(model), before)

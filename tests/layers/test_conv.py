@@ -1,0 +1,52 @@
+"""What is special about convolutions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from layers.models import linear
+
+
+class Weighted(nn.Conv2d):
+    """A subclass whose forward only it knows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.weight.sum()
+
+
+def test_a_forward_of_its_own_sees_the_turned_weight() -> None:
+    model, x = linear(base=Weighted(4, 8, 3)), torch.randn(2, 4, 6, 6)
+    turned = model(x)
+    model.merge_adapter()
+    torch.testing.assert_close(turned, model(x), rtol=0, atol=1e-4)  # float32, a sum of 288 weights
+
+
+@pytest.mark.parametrize(
+    ("base", "expected"),
+    [
+        (nn.Conv2d(4, 8, 1), None),
+        (nn.Conv2d(4, 8, (1, 3)), "convolutions"),
+        (nn.Conv1d(4, 8, 1), "convolutions"),
+        (nn.Conv3d(4, 8, 1), "convolutions"),
+    ],
+    ids=str,
+)
+def test_what_stock_peft_computes_alike(base: nn.Module, expected: str | None) -> None:
+    assert linear(base=base).base_model.model.layer.beyond_peft == expected
+
+
+def test_without_a_batch() -> None:
+    model, x = linear(base=nn.Conv2d(4, 8, 3, padding=1)), torch.randn(4, 6, 5)
+    torch.testing.assert_close(model(x), model(x[None])[0], rtol=0, atol=1e-5)
+
+
+def test_every_group_turns_alike() -> None:
+    model = linear(base=nn.Conv1d(8, 8, 1, groups=2, bias=False))
+    x = torch.randn(1, 4, 5)
+    layer = model.base_model.model.layer
+    with torch.no_grad():
+        layer.base_layer.weight[4:] = layer.base_layer.weight[:4]
+    y = model(torch.cat([x, x], 1))
+    assert torch.equal(y[:, :4], y[:, 4:])

@@ -1,0 +1,200 @@
+"""The rotation is computed once for each version of its parameter, and never served stale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from layers.models import linear, rotations
+from orthotune.kernels.from_parameters import RotationMap
+from orthotune.layers.rotation_module import Rotation
+from orthotune.rotation.blocks import BlockLayout
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of rotations computed, in ``count[0]``."""
+    calls, compute = [0], RotationMap.__call__
+
+    def counted(self: RotationMap, v: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        return compute(self, v)
+
+    monkeypatch.setattr(RotationMap, "__call__", counted)
+    return calls
+
+
+X = torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
+
+
+def test_once_for_many_calls_without_gradient(count: list[int]) -> None:
+    model = linear()
+    with torch.no_grad():
+        outputs = [model(X) for _ in range(5)]
+    assert count == [1]
+    assert all(torch.equal(y, outputs[0]) for y in outputs)
+    with torch.inference_mode():
+        assert torch.equal(model(X), outputs[0])
+    assert count == [1]
+
+
+def test_once_for_a_frozen_adapter_with_gradient_on(count: list[int]) -> None:
+    model = linear(inference_mode=True)
+    x = X.clone().requires_grad_()
+    for _ in range(4):
+        model(x).sum().backward()
+    assert count == [1]
+
+
+def test_once_for_each_call_that_asks_for_a_gradient(count: list[int]) -> None:
+    model = linear().train()
+    for _ in range(3):
+        model(X).sum().backward()
+    assert count == [3]
+
+
+def _step(model: Any) -> None:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(X).square().sum().backward()
+    optimizer.step()
+
+
+def _fused_step(model: Any) -> None:
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.1, fused=True)
+    model(X).square().sum().backward()
+    optimizer.step()
+
+
+def _load(model: Any) -> None:
+    state = {k: v + 0.3 if "oft_" in k else v for k, v in model.state_dict().items()}
+    model.load_state_dict(state)
+
+
+def _assign(model: Any) -> None:
+    state = {k: v + 0.3 if "oft_" in k else v for k, v in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+
+
+def _write(model: Any) -> None:
+    with torch.no_grad():
+        rotations(model)[0].weight.mul_(2)
+
+
+def _data_and_mode(model: Any) -> None:
+    rotations(model)[0].weight.data.mul_(2)
+    model.train().eval()
+
+
+def _data_and_place(model: Any) -> None:
+    rotations(model)[0].weight.data.mul_(2)
+    model.to("cpu")
+
+
+CHANGES: dict[str, Callable[[Any], None]] = {
+    "optimizer step": _step,
+    "fused optimizer step": _fused_step,
+    "load_state_dict": _load,
+    "load_state_dict(assign)": _assign,
+    "write in place": _write,
+    "write through data and train": _data_and_mode,
+    "write through data and to": _data_and_place,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_seen(change: str, count: list[int]) -> None:
+    model = linear()
+    with torch.no_grad():
+        before = model(X)
+    CHANGES[change](model)
+    calls = count[0]
+    with torch.no_grad():
+        after = model(X)
+        model(X)
+    assert count[0] == calls + 1
+    assert (after - before).abs().max() > 1e-3
+    # what is served is what the parameter says
+    (rotation,) = rotations(model)
+    expected = X @ torch.block_diag(*rotation.map(rotation.weight.detach()))
+    base = model.base_model.model.layer.base_layer
+    torch.testing.assert_close(after, base(expected).detach(), rtol=0, atol=1e-5)  # float32, 12 products
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_another_dtype_is_seen(dtype: torch.dtype) -> None:
+    model = linear()
+    (rotation,) = rotations(model)
+    with torch.no_grad():
+        first = rotation()
+        model.to(dtype)
+        assert rotation().dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert (rotation() - first).abs().max() < 1e-2
+        assert torch.equal(rotation(), rotation.map(rotation.weight))
+
+
+def test_inference_first_and_training_after() -> None:
+    model = linear()
+    with torch.inference_mode():
+        first = model(X)
+    assert not rotations(model)[0]().is_inference()
+    model.train()
+    x = X.clone().requires_grad_()
+    y = model(x)
+    y.sum().backward()
+    assert torch.equal(y.detach(), first)
+    # frozen rotations are served from the cache into a graph
+    model.requires_grad_(False).eval()
+    with torch.inference_mode():
+        model(X)
+    model(x).sum().backward()
+
+
+def test_a_parameter_made_in_inference_mode_works() -> None:
+    with torch.inference_mode():
+        model = linear()
+        before = model(X)
+        rotations(model)[0].weight.mul_(2)
+        assert (model(X) - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_dropped_blocks_are_never_cached(grad: bool) -> None:
+    model = linear(module_dropout=0.5).train()
+    with torch.set_grad_enabled(grad):
+        outputs = {tuple(model(X)[0].tolist()) for _ in range(12)}
+        assert len(outputs) > 1
+        model.eval()
+        assert len({tuple(model(X)[0].tolist()) for _ in range(4)}) == 1
+
+
+def test_coft_writes_the_projection_in_training_and_never_in_evaluation() -> None:
+    model = linear(coft=True, eps=0.3)
+    (rotation,) = rotations(model)
+    stored = rotation.weight.detach().clone()
+    evaluated = model(X)
+    with torch.no_grad():
+        model(X)
+        model.train()(X)
+        model.eval().merge_adapter()
+        model.unmerge_adapter()
+    assert torch.equal(rotation.weight, stored)
+    trained = model.train()(X)
+    assert not torch.equal(rotation.weight, stored)
+    assert torch.equal(rotation.weight, rotation.map.within_ball(stored))
+    torch.testing.assert_close(trained, evaluated, rtol=0, atol=1e-5)
+
+
+def test_coft_allows_a_module_to_be_used_twice_in_one_forward() -> None:
+    model = linear(base=torch.nn.Linear(12, 12), coft=True, eps=0.3).train()
+    model(model(X)).sum().backward()  # two uses
+    twice = rotations(model)[0].weight.grad.clone()
+    model.zero_grad()
+    model(model(X)).sum().backward()  # nothing left to project
+    torch.testing.assert_close(rotations(model)[0].weight.grad, twice, rtol=1e-5, atol=1e-6)
+
+
+def test_representation_says_the_layout() -> None:
+    assert "blocks=3x4, shared=True" in repr(Rotation(BlockLayout(4, 3, shared=True), RotationMap(4)))
