@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from layers.models import linear, rotations
 from orthotune.kernels.from_parameters import RotationMap
@@ -19,9 +20,9 @@ def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of rotations computed, in ``count[0]``."""
     calls, compute = [0], RotationMap.__call__
 
-    def counted(self: RotationMap, v: torch.Tensor) -> torch.Tensor:
-        calls[0] += 1
-        return compute(self, v)
+    def counted(self: RotationMap, v: torch.Tensor, known: torch.Tensor | None = None, spent: Any = None) -> Any:
+        calls[0] += known is None
+        return compute(self, v, known, spent)
 
     monkeypatch.setattr(RotationMap, "__call__", counted)
     return calls
@@ -49,8 +50,34 @@ def test_once_for_a_frozen_adapter_with_gradient_on(count: list[int]) -> None:
     assert count == [1]
 
 
-def test_once_for_each_call_that_asks_for_a_gradient(count: list[int]) -> None:
+def test_once_for_the_micro_steps_of_one_optimizer_step(count: list[int]) -> None:
     model = linear().train()
+    parameter = rotations(model)[0].weight
+    for _ in range(3):
+        model(X).square().sum().backward()
+    assert count == [1]
+    accumulated, parameter.grad = parameter.grad, None
+    model(X).square().sum().backward()
+    # three equal gradients, summed in float32
+    torch.testing.assert_close(accumulated, 3 * parameter.grad, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_once_for_a_forward_and_its_recomputation(count: list[int], reentrant: bool) -> None:
+    model = linear().train()
+    parameter = rotations(model)[0].weight
+    model(X).square().sum().backward()
+    expected, parameter.grad, count[0] = parameter.grad, None, 0
+    with torch.no_grad():
+        parameter.mul_(1)  # a new version
+    x = X.clone().requires_grad_()
+    torch.utils.checkpoint.checkpoint(model, x, use_reentrant=reentrant).square().sum().backward()
+    assert count == [1]
+    assert torch.equal(parameter.grad, expected)
+
+
+def test_a_series_is_computed_for_each_gradient(count: list[int]) -> None:
+    model = linear(use_cayley_neumann=True).train()
     for _ in range(3):
         model(X).sum().backward()
     assert count == [3]
@@ -93,12 +120,19 @@ def _data_and_place(model: Any) -> None:
     model.to("cpu")
 
 
+def _data_after_a_backward(model: Any) -> None:
+    model(X).square().sum().backward()  # as an optimizer does that is written against .data
+    parameter = rotations(model)[0].weight
+    parameter.data.sub_(0.1 * parameter.grad)
+
+
 CHANGES: dict[str, Callable[[Any], None]] = {
     "optimizer step": _step,
     "fused optimizer step": _fused_step,
     "load_state_dict": _load,
     "load_state_dict(assign)": _assign,
     "write in place": _write,
+    "write through data after a backward": _data_after_a_backward,
     "write through data and train": _data_and_mode,
     "write through data and to": _data_and_place,
 }

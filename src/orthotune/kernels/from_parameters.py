@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +24,9 @@ class _ExactRotation(torch.autograd.Function):
     """Unpacking and Cayley in one node: only ``R`` is kept for the backward."""
 
     @staticmethod
-    def forward(v: Tensor, block_size: int) -> Tensor:
+    def forward(v: Tensor, block_size: int, known: Tensor | None, spent: Callable[[], None] | None) -> Tensor:
+        if known is not None:
+            return known.view_as(known)
         if _use_triton(v, block_size):
             from orthotune.kernels import triton_cayley
 
@@ -31,20 +34,23 @@ class _ExactRotation(torch.autograd.Function):
         return cayley_forward(unpack(v, block_size))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(output)
+        ctx.spent = inputs[3]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (R,) = ctx.saved_tensors
+        if ctx.spent is not None:
+            ctx.spent()
         if _use_triton(R, R.shape[-1]):
             from orthotune.kernels import triton_cayley
 
-            return triton_cayley.exact_backward(R, grad), None
+            return triton_cayley.exact_backward(R, grad), None, None, None
         with torch.autocast(grad.device.type, enabled=False):
             dQ = cayley_backward(R, grad)
-        return pack(dQ) - pack(dQ.mT), None
+        return pack(dQ) - pack(dQ.mT), None, None, None
 
 
 def _use_triton(stored: Tensor, block_size: int) -> bool:
@@ -52,17 +58,20 @@ def _use_triton(stored: Tensor, block_size: int) -> bool:
     return stored.numel() > 0 and choose("from_parameters", stored.device.type, stored.dtype, block_size).path == "triton"
 
 
-def exact_rotation(v: Tensor, block_size: int) -> Tensor:
+def exact_rotation(
+    v: Tensor, block_size: int, known: Tensor | None = None, spent: Callable[[], None] | None = None
+) -> Tensor:
     """Exact rotation ``cayley(unpack(v))``.
 
-    Shapes: ``(..., b (b - 1) / 2)`` -> ``(..., b, b)``; float32 or float64.
+    Shapes: ``(..., b (b - 1) / 2)`` -> ``(..., b, b)``; float32 or float64. ``known`` is the result when it has been
+    computed before: only the gradient is added. ``spent`` is called when the backward has passed.
 
     Example:
         >>> exact_rotation(torch.zeros(1, 3), 3)[0].trace().item()
         3.0
     """
     with torch.autocast(v.device.type, enabled=False):
-        return _ExactRotation.apply(v, block_size)
+        return _ExactRotation.apply(v, block_size, known, spent)
 
 
 @dataclass(frozen=True)
@@ -97,10 +106,13 @@ class RotationMap:
         """The stored numbers ``(rows, n)`` after COFT's projection; unchanged without COFT."""
         return v if self.eps is None else project(v, coft_radius(self.eps, v.shape[-2]) / self.scale)
 
-    def __call__(self, v: Tensor) -> Tensor:
-        """Rotations ``(rows, b, b)`` of the stored numbers ``(rows, n)``; float32, or float64 for float64 numbers."""
+    def __call__(self, v: Tensor, known: Tensor | None = None, spent: Callable[[], None] | None = None) -> Tensor:
+        """Rotations ``(rows, b, b)`` of the stored numbers ``(rows, n)``; float32, or float64 for float64 numbers.
+
+        ``known`` and ``spent`` are :func:`exact_rotation`'s; a series takes no notice of them.
+        """
         v = self.within_ball(v.to(torch.promote_types(v.dtype, torch.float32)))
         v = v * self.scale if self.scaled else v
         if self.exact:
-            return exact_rotation(v, self.block_size)
+            return exact_rotation(v, self.block_size, known, spent)
         return neumann(unpack(v, self.block_size), self.terms, self.series == "legacy")

@@ -138,7 +138,8 @@ class OFTLayer(nn.Module, Merging):
         # Unlike PEFT's, this never lowers the dtype: rotations are float32 whatever the base is.
         target = device or next(iter(self.base_parameters().values())).device
         for tensor in self.stored(adapter_name):
-            if tensor.device.type != "meta" and tensor.device != target:
+            # On the meta device, where a base is whose weights come one at a time, the numbers would be lost.
+            if "meta" not in (tensor.device.type, target.type) and tensor.device != target:
                 tensor.data = tensor.data.to(target)
 
     # Turning.
@@ -157,8 +158,8 @@ class OFTLayer(nn.Module, Merging):
     def turned(self, adapters: list[str], whole: bool = False, rounded: bool = False) -> dict[str, Tensor]:
         """Parameter name -> ``W'`` under ``adapters``, differentiable, in float32 (float64 for float64 weights).
 
-        ``whole`` drops no block, see :class:`Rotation`. ``rounded`` is for merging: in the base's dtype, computed run by
-        run without a float32 copy of the whole, and without a gradient.
+        ``whole`` drops no block, see :class:`Rotation`. ``rounded`` is for merging: in the base's dtype, computed run
+        by run without a float32 copy of the whole, and without a gradient.
         """
         turn = turn_weight if rounded else turn_whole
         matrices = self.matrices()

@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from orthotune.errors import MergeError
+from orthotune.kernels.finite import all_finite
 
 
 class Merging(BaseTunerLayer):
@@ -73,7 +74,7 @@ class Merging(BaseTunerLayer):
         checked = {f"adapter '{name}'": self.stored(name) for name in adapters if safe}
         checked |= {f"the new {name}": [weight] for name, weight in new.items() if safe}
         for what, tensors in checked.items():
-            if not all(tensor.isfinite().all() for tensor in tensors):
+            if not all(all_finite(tensor) for tensor in tensors):
                 raise MergeError(
                     f"merging {adapters} into layer '{self.oft_settings[adapters[0]].layer}'",
                     got=f"NaN or infinite values in {what}",

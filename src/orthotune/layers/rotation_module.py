@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from orthotune.kernels.from_parameters import RotationMap
 from orthotune.layers.block_dropout import drop_blocks
+from orthotune.layers.rotation_cache import RotationCache
 from orthotune.rotation.blocks import BlockLayout
 
 
@@ -32,7 +33,7 @@ class Rotation(nn.Module):
         self.layout, self.map, self.copies, self.dropout = layout, map, copies, dropout
         rows, elements = layout.shape
         self.weight = nn.Parameter(torch.zeros(copies * rows, elements, dtype=dtype or torch.float32))
-        self._cached: tuple[tuple[Any, ...], Tensor] | None = None
+        self._cache = RotationCache()
 
     def forward(self, whole: bool = False) -> Tensor:
         """The blocks in float32 (float64 for float64 parameters), one row per stored block unless blocks are dropped.
@@ -52,42 +53,44 @@ class Rotation(nn.Module):
 
     def _rotation(self) -> Tensor:
         weight = self.weight
-        if torch.is_grad_enabled() and weight.requires_grad:
-            self._cached = None
-            if self.training and self.map.eps is not None:
-                with torch.no_grad():  # COFT: the parameter itself stays within its ball
-                    # Through .data: projecting again changes no bit, so a module used twice in one forward must not
-                    # count as modified between its first use and the backward.
-                    weight.data.copy_(self._project(weight))
+        trained = torch.is_grad_enabled() and weight.requires_grad
+        if trained and self.training and self.map.eps is not None:
+            with torch.no_grad():  # COFT: the parameter itself stays within its ball
+                # Through .data: projecting again changes no bit, so a module used twice in one forward must not
+                # count as modified between its first use and the backward.
+                weight.data.copy_(self._project(weight))
+        # Traced and inference tensors have no version to go by; a series has no backward from R alone.
+        if torch.compiler.is_compiling() or weight.is_inference() or (trained and not self.map.exact):
             return self._compute()
-        if torch.compiler.is_compiling() or weight.is_inference():
-            return self._compute()  # neither has a version to go by
-        version = (weight._version, weight.data_ptr())
-        if self._cached is None or self._cached[0] != version:
-            # A cache filled in inference mode must still serve a later training step.
+        R = self._cache.get(weight)
+        if R is None:
+            # Computed in inference mode, it must still serve a later training step.
             with torch.inference_mode(False), torch.no_grad():
-                self._cached = (version, self._compute())
-        return self._cached[1]
+                R = self._compute()
+            self._cache.put(weight, R)
+        return self._compute(R) if trained else R
 
     def _project(self, v: Tensor) -> Tensor:
         return self.map.within_ball(v.view(self.copies, -1, v.shape[-1])).view(v.shape)
 
-    def _compute(self) -> Tensor:
-        v = self.weight
+    def _compute(self, known: Tensor | None = None) -> Tensor:
+        v, spent = self.weight, None if known is None else self._cache.doubt
         if self.copies == 1 or self.map.eps is None:
-            return self.map(v)
-        return self.map(v.view(self.copies, -1, v.shape[-1])).flatten(0, 1)
+            return self.map(v, known, spent)
+        # COFT's radius goes by the blocks of one matrix.
+        known = None if known is None else known.view(self.copies, -1, *known.shape[1:])
+        return self.map(v.view(self.copies, -1, v.shape[-1]), known, spent).flatten(0, 1)
 
     def train(self, mode: bool = True) -> Rotation:
-        self._cached = None
+        self._cache.clear()
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Rotation:
-        self._cached = None
+        self._cache.clear()
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cached": None}
+        return {**self.__dict__, "_cache": RotationCache()}
 
     def extra_repr(self) -> str:
         return f"blocks={self.layout.block_count}x{self.layout.block_size}, shared={self.layout.shared}"

@@ -1,0 +1,111 @@
+"""A weight turned run by run: never a dense rotation, never a float32 copy of the whole weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from orthotune.kernels.rotate import rotate_rows, rotate_stack
+
+#: Numbers of a weight that are worked on at once. Their float32 copy and the product fit into a CPU's caches.
+RUN = 1 << 20
+
+
+class Step(NamedTuple):
+    """One factor of a turned weight ``(..., out, in)``.
+
+    ``columns`` is ``W BD(R)`` and ``rows`` is ``BD(R) W``, with ``R`` ``(..., blocks or 1, b, b)``; ``scale_rows`` and
+    ``scale_columns`` multiply by a vector, ``(copies * out,)`` and ``(in,)``.
+    """
+
+    kind: Literal["columns", "rows", "scale_rows", "scale_columns"]
+    factor: Tensor
+
+    def act(self, W: Tensor) -> Tensor:
+        """The whole of ``W`` after this step, differentiable, in the dtype of ``W``."""
+        if self.kind == "columns":
+            return rotate_stack(W, self.factor)
+        if self.kind == "rows":
+            return rotate_rows(W, self.factor)
+        return W * (self.factor.view(*W.shape[:-1], 1) if self.kind == "scale_rows" else self.factor)
+
+    def within(self, rows: slice, columns: slice) -> Step:
+        """The step for a window of one matrix, whose edges are edges of blocks."""
+        window = columns if self.kind.endswith("columns") else rows
+        if self.factor.dim() == 1:
+            return Step(self.kind, self.factor[window])
+        if self.factor.shape[-3] == 1:  # one block for every place
+            return self
+        size = self.factor.shape[-1]
+        return Step(self.kind, self.factor[window.start // size : window.stop // size])
+
+    def of_copy(self, index: int, count: int) -> Step:
+        """The step for one matrix of a stack of ``count``, as for a matrix that stands alone.
+
+        Example:
+            >>> Step("rows", torch.zeros(3, 2, 4, 4)).of_copy(1, 3).factor.shape
+            torch.Size([2, 4, 4])
+        """
+        if self.kind == "scale_rows":
+            return Step(self.kind, self.factor.view(count, -1)[index])
+        return Step(self.kind, self.factor[index]) if self.factor.dim() == 4 else self
+
+
+def turn_whole(W: Tensor, steps: Sequence[Step]) -> Tensor:
+    """``W`` after all steps at once, differentiable, in float32 (float64 for float64 weights).
+
+    Example:
+        >>> turn_whole(torch.ones(1, 2), [Step("scale_columns", torch.tensor([1.0, 2.0]))])
+        tensor([[1., 2.]])
+    """
+    W = W.to(torch.promote_types(W.dtype, torch.float32))
+    for step in steps:
+        W = step.act(W)
+    return W
+
+
+def turn_weight(W: Tensor, steps: Sequence[Step], out: Tensor | None = None, run: int = RUN) -> Tensor:
+    """``W`` after all steps in its own dtype and layout: computed in float32 run by run, rounded once, no gradient.
+
+    Args:
+        W: ``(out, in)`` or ``(copies, out, in)``, with any strides.
+        steps: in the order in which they act.
+        out: where the result goes, of the same shape; ``W`` itself is allowed. A new tensor when None.
+        run: how many numbers are worked on at once, or as few as hold whole blocks of every step.
+
+    Example:
+        >>> turn_weight(torch.ones(1, 2).bfloat16(), [Step("scale_rows", torch.tensor([3.0]))])
+        tensor([[3., 3.]], dtype=torch.bfloat16)
+    """
+    out = torch.empty_like(W, requires_grad=False) if out is None else out
+    with torch.no_grad(), torch.autocast(W.device.type, enabled=False):
+        if W.dim() == 2:
+            _turn_matrix(W, steps, out, run)
+        # One by one, however small: an expert must come out the same when its file holds it alone.
+        for index in range(W.shape[0] if W.dim() == 3 else 0):
+            _turn_matrix(W[index], [step.of_copy(index, W.shape[0]) for step in steps], out[index], run)
+    return out
+
+
+def _turn_matrix(W: Tensor, steps: Sequence[Step], out: Tensor, run: int) -> None:
+    for rows, columns in _windows(W, steps, run):
+        own = [step.within(rows, columns) for step in steps]
+        out[rows, columns].copy_(turn_whole(W[rows, columns], own))
+
+
+def _windows(W: Tensor, steps: Sequence[Step], run: int) -> Iterator[tuple[slice, slice]]:
+    """Runs of rows that cut no block of a ``rows`` step; of columns, too, where such rows are too many numbers."""
+    count, width = W.shape
+    height = math.lcm(*(step.factor.shape[-1] for step in steps if step.kind == "rows"))
+    across = math.lcm(*(step.factor.shape[-1] for step in steps if step.kind == "columns"))
+    taken = width
+    if height * width > run:
+        taken = min(width, max(run // height // across, 1) * across)
+    high = max(run // max(width, 1) // height, 1) * height
+    for top in range(0, count, high):
+        for left in range(0, width, taken):
+            yield slice(top, min(top + high, count)), slice(left, min(left + taken, width))

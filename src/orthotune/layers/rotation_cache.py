@@ -1,0 +1,50 @@
+"""A rotation computed once per parameter version."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class RotationCache:
+    """The numbers of ``R`` for a parameter as it is now.
+
+    A parameter is known by its version and its place in memory. Some optimizers write past the version (through
+    ``.data``, or from compiled code), and they do so after a backward: from then on the numbers are compared on a CPU, and
+    not trusted on other devices, where a comparison would wait for the device.
+
+    Example:
+        >>> cache, v = RotationCache(), torch.zeros(1, 1)
+        >>> cache.put(v, torch.eye(2))
+        >>> cache.get(v) is not None, cache.get(v.add_(1)) is None
+        (True, True)
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._R: Tensor | None = None
+        self._of: tuple[int, int] | None = None
+        self._numbers: Tensor | None = None
+        self._doubtful = False
+
+    def put(self, weight: Tensor, R: Tensor) -> None:
+        """Keep ``R``, computed from ``weight``."""
+        self._R, self._of, self._doubtful = R, (weight._version, weight.data_ptr()), False
+        self._numbers = weight.detach().clone() if weight.device.type == "cpu" else None
+
+    def get(self, weight: Tensor) -> Tensor | None:
+        """``R`` if ``weight`` is what it was, else None."""
+        if self._R is None or self._of != (weight._version, weight.data_ptr()):
+            return None
+        if self._doubtful:
+            if self._numbers is None or not torch.equal(self._numbers, weight):
+                return None
+            self._doubtful = False
+        return self._R
+
+    def doubt(self) -> None:
+        """A backward has passed: the next write may go unseen."""
+        self._doubtful = True
