@@ -23,12 +23,18 @@ def merge(
     base: str = typer.Option(None, "--base", "-b", help="Path or hub name. Default: the one that the adapter records."),
     dtype: DType = typer.Option(DType.AUTO, help="Number type of the merged model; auto keeps the base's."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is at --out."),
+    stream: bool = typer.Option(False, "--stream", help="From file to file, one tensor in memory at a time."),
 ) -> None:
     """Merge an adapter into its base model and save an ordinary model, with its tokenizer.
 
     Example: orthotune merge runs/demo/adapter --out merged
     """
-    merge_adapter(adapter, out, base=base, dtype=dtype.value, overwrite=overwrite)
+    if stream:
+        if dtype is not DType.AUTO:
+            raise typer.BadParameter("--stream keeps the number types of the files; leave --dtype out")
+        stream_adapter(adapter, out, base=base, overwrite=overwrite)
+    else:
+        merge_adapter(adapter, out, base=base, dtype=dtype.value, overwrite=overwrite)
     typer.echo(f"merged model  {out}")
 
 
@@ -47,19 +53,51 @@ def merge_adapter(
         PosixPath('merged')
     """
     from orthotune import PeftModel
-    from orthotune.errors import ConfigError
-    from orthotune.formats.roster import read_adapter
     from orthotune_cli.base_model import load_base
     from orthotune_cli.place import new_folder
 
-    # Read once on its own: a damaged file is told before a large model is loaded.
-    state = read_adapter(adapter)
-    base = base or state.config.get("base_model_name_or_path")
-    if not base:
-        raise ConfigError(f"{adapter} does not record its base model", do="Name it with --base")
+    base = _base_of(adapter, base)
     # The place first: to find it closed after loading a large model would be a waste.
     with new_folder(out, overwrite=overwrite) as folder:
         loaded = load_base(base, dtype)
         tuned = PeftModel.from_pretrained(loaded.model, adapter)
         loaded.save(tuned.merge_and_unload(safe_merge=True), folder)
     return out
+
+
+def stream_adapter(adapter: Path, out: Path, *, base: str | None = None, overwrite: bool = False) -> Path:
+    """As :func:`merge_adapter`, from the base's files to the merged ones without loading the model.
+
+    Raises:
+        AdapterFileError: the adapter or a file of the base is damaged, or they do not belong together.
+        MergeError: a merged weight would hold NaN or infinity.
+        OutputError: ``out`` is taken or cannot be written to.
+
+    Example:
+        >>> stream_adapter(Path("runs/demo/adapter"), Path("merged"), base="models/llama")  # doctest: +SKIP
+        PosixPath('merged')
+    """
+    from orthotune.merging.stream import merge_checkpoint
+    from orthotune.worlds import text
+    from orthotune_cli.base_model import WORLD
+    from orthotune_cli.place import new_folder
+
+    def tell(number: int, count: int, name: str) -> None:
+        typer.echo(f"shard {number} of {count}  {name}", err=True)
+
+    base = _base_of(adapter, base)
+    with new_folder(out, overwrite=overwrite) as folder:
+        merge_checkpoint(adapter, text.MODEL if base == WORLD else Path(base), folder, tell)
+    return out
+
+
+def _base_of(adapter: Path, base: str | None) -> str:
+    from orthotune.errors import ConfigError
+    from orthotune.formats.roster import read_adapter
+
+    # Read once on its own: a damaged file is told before a large model is loaded.
+    recorded = read_adapter(adapter).config.get("base_model_name_or_path")
+    base = base or recorded
+    if not base:
+        raise ConfigError(f"{adapter} does not record its base model", do="Name it with --base")
+    return base

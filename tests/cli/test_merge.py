@@ -143,3 +143,35 @@ def test_diffusers_model_and_pipeline_keep_their_layout(call: Callable, tmp_path
         if part == "unet":
             DDPMPipeline.from_pretrained(out)
             DDPMPipeline(unet(), DDPMScheduler()).save_pretrained(tmp_path / "pipe")
+
+
+def test_streamed_merge_is_the_merge(call: Callable, trained: Path) -> None:
+    words = ("merge", trained / "adapter", "--base", trained / "base", "--out")
+    assert call(*words, trained / "merged").exit_code == 0
+    done = call(*words, trained / "streamed", "--stream")
+    assert done.exit_code == 0, done.stderr
+    assert "shard 1 of 1  model.safetensors" in done.stderr
+    assert f"merged model  {trained / 'streamed'}" in done.stdout
+    expected = load_file(trained / "merged" / "model.safetensors")
+    found = load_file(trained / "streamed" / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert _left(trained) == {"adapter", "base", "merged", "streamed", "expected.pt"}
+    # the place is taken now
+    done = call(*words, trained / "streamed", "--stream")
+    assert done.exit_code == 2 and "a folder that is not empty" in done.stderr
+    assert call(*words, trained / "streamed", "--stream", "--dtype", "float16").exit_code == 2
+
+
+@pytest.mark.parametrize("damage", [_cut_off, _poison, _lose_base])
+def test_streaming_that_fails_leaves_nothing(call: Callable, trained: Path, damage: Callable) -> None:
+    damage(trained / "adapter")
+    done = call("merge", trained / "adapter", "--out", trained / "merged", "--stream")
+    assert done.exit_code == 2, done.stderr
+    assert _left(trained) == {"adapter", "base", "expected.pt"}
+
+
+def test_streaming_into_a_place_below_a_file(call: Callable, trained: Path) -> None:
+    done = call("merge", trained / "adapter", "--out", trained / "expected.pt" / "merged", "--stream")
+    assert done.exit_code == 2
+    assert "Name a place that can be written to" in done.stderr

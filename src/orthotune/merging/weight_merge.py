@@ -1,0 +1,72 @@
+"""One weight, or one expert of a stack, turned in place by the adapter of its layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from orthotune.errors import MergeError
+from orthotune.kernels.finite import all_finite
+from orthotune.kernels.turn_weight import RUN, turn_weight
+from orthotune.layers.base import OFTLayer
+
+
+@torch.no_grad()
+def merge_weight(layer: OFTLayer, parameter: str, weight: Tensor, adapter: str) -> Tensor:
+    """``weight``, written over by ``W'``: what merging ``adapter`` in memory gives, in the same dtype.
+
+    Besides the weight there are the rotation and a few runs of float32 numbers in memory, see
+    :func:`~orthotune.kernels.turn_weight.turn_weight`.
+
+    Args:
+        layer: the layer, whose own base may be on the meta device.
+        parameter: name of the weight below the layer's base, as in ``layer.base_parameters()``.
+        weight: its numbers, in the shape of the parameter, contiguous.
+        adapter: name of the adapter.
+
+    Raises:
+        MergeError: the new weight holds NaN or infinity.
+
+    Example:
+        >>> from orthotune.layers.linear import Linear
+        >>> from orthotune.layers.settings import LayerSettings
+        >>> layer = Linear(nn.Linear(4, 2, device="meta"), "default", LayerSettings("q", block_size=2))
+        >>> rotation = layer.rotations("default")[""]
+        >>> rotation.weight = nn.Parameter(torch.ones(2, 1))  # Q = [[0, 1], [-1, 0]]: a quarter of a turn
+        >>> merge_weight(layer, "weight", torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]), "default")[0]
+        tensor([ 0.,  1., -1.,  0.])
+    """
+    with layer.holding({parameter: nn.Parameter(weight, requires_grad=False)}):
+        for part, matrix in layer.matrices().items():
+            if matrix.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr():  # no other parameter's part
+                turn_weight(matrix, layer.steps(part, [adapter], whole=True), out=matrix)
+    return _finite(layer, parameter, weight, adapter)
+
+
+@torch.no_grad()
+def merge_copy(layer: OFTLayer, parameter: str, weight: Tensor, adapter: str, index: int, count: int) -> Tensor:
+    """``weight``, the matrix ``index`` of a stack of ``count``, written over by what merging the whole stack gives.
+
+    Raises:
+        MergeError: the new weight holds NaN or infinity.
+    """
+    matrix = weight.mT if getattr(layer, "input_first", False) else weight
+    steps = layer.steps("", [adapter], whole=True)
+    turn_weight(matrix, [step.of_copy(index, count) for step in steps], out=matrix)
+    return _finite(layer, parameter, weight, adapter)
+
+
+def release(layer: OFTLayer, adapter: str) -> None:
+    """Let the blocks of a layer go that is done: those of all layers together may be larger than a shard."""
+    for rotation in layer.rotations(adapter).values():
+        rotation.eval()
+
+
+def _finite(layer: OFTLayer, parameter: str, weight: Tensor, adapter: str) -> Tensor:
+    if not all(all_finite(run) for run in weight.view(-1).split(RUN)):
+        raise MergeError(
+            f"merging ['{adapter}'] into layer '{layer.oft_settings[adapter].layer}'",
+            got=f"NaN or infinite values in the new {parameter}",
+            do="Nothing was written. The adapter or the base weight is broken: run `orthotune inspect`",
+        )
+    return weight
