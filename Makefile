@@ -7,12 +7,13 @@ STAMP   := $(VENV)/.installed
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check install clean
+.PHONY: help demo test check bench install clean
 
 help:
 	@echo "make demo   finetune a small language model, merge it, write a report (under 5 minutes on 2 cores)"
 	@echo "make test   run the tests (under 12 minutes on 2 cores)"
 	@echo "make check  ruff and mypy"
+	@echo "make bench  the table of docs/speed.md (about 10 minutes on 2 quiet cores)"
 	@echo "make clean  remove $(VENV) and the caches"
 
 demo: $(STAMP)
@@ -24,6 +25,9 @@ test: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/orthotune bench targets --out benchmarks/results $(ARGS)
 
 install: $(STAMP)
 

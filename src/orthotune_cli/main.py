@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from orthotune_cli import compare, demo, inspect, merge, presets, report, train
+from orthotune_cli import bench, compare, demo, inspect, merge, presets, report, train
 from orthotune_cli.verbs import Verbs
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ app.command("merge")(merge.merge)
 app.command("inspect")(inspect.inspect)
 app.command("report")(report.report)
 app.command("demo")(demo.demo)
+app.command("bench")(bench.bench)
 
 
 def main() -> None:

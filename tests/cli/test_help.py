@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-VERBS = ["train", "compare", "presets", "inspect", "merge", "report", "demo"]  # in the order of help
+VERBS = ["train", "compare", "presets", "inspect", "merge", "report", "demo", "bench"]  # in the order of help
 
 CODE = """
 import sys

@@ -20,10 +20,12 @@ BELOW: dict[str, set[str]] = {
     "layers": {"rotation", "kernels", "quantized"},
     "tuner": {"rotation", "kernels", "quantized", "layers"},
     "formats": {"rotation"},
+    "merging": {"rotation", "kernels", "layers", "tuner", "formats"},
     "metrics": {"rotation"},
     "report": set(),
     "training": {"rotation", "kernels", "quantized", "layers", "tuner", "formats", "metrics"},
     "worlds": {"training", "metrics"},
+    "bench": {"kernels", "layers", "tuner", "training"},
     "recipes": {"rotation", "layers", "tuner", "formats", "metrics", "report", "training", "worlds"},
     "__init__": {"tuner"},
 }

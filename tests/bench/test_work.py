@@ -1,0 +1,61 @@
+"""The check against slowness that no noise can disturb: calls and bytes that one adapted layer adds.
+
+The bounds are what today's code does. Lower them when the code gets leaner; raise one only with the reason beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from orthotune.bench.work import added_work, aten_calls
+
+T, N, B = 24, 64, 16
+# Parameters to R: 19 calls forward (two look-ups of the dtype, unpacking 3, norm 4, squarings at these angles 9, a copy
+# of the numbers for the cache), 9 backward (Cayley 5, packing 4).
+# Input times R: 3 forward (R to bfloat16, the result's memory, the product), 7 backward (the same for the input; two
+# copies, a product and a cast for R).
+MOST_IN_TRAINING = 19 + 9 + 3 + 7
+# The cached R is cast to the model's dtype (one row: the row to float32 and back), then one product.
+MOST_OUTSIDE = {"eval": 3, "decode": 3}
+
+
+def work(mode: Any, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    return added_work(mode, features=N, tokens=T, oft_block_size=B, **settings)
+
+
+def test_calls_of_a_training_step() -> None:
+    found = work("train")
+    assert found.total <= MOST_IN_TRAINING, found.calls
+    assert "aten.linalg_inv_ex" not in found.calls  # no LAPACK call at the angles that training has
+
+
+@pytest.mark.parametrize("mode", MOST_OUTSIDE)
+def test_calls_outside_training_compute_no_rotation(mode: str) -> None:
+    found = work(mode)
+    assert found.total <= MOST_OUTSIDE[mode], found.calls
+    assert found.calls.get("aten.bmm", 0) + found.calls.get("aten.mm", 0) <= 1
+
+
+def test_layers_of_one_input_cost_no_more_each() -> None:
+    assert work("train", count=3).total <= work("train").total
+
+
+@pytest.mark.parametrize("count", [1, 3], ids=["one layer", "query, key and value"])
+def test_saved_bytes_are_the_input_once_and_each_rotation(count: int) -> None:
+    x, R = 2 * T * N, 4 * N * B  # bfloat16 (T, N); float32 (N / B, B, B)
+    assert work("train", count=count).saved == x + count * R
+
+
+def test_saved_bytes_of_a_float32_layer() -> None:
+    assert work("train", dtype=torch.float32).saved == 4 * T * N + 4 * N * B
+
+
+def test_calls_are_counted_in_the_backward_too() -> None:
+    x = torch.ones(2, requires_grad=True)
+    found = aten_calls(lambda: torch.autograd.grad(x.exp().sum(), x))
+    assert found["aten.exp"] == 1
+    assert found["aten.mul"] == 1  # exp's backward
