@@ -43,7 +43,9 @@ def test_rotation_and_its_gradient(block_size, norm):
     assert (mine.grad.cpu().double() - reference.grad).abs().max() < 3e-6 * scale
 
 
-@pytest.mark.parametrize(("block_size", "count", "rows"), [(8, 3, 5), (12, 2, 70), (32, 2, 33), (100, 2, 9), (256, 1, 4)])
+@pytest.mark.parametrize(
+    ("block_size", "count", "rows"), [(8, 3, 5), (12, 2, 70), (32, 2, 33), (100, 2, 9), (256, 1, 4)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shared", [False, True])
 def test_rotated_input_and_both_gradients(block_size, count, rows, dtype, shared):

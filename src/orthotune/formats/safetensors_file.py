@@ -32,9 +32,7 @@ def read_tensors(path: str | Path, *, finite: bool = True) -> dict[str, torch.Te
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise AdapterFileError(
-            f"{path} is damaged", got=str(error), do="Copy or download the file again"
-        ) from error
+        raise AdapterFileError(f"{path} is damaged", got=str(error), do="Copy or download the file again") from error
     if finite:
         refuse_non_finite(tensors, path)
     return tensors

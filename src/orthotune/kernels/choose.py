@@ -51,7 +51,9 @@ def forced(path: Path) -> Iterator[None]:
         _forced.pop()
 
 
-def choose(operation: Operation, device: str, dtype: torch.dtype, block_size: int, triton: bool | None = None) -> Choice:
+def choose(
+    operation: Operation, device: str, dtype: torch.dtype, block_size: int, triton: bool | None = None
+) -> Choice:
     """The path for one operation; a function of its arguments alone, except inside :func:`forced`.
 
     Args:

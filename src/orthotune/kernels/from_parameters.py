@@ -55,7 +55,9 @@ class _ExactRotation(torch.autograd.Function):
 
 def _use_triton(stored: Tensor, block_size: int) -> bool:
     # Triton is imported where it runs: it is optional, and slow to import.
-    return stored.numel() > 0 and choose("from_parameters", stored.device.type, stored.dtype, block_size).path == "triton"
+    return (
+        stored.numel() > 0 and choose("from_parameters", stored.device.type, stored.dtype, block_size).path == "triton"
+    )
 
 
 def exact_rotation(

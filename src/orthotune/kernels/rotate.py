@@ -80,9 +80,9 @@ class _Rotate(torch.autograd.Function):
 def rotate(x: Tensor, R: Tensor) -> Tensor:
     """``x BD(R)``: each run of ``b`` features times its block.
 
-    Shapes: ``x`` ``(..., n)``, ``R`` ``(n / b, b, b)`` or ``(1, b, b)`` for one shared block; returns ``(..., n)`` in the
-    dtype of ``x``, or in autocast's where that is on. Products accumulate in float32 or better; ``x`` is never copied to
-    float32.
+    Shapes: ``x`` ``(..., n)``, ``R`` ``(n / b, b, b)`` or ``(1, b, b)`` for one shared block; returns ``(..., n)`` in
+    the dtype of ``x``, or in autocast's where that is on. Products accumulate in float32 or better; ``x`` is never
+    copied to float32.
 
     Example:
         >>> rotate(torch.tensor([1.0, 0.0]), torch.tensor([[[0.0, 1.0], [-1.0, 0.0]]]))

@@ -1,11 +1,11 @@
 """Parameters to rotations on a GPU: unpacking and the exact Cayley map in one launch, and its backward in another.
 
 One program holds one block in registers. With ``S = -Q^2``, whose eigenvalues lie in ``[0, s]``, and ``c = 1 + s / 2``,
-``E = I - (I + S) / c`` has a norm of at most ``(s / 2) / c < 1``, so ``(I + Q)^{-1} = (I - Q)(I + E)(I + E^2)(I + E^4).. / c``
-converges for every ``Q``; the number of factors follows from ``s``, in the kernel, so that nothing waits for the host.
+``E = I - (I + S) / c`` has a norm of at most ``(s / 2) / c < 1``, so ``(I + Q)^{-1} = (I - Q)(I + E)(I + E^2)(I +
+E^4).. / c`` converges for every ``Q``; the number of factors follows from ``s``, in the kernel, so that nothing waits
+for the host.
 """
 
-# ruff: noqa: E741, N803, N806
 from __future__ import annotations
 
 import torch

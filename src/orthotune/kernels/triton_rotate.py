@@ -1,6 +1,5 @@
 """Rotating inputs on a GPU: forward, and a backward that makes ``dX`` and ``dR`` from one pass over ``(x, dY)``."""
 
-# ruff: noqa: N803, N806
 from __future__ import annotations
 
 import torch
@@ -101,7 +100,9 @@ def rotate_forward(x: Tensor, R: Tensor) -> Tensor:
     return y
 
 
-def rotate_backward(x: Tensor, R: Tensor, grad: Tensor, need_dx: bool, need_dR: bool) -> tuple[Tensor | None, Tensor | None]:
+def rotate_backward(
+    x: Tensor, R: Tensor, grad: Tensor, need_dx: bool, need_dR: bool
+) -> tuple[Tensor | None, Tensor | None]:
     """``(dX, dR)`` of :func:`rotate_forward`; ``dR`` float32, summed over the blocks when one is shared.
 
     Blocks of up to 64 take one launch for both; larger ones take one for each.

@@ -10,8 +10,8 @@ class RotationCache:
     """The numbers of ``R`` for a parameter as it is now.
 
     A parameter is known by its version and its place in memory. Some optimizers write past the version (through
-    ``.data``, or from compiled code), and they do so after a backward: from then on the numbers are compared on a CPU, and
-    not trusted on other devices, where a comparison would wait for the device.
+    ``.data``, or from compiled code), and they do so after a backward: from then on the numbers are compared on a CPU,
+    and not trusted on other devices, where a comparison would wait for the device.
 
     Example:
         >>> cache, v = RotationCache(), torch.zeros(1, 1)

@@ -20,10 +20,11 @@ def require_plain(weight: Tensor, layer: str, module: nn.Module) -> None:
     Example:
         >>> require_plain(torch.zeros(2, 2), "q_proj", nn.Linear(2, 2))
     """
-    if hasattr(module, "parametrizations"):
+    computed = getattr(module, "parametrizations", None)
+    if isinstance(computed, nn.ModuleDict):
         raise UnsupportedLayerError(
             f"layer '{layer}' ({type(module).__name__})",
-            got=f"a parametrized {', '.join(module.parametrizations)}, such as weight_norm makes",
+            got=f"a parametrized {', '.join(computed)}, such as weight_norm makes",
             needed="a weight of its own",
             do="Remove the parametrization first (torch.nn.utils.parametrize.remove_parametrizations)",
         )

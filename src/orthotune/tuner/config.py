@@ -93,9 +93,10 @@ class OFTConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         # Only a config that was saved or dumped carries its type: users never pass it.
-        stored = vars(self)["peft_type"] is not None
+        kind = vars(self)["peft_type"]
+        stored = kind is not None
         if stored:
-            _choice("peft_type", self.peft_type, (PeftType.OFT, "OFT", ORTHOTUNE_TYPE))
+            _choice("peft_type", kind, (PeftType.OFT, "OFT", ORTHOTUNE_TYPE))
         old_version = self.peft_version
         super().__post_init__()
         self.peft_type = PeftType.OFT
