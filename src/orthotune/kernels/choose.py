@@ -69,9 +69,14 @@ def choose(
     """
     if _forced:
         return Choice(_forced[-1], "forced")
+    return _choose(operation, device, dtype, block_size, triton_installed() if triton is None else triton)
+
+
+@cache  # asked at every call of every layer
+def _choose(operation: Operation, device: str, dtype: torch.dtype, block_size: int, triton: bool) -> Choice:
     if device != "cuda":
         return Choice("torch", "Triton kernels need a GPU")
-    if not (triton_installed() if triton is None else triton):
+    if not triton:
         return Choice("torch", "Triton is not installed")
     if dtype not in FLOATS:
         return Choice("torch", f"no Triton kernel for {dtype}")

@@ -24,19 +24,11 @@ class _ExactRotation(torch.autograd.Function):
     """Unpacking and Cayley in one node: only ``R`` is kept for the backward."""
 
     @staticmethod
-    def forward(v: Tensor, block_size: int, known: Tensor | None, spent: Callable[[], None] | None) -> Tensor:
-        if known is not None:
-            return known.view_as(known)
-        if _use_triton(v, block_size):
-            from orthotune.kernels import triton_cayley
-
-            return triton_cayley.exact_forward(v, block_size)
-        return cayley_forward(unpack(v, block_size))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(output)
-        ctx.spent = inputs[3]
+    def forward(ctx: Any, v: Tensor, block_size: int, known: Tensor | None, spent: Callable[[], None] | None) -> Tensor:
+        R = _exact(v, block_size) if known is None else known.view_as(known)
+        ctx.save_for_backward(R)
+        ctx.spent = spent
+        return R
 
     @staticmethod
     @once_differentiable
@@ -50,7 +42,15 @@ class _ExactRotation(torch.autograd.Function):
             return triton_cayley.exact_backward(R, grad), None, None, None
         with torch.autocast(grad.device.type, enabled=False):
             dQ = cayley_backward(R, grad)
-        return pack(dQ) - pack(dQ.mT), None, None, None
+        return pack(dQ) - pack(dQ, lower=True), None, None, None
+
+
+def _exact(v: Tensor, block_size: int) -> Tensor:
+    if _use_triton(v, block_size):
+        from orthotune.kernels import triton_cayley
+
+        return triton_cayley.exact_forward(v, block_size)
+    return cayley_forward(unpack(v, block_size))
 
 
 def _use_triton(stored: Tensor, block_size: int) -> bool:
@@ -72,8 +72,12 @@ def exact_rotation(
         >>> exact_rotation(torch.zeros(1, 3), 3)[0].trace().item()
         3.0
     """
-    with torch.autocast(v.device.type, enabled=False):
+    if torch.is_autocast_enabled(v.device.type):
+        with torch.autocast(v.device.type, enabled=False):
+            return exact_rotation(v, block_size, known, spent)
+    if v.requires_grad and torch.is_grad_enabled():
         return _ExactRotation.apply(v, block_size, known, spent)
+    return _exact(v, block_size) if known is None else known
 
 
 @dataclass(frozen=True)

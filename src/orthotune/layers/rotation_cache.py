@@ -15,7 +15,7 @@ class RotationCache:
 
     Example:
         >>> cache, v = RotationCache(), torch.zeros(1, 1)
-        >>> cache.put(v, torch.eye(2))
+        >>> cache.put(v, torch.eye(2), v.clone())
         >>> cache.get(v) is not None, cache.get(v.add_(1)) is None
         (True, True)
     """
@@ -30,10 +30,10 @@ class RotationCache:
         self._numbers: Tensor | None = None
         self._doubtful = False
 
-    def put(self, weight: Tensor, R: Tensor) -> None:
-        """Keep ``R``, computed from ``weight``."""
+    def put(self, weight: Tensor, R: Tensor, numbers: Tensor) -> None:
+        """Keep ``R``, computed from ``weight``, of which ``numbers`` is a copy."""
         self._R, self._of, self._doubtful = R, (weight._version, weight.data_ptr()), False
-        self._numbers = weight.detach().clone() if weight.device.type == "cpu" else None
+        self._numbers = numbers if weight.device.type == "cpu" else None
 
     def get(self, weight: Tensor) -> Tensor | None:
         """``R`` if ``weight`` is what it was, else None."""

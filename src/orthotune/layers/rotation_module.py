@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from orthotune.kernels.from_parameters import RotationMap
 from orthotune.layers.block_dropout import drop_blocks
 from orthotune.layers.rotation_cache import RotationCache
+from orthotune.layers.rotation_group import RotationGroup
 from orthotune.rotation.blocks import BlockLayout
 
 
@@ -33,7 +34,9 @@ class Rotation(nn.Module):
         self.layout, self.map, self.copies, self.dropout = layout, map, copies, dropout
         rows, elements = layout.shape
         self.weight = nn.Parameter(torch.zeros(copies * rows, elements, dtype=dtype or torch.float32))
-        self._cache = RotationCache()
+        self.cache = RotationCache()
+        self.group: RotationGroup | None = None
+        self.place = 0
 
     def forward(self, whole: bool = False) -> Tensor:
         """The blocks in float32 (float64 for float64 parameters), one row per stored block unless blocks are dropped.
@@ -62,19 +65,31 @@ class Rotation(nn.Module):
         # Traced and inference tensors have no version to go by; a series has no backward from R alone.
         if torch.compiler.is_compiling() or weight.is_inference() or (trained and not self.map.exact):
             return self._compute()
-        R = self._cache.get(weight)
+        R = self.cache.get(weight)
         if R is None:
-            # Computed in inference mode, it must still serve a later training step.
-            with torch.inference_mode(False), torch.no_grad():
-                R = self._compute()
-            self._cache.put(weight, R)
+            R = self._refresh()
         return self._compute(R) if trained else R
+
+    def _refresh(self) -> Tensor:
+        peers = [self] if self.group is None else self.group.out_of_date(self)
+        # Computed in inference mode, they must still serve a later training step.
+        with torch.inference_mode(False), torch.no_grad():
+            if len(peers) == 1:
+                self.cache.put(self.weight, self._compute(), self.weight.detach().clone())
+            else:
+                rows = [peer.weight.shape[0] for peer in peers]
+                numbers = torch.cat([peer.weight for peer in peers])
+                for peer, v, R in zip(peers, numbers.split(rows), self.map(numbers).split(rows), strict=True):
+                    peer.cache.put(peer.weight, R, v)
+        found = self.cache.get(self.weight)
+        assert found is not None
+        return found
 
     def _project(self, v: Tensor) -> Tensor:
         return self.map.within_ball(v.view(self.copies, -1, v.shape[-1])).view(v.shape)
 
     def _compute(self, known: Tensor | None = None) -> Tensor:
-        v, spent = self.weight, None if known is None else self._cache.doubt
+        v, spent = self.weight, None if known is None else self.cache.doubt
         if self.copies == 1 or self.map.eps is None:
             return self.map(v, known, spent)
         # COFT's radius goes by the blocks of one matrix.
@@ -82,15 +97,16 @@ class Rotation(nn.Module):
         return self.map(v.view(self.copies, -1, v.shape[-1]), known, spent).flatten(0, 1)
 
     def train(self, mode: bool = True) -> Rotation:
-        self._cache.clear()
+        self.cache.clear()
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Rotation:
-        self._cache.clear()
+        self.cache.clear()
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": RotationCache()}
+        # A copy computes for itself: its group would bring the whole model along.
+        return {**self.__dict__, "cache": RotationCache(), "group": None}
 
     def extra_repr(self) -> str:
         return f"blocks={self.layout.block_count}x{self.layout.block_size}, shared={self.layout.shared}"

@@ -33,17 +33,18 @@ def squarings_for(bound: float, dtype: torch.dtype) -> int | None:
 
 
 def _inverse(Q: Tensor, eye: Tensor) -> Tensor:
-    """``(I + Q)^{-1}``: a few products while the norm is small, which on a CPU is known without waiting."""
+    """``(I + Q)^{-1}`` of a batch ``(count, b, b)``: on a CPU, where the norm is known without waiting, a few products
+    while it is small."""
     if Q.device.type == "cpu" and not torch.compiler.is_compiling() and Q.numel():
         power = Q @ Q
         # Eigenvalues of Q^2 come in pairs, so the Frobenius norm is at least sqrt(2) times the largest one.
         bound = float(torch.linalg.matrix_norm(power).amax()) / math.sqrt(2)
         if (factors := squarings_for(bound, Q.dtype)) is not None:
             A = eye - Q
-            A = A + A @ power
+            A = torch.baddbmm(A, A, power)
             for _ in range(factors - 1):
                 power = power @ power
-                A = A + A @ power
+                A = torch.baddbmm(A, A, power)
             return A
     A = torch.linalg.inv_ex(Q + eye).inverse  # I + Q of a skew Q is never singular: nothing to check or wait for
     if Q.shape[-1] <= POLISH_ABOVE:
@@ -56,7 +57,7 @@ def _inverse(Q: Tensor, eye: Tensor) -> Tensor:
 def cayley_forward(Q: Tensor) -> Tensor:
     """``R = 2 (I + Q)^{-1} - I`` without autograd; float32 or float64."""
     eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
-    return _inverse(Q, eye) * 2 - eye
+    return (_inverse(Q.reshape(-1, *Q.shape[-2:]), eye) * 2 - eye).view(Q.shape)
 
 
 def cayley_backward(R: Tensor, grad: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from orthotune.errors import OrthotuneError
 
-_triangles: dict[tuple[int, torch.device], Tensor] = {}
+_triangles: dict[tuple[int, torch.device, bool], Tensor] = {}
 
 
 def element_count(block_size: int) -> int:
@@ -37,14 +37,17 @@ def block_size_of(elements: int) -> int:
     return block_size
 
 
-def triangle(block_size: int, device: torch.device) -> Tensor:
-    """Flat positions ``row * b + col`` of the strict upper triangle, row by row; int64 ``(b (b - 1) / 2,)``."""
-    key = (block_size, device)
+def triangle(block_size: int, device: torch.device, lower: bool = False) -> Tensor:
+    """Flat positions ``row * b + col`` of the strict upper triangle, row by row; int64 ``(b (b - 1) / 2,)``.
+
+    ``lower`` gives the mirrored positions, in the same order.
+    """
+    key = (block_size, device, lower)
     if key not in _triangles:
         # An index made in inference mode could never take part in a later training step.
         with torch.inference_mode(False):
             rows, cols = torch.triu_indices(block_size, block_size, 1, device=device).unbind()
-            index = rows * block_size + cols
+            index = cols * block_size + rows if lower else rows * block_size + cols
         if torch.compiler.is_compiling() or type(index) is not torch.Tensor:
             return index  # a traced or fake tensor must not outlive its trace
         _triangles[key] = index
@@ -68,13 +71,13 @@ def unpack(v: Tensor, block_size: int) -> Tensor:
     return upper - upper.mT
 
 
-def pack(Q: Tensor) -> Tensor:
+def pack(Q: Tensor, lower: bool = False) -> Tensor:
     """Strict upper triangle of ``Q`` row by row, the inverse of :func:`unpack`.
 
-    Shapes: ``(..., b, b)`` -> ``(..., b (b - 1) / 2)``.
+    ``lower`` packs the upper triangle of the transpose. Shapes: ``(..., b, b)`` -> ``(..., b (b - 1) / 2)``.
 
     Example:
         >>> pack(torch.tensor([[0.0, 3.0], [-3.0, 0.0]]))
         tensor([3.])
     """
-    return Q.flatten(-2).index_select(-1, triangle(Q.shape[-1], Q.device))
+    return Q.flatten(-2).index_select(-1, triangle(Q.shape[-1], Q.device, lower))

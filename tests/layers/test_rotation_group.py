@@ -1,0 +1,96 @@
+"""Rotations that are out of date together are computed together, to the same numbers."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from orthotune import OFTConfig, get_peft_model
+from orthotune.kernels.from_parameters import RotationMap
+from orthotune.layers import rotation_group
+from orthotune.layers.rotation_module import Rotation
+
+
+def stack(**changes):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 36), nn.Linear(36, 12), nn.Linear(12, 24))
+    config = OFTConfig(**{"oft_block_size": 12, "target_modules": ["0", "1", "2"], **changes})
+    model = get_peft_model(model, config)
+    for rotation in rotations(model):
+        nn.init.normal_(rotation.weight, std=0.1)
+    return model
+
+
+def rotations(model):
+    return [module for module in model.modules() if isinstance(module, Rotation)]
+
+
+X = torch.randn(5, 24, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """The number of stored blocks in each computation."""
+    sizes, compute = [], RotationMap.__call__
+
+    def counted(self, v, known=None, spent=None):
+        if known is None:
+            sizes.append(v.shape[-2])
+        return compute(self, v, known, spent)
+
+    monkeypatch.setattr(RotationMap, "__call__", counted)
+    return sizes
+
+
+def test_all_layers_in_one_batch_to_the_numbers_of_each_alone(batches):
+    model = stack()
+    model(X)
+    assert batches == [2 + 3 + 1]
+    for rotation in rotations(model):
+        # a batch may take one factor more than a layer alone: float32 rounding
+        torch.testing.assert_close(rotation(), rotation.map(rotation.weight), atol=5e-7, rtol=0)
+
+
+def test_only_what_is_out_of_date(batches):
+    model = stack()
+    model(X)
+    with torch.no_grad():
+        rotations(model)[2].weight.add_(0.1)
+    model(X)
+    assert batches == [6, 1]
+
+
+def test_gradients_are_those_of_each_layer_alone():
+    model, alone = stack(), stack()
+    for rotation in rotations(alone):
+        rotation.group = None
+    for twin in (model, alone):
+        twin(X).square().sum().backward()
+    for one, other in zip(rotations(model), rotations(alone), strict=True):
+        # float32 through three layers
+        torch.testing.assert_close(one.weight.grad, other.weight.grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"coft": True, "eps": 0.2}, {"block_size_pattern": {"1": 6}}])
+def test_what_differs_stays_apart(batches, changes):
+    stack(**changes)(X)
+    assert batches == ([2, 3, 1] if "coft" in changes else [3, 6])
+
+
+def test_a_batch_is_bounded(batches, monkeypatch):
+    monkeypatch.setattr(rotation_group, "BATCH", 5 * 12 * 12)
+    stack()(X)
+    assert batches == [5, 1]
+
+
+def test_a_copy_leaves_the_model_behind_and_a_deleted_adapter_its_peers():
+    model = stack()
+    layer = copy.deepcopy(model.base_model.model[0])
+    assert rotations(layer)[0].group is None
+    model.add_adapter("other", OFTConfig(oft_block_size=6, target_modules=["0", "2"]))
+    model.delete_adapter("default")
+    model.set_adapter("other")
+    assert torch.isfinite(model(X)).all()
