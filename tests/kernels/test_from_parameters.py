@@ -62,4 +62,6 @@ def test_several_copies_are_balls_of_their_own() -> None:
     map, v = RotationMap(8, eps=0.3), 20 * _stored()
     copies = map(v.view(2, 2, 28))
     assert copies.shape == (2, 2, 8, 8)
-    assert torch.equal(copies[0], map(v[:2])) and torch.equal(copies[1], map(v[2:]))
+    # float32 rounding: the products of a batch are scaled by the largest norm in it; another ball would be 1e-1 away
+    for stack, alone in zip(copies, (map(v[:2]), map(v[2:])), strict=True):
+        torch.testing.assert_close(stack, alone, rtol=0, atol=5e-7)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orthotune.rotation.cayley import POLISH_ABOVE, cayley, inverse_cayley
+from orthotune.rotation.cayley import INVERSE_POLISH, PRODUCT_POLISH, cayley, inverse_cayley
 from orthotune.rotation.measure import orthogonality_error, rotation_angles
 
 
@@ -23,7 +23,7 @@ def _by_definition(Q: Tensor) -> Tensor:
     return torch.linalg.solve(eye + Q, eye - Q, left=False)  # (I - Q)(I + Q)^{-1}
 
 
-SIZES = [2, 3, 8, 16, 17, POLISH_ABOVE, POLISH_ABOVE + 1, 64]
+SIZES = [2, 3, 8, 31, INVERSE_POLISH, INVERSE_POLISH + 1, PRODUCT_POLISH, PRODUCT_POLISH + 1]
 
 
 @pytest.mark.parametrize("block_size", SIZES)
@@ -96,3 +96,15 @@ def test_inverse(block_size: int) -> None:
 def test_half_a_turn_has_no_inverse() -> None:
     with pytest.raises(torch.linalg.LinAlgError):
         inverse_cayley(-torch.eye(2))
+
+
+@pytest.mark.parametrize("norm", [1e-3, 0.03, 0.17, 0.5, 1.0, 1.6, 1.8, 4.0])
+@pytest.mark.parametrize("block_size", [3, 32, PRODUCT_POLISH + 1])
+def test_every_way_to_compute_it_is_the_same_map(norm: float, block_size: int) -> None:
+    """From one factor to the inverse: each norm takes another number of products."""
+    Q = _skew(block_size, dtype=torch.float64)
+    Q = Q * norm / torch.linalg.matrix_norm(Q, 2).amax()
+    R = cayley(Q.float())
+    # float32 with a condition number of up to 1 + 4^2
+    torch.testing.assert_close(R.double(), _by_definition(Q), rtol=0, atol=2e-6)
+    assert orthogonality_error(R).max() < 5e-6

@@ -15,55 +15,79 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-POLISH_ABOVE = 16
-MOST_SQUARINGS = 5
+# The rounding of an inverse, and of many products, grows with the block; from here on one Newton step mends it.
+INVERSE_POLISH = 16
+PRODUCT_POLISH = 64
+MOST_FACTORS = 5
 
 
-def squarings_for(bound: float, dtype: torch.dtype) -> int | None:
-    """How many factors of ``(I - Q)(I + Q^2)(I + Q^4)...`` reach the rounding of ``dtype``, when ``|Q^2| <= bound``.
+def factors_for(largest: float, dtype: torch.dtype) -> int | None:
+    """How many factors ``(I + E)(I + E^2)(I + E^4)...`` reach the rounding of ``dtype``, see :func:`_by_products`.
 
-    ``k`` factors leave ``|Q|^(2^(k+1))``. None when an inverse is cheaper, or the product does not converge.
+    ``largest`` bounds the eigenvalues of ``-Q^2``; ``k`` factors leave ``|E|^(2^k)``. None when an inverse is cheaper.
 
     Example:
-        >>> squarings_for(0.1**2, torch.float32), squarings_for(1.0, torch.float32)
+        >>> factors_for(0.1**2, torch.float32), factors_for(4.0**2, torch.float32)
         (2, None)
     """
-    rounding = torch.finfo(dtype).eps / 2
-    return next((k for k in range(1, MOST_SQUARINGS + 1) if bound ** (2**k) <= rounding), None)
+    rounding, norm = torch.finfo(dtype).eps / 2, (largest / 2) / (1 + largest / 2)
+    return next((k for k in range(1, MOST_FACTORS + 1) if norm ** (2**k) <= rounding), None)
 
 
-def _inverse(Q: Tensor, eye: Tensor) -> Tensor:
-    """``(I + Q)^{-1}`` of a batch ``(count, b, b)``: on a CPU, where the norm is known without waiting, a few products
-    while it is small."""
-    if Q.device.type == "cpu" and not torch.compiler.is_compiling() and Q.numel():
-        power = Q @ Q
-        # Eigenvalues of Q^2 come in pairs, so the Frobenius norm is at least sqrt(2) times the largest one.
-        bound = float(torch.linalg.matrix_norm(power).amax()) / math.sqrt(2)
-        if (factors := squarings_for(bound, Q.dtype)) is not None:
-            A = eye - Q
-            A = torch.baddbmm(A, A, power)
-            for _ in range(factors - 1):
-                power = power @ power
-                A = torch.baddbmm(A, A, power)
-            return A
-    A = torch.linalg.inv_ex(Q + eye).inverse  # I + Q of a skew Q is never singular: nothing to check or wait for
-    if Q.shape[-1] <= POLISH_ABOVE:
-        return A
-    # The rounding of an inverse grows with the block; one Newton step brings R = 2 A - I back onto the rotations.
-    R = 2 * A - eye
-    return 0.5 * eye + 0.75 * R - 0.25 * (R @ (R.mT @ R))
+def _by_products(Q: Tensor) -> Tensor | None:
+    """``R`` of a batch ``(count, b, b)`` on a CPU, where the norm is known without waiting; None when it is too large.
+
+    The eigenvalues of ``S = -Q^2`` lie in ``[0, s]``. With ``c = 1 + s / 2``, ``E = I - (I + S) / c`` has a norm of at
+    most ``(s / 2) / c < 1``, and ``(I + Q)^{-1} = (I - Q)(I + S)^{-1} = (I - Q)(I + E)(I + E^2)(I + E^4).. / c``.
+    """
+    E = torch.bmm(Q, Q)
+    # Eigenvalues of Q^2 come in pairs, so the Frobenius norm is at least sqrt(2) times the largest one.
+    largest = float(torch.linalg.matrix_norm(E).amax()) / math.sqrt(2)
+    factors = factors_for(largest, Q.dtype)
+    if factors is None:
+        return None
+    c = 1 + largest / 2
+    E.div_(c).diagonal(dim1=-2, dim2=-1).add_(largest / 2 / c)
+    product = E.clone()
+    product.diagonal(dim1=-2, dim2=-1).add_(1)
+    for _ in range(factors - 1):
+        E = torch.bmm(E, E)
+        product = torch.baddbmm(product, product, E)
+    R = torch.baddbmm(product, Q, product, beta=2 / c, alpha=-2 / c)
+    R.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return R if Q.shape[-1] <= PRODUCT_POLISH else _polished(R)
+
+
+def _polished(R: Tensor) -> Tensor:
+    """One Newton step back onto the rotations."""
+    return 1.5 * R - 0.5 * (R @ (R.mT @ R))
+
+
+def _by_inverse(Q: Tensor) -> Tensor:
+    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+    # I + Q of a skew Q is never singular: nothing to check, so nothing to wait for.
+    R = 2 * torch.linalg.inv_ex(Q + eye).inverse - eye
+    return R if Q.shape[-1] <= INVERSE_POLISH else _polished(R)
 
 
 def cayley_forward(Q: Tensor) -> Tensor:
     """``R = 2 (I + Q)^{-1} - I`` without autograd; float32 or float64."""
-    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
-    return (_inverse(Q.reshape(-1, *Q.shape[-2:]), eye) * 2 - eye).view(Q.shape)
+    batch = Q.reshape(-1, *Q.shape[-2:])
+    R = None
+    if Q.device.type == "cpu" and not torch.compiler.is_compiling() and Q.numel():
+        R = _by_products(batch)
+    return (_by_inverse(batch) if R is None else R).view(Q.shape)
 
 
 def cayley_backward(R: Tensor, grad: Tensor) -> Tensor:
-    """``dQ = -2 A^T dR A^T`` from ``R`` alone, ``A = (I + R) / 2``; its skew part is the gradient of a skew ``Q``."""
-    turned = R.mT + torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
-    return (turned @ grad.to(R.dtype) @ turned).mul_(-0.5)
+    """``dQ = -(I + R^T) dR (I + R^T) / 2`` from ``R`` alone; its skew part is the gradient of a skew ``Q``.
+
+    This is ``-2 A^T dR A^T`` with ``A = (I + Q)^{-1} = (I + R) / 2``.
+    """
+    turned = R.reshape(-1, *R.shape[-2:]).mT
+    G = grad.to(R.dtype).reshape(-1, *R.shape[-2:])
+    G = torch.baddbmm(G, turned, G)
+    return torch.baddbmm(G, G, turned, beta=-0.5, alpha=-0.5).view(R.shape)
 
 
 class _Cayley(torch.autograd.Function):

@@ -66,7 +66,8 @@ def unpack(v: Tensor, block_size: int) -> Tensor:
                 [-1.,  0.]])
     """
     flat = v.new_zeros(*v.shape[:-1], block_size * block_size)
-    flat = flat.index_copy(-1, triangle(block_size, v.device), v)
+    # scatter_ into fresh zeros takes half the time of index_copy_, and a tenth of index_copy
+    flat = flat.scatter_(-1, triangle(block_size, v.device).expand_as(v), v)
     upper = flat.unflatten(-1, (block_size, block_size))
     return upper - upper.mT
 
@@ -80,4 +81,5 @@ def pack(Q: Tensor, lower: bool = False) -> Tensor:
         >>> pack(torch.tensor([[0.0, 3.0], [-3.0, 0.0]]))
         tensor([3.])
     """
-    return Q.flatten(-2).index_select(-1, triangle(Q.shape[-1], Q.device, lower))
+    place = triangle(Q.shape[-1], Q.device, lower)
+    return Q.flatten(-2).gather(-1, place.expand(*Q.shape[:-2], -1))
