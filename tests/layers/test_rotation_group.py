@@ -54,13 +54,17 @@ def test_all_layers_in_one_batch_to_the_numbers_of_each_alone(batches):
         torch.testing.assert_close(rotation(), rotation.map(rotation.weight), atol=5e-7, rtol=0)
 
 
-def test_only_what_is_out_of_date(batches):
-    model = stack()
+def test_a_rotation_has_the_same_bits_whichever_layer_asks_first(batches):
+    """So that merging layer by layer, in any order, gives what the whole model computes."""
+    model, other = stack(), stack()
     model(X)
     with torch.no_grad():
+        last_first = [rotation().clone() for rotation in reversed(rotations(other))]
+        assert all(torch.equal(a(), b) for a, b in zip(reversed(rotations(model)), last_first, strict=True))
         rotations(model)[2].weight.add_(0.1)
-    model(X)
-    assert batches == [6, 1]
+        rotations(other)[2].weight.add_(0.1)
+        assert torch.equal(rotations(model)[0](), rotations(other)[0]())
+        assert torch.equal(rotations(model)[2](), rotations(other)[2]())
 
 
 def test_gradients_are_those_of_each_layer_alone():

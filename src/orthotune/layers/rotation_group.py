@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+from orthotune.kernels.from_parameters import RotationMap
 
 if TYPE_CHECKING:
     from orthotune.layers.rotation_module import Rotation
@@ -16,33 +19,44 @@ BATCH = 1 << 22
 
 
 class RotationGroup:
-    """The rotations of one adapter, in the order of the model's layers.
+    """Rotations with one map that are computed together whenever one of them is out of date.
 
-    When one is out of date, the ones after it that are too, and that share its map, dtype and device, are computed with
-    it. COFT's radius and experts' stacks go by the layer, so those stay alone. Weights that are not plain parameters at
-    the moment (sharded, or away on another device) are left for their own forward.
+    Who belongs to a group does not depend on what is out of date, so that a rotation has the same bits whichever layer
+    asked first. Weights that are not plain parameters at the moment (sharded, or away on another device) are left for
+    their own forward.
     """
 
     def __init__(self, members: list[Rotation]) -> None:
         self._members = [weakref.ref(member) for member in members]
-        for place, member in enumerate(members):
-            member.group, member.place = self, place
+        for member in members:
+            member.group = self
 
-    def out_of_date(self, first: Rotation) -> list[Rotation]:
-        """``first`` and those after it that can be computed with it."""
-        found, numbers = [first], first.weight.shape[0] * first.layout.block_size**2
-        if first.map.eps is not None or first.copies > 1:
-            return found
-        for member in self._members[first.place + 1 :]:
-            peer = member()
-            if peer is None or peer.copies > 1 or peer.map != first.map or not _beside(peer.weight, first.weight):
-                continue
-            numbers += peer.weight.shape[0] * peer.layout.block_size**2
-            if numbers > BATCH:
-                break
-            if peer.cache.get(peer.weight) is None:
-                found.append(peer)
-        return found
+    def with_(self, first: Rotation) -> list[Rotation]:
+        """The members that can be computed with ``first``, which is one of them, in the order of the layers."""
+        alive = [peer for member in self._members if (peer := member()) is not None]
+        return [peer for peer in alive if peer is first or _beside(peer.weight, first.weight)]
+
+
+def group(rotations: Iterable[Rotation]) -> None:
+    """Put the rotations of one adapter into groups, in the order of the model's layers.
+
+    COFT's radius and experts' stacks go by the layer, so those stay alone.
+    """
+    open_groups: dict[RotationMap, list[Rotation]] = {}
+    for rotation in rotations:
+        if rotation.map.eps is not None or rotation.copies > 1:
+            continue
+        members = open_groups.setdefault(rotation.map, [])
+        if members and sum(map(_numbers, members)) + _numbers(rotation) > BATCH:
+            RotationGroup(members)
+            members = open_groups[rotation.map] = []
+        members.append(rotation)
+    for members in open_groups.values():
+        RotationGroup(members)
+
+
+def _numbers(rotation: Rotation) -> int:
+    return rotation.weight.shape[0] * rotation.layout.block_size**2
 
 
 def _beside(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -36,7 +36,6 @@ class Rotation(nn.Module):
         self.weight = nn.Parameter(torch.zeros(copies * rows, elements, dtype=dtype or torch.float32))
         self.cache = RotationCache()
         self.group: RotationGroup | None = None
-        self.place = 0
 
     def forward(self, whole: bool = False) -> Tensor:
         """The blocks in float32 (float64 for float64 parameters), one row per stored block unless blocks are dropped.
@@ -71,7 +70,7 @@ class Rotation(nn.Module):
         return self._compute(R) if trained else R
 
     def _refresh(self) -> Tensor:
-        peers = [self] if self.group is None else self.group.out_of_date(self)
+        peers = [self] if self.group is None else self.group.with_(self)
         # Computed in inference mode, they must still serve a later training step.
         with torch.inference_mode(False), torch.no_grad():
             if len(peers) == 1:

@@ -12,10 +12,10 @@ from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, _maybe_include_
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
+from orthotune.layers import rotation_group
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.experts import ParamWrapper
 from orthotune.layers.roster import kind_of
-from orthotune.layers.rotation_group import RotationGroup
 from orthotune.layers.settings import LayerSettings
 from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.loading import check_state
@@ -59,7 +59,7 @@ class OFTModel(BaseTuner):
             except NoMatchingPeftModuleError as error:
                 raise no_match(config.target_modules, config.target_parameters, model, str(error)) from None
         layers = (module for module in model.modules() if isinstance(module, OFTLayer))
-        RotationGroup([rotation for layer in layers for rotation in layer.rotations(adapter_name).values()])
+        rotation_group.group(rotation for layer in layers for rotation in layer.rotations(adapter_name).values())
         self._report_resized(adapter_name)
 
     def _prepare_adapter_config(self, peft_config: OFTConfig, model_config: dict[str, Any]) -> OFTConfig:
