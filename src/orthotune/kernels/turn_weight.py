@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from orthotune.kernels.rotate import rotate_rows, rotate_stack
+from orthotune.kernels.turn_once import turn_once
 
 #: Numbers of a weight that are worked on at once. Their float32 copy and the product fit into a CPU's caches.
 RUN = 1 << 20
@@ -58,10 +59,15 @@ class Step(NamedTuple):
 def turn_whole(W: Tensor, steps: Sequence[Step]) -> Tensor:
     """``W`` after all steps at once, differentiable, in float32 (float64 for float64 weights).
 
+    For training with a single rotation the result is already rounded to the dtype of ``W``, and nothing of its size is
+    kept for the backward.
+
     Example:
         >>> turn_whole(torch.ones(1, 2), [Step("scale_columns", torch.tensor([1.0, 2.0]))])
         tensor([[1., 2.]])
     """
+    if len(steps) == 1 and steps[0].factor.dim() > 1 and steps[0].factor.requires_grad and torch.is_grad_enabled():
+        return turn_once(W, steps[0].factor, steps[0].kind == "columns")
     W = W.to(torch.promote_types(W.dtype, torch.float32))
     for step in steps:
         W = step.act(W)

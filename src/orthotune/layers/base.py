@@ -156,7 +156,7 @@ class OFTLayer(nn.Module, Merging):
         return [name for name in self.active_adapters if name in here]
 
     def turned(self, adapters: list[str], whole: bool = False, rounded: bool = False) -> dict[str, Tensor]:
-        """Parameter name -> ``W'`` under ``adapters``, differentiable, in float32 (float64 for float64 weights).
+        """Parameter name -> ``W'`` under ``adapters``, differentiable, in float32 or rounded to the base's dtype.
 
         ``whole`` drops no block, see :class:`Rotation`. ``rounded`` is for merging: in the base's dtype, computed run
         by run without a float32 copy of the whole, and without a gradient.
