@@ -25,25 +25,26 @@ class RotationCache:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._R: Tensor | None = None
-        self._of: tuple[int, int] | None = None
-        self._numbers: Tensor | None = None
+        # One tuple, so that a replica of the module in another thread never sees half of an entry.
+        self._entry: tuple[int, int, Tensor, Tensor | None] | None = None
         self._doubtful = False
 
     def put(self, weight: Tensor, R: Tensor, numbers: Tensor) -> None:
         """Keep ``R``, computed from ``weight``, of which ``numbers`` is a copy."""
-        self._R, self._of, self._doubtful = R, (weight._version, weight.data_ptr()), False
-        self._numbers = numbers if weight.device.type == "cpu" else None
+        self._entry = (weight._version, weight.data_ptr(), R, numbers if weight.device.type == "cpu" else None)
+        self._doubtful = False
 
     def get(self, weight: Tensor) -> Tensor | None:
         """``R`` if ``weight`` is what it was, else None."""
-        if self._R is None or self._of != (weight._version, weight.data_ptr()):
+        entry = self._entry
+        if entry is None or entry[:2] != (weight._version, weight.data_ptr()):
             return None
+        _, _, R, numbers = entry
         if self._doubtful:
-            if self._numbers is None or not torch.equal(self._numbers, weight):
+            if numbers is None or not torch.equal(numbers, weight):
                 return None
             self._doubtful = False
-        return self._R
+        return R
 
     def doubt(self) -> None:
         """A backward has passed: the next write may go unseen."""

@@ -74,15 +74,15 @@ class Rotation(nn.Module):
         # Computed in inference mode, they must still serve a later training step.
         with torch.inference_mode(False), torch.no_grad():
             if len(peers) == 1:
-                self.cache.put(self.weight, self._compute(), self.weight.detach().clone())
-            else:
-                rows = [peer.weight.shape[0] for peer in peers]
-                numbers = torch.cat([peer.weight for peer in peers])
-                for peer, v, R in zip(peers, numbers.split(rows), self.map(numbers).split(rows), strict=True):
-                    peer.cache.put(peer.weight, R, v)
-        found = self.cache.get(self.weight)
-        assert found is not None
-        return found
+                R = self._compute()
+                self.cache.put(self.weight, R, self.weight.detach().clone())
+                return R
+            rows = [peer.weight.shape[0] for peer in peers]
+            numbers = torch.cat([peer.weight for peer in peers])
+            found = dict(zip(peers, self.map(numbers).split(rows), strict=True))
+            for (peer, R), v in zip(found.items(), numbers.split(rows), strict=True):
+                peer.cache.put(peer.weight, R, v)
+            return found[self]
 
     def _project(self, v: Tensor) -> Tensor:
         return self.map.within_ball(v.view(self.copies, -1, v.shape[-1])).view(v.shape)
