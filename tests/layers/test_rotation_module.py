@@ -232,3 +232,21 @@ def test_coft_allows_a_module_to_be_used_twice_in_one_forward() -> None:
 
 def test_representation_says_the_layout() -> None:
     assert "blocks=3x4, shared=True" in repr(Rotation(BlockLayout(4, 3, shared=True), RotationMap(4)))
+
+
+@pytest.mark.parametrize("way", ["series", "compiled"])
+def test_training_that_fills_no_cache_still_makes_an_older_one_doubtful(way: str) -> None:
+    """An evaluation, a step whose write leaves no version (fused, or through .data), and an evaluation again."""
+    model = linear(use_cayley_neumann=way == "series").eval()
+    with torch.no_grad():
+        before = model(X)
+    training = torch.compile(model, backend="eager") if way == "compiled" else model
+    training(X).square().sum().backward()  # still in evaluation mode: nothing else clears the cache
+    parameter = rotations(model)[0].weight
+    parameter.data.sub_(0.1 * parameter.grad)
+    with torch.no_grad():
+        after = model(X)
+    rotations(model)[0].cache.clear()
+    with torch.no_grad():
+        assert torch.equal(after, model(X))
+    assert not torch.equal(after, before)

@@ -17,9 +17,9 @@ from orthotune.rotation.blocks import BlockLayout
 class Rotation(nn.Module):
     """Packed skew blocks ``weight`` ``(copies * rows, b (b - 1) / 2)`` of one adapter at one matrix.
 
-    ``copies`` is the number of matrices turned alike in shape (the experts of a mixture), 1 otherwise. Outside training
-    the rotation is computed once per parameter version; writes through ``parameter.data`` do not count as a version,
-    but a training step, ``train()``/``eval()`` and ``to()`` start afresh.
+    ``copies`` is the number of matrices turned alike in shape (the experts of a mixture), 1 otherwise. The rotation is
+    computed once per parameter version, in training too, see :class:`RotationCache`. A write through ``parameter.data``
+    between two evaluations, with no training step, ``train()``, ``eval()`` or ``to()`` between them, is not seen.
     """
 
     def __init__(
@@ -63,6 +63,8 @@ class Rotation(nn.Module):
                 weight.data.copy_(self._project(weight))
         # Traced and inference tensors have no version to go by; a series has no backward from R alone.
         if torch.compiler.is_compiling() or weight.is_inference() or (trained and not self.map.exact):
+            if trained:
+                self.cache.doubt()  # what an earlier evaluation left there is about to be trained away
             return self._compute()
         R = self.cache.get(weight)
         if R is None:
