@@ -6,9 +6,10 @@ import importlib
 import pkgutil
 
 import orthotune.formats
-from orthotune.formats.peft_oft import BEYOND_STOCK, OURS
+from orthotune import OFTConfig
+from orthotune.formats.beyond_stock import ASSUMED
+from orthotune.formats.peft_oft import beyond_stock
 from orthotune.formats.roster import FORMATS
-from orthotune.tuner.expressible import ASSUMED, ORTHOTUNE_TYPE
 
 
 def test_every_format_is_on_the_roster() -> None:
@@ -17,6 +18,10 @@ def test_every_format_is_on_the_roster() -> None:
     assert {module.__name__ for module in formats} == {module.__name__ for module in FORMATS}
 
 
-def test_reader_and_writer_agree_on_what_is_beyond_stock_peft() -> None:
-    assert BEYOND_STOCK | {"needs_orthotune_for": None} == ASSUMED
-    assert OURS == ORTHOTUNE_TYPE
+def test_what_stock_peft_assumes_is_the_default_here() -> None:
+    plain = OFTConfig()
+    assert {name: getattr(plain, name) for name in ASSUMED} == ASSUMED
+
+
+def test_layer_kinds_are_named_themselves() -> None:
+    assert beyond_stock({"side": "out", "needs_orthotune_for": ["convolutions"]}) == ["side", "convolutions"]

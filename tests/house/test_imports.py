@@ -18,7 +18,7 @@ BELOW: dict[str, set[str]] = {
     "kernels": {"rotation"},
     "quantized": {"rotation"},
     "layers": {"rotation", "kernels", "quantized"},
-    "tuner": {"rotation", "kernels", "quantized", "layers"},
+    "tuner": {"rotation", "kernels", "quantized", "layers", "formats"},
     "formats": {"rotation"},
     "merging": {"rotation", "kernels", "layers", "tuner", "formats"},
     "metrics": {"rotation"},

@@ -12,23 +12,11 @@ import torch
 
 from orthotune.errors import AdapterFileError, OrthotuneError
 from orthotune.formats.adapter_state import AdapterState, LayerState, Map
+from orthotune.formats.beyond_stock import ASSUMED, FORMAT_VERSION, ORTHOTUNE_TYPE
 from orthotune.formats.safetensors_file import read_tensors, shortened
 from orthotune.rotation.packing import block_size_of
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
-OURS = "ORTHOTUNE"
-FORMAT_VERSION = 1
-
-#: What stock PEFT has no field for, and the value that means "as stock PEFT does it".
-BEYOND_STOCK: dict[str, Any] = {
-    "side": "in",
-    "magnitude": False,
-    "scaled": False,
-    "rank_pattern": {},
-    "block_size_pattern": {},
-    "target_parameters": None,
-    "neumann_series": "current",
-}
 
 _ROTATION = re.compile(r"^(?P<layer>.*)\.oft_(?P<embedding>embedding_)?R\.(?:(?P<part>.+)\.)?weight$")
 _MAGNITUDE = re.compile(r"^(?P<layer>.*)\.oft_magnitude(?:\.weight)?$")
@@ -79,9 +67,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise AdapterFileError(f"{path} is not a config", got=type(config).__name__, needed="a JSON object")
     kind = config.get("peft_type")
-    if kind not in ("OFT", OURS):
+    if kind not in ("OFT", ORTHOTUNE_TYPE):
         raise AdapterFileError(
-            f"{path} configures another kind of adapter", got=f"peft_type {kind!r}", needed=f"'OFT' or '{OURS}'"
+            f"{path} configures another kind of adapter",
+            got=f"peft_type {kind!r}",
+            needed=f"'OFT' or '{ORTHOTUNE_TYPE}'",
         )
     version = config.get("format_version", FORMAT_VERSION)
     if not isinstance(version, int) or version > FORMAT_VERSION:
@@ -102,7 +92,7 @@ def map_of(config: Mapping[str, Any]) -> Map:
         'neumann_legacy'
     """
     # PEFT's own default is the series; ours is the exact map.
-    if not config.get("use_cayley_neumann", config.get("peft_type") != OURS):
+    if not config.get("use_cayley_neumann", config.get("peft_type") != ORTHOTUNE_TYPE):
         return "exact"
     series = config.get("neumann_series")
     if series is None:
@@ -119,8 +109,9 @@ def beyond_stock(config: Mapping[str, Any]) -> list[str]:
         >>> beyond_stock({"side": "out", "scaled": False})
         ['side']
     """
-    fields = [name for name, stock in BEYOND_STOCK.items() if (config.get(name) or stock) != stock]
-    return fields + [str(kind) for kind in config.get("needs_orthotune_for") or []]
+    fields = [name for name, stock in ASSUMED.items() if (config.get(name) or stock) != stock]
+    kinds = [str(kind) for kind in config.get("needs_orthotune_for") or []]
+    return [name for name in fields if name != "needs_orthotune_for"] + kinds
 
 
 def _layers(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], path: Path) -> dict[str, LayerState]:

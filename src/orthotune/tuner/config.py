@@ -11,10 +11,10 @@ from peft import PeftConfig
 from peft.utils import PeftType
 
 from orthotune.errors import ConfigError
-from orthotune.tuner.expressible import ORTHOTUNE_TYPE, file_fields
+from orthotune.formats.beyond_stock import FORMAT_VERSION, ORTHOTUNE_TYPE
+from orthotune.tuner.expressible import file_fields
 
 DEFAULT_BLOCK_SIZE = 32
-FORMAT_VERSION = 1
 
 
 def _choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:

@@ -6,20 +6,7 @@ from typing import Any
 
 from peft.utils import PeftType
 
-#: type of adapters that stock PEFT must not load: it knows no such type and stops
-ORTHOTUNE_TYPE = "ORTHOTUNE"
-
-#: our fields with the value that stock PEFT assumes; any other value is beyond it
-ASSUMED: dict[str, Any] = {
-    "side": "in",
-    "magnitude": False,
-    "scaled": False,
-    "rank_pattern": {},
-    "block_size_pattern": {},
-    "target_parameters": None,
-    "neumann_series": "current",
-    "needs_orthotune_for": None,
-}
+from orthotune.formats.beyond_stock import ASSUMED, ORTHOTUNE_TYPE
 
 #: never written: they say how a size was chosen, and a file holds the chosen sizes
 UNWRITTEN = ("block_size_fallback", "alpha_pattern")

@@ -7,8 +7,8 @@ from typing import Any
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType
 
+from orthotune.formats.beyond_stock import ORTHOTUNE_TYPE
 from orthotune.tuner.config import OFTConfig
-from orthotune.tuner.expressible import ORTHOTUNE_TYPE
 from orthotune.tuner.model import OFTModel
 
 _replaced: dict[str, Any] = {}

@@ -1,0 +1,23 @@
+"""What stock PEFT has no field for, and how a file says so; the config writes by it, the reader reads by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: type of adapters that stock PEFT must not load: it knows no such type and stops
+ORTHOTUNE_TYPE = "ORTHOTUNE"
+
+#: version of the fields below
+FORMAT_VERSION = 1
+
+#: our fields with the value that stock PEFT assumes; any other value is beyond it
+ASSUMED: dict[str, Any] = {
+    "side": "in",
+    "magnitude": False,
+    "scaled": False,
+    "rank_pattern": {},
+    "block_size_pattern": {},
+    "target_parameters": None,
+    "neumann_series": "current",
+    "needs_orthotune_for": None,
+}
