@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    adapter: Path = typer.Argument(help="Folder with adapter_config.json and adapter_model.safetensors."),
+    adapter: Path = typer.Argument(help="Adapter: a folder as PEFT writes it, or one file of any format."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of a table."),
 ) -> None:
     """Show blocks, sides, parameters, rotation angles and orthogonality of an adapter, layer by layer.
@@ -49,22 +49,27 @@ def collect(state: AdapterState) -> dict[str, Any]:
         47616
     """
     from orthotune.formats.measure import measure
-    from orthotune.formats.peft_oft import beyond_stock, map_of
+    from orthotune.formats.peft_oft import ID, ID_LEGACY, ID_OWN, beyond_stock
 
     rows = [asdict(row) for row in measure(state)]
     planes = [row["blocks"] * (row["block_size"] // 2) for row in rows]
-    first = next(iter(state.layers.values()))
+    first = next(iter(state.layers.values()), None)
+    exact = first is None or first.map == "exact"
     return {
         "adapter": str(state.source),
         "base_model": state.config.get("base_model_name_or_path"),
         "peft_type": state.config.get("peft_type"),
         "peft_version": state.config.get("peft_version"),
-        "beyond_stock_peft": beyond_stock(state.config),
-        "map": map_of(state.config),
-        "terms": None if map_of(state.config) == "exact" else first.terms,
-        "coft_eps": first.eps,
-        "scaled": first.scaled,
+        "format": state.format,
+        # None: today's PEFT does not load the format at all
+        "beyond_stock_peft": beyond_stock(state.config) if state.format in (ID, ID_LEGACY, ID_OWN) else None,
+        "map": "exact" if first is None else first.map,
+        "terms": None if first is None or exact else first.terms,
+        "coft_eps": None if first is None else first.eps,
+        "scaled": first is not None and first.scaled,
         "magnitudes": sum(layer.magnitude is not None for layer in state.layers.values()),
+        "transforms": list(state.transforms),
+        "warnings": list(state.warnings),
         "other_tensors": {name: list(tensor.shape) for name, tensor in state.other.items()},
         "parameters": state.parameters,
         "angle_max": max(row["angle_max"] for row in rows),
@@ -80,13 +85,22 @@ def _print(facts: dict[str, Any], console: Console) -> None:
     scaled = ", scaled parameters" if facts["scaled"] else ""
     beyond = facts["beyond_stock_peft"]
     console.print(f"[bold]{facts['adapter']}[/]", highlight=False)
+    console.print(f"format        {facts['format']}", highlight=False)
     console.print(f"base model    {facts['base_model'] or 'not recorded'}", highlight=False)
     console.print(f"map           {facts['map']}{series}{ball}{scaled}", highlight=False)
     stock = f"cannot load it, because of {', '.join(beyond)}" if beyond else "can load it"
+    stock = "another format, see `orthotune convert`" if beyond is None else stock
     console.print(f"stock PEFT    {stock}", highlight=False)
     console.print(_table(facts))
     if facts["magnitudes"]:
         console.print(f"{facts['magnitudes']} layers have a trained magnitude per output neuron.", highlight=False)
+    if facts["transforms"]:
+        console.print(
+            f"{len(facts['transforms'])} layers run as exact transforms of their weights, which no single rotation is.",
+            highlight=False,
+        )
+    for warning in facts["warnings"]:
+        console.print(f"Note: {warning}.", style="yellow", highlight=False)
     if facts["other_tensors"]:
         console.print(f"Other tensors saved: {', '.join(facts['other_tensors'])}", highlight=False)
     console.print(

@@ -61,3 +61,27 @@ def test_no_adapter_is_two_and_words(call: Callable, tmp_path: Path) -> None:
     assert (done.exit_code, done.stdout) == (2, "")
     assert "There is no adapter at" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+CASES = sorted(path.parent for path in FIXTURES.glob("*/*/info.json"))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_every_readable_file_is_inspected(call: Callable, case: Path) -> None:
+    adapter = case if (case / "adapter_config.json").exists() else next(case.glob("adapter*.safetensors"))
+    done = call("inspect", adapter, "--json")
+    assert done.exit_code == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["format"]
+    assert facts["layers"]
+    assert all(0 <= row["angle_max"] <= math.pi + 1e-9 for row in facts["layers"])
+    assert (facts["beyond_stock_peft"] is None) == (facts["format"] not in ("peft-oft", "peft-oft-0.16"))
+
+
+def test_what_is_no_rotation_is_told(call: Callable) -> None:
+    done = call("inspect", FIXTURES / "peft-0.13.2-boft" / "m1_bs4")
+    assert "peft-boft-0.11" in done.stdout
+    assert "1 layers run as exact transforms" in done.stdout
+    assert "another format" in done.stdout
+    done = call("inspect", FIXTURES / "zeju-oft" / "oft-db_linear" / "adapter.safetensors")
+    assert "COFT" in done.stdout

@@ -18,6 +18,7 @@ ASSUMED: dict[str, Any] = {
     "rank_pattern": {},
     "block_size_pattern": {},
     "target_parameters": None,
+    "layer_settings": {},
     "neumann_series": "current",
     "needs_orthotune_for": None,
 }

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orthotune.formats.adapter_state import AdapterState
+from torch import Tensor
+
+from orthotune.formats.adapter_state import AdapterState, LayerState
+from orthotune.formats.weight_transform import Blocks, Butterfly, SplitRows, WeightTransform
+from orthotune.rotation.cayley import cayley
 from orthotune.rotation.measure import orthogonality_error, rotation_angles
 
 
@@ -39,18 +43,39 @@ def measure(state: AdapterState) -> Iterator[RotationMeasure]:
         [0.0]
     """
     for name, layer in state.layers.items():
-        for part, vector in layer.rotations.items():
-            R = layer.rotation(part)
-            angles = rotation_angles(R)
-            yield RotationMeasure(
-                layer=name,
-                part=part,
-                side=layer.side,
-                block_size=layer.block_size(part),
-                blocks=vector.shape[0],
-                shared=layer.shared,
-                parameters=vector.numel(),
-                angle_max=angles.max().item(),
-                angle_mean=angles.mean().item(),
-                orthogonality_error=orthogonality_error(R).max().item(),
-            )
+        for part in layer.rotations:
+            yield _measure(name, part, layer.side, layer.rotation(part), layer.shared)
+    for name, transform in state.transforms.items():
+        for part, side, R in _rotations(transform):
+            yield _measure(name, part, side, R, shared=False)
+
+
+def _rotations(transform: WeightTransform, prefix: str = "") -> Iterator[tuple[str, str, Tensor]]:
+    """Name, side and matrices of every factor; those of a butterfly turn one after the other."""
+    if isinstance(transform, Butterfly):
+        for index, R in enumerate(cayley(transform.skew)):
+            yield f"{prefix}stage {index}", transform.side, R
+    elif isinstance(transform, SplitRows):
+        for index, part in enumerate(transform.parts):
+            yield from _rotations(part, f"{prefix}split {index}")
+    elif isinstance(transform, Blocks):
+        yield prefix, transform.side, transform.matrices
+    elif isinstance(transform, LayerState):
+        yield prefix, transform.side, transform.rotation()
+
+
+def _measure(layer: str, part: str, side: str, R: Tensor, shared: bool) -> RotationMeasure:
+    angles = rotation_angles(R)
+    size = R.shape[-1]
+    return RotationMeasure(
+        layer=layer,
+        part=part,
+        side=side,
+        block_size=size,
+        blocks=R.shape[0],
+        shared=shared,
+        parameters=R.shape[0] * size * (size - 1) // 2,
+        angle_max=angles.max().item(),
+        angle_mean=angles.mean().item(),
+        orthogonality_error=orthogonality_error(R).max().item(),
+    )

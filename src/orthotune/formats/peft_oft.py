@@ -2,71 +2,69 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from orthotune.errors import AdapterFileError, OrthotuneError
+from orthotune.errors import AdapterFileError
+from orthotune.formats import peft_oft_08, peft_oft_14
+from orthotune.formats.adapter_file import CONFIG_NAME, AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState, Map
 from orthotune.formats.beyond_stock import ASSUMED, FORMAT_VERSION, ORTHOTUNE_TYPE
-from orthotune.formats.safetensors_file import read_tensors, shortened
-from orthotune.rotation.packing import block_size_of
+from orthotune.formats.config_field import number, whole
+from orthotune.formats.layer_settings import fault, with_own_settings
+from orthotune.formats.oft_r import check_packed
+from orthotune.formats.peft_names import bare
+from orthotune.formats.read_options import ReadOptions
+from orthotune.formats.safetensors_file import shortened
 
-CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+ID, ID_LEGACY, ID_OWN = "peft-oft", "peft-oft-0.16", "orthotune"
+
+#: A series of more terms has overflowed, or long converged; a hostile number would take hours.
+MOST_TERMS = 1000
 
 _ROTATION = re.compile(r"^(?P<layer>.*)\.oft_(?P<embedding>embedding_)?R\.(?:(?P<part>.+)\.)?weight$")
 _MAGNITUDE = re.compile(r"^(?P<layer>.*)\.oft_magnitude(?:\.weight)?$")
 _OLDER = {"oft_r": "PEFT 0.8 to 0.15", "oft_s": "PEFT 0.14 or 0.15", "boft_R": "BOFT", "lora_A": "LoRA"}
 
 
-def detect(folder: Path) -> bool:
-    """Whether the folder holds an adapter of PEFT's, of whichever kind."""
-    return (folder / CONFIG_NAME).is_file()
+def detect(file: AdapterFile) -> bool:
+    """Whether the file has PEFT's config, of whichever kind that no other format knows."""
+    if file.config is None or peft_oft_08.detect(file) or peft_oft_14.detect(file):
+        return False
+    return not file.has("boft_R|boft_s")
 
 
-def read(folder: str | Path) -> AdapterState:
+def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
     """The adapter in a folder that PEFT or orthotune wrote.
 
     Raises:
-        AdapterFileError: a file is missing or damaged, the adapter is of another kind, or holds NaN or infinity.
-
-    Example:
-        >>> read("runs/sft/adapter").layers.keys()  # doctest: +SKIP
-        dict_keys(['model.layers.0.self_attn.q_proj', ...])
+        AdapterFileError: a tensor has a wrong shape, or the config is for another kind of adapter.
     """
-    folder = Path(folder)
-    config = read_config(folder)
-    weights = folder / WEIGHTS_NAME
-    if not weights.exists() and (folder / "adapter_model.bin").exists():
-        raise AdapterFileError(
-            f"{folder} holds adapter_model.bin, a pickle, which can run code when it is opened",
-            needed=WEIGHTS_NAME,
-            do="Save the adapter again with safe_serialization=True",
-        )
-    tensors = read_tensors(weights)
-    return AdapterState(_layers(tensors, config, weights), config, _other(tensors), folder)
+    config = dict(file.config or {})
+    _check_config(file, config)
+    if options.series is not None:
+        config["neumann_series"] = options.series
+    tensors = file.read(file.shapes)
+    layers = _layers(tensors, config, file)
+    if config["peft_type"] == ORTHOTUNE_TYPE:
+        format = ID_OWN
+    else:
+        format = ID_LEGACY if map_of(config) == "neumann_legacy" else ID
+    warnings: tuple[str, ...] = ()
+    if format == ID_LEGACY and not config.get("peft_version") and options.series is None:
+        warnings = ("the config records no version of PEFT, so the series is that of 0.16 and 0.17",)
+    prefixes = {bare(found["layer"]): found["layer"] for key in tensors if (found := _ROTATION.match(key))}
+    return AdapterState(
+        layers, config, _other(tensors), file.path.parent, format, prefixes=prefixes, metadata=file.metadata,
+        warnings=warnings,
+    )  # fmt: skip
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The adapter's config as a plain mapping.
-
-    Raises:
-        AdapterFileError: there is none, it is no JSON object, or it configures another kind of adapter.
-    """
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise AdapterFileError(f"{folder} is not an adapter", needed=f"a folder with {CONFIG_NAME}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AdapterFileError(f"{path} is not JSON", got=str(error), do="Copy or download the file again") from error
-    if not isinstance(config, dict):
-        raise AdapterFileError(f"{path} is not a config", got=type(config).__name__, needed="a JSON object")
-    kind = config.get("peft_type")
+def _check_config(file: AdapterFile, config: Mapping[str, Any]) -> None:
+    path, kind = file.path.parent / CONFIG_NAME, config.get("peft_type")
     if kind not in ("OFT", ORTHOTUNE_TYPE):
         raise AdapterFileError(
             f"{path} configures another kind of adapter",
@@ -81,7 +79,6 @@ def read_config(folder: Path) -> dict[str, Any]:
             needed=f"{FORMAT_VERSION} or less",
             do="Upgrade with: pip install -U orthotune",
         )
-    return config
 
 
 def map_of(config: Mapping[str, Any]) -> Map:
@@ -114,32 +111,35 @@ def beyond_stock(config: Mapping[str, Any]) -> list[str]:
     return [name for name in fields if name != "needs_orthotune_for"] + kinds
 
 
-def _layers(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], path: Path) -> dict[str, LayerState]:
-    rotations: dict[str, dict[str, torch.Tensor]] = {}
+def _layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: AdapterFile) -> dict[str, LayerState]:
+    rotations: dict[str, dict[str, Tensor]] = {}
     embeddings: set[str] = set()
     for key, tensor in tensors.items():
         if found := _ROTATION.match(key):
-            _check_packed(key, tensor, path)
-            layer = _bare(found["layer"])
+            check_packed(file, key, tensor)
+            layer = bare(found["layer"])
             rotations.setdefault(layer, {})[found["part"] or ""] = tensor
             if found["embedding"]:
                 embeddings.add(layer)
     if not rotations:
         kinds = sorted({kind for key in tensors for mark, kind in _OLDER.items() if f".{mark}" in key})
         raise AdapterFileError(
-            f"{path} holds no rotation",
+            f"{file.path} holds no rotation",
             got=f"tensors of {' and '.join(kinds)}" if kinds else f"{shortened(tensors) or 'no tensor at all'}",
             needed="names that end in oft_R.weight",
         )
     # Experts share a tensor, and the radius of each depends on how many there are, which only the base model knows.
-    eps = float(config.get("eps") or 0) if config.get("coft") and not config.get("target_parameters") else None
-    magnitudes = {_bare(found["layer"]): t for key, t in tensors.items() if (found := _MAGNITUDE.match(key))}
-    return {
+    eps = number(config, "eps", 6e-5) if config.get("coft") and not config.get("target_parameters") else None
+    magnitudes = {bare(found["layer"]): t for key, t in tensors.items() if (found := _MAGNITUDE.match(key))}
+    own = config.get("layer_settings") or {}
+    if (wrong := fault(own)) is not None:
+        raise AdapterFileError(f"layer_settings of {file.path.parent / CONFIG_NAME}", got=wrong)
+    layers = {
         name: LayerState(
             rotations=parts,
-            side=config.get("side") or "in",
+            side="out" if config.get("side") == "out" else "in",
             map=map_of(config),
-            terms=int(config.get("num_cayley_neumann_terms") or 5),
+            terms=whole(config, "num_cayley_neumann_terms", 5, MOST_TERMS),
             shared=bool(config.get("block_share")),
             scaled=bool(config.get("scaled")),
             eps=eps,
@@ -148,24 +148,8 @@ def _layers(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], path
         )
         for name, parts in rotations.items()
     }
+    return {name: with_own_settings(layer, own.get(name, {})) for name, layer in layers.items()}
 
 
-def _check_packed(key: str, tensor: torch.Tensor, path: Path) -> None:
-    try:
-        packed = tensor.dim() == 2 and tensor.numel() > 0 and block_size_of(tensor.shape[-1]) > 0
-    except OrthotuneError:
-        packed = False
-    if not packed:
-        raise AdapterFileError(
-            f"Tensor '{key}' of {path} is no packed rotation",
-            got=f"shape {list(tensor.shape)}",
-            needed="[blocks, b(b-1)/2] for some block size b",
-        )
-
-
-def _other(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {_bare(key): t for key, t in tensors.items() if not _ROTATION.match(key) and not _MAGNITUDE.match(key)}
-
-
-def _bare(name: str) -> str:
-    return name.removeprefix("base_model.model.")
+def _other(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {bare(key): t for key, t in tensors.items() if not _ROTATION.match(key) and not _MAGNITUDE.match(key)}

@@ -1,32 +1,74 @@
-"""The formats, in the order in which they are asked whether a path is theirs."""
+"""The formats, in the order in which they are asked whether a file is theirs."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 from orthotune.errors import AdapterFileError
-from orthotune.formats import peft_oft
+from orthotune.formats import (
+    kohya_boft,
+    kohya_oft,
+    kohya_oft_flux,
+    kohya_oft_v2,
+    lycoris_boft,
+    lycoris_diag,
+    lycoris_oft,
+    onetrainer,
+    peft_boft,
+    peft_oft,
+    peft_oft_08,
+    peft_oft_14,
+    zeju,
+    zeju_diffusers,
+)
+from orthotune.formats.adapter_file import CONFIG_NAME, AdapterFile, open_adapter, told
 from orthotune.formats.adapter_state import AdapterState
+from orthotune.formats.read_options import ReadOptions
 
-FORMATS = (peft_oft,)
+FORMATS: tuple[ModuleType, ...] = (
+    peft_oft, peft_oft_14, peft_oft_08, peft_boft, lycoris_oft, lycoris_boft, lycoris_diag, kohya_oft, kohya_oft_flux,
+    kohya_oft_v2, kohya_boft, onetrainer, zeju, zeju_diffusers,
+)  # fmt: skip
 
 
-def read_adapter(path: str | Path) -> AdapterState:
+def read_adapter(path: str | Path, options: ReadOptions | None = None) -> AdapterState:
     """The adapter at a path, whichever format it has.
 
+    Args:
+        path: a folder as PEFT writes it, or one file: safetensors, or a pickle that holds tensors alone.
+        options: what the file does not say about itself.
+
     Raises:
-        AdapterFileError: no format knows the path, or the one that does finds a fault.
+        AdapterFileError: no format knows the file, more than one does, or the one that does finds a fault.
 
     Example:
-        >>> read_adapter("runs/sft/adapter").parameters  # doctest: +SKIP
+        >>> read_adapter("runs/demo/adapter").parameters  # doctest: +SKIP
         47616
     """
-    path = Path(path)
-    if not path.exists():
-        raise AdapterFileError(f"There is no adapter at {path}", do="Check the path")
-    for kind in FORMATS:
-        if kind.detect(path):
-            return kind.read(path)
-    raise AdapterFileError(
-        f"{path} is not an adapter", needed=f"a folder with {peft_oft.CONFIG_NAME}", do="Check the path"
-    )
+    file = open_adapter(path)
+    return format_of(file).read(file, options or ReadOptions())
+
+
+def format_of(file: AdapterFile) -> ModuleType:
+    """The module that reads a file.
+
+    Raises:
+        AdapterFileError: none does, or several would read a part of it.
+    """
+    found = [module for module in FORMATS if module.detect(file)]
+    if len(found) > 1:
+        raise AdapterFileError(
+            f"{file.path} mixes formats", got=f"tensors of {' and '.join(_called(module) for module in found)}",
+            needed="one", do="The whole can only be loaded by the tool that wrote it",
+        )  # fmt: skip
+    if not found:
+        raise AdapterFileError(
+            f"{file.path} is not an adapter that orthotune knows", got=told(file.shapes) or "no tensor at all",
+            needed=f"rotations: oft_R, oft_r, oft_blocks, oft_diag, boft_R or R; or a folder with {CONFIG_NAME}",
+        )  # fmt: skip
+    return found[0]
+
+
+def _called(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]

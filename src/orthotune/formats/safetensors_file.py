@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from orthotune.errors import AdapterFileError
+from orthotune.errors import AdapterFileError, OutputError
 
 #: The format's own limit for its header, in bytes.
 LARGEST_HEADER = 100_000_000
@@ -36,6 +37,29 @@ def read_tensors(path: str | Path, *, finite: bool = True) -> dict[str, torch.Te
     if finite:
         refuse_non_finite(tensors, path)
     return tensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> Path:
+    """A new safetensors file, which appears when it is whole; a file that is there is replaced.
+
+    Raises:
+        OutputError: the place cannot be written to.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Copies, for tensors that share their memory are refused: two layers may hold one tensor.
+        own = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+        save_file(own, partial, dict(metadata or {}) or None)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"{path.name} could not be written to {path.parent}", got=getattr(error, "strerror", None) or str(error),
+            do="Free some space, or name another place",
+        ) from error  # fmt: skip
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
 
 
 def check_header(path: Path) -> None:
@@ -72,7 +96,7 @@ def check_header(path: Path) -> None:
         entries = json.loads(raw)
         ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
         promised = 8 + length + max(ends, default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise AdapterFileError(f"The header of {path} cannot be read", got=str(error), do=again) from error
     if promised != size:
         what = "is cut off" if size < promised else "has bytes after its last tensor"
@@ -88,7 +112,9 @@ def refuse_non_finite(tensors: Mapping[str, torch.Tensor], source: str | Path) -
     Example:
         >>> refuse_non_finite({"v": torch.ones(2)}, "adapter")
     """
-    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    # torch asks numbers of one byte nothing
+    bad = [n for n, t in floats.items() if not (t if t.element_size() > 1 else t.float()).isfinite().all()]
     if bad:
         raise AdapterFileError(
             f"{source} holds NaN or infinity",

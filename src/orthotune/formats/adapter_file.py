@@ -1,0 +1,210 @@
+"""What an adapter is read from: names and shapes first, tensors when they are asked for, nothing executed."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from orthotune.errors import AdapterFileError
+from orthotune.formats.safetensors_file import check_header, refuse_non_finite, shortened
+
+CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+#: Names under which a folder holds its weights, the first one found counts.
+WEIGHTS_NAMES = (WEIGHTS_NAME, "adapter_model.bin", "pytorch_oft_weights.safetensors", "pytorch_oft_weights.bin")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+#: No adapter has more; a file with more is not one, and reading its names would take the memory of a model.
+MOST_TENSORS, LARGEST_HEADER = 100_000, 1 << 24
+LARGEST_CONFIG = 1 << 24
+PLAIN = (torch.strided, "cpu")
+#: What safetensors raises for number types that torch does not have.
+UNREADABLE = (KeyError, ValueError, TypeError, RuntimeError, AttributeError)
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """An adapter that was opened but not read.
+
+    Attributes:
+        path: the file with the weights.
+        shapes: name -> shape of every tensor.
+        config: what ``adapter_config.json`` says; None for a file that stands alone.
+        metadata: the text in the header.
+    """
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    load: Callable[[list[str]], dict[str, Tensor]]
+    config: Mapping[str, Any] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The named tensors, on the CPU, finite.
+
+        Raises:
+            AdapterFileError: a tensor cannot be read, or holds NaN or infinity.
+        """
+        tensors = self.load(list(names))
+        refuse_non_finite(tensors, self.path)
+        return tensors
+
+    def layers(self, suffixes: str) -> dict[str, dict[str, str]]:
+        """Names of tensors by what stands before one of the suffixes, a regular expression, and by suffix.
+
+        Example:
+            >>> file = AdapterFile(Path("a"), {"lin.alpha": (), "lin.oft_blocks": (2, 3, 3), "b": ()}, lambda names: {})
+            >>> file.layers("oft_blocks|alpha")
+            {'lin': {'alpha': 'lin.alpha', 'oft_blocks': 'lin.oft_blocks'}}
+        """
+        pattern = re.compile(rf"(.+)\.({suffixes})", re.DOTALL)
+        found: dict[str, dict[str, str]] = {}
+        for name in self.shapes:
+            if match := pattern.fullmatch(name):
+                found.setdefault(match[1], {})[match[2]] = name
+        return found
+
+    def has(self, suffixes: str, dims: int | None = None) -> bool:
+        """Whether some tensor ends in one of the suffixes, and has that many dimensions."""
+        named = [name for layer in self.layers(suffixes).values() for name in layer.values()]
+        return any(dims is None or len(self.shapes[name]) == dims for name in named)
+
+
+def open_adapter(path: str | Path) -> AdapterFile:
+    """The adapter in a folder, or in a file of its own.
+
+    Raises:
+        AdapterFileError: there is none, or it is damaged, of no known kind, too large in names, or a pickle that holds
+            more than tensors.
+
+    Example:
+        >>> open_adapter("runs/demo/adapter").shapes  # doctest: +SKIP
+        {'base_model.model.lin.oft_R.weight': (3, 28)}
+    """
+    path = Path(path)
+    if not path.exists():
+        raise AdapterFileError(f"There is no adapter at {path}", do="Check the path")
+    if path.is_dir():
+        config = read_config(path) if (path / CONFIG_NAME).is_file() else None
+        found = [path / name for name in WEIGHTS_NAMES if (path / name).is_file()]
+        if not found and config is None:
+            raise AdapterFileError(f"{path} is not an adapter", needed=f"a folder with {CONFIG_NAME}, or a file")
+        return _open_file(found[0] if found else path / WEIGHTS_NAME, config)
+    if path.name == CONFIG_NAME:
+        raise AdapterFileError(f"{path} is the config alone", do="Name the folder that it lies in")
+    beside = path.parent / CONFIG_NAME
+    return _open_file(path, read_config(path.parent) if path.name in WEIGHTS_NAMES and beside.is_file() else None)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The adapter's config as a plain mapping.
+
+    Raises:
+        AdapterFileError: there is none, or it is no JSON object.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise AdapterFileError(f"{folder} is not an adapter", needed=f"a folder with {CONFIG_NAME}")
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise AdapterFileError(f"{path} is not a config", got=f"{path.stat().st_size} bytes")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise AdapterFileError(f"{path} is not JSON", got=str(error), do="Copy or download the file again") from error
+    if not isinstance(config, dict):
+        raise AdapterFileError(f"{path} is not a config", got=type(config).__name__, needed="a JSON object")
+    return config
+
+
+def _open_file(path: Path, config: Mapping[str, Any] | None) -> AdapterFile:
+    return _open_pickle(path, config) if path.suffix in PICKLES else _open_safetensors(path, config)
+
+
+def _open_safetensors(path: Path, config: Mapping[str, Any] | None) -> AdapterFile:
+    if path.is_file():
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if LARGEST_HEADER < length <= 100_000_000:
+            raise AdapterFileError(
+                f"{path} is not an adapter", got=f"a header of {length} bytes", needed=f"at most {LARGEST_HEADER}"
+            )
+    check_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+    _check_count(path, len(shapes))
+
+    def load(names: list[str]) -> dict[str, Tensor]:
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in names}
+        except (SafetensorError, OSError, *UNREADABLE) as error:
+            raise _damaged(path, error) from error
+
+    return AdapterFile(path, shapes, load, config, metadata)
+
+
+def _open_pickle(path: Path, config: Mapping[str, Any] | None) -> AdapterFile:
+    size, save = path.stat().st_size, "Save it as safetensors"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise AdapterFileError(
+            f"{path} is no pickle that torch wrote since 1.6", got=str(error), needed="an uncompressed zip", do=save
+        ) from error
+    # torch stores, it never compresses: what unpacks to more than the file is a bomb.
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
+        raise AdapterFileError(f"{path} is a pickle in a compressed archive", needed="what torch.save writes", do=save)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # a whole checkpoint may be large
+    except Exception as error:  # what the unpickler makes of damaged or hostile bytes has no bounds
+        raise AdapterFileError(
+            f"{path} is a pickle that holds more than tensors, or is damaged", got=f"{error}"[:200].split("\n")[0],
+            needed="tensors by name", do=f"Nothing of it was run. {save}",
+        ) from error  # fmt: skip
+    if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
+        found = found["state_dict"]
+    plain = isinstance(found, Mapping) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) and (tensor.layout, tensor.device.type) == PLAIN
+        for name, tensor in found.items()
+    )
+    if not plain:
+        raise AdapterFileError(f"{path} is a pickle of other things than tensors", needed="tensors by name", do=save)
+    _check_count(path, len(found))
+    # A view may claim more numbers than its storage has; copying it would fill the memory.
+    if sum(tensor.numel() * tensor.element_size() for tensor in found.values()) > 2 * size:
+        raise AdapterFileError(f"{path} is a pickle whose tensors are larger than the file", do=save)
+    tensors = {name: tensor.detach() for name, tensor in found.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return AdapterFile(path, shapes, lambda names: {name: tensors[name] for name in names}, config)
+
+
+def _check_count(path: Path, count: int) -> None:
+    if count > MOST_TENSORS:
+        raise AdapterFileError(f"{path} is not an adapter", got=f"{count} tensors", needed=f"at most {MOST_TENSORS}")
+
+
+def _damaged(path: Path, error: BaseException) -> AdapterFileError:
+    return AdapterFileError(f"{path} is damaged", got=str(error), do="Copy or download the file again")
+
+
+def refuse_shape(path: Path, name: str, shape: Iterable[int], needed: str) -> None:
+    """Raise an AdapterFileError about one tensor of a file."""
+    raise AdapterFileError(f"Tensor '{name}' of {path}", got=f"shape {list(shape)}", needed=needed)
+
+
+def told(names: Iterable[str]) -> str:
+    """A few names of tensors, for a message; a name may hold anything, so what is no plain text is escaped."""
+    return shortened([ascii(name)[1:-1][:120] for name in names])

@@ -1,0 +1,63 @@
+"""PEFT's OFT 0.14 and 0.15: dense ``oft_r`` on the input side and a scale ``oft_s``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from orthotune.errors import AdapterFileError
+from orthotune.formats.adapter_file import AdapterFile, told
+from orthotune.formats.adapter_state import AdapterState, LayerState
+from orthotune.formats.config_field import number, whole
+from orthotune.formats.dense_blocks import scale_of_rows, skew_vector, square_blocks, stands_for_all, within_ball
+from orthotune.formats.peft_names import bare
+from orthotune.formats.read_options import ReadOptions
+
+ID = "peft-oft-0.14"
+
+
+def detect(file: AdapterFile) -> bool:
+    """Whether there are dense blocks and a scale."""
+    return file.has("oft_r") and file.has("oft_s")
+
+
+def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
+    """The adapter: ``W' = oft_s (W C-((A - Aᵀ) / 2)ᵀ)``.
+
+    Raises:
+        AdapterFileError: a tensor is missing or has a wrong shape.
+    """
+    config = dict(file.config or {})
+    layers, prefixes, warnings = {}, {}, []
+    for stem, names in file.layers("oft_r|oft_s").items():
+        if len(names) < 2:
+            raise AdapterFileError(f"Layer '{told([stem])}' of {file.path}", got=told(names), needed="oft_r and oft_s")
+        tensors = file.read(names.values())
+        blocks = square_blocks(file, names["oft_r"], tensors[names["oft_r"]], 3)
+        scale = scale_of_rows(file, names["oft_s"], tensors[names["oft_s"]], None)
+        if config.get("coft"):
+            radius = _radius(config, blocks, scale.numel())
+            if radius is None:
+                warnings.append(f"'{bare(stem)}' is read as stored: COFT's radius for shared blocks needs the base")
+            else:
+                blocks = within_ball(blocks, radius)
+        name = bare(stem)
+        prefixes[name] = stem
+        layers[name] = LayerState(
+            {"": skew_vector(blocks, 0.5)}, shared=stands_for_all(file, names["oft_r"], blocks), magnitude=scale
+        )
+    rest = [name for name in file.shapes if not name.endswith((".oft_r", ".oft_s"))]
+    other = {bare(name): tensor for name, tensor in file.read(rest).items()}
+    return AdapterState(
+        layers, config, other, file.path, ID, prefixes=prefixes, metadata=file.metadata, warnings=tuple(warnings)
+    )
+
+
+def _radius(config: Mapping[str, Any], blocks: Tensor, out: int) -> float | None:
+    """PEFT counts with the output's size although the blocks lie on the input's side."""
+    count = whole(config, "r", 0) if config.get("block_share") else blocks.shape[0]
+    if not count:
+        return None
+    return float(number(config, "eps", 6e-5) * (-(-out // count)) ** 2 / blocks.shape[0] ** 0.5)
