@@ -7,20 +7,50 @@ STAMP   := $(VENV)/.installed
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench install clean
+# What cannot live in one environment with the rest: see constraints-quant-*.txt.
+QUANT   ?= a b c
+
+.PHONY: help demo test test-quant quant-table check bench install clean
 
 help:
 	@echo "make demo   finetune a small language model, merge it, write a report (under 5 minutes on 2 cores)"
 	@echo "make test   run the tests (under 12 minutes on 2 cores)"
+	@echo "make test-quant   the tests of quantized bases, each group of libraries in an environment of its own (QUANT=a: one)"
+	@echo "make quant-table  the same, and the table of docs/quantized.md written anew"
 	@echo "make check  ruff and mypy"
 	@echo "make bench  the table of docs/speed.md (about 10 minutes on 2 quiet cores)"
-	@echo "make clean  remove $(VENV) and the caches"
+	@echo "make clean  remove $(VENV), those of test-quant and the caches"
 
 demo: $(STAMP)
 	$(BIN)/orthotune demo $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+.PRECIOUS: $(VENV)-quant-%/.installed
+test-quant: $(QUANT:%=test-quant-%)
+
+$(VENV)-quant-%/.installed: pyproject.toml constraints.txt constraints-quant-%.txt
+	$(MAKE) --no-print-directory VENV="$(@D)" "$(@D)/bin/python"
+	@echo "installing group $* into $(@D); the first time this takes some minutes"
+	$(@D)/bin/python -m pip install --quiet "$$(grep -m 1 '^torch==' constraints.txt)"
+	@# A line of the group stands for the line of that name in constraints.txt.
+	awk -F'[=; ]' '/^#/ {next} NR == FNR {own[$$1]; print; next} !($$1 in own)' \
+	  constraints-quant-$*.txt constraints.txt > "$(@D)/constraints.txt"
+	extras=$$(sed -n 's/^# extras: //p' constraints-quant-$*.txt | tr ' ' ','); \
+	  $(@D)/bin/python -m pip install --quiet -c "$(@D)/constraints.txt" -e ".[text,test,$$extras]"
+	bare=$$(sed -n 's/^# no-deps: //p' constraints-quant-$*.txt); \
+	  [ -z "$$bare" ] || { $(@D)/bin/python -m pip install --quiet setuptools wheel && \
+	    $(@D)/bin/python -m pip install --quiet --no-deps --no-build-isolation $$bare; }
+	@touch $@
+
+test-quant-%: $(VENV)-quant-%/.installed
+	$(<D)/bin/python -m pytest tests/quantized $(ARGS)
+
+quant-table:
+	rm -f "$(VENV)-quant-rows.jsonl"
+	ORTHOTUNE_QUANTIZED_ROWS="$(VENV)-quant-rows.jsonl" $(MAKE) --no-print-directory test-quant
+	$(firstword $(QUANT:%=$(VENV)-quant-%/bin/python)) benchmarks/quantized_table.py "$(VENV)-quant-rows.jsonl" docs/quantized.md
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -49,4 +79,4 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf "$(VENV)" .pytest_cache .ruff_cache .mypy_cache
+	rm -rf "$(VENV)" "$(VENV)"-quant-* .pytest_cache .ruff_cache .mypy_cache

@@ -46,8 +46,7 @@ class OFTLayer(nn.Module, Merging):
         self._active_adapter = adapter_name
         self.start_unmerged()
         self.resized: dict[str, str] = {}
-        for weight in self.base_parameters().values():
-            require_plain(weight, settings.layer, self.get_base_layer())
+        self.check_base(settings.layer)
         self.update_layer(adapter_name, settings)
 
     # What a kind states; a plain weight (out, in) is the default.
@@ -60,9 +59,26 @@ class OFTLayer(nn.Module, Merging):
         """Parameter name -> tensor in the parameter's own shape, the inverse of :meth:`matrices`."""
         return {"weight": matrices[""]}
 
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shapes of :meth:`matrices`, for kinds that must compute their matrices first."""
+        return {part: matrix.shape for part, matrix in self.matrices().items()}
+
     def base_parameters(self) -> dict[str, nn.Parameter]:
-        """The base parameters that turn, by their name below the innermost base layer."""
+        """The base parameters that turn, by their name below the innermost base layer; none when it is quantized."""
         return {"weight": self.get_base_layer().weight}
+
+    def check_base(self, layer: str) -> None:
+        """Refuse a base whose weight cannot be read or written.
+
+        Raises:
+            UnsupportedLayerError: names the layer and what it holds.
+        """
+        for weight in self.base_parameters().values():
+            require_plain(weight, layer, self.get_base_layer())
+
+    def device(self) -> torch.device:
+        """Where the base weight is."""
+        return next(iter(self.base_parameters().values())).device
 
     # Adapters.
 
@@ -80,9 +96,9 @@ class OFTLayer(nn.Module, Merging):
                 do="Exclude the layer or change the side",
             )
         rotations, outputs = {}, 0
-        for part, matrix in self.matrices().items():
-            rotations[part] = self._new_rotation(adapter_name, matrix, settings)
-            outputs += self._output_count(matrix)
+        for part, shape in self.shapes().items():
+            rotations[part] = self._new_rotation(adapter_name, shape, settings)
+            outputs += self._output_count(shape)
         getattr(self, self.container)[adapter_name] = rotations[""] if "" in rotations else nn.ModuleDict(rotations)
         if settings.magnitude:
             self.oft_magnitude[adapter_name] = nn.Parameter(torch.ones(outputs, dtype=self._adapter_dtype()))
@@ -93,8 +109,8 @@ class OFTLayer(nn.Module, Merging):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
-    def _new_rotation(self, adapter_name: str, matrix: Tensor, settings: LayerSettings) -> Rotation:
-        features = matrix.shape[-1 if settings.side == "in" else -2]
+    def _new_rotation(self, adapter_name: str, shape: torch.Size, settings: LayerSettings) -> Rotation:
+        features = shape[-1 if settings.side == "in" else -2]
         layout, changed = choose_layout(
             features, r=settings.r, block_size=settings.block_size, shared=settings.shared,
             fallback=settings.fallback, layer=settings.layer,
@@ -102,12 +118,12 @@ class OFTLayer(nn.Module, Merging):
         if changed:
             wanted = f"r={settings.r}" if settings.r else f"block_size={settings.block_size}"
             self.resized[adapter_name] = f"{wanted} -> {layout.block_count} x {layout.block_size}"
-        copies = matrix.shape[0] if matrix.dim() == 3 else 1
+        copies = shape[0] if len(shape) == 3 else 1
         return Rotation(layout, settings.map_for(layout.block_size), copies, settings.dropout, self._adapter_dtype())
 
     @staticmethod
-    def _output_count(matrix: Tensor) -> int:
-        return matrix[..., 0].numel()
+    def _output_count(shape: torch.Size) -> int:
+        return shape[:-1].numel()
 
     def _adapter_dtype(self) -> torch.dtype:
         dtypes = {weight.dtype for weight in self.base_parameters().values()}
@@ -136,7 +152,7 @@ class OFTLayer(nn.Module, Merging):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # Unlike PEFT's, this never lowers the dtype: rotations are float32 whatever the base is.
-        target = device or next(iter(self.base_parameters().values())).device
+        target = device or self.device()
         for tensor in self.stored(adapter_name):
             # On the meta device, where a base is whose weights come one at a time, the numbers would be lost.
             if "meta" not in (tensor.device.type, target.type) and tensor.device != target:
@@ -184,7 +200,7 @@ class OFTLayer(nn.Module, Merging):
         """Scale of each output neuron of a part ``(copies * out,)``, or None when the adapter has none."""
         if adapter_name not in self.oft_magnitude:
             return None
-        sizes = {name: self._output_count(W) for name, W in self.matrices().items()}
+        sizes = {name: self._output_count(shape) for name, shape in self.shapes().items()}
         start = sum(size for name, size in list(sizes.items())[: list(sizes).index(part)])
         return self.oft_magnitude[adapter_name][start : start + sizes[part]]
 
@@ -195,11 +211,11 @@ class OFTLayer(nn.Module, Merging):
             OrthotuneError: the layer has several weights, as attention has.
         """
         with torch.no_grad(), self.unmerged():
-            turned = self.turned([adapter], whole=True)
+            turned, weights = self.turned([adapter], whole=True), self.assemble(self.matrices())
         if len(turned) != 1:
             raise OrthotuneError(f"one delta weight of a layer that has {sorted(turned)}", do="Use turned() instead")
-        name, weight = next(iter(turned.items()))
-        return weight - self.original(name).to(weight.dtype)
+        (weight,), (original,) = turned.values(), weights.values()
+        return weight - original.to(weight.dtype)
 
     # Strength: only the full rotation has a meaning here.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from orthotune.errors import MergeError
@@ -23,8 +24,8 @@ class Embedding(OFTLayer):
     sides = ("in",)
 
     @staticmethod
-    def _output_count(matrix: Tensor) -> int:
-        return matrix.shape[-1]
+    def _output_count(shape: torch.Size) -> int:
+        return shape[-1]
 
     def steps(self, part: str, adapters: list[str], whole: bool = False) -> list[Step]:
         steps = []

@@ -66,10 +66,9 @@ class Merging(BaseTunerLayer):
         """
         with torch.no_grad():
             new = self.turned(adapters, whole=True, rounded=True)
-            for name, weight in new.items():
-                base = self.base_parameters()[name]
-                if weight.stride() != base.stride():
-                    new[name] = torch.empty_like(base, requires_grad=False).copy_(weight)
+            for name, base in self.base_parameters().items():
+                if new[name].stride() != base.stride():
+                    new[name] = torch.empty_like(base, requires_grad=False).copy_(new[name])
         # An infinite number of an adapter is half a turn, which the new weight alone would not show.
         checked = {f"adapter '{name}'": self.stored(name) for name in adapters if safe}
         checked |= {f"the new {name}": [weight] for name, weight in new.items() if safe}
@@ -96,15 +95,18 @@ class Merging(BaseTunerLayer):
             MergeError: see :meth:`check_mergeable`; with ``safe_merge``, when a weight would not be finite. Nothing is
             changed then.
         """
-        wanted = [name for name in check_adapters_to_merge(self, adapter_names) or [] if self.rotations(name)]
+        wanted = [name for name in check_adapters_to_merge(self, adapter_names) or [] if name in self.oft_settings]
         if not wanted:
             return
         self.check_mergeable(wanted)
         with self.unmerged() as originals:
             new = self.merged_parameters([*self.merged_adapters, *wanted], safe_merge)
+        self._write(new, originals)
+        self.merged_adapters = [*self.merged_adapters, *wanted]
+
+    def _write(self, new: dict[str, Tensor], originals: dict[str, nn.Parameter]) -> None:
         self._stash = originals
         self._put({k: nn.Parameter(v, requires_grad=originals[k].requires_grad) for k, v in new.items()})
-        self.merged_adapters = [*self.merged_adapters, *wanted]
 
     def _put(self, parameters: dict[str, nn.Parameter]) -> None:
         # A new Parameter, not a write in place: a weight tied to another module leaves that module alone.
@@ -117,13 +119,17 @@ class Merging(BaseTunerLayer):
         self._put({name: self.original(name) for name in self._stash})
         self.start_unmerged()
 
+    def let_go(self) -> None:
+        """Forget the originals: what is merged stays merged."""
+        self._stash = {}
+
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
         """The base layer alone, with adapters merged or not; the originals are let go. Called by PEFT's host."""
         if merge:
             self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-            self._stash = {}
+            self.let_go()
         elif self.merged:
             self.unmerge()
         return self.base_layer

@@ -29,6 +29,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "eps": ("coft",),
     "lora_rank": ("lora",),
     "lora_alpha": ("lora",),
+    "quantization": ("oft", "coft", "lora"),
 }
 # Pairs that say the same thing twice.
 RIVALS = (("block_size", "r"), ("steps", "epochs"), ("lora_rank", "block_size"), ("lora_rank", "r"))
@@ -90,6 +91,11 @@ class SFTSettings(BaseModel):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = Field(0.0, ge=0)
     seed: int = 0
+    quantization: str | None = Field(
+        None,
+        description="Of the base: nf4, fp4, int8 (bitsandbytes), torchao-int8, quanto-int8, -int4, -int2, -float8 "
+        "while loading; gptq, awq, aqlm for a checkpoint that is stored so.",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, else float32.")
     gradient_checkpointing: bool = False
 

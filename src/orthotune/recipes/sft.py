@@ -64,7 +64,7 @@ def _train(
     dtype, full = choose_dtype(settings.dtype), settings.method == "full"
     tokenizer = load_tokenizer(source)
     # Full finetuning keeps float32 weights: an update of a bfloat16 weight is mostly rounded away.
-    model = load_model(source, torch.float32 if full else dtype)
+    model = load_model(source, torch.float32 if full else dtype, settings.quantization)
     notes: list[str] = []
     adapter = _adapter(settings, model, notes)
     arguments = _arguments(settings, home.checkpoints, examples.format, dtype)

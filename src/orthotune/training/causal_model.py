@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orthotune.errors import RecipeError
+from orthotune.training.quantization import loading_options
 
 
 def choose_dtype(name: str) -> torch.dtype:
@@ -21,16 +22,18 @@ def choose_dtype(name: str) -> torch.dtype:
     return dtypes[name]
 
 
-def load_model(source: str, dtype: torch.dtype) -> Any:
+def load_model(source: str, dtype: torch.dtype, quantization: str | None = None) -> Any:
     """The model in ``source`` (path or hub name), in ``dtype`` whatever it is stored in, without dropout.
 
     Dropout is off so that a loss means the same in training and in measuring, and runs can be repeated.
+    ``quantization`` is a word of ``training/quantization.py``; what is not quantized is in ``dtype``.
 
     Raises:
-        RecipeError: no such model, or it has code of its own, which is never run.
+        RecipeError: no such model, it has code of its own, which is never run, or it cannot be quantized so.
     """
+    options = loading_options(quantization, source, dtype) if quantization else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, **options)
     except (OSError, ValueError, SafetensorError) as fault:
         raise _no_model(source, fault) from fault
     without_dropout(model)

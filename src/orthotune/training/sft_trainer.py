@@ -16,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from orthotune.errors import DataError
 from orthotune.metrics.text_loss import TokenRow, token_rows
 from orthotune.training.text_data import Examples
+from orthotune.tuner.float32 import keep_float32
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -81,6 +82,7 @@ def build_trainer(
         peft_config=adapter,
         callbacks=list(callbacks),
     )
+    keep_float32(trainer.model)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if not len(trainer.train_dataset):

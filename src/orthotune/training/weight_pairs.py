@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.quantized_linear import QuantizedLinear
 from orthotune.metrics.weights import layer_changes, worst_orthogonality_error
 from orthotune.training.run_record import WeightChange
 
@@ -34,6 +35,10 @@ def weight_change(model: nn.Module, base: Any | None = None) -> WeightChange:
 
 def _adapted(model: nn.Module) -> Iterator[Pair]:
     for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear):
+            turned = module.merged_parameters(module.active_adapters)["weight"]
+            yield name, _neurons(module, module.matrices()[""]), _neurons(module, turned)
+            continue
         if not isinstance(module, BaseTunerLayer) or not _has_neurons(module.get_base_layer()):
             continue
         base: Any = module.get_base_layer()

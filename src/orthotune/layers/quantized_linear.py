@@ -1,0 +1,172 @@
+"""Linear layers of a quantized library: turned like every linear layer, merged in float and quantized once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from orthotune.errors import MergeError
+from orthotune.layers.linear import Linear
+from orthotune.layers.settings import LayerSettings
+from orthotune.quantized.contract import Library, Snapshot
+from orthotune.quantized.dense import dense
+from orthotune.quantized.gradient import attach, detach
+from orthotune.quantized.roster import library_of
+
+#: Rounding to the nearest number of the grid explains an error up to ``Library.rounding``; the grid's scales are
+#: rounded themselves, to 16 bits, or to 8 with double quantization, which moves each number by a part of a step more.
+SLACK = 1.25
+#: A library may round the new weight to bfloat16 before and after: half a unit in the last place, 2**-9, twice.
+SIXTEEN_BITS = 2**-8
+
+
+class QuantizedLinear(Linear):
+    """A layer that a library of ``quantized/roster.py`` claims.
+
+    Merging turns the dequantized weight in float32 and quantizes the result once, in the library's own mode; what was
+    stored before is kept until then and comes back bit for bit. The quantized weight is held twice while merged.
+    """
+
+    library: Library
+    _before: Snapshot | None
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, settings: LayerSettings) -> None:
+        innermost = base_layer.get_base_layer() if isinstance(base_layer, BaseTunerLayer) else base_layer
+        found = library_of(innermost)
+        assert found is not None, "the roster of layers sends only claimed modules here"
+        object.__setattr__(self, "library", found)
+        super().__init__(base_layer, adapter_name, settings)
+        if torch.get_default_device().type != "meta":  # there, it is only tried whether the adapter fits
+            attach(innermost, found)
+
+    def base_parameters(self) -> dict[str, nn.Parameter]:
+        return {}
+
+    def check_base(self, layer: str) -> None:
+        """The roster has found its library already."""
+
+    def device(self) -> torch.device:
+        return self.library.device(self.get_base_layer())
+
+    def _adapter_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def shapes(self) -> dict[str, torch.Size]:
+        return {"": torch.Size(self.library.features(self.get_base_layer()))}
+
+    def matrices(self) -> dict[str, Tensor]:
+        return {"": self.library.dequantize(self.get_base_layer())}
+
+    # Merging.
+
+    @property
+    def described(self) -> str:
+        """The layer, its library and mode, for messages."""
+        name = next(iter(self.oft_settings.values())).layer
+        return f"layer '{name}' ({self.library.name}, {self.library.mode(self.get_base_layer())})"
+
+    def start_unmerged(self) -> None:
+        super().start_unmerged()
+        self._before = None
+        #: relative errors of the last merge: of quantizing anew, and of not merging at all
+        self.merge_error: tuple[float, float] | None = None
+
+    @contextmanager
+    def unmerged(self) -> Iterator[dict[str, nn.Parameter]]:
+        if self._before is None:
+            yield {}
+            return
+        base, now = self.get_base_layer(), self.library.snapshot(self.get_base_layer())
+        self._restore(self._before)
+        try:
+            yield {}
+        finally:
+            self.library.restore(base, now)
+
+    def _restore(self, kept: Snapshot) -> None:
+        base, place = self.get_base_layer(), self.device()
+        self.library.restore(base, kept)
+        if self.device() != place:  # the model has moved while merged
+            base.to(place)
+
+    def check_mergeable(self, adapters: list[str]) -> None:
+        """Refuse what the library cannot quantize anew.
+
+        Raises:
+            MergeError: names the layer, the reason and the way out.
+        """
+        reason = self.library.cannot_merge(self.get_base_layer())
+        if reason is not None:
+            raise MergeError(
+                f"Cannot merge OFT layers when the model is {self.library.name} quantized: {self.described}",
+                got=reason,
+                do="Merge into dense layers: merge_and_unload(dequantize=True), or `orthotune merge --dequantize`",
+            )
+
+    def _write(self, new: dict[str, Tensor], originals: dict[str, nn.Parameter]) -> None:
+        base, weight = self.get_base_layer(), new["weight"]
+        with self.unmerged():
+            turned_by = (weight - self.library.dequantize(base)).norm().item()
+        before = self.library.snapshot(base)
+        try:
+            with torch.no_grad():
+                self.library.requantize(base, weight)
+                self.merge_error = self._verified(weight, turned_by)
+        except BaseException:
+            self.library.restore(base, before)
+            raise
+        self._before = self._before or before
+
+    def _verified(self, weight: Tensor, turned_by: float) -> tuple[float, float]:
+        base, size = self.get_base_layer(), max(weight.norm().item(), torch.finfo(torch.float32).tiny)
+        error = (self.library.dequantize(base) - weight).norm().item() / size
+        limit = SLACK * self.library.rounding(base, weight).norm().item() / size + SIXTEEN_BITS
+        if not error <= limit:
+            raise MergeError(
+                f"merging into {self.described}",
+                got=f"a stored weight at a relative distance of {error:.2g} from the turned one",
+                needed=f"at most {limit:.2g}, which rounding to the library's grid explains",
+                do="Nothing was changed. Merge into a dense layer: merge_and_unload(dequantize=True)",
+            )
+        return error, turned_by / size
+
+    def rehearse(self, adapters: list[str], safe: bool = False) -> None:
+        """Merge ``adapters`` and take it back, to find out whether it can be done.
+
+        Raises:
+            MergeError: it cannot.
+        """
+        base, before, merged = self.get_base_layer(), self._before, self.merged_adapters
+        now = self.library.snapshot(base)
+        try:
+            self.merge(safe, adapters)
+        finally:
+            self.library.restore(base, now)
+            self._before, self.merged_adapters = before, merged
+
+    def unmerge(self) -> None:
+        if self._before is not None:
+            self._restore(self._before)
+        self.start_unmerged()
+
+    def let_go(self) -> None:
+        self._before = None
+
+    def dense(self, adapters: list[str], dtype: torch.dtype) -> nn.Linear:
+        """A plain layer with what is merged already and ``adapters`` merged in float32, rounded to ``dtype`` once."""
+        adapters = [name for name in [*self.merged_adapters, *adapters] if self.rotations(name)]
+        with self.unmerged(), torch.no_grad():
+            new = self.merged_parameters(list(dict.fromkeys(adapters))) if adapters else {}
+            return dense(self.get_base_layer(), self.library, dtype, new.get("weight"))
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        base: Any = super().unload_and_optionally_merge_module(merge, safe_merge, adapter_names)
+        detach(self.get_base_layer())
+        return base

@@ -1,0 +1,131 @@
+"""Merging over a whole model: all layers or none, and what to tell about quantized and replicated ones."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from orthotune.errors import MergeError
+from orthotune.formats.safetensors_file import shortened
+from orthotune.layers.base import OFTLayer
+from orthotune.layers.quantized_linear import QuantizedLinear
+from orthotune.quantized.gradient import detach
+from orthotune.tuner.dense import make_dense
+
+
+class MergingTuner(BaseTuner):
+    """A tuner of :class:`OFTLayer` s that merges once every layer has said that it can."""
+
+    def _check_merge_allowed(self) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*")
+            super()._check_merge_allowed()
+
+    def _check_merge(self, adapter_names: list[str] | None, safe: bool, dense: bool = False) -> None:
+        """Raise before anything is changed; with ``dense``, quantized layers are not merged into."""
+        refuse_replicated(self.model, dense)
+        layers = {
+            module: [n for n in adapter_names or module.active_adapters if n in module.oft_settings]
+            for module in self.model.modules()
+            if isinstance(module, OFTLayer)
+        }
+        layers = {layer: names for layer, names in layers.items() if names}
+        in_place = [layer for layer in layers if not (dense and isinstance(layer, QuantizedLinear))]
+        for layer in in_place:
+            layer.check_mergeable(layers[layer])
+        for layer in layers:
+            if isinstance(layer, QuantizedLinear) and not dense:
+                layer.rehearse(layers[layer], safe)  # only the library knows what it makes of a weight
+            elif safe:
+                layer.merged_parameters(layers[layer], safe=True)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge into the base weights, once every layer said that it can; ``safe_merge`` looks at the numbers too."""
+        self._check_merge(adapter_names, safe_merge)
+        with warn_lost(self.model):
+            super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def merge_and_unload(
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+        dequantize: bool = False,
+    ) -> nn.Module:
+        """The base model with adapters merged (the active ones by default) and no adapter layers left.
+
+        Args:
+            progressbar: show one.
+            safe_merge: look for NaN and infinity, before anything is changed.
+            adapter_names: which to merge.
+            dequantize: every quantized layer becomes an ``nn.Linear``, merged in float32 and rounded to the dtype of
+                the model's other weights; the model and its config no longer say that it is quantized.
+
+        Raises:
+            MergeError: a layer cannot merge; nothing was changed.
+        """
+        if dequantize:
+            self._check_merge(adapter_names, safe_merge, dense=True)
+            make_dense(self.model, adapter_names)
+        return super().merge_and_unload(progressbar, safe_merge, adapter_names)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
+        if merge:
+            self._check_merge(kwargs.get("adapter_names"), bool(kwargs.get("safe_merge")))
+        with warn_lost(self.model):
+            unloaded = super()._unload_and_optionally_merge(merge=merge, **kwargs)
+        for module in unloaded.modules():
+            detach(module)
+        for check in self.__dict__.pop("gradient_checks", []):
+            check.stop()
+        return unloaded
+
+
+def refuse_replicated(model: nn.Module, dense: bool = False) -> None:
+    """Refuse a base layer that is used in several places, where a merge in one would change the others.
+
+    With ``dense``, quantized layers are let through: each place gets a layer of its own.
+
+    Raises:
+        MergeError: names the places.
+    """
+    layers = [module for module in model.modules() if isinstance(module, OFTLayer)]
+    adapted = {id(m.get_base_layer()) for m in layers if not (dense and isinstance(m, QuantizedLinear))}
+    places: dict[int, dict[int, str]] = defaultdict(dict)
+    for key, module in model.named_modules(remove_duplicate=False):
+        if id(module) in adapted:
+            owner = model.get_submodule(key.rpartition(".")[0])
+            places[id(module)].setdefault(id(owner), key.removesuffix(".base_layer"))
+    shared = [list(owners.values()) for owners in places.values() if len(owners) > 1]
+    if shared:
+        raise MergeError(
+            "Cannot merge OFT layers when base model layers are replicated",
+            got=f"one layer at {shortened(shared[0])}",
+            do="Nothing was changed. Give each place a layer of its own (copy.deepcopy), or keep the adapter un-merged",
+        )
+
+
+@contextmanager
+def warn_lost(model: nn.Module) -> Iterator[None]:
+    """Warn after a merge about layers where quantizing anew moved the weight at least as far as the rotation did."""
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    before = {id(layer): layer.merge_error for layer in layers}
+    yield
+    lost = []
+    for layer in layers:
+        found = layer.merge_error
+        if found is not None and found is not before[id(layer)] and found[0] >= found[1] > 1e-6:
+            lost.append(next(iter(layer.oft_settings.values())).layer)
+    if lost:
+        warnings.warn(
+            f"In {len(lost)} of {len(layers)} quantized layers the rotation is smaller than the steps of the quantized "
+            "numbers, and the merged weight is no nearer to the rotated one than the weight before: "
+            f"{shortened(lost)}. merge_and_unload(dequantize=True) keeps it.",
+            stacklevel=4,
+        )
