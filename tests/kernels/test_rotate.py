@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orthotune.kernels.rotate import rotate, rotate_rows, rotate_stack
+from orthotune.kernels.rotate import joined, rotate, rotate_channels, rotate_each, rotate_rows, rotate_stack
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -143,3 +143,66 @@ def test_rows_turn_from_the_left(blocks: int, dtype: torch.dtype) -> None:
     stack, own = _random(2, 24, 5, dtype=dtype), _random(2, blocks, 8, 8)
     for found, one, turn in zip(rotate_rows(stack, own), stack, own, strict=True):
         _close(found, _dense(turn, 24) @ one.double(), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("blocks", [3, 1], ids=["own", "shared"])
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (7, 24), (3, 5, 24), (0, 24)])
+def test_each_of_several_rotations_acts_as_if_alone(shape: tuple[int, ...], blocks: int, dtype: torch.dtype) -> None:
+    x, whole = _random(*shape, dtype=dtype), _random(3 * blocks, 8, 8, dtype=torch.promote_types(dtype, torch.float32))
+    for Rs in (whole.split(blocks), [R.clone() for R in whole.split(blocks)]):
+        for y, R in zip(rotate_each(x, Rs), Rs, strict=True):
+            assert torch.equal(y, rotate(x, R))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("blocks", [3, 1], ids=["own", "shared"])
+@pytest.mark.parametrize("used", [(0, 1, 2), (0, 2), (1,)], ids=str)
+def test_gradients_of_several_rotations(blocks: int, used: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = _random(2, 5, 24, dtype=dtype).requires_grad_()
+    Rs = [_random(blocks, 8, 8, dtype=torch.promote_types(dtype, torch.float32)) + i for i in range(3)]
+    Rs = [R.requires_grad_() for R in Rs]
+    ys = rotate_each(x, Rs)
+    weights = [_random(2, 5, 24, dtype=dtype) for _ in used]
+    sum((ys[i] * g).sum() for i, g in zip(used, weights, strict=True)).backward()
+    X, G = x.detach().double().flatten(0, 1), [g.double().flatten(0, 1) for g in weights]
+    dx = sum(g @ _dense(Rs[i].detach(), 24).T for i, g in zip(used, G, strict=True))
+    # every product is rounded; shared blocks are added one by one
+    _close(x.grad.flatten(0, 1), dx, dtype, roundings=4)
+    for i, R in enumerate(Rs):
+        if i not in used:
+            assert R.grad is None
+            continue
+        full = X.T @ G[used.index(i)]
+        own = torch.stack([full[j : j + 8, j : j + 8] for j in range(0, 24, 8)])
+        _close(R.grad, own if blocks > 1 else own.sum(0, keepdim=True), dtype, roundings=4)
+
+
+def test_only_what_is_asked_for_gets_a_gradient() -> None:
+    x, Rs = _random(4, 24), [_random(3, 8, 8).requires_grad_(i == 1) for i in range(2)]
+    sum(y.sum() for y in rotate_each(x, Rs)).backward()
+    assert x.grad is None and Rs[0].grad is None and Rs[1].grad is not None
+
+
+def test_joining_copies_only_what_lies_apart() -> None:
+    whole = _random(6, 2, 2)
+    a, b, c = whole.split([1, 2, 3])
+    assert joined([a, b, c]).data_ptr() == whole.data_ptr()
+    for parts in ([a, c], [b, a], [a.mT, b], [a, b.clone()]):
+        assert torch.equal(joined(parts), torch.cat(parts))
+        assert joined(parts).data_ptr() != parts[0].data_ptr()
+    assert torch.equal(joined([b]), b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("blocks", [3, 1], ids=["own", "shared"])
+@pytest.mark.parametrize("size", [(), (7,), (3, 5), (2, 3, 5)], ids=str)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+def test_channels_turn_as_features_do(size: tuple[int, ...], blocks: int, last: bool, dtype: torch.dtype) -> None:
+    x, R = _random(2, 24, *size, dtype=dtype), _random(blocks, 8, 8, dtype=torch.promote_types(dtype, torch.float32))
+    x = x.to(memory_format=torch.channels_last) if last and len(size) == 2 else x
+    y = rotate_channels(x.requires_grad_(), R.requires_grad_())
+    _close(y.movedim(1, -1), x.double().movedim(1, -1) @ _dense(R, 24), dtype)
+    assert y.stride() == x.stride()
+    y.double().square().sum().backward()
+    assert x.grad is not None and R.grad is not None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from layers.models import linear
+from orthotune import OFTConfig, get_peft_model
 
 
 class Weighted(nn.Conv2d):
@@ -50,3 +53,20 @@ def test_every_group_turns_alike() -> None:
         layer.base_layer.weight[4:] = layer.base_layer.weight[:4]
     y = model(torch.cat([x, x], 1))
     assert torch.equal(y[:, :4], y[:, 4:])
+
+
+@pytest.mark.parametrize("changes", [{}, {"stride": 2}, {"padding": 1, "padding_mode": "reflect"}, {"bias": False}])
+def test_a_kernel_of_one_point_turns_its_input(changes: dict[str, Any]) -> None:
+    """To the numbers of the turned weight, and without a gradient of the weight's size."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 24, 5, 7, dtype=torch.float64)
+    model = get_peft_model(
+        nn.Sequential(nn.Conv2d(24, 10, 1, dtype=torch.float64, **changes)),
+        OFTConfig(oft_block_size=8, target_modules=["0"], init_weights=False),
+    )
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        kept: list[torch.Size] = []
+        y = model(x)
+    model.merge_adapter()
+    torch.testing.assert_close(y, model(x))
+    assert not any(shape[:2] == (10, 24) and shape != (10, 24, 1, 1) for shape in kept)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
 from orthotune import OFTConfig, get_peft_model
+from orthotune.kernels import from_parameters
 from orthotune.kernels.from_parameters import RotationMap
 from orthotune.layers import rotation_group
 from orthotune.layers.rotation_module import Rotation
@@ -98,3 +101,75 @@ def test_a_copy_leaves_the_model_behind_and_a_deleted_adapter_its_peers():
     model.delete_adapter("default")
     model.set_adapter("other")
     assert torch.isfinite(model(X)).all()
+
+
+@pytest.fixture
+def backwards(monkeypatch):
+    """The number of stored blocks in each backward."""
+    sizes, passed = [], from_parameters._exact_backward
+    monkeypatch.setattr(from_parameters, "_exact_backward", lambda R, g: sizes.append(len(R)) or passed(R, g))
+    return sizes
+
+
+def test_one_backward_serves_all_layers_until_the_parameters_change(batches, backwards):
+    model = stack()
+    model(X).sum().backward()
+    first = [rotation.weight.grad.clone() for rotation in rotations(model)]
+    model(X).sum().backward()  # the same node once more: gradients accumulate
+    assert (batches, backwards) == ([6], [6, 6])
+    for rotation, grad in zip(rotations(model), first, strict=True):
+        assert torch.equal(rotation.weight.grad, 2 * grad)
+    torch.optim.SGD([rotation.weight for rotation in rotations(model)], lr=0.1).step()
+    model(X).sum().backward()
+    assert (batches, backwards) == ([6, 6], [6, 6, 6])
+
+
+def test_a_layer_that_a_forward_passes_by_gets_no_gradient(backwards):
+    model = stack()
+    first, middle, last = (layer for layer in model.base_model.model)
+    last(middle(first(X))).sum().backward()
+    for rotation in rotations(model):
+        rotation.weight.grad = None
+    last(torch.ones(1, 12)).sum().backward()
+    assert [rotation.weight.grad is None for rotation in rotations(model)] == [True, True, False]
+    assert backwards == [6, 1]
+
+
+def test_what_is_trained_may_change_between_steps():
+    model = stack()
+    chosen = rotations(model)[1].weight
+    chosen.requires_grad_(False)
+    model(X).sum().backward()
+    assert chosen.grad is None
+    chosen.requires_grad_(True)
+    model(X).sum().backward()
+    assert chosen.grad.abs().max() > 0
+    for rotation in rotations(model):
+        rotation.weight.requires_grad_(False)
+    assert not model(X).requires_grad
+
+
+def test_numbers_that_are_scaled_have_the_gradient_of_each_layer_alone():
+    model, alone = stack(scaled=True), stack(scaled=True)
+    for rotation in rotations(alone):
+        rotation.group = None
+    for twin in (model, alone):
+        twin(X).square().sum().backward()
+    for one, other in zip(rotations(model), rotations(alone), strict=True):
+        # float32 through three layers
+        torch.testing.assert_close(one.weight.grad, other.weight.grad, atol=1e-5, rtol=1e-5)
+
+
+def test_processes_that_send_gradients_have_one_backward_for_each_layer(monkeypatch, backwards):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    stack()(X).sum().backward()
+    assert sorted(backwards) == [1, 2, 3]
+
+
+def test_a_deleted_model_is_let_go():
+    model = stack()
+    model(X).sum().backward()
+    R, weight = (weakref.ref(found) for found in (rotations(model)[0](), rotations(model)[0].weight))
+    del model
+    gc.collect()
+    assert R() is None and weight() is None

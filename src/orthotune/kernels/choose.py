@@ -18,6 +18,9 @@ Operation = Literal["from_parameters", "rotate"]
 LARGEST_BLOCK: dict[str, int] = {"from_parameters": 128, "rotate": 256}
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
+#: rows per output from which a weight is turned in less time than the rows are
+MANY_ROWS = 4
+
 _forced: list[Path] = []
 
 
@@ -83,3 +86,15 @@ def _choose(operation: Operation, device: str, dtype: torch.dtype, block_size: i
     if block_size > LARGEST_BLOCK[operation]:
         return Choice("torch", f"blocks of {block_size} are beyond the kernel's {LARGEST_BLOCK[operation]}")
     return Choice("triton", f"a GPU, {str(dtype).removeprefix('torch.')}, blocks of {block_size}")
+
+
+def weight_turns(device: str, rows: int, outputs: int, gradients: bool) -> bool:
+    """Whether a linear layer turns its weight ``(outputs, n)`` instead of its ``rows`` inputs; on a CPU only so far.
+
+    Without gradients only: the gradient of a rotation through a turned weight costs as much as training the weight.
+
+    Example:
+        >>> weight_turns("cpu", rows=4096, outputs=320, gradients=False), weight_turns("cpu", 4096, 320, gradients=True)
+        (True, False)
+    """
+    return device == "cpu" and not gradients and rows >= MANY_ROWS * outputs

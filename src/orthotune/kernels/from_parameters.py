@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,28 +21,48 @@ NeumannSeries = Literal["current", "legacy"]
 
 
 class _ExactRotation(torch.autograd.Function):
-    """Unpacking and Cayley in one node: only ``R`` is kept for the backward."""
+    """The gradient of rotations that are known, those of many layers in one batch: ``R`` is all that it needs.
+
+    ``R`` is no saved tensor, which a backward would free: one node serves every forward until a parameter changes.
+    """
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, block_size: int, known: Tensor | None, spent: Callable[[], None] | None) -> Tensor:
-        R = _exact(v, block_size) if known is None else known.view_as(known)
-        ctx.save_for_backward(R)
-        ctx.spent = spent
-        return R
+    def forward(
+        ctx: Any, R: Tensor, scale: float, spent: Callable[[], None] | None, *stored: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.R, ctx.scale, ctx.spent = R, scale, spent
+        ctx.rows = [v.shape[0] for v in stored]
+        ctx.set_materialize_grads(False)
+        return R.split(ctx.rows) if len(stored) > 1 else (R.view_as(R),)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (R,) = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if ctx.spent is not None:
             ctx.spent()
-        if _use_triton(R, R.shape[-1]):
-            from orthotune.kernels import triton_cayley
+        came = {i: grad for i, grad in enumerate(grads) if grad is not None}
+        found: list[Tensor | None] = [None] * len(grads)
+        if came:
+            R, rows = ctx.R, [ctx.rows[i] for i in came]
+            if len(came) < len(grads):  # a layer that this forward passed by
+                R = torch.cat([part for i, part in enumerate(R.split(ctx.rows)) if i in came])
+            dv = _exact_backward(R, torch.cat([*came.values()]) if len(came) > 1 else next(iter(came.values())))
+            dv = dv if ctx.scale == 1 else dv.mul_(ctx.scale)
+            for i, own in zip(came, dv.split(rows), strict=True):
+                found[i] = own
+        return None, None, None, *found
 
-            return triton_cayley.exact_backward(R, grad), None, None, None
+
+def _exact_backward(R: Tensor, grad: Tensor) -> Tensor:
+    if _use_triton(R, R.shape[-1]):
+        from orthotune.kernels import triton_cayley
+
+        return triton_cayley.exact_backward(R, grad)
+    if torch.is_autocast_enabled(grad.device.type):
         with torch.autocast(grad.device.type, enabled=False):
-            dQ = cayley_backward(R, grad)
-        return pack(dQ) - pack(dQ, lower=True), None, None, None
+            return _exact_backward(R, grad)
+    dQ = cayley_backward(R, grad)
+    return pack(dQ).sub_(pack(dQ, lower=True))
 
 
 def _exact(v: Tensor, block_size: int) -> Tensor:
@@ -76,7 +96,9 @@ def exact_rotation(
         with torch.autocast(v.device.type, enabled=False):
             return exact_rotation(v, block_size, known, spent)
     if v.requires_grad and torch.is_grad_enabled():
-        return _ExactRotation.apply(v, block_size, known, spent)
+        with torch.no_grad():
+            R = _exact(v, block_size) if known is None else known
+        return _ExactRotation.apply(R, 1.0, spent, v)[0]
     return _exact(v, block_size) if known is None else known
 
 
@@ -122,3 +144,11 @@ class RotationMap:
         if self.exact:
             return exact_rotation(v, self.block_size, known, spent)
         return neumann(unpack(v, self.block_size), self.terms, self.series == "legacy")
+
+    def connect(self, stored: Sequence[Tensor], R: Tensor, spent: Callable[[], None]) -> tuple[Tensor, ...]:
+        """Known exact rotations of several layers, each with the gradient to its own stored numbers, in one node.
+
+        Shapes: ``stored`` ``(rows_i, n)``, ``R`` ``(sum of rows, b, b)``; returns views ``(rows_i, b, b)`` of ``R``.
+        """
+        found: tuple[Tensor, ...] = _ExactRotation.apply(R, self.scale, spent, *stored)
+        return found

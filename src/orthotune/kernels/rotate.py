@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,36 +18,114 @@ def _blocks(x: Tensor, count: int) -> Tensor:
     return x.view(x.shape[0], count, -1).transpose(0, 1)
 
 
-def _product(x: Tensor, R: Tensor) -> Tensor:
-    """``x BD(R)`` for ``x`` ``(rows, n)``, in the dtype of ``x``."""
-    count, block_size = R.shape[0], R.shape[-1]
-    R = R if x.shape[0] == 1 else R.to(x.dtype)
-    if count == 1:
-        return (x.reshape(-1, block_size) @ R[0].to(x.dtype)).view(x.shape)
-    if x.shape[0] == 1:  # decoding: a float32 product of one row is quicker than a bfloat16 one, and closer
-        return torch.bmm(x.view(count, 1, block_size).to(R.dtype), R).to(x.dtype).view(x.shape)
+def _from_blocks(x: Tensor, R: Tensor) -> Tensor:
+    """``x_i R_i`` of blocks ``(count, rows, k)`` and ``(count, k, b)`` -> ``(rows, count b)``."""
     if x.dtype is torch.bfloat16 and x.device.type == "cpu" and not torch.compiler.is_compiling():
         # Written in place of its layout; float32 is quicker through a copy.
-        out = torch.empty_like(x)
-        torch.bmm(_blocks(x, count), R, out=_blocks(out, count))
+        out = x.new_empty(x.shape[1], x.shape[0] * R.shape[-1])
+        torch.bmm(x, R, out=_blocks(out, x.shape[0]))
         return out
-    return torch.bmm(_blocks(x, count), R).transpose(0, 1).reshape(x.shape)
+    return torch.bmm(x, R).transpose(0, 1).reshape(x.shape[1], -1)
 
 
-def _forward(x: Tensor, R: Tensor) -> Tensor:
-    if choose("rotate", x.device.type, x.dtype, R.shape[-1]).path == "triton":
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """``torch.cat(tensors)``, without a copy where they lie one behind the other, as the rotations of a batch do.
+
+    Example:
+        >>> whole = torch.zeros(5, 2, 2)
+        >>> joined(whole.split([2, 3])).data_ptr() == whole.data_ptr()
+        True
+    """
+    first = tensors[0]
+    if len(tensors) == 1:
+        return first
+    home, place = first.untyped_storage().data_ptr(), first.storage_offset()
+    for t in tensors:
+        if not t.is_contiguous() or t.storage_offset() != place or t.untyped_storage().data_ptr() != home:
+            return torch.cat(tuple(tensors))
+        place += t.numel()
+    rows = sum(t.shape[0] for t in tensors)
+    return first.as_strided((rows, *first.shape[1:]), first.stride(), first.storage_offset())
+
+
+def rotate_joined(x: Tensor, R: Tensor, times: int = 1) -> Sequence[Tensor]:
+    """:func:`rotate_each` for rotations that are one tensor already, without a gradient.
+
+    Shapes: ``x`` ``(..., n)``, ``R`` ``(times * n / b, b, b)`` or ``(times, b, b)`` for shared blocks.
+    """
+    kernel = choose("rotate", x.device.type, x.dtype, R.shape[-1]).path
+    if x.numel() == x.shape[-1] and kernel == "torch" and R.shape[0] > times:
+        return _row(x, R, times)
+    rows = x.reshape(-1, x.shape[-1])
+    if kernel == "triton":
         from orthotune.kernels import triton_rotate
 
-        return triton_rotate.rotate_forward(x, R)
-    return _product(x, R)
+        found: Sequence[Tensor] = [triton_rotate.rotate_forward(rows, own) for own in R.split(R.shape[0] // times)]
+    else:
+        found = _products(rows, R, times)
+    return found if x.dim() == 2 else [y.view(x.shape) for y in found]
 
 
-def _product_of_features(x: Tensor, y: Tensor, count: int, block_size: int) -> Tensor:
-    """``x_i^T y_i`` for each of ``count`` blocks: ``(rows, n)`` twice -> ``(count, b, b)``."""
+def _row(x: Tensor, R: Tensor, times: int) -> Sequence[Tensor]:
+    # Decoding: a float32 product of one row is quicker than a bfloat16 one, and closer.
+    row = x.reshape(-1, 1, R.shape[-1]).to(R.dtype)
+    if times == 1:
+        return (torch.bmm(row, R).to(x.dtype).view(x.shape),)
+    row = row.expand(times, *row.shape).reshape(-1, 1, R.shape[-1])
+    return torch.bmm(row, R).to(x.dtype).view(times, *x.shape).unbind()
+
+
+def _products(x: Tensor, R: Tensor, times: int) -> Sequence[Tensor]:
+    count, block_size = R.shape[0] // times, R.shape[-1]
     if count == 1:
-        return (x.reshape(-1, block_size).mT @ y.reshape(-1, block_size)).unsqueeze(0)
-    # Two copies and a product of contiguous blocks take half the time of a product of strided ones.
-    return torch.bmm(_blocks(x, count).contiguous().mT, _blocks(y, count).contiguous())
+        return [(x.reshape(-1, block_size) @ own.to(x.dtype)).view(x.shape) for own in R]
+    blocks = _blocks(x, count)
+    if times > 1:
+        blocks = blocks.contiguous()  # costs no more than what one product of strided blocks loses
+    R = R.to(x.dtype)
+    return [_from_blocks(blocks, own) for own in (R.split(count) if times > 1 else (R,))]
+
+
+def _backward_alone(
+    x: Tensor, R: Tensor, grad: Tensor, need_dx: bool, need_dR: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    count, block_size = R.shape[0], R.shape[-1]
+    if choose("rotate", x.device.type, x.dtype, block_size).path == "triton":
+        from orthotune.kernels import triton_rotate
+
+        return triton_rotate.rotate_backward(x, R, grad, need_dx, need_dR)
+    dx = dR = None
+    if count == 1:
+        g = grad.reshape(-1, block_size)
+        dx = (g @ R[0].mT.to(g.dtype)).view(x.shape) if need_dx else None
+        dR = (x.reshape(-1, block_size).mT @ g).unsqueeze(0) if need_dR else None
+    else:
+        # Two copies and a product of contiguous blocks take half the time of a product of strided ones.
+        g = _blocks(grad, count).contiguous()
+        dx = _from_blocks(g, R.mT.to(g.dtype)) if need_dx else None
+        dR = torch.bmm(_blocks(x, count).contiguous().mT, g) if need_dR else None
+    return dx, None if dR is None else dR.to(R.dtype)
+
+
+def _backward_together(
+    x: Tensor, R: Tensor, grads: Sequence[Tensor], need_dx: bool, need_dR: bool
+) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+    """Gradients of several rotations ``(times * count, b, b)`` of one input, side by side in one product each."""
+    times, block_size = len(grads), R.shape[-1]
+    count = R.shape[0] // times
+    R = R.view(times, count, block_size, block_size)
+    g = x.new_empty(count, x.shape[0], times, block_size)
+    for place, grad in zip(g.unbind(2), grads, strict=True):
+        place.copy_(_blocks(grad, count))
+    g = g.flatten(2)
+    dx: Tensor | None = None
+    dR: Sequence[Tensor | None] = [None] * times
+    if need_dx:
+        dx = _from_blocks(g, R.permute(1, 0, 3, 2).to(x.dtype).reshape(count, -1, block_size))
+    if need_dR:
+        found = torch.bmm(_blocks(x, count).contiguous().mT, g).view(count, block_size, times, block_size)
+        dR = R.new_empty(R.shape).copy_(found.permute(2, 0, 1, 3)).unbind()
+    return dx, dR
 
 
 class _Rotate(torch.autograd.Function):
@@ -54,26 +134,39 @@ class _Rotate(torch.autograd.Function):
     # One method instead of forward and setup_context: torch binds their arguments anew at every call, which for
     # the few microseconds of a rotation is a third of its time.
     @staticmethod
-    def forward(ctx: Any, x: Tensor, R: Tensor) -> Tensor:
-        ctx.save_for_backward(x, R)
-        return _forward(x, R)
+    def forward(ctx: Any, x: Tensor, *rotations: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, *rotations)
+        ctx.set_materialize_grads(False)
+        return tuple(rotate_joined(x, joined(rotations), len(rotations)))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, R = ctx.saved_tensors
-        dx = dR = None
-        with torch.autocast(grad.device.type, enabled=False):
-            grad = grad.contiguous()
-            if choose("rotate", x.device.type, x.dtype, R.shape[-1]).path == "triton":
-                from orthotune.kernels import triton_rotate
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, *rotations = ctx.saved_tensors
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return _backward(x, rotations, grads, *ctx.needs_input_grad)
+        return _backward(x, rotations, grads, *ctx.needs_input_grad)
 
-                return triton_rotate.rotate_backward(x, R, grad, *ctx.needs_input_grad)
-            if ctx.needs_input_grad[0]:
-                dx = _product(grad, R.mT)
-            if ctx.needs_input_grad[1]:
-                dR = _product_of_features(x, grad, R.shape[0], R.shape[-1]).to(R.dtype)
-        return dx, dR
+
+def _backward(
+    x: Tensor, rotations: Sequence[Tensor], grads: Sequence[Tensor | None], need_dx: bool, *need_dR: bool
+) -> tuple[Tensor | None, ...]:
+    shape, x = x.shape, x.reshape(-1, x.shape[-1])
+    came = {i: grad.reshape(x.shape) for i, grad in enumerate(grads) if grad is not None}
+    dx: Tensor | None = None
+    dR: list[Tensor | None] = [None] * len(rotations)
+    R = rotations[0]
+    if len(came) > 1 and R.shape[0] > 1 and choose("rotate", x.device.type, x.dtype, R.shape[-1]).path == "torch":
+        R = joined([rotations[i] for i in came])
+        dx, found = _backward_together(x, R, [*came.values()], need_dx, any(need_dR))
+        for i, one in zip(came, found, strict=True):
+            dR[i] = one
+    else:
+        for i, grad in came.items():
+            more, dR[i] = _backward_alone(x, rotations[i], grad, need_dx, need_dR[i])
+            dx = more if dx is None or more is None else dx.add_(more)
+    return None if dx is None else dx.view(shape), *dR
 
 
 def rotate(x: Tensor, R: Tensor) -> Tensor:
@@ -87,17 +180,48 @@ def rotate(x: Tensor, R: Tensor) -> Tensor:
         >>> rotate(torch.tensor([1.0, 0.0]), torch.tensor([[[0.0, 1.0], [-1.0, 0.0]]]))
         tensor([0., 1.])
     """
+    return rotate_each(x, (R,))[0]
+
+
+def rotate_each(x: Tensor, rotations: Sequence[Tensor]) -> Sequence[Tensor]:
+    """:func:`rotate` of one input by several rotations of the same shape, as for query, key and value.
+
+    Their gradients come from one product side by side: for the input it is summed in float32 and rounded once.
+
+    Example:
+        >>> [y.tolist() for y in rotate_each(torch.tensor([1.0, 2.0]), (torch.eye(2)[None], -torch.eye(2)[None]))]
+        [[1.0, 2.0], [-1.0, -2.0]]
+    """
     if torch.is_autocast_enabled(x.device.type):
         if x.dtype is not torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))
         with torch.autocast(x.device.type, enabled=False):
-            return rotate(x, R)
-    rows = x.reshape(-1, x.shape[-1])
-    if rows.shape[0] == 0:
-        return x
-    if torch.is_grad_enabled() and (x.requires_grad or R.requires_grad):
-        return _Rotate.apply(rows, R).view(x.shape)
-    return _forward(rows, R).view(x.shape)
+            return rotate_each(x, rotations)
+    if x.numel() == 0:
+        return [x] * len(rotations)
+    if torch.is_grad_enabled() and (x.requires_grad or any(R.requires_grad for R in rotations)):
+        found: Sequence[Tensor] = _Rotate.apply(x, *rotations)
+        return found
+    return rotate_joined(x, joined(rotations), len(rotations))
+
+
+def rotate_channels(x: Tensor, R: Tensor) -> Tensor:
+    """:func:`rotate` along the second dimension: the channels of an image, in its own memory format.
+
+    Shapes: ``x`` ``(batch, channels, *size)``, ``R`` ``(channels / b or 1, b, b)``; returns the shape of ``x``.
+
+    Example:
+        >>> rotate_channels(torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[0.0, 1.0], [-1.0, 0.0]]]))
+        tensor([[[0.],
+                 [1.]]])
+    """
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        return rotate(x.movedim(1, -1), R).movedim(-1, 1)
+    if torch.is_autocast_enabled(x.device.type) and x.dtype is not torch.float64:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    with torch.autocast(x.device.type, enabled=False):
+        blocks = x.reshape(x.shape[0], -1, R.shape[-1], math.prod(x.shape[2:]))
+        return (R.mT.to(x.dtype) @ blocks).view(x.shape)
 
 
 def rotate_stack(W: Tensor, R: Tensor) -> Tensor:

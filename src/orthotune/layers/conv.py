@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from orthotune.kernels.rotate import rotate_channels
 from orthotune.layers.base import OFTLayer, refuse_mixed_batch
 
 _FORWARDS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
@@ -17,7 +18,7 @@ class Conv(OFTLayer):
 
     The weight ``(out, in / groups, *kernel)`` is a matrix ``(out, fan_in)`` with ``fan_in`` in the order (in, kernel)
     that PEFT's files use. ``side="in"`` turns ``fan_in``, the same way in every group; ``side="out"`` turns the output
-    channels.
+    channels. A 1x1 kernel without groups turns its input, as a linear layer does: that needs no gradient of the weight.
     """
 
     @property
@@ -38,7 +39,17 @@ class Conv(OFTLayer):
         if not adapters:
             return self.base_layer(x, *args, **kwargs)
         base = self.base_layer
+        if len(adapters) == 1 and self._mixes_channels_only() and self._only_turns_input(adapters[0]):
+            return base(rotate_channels(x, self.oft_R[adapters[0]]()), *args, **kwargs)
         weight = self.turned(adapters)["weight"].to(base.weight.dtype)
         if type(base).forward in _FORWARDS and "forward" not in base.__dict__:
             return base._conv_forward(x, weight, base.bias)
         return functional_call(base, {"weight": weight}, (x, *args), kwargs)
+
+    def _mixes_channels_only(self) -> bool:
+        """Whether the kernel is a single point: then the input's channels can turn, as a linear layer's features do."""
+        base = self.get_base_layer()
+        return set(base.kernel_size) == {1} and base.groups == 1
+
+    def _only_turns_input(self, name: str) -> bool:
+        return self.oft_settings[name].side == "in" and name not in self.oft_magnitude

@@ -9,8 +9,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from orthotune.kernels.choose import weight_turns
 from orthotune.kernels.rotate import rotate
 from orthotune.layers.base import OFTLayer, refuse_mixed_batch
+from orthotune.layers.shared_input import SharedInput
+
+#: numbers of an input that is turned in so little time that what Python does around it counts
+SHORT = 1 << 18
 
 
 class Linear(OFTLayer):
@@ -19,13 +24,31 @@ class Linear(OFTLayer):
     Shapes: ``x`` ``(..., in)`` of any rank, returns ``(..., out)``. The bias is never turned or scaled.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        #: by adapter: this layer and those that get its input too
+        self.shared_inputs: dict[str, SharedInput] = {}
+        super().__init__(*args, **kwargs)
+
+    def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        self.shared_inputs.pop(adapter_name, None)
+        super().update_layer(adapter_name, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "shared_inputs": {}}  # the neighbours of a copy are others
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if kwargs:
             refuse_mixed_batch(kwargs)
+        if len(self.shared_inputs) == 1 and not args and x.numel() < SHORT:
+            (shared,) = self.shared_inputs.values()
+            if (turned := shared.standing(self, x)) is not None:
+                return self.base_layer(turned)
         adapters, outputs_change = self.adapters_in_use(), False
+        if adapters and self._turns_weight(x):
+            return linear(x, self.turned(adapters, rounded=True)["weight"], self.get_base_layer().bias)
         for name in adapters:
             if self.oft_settings[name].side == "in":
-                x = rotate(x, self.oft_R[name]())
+                x = self._rotated(x, name, len(adapters) == 1)
                 outputs_change |= name in self.oft_magnitude
             else:
                 outputs_change = True
@@ -39,6 +62,22 @@ class Linear(OFTLayer):
             y = y if scale is None else y * scale.to(y.dtype)
         bias = self.get_base_layer().bias
         return y if bias is None else y + bias.to(y.dtype)
+
+    def _rotated(self, x: Tensor, name: str, alone: bool) -> Tensor:
+        shared = self.shared_inputs.get(name) if alone else None
+        turned = None if shared is None else shared.rotated(self, x)
+        return rotate(x, self.oft_R[name]()) if turned is None else turned
+
+    def _turns_weight(self, x: Tensor) -> bool:
+        base = self.base_layer
+        return (
+            type(base) is nn.Linear
+            and weight_turns(x.device.type, x.shape[:-1].numel(), base.out_features, torch.is_grad_enabled())
+            and not self.training  # where blocks may be dropped
+            and "forward" not in base.__dict__
+            and not (base._forward_hooks or base._forward_pre_hooks or torch.is_autocast_enabled(x.device.type))
+            and not torch.compiler.is_compiling()
+        )
 
     def _without_bias(self, x: Tensor) -> Tensor:
         base = self.base_layer

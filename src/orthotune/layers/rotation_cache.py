@@ -28,11 +28,14 @@ class RotationCache:
         # One tuple, so that a replica of the module in another thread never sees half of an entry.
         self._entry: tuple[int, int, Tensor, Tensor | None] | None = None
         self._doubtful = False
+        #: R with the gradient to its parameter, once a training step has asked for it
+        self.trained: Tensor | None = None
 
     def put(self, weight: Tensor, R: Tensor, numbers: Tensor) -> None:
         """Keep ``R``, computed from ``weight``, of which ``numbers`` is a copy."""
         self._entry = (weight._version, weight.data_ptr(), R, numbers if weight.device.type == "cpu" else None)
         self._doubtful = False
+        self.trained = None
 
     def get(self, weight: Tensor) -> Tensor | None:
         """``R`` if ``weight`` is what it was, else None."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from orthotune.kernels.from_parameters import RotationMap
+from orthotune.kernels.rotate import joined
 
 if TYPE_CHECKING:
     from orthotune.layers.rotation_module import Rotation
@@ -36,6 +37,25 @@ class RotationGroup:
         alive = [peer for member in self._members if (peer := member()) is not None]
         return [peer for peer in alive if peer is first or _beside(peer.weight, first.weight)]
 
+    def connect(self, first: Rotation) -> None:
+        """Give the members whose rotations are known together with that of ``first`` one node for their gradients.
+
+        One backward of a batch takes the place of one for each layer; it runs when the last of them has its gradient.
+        """
+        home = _home(first)
+        peers = [peer for peer in self.with_(first) if peer.weight.requires_grad and _home(peer) == home]
+        R = joined([R for peer in peers if (R := peer.cache.get(peer.weight)) is not None])
+        # The node lives in the caches: a strong reference back would keep a deleted model alive.
+        caches = [weakref.ref(peer.cache) for peer in peers]
+
+        def spent() -> None:
+            for kept in caches:
+                if (cache := kept()) is not None:
+                    cache.doubt()
+
+        for peer, trained in zip(peers, first.map.connect([peer.weight for peer in peers], R, spent), strict=True):
+            peer.cache.trained = trained
+
 
 def group(rotations: Iterable[Rotation]) -> None:
     """Put the rotations of one adapter into groups, in the order of the model's layers.
@@ -53,6 +73,12 @@ def group(rotations: Iterable[Rotation]) -> None:
         members.append(rotation)
     for members in open_groups.values():
         RotationGroup(members)
+
+
+def _home(rotation: Rotation) -> int | None:
+    """Where the batch is that a rotation was computed in; None when it is out of date."""
+    R = rotation.cache.get(rotation.weight)
+    return None if R is None else R.untyped_storage().data_ptr()
 
 
 def _numbers(rotation: Rotation) -> int:

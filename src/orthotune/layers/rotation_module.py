@@ -69,7 +69,7 @@ class Rotation(nn.Module):
         R = self.cache.get(weight)
         if R is None:
             R = self._refresh()
-        return self._compute(R) if trained else R
+        return self._trained(R) if trained else R
 
     def _refresh(self) -> Tensor:
         peers = [self] if self.group is None else self.group.with_(self)
@@ -85,6 +85,14 @@ class Rotation(nn.Module):
             for (peer, R), v in zip(found.items(), numbers.split(rows), strict=True):
                 peer.cache.put(peer.weight, R, v)
             return found[self]
+
+    def _trained(self, R: Tensor) -> Tensor:
+        if self.group is None or torch.distributed.is_initialized():
+            return self._compute(R)  # several processes send each layer's gradient as soon as it is there
+        if self.cache.trained is None:
+            self.group.connect(self)
+        found = self.cache.trained
+        return self._compute(R) if found is None else found
 
     def _project(self, v: Tensor) -> Tensor:
         return self.map.within_ball(v.view(self.copies, -1, v.shape[-1])).view(v.shape)

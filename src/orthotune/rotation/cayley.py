@@ -66,7 +66,8 @@ def _polished(R: Tensor) -> Tensor:
 def _by_inverse(Q: Tensor) -> Tensor:
     eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
     # I + Q of a skew Q is never singular: nothing to check, so nothing to wait for.
-    R = 2 * torch.linalg.inv_ex(Q + eye).inverse - eye
+    # LAPACK writes columns; products of rows and of columns round apart, and one layout everywhere has one result.
+    R = 2 * torch.linalg.inv_ex(Q + eye).inverse.contiguous() - eye
     return R if Q.shape[-1] <= INVERSE_POLISH else _polished(R)
 
 

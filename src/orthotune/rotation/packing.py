@@ -10,6 +10,7 @@ from torch import Tensor
 from orthotune.errors import OrthotuneError
 
 _triangles: dict[tuple[int, torch.device, bool], Tensor] = {}
+_squares: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
 
 def element_count(block_size: int) -> int:
@@ -54,6 +55,23 @@ def triangle(block_size: int, device: torch.device, lower: bool = False) -> Tens
     return _triangles[key]
 
 
+def _square(block_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each place of a block, row by row: where its number is in the packed vector, and its sign (0, 1 or -1)."""
+    key = (block_size, device)
+    if key not in _squares:
+        with torch.inference_mode(False):
+            place = torch.zeros(block_size * block_size, dtype=torch.int64, device=device)
+            sign = torch.zeros(block_size * block_size, device=device)
+            order = torch.arange(element_count(block_size), device=device)
+            for lower in (False, True):
+                where = triangle(block_size, device, lower)
+                place[where], sign[where] = order, -1.0 if lower else 1.0
+        if torch.compiler.is_compiling() or type(place) is not torch.Tensor:
+            return place, sign
+        _squares[key] = place, sign
+    return _squares[key]
+
+
 def unpack(v: Tensor, block_size: int) -> Tensor:
     """Skew-symmetric ``Q`` whose strict upper triangle, row by row, is ``v``.
 
@@ -65,11 +83,12 @@ def unpack(v: Tensor, block_size: int) -> Tensor:
         tensor([[ 0.,  1.],
                 [-1.,  0.]])
     """
-    flat = v.new_zeros(*v.shape[:-1], block_size * block_size)
-    # scatter_ into fresh zeros takes half the time of index_copy_, and a tenth of index_copy
-    flat = flat.scatter_(-1, triangle(block_size, v.device).expand_as(v), v)
-    upper = flat.unflatten(-1, (block_size, block_size))
-    return upper - upper.mT
+    # One gather of every place and a product with the signs take half the time of a scatter and a transpose.
+    if block_size == 1:
+        return v.new_zeros(*v.shape[:-1], 1, 1)
+    index, sign = _square(block_size, v.device)
+    Q = v.gather(-1, index.expand(*v.shape[:-1], -1)) * sign.to(v.dtype)
+    return Q.unflatten(-1, (block_size, block_size))
 
 
 def pack(Q: Tensor, lower: bool = False) -> Tensor:
