@@ -7,6 +7,7 @@ transformers and diffusers then use it for every OFT config and adapter. :func:`
 from peft import PeftModel, get_peft_model
 
 from orthotune.errors import OrthotuneError
+from orthotune.loading.load import load_adapter
 from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.model import OFTModel
 from orthotune.tuner.register import register, unregister
@@ -18,6 +19,7 @@ __all__ = [
     "OrthotuneError",
     "PeftModel",
     "get_peft_model",
+    "load_adapter",
     "register",
     "unregister",
 ]

@@ -37,8 +37,10 @@ class BaseModel:
             companion.save_pretrained(folder)
 
 
-def load_base(base: str, dtype: str = "auto") -> BaseModel:
+def load_base(base: str, dtype: str = "auto", quantization: str | None = None) -> BaseModel:
     """The model at a path or on the hub; ``dtype`` ``auto`` keeps the one that it was saved in.
+
+    ``quantization`` is a word of ``orthotune.training.quantization``, for models of transformers.
 
     Raises:
         OrthotuneError: the path is no model, or its class is not known to the installed libraries.
@@ -54,6 +56,8 @@ def load_base(base: str, dtype: str = "auto") -> BaseModel:
     if folder.is_file():
         raise OrthotuneError(f"--base {base}", got="a file", needed="a folder with config.json, or a name on the hub")
     if folder.is_dir():
+        if quantization and not (folder / "config.json").is_file():
+            raise OrthotuneError(f"--quantization {quantization}", got="a pipeline", needed="a model of transformers")
         if (folder / "model_index.json").is_file():
             return _pipeline(folder, dtype)
         if not (folder / "config.json").is_file():
@@ -63,16 +67,22 @@ def load_base(base: str, dtype: str = "auto") -> BaseModel:
     elif base.startswith((".", "/", "~")) or base.count("/") > 1 or "\\" in base:
         # No name on the hub looks like this; asking the hub would end in a riddle.
         raise OrthotuneError(f"The base model {base} does not exist", do="Check the path, or name another with --base")
-    return _transformers(str(folder), dtype)
+    return _transformers(str(folder), dtype, quantization)
 
 
-def _transformers(base: str, dtype: str) -> BaseModel:
+def _transformers(base: str, dtype: str, quantization: str | None) -> BaseModel:
+    import torch
     import transformers
+
+    from orthotune.training.quantization import loading_options
+
+    compute = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+    options = loading_options(quantization, base, compute) if quantization else {}
 
     config = transformers.AutoConfig.from_pretrained(base)
     named = (config.architectures or [None])[0]
     loader = getattr(transformers, named or "", None) or transformers.AutoModelForCausalLM
-    return BaseModel(loader.from_pretrained(base, dtype=dtype), _companions(base))
+    return BaseModel(loader.from_pretrained(base, dtype=dtype, **options), _companions(base))
 
 
 def _companions(base: str) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from orthotune_cli import bench, compare, demo, inspect, merge, presets, report, train
+from orthotune_cli import bench, compare, convert, demo, export, identify, inspect, merge, presets, report, train
 from orthotune_cli.verbs import Verbs
 
 app = typer.Typer(
@@ -43,6 +43,9 @@ app.add_typer(compare.app, name="compare")
 app.command("presets")(presets.presets)
 app.command("merge")(merge.merge)
 app.command("inspect")(inspect.inspect)
+app.command("identify")(identify.identify)
+app.command("convert")(convert.convert)
+app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("demo")(demo.demo)
 app.command("bench")(bench.bench)

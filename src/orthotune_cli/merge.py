@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -18,12 +19,16 @@ class DType(str, Enum):
 
 
 def merge(
-    adapter: Path = typer.Argument(help="Folder with adapter_config.json and adapter_model.safetensors."),
+    adapter: Path = typer.Argument(help="Adapter: a folder as PEFT writes it, or a file of any readable format."),
     out: Path = typer.Option(..., "--out", "-o", help="Folder for the merged model; appears when it is complete."),
     base: str = typer.Option(None, "--base", "-b", help="Path or hub name. Default: the one that the adapter records."),
     dtype: DType = typer.Option(DType.AUTO, help="Number type of the merged model; auto keeps the base's."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is at --out."),
     stream: bool = typer.Option(False, "--stream", help="From file to file, one tensor in memory at a time."),
+    dequantize: bool = typer.Option(False, "--dequantize", help="Quantized layers become plain ones, merged in float."),
+    quantization: str = typer.Option(
+        None, "--quantization", help="Quantize the base on loading, as in training (nf4, ...): the adapter fits that."
+    ),
 ) -> None:
     """Merge an adapter into its base model and save an ordinary model, with its tokenizer.
 
@@ -32,36 +37,62 @@ def merge(
     if stream:
         if dtype is not DType.AUTO:
             raise typer.BadParameter("--stream keeps the number types of the files; leave --dtype out")
+        if dequantize or quantization:
+            raise typer.BadParameter("--stream merges plain files only; leave --dequantize and --quantization out")
         stream_adapter(adapter, out, base=base, overwrite=overwrite)
     else:
-        merge_adapter(adapter, out, base=base, dtype=dtype.value, overwrite=overwrite)
+        merge_adapter(
+            adapter, out, base=base, dtype=dtype.value, overwrite=overwrite, dequantize=dequantize,
+            quantization=quantization,
+        )  # fmt: skip
     typer.echo(f"merged model  {out}")
 
 
 def merge_adapter(
-    adapter: Path, out: Path, *, base: str | None = None, dtype: str = "auto", overwrite: bool = False
+    adapter: Path,
+    out: Path,
+    *,
+    base: str | None = None,
+    dtype: str = "auto",
+    overwrite: bool = False,
+    dequantize: bool = False,
+    quantization: str | None = None,
 ) -> Path:
     """Merge ``adapter`` into ``base`` and save the model to ``out``, which appears when it is complete.
 
+    ``dequantize`` makes a plain model of a quantized one; ``quantization`` quantizes the base on loading, with a word
+    of ``orthotune.training.quantization``.
+
     Raises:
         AdapterFileError: the adapter is damaged, holds NaN, or was trained for another base.
-        MergeError: a merged weight would hold NaN or infinity.
+        MergeError: a merged weight would hold NaN or infinity, or a quantized layer cannot be merged into.
+        RecipeError: the base cannot be quantized so.
         OutputError: ``out`` is taken or cannot be written to.
 
     Example:
         >>> merge_adapter(Path("runs/demo/adapter"), Path("merged"))  # doctest: +SKIP
         PosixPath('merged')
     """
-    from orthotune import PeftModel
+    from orthotune.errors import MergeError
     from orthotune_cli.base_model import load_base
     from orthotune_cli.place import new_folder
 
     base = _base_of(adapter, base)
     # The place first: to find it closed after loading a large model would be a waste.
     with new_folder(out, overwrite=overwrite) as folder:
-        loaded = load_base(base, dtype)
-        tuned = PeftModel.from_pretrained(loaded.model, adapter)
-        loaded.save(tuned.merge_and_unload(safe_merge=True), folder)
+        loaded = load_base(base, dtype, quantization)
+        tuned = _with_adapter(loaded.model, adapter)
+        merged = tuned.merge_and_unload(safe_merge=True, dequantize=dequantize)
+        try:
+            loaded.save(merged, folder)
+        except ValueError as error:
+            if "not serializable" not in str(error):
+                raise
+            raise MergeError(
+                f"the merged model of {base}",
+                got=f"a {type(merged).__name__} whose quantization transformers cannot save",
+                do="Add --dequantize to save a plain model",
+            ) from error
     return out
 
 
@@ -89,6 +120,23 @@ def stream_adapter(adapter: Path, out: Path, *, base: str | None = None, overwri
     with new_folder(out, overwrite=overwrite) as folder:
         merge_checkpoint(adapter, text.MODEL if base == WORLD else Path(base), folder, tell)
     return out
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    from orthotune import PeftModel, load_adapter
+    from orthotune.errors import ConfigError
+    from orthotune.formats.roster import read_adapter
+
+    state = read_adapter(adapter)
+    if state.config.get("peft_type") in ("OFT", "ORTHOTUNE"):
+        return PeftModel.from_pretrained(model, adapter)
+    tuned, _ = load_adapter(model, adapter)
+    if not isinstance(tuned, PeftModel):
+        raise ConfigError(
+            f"merging {adapter} ({state.format}) into a {type(model).__name__}", needed="an adapter in PEFT's layout",
+            do="Merge it from file to file: orthotune export ADAPTER OUT --base BASE --to dense",
+        )  # fmt: skip
+    return tuned
 
 
 def _base_of(adapter: Path, base: str | None) -> str:

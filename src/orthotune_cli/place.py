@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,23 +30,86 @@ def new_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     out = out.absolute()
     if out.exists() and not out.is_dir():
         raise OutputError(f"--out {out}", got="a file", needed="a folder, or a name that is free")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise OutputError(f"--out {out}", got="a folder that is not empty", do="Add --overwrite, or name another")
+    partial = _partial(out, f".{out.name}.{os.getpid()}.partial")
     try:
-        if out.is_dir() and any(out.iterdir()) and not overwrite:
-            raise OutputError(f"--out {out}", got="a folder that is not empty", do="Add --overwrite, or name another")
+        yield partial
+        _exchange(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def lasting(out: Path, *, file: bool = False, overwrite: bool = False, resume: bool = True) -> Iterator[Path]:
+    """As :func:`new_folder`, for a file, too; and what was written stays beside ``out`` when it is interrupted.
+
+    The same call finds it again. An error other than an interruption removes it.
+
+    Args:
+        out: the place; its parents are made.
+        file: ``out`` is a file, built under its own name in the temporary folder.
+        overwrite: replace what is there.
+        resume: whether anything is kept and found again.
+
+    Raises:
+        OutputError: something is there already, the place cannot be written to, or another process is writing to it.
+        Nothing was changed.
+
+    Example:
+        >>> with lasting(Path("merged.safetensors"), file=True) as folder:  # doctest: +SKIP
+        ...     (folder / "merged.safetensors").write_bytes(b"")
+    """
+    from orthotune.errors import OutputError
+
+    out = out.absolute()
+    if out.exists() and out.is_dir() == file:
+        wanted = "a file" if file else "a folder"
+        got = "a folder" if file else "a file"
+        raise OutputError(f"OUT {out}", got=got, needed=f"{wanted}, or a name that is free")
+    taken = out.exists() and (file or any(out.iterdir()))
+    if taken and not overwrite:
+        got = "a file" if file else "a folder that is not empty"
+        raise OutputError(f"OUT {out}", got=got, do="Add --overwrite, or name another")
+    partial = _partial(out, f".{out.name}.export.partial")
+    lock, keep = os.open(partial, os.O_RDONLY), False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise OutputError(f"OUT {out}", got="another process that writes to it", do="Wait for its end") from error
+    try:
+        if not resume:
+            shutil.rmtree(partial)
+            partial.mkdir()
+        yield partial
+        if file:
+            os.replace(partial / out.name, out)
+        else:
+            _exchange(partial, out)
+    except KeyboardInterrupt:
+        keep = resume
+        raise
+    finally:
+        os.close(lock)
+        if not keep:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(out: Path, name: str) -> Path:
+    from orthotune.errors import OutputError
+
+    try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.parent / f".{out.name}.{os.getpid()}.partial"
-        partial.mkdir()
+        partial = out.parent / name
+        partial.mkdir(exist_ok=True)
         if not os.access(out.parent, os.W_OK):
             raise PermissionError(13, "Permission denied", str(out.parent))
     except OSError as error:
         raise OutputError(
             f"--out {out}", got=f"{error.strerror or error} in {out.parent}", do="Name a place that can be written to"
         ) from error
-    try:
-        yield partial
-        _exchange(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    return partial
 
 
 def _exchange(partial: Path, out: Path) -> None:

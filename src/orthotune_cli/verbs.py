@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 from orthotune_cli.failures import explain
 
 #: From the main job to the side ones, as help lists them.
-ORDER = ("train", "compare", "presets", "inspect", "merge", "report", "demo", "bench")
+ORDER = ("train", "compare", "presets", "inspect", "identify", "merge", "convert", "export", "report", "demo", "bench")
 
 
 class Verbs(TyperGroup):

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-VERBS = ["train", "compare", "presets", "inspect", "merge", "report", "demo", "bench"]  # in the order of help
+# in the order of help
+VERBS = ["train", "compare", "presets", "inspect", "identify", "merge", "convert", "export", "report", "demo", "bench"]
 
 CODE = """
 import sys

@@ -175,3 +175,20 @@ def test_streaming_into_a_place_below_a_file(call: Callable, trained: Path) -> N
     done = call("merge", trained / "adapter", "--out", trained / "expected.pt" / "merged", "--stream")
     assert done.exit_code == 2
     assert "Name a place that can be written to" in done.stderr
+
+
+@pytest.mark.parametrize("more", [[], ["--stream"]])
+def test_adapters_of_other_tools_merge_too(call: Callable, trained: Path, more: list[str]) -> None:
+    from loading.adapter_files import onetrainer
+    from orthotune.formats.roster import read_adapter
+
+    name = "model.layers.0.mlp.up_proj"
+    adapter = onetrainer(trained / "style.safetensors", {f"transformer.{name}": 16})
+    words = ("merge", adapter, "--base", trained / "base", "--out", trained / "merged", *more)
+    assert call(*words).exit_code == 0
+    before, after = (load_file(trained / place / "model.safetensors") for place in ("base", "merged"))
+    ((_, layer),) = read_adapter(adapter).layers.items()
+    changed = [key for key, tensor in after.items() if not torch.equal(tensor, before[key])]
+    assert changed == [f"{name}.weight"]
+    # float32 sums of 16 products
+    torch.testing.assert_close(after[changed[0]], layer.apply(before[changed[0]]), rtol=0, atol=1e-6)

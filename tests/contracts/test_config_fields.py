@@ -262,6 +262,18 @@ def _(folder: Path) -> None:
     assert (shapes["body.layers.0.down"], shapes["body.layers.1.down"]) == ((6, 6), (3, 28))
 
 
+@shows("layer_settings")
+def _(folder: Path) -> None:
+    own = {"body.layers.1.down": {"block_size": 8}, "body.layers.0.up": {"side": "out"}}
+    shapes = _shapes(layer_settings=own)
+    assert (shapes["body.layers.0.down"], shapes["body.layers.1.down"]) == ((6, 6), (3, 28))
+    assert (shapes["body.layers.0.up"], shapes["body.layers.1.up"]) == ((6, 6), (3, 6))
+    _changes(layer_settings={"body.layers.0.up": {"exact": False}})
+    for wrong in ({"up": {"block": 8}}, {"up": {"side": "up"}}, {"up": 8}):
+        with pytest.raises(ConfigError, match="layer_settings"):
+            OFTConfig(layer_settings=wrong)
+
+
 @shows("side")
 def _(folder: Path) -> None:
     assert _shapes(side="out")["body.layers.0.up"] == (6, 6)

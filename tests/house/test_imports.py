@@ -20,14 +20,15 @@ BELOW: dict[str, set[str]] = {
     "layers": {"rotation", "kernels", "quantized"},
     "tuner": {"rotation", "kernels", "quantized", "layers", "formats"},
     "formats": {"rotation"},
-    "merging": {"rotation", "kernels", "layers", "tuner", "formats"},
+    "loading": {"rotation", "layers", "tuner", "formats"},
+    "merging": {"rotation", "kernels", "layers", "tuner", "formats", "loading"},
     "metrics": {"rotation"},
     "report": set(),
     "training": {"rotation", "kernels", "quantized", "layers", "tuner", "formats", "metrics"},
     "worlds": {"training", "metrics"},
     "bench": {"kernels", "layers", "tuner", "training"},
     "recipes": {"rotation", "layers", "tuner", "formats", "metrics", "report", "training", "worlds"},
-    "__init__": {"tuner"},
+    "__init__": {"tuner", "loading"},
 }
 #: Rooms that need few libraries say which; the standard library is free.
 LIBRARIES: dict[str, set[str]] = {

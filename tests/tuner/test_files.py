@@ -132,12 +132,56 @@ def test_legacy_neumann_files_keep_their_polynomial():
     torch.testing.assert_close(lin(io["lin.x"]), io["lin.y"], atol=3e-6, rtol=0)  # float32 rounding
 
 
-@pytest.mark.parametrize("folder", ["peft-0.8.2-oft/plain", "peft-0.13.2-oft/plain", "peft-0.15.2-oft/plain"])
-def test_older_layouts_are_refused_never_loaded_as_identity(folder):
+OLD = [
+    "peft-0.8.2-oft/plain", "peft-0.8.2-oft/block_share", "peft-0.8.2-oft/coft", "peft-0.8.2-oft/ragged_r5",
+    "peft-0.13.2-oft/plain", "peft-0.13.2-oft/block_share",
+    "peft-0.15.2-oft/plain", "peft-0.15.2-oft/block_share", "peft-0.15.2-oft/block_size",
+]  # fmt: skip
+
+
+def _base(io):
     net = nn.Module()
     net.lin, net.conv = nn.Linear(24, 16), nn.Conv2d(8, 12, 3, padding=1)
-    with pytest.raises(AdapterFileError, match="layout of PEFT before 0.16"):
-        PeftModel.from_pretrained(net, str(FIXTURES / folder))
+    for key in ("lin", "conv"):
+        net.get_submodule(key).load_state_dict({k: io[f"{key}.{k}"] for k in ("weight", "bias")})
+    return net
+
+
+@pytest.mark.filterwarnings("ignore:The adapter was trained within a ball")
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+@pytest.mark.parametrize("folder", OLD)
+def test_older_layouts_give_their_own_outputs(folder, low_cpu_mem_usage):
+    io = load_file(str(FIXTURES / folder / "io.safetensors"))
+    model = PeftModel.from_pretrained(
+        _base(io), str(FIXTURES / folder), low_cpu_mem_usage=low_cpu_mem_usage, torch_device="cpu"
+    )
+    inner = model.eval().base_model.model
+    for key in ("lin", "conv"):
+        layer = inner.get_submodule(key)
+        # float32, sums of up to 72 products of size 1
+        torch.testing.assert_close(layer(io[f"{key}.x"]), io[f"{key}.y"], atol=1e-5, rtol=0)
+    merged = model.merge_and_unload()
+    for key in ("lin", "conv"):
+        torch.testing.assert_close(merged.get_submodule(key).weight, io[f"{key}.weight_merged"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("folder", ["peft-0.8.2-oft/plain", "peft-0.15.2-oft/plain"])
+def test_older_layouts_are_saved_as_todays(folder, tmp_path):
+    io = load_file(str(FIXTURES / folder / "io.safetensors"))
+    PeftModel.from_pretrained(_base(io), str(FIXTURES / folder)).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "ORTHOTUNE"
+    lin = PeftModel.from_pretrained(_base(io), str(tmp_path)).eval().base_model.model.lin
+    torch.testing.assert_close(lin(io["lin.x"]), io["lin.y"], atol=1e-5, rtol=0)  # as above
+
+
+def test_older_tensors_under_a_config_of_today_are_refused(tmp_path):
+    folder = FIXTURES / "peft-0.13.2-oft/plain"
+    io = load_file(str(folder / "io.safetensors"))
+    (tmp_path / "adapter_model.safetensors").write_bytes((folder / "adapter_model.safetensors").read_bytes())
+    fields = json.loads((folder / "adapter_config.json").read_text()) | {"use_cayley_neumann": False}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(fields | {"oft_block_size": 0}))
+    with pytest.raises(AdapterFileError, match=r"tensors of PEFT before 0.16 \(key .*oft_r'\)"):
+        PeftModel.from_pretrained(_base(io), str(tmp_path))
 
 
 def test_another_base_is_named_with_both_shapes(saved, llama):

@@ -12,6 +12,8 @@ from orthotune.layers.base import OFTLayer
 from orthotune.layers.conv import Conv
 from orthotune.layers.embedding import Embedding
 from orthotune.layers.linear import Linear, TransposedLinear
+from orthotune.layers.quantized_linear import QuantizedLinear
+from orthotune.quantized.roster import library_of
 
 #: first match wins, so a subclass stands before its base
 KINDS: list[tuple[tuple[type[nn.Module], ...], type[OFTLayer]]] = [
@@ -34,6 +36,8 @@ def kind_of(module: nn.Module, layer: str) -> type[OFTLayer]:
         >>> kind_of(nn.Linear(2, 2), "q_proj").__name__
         'Linear'
     """
+    if library_of(module) is not None:  # first: some of them are an nn.Linear too
+        return QuantizedLinear
     for modules, kind in KINDS:
         if isinstance(module, modules):
             return kind

@@ -12,6 +12,8 @@ from orthotune.formats.safetensors_file import shortened
 from orthotune.merging.tensor_file import Entry, read_header
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+#: What the weights are called before ``.safetensors``: by transformers, and by diffusers.
+STEMS = ("model", "diffusion_pytorch_model")
 #: Files that hold weights, in this or another format: a merged folder must not carry the old ones along.
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
 
@@ -32,6 +34,7 @@ class Checkpoint:
     folder: Path
     shards: list[Shard]
     index: dict[str, Any] | None = None
+    index_name: str = INDEX
 
     def entries(self) -> dict[str, Entry]:
         """Every tensor by its name."""
@@ -59,29 +62,45 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     if not (folder / "config.json").is_file():
         raise AdapterFileError(
             f"{folder} is no saved model", needed="a folder with config.json and safetensors files",
-            do="A name on the hub must be downloaded first, and merging without --stream does that",
+            do="Check the path; a model on the hub must be downloaded first",
         )  # fmt: skip
-    if (folder / INDEX).is_file():
-        index = _read_index(folder / INDEX)
+    index_path, single = _weights(folder)
+    if index_path is not None:
+        index = _read_index(index_path)
         names = sorted(set(index["weight_map"].values()))
-    elif (folder / SINGLE).is_file():
-        index, names = None, [SINGLE]
+    elif single is not None:
+        index, names = None, [single.name]
     else:
         others = [path.name for path in sorted(folder.iterdir()) if path.suffix in WEIGHTS]
         raise AdapterFileError(
             f"{folder} holds no {SINGLE} and no {INDEX}", got=shortened(others) or "no weights at all",
             do="Save the model again with save_pretrained, or merge without --stream",
         )  # fmt: skip
-    checkpoint = Checkpoint(folder, [Shard(name, *read_header(folder / name)) for name in names], index)
+    index_name = index_path.name if index_path is not None else INDEX
+    checkpoint = Checkpoint(folder, [Shard(name, *read_header(folder / name)) for name in names], index, index_name)
     if index is not None:
         found = {entry.name: shard.name for shard in checkpoint.shards for entry in shard.entries}
         lost = [name for name, shard in index["weight_map"].items() if found.get(name) != shard]
         if lost:
             raise AdapterFileError(
-                f"{folder / INDEX} does not fit its files", got=f"{len(lost)} tensors elsewhere: {shortened(lost)}",
+                f"{folder / index_name} does not fit its files",
+                got=f"{len(lost)} tensors elsewhere: {shortened(lost)}",
                 do="Copy or download the folder again",
             )  # fmt: skip
     return checkpoint
+
+
+def _weights(folder: Path) -> tuple[Path | None, Path | None]:
+    """The index, or the only file; a variant such as ``fp16`` when there is nothing else."""
+    for stem in STEMS:
+        name = f"{stem}.safetensors.index"
+        for index in (folder / f"{name}.json", *sorted(folder.glob(f"{name}.*.json"))):
+            if index.is_file():
+                return index, None
+        for single in (folder / f"{stem}.safetensors", *sorted(folder.glob(f"{stem}.*.safetensors"))):
+            if single.is_file():
+                return None, single
+    return None, None
 
 
 def _read_index(path: Path) -> dict[str, Any]:

@@ -140,3 +140,25 @@ class Plan:
             self._recent.append(layer)
         while len(self._recent) > RECENT:
             release(self._recent.pop(0), ADAPTER)
+
+    def turned(self, parameter: str) -> tuple[Tensor, Tensor]:
+        """The weight of a parameter and what the adapter makes of it, both in float32 (float64 for float64 weights).
+
+        Raises:
+            MergeError: the adapter holds the parameter whole, or its tensor is one of several; or the new weight holds
+            NaN or infinity.
+        """
+        origin = self.skeleton.origins[parameter]
+        if parameter not in self.skeleton.layers or parameter in self.skeleton.replaced or origin.stacked:
+            raise MergeError(
+                f"the change of '{parameter}'",
+                got="a stack of experts" if origin.stacked else "a parameter that the adapter holds whole",
+                needed="a weight that is turned",
+                do="Export the whole model with --to dense",
+            )
+        layer, name = self.skeleton.layers[parameter]
+        self._use(layer)
+        pieces = [self.entries[piece].read() for piece in origin.copies[0]]
+        weight = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        return weight, merge_weight(layer, name, weight.clone(), ADAPTER)

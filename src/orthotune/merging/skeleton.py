@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from orthotune.errors import OrthotuneError
+from orthotune.formats.adapter_state import AdapterState
 from orthotune.layers.base import OFTLayer
+from orthotune.loading.components import bare
+from orthotune.loading.load import apply_state
+from orthotune.loading.report import LoadReport
+from orthotune.merging.base_files import Base, Part
 from orthotune.merging.origin import Origin, origins
+from orthotune.merging.tensor_tree import module_tree
 
 ADAPTER = "default"
 
 
 @dataclass
 class Skeleton:
-    """A model on the meta device with one adapter in memory.
+    """A checkpoint's model on the meta device with one adapter in memory.
 
     Args:
         layers: parameter name -> the layer that turns it and the parameter's name below that layer's base.
@@ -28,58 +34,73 @@ class Skeleton:
         origins: parameter name -> tensors of the checkpoint.
         tied: parameters that share the numbers of another one, and which.
         embeddings: names of the input and the output embedding, where there are any.
+        models: component -> its model and what the names of its parameters start with.
     """
 
-    layers: dict[str, tuple[OFTLayer, str]]
-    replaced: dict[str, Tensor]
     shapes: dict[str, tuple[int, ...]]
     origins: dict[str, Origin]
-    tied: dict[str, str]
-    embeddings: set[str]
+    tied: dict[str, str] = field(default_factory=dict)
+    embeddings: set[str] = field(default_factory=set)
+    models: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
+    layers: dict[str, tuple[OFTLayer, str]] = field(default_factory=dict)
+    replaced: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def changed(self) -> set[str]:
         """Names of the parameters that a merge changes."""
         return {*self.layers, *self.replaced}
 
+    def take(self, root: nn.Module, prefix: str) -> None:
+        """Note what turns in an adapted model, whose parameters' names start with ``prefix``."""
+        for key, module in root.named_modules():
+            if isinstance(module, OFTLayer) and ADAPTER in module.oft_settings:
+                module.check_mergeable([ADAPTER])
+                for leaf in module.base_parameters():
+                    self.layers[f"{prefix}{_bare(key)}.{leaf}"] = (module, leaf)
+        for name, parameter in root.named_parameters():
+            if parameter.device.type != "meta" and ".oft_" not in name:
+                self.replaced[prefix + _bare(name)] = parameter.detach()
 
-def build_skeleton(base: Path, adapter: Path, names: list[str]) -> Skeleton:
-    """The model that ``base/config.json`` describes, with the adapter of a folder, for a checkpoint with ``names``.
+
+def build_skeletons(base: Base, state: AdapterState, *, strict: bool = True) -> tuple[list[Skeleton], LoadReport]:
+    """One skeleton for each part of ``base``, with the adapter on all of them together, and what matched.
 
     Raises:
         OrthotuneError: the config describes no model that the installed transformers knows.
         AdapterFileError, UnsupportedLayerError: the adapter does not fit this model.
     """
+    skeletons = [_from_transformers(part) if part.transformers else _from_tensors(part) for part in base.parts]
+    models = {name: model for skeleton in skeletons for name, (model, _) in skeleton.models.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*")  # untied where that matters
+        tuned, report = apply_state(models[""] if list(models) == [""] else models, state, ADAPTER, strict=strict)
+    for skeleton in skeletons:
+        for component, (_, prefix) in skeleton.models.items():
+            skeleton.take(bare(tuned if not component else tuned[component]).eval(), prefix)
+    return skeletons, report
+
+
+def _from_tensors(part: Part) -> Skeleton:
+    shapes = {name: entry.shape for name, entry in part.checkpoint.entries().items()}
+    skeleton = Skeleton(shapes, {name: Origin([[name]]) for name in shapes})
+    for component, prefix in part.prefixes().items():
+        own = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+        skeleton.models[component] = (module_tree(own), prefix)
+    return skeleton
+
+
+def _from_transformers(part: Part) -> Skeleton:
     from orthotune.tuner.register import register
 
-    model = _empty_model(base)
-    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    register()
+    model = _empty_model(part.checkpoint.folder)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    names = list(part.checkpoint.entries())
     places = {name: origin for name, origin in origins(model, names).items() if name in shapes}
     ends = {id(module.weight) for module in _ends(model)}
     embeddings = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in ends}
-
-    from peft import PeftModel
-
-    register()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*")  # untied where that matters
-        tuned = PeftModel.from_pretrained(
-            model, str(adapter), adapter_name=ADAPTER, low_cpu_mem_usage=True, torch_device="cpu"
-        ).eval()
-    layers: dict[str, tuple[OFTLayer, str]] = {}
-    root = tuned.base_model.model
-    for key, module in root.named_modules():
-        if isinstance(module, OFTLayer) and module.rotations(ADAPTER):
-            module.check_mergeable([ADAPTER])
-            for parameter in module.base_parameters():
-                layers[f"{_bare(key)}.{parameter}"] = (module, parameter)
-    replaced = {
-        _bare(name): parameter.detach()
-        for name, parameter in root.named_parameters()
-        if parameter.device.type != "meta" and ".oft_" not in name
-    }
-    return Skeleton(layers, replaced, shapes, places, tied, embeddings)
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    return Skeleton(shapes, places, tied, embeddings, {part.component: (model, "")})
 
 
 def _empty_model(base: Path) -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from orthotune.errors import MergeError
+from orthotune.errors import AdapterFileError, MergeError
 from orthotune.kernels.finite import all_finite
 from orthotune.kernels.turn_weight import RUN, turn_weight
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.transformed import Transformed
 
 
 @torch.no_grad()
@@ -36,6 +37,13 @@ def merge_weight(layer: OFTLayer, parameter: str, weight: Tensor, adapter: str) 
         >>> merge_weight(layer, "weight", torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]), "default")[0]
         tensor([ 0.,  1., -1.,  0.])
     """
+    if isinstance(layer, Transformed) and adapter in layer.oft_transforms:
+        try:
+            weight.copy_(layer.transformed(adapter, weight))
+        except AdapterFileError as error:  # shapes of the adapter, which does not know the layer's name
+            name = layer.oft_settings[adapter].layer
+            raise AdapterFileError(f"layer '{name}': {error.said}", got=error.got, needed=error.needed) from error
+        return _finite(layer, parameter, weight, adapter)
     with layer.holding({parameter: nn.Parameter(weight, requires_grad=False)}):
         for part, matrix in layer.matrices().items():
             if matrix.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr():  # no other parameter's part

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from packaging.version import Version
 from peft import PeftConfig
 from peft.utils import PeftType
 
 from orthotune.errors import ConfigError
+from orthotune.formats import layer_settings
 from orthotune.formats.beyond_stock import FORMAT_VERSION, ORTHOTUNE_TYPE
+from orthotune.layers.transformed import WeightTransform
 from orthotune.tuner.expressible import file_fields
+from orthotune.tuner.old_layout import old_layout, translated
 
 DEFAULT_BLOCK_SIZE = 32
 
@@ -52,6 +56,8 @@ class OFTConfig(PeftConfig):
             By default an error for a size that you gave, the nearest divisor for the default and for PEFT's configs.
         target_parameters: names of parameters without a module of their own (experts).
         neumann_series: ``"legacy"`` is the series of PEFT 0.16-0.17; files say it themselves.
+        layer_settings: ``{exact module name: {field: value}}`` for layers that differ from the rest, with the fields of
+            :class:`~orthotune.layers.settings.LayerSettings`; filled in when another tool's adapter is loaded.
         needs_orthotune_for: filled in when layers are adapted that stock PEFT computes differently or not at all.
         format_version: of the fields that PEFT does not have.
 
@@ -87,9 +93,15 @@ class OFTConfig(PeftConfig):
     scaled: bool = False
     block_size_fallback: Literal["error", "nearest"] | None = None
     target_parameters: list[str] | None = None
+    layer_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     neumann_series: Literal["current", "legacy"] = "current"
     needs_orthotune_for: list[str] | None = None
     format_version: int = FORMAT_VERSION
+
+    #: layer -> the frozen map that it gets instead of a rotation; part of a load, never of a file
+    transforms: ClassVar[Mapping[str, WeightTransform]] = {}
+    #: the config as PEFT before 0.16 wrote it, by which its tensors are read
+    old_fields: ClassVar[Mapping[str, Any] | None] = None
 
     def __post_init__(self) -> None:
         # Only a config that was saved or dumped carries its type: users never pass it.
@@ -148,6 +160,8 @@ class OFTConfig(PeftConfig):
             raise ConfigError(
                 f"num_cayley_neumann_terms={self.num_cayley_neumann_terms!r}", needed="a whole number, at least 1"
             )
+        if (wrong := layer_settings.fault(self.layer_settings)) is not None:
+            raise ConfigError("layer_settings", got=wrong, needed="{module name: {setting: value}}")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ConfigError("layers_pattern without layers_to_transform", do="Say which layers to adapt")
         if self.alpha_pattern:
@@ -174,6 +188,16 @@ class OFTConfig(PeftConfig):
         ours = cls(**{k: v for k, v in vars(config).items() if k in known})
         ours.auto_mapping = config.auto_mapping
         return ours
+
+    @classmethod
+    def from_peft_type(cls, **kwargs: Any) -> PeftConfig:
+        """The config of saved fields; what PEFT before 0.16 wrote gets our fields of the same meaning."""
+        layout = old_layout(kwargs)
+        if layout is None:
+            return super().from_peft_type(**kwargs)
+        config = super().from_peft_type(**translated(kwargs, layout))
+        vars(config)["old_fields"] = dict(kwargs)
+        return config
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from orthotune.errors import AdapterFileError
+from orthotune.formats.safetensors_file import shortened
+from orthotune.layers.transformed import Transformed
 
-_OLD_KEYS = (".oft_r", ".oft_s")
+OLD_KEYS = (".oft_r", ".oft_s")
 
 
 def check_state(model: nn.Module, adapter_name: str, state: dict[str, Tensor]) -> None:
@@ -22,13 +24,12 @@ def check_state(model: nn.Module, adapter_name: str, state: dict[str, Tensor]) -
     marks = (".oft_R.", ".oft_embedding_R.", ".oft_magnitude.")
     own = {k: p for k, p in model.named_parameters() if any(m + adapter_name in k for m in marks)}
     found = {k.removeprefix("base_model.model."): k for k in state}
-    old = [k for k in state if k.endswith(_OLD_KEYS) or any(mark + "." in k for mark in _OLD_KEYS)]
+    old = [k for k in state if k.endswith(OLD_KEYS) or any(mark + "." in k for mark in OLD_KEYS)]
     if old:
         raise AdapterFileError(
             "the adapter",
-            got=f"the layout of PEFT before 0.16 (key {old[0]!r})",
-            needed="keys that end in oft_R.weight",
-            do="Load it with the PEFT version that wrote it",
+            got=f"tensors of PEFT before 0.16 (key {old[0]!r}) under the config of a later version",
+            needed="keys that end in oft_R.weight, or the adapter_config.json that was saved with the tensors",
         )
     expected = {k.removeprefix("base_model.model."): p for k, p in own.items()}
     strange = [k for k in found if any(m in k + "." for m in marks) and k not in expected]
@@ -61,3 +62,22 @@ def check_state(model: nn.Module, adapter_name: str, state: dict[str, Tensor]) -
                 got="NaN or infinite values",
                 do="Use an earlier checkpoint: this one was saved after the training diverged",
             )
+
+
+def refuse_frozen(model: nn.Module, adapter_name: str) -> None:
+    """Refuse to save an adapter of which a part is no rotation and would be missing in the file.
+
+    Raises:
+        AdapterFileError: names the layers.
+    """
+    frozen = [
+        layer.oft_settings[adapter_name].layer
+        for layer in model.modules()
+        if isinstance(layer, Transformed) and adapter_name in layer.oft_transforms
+    ]
+    if frozen:
+        raise AdapterFileError(
+            f"saving adapter '{adapter_name}'",
+            got=f"{len(frozen)} frozen layers that no adapter file of ours can hold: {shortened(frozen)}",
+            do="Keep the file that it was loaded from, or merge it and save the model",
+        )

@@ -8,22 +8,35 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import _ExcludedModule
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
 from orthotune.layers import rotation_group
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.experts import ParamWrapper
+from orthotune.layers.families import share_inputs
 from orthotune.layers.roster import kind_of
 from orthotune.layers.settings import LayerSettings
+from orthotune.layers.transformed import admit, kind_with
+from orthotune.quantized.gradient import attach
+from orthotune.quantized.roster import library_of
 from orthotune.tuner.config import OFTConfig
-from orthotune.tuner.loading import check_state
+from orthotune.tuner.gradient_check import GradientCheck
+from orthotune.tuner.loading import check_state, refuse_frozen
+from orthotune.tuner.merging import MergingTuner
+from orthotune.tuner.old_tensors import translated_state
 from orthotune.tuner.sizes import settings_for
-from orthotune.tuner.targets import TRANSFORMERS_TARGETS, default_targets, no_match, warn_unmatched
+from orthotune.tuner.targets import (
+    TRANSFORMERS_TARGETS,
+    default_targets,
+    include_all_linear,
+    no_match,
+    warn_unmatched,
+)
 
 
-class OFTModel(BaseTuner):
+class OFTModel(MergingTuner):
     """A model whose target layers turn. Made by ``get_peft_model``, or directly.
 
     Args:
@@ -49,6 +62,7 @@ class OFTModel(BaseTuner):
         """Add an adapter; nothing is replaced when a target cannot be adapted."""
         config = OFTConfig.from_peft(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
+        include_all_linear(config, model)
         if kwargs.get("state_dict") is None:
             self._check_targets(model, config)
         with warnings.catch_warnings():
@@ -60,7 +74,14 @@ class OFTModel(BaseTuner):
                 raise no_match(config.target_modules, config.target_parameters, model, str(error)) from None
         layers = (module for module in model.modules() if isinstance(module, OFTLayer))
         rotation_group.group(rotation for layer in layers for rotation in layer.rotations(adapter_name).values())
+        share_inputs(model, adapter_name)
         self._report_resized(adapter_name)
+        for module in model.modules():
+            library = None if isinstance(module, OFTLayer) else library_of(module)
+            if library:  # also where there is no adapter: the gradient passes through to the adapters before it
+                attach(module, library)
+        if not self.peft_config[adapter_name].inference_mode:
+            self.__dict__.setdefault("gradient_checks", []).append(GradientCheck(model, [model, self]))
 
     def _prepare_adapter_config(self, peft_config: OFTConfig, model_config: dict[str, Any]) -> OFTConfig:
         if peft_config.target_modules is None and not peft_config.target_parameters:
@@ -72,7 +93,7 @@ class OFTModel(BaseTuner):
     def _check_targets(self, model: nn.Module, config: OFTConfig) -> None:
         """Try every target on the meta device, so that an error leaves the model as it was."""
         self._prepare_adapter_config(config, self.get_model_config(model))
-        _maybe_include_all_linear_layers(config, model)
+        include_all_linear(config, model)
         inside = tuple(key + "." for key, module in model.named_modules() if isinstance(module, OFTLayer))
         matched = []
         for key, module in model.named_modules():
@@ -84,7 +105,8 @@ class OFTModel(BaseTuner):
             matched.append(key)
             base = module.get_base_layer() if isinstance(module, OFTLayer) else module
             with torch.device("meta"):
-                kind_of(base, key)(base, "check", settings_for(config, key))
+                settings = settings_for(config, key)
+                kind_with(kind_of(base, key), settings)(base, "check", settings)
         for key, _ in model.named_parameters() if config.target_parameters else ():
             key = key.replace(".base_layer", "")
             owner, _, name = key.rpartition(".")
@@ -108,6 +130,7 @@ class OFTModel(BaseTuner):
     ) -> None:
         settings = settings_for(oft_config, current_key)
         if isinstance(target, OFTLayer) and not (parameter_name and self._wraps_another(target, parameter_name)):
+            admit(target, settings)
             target.update_layer(adapter_name, settings)
             new = target
         elif isinstance(parent, OFTLayer):
@@ -136,7 +159,7 @@ class OFTModel(BaseTuner):
     ) -> OFTLayer:
         if parameter_name is not None:
             return ParamWrapper(target, adapter_name, settings, parameter_name, oft_config.fan_in_fan_out)
-        return kind_of(target, settings.layer)(target, adapter_name, settings)
+        return kind_with(kind_of(target, settings.layer), settings)(target, adapter_name, settings)
 
     def _keep_off_fast_path(self, new: OFTLayer, key: str) -> None:
         """PyTorch's encoder layers read ``linear1.weight`` past a wrapper in evaluation, unless a hook is there."""
@@ -154,7 +177,7 @@ class OFTModel(BaseTuner):
             for module in self.model.modules()
             if isinstance(module, OFTLayer) and adapter_name in module.resized
         }
-        if layers:
+        if layers and self.peft_config[adapter_name].old_fields is None:  # there the tensors say the sizes
             listed = "; ".join(f"{name}: {change}" for name, change in layers.items())
             warnings.warn(
                 f"The block size does not divide {len(layers)} layers, which got the nearest that does: {listed}. "
@@ -166,38 +189,12 @@ class OFTModel(BaseTuner):
         """Parameters are float32 from the start; ``autocast_adapter_dtype=False`` asks for the base's dtype."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for module in self.model.modules() if not autocast_adapter_dtype else ():
-            if isinstance(module, OFTLayer) and adapter_name in module.oft_settings:
+            if isinstance(module, OFTLayer) and adapter_name in module.oft_settings and module.base_parameters():
                 dtype = next(iter(module.base_parameters().values())).dtype
                 for rotation in module.rotations(adapter_name).values():
                     rotation.to(dtype)
                 if adapter_name in module.oft_magnitude:
                     module.oft_magnitude[adapter_name].data = module.oft_magnitude[adapter_name].data.to(dtype)
-
-    # Merging: all layers or none.
-
-    def _check_merge_allowed(self) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*")
-            super()._check_merge_allowed()
-
-    def _check_merge(self, adapter_names: list[str] | None, safe: bool) -> None:
-        for module in self.model.modules():
-            if isinstance(module, OFTLayer):
-                names = [n for n in adapter_names or module.active_adapters if module.rotations(n)]
-                if names:
-                    module.check_mergeable(names)
-                if names and safe:
-                    module.merged_parameters(names, safe=True)
-
-    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge into the base weights, once every layer said that it can; ``safe_merge`` looks at the numbers too."""
-        self._check_merge(adapter_names, safe_merge)
-        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
-
-    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
-        if merge:
-            self._check_merge(kwargs.get("adapter_names"), bool(kwargs.get("safe_merge")))
-        return super()._unload_and_optionally_merge(merge=merge, **kwargs)
 
     # Files.
 
@@ -207,9 +204,16 @@ class OFTModel(BaseTuner):
         return re.sub(rf"\.(oft_R|oft_embedding_R|oft_magnitude)\.{re.escape(adapter_name)}(?=\.|$)", r".\1", key)
 
     @classmethod
+    def _get_adapter_state_dict(cls, model: nn.Module, config: PeftConfig, adapter_name: str, **kwargs: Any) -> Any:
+        refuse_frozen(model, adapter_name)
+        return super()._get_adapter_state_dict(model=model, config=config, adapter_name=adapter_name, **kwargs)
+
+    @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
+        if config.old_fields is not None:
+            state_dict = translated_state(model, config.old_fields, adapter_name, state_dict)
         renamed = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         check_state(model, adapter_name, renamed)
         return renamed

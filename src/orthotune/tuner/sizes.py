@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from orthotune.errors import ConfigError
 from orthotune.layers.settings import LayerSettings
+from orthotune.layers.transformed import TransformSettings
 from orthotune.tuner.config import OFTConfig
 
 
@@ -18,7 +20,7 @@ def _lookup(pattern: dict[str, int], layer: str) -> int | None:
 
 
 def settings_for(config: OFTConfig, layer: str) -> LayerSettings:
-    """What ``config`` asks of ``layer``, patterns applied.
+    """What ``config`` asks of ``layer``, patterns and settings of its own applied.
 
     Raises:
         ConfigError: both patterns give the layer a size.
@@ -27,6 +29,8 @@ def settings_for(config: OFTConfig, layer: str) -> LayerSettings:
         >>> settings_for(OFTConfig(block_size_pattern={"q_proj": 8}), "layers.0.q_proj").block_size
         8
     """
+    if layer in config.transforms:
+        return TransformSettings(layer, transform=config.transforms[layer])
     r, block_size = config.r, config.oft_block_size or 0
     fallback = config.block_size_fallback or "nearest"
     own_r, own_size = _lookup(config.rank_pattern, layer), _lookup(config.block_size_pattern, layer)
@@ -43,7 +47,7 @@ def settings_for(config: OFTConfig, layer: str) -> LayerSettings:
     for name, value in (("rank_pattern", own_r), ("block_size_pattern", own_size)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ConfigError(f"{name} for layer '{layer}': {value!r}", needed="a whole number above 0")
-    return LayerSettings(
+    settings = LayerSettings(
         layer=layer,
         r=r,
         block_size=block_size,
@@ -59,3 +63,6 @@ def settings_for(config: OFTConfig, layer: str) -> LayerSettings:
         dropout=config.module_dropout,
         init_weights=config.init_weights,
     )
+    own = config.layer_settings.get(layer, {})
+    sized = {"r": 0, "block_size": 0} if {"r", "block_size"} & set(own) else {}
+    return replace(settings, **{**sized, **own})

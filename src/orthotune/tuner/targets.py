@@ -5,11 +5,14 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from peft import PeftConfig
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_OFT_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from orthotune.errors import TargetError, nearest
+from orthotune.quantized.roster import library_of
 
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 _JOINT_ATTENTION = [*_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
@@ -55,9 +58,30 @@ def default_targets(model_config: dict[str, Any], model: nn.Module) -> set[str] 
     return found if isinstance(found, str) else set(found)
 
 
+def include_all_linear(config: PeftConfig, model: nn.Module) -> None:
+    """Replace ``target_modules="all-linear"`` by names, as PEFT does, which passes over most quantized layers."""
+    targets = getattr(config, "target_modules", None)
+    if not (isinstance(targets, str) and targets.lower() == "all-linear"):
+        return
+    _maybe_include_all_linear_layers(config, model)
+    ask: Any = getattr(model, "get_output_embeddings", None)
+    head = ask() if ask else None
+    found, quantized = (
+        vars(config)["target_modules"],
+        [key for key, module in model.named_modules() if module is not head and library_of(module)],
+    )
+    inside = tuple(f"{key}." for key in quantized)  # such as the float layer that HQQ can keep
+    wanted = {*found, *(key.removesuffix(".base_layer") for key in quantized)}
+    vars(config)["target_modules"] = {key for key in wanted if not key.startswith(inside)}
+
+
 def linear_names(model: nn.Module) -> list[str]:
     """Last names of the linear layers of a model, each once, in order of appearance."""
-    names = (key.rpartition(".")[2] for key, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D)))
+    names = (
+        key.rpartition(".")[2]
+        for key, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) or library_of(module)
+    )
     return list(dict.fromkeys(name for name in names if name))
 
 

@@ -1,0 +1,203 @@
+"""From what a file holds to the settings of each layer, and to one config for all of them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from orthotune.errors import AdapterFileError
+from orthotune.formats.adapter_state import AdapterState, LayerState
+from orthotune.formats.weight_transform import WeightTransform
+from orthotune.layers.roster import kind_of
+from orthotune.layers.settings import LayerSettings
+from orthotune.layers.transformed import TransformSettings, kind_with
+from orthotune.rotation.blocks import nearest_divisor
+from orthotune.tuner.config import OFTConfig
+
+#: a layer's setting -> the field of the config that says it for all layers
+_FIELDS = {"side": "side", "shared": "block_share", "magnitude": "magnitude", "scaled": "scaled"}
+
+
+@dataclass
+class Fit:
+    """An adapter fitted to one model, by the names of its modules.
+
+    Attributes:
+        rotations: what runs as rotations; ``settings`` says how, ``features`` how many features turn.
+        transforms: what can only be applied to a weight.
+    """
+
+    rotations: dict[str, LayerState] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    features: dict[str, int] = field(default_factory=dict)
+    transforms: dict[str, WeightTransform] = field(default_factory=dict)
+
+
+def fit(state: AdapterState, places: Mapping[str, str], modules: Mapping[str, nn.Module]) -> Fit:
+    """Each layer of ``state`` as its module can hold it; nothing is changed.
+
+    Args:
+        state: the adapter.
+        places: layer of the state -> name of a module.
+        modules: base modules by name.
+
+    Raises:
+        AdapterFileError, BlockSizeError, UnsupportedLayerError: a layer does not fit its module; names the layer.
+    """
+    result = Fit()
+    for layer, name in places.items():
+        module = modules[name]
+        if layer in state.transforms:
+            result.transforms[name] = _checked(state.transforms[layer], name, module)
+            continue
+        held = _for_module(state.layers[layer], module)
+        if held.ragged and not held.runs_on(_outputs(module)):
+            result.transforms[name] = _checked(held, name, module)
+            continue
+        settings = _settings(held)
+        with torch.device("meta"):
+            own = LayerSettings(name, fallback="error", **settings)
+            empty = kind_of(module, name)(module, "check", own).rotations("check")
+        expected = {part: tuple(rotation.weight.shape) for part, rotation in empty.items()}
+        found = {part: tuple(vector.shape) for part, vector in held.rotations.items()}
+        if expected != found:
+            raise AdapterFileError(
+                f"layer '{name}'", got=f"rotations of shape {_shapes(found)} in the file",
+                needed=f"{_shapes(expected)} for this base",
+                do="Load the adapter on the base model that it was trained on",
+            )  # fmt: skip
+        result.rotations[name], result.settings[name] = held, settings
+        result.features[name] = next(iter(empty.values())).layout.features
+    return result
+
+
+def _for_module(layer: LayerState, module: nn.Module) -> LayerState:
+    if isinstance(module, nn.Embedding) != layer.embedding:
+        raise AdapterFileError(
+            "an adapter for an embedding" if layer.embedding else "an adapter for a layer that is no embedding",
+            got=f"a {type(module).__name__} under its name",
+            do="Load the adapter on the base model that it was trained on",
+        )
+    conv = isinstance(module, nn.modules.conv._ConvNd)
+    return layer.for_weight(module.weight.shape if conv else (0, 0))  # type: ignore[arg-type]
+
+
+def _settings(layer: LayerState) -> dict[str, Any]:
+    exact = layer.map == "exact"
+    return {
+        "block_size": layer.block_size(next(iter(layer.rotations))),
+        "side": layer.side,
+        "shared": layer.shared,
+        "magnitude": layer.magnitude is not None,
+        "scaled": layer.scaled,
+        "exact": exact,
+        "terms": 5 if exact else layer.terms,
+        "series": "legacy" if layer.map == "neumann_legacy" else "current",
+        "eps": layer.eps,
+    }
+
+
+def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return " and ".join(f"{part}: {shape}" if part else str(shape) for part, shape in shapes.items())
+
+
+def _natural(module: nn.Module) -> Tensor:
+    """The weight as ``(out, in, ...)``."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.mT if isinstance(module, Conv1D) else weight
+
+
+def _outputs(module: nn.Module) -> int:
+    """Blocks that are cut lie on the outputs; a quantized weight has another shape than its layer."""
+    features = getattr(module, "out_features", None)
+    return features if isinstance(features, int) else _natural(module).shape[0]
+
+
+def _checked(transform: WeightTransform, name: str, module: nn.Module) -> WeightTransform:
+    kind_with(kind_of(module, name), TransformSettings(name, transform=transform))
+    try:
+        _try(transform, _natural(module).shape)
+    except AdapterFileError as error:
+        raise AdapterFileError(f"layer '{name}': {error.said}", got=error.got, needed=error.needed) from error
+    return transform
+
+
+def _try(transform: Any, shape: Sequence[int]) -> None:
+    """Whether the transform takes a weight of this shape: tried on zeros, as few as its side needs."""
+    out, *rest = shape
+    sides = {str(getattr(part, "side", "")) for part in getattr(transform, "parts", (transform,))}
+    scale = getattr(transform, "magnitude", None)
+    with torch.no_grad():
+        if getattr(transform, "scrambled", False) or sides - {"in"} not in (set(), {"out"}) or len(sides) > 1:
+            transform.apply(torch.zeros(*shape))
+        elif sides == {"out"}:  # a column is enough
+            transform.apply(torch.zeros(out, *(1 for _ in rest)))
+        else:  # a row is enough, and the scale has as many numbers as there are rows
+            if scale is not None and scale.numel() != out:
+                raise AdapterFileError("the scale of the rows", got=f"{scale.numel()} numbers", needed=f"{out}")
+            (replace(transform, magnitude=None) if scale is not None else transform).apply(torch.zeros(1, *rest))
+
+
+def config_for(fitted: Fit, names: Iterable[str], **fields: Any) -> OFTConfig:
+    """One config with which the tuner makes exactly the layers of ``fitted``.
+
+    Args:
+        fitted: the adapter.
+        names: of all modules of the model, so that no other module is meant by the targets.
+        fields: further fields of the config.
+    """
+    targets = [*fitted.rotations, *fitted.transforms]
+    common = {
+        key: Counter(repr(settings[key]) for settings in fitted.settings.values()).most_common(1)[0][0]
+        for key in next(iter(fitted.settings.values()), {})
+    }
+    whole = {
+        key: next(settings[key] for settings in fitted.settings.values() if repr(settings[key]) == value)
+        for key, value in common.items()
+    }
+    if whole:
+        fields |= {name: whole[key] for key, name in _FIELDS.items()}
+        fields |= {"use_cayley_neumann": not whole["exact"], "num_cayley_neumann_terms": whole["terms"]}
+        fields |= {"neumann_series": whole["series"], "coft": whole["eps"] is not None}
+        fields |= {"eps": whole["eps"]} if whole["eps"] is not None else {}
+        one_size = _one_size(fitted)
+        fields["oft_block_size"] = one_size or whole["block_size"]
+        ruled = {"block_size"} if one_size else set()
+        own = {
+            name: {key: value for key, value in settings.items() if key not in ruled and value != whole[key]}
+            for name, settings in fitted.settings.items()
+        }
+        fields["layer_settings"] = {name: settings for name, settings in own.items() if settings}
+    config = OFTConfig(target_modules=meaning(targets, names), block_size_fallback="nearest", **fields)
+    config.__dict__["transforms"] = dict(fitted.transforms)
+    return config
+
+
+def _one_size(fitted: Fit) -> int | None:
+    """A block size from which PEFT's rule for sizes that do not divide makes every layer's, if there is one."""
+    sizes = {name: settings["block_size"] for name, settings in fitted.settings.items()}
+    for wanted in sorted(set(sizes.values()), reverse=True):
+        if all(nearest_divisor(fitted.features[name], wanted) == size for name, size in sizes.items()):
+            return wanted
+    return None
+
+
+def meaning(targets: list[str], names: Iterable[str]) -> list[str] | str:
+    """Target modules that mean ``targets`` alone: PEFT takes a name for the end of others, too.
+
+    Example:
+        >>> meaning(["lin"], ["lin", "blk.conv"]), meaning(["lin"], ["lin", "blk.lin"])
+        (['lin'], 'lin')
+    """
+    ends = tuple(f".{name}" for name in targets)
+    if not any(name.endswith(ends) for name in set(names) - set(targets)):
+        return sorted(targets)
+    return "|".join(re.escape(name) for name in sorted(targets))

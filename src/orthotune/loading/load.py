@@ -1,0 +1,214 @@
+"""``load_adapter``: any readable adapter on any model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel, get_peft_model, inject_adapter_in_model
+from peft.utils import PeftType
+from torch import nn
+
+from orthotune.errors import AdapterFileError, ConfigError, nearest
+from orthotune.formats.adapter_file import told
+from orthotune.formats.adapter_state import AdapterState
+from orthotune.formats.module_names import match_names
+from orthotune.formats.read_options import ReadOptions
+from orthotune.formats.roster import read_adapter
+from orthotune.layers.base import OFTLayer
+from orthotune.layers.transformed import Transformed
+from orthotune.loading.components import adaptable, bare, components_of
+from orthotune.loading.fit import Fit, config_for, fit
+from orthotune.loading.report import LoadReport
+
+#: fields of a PEFT config that stay true on whichever model the adapter is put
+KEPT = ("base_model_name_or_path", "task_type", "module_dropout", "revision")
+
+
+def load_adapter(
+    model: Any, path: str | Path, adapter_name: str = "default", *, strict: bool = True, **options: Any
+) -> tuple[Any, LoadReport]:
+    """Put an adapter of any readable format on a model, a diffusers pipeline, or some components of one.
+
+    Names of layers are mapped to the model's modules. Rotations stay trainable; what no layer runs as a rotation
+    (butterflies, cut blocks, scrambled convolutions) is applied as an exact, frozen map of the weight. Either way the
+    adapter can be merged, unmerged and switched off. It becomes the active adapter.
+
+    Args:
+        model: an ``nn.Module``, a ``PeftModel``, a diffusers model or pipeline, or a mapping ``{component: module}``.
+        path: a file, or a folder with ``adapter_config.json``.
+        adapter_name: name of the adapter in the model.
+        strict: an error for layers of the file that the model has not; otherwise they are listed in the report.
+        options: what the file does not say about itself, see :class:`~orthotune.formats.read_options.ReadOptions`.
+
+    Returns:
+        The model and a report of what matched. diffusers' models, pipelines and mappings are changed in place, another
+        module comes back inside a ``PeftModel``.
+
+    Raises:
+        AdapterFileError: the file is damaged, or does not belong to this model. Nothing was changed.
+        ConfigError: the name is taken, or the model carries adapters of another method.
+
+    Example:
+        >>> model, report = load_adapter(unet, "style.safetensors")  # doctest: +SKIP
+        >>> print(report)  # doctest: +SKIP
+        kohya_oft: 192 of 192 layers loaded, all trainable.
+    """
+    return apply_state(model, read_adapter(path, ReadOptions(**options)), adapter_name, strict=strict)
+
+
+def apply_state(
+    model: Any, state: AdapterState, adapter_name: str = "default", *, strict: bool = True
+) -> tuple[Any, LoadReport]:
+    """As :func:`load_adapter`, for an adapter that was read already."""
+    components = components_of(model)
+    modules = {component: adaptable(part) for component, part in components.items()}
+    for part in components.values():
+        _check_name(part, adapter_name)
+    host = _host_can(state, components)
+    # experts are parameters, not modules: the host finds them
+    experts = host and bool(state.config.get("target_parameters"))
+    matched = _match(state, modules, strict, parameters=experts)
+    report = _report(state, matched, modules)
+    if experts:
+        report.matched |= {name: name.removeprefix("base_model.model.") for name in report.unmatched}
+        report.unmatched = []
+    if host and (strict or not report.unmatched) and all(layer == name for layer, name in matched[""].items()):
+        if not experts:
+            fit(state, matched[""], modules[""])  # the host looks at shapes only after it has changed the model
+        model = _by_host(model, state, adapter_name)
+        report.frozen = [
+            name for name, layer in bare(model).named_modules()
+            if isinstance(layer, Transformed) and adapter_name in layer.oft_transforms
+        ]  # fmt: skip
+        return model, report
+    if state.other:
+        report.warnings.append(f"tensors that are no rotations were left out: {told(state.other)}")
+    if state.other and strict and state.config.get("peft_type"):
+        raise AdapterFileError(
+            f"{state.source}", got=f"tensors beside the rotations: {told(state.other)}",
+            needed="rotations only, for a model whose names differ or that is no PeftModel",
+            do="Load it with PeftModel.from_pretrained, or with strict=False to leave them out",
+        )  # fmt: skip
+    fits = {component: fit(state, matched[component], modules[component]) for component in components}
+    for component, part in components.items():
+        fitted = fits[component]
+        if not matched[component]:
+            continue
+        names = [name for name, _ in bare(part).named_modules()]
+        config = config_for(fitted, names, **{k: state.config[k] for k in KEPT if state.config.get(k)})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The block size does not divide")  # the file's own sizes
+            new = _inject(part, config, adapter_name, in_place=bool(component))
+        _fill(new, fitted, adapter_name)
+        report.frozen += [_named(component, name) for name in fitted.transforms]
+        model = model if component else new
+    return model, report
+
+
+def _match(
+    state: AdapterState, modules: Mapping[str, Mapping[str, nn.Module]], strict: bool, *, parameters: bool
+) -> dict[str, Any]:
+    layers = [*state.layers, *state.transforms]
+    raw = {layer: state.prefixes.get(layer, layer) for layer in layers}
+    match = match_names(raw.values(), modules)
+    if match.unmatched and (strict or not match.matched) and not parameters:
+        known = [name for part in modules.values() for name in part]
+        near = [n for name in match.unmatched[:3] for n in nearest(name.replace("_", "."), known, 1)]
+        raise AdapterFileError(
+            f"the adapter {state.source} for this model",
+            got=f"{len(match.unmatched)} of {len(layers)} layers that the model has not: {told(match.unmatched)}",
+            needed=f"modules under these names; the model has {told(near or known)}",
+            do="Check the base model"
+            + ("" if not match.matched else ", or leave them out: strict=False, --partial on the command line"),
+        )
+    found: dict[str, Any] = {component: {} for component in modules}
+    for layer in layers:
+        if raw[layer] in match.matched:
+            component, module = match.matched[raw[layer]]
+            found[component][layer] = module
+    return found
+
+
+def _report(state: AdapterState, matched: Mapping[str, Any], modules: Mapping[str, Any]) -> LoadReport:
+    report = LoadReport(state.format or "adapter", warnings=list(state.warnings))
+    for component, places in matched.items():
+        for layer, name in places.items():
+            report.matched[state.prefixes.get(layer, layer)] = _named(component, name)
+        if places:
+            report.untouched += [_named(component, n) for n in modules[component] if n not in set(places.values())]
+    layers = [state.prefixes.get(layer, layer) for layer in (*state.layers, *state.transforms)]
+    report.unmatched = [name for name in layers if name not in report.matched]
+    return report
+
+
+def _named(component: str, name: str) -> str:
+    return f"{component}.{name}" if component else name
+
+
+def _check_name(model: nn.Module, adapter_name: str) -> None:
+    configs = getattr(model, "peft_config", None) or {}
+    if not isinstance(configs, Mapping):
+        return
+    if adapter_name in configs:
+        raise ConfigError(f"adapter_name='{adapter_name}'", got="an adapter of that name", do="Give it another name")
+    kinds = {str(getattr(config.peft_type, "value", config.peft_type)) for config in configs.values()} - {"OFT"}
+    if kinds:
+        raise ConfigError(
+            f"adapter '{adapter_name}' on a model with adapters of type {', '.join(sorted(kinds))}",
+            needed="a model without them", do="Merge them first with merge_and_unload()",
+        )  # fmt: skip
+
+
+def _host_can(state: AdapterState, components: Mapping[str, nn.Module]) -> bool:
+    """Whether PEFT's own host loads the folder on this model: it also knows biases, whole modules and experts."""
+    if "" not in components or state.config.get("peft_type") not in (PeftType.OFT, "OFT", "ORTHOTUNE"):
+        return False
+    model = components[""]
+    in_place = hasattr(model, "_hf_peft_config_loaded") and not isinstance(model, PeftModel)
+    return state.source is not None and not (in_place and not _plain_transformers(model))
+
+
+def _plain_transformers(model: nn.Module) -> bool:
+    # diffusers' models keep their class; transformers' come back in a PeftModel, unless they carry adapters themselves
+    return hasattr(model, "get_input_embeddings") and not getattr(model, "_hf_peft_config_loaded", False)
+
+
+def _by_host(model: Any, state: AdapterState, adapter_name: str) -> Any:
+    folder = state.source if state.source is None or state.source.is_dir() else state.source.parent
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(folder), adapter_name, is_trainable=True)
+        model.set_adapter(adapter_name)
+        return model
+    # A base on the meta device gets its weights elsewhere; the adapter's numbers must still arrive.
+    meta = any(parameter.device.type == "meta" for parameter in model.parameters())
+    place: dict[str, Any] = {"low_cpu_mem_usage": True, "torch_device": "cpu"} if meta else {}
+    return PeftModel.from_pretrained(model, str(folder), adapter_name=adapter_name, is_trainable=True, **place)
+
+
+def _inject(model: nn.Module, config: Any, adapter_name: str, *, in_place: bool) -> nn.Module:
+    if isinstance(model, PeftModel):
+        model.add_adapter(adapter_name, config)
+        model.set_adapter(adapter_name)
+    elif hasattr(model, "add_adapter") and (in_place or not _plain_transformers(model)):
+        cast(Any, model).add_adapter(config, adapter_name=adapter_name)  # diffusers and transformers: in place
+    elif in_place:
+        inject_adapter_in_model(config, model, adapter_name)
+    else:
+        return get_peft_model(model, config, adapter_name=adapter_name)
+    return model
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, fitted: Fit, adapter_name: str) -> None:
+    inner = bare(model)
+    for name, held in fitted.rotations.items():
+        layer = inner.get_submodule(name)
+        assert isinstance(layer, OFTLayer)
+        for part, rotation in layer.rotations(adapter_name).items():
+            rotation.weight.copy_(held.rotations[part])
+        if held.magnitude is not None:
+            layer.oft_magnitude[adapter_name].copy_(held.magnitude.reshape(-1))
