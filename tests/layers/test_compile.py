@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from contracts.cases import rotation_parameters
 from layers.models import linear
+from orthotune.kernels.from_parameters import RotationMap
 
 FIELDS: dict[str, dict[str, Any]] = {
     "exact": {},
@@ -78,3 +80,54 @@ def test_bfloat16_is_one_graph_too() -> None:
     expected = model(x)
     # one rounding of bfloat16
     torch.testing.assert_close(found, expected, rtol=0, atol=2 * 2**-8 * expected.abs().max().item())
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Blocks of each computation of a rotation from its parameter."""
+    sizes: list[int] = []
+    compute = RotationMap.__call__
+
+    def counted(self: RotationMap, v: torch.Tensor, known: Any = None, spent: Any = None) -> torch.Tensor:
+        if known is None:
+            sizes.append(v.shape[-2])
+        return compute(self, v, known, spent)
+
+    monkeypatch.setattr(RotationMap, "__call__", counted)
+    return sizes
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_compiled_evaluation_computes_a_rotation_once_per_change(backend: str, computed: list[int]) -> None:
+    model = linear().eval()
+    x = torch.randn(3, 12)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=1e-6)  # float32, sums in another order
+        assert len(computed) == 1
+        for parameter in rotation_parameters(model).values():
+            parameter.mul_(2)
+        torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=1e-6)
+        assert len(computed) == 2
+
+
+def test_a_copy_of_a_compiled_layer_has_its_own_rotation() -> None:
+    model = linear().eval()
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in rotation_parameters(twin).values():
+            parameter.zero_()
+        x = torch.randn(3, 12)
+        found = torch.compile(twin, fullgraph=True, backend="eager")(x)
+        torch.testing.assert_close(found, twin(x), rtol=0, atol=1e-6)
+        assert (found - model(x)).abs().max() > 1e-3
+
+
+def test_an_exported_program_holds_the_rotation_as_plain_operations() -> None:
+    model = linear().eval().requires_grad_(False)
+    x = torch.randn(3, 12)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,))
+        torch.testing.assert_close(program.module()(x), model(x), rtol=0, atol=1e-5)
+    assert "orthotune" not in str(program.graph)

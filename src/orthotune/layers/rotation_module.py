@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from orthotune.kernels.from_parameters import RotationMap
 from orthotune.layers.block_dropout import drop_blocks
+from orthotune.layers.compiled_rotation import looked_up, numbered
 from orthotune.layers.rotation_cache import RotationCache
 from orthotune.layers.rotation_group import RotationGroup
 from orthotune.rotation.blocks import BlockLayout
@@ -36,6 +37,7 @@ class Rotation(nn.Module):
         self.weight = nn.Parameter(torch.zeros(copies * rows, elements, dtype=dtype or torch.float32))
         self.cache = RotationCache()
         self.group: RotationGroup | None = None
+        self.number = numbered(self)
 
     def forward(self, whole: bool = False) -> Tensor:
         """The blocks in float32 (float64 for float64 parameters), one row per stored block unless blocks are dropped.
@@ -56,6 +58,8 @@ class Rotation(nn.Module):
     def _rotation(self) -> Tensor:
         weight = self.weight
         trained = torch.is_grad_enabled() and weight.requires_grad
+        if torch.compiler.is_compiling() and not trained and not torch.compiler.is_exporting():
+            return looked_up(weight, self.number, self.layout.block_size)
         if trained and self.training and self.map.eps is not None:
             with torch.no_grad():  # COFT: the parameter itself stays within its ball
                 # Through .data: projecting again changes no bit, so a module used twice in one forward must not
@@ -66,10 +70,15 @@ class Rotation(nn.Module):
             if trained:
                 self.cache.doubt()  # what an earlier evaluation left there is about to be trained away
             return self._compute()
+        return self._trained(self.known()) if trained else self.known()
+
+    def known(self) -> Tensor:
+        """The rotation without a gradient ``(copies * rows, b, b)``, from the cache if the parameter is what it was."""
+        weight = self.weight
+        if weight.is_inference():
+            return self._compute()
         R = self.cache.get(weight)
-        if R is None:
-            R = self._refresh()
-        return self._trained(R) if trained else R
+        return self._refresh() if R is None else R
 
     def _refresh(self) -> Tensor:
         peers = [self] if self.group is None else self.group.with_(self)
@@ -116,6 +125,10 @@ class Rotation(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # A copy computes for itself: its group would bring the whole model along.
         return {**self.__dict__, "cache": RotationCache(), "group": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.number = numbered(self)
 
     def extra_repr(self) -> str:
         return f"blocks={self.layout.block_count}x{self.layout.block_size}, shared={self.layout.shared}"

@@ -48,11 +48,13 @@ def _by_products(Q: Tensor) -> Tensor | None:
         return None
     c = 1 + largest / 2
     E.div_(c).diagonal(dim1=-2, dim2=-1).add_(largest / 2 / c)
-    product = E.clone()
+    power = torch.bmm(E, E) if factors > 1 else None
+    product = E
     product.diagonal(dim1=-2, dim2=-1).add_(1)
-    for _ in range(factors - 1):
-        E = torch.bmm(E, E)
-        product = torch.baddbmm(product, product, E)
+    for left in range(factors - 2, -1, -1):
+        assert power is not None
+        product = torch.baddbmm(product, product, power)
+        power = torch.bmm(power, power) if left else None
     R = torch.baddbmm(product, Q, product, beta=2 / c, alpha=-2 / c)
     R.diagonal(dim1=-2, dim2=-1).sub_(1)
     return R if Q.shape[-1] <= PRODUCT_POLISH else _polished(R)
