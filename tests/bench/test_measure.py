@@ -45,6 +45,13 @@ def test_contenders_alternate_and_each_begins_once(monkeypatch: pytest.MonkeyPat
     assert "".join(said[3 * WARM_UP + 1 :]) == "abc" + "bca" + "cab"
 
 
+def test_a_contender_may_settle_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("orthotune.bench.measure.SHORTEST", 0.0)
+    measure({name: Step(partial(said.append, name)) for name in "ab"}, CPU, repetitions=2, settle=True)
+    assert "".join(said[2 * WARM_UP + 1 :]) == "aabb" + "bbaa"
+
+
 def test_time_ends_a_cell_but_not_before_the_fewest() -> None:
     assert measure({"floor": NOTHING}, CPU, repetitions=50, seconds=0.0)["floor"].repetitions == FEWEST
 

@@ -36,7 +36,11 @@ class Timing:
 
 
 def measure(
-    steps: dict[str, Step], device: torch.device, repetitions: int = 40, seconds: float = 120.0
+    steps: dict[str, Step],
+    device: torch.device,
+    repetitions: int = 40,
+    seconds: float = 120.0,
+    settle: bool = False,
 ) -> dict[str, Timing]:
     """Time ``steps``; the first of them is the floor.
 
@@ -46,6 +50,8 @@ def measure(
     Args:
         repetitions: wanted.
         seconds: after which no further repetition starts, once there are five.
+        settle: run each contender once, untimed, right before it is timed: for neighbours that take so much memory that
+            the next one pays for it.
 
     Example:
         >>> measure({"floor": Step(lambda: None)}, torch.device("cpu"), repetitions=5)["floor"].median
@@ -67,6 +73,8 @@ def measure(
             gc.collect()
             first = turn % len(names)
             for name in names[first:] + names[:first]:
+                if settle:
+                    steps[name]()
                 times[name].append(_time(steps[name], calls, device))
     finally:
         if was_on:

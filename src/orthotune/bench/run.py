@@ -8,7 +8,7 @@ from torch import get_num_threads, nn
 import orthotune
 from orthotune.bench import machine
 from orthotune.bench.cells import Cell
-from orthotune.bench.contenders import Contender, stirred
+from orthotune.bench.contenders import OTHERS, Contender, stirred
 from orthotune.bench.measure import measure
 from orthotune.bench.results import Row
 from orthotune.bench.saved_bytes import peak_bytes, saved_bytes
@@ -33,7 +33,7 @@ def run_cell(
     frozen = subject(cell, device)
     models = {contender.name: stirred(contender, frozen, cell) for contender in contenders}
     steps = {name: step_of(frozen, model, cell.mode) for name, model in models.items()}
-    timings = measure(steps, device, repetitions, seconds)
+    timings = measure(steps, device, repetitions, seconds, settle=any(one in OTHERS for one in contenders))
     rows = []
     for name, model in models.items():
         timing = timings[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from orthotune.kernels.rotate import rotate_rows, rotate_stack
+
+#: Numbers of a weight that are worked on at once: their float32 copy and the product stay in a core's own cache.
+RUN = 1 << 18
 
 
 def _wide(W: Tensor) -> Tensor:
@@ -22,29 +26,50 @@ def _blocks(W: Tensor, block_size: int, columns: bool) -> Tensor:
     return W.unflatten(-2, (W.shape[-2] // block_size, block_size))
 
 
+def _runs(W: Tensor, factor: Tensor, columns: bool) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of ``W``, whole blocks of them where rows turn, with the blocks that act on them."""
+    size = 1 if columns else factor.shape[-1]
+    high = max(RUN // max(W.numel() // max(W.shape[-2], 1), 1) // size, 1) * size
+    for top in range(0, W.shape[-2], high):
+        rows = slice(top, min(top + high, W.shape[-2]))
+        whole = columns or factor.shape[-3] == 1
+        yield rows, factor if whole else factor[..., rows.start // size : rows.stop // size, :, :]
+
+
 class _TurnOnce(torch.autograd.Function):
-    """Keeps the weight, which the layer holds anyway, and the rotation: the float32 copies live for one call."""
+    """Keeps the weight, which the layer holds anyway, and the rotation: the float32 copies live for one run of rows."""
 
     @staticmethod
     def forward(ctx: Any, W: Tensor, factor: Tensor, columns: bool) -> Tensor:
         ctx.save_for_backward(W, factor)
         ctx.columns = columns
-        return (rotate_stack if columns else rotate_rows)(_wide(W), factor).to(W.dtype)
+        act, out = rotate_stack if columns else rotate_rows, torch.empty_like(W)
+        for rows, own in _runs(W, factor, columns):
+            out[..., rows, :] = act(_wide(W[..., rows, :]), own)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         W, factor = ctx.saved_tensors
-        dW = dF = None
+        columns, b = ctx.columns, factor.shape[-1]
+        act = rotate_stack if columns else rotate_rows
+        dW = torch.empty_like(W) if ctx.needs_input_grad[0] else None
+        dF = _wide(torch.zeros_like(factor)) if ctx.needs_input_grad[1] else None
         with torch.autocast(grad.device.type, enabled=False):
-            G = _wide(grad)
-            if ctx.needs_input_grad[0]:
-                dW = (rotate_stack if ctx.columns else rotate_rows)(G, factor.mT).to(W.dtype)
-            if ctx.needs_input_grad[1]:
-                old, new = (_blocks(T, factor.shape[-1], ctx.columns) for T in (_wide(W), G))
-                dF = old.mT @ new if ctx.columns else new @ old.mT
-                if factor.shape[-3] == 1:
-                    dF = dF.sum(-3, keepdim=True)
+            for rows, own in _runs(W, factor, columns):
+                G = _wide(grad[..., rows, :])
+                if dW is not None:
+                    dW[..., rows, :] = act(G, own.mT)
+                if dF is not None:
+                    old, new = (_blocks(T, b, columns) for T in (_wide(W[..., rows, :]), G))
+                    found = old.mT @ new if columns else new @ old.mT
+                    if factor.shape[-3] == 1:
+                        found = found.sum(-3, keepdim=True)
+                    if columns or factor.shape[-3] == 1:
+                        dF += found
+                    else:
+                        dF[..., rows.start // b : rows.stop // b, :, :] = found
         return dW, None if dF is None else dF.to(factor.dtype), None
 
 

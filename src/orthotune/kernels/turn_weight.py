@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from orthotune.kernels.rotate import rotate_rows, rotate_stack
-from orthotune.kernels.turn_once import turn_once
-
-#: Numbers of a weight that are worked on at once. Their float32 copy and the product fit into a CPU's caches.
-RUN = 1 << 20
+from orthotune.kernels.turn_once import RUN, turn_once
 
 
 class Step(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -41,7 +42,8 @@ class Conv(OFTLayer):
         base = self.base_layer
         if len(adapters) == 1 and self._mixes_channels_only() and self._only_turns_input(adapters[0]):
             return base(rotate_channels(x, self.oft_R[adapters[0]]()), *args, **kwargs)
-        weight = self.turned(adapters)["weight"].to(base.weight.dtype)
+        weight = self.turned(adapters, rounded=not torch.is_grad_enabled() and not self.training)["weight"]
+        weight = weight.to(base.weight.dtype)
         if type(base).forward in _FORWARDS and "forward" not in base.__dict__:
             return base._conv_forward(x, weight, base.bias)
         return functional_call(base, {"weight": weight}, (x, *args), kwargs)
