@@ -1,0 +1,43 @@
+"""A contact sheet: one row per image, so that figures can be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+CELL, GAP, LINE = 192, 8, 18
+
+
+def draw_sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Any]]], path: Path) -> None:
+    """Write a PNG: a line of column names, then each row's name above its pictures, fitted into squares.
+
+    Shapes: pictures ``(height, width, 3)`` uint8 arrays.
+
+    Example:
+        >>> draw_sheet(["condition", "result"], [("cat", [edges, image])], Path("sheet.png"))  # doctest: +SKIP
+    """
+    from PIL import Image, ImageDraw
+
+    fitted = [(name, [_fit(Image.fromarray(picture)) for picture in pictures]) for name, pictures in rows]
+    heights = [LINE + max((image.height for image in images), default=0) + GAP for _, images in fitted]
+    sheet = Image.new("RGB", (GAP + len(columns) * (CELL + GAP), GAP + LINE + sum(heights)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for index, column in enumerate(columns):
+        pen.text((GAP + index * (CELL + GAP), GAP // 2), column, fill="black")
+    top = GAP + LINE
+    for (name, images), height in zip(fitted, heights, strict=True):
+        pen.text((GAP, top), name, fill="#555555")
+        for index, image in enumerate(images):
+            sheet.paste(image, (GAP + index * (CELL + GAP), top + LINE))
+        top += height
+    sheet.save(path, format="PNG")
+
+
+def _fit(image: Any) -> Any:
+    from PIL import Image
+
+    scale = CELL / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    # Enlarged pixels stay pixels: an edge map blurred to grey would not be what was measured.
+    return image.resize((width, height), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)

@@ -1,0 +1,100 @@
+"""Folders of images: what is in them, and reading one file without surprises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from orthotune.errors import DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+#: Modes of Pillow whose numbers do not end at 255; made to fit, they would be cut off.
+DEEP = ("I", "F", "I;16", "I;16B", "I;16L")
+
+
+def find_images(folder: Path) -> dict[str, Path]:
+    """Name -> file of every image in ``folder`` and below, by name. A name is the path in the folder without suffix.
+
+    Raises:
+        DataError: no such folder, no image in it, or two files of one name.
+
+    Example:
+        >>> find_images(Path("results"))  # doctest: +SKIP
+        {'cat/0': PosixPath('results/cat/0.png')}
+    """
+    if not folder.is_dir():
+        raise DataError(f"images in {folder}", got="a file" if folder.exists() else "nothing there", needed="a folder")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        within = path.relative_to(folder)
+        if path.suffix.lower() not in SUFFIXES or not path.is_file() or any(p.startswith(".") for p in within.parts):
+            continue
+        name = within.with_suffix("").as_posix()
+        if name in found:
+            raise DataError(
+                f"images in {folder}", got=f"{found[name].name} and {path.name} of one name",
+                do="Remove one of them, or name files in a manifest",
+            )  # fmt: skip
+        found[name] = path
+    if not found:
+        raise DataError(f"images in {folder}", got="none", needed=f"files that end in {', '.join(SUFFIXES)}")
+    return found
+
+
+def read_rgb(path: Path) -> Any:
+    """The pixels of an image, turned as its camera says, transparent parts on white.
+
+    Shapes: ``(height, width, 3)`` uint8, a numpy array.
+
+    Raises:
+        DataError: the file is missing, truncated or no image, or holds more than 8 bits per channel.
+
+    Example:
+        >>> read_rgb(Path("cat.png")).shape  # doctest: +SKIP
+        (512, 512, 3)
+    """
+    import numpy as np
+    from PIL import Image
+
+    image = _open(path)
+    if image.mode in DEEP:
+        raise DataError(f"image {path}", got=f"pixels of mode {image.mode}", needed="8 bits per channel")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def read_labels(path: Path) -> Any:
+    """A map of class numbers: one channel, palette, or three channels that are equal.
+
+    Shapes: ``(height, width)`` int64, a numpy array.
+
+    Raises:
+        DataError: the file is missing, truncated or no image, or is coloured, so that its classes are not known.
+
+    Example:
+        >>> read_labels(Path("map.png")).max()  # doctest: +SKIP
+        149
+    """
+    import numpy as np
+
+    pixels = np.array(_open(path))
+    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0]
+    if pixels.ndim != 2 or pixels.dtype.kind not in "iub":
+        raise DataError(f"map {path}", got="colours", needed="one channel that holds class numbers")
+    return pixels.astype(np.int64)
+
+
+def _open(path: Path) -> Any:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            file.load()
+            return ImageOps.exif_transpose(file)
+    # Pillow has no one error for damaged files: SyntaxError for PNG, struct.error and ValueError for others.
+    except Exception as fault:
+        said = "nothing there" if isinstance(fault, FileNotFoundError) else f"no whole image ({fault})"
+        raise DataError(f"image {path}", got=said) from fault

@@ -1,0 +1,137 @@
+"""Which result belongs to which condition: by name, or as a manifest says; never by position."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orthotune.errors import DataError
+from orthotune.metrics.image_files import find_images
+
+#: Read when it lies among the results and no other is named.
+MANIFEST = "manifest.jsonl"
+KEYS = ("result", "condition", "prompt", "subject")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One result and what belongs to it; ``condition`` is a file's name among the conditions."""
+
+    result: str
+    condition: str | None = None
+    prompt: str | None = None
+    subject: str = ""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A result beside its condition, both files existing."""
+
+    name: str
+    result: Path
+    condition: Path
+
+
+@dataclass
+class Pairing:
+    """All pairs by name, and in words what had no partner."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def read_manifest(path: Path) -> list[Entry]:
+    """The lines of a manifest: JSON Lines, or CSV with a header.
+
+    Keys: ``result`` (file within the results), and if wanted ``condition`` (file within the conditions), ``prompt``,
+    ``subject`` (folder within the references).
+
+    Raises:
+        DataError: the file is missing, or a line is not understood.
+
+    Example:
+        >>> read_manifest(Path("manifest.jsonl"))[0]  # doctest: +SKIP
+        Entry(result='0.png', condition='edges-0.png', prompt='a cat', subject='')
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise DataError(f"manifest {path}", got="nothing there" if not path.exists() else "no text") from fault
+    if path.suffix.lower() == ".csv":
+        rows = [(number, dict(row)) for number, row in enumerate(csv.DictReader(lines), start=2)]
+    else:
+        rows = [(number, _object(path, number, line)) for number, line in enumerate(lines, 1) if line.strip()]
+    return [_entry(path, number, row) for number, row in rows]
+
+
+def _object(path: Path, number: int, line: str) -> dict[str, object]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as fault:
+        raise DataError(f"manifest {path}, line {number}", got="no JSON", needed='{"result": "a.png", ...}') from fault
+    if not isinstance(row, dict):
+        raise DataError(f"manifest {path}, line {number}", got=type(row).__name__, needed='{"result": "a.png", ...}')
+    return row
+
+
+def _entry(path: Path, number: int, row: dict[str, object]) -> Entry:
+    said = {key: value for key, value in row.items() if value not in (None, "")}
+    wrong = [key for key in said if key not in KEYS or not isinstance(said[key], str)]
+    if wrong or "result" not in said:
+        got = f"{wrong[0]}={said[wrong[0]]!r}" if wrong else "no result"
+        raise DataError(f"manifest {path}, line {number}", got=got, needed=f"texts under {', '.join(KEYS)}")
+    return Entry(**said)  # type: ignore[arg-type]
+
+
+def entries(results: Path, manifest: Path | None = None) -> list[Entry]:
+    """What the manifest says, or one entry per image of ``results`` when there is none.
+
+    Raises:
+        DataError: no images, or a manifest that is not understood or empty.
+
+    Example:
+        >>> entries(Path("results"))  # doctest: +SKIP
+        [Entry(result='0.png', condition=None, prompt=None, subject='')]
+    """
+    inside = results / MANIFEST
+    manifest = manifest or (inside if inside.is_file() else None)
+    if manifest is None:
+        return [Entry(path.relative_to(results).as_posix()) for path in find_images(results).values()]
+    listed = read_manifest(manifest)
+    if not listed:
+        raise DataError(f"manifest {manifest}", got="no line")
+    return listed
+
+
+def pair(results: Path, conditions: Path, manifest: Path | None = None) -> Pairing:
+    """Pair results with conditions: files of one name (suffixes may differ), or as a manifest says.
+
+    Raises:
+        DataError: a folder without images, a manifest that is not understood, or not one pair.
+
+    Example:
+        >>> pair(Path("results"), Path("edges")).missing  # doctest: +SKIP
+        ['result 7 has no condition']
+    """
+    known = find_images(conditions)
+    found, used = Pairing(), set()
+    for entry in entries(results, manifest):
+        result = results / entry.result
+        name = Path(entry.result).with_suffix("").as_posix()
+        condition = conditions / entry.condition if entry.condition else known.get(name)
+        if not result.is_file():
+            found.missing.append(f"result {entry.result} is not there")
+        elif condition is None or not condition.is_file():
+            found.missing.append(f"result {entry.result} has no condition")
+        else:
+            found.pairs.append(Pair(name, result, condition))
+        used.add(condition)
+    found.missing += [f"condition {name} has no result" for name, path in known.items() if path not in used]
+    if not found.pairs:
+        raise DataError(
+            f"results in {results} and conditions in {conditions}", got="no two of one name",
+            do="Name files alike, or pair them in a manifest",
+        )  # fmt: skip
+    return found

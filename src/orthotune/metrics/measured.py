@@ -1,0 +1,132 @@
+"""What a measure over images gives: figures, one row per image, what was left out, and pictures for the sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, TypeVar
+
+from orthotune.errors import DataError
+
+#: Rows of the contact sheet; further images are measured but not kept.
+SHEET_ROWS = 12
+Item = TypeVar("Item")
+
+
+@dataclass
+class Measured:
+    """The outcome of one measure.
+
+    Args:
+        measure: its name in the roster.
+        summary: the figures over all images.
+        rows: the figures of each image, its name under ``name``.
+        skipped: in words, each file that was not counted and why.
+        settings: what decides the figures.
+        sheet: (name, pictures), pictures as ``(height, width, 3)`` uint8 arrays.
+        columns: what the pictures of the sheet show.
+    """
+
+    measure: str
+    summary: dict[str, float] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    sheet: list[tuple[str, list[Any]]] = field(default_factory=list)
+    columns: tuple[str, ...] = ("condition", "result", "re-extracted condition")
+
+    def show(self, name: str, *pictures: Any) -> None:
+        """Keep pictures for the sheet while there is room."""
+        if len(self.sheet) < SHEET_ROWS:
+            self.sheet.append((name, list(pictures)))
+
+    def mean_of_rows(self, *keys: str) -> None:
+        """Put the mean over the images of each key into the summary.
+
+        Raises:
+            DataError: no image was measured.
+        """
+        if not self.rows:
+            why = f" ({'; '.join(self.skipped[:3])})" if self.skipped else ""
+            raise DataError(self.measure, got=f"not one image that could be measured{why}")
+        self.summary |= {key: sum(row[key] for row in self.rows) / len(self.rows) for key in keys}
+
+    def record(self) -> dict[str, Any]:
+        """Everything but the pictures, ready for JSON."""
+        return {
+            "measure": self.measure,
+            "images": len(self.rows),
+            "skipped": len(self.skipped),
+            "summary": self.summary,
+            "settings": self.settings,
+            "why_skipped": self.skipped,
+            "rows": self.rows,
+        }
+
+
+def readable(
+    items: Iterable[Item], read: Callable[[Item], Any], measured: Measured, strict: bool
+) -> Iterator[tuple[Item, Any]]:
+    """Each item with what ``read`` makes of it; a file that cannot be read is noted, or refused when ``strict``.
+
+    Raises:
+        DataError: ``strict``, and a file cannot be read.
+
+    Example:
+        >>> list(readable([1, 2], lambda item: -item, Measured("x"), strict=True))
+        [(1, -1), (2, -2)]
+    """
+    for item in items:
+        try:
+            content = read(item)
+        except DataError as fault:
+            if strict:
+                raise
+            measured.skipped.append(str(fault))
+            continue
+        yield item, content
+
+
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """``items`` in lists of ``size``, the last one maybe shorter.
+
+    Example:
+        >>> list(batches("abc", 2))
+        [['a', 'b'], ['c']]
+    """
+    source = iter(items)
+    while batch := list(islice(source, size)):
+        yield batch
+
+
+def noted(missing: list[str], measured: Measured, strict: bool) -> None:
+    """Note what has no partner, or refuse it when ``strict``.
+
+    Raises:
+        DataError: ``strict``, and something is missing.
+    """
+    if missing and strict:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise DataError(measured.measure, got="; ".join(missing[:3]) + more, do="Leave --strict out to count the rest")
+    measured.skipped += missing
+
+
+def same_size(name: str, result: Any, condition: Any, resize: bool) -> Any:
+    """``result`` in the size of ``condition``; arrays whose first two dimensions are height and width.
+
+    Raises:
+        DataError: the sizes differ and ``resize`` is off.
+    """
+    import numpy as np
+    from PIL import Image
+
+    height, width = condition.shape[:2]
+    if result.shape[:2] == (height, width):
+        return result
+    if not resize:
+        raise DataError(
+            f"result {name}", got=f"{result.shape[1]} x {result.shape[0]} pixels", needed=f"{width} x {height}, as its "
+            "condition", do="Resize it, or add --resize",
+        )  # fmt: skip
+    return np.array(Image.fromarray(result).resize((width, height), Image.Resampling.BICUBIC))

@@ -1,0 +1,57 @@
+"""The measures by name. A new one is one file and one line here; its function is imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from orthotune.errors import ConfigError, nearest
+from orthotune.metrics.measured import Measured
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Where a measure lives, what it takes and what it says.
+
+    Args:
+        place: ``module:function`` within ``orthotune.metrics``; the function gives a :class:`Measured`.
+        headline: the figures that are printed first, best first.
+    """
+
+    place: str
+    headline: tuple[str, ...]
+
+    @property
+    def function(self) -> Callable[..., Measured]:
+        """The function, imported now."""
+        module, _, name = self.place.partition(":")
+        found: Any = getattr(importlib.import_module(f"orthotune.metrics.{module}"), name)
+        return found
+
+
+ROSTER: dict[str, Measure] = {
+    "canny": Measure("edges:measure_edges", ("iou", "accuracy", "f1")),
+    "segmentation": Measure("segmentation:measure_segmentation", ("miou", "macc", "aacc")),
+    "landmarks": Measure("landmarks:measure_landmarks", ("error_pixels",)),
+    "subject": Measure("subject:measure_subject", ("dino", "clip_i", "clip_t", "lpips")),
+    "fid": Measure("fid:measure_fid", ("fid",)),
+    "energy": Measure("energy:measure_energy", ("before", "after", "change")),
+}
+
+
+def measure(name: str) -> Measure:
+    """The measure of that name.
+
+    Raises:
+        ConfigError: there is none.
+
+    Example:
+        >>> measure("canny").headline
+        ('iou', 'accuracy', 'f1')
+    """
+    if name not in ROSTER:
+        near = nearest(name, ROSTER, 1)
+        raise ConfigError(f"measure {name}", needed=", ".join(ROSTER), do=f"Did you mean {near[0]}?" if near else None)
+    return ROSTER[name]
