@@ -5,7 +5,6 @@ Every step is a function of the seed and of its number, so a stopped run resumes
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable
@@ -15,6 +14,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from orthotune.worlds.config_files import change_config
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 VOCABULARY = 2048
@@ -143,15 +144,11 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     # Stored in half precision to be small, but meant to be trained: without a dtype, loading gives float32.
-    _change(folder / "config.json", dtype="float32")
+    change_config(folder / "config.json", dtype="float32")
     # The name that transformers 4 knows as well as 5.
-    _change(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    change_config(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     for path in folder.iterdir():
         path.chmod(0o644)
-
-
-def _change(path: Path, **values: str) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values, indent=2, sort_keys=True) + "\n")
 
 
 def _rate(step: int, plan: Schedule) -> float:

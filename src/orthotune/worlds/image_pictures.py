@@ -1,0 +1,31 @@
+"""Pictures that a pipeline of the image world makes of prompts."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from orthotune.worlds.image_captions import Prompt
+
+STEPS, GUIDANCE = 20, 3.0
+
+
+@torch.no_grad()
+def pictures_of(
+    pipeline: StableDiffusionPipeline, wanted: list[Prompt], seed: int, steps: int = STEPS, guidance: float = GUIDANCE
+) -> Tensor:
+    """One picture for each prompt, each from a noise of its own: uint8 [n, 3, 32, 32]."""
+    pictures = []
+    for first in range(0, len(wanted), 30):
+        part = wanted[first : first + 30]
+        noise = [torch.Generator().manual_seed(seed * 1_000_003 + first + number) for number in range(len(part))]
+        images = pipeline(
+            [prompt.text for prompt in part],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=noise,
+            output_type="pt",
+        ).images
+        pictures.append((images.float() * 255).round().to(torch.uint8).cpu())
+    return torch.cat(pictures)
