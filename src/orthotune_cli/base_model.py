@@ -9,6 +9,18 @@ from typing import Any
 
 #: The model inside the package, by the name that recipes give it.
 WORLD = "text-world"
+#: names under which quantized checkpoints keep what makes sense of their weights
+SCALES = {
+    "weight_scale",
+    "weight_scale_inv",
+    "scales",
+    "qzeros",
+    "g_idx",
+    "SCB",
+    "absmax",
+    "quant_map",
+    "weight_format",
+}
 
 
 @dataclass
@@ -82,7 +94,26 @@ def _transformers(base: str, dtype: str, quantization: str | None) -> BaseModel:
     config = transformers.AutoConfig.from_pretrained(base)
     named = (config.architectures or [None])[0]
     loader = getattr(transformers, named or "", None) or transformers.AutoModelForCausalLM
-    return BaseModel(loader.from_pretrained(base, dtype=dtype, **options), _companions(base))
+    model, found = loader.from_pretrained(base, dtype=dtype, output_loading_info=True, **options)
+    _refuse_incomplete(base, found)
+    return BaseModel(model, _companions(base))
+
+
+def _refuse_incomplete(base: str, found: dict[str, Any]) -> None:
+    """What a checkpoint lacks would be random numbers, and scales that nobody asked for belong to quantized weights."""
+    from orthotune.errors import OrthotuneError
+
+    missing = sorted(found.get("missing_keys") or ())
+    scales = sorted(key for key in found.get("unexpected_keys") or () if key.rsplit(".", 1)[-1] in SCALES)
+    for keys, what in (
+        (missing, "no numbers for"),
+        (scales, "scales of quantized weights, without a config for them:"),
+    ):
+        if keys:
+            shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+            raise OrthotuneError(
+                f"The base model {base} cannot be merged into", got=f"{what} {shown}", do="Copy or download it again"
+            )
 
 
 def _companions(base: str) -> list[Any]:

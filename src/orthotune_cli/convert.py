@@ -77,7 +77,10 @@ def convert_adapter(
     from orthotune.formats.convert import plan
     from orthotune.formats.read_options import ReadOptions
     from orthotune.formats.roster import read_adapter
+    from orthotune_cli.own_place import refuse_place_of_adapter
 
+    if overwrite:
+        refuse_place_of_adapter(out, adapter)
     state = read_adapter(adapter, ReadOptions(**(said or {})))
     weights = open_base(base) if base is not None and to != DIFF else None
     shapes = {}
@@ -141,14 +144,16 @@ def _write(state: AdapterState, out: Path, to: str, weights: BaseWeights | None,
         with new_folder(out, overwrite=overwrite) as folder:
             write_adapter(state, folder, to, modules)
         return
-    _free(out, overwrite)
+    _check_file(out, overwrite)
     write_adapter(state, out, to, modules)
 
 
-def _free(out: Path, overwrite: bool) -> None:
+def _check_file(out: Path, overwrite: bool) -> None:
     from orthotune.errors import OutputError
 
     if out.is_dir():
         raise OutputError(f"OUT {out}", got="a folder", needed="the name of a file, as adapter.safetensors")
+    if out.suffix != ".safetensors":
+        raise OutputError(f"OUT {out}", needed="a name that ends in .safetensors, for one file is written")
     if out.exists() and not overwrite:
         raise OutputError(f"OUT {out}", got="a file", do="Add --overwrite, or name another")

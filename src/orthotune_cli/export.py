@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from orthotune_cli.merge import StrengthKind
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -34,6 +37,8 @@ def export(
     eps: float = typer.Option(None, "--eps", help="The same: radius of that ball."),
     project: str = typer.Option(None, "--project", help="The same: oft-control or oft-db, for a shared .R."),
     boft_conv: str = typer.Option(None, "--boft-conv", help="The same: rows or scrambled, for PEFT's BOFT."),
+    strength: float = typer.Option(1.0, "--strength", "-t", help="0 the base, 0.5 half of every angle, 1 the adapter."),
+    kind: StrengthKind = typer.Option(StrengthKind.GEODESIC, "--strength-kind", help="What lies between."),
     partial: bool = typer.Option(False, "--partial", help="Leave out layers of the adapter that the base has not."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is at OUT."),
 ) -> None:
@@ -55,7 +60,7 @@ def export(
     said = {"series": series, "coft": coft, "eps": eps, "project": project, "boft_conv": boft_conv}
     export_adapter(
         adapter, out, base, to.value, rank=rank, error=error, options=said, strict=not partial, overwrite=overwrite,
-        say=typer.echo,
+        say=typer.echo, strength=strength, kind=kind.value,
     )  # fmt: skip
 
 
@@ -71,6 +76,8 @@ def export_adapter(
     strict: bool = True,
     overwrite: bool = False,
     say: Any = print,
+    strength: float = 1.0,
+    kind: Any = "geodesic",
 ) -> Path:
     """Export ``adapter`` on ``base`` to ``out``, which appears when it is complete.
 
@@ -87,6 +94,7 @@ def export_adapter(
     from orthotune.formats.read_options import ReadOptions
     from orthotune.formats.roster import read_adapter
     from orthotune.merging.stream import DenseMerge
+    from orthotune_cli.own_place import refuse_place_of_adapter
     from orthotune_cli.place import lasting
 
     _check_options(options or {})
@@ -96,15 +104,17 @@ def export_adapter(
         from orthotune.errors import OutputError
 
         raise OutputError(f"OUT {out}", needed="a name that ends in .safetensors, for one file is written")
+    if overwrite:
+        refuse_place_of_adapter(out, adapter)
     state = read_adapter(adapter, ReadOptions(**(options or {})))
     # The place before the work: to find it closed after an hour would be a waste.
     with lasting(out, file=file, overwrite=overwrite, resume=to == "dense") as folder:
-        merge = DenseMerge(state, base, strict=strict)
+        merge = DenseMerge(state, base, strict=strict, strength=strength, kind=kind)
         say(str(merge.report))
         place = folder / out.name if file else folder
         with _progress() as bar:
             if to == "dense":
-                _dense(merge, adapter, folder, out, bar)
+                _dense(merge, adapter, folder, out, bar, [json.dumps(options or {}, sort_keys=True), str(strict)])
             elif to == "diff":
                 task = bar.add_task("changes", total=None)
                 count = _diff(merge, place, lambda size: bar.advance(task, size))
@@ -145,14 +155,15 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
-def _dense(merge: DenseMerge, adapter: Path, folder: Path, out: Path, bar: Progress) -> None:
+def _dense(merge: DenseMerge, adapter: Path, folder: Path, out: Path, bar: Progress, said: list[str]) -> None:
     import orthotune
     from orthotune.merging.journal import Journal, fingerprint
 
     own = [path for path in adapter.iterdir() if path.is_file()] if adapter.is_dir() else [adapter]
     weights = [shard.entries[0].path for part in merge.base.parts for shard in part.checkpoint.shards if shard.entries]
-    small = [path for path in own if path.suffix in (".json", ".safetensors", ".bin")]
-    journal = Journal(folder, fingerprint(small, weights, [orthotune.__version__, str(merge.base.path.absolute())]))
+    small = [path for path in own if path.suffix in (".json", ".safetensors", ".bin") or path == adapter]
+    words = [orthotune.__version__, str(merge.base.path.absolute()), *said, *merge.said]
+    journal = Journal(folder, fingerprint(small, weights, words))
     task = bar.add_task("merging", total=merge.size)
     if merge.base.single_file:
         # A lone file takes the name that was asked for.

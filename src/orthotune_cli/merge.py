@@ -9,6 +9,14 @@ from typing import Any
 import typer
 
 
+class StrengthKind(str, Enum):
+    """What a strength between 0 and 1 is: a part of each angle, a part of the change, or a part of the rotation's."""
+
+    GEODESIC = "geodesic"
+    LINEAR = "linear"
+    ROTATION = "rotation"
+
+
 class DType(str, Enum):
     """The number types a merged model can be saved in."""
 
@@ -29,6 +37,8 @@ def merge(
     quantization: str = typer.Option(
         None, "--quantization", help="Quantize the base on loading, as in training (nf4, ...): the adapter fits that."
     ),
+    strength: float = typer.Option(1.0, "--strength", "-t", help="0 the base, 0.5 half of every angle, 1 the adapter."),
+    kind: StrengthKind = typer.Option(StrengthKind.GEODESIC, "--strength-kind", help="What lies between."),
 ) -> None:
     """Merge an adapter into its base model and save an ordinary model, with its tokenizer.
 
@@ -39,11 +49,11 @@ def merge(
             raise typer.BadParameter("--stream keeps the number types of the files; leave --dtype out")
         if dequantize or quantization:
             raise typer.BadParameter("--stream merges plain files only; leave --dequantize and --quantization out")
-        stream_adapter(adapter, out, base=base, overwrite=overwrite)
+        stream_adapter(adapter, out, base=base, overwrite=overwrite, strength=strength, kind=kind.value)
     else:
         merge_adapter(
             adapter, out, base=base, dtype=dtype.value, overwrite=overwrite, dequantize=dequantize,
-            quantization=quantization,
+            quantization=quantization, strength=strength, kind=kind.value,
         )  # fmt: skip
     typer.echo(f"merged model  {out}")
 
@@ -57,11 +67,14 @@ def merge_adapter(
     overwrite: bool = False,
     dequantize: bool = False,
     quantization: str | None = None,
+    strength: float = 1.0,
+    kind: Any = "geodesic",
 ) -> Path:
     """Merge ``adapter`` into ``base`` and save the model to ``out``, which appears when it is complete.
 
     ``dequantize`` makes a plain model of a quantized one; ``quantization`` quantizes the base on loading, with a word
-    of ``orthotune.training.quantization``.
+    of ``orthotune.training.quantization``. ``strength`` and ``kind`` as for
+    :func:`~orthotune.tuner.strength.set_scale`.
 
     Raises:
         AdapterFileError: the adapter is damaged, holds NaN, or was trained for another base.
@@ -73,15 +86,29 @@ def merge_adapter(
         >>> merge_adapter(Path("runs/demo/adapter"), Path("merged"))  # doctest: +SKIP
         PosixPath('merged')
     """
-    from orthotune.errors import MergeError
+    from safetensors import SafetensorError
+
+    from orthotune.errors import AdapterFileError, MergeError
     from orthotune_cli.base_model import load_base
+    from orthotune_cli.own_place import refuse_place_of_adapter
     from orthotune_cli.place import new_folder
 
     base = _base_of(adapter, base)
+    if overwrite:
+        refuse_place_of_adapter(out, adapter)
     # The place first: to find it closed after loading a large model would be a waste.
     with new_folder(out, overwrite=overwrite) as folder:
-        loaded = load_base(base, dtype, quantization)
-        tuned = _with_adapter(loaded.model, adapter)
+        try:
+            loaded = load_base(base, dtype, quantization)
+        except SafetensorError as error:
+            raise AdapterFileError(
+                f"the base model {base} is damaged", got=str(error), do="Copy or download it again"
+            ) from error
+        tuned = _with_adapter(loaded.model, adapter, strength)
+        if strength != 1:
+            from orthotune.tuner.strength import set_scale
+
+            set_scale(tuned, "default", strength, kind)
         merged = tuned.merge_and_unload(safe_merge=True, dequantize=dequantize)
         try:
             loaded.save(merged, folder)
@@ -96,7 +123,15 @@ def merge_adapter(
     return out
 
 
-def stream_adapter(adapter: Path, out: Path, *, base: str | None = None, overwrite: bool = False) -> Path:
+def stream_adapter(
+    adapter: Path,
+    out: Path,
+    *,
+    base: str | None = None,
+    overwrite: bool = False,
+    strength: float = 1.0,
+    kind: Any = "geodesic",
+) -> Path:
     """As :func:`merge_adapter`, from the base's files to the merged ones without loading the model.
 
     Raises:
@@ -111,23 +146,31 @@ def stream_adapter(adapter: Path, out: Path, *, base: str | None = None, overwri
     from orthotune.merging.stream import merge_checkpoint
     from orthotune.worlds import text
     from orthotune_cli.base_model import WORLD
+    from orthotune_cli.own_place import refuse_place_of_adapter
     from orthotune_cli.place import new_folder
 
     def tell(number: int, count: int, name: str) -> None:
         typer.echo(f"shard {number} of {count}  {name}", err=True)
 
     base = _base_of(adapter, base)
+    if overwrite:
+        refuse_place_of_adapter(out, adapter)
     with new_folder(out, overwrite=overwrite) as folder:
-        merge_checkpoint(adapter, text.MODEL if base == WORLD else Path(base), folder, tell)
+        merge_checkpoint(adapter, text.MODEL if base == WORLD else Path(base), folder, tell, strength, kind)
     return out
 
 
-def _with_adapter(model: Any, adapter: Path) -> Any:
+def _with_adapter(model: Any, adapter: Path, strength: float = 1.0) -> Any:
     from orthotune import PeftModel, load_adapter
     from orthotune.errors import ConfigError
     from orthotune.formats.roster import read_adapter
 
     state = read_adapter(adapter)
+    if strength != 1 and state.other:
+        raise ConfigError(
+            f"--strength {strength:g}", got=f"{len(state.other)} tensors that the adapter holds whole, which have none",
+            needed="an adapter of rotations alone",
+        )  # fmt: skip
     if state.config.get("peft_type") in ("OFT", "ORTHOTUNE"):
         return PeftModel.from_pretrained(model, adapter)
     tuned, _ = load_adapter(model, adapter)

@@ -103,8 +103,17 @@ def test_wrong_words_are_two_and_words(call: Callable, tmp_path: Path, base: Pat
         [LYCORIS, tmp_path / "o", "--to", "diff", "--base", tmp_path / "nowhere"],
         [tmp_path / "none", tmp_path / "o", "--to", "comfyui"],
         [LYCORIS, tmp_path, "--to", "comfyui"],
+        [LYCORIS, tmp_path / "o", "--to", "comfyui"],
         [LYCORIS, tmp_path / "o", "--to", "comfyui", "--series", "new"],
     ):
         done = call("convert", *words)
         assert (done.exit_code, "Traceback" in done.stderr) == (2, False), done.stderr
         assert not (tmp_path / "o").exists()
+
+
+def test_the_adapter_is_never_written_over(call: Callable, tmp_path: Path) -> None:
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(LYCORIS.read_bytes())
+    done = call("convert", own, own, "--to", "comfyui", "--overwrite")
+    assert done.exit_code == 2 and "would be lost" in done.stderr
+    assert own.read_bytes() == LYCORIS.read_bytes()

@@ -255,7 +255,56 @@ def test_diff_of_a_language_model_has_its_own_names(call: Callable, tmp_path: Pa
     out = tmp_path / "diff.safetensors"
     assert call("export", adapter, out, "--base", base, "--to", "diff").exit_code == 0
     ((name, change),) = load_file(out).items()
-    assert name == "transformer.h.0.mlp.c_fc.diff" and tuple(change.shape) == (24, 16)
+    assert name == "transformer.h.0.mlp.c_fc.diff"
+    assert call("export", adapter, tmp_path / "whole", "--base", base, "--to", "dense").exit_code == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "whole"))
+    (weight,) = [key for key in before if key.endswith("h.0.mlp.c_fc.weight")]
+    # GPT-2 stores (in, out), and that is what the change is added to; one rounding of numbers below 1
+    torch.testing.assert_close(before[weight] + change, after[weight], rtol=0, atol=1e-7)
+
+
+def test_what_was_told_before_an_interruption_counts(
+    call: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards of two readings, or of two pickles under one name's place, are never mixed."""
+    base = save_base(llama(), tmp_path / "base", shard="6KB")
+    adapter = onetrainer(tmp_path / "style.safetensors", {"model.layers.0.mlp.up_proj": 16})
+    first, second = tmp_path / "a.pt", tmp_path / "b.pt"
+    torch.save(load_file(adapter), first)
+    torch.save({name: -tensor for name, tensor in load_file(adapter).items()}, second)
+    from orthotune.merging import stream
+
+    write, written, stop = stream.write_file, [], [2]
+
+    def interrupted(path: Path, *more: Any) -> None:
+        if len(written) == stop[0]:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write(path, *more)
+
+    monkeypatch.setattr(stream, "write_file", interrupted)
+    shards = len(list(base.glob("*.safetensors")))
+    common = ("--base", base, "--to", "dense")
+    for number, (one, other) in enumerate(
+        [((adapter, "--series", "legacy"), (adapter, "--series", "current")), ((first,), (second,))]
+    ):
+        out = tmp_path / f"out{number}"
+        written.clear()
+        stop[0] = 2
+        assert call("export", one[0], out, *common, *one[1:]).exit_code == 130
+        stop[0] = 1000
+        assert call("export", other[0], out, *common, *other[1:]).exit_code == 0
+        assert len(written) == 2 + shards
+
+
+@pytest.mark.parametrize("out", ["style.safetensors", "."])
+def test_the_adapter_is_never_written_over(call: Callable, image: Any, out: str) -> None:
+    home, _, _ = image
+    to = "diff" if out.endswith(".safetensors") else "dense"
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    done = call("export", home / "style.safetensors", home / out, "--base", home / "pipe", "--to", to, "--overwrite")
+    assert done.exit_code == 2 and "would be lost" in done.stderr
+    assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
 
 
 WRONG = {

@@ -192,3 +192,36 @@ def test_adapters_of_other_tools_merge_too(call: Callable, trained: Path, more: 
     assert changed == [f"{name}.weight"]
     # float32 sums of 16 products
     torch.testing.assert_close(after[changed[0]], layer.apply(before[changed[0]]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("out", ["adapter", "."])
+@pytest.mark.parametrize("stream", [[], ["--stream"]], ids=["", "stream"])
+def test_the_adapter_is_never_written_over(call: Callable, trained: Path, out: str, stream: list[str]) -> None:
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    words = ("--base", trained / "base", "--out", trained / out, "--overwrite")
+    done = call("merge", trained / "adapter", *words, *stream)
+    assert done.exit_code == 2 and "would be lost" in done.stderr
+    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+
+
+def test_a_damaged_base_is_words(call: Callable, trained: Path) -> None:
+    weights = trained / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    done = call("merge", trained / "adapter", "--base", trained / "base", "--out", trained / "merged")
+    assert done.exit_code == 2 and "is damaged" in done.stderr
+    assert _left(trained) == {"adapter", "base", "expected.pt"}
+
+
+@pytest.mark.parametrize("damage", ["lost", "scales"])
+def test_a_base_that_would_be_filled_with_random_numbers_is_refused(call: Callable, trained: Path, damage: str) -> None:
+    weights = trained / "base" / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(key for key in tensors if key.endswith("q_proj.weight"))
+    if damage == "lost":
+        del tensors[name]
+    else:
+        tensors[f"{name}_scale"] = torch.ones(1)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    done = call("merge", trained / "adapter", "--base", trained / "base", "--out", trained / "merged")
+    assert done.exit_code == 2 and "q_proj" in done.stderr
+    assert _left(trained) == {"adapter", "base", "expected.pt"}

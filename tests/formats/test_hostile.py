@@ -207,8 +207,10 @@ class _Runs:
 def test_code_in_a_pickle_is_not_run(suffix: str, tmp_path: Path) -> None:
     mark, path = tmp_path / "ran", tmp_path / f"a{suffix}"
     torch.save({"x.R": torch.zeros(2, 2, 2), "y": _Runs(mark)}, path)
-    with pytest.raises(AdapterFileError, match="holds more than tensors.*Nothing of it was run"):
+    with pytest.raises(AdapterFileError, match="holds more than tensors.*Nothing of it was run") as refused:
         read_adapter(path)
+    assert "Found: a call of " in str(refused.value)
+    assert "can still be loaded" not in str(refused.value)  # torch's advice on how to run it all the same
     path.write_bytes(pickle.dumps(_Runs(mark)))
     with pytest.raises(AdapterFileError, match="no pickle that torch wrote"):
         read_adapter(path)
@@ -248,3 +250,19 @@ def test_pickles_of_other_things_are_refused(found: object, tmp_path: Path) -> N
     torch.save(found, tmp_path / "a.pt")
     with pytest.raises(AdapterFileError, match="pickle"):
         read_adapter(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["peft-0.21.2-oft/exact", "peft-0.15.2-oft/plain", "peft-0.13.2-oft/plain", "peft-0.21.2-boft/m2_bs4"],
+)
+def test_lora_beside_the_rotations_of_peft_is_not_dropped(case: str, tmp_path: Path) -> None:
+    """What is read of such a folder would be merged without its LoRA, and converted "without loss"."""
+    folder = Path(shutil.copytree(FIXTURES / case, tmp_path / "adapter"))
+    weights = folder / "adapter_model.safetensors"
+    whole = load_file(weights) | {"base_model.model.head.a1.weight": torch.zeros(2, 2)}  # saved whole
+    save_file(whole, weights)
+    assert set(read_adapter(folder).other) == {"head.a1.weight"}
+    save_file(whole | {"base_model.model.blk.lin.lora_A.weight": torch.zeros(2, 8)}, weights)
+    with pytest.raises(AdapterFileError, match="mixes rotations with tensors of another method"):
+        read_adapter(folder)

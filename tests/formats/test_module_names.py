@@ -9,6 +9,7 @@ import torch
 
 from loading.image_models import text_encoder, unet, weights
 from orthotune.errors import AdapterFileError
+from orthotune.formats.layer_names import component_of, places
 from orthotune.formats.module_names import ModuleNames, match_names
 from orthotune.formats.module_names_ldm import diffusers_names, ldm_names
 
@@ -104,6 +105,55 @@ def test_components_are_told_by_their_prefix() -> None:
     assert [place[0] for place in found.values()] == ["text_encoder", "text_encoder_2", "unet"]
     with pytest.raises(AdapterFileError, match=r"2 modules that it may mean: text_encoder\.encoder"):
         match_names(["text_model.encoder.layers.0.mlp.fc1"], components)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "components", "component"),
+    [
+        ("unet", ["unet"], "unet"),
+        ("lora_unet", ["unet"], "unet"),
+        ("lora_unet", ["transformer"], "transformer"),
+        ("lora_transformer", ["transformer"], "transformer"),
+        ("transformer", ["transformer"], "transformer"),
+        ("lora_prior_unet", ["prior"], "prior"),
+        ("lora_prior_te", ["prior", "text_encoder"], "text_encoder"),
+        ("lora_te", ["unet", "text_encoder"], "text_encoder"),
+        ("lora_te1", ["text_encoder", "text_encoder_2"], "text_encoder"),
+        ("lora_te2", ["text_encoder", "text_encoder_2"], "text_encoder_2"),
+        ("lora_te3", ["text_encoder", "text_encoder_3"], "text_encoder_3"),
+        ("lora_te4", ["text_encoder", "text_encoder_4"], "text_encoder_4"),
+        ("text_encoder", ["text_encoder", "text_encoder_2"], "text_encoder"),
+        ("text_encoder_2", ["text_encoder", "text_encoder_2"], "text_encoder_2"),
+        ("text_encoder_3", ["text_encoder", "text_encoder_3"], "text_encoder_3"),
+        ("text_encoder_4", ["text_encoder", "text_encoder_4"], "text_encoder_4"),
+        ("clip_l", ["text_encoder", "text_encoder_2"], "text_encoder"),
+        ("clip_g", ["text_encoder", "text_encoder_2"], "text_encoder_2"),
+        ("t5", ["transformer", "text_encoder_3"], "text_encoder_3"),
+        ("llama", ["transformer", "text_encoder_4"], "text_encoder_4"),
+        ("diffusion_model", ["transformer", "text_encoder"], "transformer"),
+        ("text_encoders.clip_l.transformer", ["text_encoder", "text_encoder_2"], "text_encoder"),
+    ],
+)
+def test_every_prefix_of_onetrainer(prefix: str, components: list[str], component: str) -> None:
+    """Its own files keep dots behind every prefix; its kohya files underscore what stands behind those of ``lora_``."""
+    modules = {name: ["blk.lin", "blk.conv"] for name in components}
+    names = [f"{prefix}.blk.lin"]
+    names += [f"{prefix}_blk_conv"] if prefix.startswith("lora_") else []
+    match = match_names(names, modules)
+    assert not match.unmatched
+    assert set(match.matched.values()) == {(component, m) for m in ("blk.lin", "blk.conv")[: len(names)]}
+    alone = match_names(names, {"": ["blk.lin", "blk.conv"]})
+    assert not alone.unmatched and {place for place, _ in alone.matched.values()} == {""}
+    assert component_of(names[0])[1] == "blk.lin"
+
+
+def test_the_t5_of_flux_is_its_second_text_encoder() -> None:
+    """sd-scripts calls it ``te3`` in every model."""
+    t5 = "encoder.block.0.layer.0.SelfAttention.q"
+    modules = {"transformer": ["x"], "text_encoder": ["encoder.layers.0.mlp.fc1"], "text_encoder_2": [t5]}
+    name = f"lora_te3_{t5.replace('.', '_')}"
+    assert match_names([name], modules).matched == {name: ("text_encoder_2", t5)}
+    assert places([f"lora_te3.{t5}"], modules) == {f"lora_te3.{t5}": ("text_encoder_2", t5)}
 
 
 def test_processors_of_attention() -> None:

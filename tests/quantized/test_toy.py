@@ -15,7 +15,7 @@ from orthotune.quantized import roster
 from orthotune.tuner.float32 import keep_float32
 from quantized.adapter_checks import ADAPTER_CHECKS, check_a_wrong_write_is_undone
 from quantized.layer_checks import CHECKS, Subject, check_files
-from quantized.toy import TOYS, FixedLinear, RoundedLibrary, RoundedLinear
+from quantized.toy import TOYS, FixedLinear, InferenceLinear, RoundedLibrary, RoundedLinear
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +26,7 @@ def _toys(monkeypatch: pytest.MonkeyPatch) -> None:
 SUBJECTS = [
     Subject("toy", RoundedLinear, "rounded", 8, product=1e-6),
     Subject("toy-bfloat16", RoundedLinear, "rounded", 8, dtype=torch.bfloat16, product=8e-3),
+    Subject("toy-inference", InferenceLinear, "rounded", 8, product=1e-6),
     Subject("fixed", FixedLinear, "rounded", 8, product=1e-6, merges="numbers that nobody can round again"),
 ]
 
@@ -59,6 +60,17 @@ def _adapted(**options: object) -> nn.Module:
         if parameter.requires_grad:
             parameter.data.normal_(std=0.2)
     return model
+
+
+@pytest.mark.parametrize("targets", [["1"], ["0", "1"]])
+def test_what_runs_in_inference_mode_may_stand_before_what_learns(targets: list[str]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(InferenceLinear(nn.Linear(8, 12)), nn.Linear(12, 4))
+    model = get_peft_model(net, OFTConfig(oft_block_size=4, target_modules=targets)).eval()
+    model(torch.randn(3, 8)).sum().backward()
+    assert model.base_model.model[1].oft_R["default"].weight.grad.abs().max() > 0
+    with torch.inference_mode():
+        assert model(torch.randn(3, 8)).is_inference()
 
 
 def test_all_linear_finds_quantized_layers() -> None:

@@ -30,6 +30,14 @@ class RoundedLinear(nn.Module):
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
 
+class InferenceLinear(RoundedLinear):
+    """A kernel that runs in inference mode, whose tensors autograd does not take as they are."""
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
 class RoundedLibrary(Library):
     name = "toy"
     classes = ("quantized.toy.RoundedLinear",)

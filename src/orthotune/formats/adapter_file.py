@@ -171,7 +171,7 @@ def _open_pickle(path: Path, config: Mapping[str, Any] | None) -> AdapterFile:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # a whole checkpoint may be large
     except Exception as error:  # what the unpickler makes of damaged or hostile bytes has no bounds
         raise AdapterFileError(
-            f"{path} is a pickle that holds more than tensors, or is damaged", got=f"{error}"[:200].split("\n")[0],
+            f"{path} is a pickle that holds more than tensors, or is damaged", got=_met(error),
             needed="tensors by name", do=f"Nothing of it was run. {save}",
         ) from error  # fmt: skip
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
@@ -189,6 +189,13 @@ def _open_pickle(path: Path, config: Mapping[str, Any] | None) -> AdapterFile:
     tensors = {name: tensor.detach() for name, tensor in found.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return AdapterFile(path, shapes, lambda names: {name: tensors[name] for name in names}, config)
+
+
+def _met(error: Exception) -> str:
+    """What the unpickler met; torch's own words go on to say how to run it all the same."""
+    if found := re.search(r"GLOBAL ([\w.]{1,100})", str(error)):
+        return f"a call of {found[1]}"
+    return type(error).__name__
 
 
 def _check_count(path: Path, count: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from orthotune.errors import AdapterFileError
 from orthotune.formats.adapter_file import AdapterFile, told
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.dense_blocks import check_butterfly, scale_of_rows, skew_vector, square_blocks
+from orthotune.formats.dense_blocks import check_butterfly, refuse_foreign, scale_of_rows, skew_vector, square_blocks
 from orthotune.formats.oft_blocks import unused_warning
 from orthotune.formats.peft_names import bare
 from orthotune.formats.weight_transform import Butterfly, Strength, WeightTransform
@@ -44,7 +44,7 @@ def read_butterflies(
             layers[name] = LayerState({"": skew_vector(blocks[0], 0.5)}, magnitude=scale, strength=strength, dims=dims)
         else:
             transforms[name] = Butterfly((blocks - blocks.mT) / 2, "peft", "in", scale, strength, conv, dims)
-    rest = [name for name in file.shapes if name not in {n for names in found.values() for n in names.values()}]
+    rest = refuse_foreign(file, found)
     other = {bare(name): tensor for name, tensor in file.read(rest).items()}
     config: dict[str, Any] = dict(file.config or {})
     told_of = unused_warning(rest) if file.config is None else ()

@@ -16,7 +16,10 @@ FOREIGN = (
     "lora_A.weight", "lora_B.weight", "lora_down.weight", "lora_up.weight", "lora_mid.weight", "hada_w1_a", "hada_w2_a",
     "lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a", "a1.weight", "dora_scale", "on_input", "initial_norm",
     "dora_log_multiplier", "oft_R.clipped_oft", "oft_R.cans_oft", "vera_lambda_b", "lora_magnitude_vector",
+    "lora_magnitude_vector.weight", "lora_embedding_A", "lora_embedding_B",
 )  # fmt: skip
+#: Of these, what a module may be called that PEFT saves whole.
+AMBIGUOUS = ("a1.weight", "on_input", "initial_norm")
 
 
 def square_blocks(file: AdapterFile, name: str, tensor: Tensor, dims: int) -> Tensor:
@@ -96,7 +99,8 @@ def refuse_foreign(file: AdapterFile, used: Mapping[str, Mapping[str, str]]) -> 
     """
     taken = {name for layer in used.values() for name in layer.values()}
     rest = [name for name in file.shapes if name not in taken]
-    foreign = [name for name in rest if name.endswith(FOREIGN)]
+    suffixes = tuple(f".{suffix}" for suffix in FOREIGN if file.config is None or suffix not in AMBIGUOUS)
+    foreign = [name for name in rest if name.endswith(suffixes)]
     if foreign:
         raise AdapterFileError(
             f"{file.path} mixes rotations with tensors of another method",

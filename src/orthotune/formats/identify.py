@@ -82,8 +82,14 @@ def identify(path: str | Path, options: ReadOptions | None = None) -> Identity:
         AdapterFileError: it is none that is known, or it is damaged.
 
     Example:
-        >>> identify("style.safetensors").format  # doctest: +SKIP
-        'kohya-oft'
+        >>> import tempfile, torch
+        >>> from safetensors.torch import save_file
+        >>> path = f"{tempfile.mkdtemp()}/style.safetensors"
+        >>> lin = {"oft_blocks": torch.zeros(2, 3, 3), "alpha": torch.tensor(0.1)}
+        >>> save_file({f"oft_unet_blk_lin.{name}": tensor for name, tensor in lin.items()}, path)
+        >>> found = identify(path)
+        >>> found.format, found.sides
+        ('kohya-oft', ['out'])
     """
     file = open_adapter(path)
     state = format_of(file).read(file, options or ReadOptions())

@@ -93,11 +93,11 @@ def places(stems: Iterable[str], modules: Mapping[str, Iterable[str]]) -> dict[s
         >>> places(["lora_unet_blk_lin"], {"unet": ["blk.lin"]})
         {'lora_unet_blk_lin': ('unet', 'blk.lin')}
     """
-    plain = {stem: _undotted(stem.removeprefix(PEFT)) for stem in stems}
+    plain = {stem: stem.removeprefix(PEFT) for stem in stems}
     match = match_names(plain.values(), modules)
     if match.unmatched:
         raise UnsupportedLayerError(
-            f"{len(match.unmatched)} of {len(plain)} layers", got=shortened(match.unmatched),
+            f"{len(match.unmatched)} of {len(plain)} layers of the adapter", got=shortened(match.unmatched),
             needed="modules of the base", do="Name the base that the adapter was trained on",
         )  # fmt: skip
     return {stem: match.matched[name] for stem, name in plain.items()}
@@ -118,14 +118,6 @@ def component_of(stem: str) -> tuple[str, str]:
         return "", stem
     prefix, meant = max(fits, key=lambda found: len(found[0]))
     return (meant[0] if meant else ""), stem.removeprefix(prefix)
-
-
-def _undotted(stem: str) -> str:
-    """OneTrainer's own prefixes with the underscore that everyone else writes; what follows keeps its dots."""
-    for prefix, meant, flat in PREFIXES:
-        if flat and prefix and meant and stem.startswith(prefix[:-1] + "."):
-            return f"{meant[0]}.{stem.removeprefix(prefix[:-1] + '.')}"
-    return stem
 
 
 def _refuse_twins(found: Mapping[str, str]) -> None:

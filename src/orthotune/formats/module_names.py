@@ -18,6 +18,8 @@ from orthotune.formats.safetensors_file import shortened
 Place = tuple[str, str]
 
 _DENOISER = ("unet", "transformer")
+#: which encoder of a pipeline these are hangs on the model; their modules' names tell them from CLIP's
+_T5, _LLAMA = ("text_encoder", "text_encoder_2", "text_encoder_3"), ("text_encoder", "text_encoder_4")
 _ANY: tuple[str, ...] = ()
 #: (prefix, components that it means, whether the rest is underscored); every prefix that fits is tried
 PREFIXES: tuple[tuple[str, tuple[str, ...], bool], ...] = (
@@ -27,11 +29,13 @@ PREFIXES: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("lora_unet_", _DENOISER, True),
     ("oft_unet_", _DENOISER, True),
     ("lora_transformer_", _DENOISER, True),
-    ("lora_prior_unet_", _DENOISER, True),
+    ("lora_prior_unet_", (*_DENOISER, "prior"), True),
+    ("lora_prior_te_", ("text_encoder",), True),
     ("lora_te_", ("text_encoder",), True),
     ("lora_te1_", ("text_encoder",), True),
     ("lora_te2_", ("text_encoder_2",), True),
-    ("lora_te3_", ("text_encoder_3",), True),
+    ("lora_te3_", ("text_encoder_3", "text_encoder_2"), True),  # sd-scripts, for the T5 of Flux as of SD3
+    ("lora_te4_", ("text_encoder_4",), True),
     ("lycoris_", _ANY, True),
     ("unet.", _DENOISER, False),
     ("transformer.", _DENOISER, False),
@@ -42,14 +46,18 @@ PREFIXES: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("text_encoder.", ("text_encoder",), False),
     ("text_encoder_2.", ("text_encoder_2",), False),
     ("text_encoder_3.", ("text_encoder_3",), False),
+    ("text_encoder_4.", ("text_encoder_4",), False),
     ("cond_stage_model.transformer.", ("text_encoder",), False),
     ("conditioner.embedders.0.transformer.", ("text_encoder",), False),
     ("conditioner.embedders.1.model.", ("text_encoder_2",), False),
     ("text_encoders.clip_l.transformer.", ("text_encoder",), False),
     ("text_encoders.clip_g.transformer.", ("text_encoder_2",), False),
-    ("text_encoders.t5xxl.transformer.", ("text_encoder_2", "text_encoder_3"), False),
+    ("text_encoders.t5xxl.transformer.", _T5, False),
+    ("text_encoders.llama.transformer.", _LLAMA, False),
     ("clip_l.", ("text_encoder",), False),
     ("clip_g.", ("text_encoder_2",), False),
+    ("t5.", _T5, False),
+    ("llama.", _LLAMA, False),
 )
 #: the adapters of diffusers' attention processors, below the attention
 _PROCESSOR = re.compile(r"^(?P<attention>.*)\.processor\.to_(?P<name>q|k|v|out)_(?:oft|lora)$")

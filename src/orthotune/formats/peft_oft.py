@@ -14,6 +14,7 @@ from orthotune.formats.adapter_file import CONFIG_NAME, AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState, Map
 from orthotune.formats.beyond_stock import ASSUMED, FORMAT_VERSION, ORTHOTUNE_TYPE
 from orthotune.formats.config_field import number, whole
+from orthotune.formats.dense_blocks import refuse_foreign
 from orthotune.formats.layer_settings import fault, with_own_settings
 from orthotune.formats.oft_r import check_packed
 from orthotune.formats.peft_names import bare
@@ -41,7 +42,8 @@ def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
     """The adapter in a folder that PEFT or orthotune wrote.
 
     Raises:
-        AdapterFileError: a tensor has a wrong shape, or the config is for another kind of adapter.
+        AdapterFileError: a tensor has a wrong shape or belongs to another method, or the config is for another kind of
+            adapter.
     """
     config = dict(file.config or {})
     _check_config(file, config)
@@ -58,7 +60,7 @@ def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
         warnings = ("the config records no version of PEFT, so the series is that of 0.16 and 0.17",)
     prefixes = {bare(found["layer"]): found["layer"] for key in tensors if (found := _ROTATION.match(key))}
     return AdapterState(
-        layers, config, _other(tensors), file.path.parent, format, prefixes=prefixes, metadata=file.metadata,
+        layers, config, _other(file, tensors), file.path.parent, format, prefixes=prefixes, metadata=file.metadata,
         warnings=warnings,
     )  # fmt: skip
 
@@ -151,5 +153,6 @@ def _layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Adap
     return {name: with_own_settings(layer, own.get(name, {})) for name, layer in layers.items()}
 
 
-def _other(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {bare(key): t for key, t in tensors.items() if not _ROTATION.match(key) and not _MAGNITUDE.match(key)}
+def _other(file: AdapterFile, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    own = {key: key for key in tensors if _ROTATION.match(key) or _MAGNITUDE.match(key)}
+    return {bare(key): tensors[key] for key in refuse_foreign(file, {"": own})}

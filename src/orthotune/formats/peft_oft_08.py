@@ -5,7 +5,7 @@ from __future__ import annotations
 from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.config_field import number
-from orthotune.formats.dense_blocks import skew_vector, square_blocks, stands_for_all, within_ball
+from orthotune.formats.dense_blocks import refuse_foreign, skew_vector, square_blocks, stands_for_all, within_ball
 from orthotune.formats.peft_names import bare
 from orthotune.formats.read_options import ReadOptions
 
@@ -36,6 +36,6 @@ def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
             {"": skew_vector(blocks, -0.5)}, side="out", shared=stands_for_all(file, key, blocks), ragged=True
         )
         prefixes[name] = stem
-    rest = [name for name in file.shapes if not name.endswith(".oft_r")]
+    rest = refuse_foreign(file, file.layers("oft_r"))
     other = {bare(name): tensor for name, tensor in file.read(rest).items()}
     return AdapterState(layers, config, other, file.path, ID, prefixes=prefixes, metadata=file.metadata)

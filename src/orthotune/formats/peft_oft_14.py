@@ -11,7 +11,14 @@ from orthotune.errors import AdapterFileError
 from orthotune.formats.adapter_file import AdapterFile, told
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.config_field import number, whole
-from orthotune.formats.dense_blocks import scale_of_rows, skew_vector, square_blocks, stands_for_all, within_ball
+from orthotune.formats.dense_blocks import (
+    refuse_foreign,
+    scale_of_rows,
+    skew_vector,
+    square_blocks,
+    stands_for_all,
+    within_ball,
+)
 from orthotune.formats.peft_names import bare
 from orthotune.formats.read_options import ReadOptions
 
@@ -48,7 +55,7 @@ def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
         layers[name] = LayerState(
             {"": skew_vector(blocks, 0.5)}, shared=stands_for_all(file, names["oft_r"], blocks), magnitude=scale
         )
-    rest = [name for name in file.shapes if not name.endswith((".oft_r", ".oft_s"))]
+    rest = refuse_foreign(file, file.layers("oft_r|oft_s"))
     other = {bare(name): tensor for name, tensor in file.read(rest).items()}
     return AdapterState(
         layers, config, other, file.path, ID, prefixes=prefixes, metadata=file.metadata, warnings=tuple(warnings)

@@ -43,8 +43,13 @@ def read_adapter(path: str | Path, options: ReadOptions | None = None) -> Adapte
         AdapterFileError: no format knows the file, more than one does, or the one that does finds a fault.
 
     Example:
-        >>> read_adapter("runs/demo/adapter").parameters  # doctest: +SKIP
-        47616
+        >>> import tempfile, torch
+        >>> from safetensors.torch import save_file
+        >>> path = f"{tempfile.mkdtemp()}/style.safetensors"
+        >>> save_file({"lora_unet_blk_lin.oft_R.weight": torch.ones(2, 3)}, path)
+        >>> state = read_adapter(path)
+        >>> state.format, state.layers["lora_unet_blk_lin"].block_size()
+        ('onetrainer', 3)
     """
     file = open_adapter(path)
     return format_of(file).read(file, options or ReadOptions())

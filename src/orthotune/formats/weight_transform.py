@@ -52,8 +52,9 @@ def turn(X: Tensor, R: Tensor) -> Tensor:
         >>> turn(torch.tensor([[1.0, 0.0]]), torch.tensor([[[0.0, -1.0], [1.0, 0.0]]]))
         tensor([[0., 1.]])
     """
-    blocks = X.unflatten(-1, (-1, R.shape[-1])).unsqueeze(-2)
-    return (blocks @ R.mT.to(X.dtype)).squeeze(-2).flatten(-2)
+    b = R.shape[-1]
+    runs = X.reshape(-1, X.shape[-1] // b, b).transpose(0, 1)  # one product for each block, not for each row
+    return (runs @ R.mT.to(X.dtype)).transpose(0, 1).reshape(X.shape)
 
 
 def lifted(weight: Tensor) -> Tensor:

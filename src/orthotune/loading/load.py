@@ -53,9 +53,14 @@ def load_adapter(
         ConfigError: the name is taken, or the model carries adapters of another method.
 
     Example:
-        >>> model, report = load_adapter(unet, "style.safetensors")  # doctest: +SKIP
-        >>> print(report)  # doctest: +SKIP
-        kohya_oft: 192 of 192 layers loaded, all trainable.
+        >>> import tempfile
+        >>> from safetensors.torch import save_file
+        >>> path = Path(tempfile.mkdtemp(), "style.safetensors")
+        >>> save_file({"lora_unet_blk_lin.oft_R.weight": torch.ones(2, 3)}, path)
+        >>> unet = nn.ModuleDict({"blk": nn.ModuleDict({"lin": nn.Linear(6, 4)})})
+        >>> model, report = load_adapter({"unet": unet}, path)
+        >>> report.matched
+        {'lora_unet_blk_lin': 'unet.blk.lin'}
     """
     return apply_state(model, read_adapter(path, ReadOptions(**options)), adapter_name, strict=strict)
 

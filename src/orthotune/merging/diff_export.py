@@ -1,7 +1,7 @@
 """The exact change of every weight as dense tensors, ``<layer>.diff``: for what no adapter format can hold.
 
-ComfyUI and LyCORIS add them to the weights of the same base. Exact for this base alone, as large as the weights that
-change, and no orthogonal adapter any more.
+ComfyUI and LyCORIS add them to the weights of the same base, in whose shapes they are. Exact for this base alone, as
+large as the weights that change, and no orthogonal adapter any more.
 """
 
 from __future__ import annotations
@@ -40,11 +40,14 @@ def write_changes(merge: DenseMerge, out: Path, told: Callable[[int], None] | No
     entries, by_name, position = [], {}, 0
     for change in wanted:
         name, size = f"{names[change.name]}.diff", 4 * prod(change.shape)
-        entries.append(Entry(name, "F32", tuple(change.shape), out, position, size))
+        shape = change.shape[::-1] if change.stored_transposed else change.shape
+        entries.append(Entry(name, "F32", tuple(shape), out, position, size))
         by_name[name], position = change, position + size
 
     def compute(entry: Entry) -> Tensor:
-        tensor = by_name[entry.name].compute().float().contiguous()
+        change = by_name[entry.name]
+        tensor = change.compute().float()
+        tensor = (tensor.mT if change.stored_transposed else tensor).contiguous()
         if told is not None:
             told(entry.size)
         return tensor

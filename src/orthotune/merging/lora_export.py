@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,11 @@ class Factors:
 
 
 def factors(
-    merge: DenseMerge, rank: int | None, error: float | None, told: Callable[[Factors], None] | None = None
+    merge: DenseMerge,
+    rank: int | None,
+    error: float | None,
+    told: Callable[[Factors], None] | None = None,
+    wanted: Sequence[Change] | None = None,
 ) -> list[Factors]:
     """Every changed weight as LoRA factors, ``(r, in, *kernel)`` and ``(out, r, 1...)``.
 
@@ -56,13 +60,14 @@ def factors(
         rank: see :func:`~orthotune.merging.low_rank.low_rank`.
         error: the same.
         told: called after each layer.
+        wanted: the changes; those of ``merge`` if None.
 
     Raises:
         UnsupportedLayerError: a layer has no LoRA of this form: an embedding, or a convolution with groups.
         ConfigError, MergeError: as for :func:`low_rank` and :func:`~orthotune.merging.changes.changes`.
     """
     found = []
-    wanted = list(changes(merge))
+    wanted = list(changes(merge)) if wanted is None else wanted
     for change in wanted:
         if isinstance(change.base, nn.Embedding) or getattr(change.base, "groups", 1) > 1:
             raise UnsupportedLayerError(

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orthotune.errors import OrthotuneError
+from orthotune.errors import ConfigError, OrthotuneError
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.strength import Kind
 from orthotune.loading.components import bare
 from orthotune.loading.load import apply_state
 from orthotune.loading.report import LoadReport
@@ -60,6 +61,20 @@ class Skeleton:
         for name, parameter in root.named_parameters():
             if parameter.device.type != "meta" and ".oft_" not in name:
                 self.replaced[prefix + _bare(name)] = parameter.detach()
+
+    def set_scale(self, strength: float, kind: Kind) -> None:
+        """Set how strongly the adapter acts.
+
+        Raises:
+            ConfigError: it holds more than what turns, or see :func:`~orthotune.tuner.strength.set_scale`.
+        """
+        if self.replaced:
+            raise ConfigError(
+                f"strength {strength:g}", got=f"{len(self.replaced)} parameters that the adapter holds whole",
+                needed="an adapter of rotations alone",
+            )  # fmt: skip
+        for layer in {id(layer): layer for layer, _ in self.layers.values()}.values():
+            layer.set_scale(ADAPTER, strength, kind)
 
 
 def build_skeletons(base: Base, state: AdapterState, *, strict: bool = True) -> tuple[list[Skeleton], LoadReport]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from orthotune.errors import OutputError
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.roster import read_adapter
+from orthotune.layers.strength import Kind
 from orthotune.merging.base_files import Part, open_base
 from orthotune.merging.journal import Journal
 from orthotune.merging.plan import Plan
@@ -22,7 +23,12 @@ from orthotune.merging.tensor_file import Entry, write_file, writing
 
 
 def merge_checkpoint(
-    adapter: str | Path, base: str | Path, out: str | Path, progress: Callable[[int, int, str], None] | None = None
+    adapter: str | Path,
+    base: str | Path,
+    out: str | Path,
+    progress: Callable[[int, int, str], None] | None = None,
+    strength: float = 1.0,
+    kind: Kind = "geodesic",
 ) -> None:
     """Merge the adapter in ``adapter`` into the checkpoint in ``base``, and write the result into the folder ``out``.
 
@@ -35,6 +41,8 @@ def merge_checkpoint(
         base: folder with config.json and safetensors files, a diffusers folder, or one safetensors file.
         out: an existing, empty folder.
         progress: called before each shard with its number from 1, the number of shards and its name.
+        strength: how strongly the adapter acts, see :func:`~orthotune.tuner.strength.set_scale`.
+        kind: the same.
 
     Raises:
         AdapterFileError: the adapter or the checkpoint is damaged, or they do not belong together.
@@ -44,7 +52,7 @@ def merge_checkpoint(
     Example:
         >>> merge_checkpoint("runs/sft/adapter", "models/llama", "merged")  # doctest: +SKIP
     """
-    DenseMerge(read_adapter(adapter), base).write(Path(out), progress)
+    DenseMerge(read_adapter(adapter), base, strength=strength, kind=kind).write(Path(out), progress)
 
 
 class DenseMerge:
@@ -54,8 +62,11 @@ class DenseMerge:
         state: the adapter.
         base: as for :func:`merge_checkpoint`.
         strict: an error for layers of the adapter that the base has not.
+        strength: as for :func:`merge_checkpoint`.
+        kind: the same.
 
     Attributes:
+        said: the strength in words, empty at 1.
         report: what matched.
         size: bytes of all weights that are written.
 
@@ -63,9 +74,20 @@ class DenseMerge:
         AdapterFileError, MergeError: as for :func:`merge_checkpoint`; nothing is written.
     """
 
-    def __init__(self, state: AdapterState, base: str | Path, *, strict: bool = True) -> None:
+    def __init__(
+        self,
+        state: AdapterState,
+        base: str | Path,
+        *,
+        strict: bool = True,
+        strength: float = 1.0,
+        kind: Kind = "geodesic",
+    ) -> None:
+        self.said = [f"{kind} {strength!r}"] if strength != 1 else []
         self.base = open_base(base)
         skeletons, self.report = build_skeletons(self.base, state, strict=strict)
+        for skeleton in skeletons if strength != 1 else ():
+            skeleton.set_scale(strength, kind)
         self.plans = [
             Plan(part.checkpoint, skeleton) for part, skeleton in zip(self.base.parts, skeletons, strict=True)
         ]

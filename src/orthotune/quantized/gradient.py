@@ -44,11 +44,13 @@ class WithGradient:
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output ``(..., out)`` for ``x`` ``(..., in)``."""
-        module, library = self.module, self.library
+        module, library, graph = self.module, self.library, torch.is_grad_enabled()
 
         def run(x: Tensor) -> Tensor:
             if library.own_forward(module):
-                return self.before(x, *args, **kwargs) if self.before else type(module).forward(module, x)
+                y: Tensor = self.before(x, *args, **kwargs) if self.before else type(module).forward(module, x)
+                # Some kernels run in inference mode, whose tensors no graph takes.
+                return y.clone() if graph and y.is_inference() else y
             y = torch.matmul(x, library.dequantize(module).to(x.dtype).mT)
             bias = library.bias(module)
             return y if bias is None else y + bias.to(y.dtype)
