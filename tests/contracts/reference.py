@@ -35,10 +35,21 @@ def rotation(v: Tensor, config: dict[str, Any]) -> Tensor:
         Q = Q * (config["eps"] / math.sqrt(v.shape[0]) / norm).clamp(max=1)
     eye = torch.eye(size, dtype=v.dtype)
     if not config.get("use_cayley_neumann"):
-        return torch.linalg.solve(eye + Q, eye - Q)  # the two factors commute
+        return part(torch.linalg.solve(eye + Q, eye - Q), config)  # the two factors commute
     factors = {"current": [1, 2, 2, 2, 1], "legacy": [1, 2, 2, 2]}[config.get("neumann_series", "current")]
     assert config.get("num_cayley_neumann_terms", 5) == len(factors)
-    return sum(c * torch.linalg.matrix_power(Q, power) for power, c in enumerate(factors))  # type: ignore[return-value]
+    return part(sum(c * torch.linalg.matrix_power(Q, power) for power, c in enumerate(factors)), config)  # type: ignore[arg-type]
+
+
+def part(R: Tensor, config: dict[str, Any]) -> Tensor:
+    """Blocks at the strength ``config["strength"]``: powers of the eigenvalues, or ``I + t (R - I)``."""
+    t = config.get("strength", 1)
+    if t == 1:
+        return R
+    if config.get("kind", "geodesic") != "geodesic":
+        return torch.lerp(torch.eye(R.shape[-1], dtype=R.dtype).expand_as(R), R, t)
+    values, vectors = torch.linalg.eig(R)  # of no special form: seeded noise has no equal eigenvalues
+    return torch.linalg.solve(vectors.mT, (vectors * (t * values.log()).exp().unsqueeze(-2)).mT).mT.real
 
 
 def dense(blocks: Tensor, features: int) -> Tensor:
@@ -124,6 +135,8 @@ def run(
         own = []
         for name, config in adapters.items():
             v, scale = _numbers(model, turn, name, leaves)
+            if scale is not None and config.get("kind", "geodesic") == "geodesic":
+                scale = scale ** config.get("strength", 1)
             own.append((config, v, _magnitude_of(turn, case.kind.turns, scale, heights) if turn.part else scale))
         weight = weights[turn.parameter]
         share = weight[slice(*turn.rows)] if turn.rows else weight

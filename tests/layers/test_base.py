@@ -89,13 +89,15 @@ def test_disabling_while_merged(merged: bool) -> None:
     torch.testing.assert_close(model(tokens()), turned, rtol=0, atol=1e-6)
 
 
-def test_a_mixed_batch_is_refused_by_every_kind() -> None:
-    net = everything().base_model.model
+def test_a_mixed_batch_of_a_merged_layer_is_refused_by_every_kind() -> None:
+    model = everything()
+    model.merge_adapter()
+    net = model.base_model.model
     x = torch.randn(3, 5, 8)
     calls = [(net.embed, (tokens(),)), (net.conv, (x.mT,)), (net.mix, (x,)), (net.attention, (x, x, x))]
     for layer, inputs in calls:
         layer(*inputs, adapter_names=None) if layer is not net.attention else None
-        with pytest.raises(ConfigError, match="adapter_names in a forward call. Needed: one set of adapters"):
+        with pytest.raises(ConfigError, match="there are merged adapters, please call `unmerge_adapter` first"):
             layer(*inputs, adapter_names=["default"] * 3)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from contracts.cases import base_parameters, randomize, same_bits, snapshot
 from layers.models import Everything, everything, linear, rotations, tokens
 from orthotune import OFTConfig, get_peft_model
-from orthotune.errors import ConfigError, MergeError, OrthotuneError
+from orthotune.errors import MergeError, OrthotuneError
 from orthotune.layers.base import OFTLayer
 
 
@@ -236,15 +236,6 @@ def test_delta_weight(name: str, merged: bool) -> None:
 def test_attention_has_no_single_delta() -> None:
     with pytest.raises(OrthotuneError, match="one delta weight of a layer that has"):
         everything().base_model.model.attention.get_delta_weight("default")
-
-
-def test_strength_is_one() -> None:
-    layer = linear().base_model.model.layer
-    layer.set_scale("default", 1)
-    layer.unscale_layer()
-    for call in (lambda: layer.set_scale("default", 0.5), lambda: layer.scale_layer(2)):
-        with pytest.raises(ConfigError, match="for adapter 'default'. Needed: 1. Rotations are applied whole"):
-            call()
 
 
 def test_every_rotation_is_found() -> None:

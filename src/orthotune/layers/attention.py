@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from orthotune.errors import UnsupportedLayerError
-from orthotune.layers.base import OFTLayer, refuse_mixed_batch
+from orthotune.layers.base import OFTLayer
 from orthotune.layers.linear import Linear
+from orthotune.layers.mixed_batch import refuse_mixed_batch
 from orthotune.layers.settings import LayerSettings
 from orthotune.layers.transparent import Transparent
 
@@ -66,8 +67,8 @@ class MultiheadAttention(Transparent):
         return dict(zip(names, [*projections, matrices["out"]], strict=True))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        refuse_mixed_batch(kwargs)
-        adapters = self.adapters_in_use()
+        as_base = refuse_mixed_batch(self, kwargs)
+        adapters = [] if as_base else self.adapters_in_use()
         if not adapters:
             return self.base_layer(*args, **kwargs)
         turned = {name: W.to(self.weight.dtype) for name, W in self.turned(adapters).items()}

@@ -9,25 +9,26 @@ first, the output passes ``M_1`` first, so ``W' = M_k .. M_1 W (R_1 .. R_k)^T``.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from orthotune.errors import ConfigError, OrthotuneError, UnsupportedLayerError
+from orthotune.errors import OrthotuneError, UnsupportedLayerError
 from orthotune.kernels.turn_weight import Step, turn_weight, turn_whole
 from orthotune.layers.merging import Merging
 from orthotune.layers.rotation_module import Rotation
 from orthotune.layers.settings import LayerSettings
+from orthotune.layers.strength import Strengths
 from orthotune.quantized.plain import require_plain
 from orthotune.rotation.blocks import choose_layout
 
 
-class OFTLayer(nn.Module, Merging):
+class OFTLayer(nn.Module, Strengths, Merging):
     """A base layer with any number of named rotations."""
 
     adapter_layer_names: tuple[str, ...] = ("oft_R", "oft_embedding_R", "oft_magnitude")
-    other_param_names: tuple[str, ...] = ("r", "oft_block_size", "oft_settings", "resized")
+    other_param_names: tuple[str, ...] = ("r", "oft_block_size", "oft_settings", "oft_strength", "resized")
     container = "oft_R"
     sides: tuple[str, ...] = ("in", "out")
     #: why stock PEFT computes something else for this layer, or None when it agrees
@@ -45,6 +46,7 @@ class OFTLayer(nn.Module, Merging):
         self._disable_adapters = False
         self._active_adapter = adapter_name
         self.start_unmerged()
+        self.start_whole()
         self.resized: dict[str, str] = {}
         self.check_base(settings.layer)
         self.update_layer(adapter_name, settings)
@@ -95,6 +97,7 @@ class OFTLayer(nn.Module, Merging):
                 needed=f"side='{self.sides[0]}', the only one with a meaning for this layer",
                 do="Exclude the layer or change the side",
             )
+        self.oft_strength.pop(adapter_name, None)
         rotations, outputs = {}, 0
         for part, shape in self.shapes().items():
             rotations[part] = self._new_rotation(adapter_name, shape, settings)
@@ -202,7 +205,7 @@ class OFTLayer(nn.Module, Merging):
             return None
         sizes = {name: self._output_count(shape) for name, shape in self.shapes().items()}
         start = sum(size for name, size in list(sizes.items())[: list(sizes).index(part)])
-        return self.oft_magnitude[adapter_name][start : start + sizes[part]]
+        return self.scale_at(adapter_name, self.oft_magnitude[adapter_name][start : start + sizes[part]])
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """``W' - W`` of one adapter, in the shape of the base weight, float32 (float64 for float64 weights).
@@ -217,34 +220,5 @@ class OFTLayer(nn.Module, Merging):
         (weight,), (original,) = turned.values(), weights.values()
         return weight - original.to(weight.dtype)
 
-    # Strength: only the full rotation has a meaning here.
-
-    def set_scale(self, adapter: str, scale: float) -> None:
-        """Refused unless ``scale`` is 1: a rotation has no linear strength."""
-        if scale != 1:
-            raise ConfigError(
-                f"scale={scale} for adapter '{adapter}'", needed="1", do="Rotations are applied whole; merge or disable"
-            )
-
-    def scale_layer(self, scale: float) -> None:
-        """Refused unless ``scale`` is 1, see :meth:`set_scale`."""
-        for name in self.active_adapters:
-            self.set_scale(name, scale)
-
-    def unscale_layer(self, scale: float | None = None) -> None:
-        """Nothing to undo: the strength is always 1."""
-
     def __repr__(self) -> str:
         return "orthotune." + super().__repr__()
-
-
-def refuse_mixed_batch(kwargs: dict[str, Any]) -> None:
-    """Refuse ``adapter_names`` in a forward call: one batch runs under one set of adapters.
-
-    Raises:
-        ConfigError: ``adapter_names`` was passed.
-    """
-    if kwargs.pop("adapter_names", None) is not None:
-        raise ConfigError(
-            "adapter_names in a forward call", needed="one set of adapters for the batch", do="Use set_adapter"
-        )

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from orthotune.kernels.rotate import rotate_channels
-from orthotune.layers.base import OFTLayer, refuse_mixed_batch
+from orthotune.layers.base import OFTLayer
+from orthotune.layers.mixed_batch import mixed_batch
 
 _FORWARDS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
 
@@ -35,8 +36,13 @@ class Conv(OFTLayer):
         return {"weight": matrices[""].view(self.get_base_layer().weight.shape)}
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        refuse_mixed_batch(kwargs)
-        adapters = self.adapters_in_use()
+        if (batch := mixed_batch(self, kwargs, x)) is not None:
+            here = [name for name in batch.rows if self.rotations(name)]
+            result: Tensor = batch.by_adapter(x, here, lambda names, rows: self._under(names, rows, args, kwargs))
+            return result
+        return self._under(self.adapters_in_use(), x, args, kwargs)
+
+    def _under(self, adapters: list[str], x: Tensor, args: Any, kwargs: Any) -> Tensor:
         if not adapters:
             return self.base_layer(x, *args, **kwargs)
         base = self.base_layer

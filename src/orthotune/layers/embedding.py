@@ -10,7 +10,8 @@ from torch import Tensor
 from orthotune.errors import MergeError
 from orthotune.kernels.rotate import rotate
 from orthotune.kernels.turn_weight import Step
-from orthotune.layers.base import OFTLayer, refuse_mixed_batch
+from orthotune.layers.base import OFTLayer
+from orthotune.layers.mixed_batch import mixed_batch
 
 
 class Embedding(OFTLayer):
@@ -36,9 +37,13 @@ class Embedding(OFTLayer):
         return steps
 
     def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        refuse_mixed_batch(kwargs)
+        batch = mixed_batch(self, kwargs, tokens)
         adapters = self.adapters_in_use()  # first: it takes a merge out of the base when adapters are disabled
         y = self.base_layer(tokens, *args, **kwargs)
+        if batch is not None:
+            here = [name for name in batch.rows if self.rotations(name)]
+            y = batch.rotated(self, y, here)
+            return batch.scaled(self, y, [name for name in here if name in self.oft_magnitude])
         for name in adapters:
             y = rotate(y, self.rotations(name)[""]())
             scale = self.magnitude(name)
@@ -51,7 +56,10 @@ class Embedding(OFTLayer):
         Raises:
             MergeError: the embedding has ``max_norm``, and an adapter has a magnitude or is not a rotation.
         """
-        longer = [n for n in adapters if n in self.oft_magnitude or not self.oft_settings[n].exact]
+        longer = [
+            n for n in adapters
+            if n in self.oft_magnitude or not self.oft_settings[n].exact or self.strength(n).kind != "geodesic"
+        ]  # fmt: skip
         if longer and self.get_base_layer().max_norm is not None:
             raise MergeError(
                 f"merging {longer} into embedding '{self.oft_settings[longer[0]].layer}'",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from orthotune.errors import UnsupportedLayerError
-from orthotune.layers.base import refuse_mixed_batch
+from orthotune.layers.mixed_batch import refuse_mixed_batch
 from orthotune.layers.settings import LayerSettings
 from orthotune.layers.transparent import Transparent
 
@@ -62,8 +62,8 @@ class ParamWrapper(Transparent):
         return {self.parameter_name: matrices[""].mT if self.input_first else matrices[""]}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        refuse_mixed_batch(kwargs)
-        adapters = self.adapters_in_use()
+        as_base = refuse_mixed_batch(self, kwargs)
+        adapters = [] if as_base else self.adapters_in_use()
         if not adapters:
             return self.base_layer(*args, **kwargs)
         base, path = self.base_layer, ""

@@ -11,7 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from orthotune.kernels.choose import weight_turns
 from orthotune.kernels.rotate import rotate
-from orthotune.layers.base import OFTLayer, refuse_mixed_batch
+from orthotune.layers.base import OFTLayer
+from orthotune.layers.mixed_batch import MixedBatch, mixed_batch
 from orthotune.layers.shared_input import SharedInput
 
 #: numbers of an input that is turned in so little time that what Python does around it counts
@@ -37,8 +38,8 @@ class Linear(OFTLayer):
         return {**self.__dict__, "shared_inputs": {}}  # the neighbours of a copy are others
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if kwargs:
-            refuse_mixed_batch(kwargs)
+        if kwargs and (batch := mixed_batch(self, kwargs, x)) is not None:
+            return self._mixed(batch, x, args, kwargs)
         if len(self.shared_inputs) == 1 and not args and x.numel() < SHORT:
             (shared,) = self.shared_inputs.values()
             if (turned := shared.standing(self, x)) is not None:
@@ -60,6 +61,26 @@ class Linear(OFTLayer):
                 y = rotate(y, self.oft_R[name]().mT)
             scale = self.magnitude(name)
             y = y if scale is None else y * scale.to(y.dtype)
+        bias = self.get_base_layer().bias
+        return y if bias is None else y + bias.to(y.dtype)
+
+    def _mixed(self, batch: MixedBatch, x: Tensor, args: Any, kwargs: Any) -> Tensor:
+        here = [name for name in batch.rows if name in self.oft_R]
+        x = batch.rotated(self, x, [name for name in here if self.oft_settings[name].side == "in"])
+        changed = [n for n in here if self.oft_settings[n].side == "out" or n in self.oft_magnitude]
+        if not changed:
+            return self.base_layer(x, *args, **kwargs)
+        if sum(len(batch.rows[name]) for name in changed) == len(x):
+            return self._with_outputs(batch, x, changed)
+        # A product with the bias added in it rounds elsewhere: rows whose outputs stay run as in the base.
+        own, inside, outside = batch.parted(tuple(changed), x.device)
+        y = torch.cat([self._with_outputs(own, x[inside], changed), self.base_layer(x[outside], *args, **kwargs)])
+        return y[torch.cat([inside, outside]).argsort()]
+
+    def _with_outputs(self, batch: MixedBatch, x: Tensor, adapters: list[str]) -> Tensor:
+        y = self._without_bias(x)
+        y = batch.rotated(self, y, [n for n in adapters if self.oft_settings[n].side == "out"], transposed=True)
+        y = batch.scaled(self, y, [name for name in adapters if name in self.oft_magnitude])
         bias = self.get_base_layer().bias
         return y if bias is None else y + bias.to(y.dtype)
 

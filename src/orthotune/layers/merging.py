@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from orthotune.errors import MergeError
 from orthotune.kernels.finite import all_finite
+from orthotune.layers.strength import Strength
 
 
 class Merging(BaseTunerLayer):
@@ -26,10 +27,13 @@ class Merging(BaseTunerLayer):
     get_base_layer: Callable[[], Any]
     active_adapters: Any
     set_adapter: Callable[..., None]
+    strength: Callable[[str], Strength]
+    at_strengths: Callable[[dict[str, Strength]], AbstractContextManager[None]]
 
     def start_unmerged(self) -> None:
         """Nothing is merged yet; called once by the layer."""
         self.merged_adapters: list[str] = []
+        self._merged_at: dict[str, Strength] = {}
         self._stash: dict[str, nn.Parameter] = {}
 
     def original(self, name: str) -> nn.Parameter:
@@ -64,7 +68,9 @@ class Merging(BaseTunerLayer):
             MergeError: with ``safe``, an adapter holds NaN or infinite numbers or a weight would become so; names the
             layer, the adapters and the parameter.
         """
-        with torch.no_grad():
+        # What is merged already stays at the strength that it was merged at.
+        before = {name: self._merged_at[name] for name in self.merged_adapters if name in self._merged_at}
+        with torch.no_grad(), self.at_strengths(before):
             new = self.turned(adapters, whole=True, rounded=True)
             for name, base in self.base_parameters().items():
                 if new[name].stride() != base.stride():
@@ -103,6 +109,7 @@ class Merging(BaseTunerLayer):
             new = self.merged_parameters([*self.merged_adapters, *wanted], safe_merge)
         self._write(new, originals)
         self.merged_adapters = [*self.merged_adapters, *wanted]
+        self._merged_at |= {name: self.strength(name) for name in wanted}
 
     def _write(self, new: dict[str, Tensor], originals: dict[str, nn.Parameter]) -> None:
         self._stash = originals

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Generic, TypeVar
+
 import torch
 from torch import Tensor
 
+Kept = TypeVar("Kept")
 
-class RotationCache:
-    """The numbers of ``R`` for a parameter as it is now.
+
+class RotationCache(Generic[Kept]):
+    """The numbers of ``R``, or what else is computed from a parameter, for the parameter as it is now.
 
     A parameter is known by its version and its place in memory. Some optimizers write past the version (through
     ``.data``, or from compiled code), and they do so after a backward: from then on the numbers are compared on a CPU,
@@ -26,18 +30,18 @@ class RotationCache:
     def clear(self) -> None:
         """Forget everything."""
         # One tuple, so that a replica of the module in another thread never sees half of an entry.
-        self._entry: tuple[int, int, Tensor, Tensor | None] | None = None
+        self._entry: tuple[int, int, Kept, Tensor | None] | None = None
         self._doubtful = False
         #: R with the gradient to its parameter, once a training step has asked for it
         self.trained: Tensor | None = None
 
-    def put(self, weight: Tensor, R: Tensor, numbers: Tensor) -> None:
+    def put(self, weight: Tensor, R: Kept, numbers: Tensor) -> None:
         """Keep ``R``, computed from ``weight``, of which ``numbers`` is a copy."""
         self._entry = (weight._version, weight.data_ptr(), R, numbers if weight.device.type == "cpu" else None)
         self._doubtful = False
         self.trained = None
 
-    def get(self, weight: Tensor) -> Tensor | None:
+    def get(self, weight: Tensor) -> Kept | None:
         """``R`` if ``weight`` is what it was, else None."""
         entry = self._entry
         if entry is None or entry[:2] != (weight._version, weight.data_ptr()):

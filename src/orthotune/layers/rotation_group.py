@@ -35,7 +35,11 @@ class RotationGroup:
     def with_(self, first: Rotation) -> list[Rotation]:
         """The members that can be computed with ``first``, which is one of them, in the order of the layers."""
         alive = [peer for member in self._members if (peer := member()) is not None]
-        return [peer for peer in alive if peer is first or _beside(peer.weight, first.weight)]
+        return [peer for peer in alive if peer is first or self._fits(peer, first)]
+
+    @staticmethod
+    def _fits(peer: Rotation, first: Rotation) -> bool:
+        return not (peer.strength.partial or first.strength.partial) and _beside(peer.weight, first.weight)
 
     def connect(self, first: Rotation) -> None:
         """Give the members whose rotations are known together with that of ``first`` one node for their gradients.

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from orthotune.kernels.from_parameters import RotationMap
 from orthotune.layers.block_dropout import drop_blocks
 from orthotune.layers.compiled_rotation import looked_up, numbered
+from orthotune.layers.partial import Partial
 from orthotune.layers.rotation_cache import RotationCache
 from orthotune.layers.rotation_group import RotationGroup
+from orthotune.layers.strength import WHOLE, Strength
 from orthotune.rotation.blocks import BlockLayout
 
 
@@ -35,7 +37,8 @@ class Rotation(nn.Module):
         self.layout, self.map, self.copies, self.dropout = layout, map, copies, dropout
         rows, elements = layout.shape
         self.weight = nn.Parameter(torch.zeros(copies * rows, elements, dtype=dtype or torch.float32))
-        self.cache = RotationCache()
+        self.cache: RotationCache[Tensor] = RotationCache()
+        self.strength, self.partial = WHOLE, Partial()
         self.group: RotationGroup | None = None
         self.number = numbered(self)
 
@@ -81,7 +84,7 @@ class Rotation(nn.Module):
         return self._refresh() if R is None else R
 
     def _refresh(self) -> Tensor:
-        peers = [self] if self.group is None else self.group.with_(self)
+        peers = [self] if self.group is None or self.strength.partial else self.group.with_(self)
         # Computed in inference mode, they must still serve a later training step.
         with torch.inference_mode(False), torch.no_grad():
             if len(peers) == 1:
@@ -96,7 +99,7 @@ class Rotation(nn.Module):
             return found[self]
 
     def _trained(self, R: Tensor) -> Tensor:
-        if self.group is None or torch.distributed.is_initialized():
+        if self.group is None or self.strength.partial or torch.distributed.is_initialized():
             return self._compute(R)  # several processes send each layer's gradient as soon as it is there
         if self.cache.trained is None:
             self.group.connect(self)
@@ -106,7 +109,17 @@ class Rotation(nn.Module):
     def _project(self, v: Tensor) -> Tensor:
         return self.map.within_ball(v.view(self.copies, -1, v.shape[-1])).view(v.shape)
 
+    def set_strength(self, strength: Strength) -> None:
+        """Turn by another part of the rotation from now on; what was computed for the present one is forgotten."""
+        if strength != self.strength:
+            self.strength = strength
+            self.cache.clear()
+
     def _compute(self, known: Tensor | None = None) -> Tensor:
+        return self.partial(self, known) if self.strength.partial else self.whole(known)
+
+    def whole(self, known: Tensor | None = None) -> Tensor:
+        """The rotation at strength 1 with its gradient; ``known`` is the result when only the gradient is missing."""
         v, spent = self.weight, None if known is None else self.cache.doubt
         if self.copies == 1 or self.map.eps is None:
             return self.map(v, known, spent)
@@ -116,15 +129,17 @@ class Rotation(nn.Module):
 
     def train(self, mode: bool = True) -> Rotation:
         self.cache.clear()
+        self.partial.cache.clear()
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Rotation:
         self.cache.clear()
+        self.partial.cache.clear()
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy computes for itself: its group would bring the whole model along.
-        return {**self.__dict__, "cache": RotationCache(), "group": None}
+        return {**self.__dict__, "cache": RotationCache(), "partial": Partial(), "group": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -34,7 +34,7 @@ class _Standing(NamedTuple):
 
     R: Tensor
     device_type: str
-    known_by: list[tuple[Linear, Rotation, RotationCache, tuple[Any, ...]]]
+    known_by: list[tuple[Linear, Rotation, RotationCache[Tensor], tuple[Any, ...]]]
 
     def stands(self, name: str) -> bool:
         for layer, rotation, cache, entry in self.known_by:
@@ -103,6 +103,10 @@ class SharedInput:
         found = self._found(x)
         return None if found is None else self._keep(x, found)
 
+    def forget(self) -> None:
+        """The next input is turned anew: a rotation has changed without its parameter."""
+        self._turned = self._standing = None
+
     def _keep(self, x: Tensor, found: Sequence[Tensor]) -> Tensor:
         """The first result, and the others for their layers."""
         if len(found) > 1:
@@ -121,7 +125,7 @@ class SharedInput:
 
     def _found(self, x: Tensor) -> Sequence[Tensor] | None:
         """``x`` turned for every layer; None when one of them is not ready for it."""
-        known_by: list[tuple[Linear, Rotation, RotationCache, Any]] = []
+        known_by: list[tuple[Linear, Rotation, RotationCache[Tensor], Any]] = []
         rotations, own, scaled = [], None, False
         for layer in (kept() for kept in self._layers):
             if layer is None or layer._disable_adapters or layer.adapters_in_use() != [self._name]:

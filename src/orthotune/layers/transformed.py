@@ -12,9 +12,10 @@ from torch.func import functional_call
 
 from orthotune.errors import UnsupportedLayerError
 from orthotune.kernels.turn_weight import turn_whole
-from orthotune.layers.base import OFTLayer, refuse_mixed_batch
+from orthotune.layers.base import OFTLayer
 from orthotune.layers.conv import Conv
 from orthotune.layers.linear import Linear, TransposedLinear
+from orthotune.layers.mixed_batch import BASE, MixedBatch, mixed_batch
 from orthotune.layers.settings import LayerSettings
 
 
@@ -37,7 +38,8 @@ class Transformed(OFTLayer):
 
     The forward runs the base with the transformed weight, which is kept as long as base and adapters stay the same: the
     weight is then held twice, as in a merged layer. There is nothing to train in a transform; a gradient passes through
-    it to other adapters and to the base.
+    it to other adapters and to the base. At a strength other than 1 a transform does what its home tool does, whatever
+    kind of strength is asked for.
     """
 
     other_param_names = (*OFTLayer.other_param_names, "oft_transforms")
@@ -53,6 +55,7 @@ class Transformed(OFTLayer):
         if settings.transform is None:
             raise UnsupportedLayerError(f"layer '{settings.layer}'", needed="a weight transform")
         self.drop(adapter_name)
+        self.oft_strength.pop(adapter_name, None)
         self.oft_transforms[adapter_name] = settings.transform
         self.oft_settings[adapter_name] = settings
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
@@ -80,7 +83,7 @@ class Transformed(OFTLayer):
             for adapter in self._sequence(adapters):
                 transform = self.oft_transforms.get(adapter)
                 if transform is not None:
-                    W = placed(transform, W.device).apply(W)
+                    W = placed(transform, W.device).apply(W, self.strength(adapter).t)
                 else:
                     W = turn_whole(W.flatten(1), self.steps("", [adapter], whole)).view(W.shape)
         W = self._natural(W)
@@ -89,7 +92,8 @@ class Transformed(OFTLayer):
     def transformed(self, adapter_name: str, weight: Tensor) -> Tensor:
         """The float weight that one frozen adapter makes of ``weight``, in the shape of the base parameter."""
         W = self._natural(weight)
-        return self._natural(placed(self.oft_transforms[adapter_name], W.device).apply(W))
+        transform = placed(self.oft_transforms[adapter_name], W.device)
+        return self._natural(transform.apply(W, self.strength(adapter_name).t))
 
     def _sequence(self, adapters: list[str]) -> list[str]:
         """The order in which adapters act on the weight: those of the inputs from the last to the first, see ``base``.
@@ -120,19 +124,32 @@ class Transformed(OFTLayer):
         return weight
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        refuse_mixed_batch(kwargs)
+        if (batch := mixed_batch(self, kwargs, x)) is not None:
+            if not any(name in self.oft_transforms for name in batch.rows):
+                return super().forward(x, *args, adapter_names=batch, **kwargs)
+            here = [name for name in batch.rows if name in self.oft_transforms or self.rotations(name)]
+            return batch.by_adapter(x, here, lambda names, rows: self._alone(names, rows, args, kwargs))
         adapters = self.adapters_in_use()
         if not any(name in self.oft_transforms for name in adapters):
             return super().forward(x, *args, **kwargs)
         ((name, base),) = self.base_parameters().items()
         return functional_call(self.base_layer, {name: self._weight(adapters, base)}, (x, *args), kwargs)
 
+    def _alone(self, names: list[str], x: Tensor, args: Any, kwargs: Any) -> Any:
+        """Rows of a mixed batch that run under one adapter, or none; its weight is not kept."""
+        if not any(name in self.oft_transforms for name in names):
+            return super().forward(x, *args, adapter_names=MixedBatch([*(names or [BASE])] * len(x)), **kwargs)
+        ((name, base),) = self.base_parameters().items()
+        turned = next(iter(self.turned(names).values())).to(base.dtype)
+        return functional_call(self.base_layer, {name: turned}, (x, *args), kwargs)
+
     def _weight(self, adapters: list[str], base: Tensor) -> Tensor:
         numbers = [*(p for name in adapters for p in self.stored(name)), base]
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in numbers)
         if trained or base.is_inference() or torch.compiler.is_compiling():
             return next(iter(self.turned(adapters).values())).to(base.dtype)
-        now = (tuple(adapters), [(p._version, p.data_ptr(), p.dtype) for p in numbers])
+        strengths = [(name, self.strength(name)) for name in adapters]
+        now = (strengths, [(p._version, p.data_ptr(), p.dtype) for p in numbers])
         if self._kept is None or self._kept[0] != now:
             with torch.inference_mode(False), torch.no_grad():
                 self._kept = (now, next(iter(self.turned(adapters).values())).to(base.dtype))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,15 +20,19 @@ from orthotune.layers.experts import ParamWrapper
 from orthotune.layers.families import share_inputs
 from orthotune.layers.roster import kind_of
 from orthotune.layers.settings import LayerSettings
+from orthotune.layers.strength import Kind
 from orthotune.layers.transformed import admit, kind_with
 from orthotune.quantized.gradient import attach
 from orthotune.quantized.roster import library_of
+from orthotune.tuner.combination import add_weighted_adapter
 from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.gradient_check import GradientCheck
 from orthotune.tuner.loading import check_state, refuse_frozen
 from orthotune.tuner.merging import MergingTuner
+from orthotune.tuner.mixed_batch import handed_down
 from orthotune.tuner.old_tensors import translated_state
 from orthotune.tuner.sizes import settings_for
+from orthotune.tuner.strength import set_scale
 from orthotune.tuner.targets import (
     TRANSFORMERS_TARGETS,
     default_targets,
@@ -195,6 +201,21 @@ class OFTModel(MergingTuner):
                     rotation.to(dtype)
                 if adapter_name in module.oft_magnitude:
                     module.oft_magnitude[adapter_name].data = module.oft_magnitude[adapter_name].data.to(dtype)
+
+    def set_scale(self, adapter: str, scale: float, kind: Kind | None = None) -> None:
+        """Set how strongly an adapter acts, see :func:`orthotune.tuner.strength.set_scale`."""
+        set_scale(self.model, adapter, scale, kind)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Around every call of the model and every generation, by PEFT's host: ``adapter_names`` reach the layers."""
+        names = kwargs.get("adapter_names")
+        with nullcontext() if names is None else handed_down(self, names, kwargs.get("num_beams")):
+            yield
+
+    def add_weighted_adapter(self, adapters: list[str], weights: list[float], *args: Any, **kwargs: Any) -> str:
+        """Add an adapter made of others, see :func:`orthotune.tuner.combination.add_weighted_adapter`."""
+        return add_weighted_adapter(self, adapters, weights, *args, **kwargs)
 
     # Files.
 

@@ -1,0 +1,170 @@
+"""How strongly an adapter acts: the state of a layer, and the protocol by which PEFT and diffusers change it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from orthotune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orthotune.layers.rotation_module import Rotation
+
+#: ``geodesic``: ``R^t``, and the magnitude's logarithm times ``t``. ``linear``: ``W + t (W' - W)``. ``rotation``: the
+#: rotation is blended linearly with the identity, the magnitude stays whole, as some tools do with their own files.
+Kind = Literal["geodesic", "linear", "rotation"]
+
+
+@dataclass(frozen=True)
+class Strength:
+    """``t`` from 0, nothing, over 1, the adapter, to any number; and what lies between.
+
+    Example:
+        >>> Strength(0.5).partial, Strength().partial
+        (True, False)
+    """
+
+    t: float = 1.0
+    kind: Kind = "geodesic"
+
+    @property
+    def partial(self) -> bool:
+        """Whether it is another strength than the adapter's own."""
+        return self.t != 1
+
+
+WHOLE = Strength()
+
+
+class Strengths:
+    """Strengths of the adapters of a layer, by name. A file knows none: it holds the adapter at 1."""
+
+    active_adapters: Any
+    oft_settings: dict[str, Any]
+    oft_magnitude: nn.ParameterDict
+    rotations: Any
+
+    def start_whole(self) -> None:
+        """Every adapter at 1; called once by the layer."""
+        self.oft_strength: dict[str, Strength] = {}
+        self._scaling: tuple[float, dict[str, tuple[Strength, Strength]]] | None = None
+
+    def strength(self, adapter: str) -> Strength:
+        """How strongly an adapter acts, 1 unless it was changed."""
+        return self.oft_strength.get(adapter, WHOLE)
+
+    def set_scale(self, adapter: str, scale: float, kind: Kind | None = None) -> None:
+        """Set the strength of an adapter; without effect if this layer does not have it.
+
+        What is merged stays as it was merged, until it is merged anew.
+
+        Args:
+            adapter: its name.
+            scale: 0 is the base, 1 the adapter, 0.5 half the angle of every plane; below 0 turns back.
+            kind: what lies between, see :data:`Kind`; as before if None, at first ``geodesic``.
+
+        Raises:
+            ConfigError: no finite number, no such blend, or a magnitude that has no power or no linear blend.
+        """
+        if adapter not in self.oft_settings:
+            return
+        self.check_strength(adapter, scale, kind)
+        before = self.strength(adapter)
+        self._set(adapter, Strength(float(scale), before.kind if kind is None else kind))
+
+    def check_strength(self, adapter: str, scale: float, kind: Kind | None = None) -> None:
+        """Raise what :meth:`set_scale` would, and change nothing."""
+        kind = self.strength(adapter).kind if kind is None else kind
+        if kind not in get_args(Kind):
+            raise ConfigError(f"kind='{kind}'", needed=" or ".join(get_args(Kind)))
+        if isinstance(scale, Tensor | bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+            raise ConfigError(f"scale={scale!r} for adapter '{adapter}'", needed="a finite number")
+        if scale == 1 or kind == "rotation" or adapter not in self.oft_magnitude:
+            return
+        layer = self.oft_settings[adapter].layer
+        if kind == "linear":
+            raise ConfigError(
+                f"a linear blend of adapter '{adapter}' at layer '{layer}'", got="a magnitude beside the rotation",
+                do="Use kind='geodesic', or 'rotation', which leaves the magnitude whole",
+            )  # fmt: skip
+        magnitude = self.oft_magnitude[adapter]
+        if magnitude.device.type != "meta" and bool((magnitude <= 0).any()):
+            raise ConfigError(
+                f"scale={scale} for adapter '{adapter}' at layer '{layer}'",
+                got="a magnitude of 0 or below, which has no logarithm",
+                do="Use kind='rotation', which leaves the magnitude whole",
+            )
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the strengths of the active adapters; :meth:`unscale_layer` gives them back as they were.
+
+        Raises:
+            ConfigError: as for :meth:`set_scale`; nothing was changed.
+        """
+        if scale == 1:
+            return
+        changes = {}
+        for name in (name for name in self.active_adapters if name in self.oft_settings):
+            before = self.strength(name)
+            self.check_strength(name, before.t * scale)
+            changes[name] = (before, replace(before, t=before.t * scale))
+        for name, (_, after) in changes.items():
+            self._set(name, after)
+        self._scaling = (scale, changes)
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the strengths of the active adapters, or set them to 1 without a number.
+
+        Raises:
+            ConfigError: ``scale`` is 0.
+        """
+        last = self._scaling
+        for name in (name for name in self.active_adapters if name in self.oft_settings):
+            now = self.strength(name)
+            if scale is None:
+                self._set(name, replace(now, t=1.0))
+            elif last is not None and last[0] == scale and name in last[1] and last[1][name][1] == now:
+                self._set(name, last[1][name][0])  # a product and a quotient would round
+            elif scale == 0:
+                raise ConfigError("unscale_layer(0)", got="a strength that nothing is left of", do="Use set_scale")
+            else:
+                self._set(name, replace(now, t=now.t / scale))
+
+    @contextmanager
+    def at_strengths(self, strengths: Mapping[str, Strength]) -> Iterator[None]:
+        """Other strengths until the end."""
+        before = {name: self.strength(name) for name in strengths}
+        for name, strength in strengths.items():
+            self._set(name, strength)
+        try:
+            yield
+        finally:
+            for name, strength in before.items():
+                self._set(name, strength)
+
+    def _set(self, adapter: str, strength: Strength) -> None:
+        self._scaling = None
+        if strength == self.strength(adapter):
+            return
+        self.oft_strength[adapter] = strength
+        for rotation in cast("dict[str, Rotation]", self.rotations(adapter)).values():
+            rotation.set_strength(strength)
+        for shared in getattr(self, "shared_inputs", {}).values():
+            shared.forget()
+
+    def scale_at(self, adapter: str, magnitude: Tensor) -> Tensor:
+        """A magnitude at the adapter's strength."""
+        strength = self.strength(adapter)
+        return magnitude.pow(strength.t) if strength.partial and strength.kind == "geodesic" else magnitude
+
+
+def blended(R: Tensor, t: float) -> Tensor:
+    """``I + t (R - I)``. Shapes: ``(..., b, b)``."""
+    eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
+    return eye + t * (R - eye)

@@ -1,0 +1,192 @@
+"""Parts of a rotation on the geodesic from the identity: ``R^t``, logarithms, means.
+
+A rotation is taken apart into its planes, ``R = U diag(e^{i a}) U^H`` with angles ``a`` in (-pi, pi]; ``R^t`` turns
+each plane by ``t a``. The branch: every plane is followed the short way round. A rotation that comes from a skew matrix
+by the Cayley map never reaches pi, and its angles are taken from that matrix, where those near pi are as exact as any
+other. A matrix that turns a plane by pi to rounding does not say which way: one of the two is taken, and half of it is
+a quarter turn in that direction.
+
+All of it runs in float64, whatever comes in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from orthotune.errors import OrthotuneError
+from orthotune.rotation.cayley import inverse_cayley
+
+#: below this cosine the inverse Cayley map loses digits: 2.9 radians
+_NEAR_HALF_TURN = -0.97
+#: decides between the two ways of a half turn, far above float64's rounding and far below float32's
+_TIE = 1e-13
+#: rounding of float16 in blocks of any size; more than that is no rotation
+_ORTHOGONAL = 5e-3
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Blocks taken apart: unit vectors, angles, and the logarithm of what the planes of a series are stretched by.
+
+    Shapes: ``vectors`` ``(..., b, b)`` complex128, one in each column; ``angles`` and ``stretch`` ``(..., b)`` float64.
+    """
+
+    vectors: Tensor
+    angles: Tensor
+    stretch: Tensor | None = None
+
+    def power(self, t: float) -> Tensor:
+        """``R^t``, float64 ``(..., b, b)``; the identity bit for bit at ``t = 0``.
+
+        Example:
+            >>> quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+            >>> (planes(quarter).power(2.0) + torch.eye(2)).abs().max().item() < 1e-12
+            True
+        """
+        factors = torch.polar(torch.ones_like(self.angles), t * self.angles)
+        if self.stretch is not None:
+            factors = factors * torch.exp(t * self.stretch)
+        turned = (self.vectors * (factors - 1).unsqueeze(-2)) @ self.vectors.mH
+        return turned.real + torch.eye(turned.shape[-1], dtype=torch.float64, device=turned.device)
+
+    def logarithm(self) -> Tensor:
+        """The skew ``K`` with ``exp(K) = R`` and angles of at most pi, float64 ``(..., b, b)``."""
+        K = ((self.vectors * (1j * self.angles).unsqueeze(-2)) @ self.vectors.mH).real
+        return (K - K.mT) / 2
+
+
+def planes_of_skew(Q: Tensor, R: Tensor | None = None) -> Planes:
+    """The planes of ``cayley(Q)``, or of another function ``R`` of ``Q``, as a Neumann series is.
+
+    Blocks with numbers that are not finite give angles that are not, either.
+
+    Shapes: ``(..., b, b)``.
+    """
+    Q = Q.double()
+    whole = Q.isfinite().all(-1).all(-1)[..., None]
+    Q = torch.where(whole[..., None], Q, 0.0)
+    found, vectors = torch.linalg.eigh(1j * Q)  # Q u = -i m u, so R u = (1 + i m) / (1 - i m) u
+    angles, stretch = 2 * found.atan(), None
+    if R is not None:
+        values = (vectors.conj() * (R.to(vectors.dtype) @ vectors)).sum(-2)
+        angles, stretch = values.angle(), values.abs().log()
+    return Planes(vectors, torch.where(whole, angles, math.nan), stretch)
+
+
+def planes(R: Tensor) -> Planes:
+    """The planes of rotations of any origin, half turns included.
+
+    Shapes: ``(..., b, b)``.
+
+    Raises:
+        OrthotuneError: a block is not orthogonal, or it reflects: then it lies on no geodesic from the identity.
+    """
+    batch = nearest_rotation(R).reshape(-1, *R.shape[-2:])
+    near = torch.linalg.eigvalsh((batch + batch.mT) / 2)[:, 0] < _NEAR_HALF_TURN
+    eye = torch.eye(R.shape[-1], dtype=torch.float64, device=R.device)
+    found = planes_of_skew(inverse_cayley(torch.where(near[:, None, None], eye, batch)))
+    for index in near.nonzero().flatten().tolist():
+        found.vectors[index], found.angles[index] = _with_half_turns(batch[index])
+    return Planes(found.vectors.view(R.shape), found.angles.view(R.shape[:-1]))
+
+
+def _with_half_turns(R: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors and angles of one block, the planes near a half turn apart from the others."""
+    cosines, axes = torch.linalg.eigh((R + R.mT) / 2)
+    count = int((cosines < -0.9).sum())
+    count += count % 2
+    P, rest = axes[:, :count], axes[:, count:]
+    tie = torch.zeros(count, count, dtype=R.dtype, device=R.device)
+    tie[range(0, count, 2), range(1, count, 2)] = _TIE
+    backwards = inverse_cayley(-(P.mT @ R @ P)) + tie - tie.mT  # what is missing to a half turn is small
+    found, u = torch.linalg.eigh(1j * backwards)
+    found, u = found[count // 2 :], u[:, count // 2 :]
+    # Where next to nothing is missing, u and its conjugate need not be orthogonal: made so in real numbers.
+    U, _, V = torch.linalg.svd(torch.cat([u.real, u.imag], 1))
+    real, imag = (U @ V).chunk(2, dim=1)
+    u = torch.complex(real, imag) / math.sqrt(2)
+    angles = 2 * found.atan() - math.pi
+    others = planes_of_skew(inverse_cayley(rest.mT @ R @ rest))
+    vectors = torch.cat([P.to(u.dtype) @ u, P.to(u.dtype) @ u.conj(), rest.to(u.dtype) @ others.vectors], 1)
+    return vectors, torch.cat([angles, -angles, others.angles])
+
+
+def nearest_rotation(R: Tensor, tolerance: float = _ORTHOGONAL) -> Tensor:
+    """The rotation nearest to ``R`` in the Frobenius norm, float64.
+
+    Shapes: ``(..., b, b)``.
+
+    Raises:
+        OrthotuneError: ``R`` is farther than ``tolerance`` (a singular value's distance from 1) from any, or reflects.
+    """
+    U, S, V = torch.linalg.svd(R.double())
+    off = (S - 1).abs().max().item() if S.numel() else 0.0
+    if not off <= tolerance:
+        raise OrthotuneError("a rotation", got=f"a matrix that stretches by {off:.2g}", needed="an orthogonal one")
+    found = U @ V
+    if bool((torch.linalg.det(found) < 0).any()):
+        raise OrthotuneError("a rotation", got="a reflection (determinant -1)", needed="determinant 1")
+    return found
+
+
+class _PartialRotation(torch.autograd.Function):
+    """``cayley(Q)^t`` with its derivative by divided differences of the eigenvalues (Daleckii and Krein, 1965)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, Q: Tensor, t: float, known: Planes, power: Tensor | None, spent: Callable[[], None] | None
+    ) -> Tensor:
+        ctx.t, ctx.known, ctx.spent = t, known, spent
+        return known.power(t).to(Q.dtype) if power is None else power.view_as(power)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.spent is not None:
+            ctx.spent()
+        U, half, t = ctx.known.vectors, ctx.known.angles / 2, ctx.t
+        difference, total = half[..., :, None] - half[..., None, :], half[..., :, None] + half[..., None, :]
+        # (f(m) - f(n)) / (m - n) for f(m) = e^{2 i t atan(m)}; equal angles give the derivative
+        close = difference.abs() < 1e-7
+        ratio = torch.where(close, t, (t * difference).sin() / torch.where(close, 1.0, difference.sin()))
+        scale = 2 * ratio * half.cos()[..., :, None] * half.cos()[..., None, :]
+        inner = (U.mH @ grad.mT.to(U.dtype) @ U) * (1j * torch.polar(scale.abs(), t * total) * scale.sign())
+        dQ = -(U @ inner @ U.mH).imag.mT
+        return dQ.to(grad.dtype), None, None, None, None
+
+
+def partial_rotation(
+    Q: Tensor,
+    t: float,
+    known: Planes | None = None,
+    power: Tensor | None = None,
+    spent: Callable[[], None] | None = None,
+) -> Tensor:
+    """``cayley(Q)^t``: every plane turned by ``t`` times its angle, orthogonal and differentiable for every ``t``.
+
+    Args:
+        Q: skew, ``(..., b, b)``.
+        t: 0 is the identity, 1 the rotation, -1 its inverse.
+        known: the planes of ``Q`` when they have been found before.
+        power: the result when it has been computed before: only the gradient is added.
+        spent: called when the backward has passed.
+
+    Shapes: ``(..., b, b)`` -> the same, float32 or float64.
+
+    Example:
+        >>> quarter = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+        >>> partial_rotation(quarter, 0.5)
+        tensor([[ 0.7071, -0.7071],
+                [ 0.7071,  0.7071]])
+    """
+    with torch.autocast(Q.device.type, enabled=False), torch.no_grad():
+        known = planes_of_skew(Q) if known is None else known
+    found: Tensor = _PartialRotation.apply(Q, t, known, power, spent)
+    return found

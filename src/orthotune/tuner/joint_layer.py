@@ -1,0 +1,198 @@
+"""The rotations of several adapters at one layer made one: what every way of combining adapters does there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from peft.utils.merge_utils import ties
+from torch import Tensor
+
+from orthotune.errors import ConfigError, OrthotuneError, UnsupportedLayerError
+from orthotune.formats.adapter_state import LayerState
+from orthotune.rotation.cayley import inverse_cayley
+from orthotune.rotation.geodesic import nearest_rotation
+from orthotune.rotation.mean import geodesic_combination, logarithms, product
+from orthotune.rotation.packing import pack, unpack
+
+CombinationType = Literal["geodesic", "product", "tangent", "ties"]
+TYPES = ("geodesic", "product", "tangent", "ties")
+#: a series may be that far from a rotation; beyond it there is none that could be called its own
+_SERIES = 0.5
+#: a Cayley number beyond this is a half turn for all that float32 can tell
+_HALF_TURN = 1e6
+
+
+@dataclass(frozen=True)
+class Combination:
+    """How adapters are combined.
+
+    Args:
+        weights: one for each adapter, as strengths are: 1 is the whole adapter, 0.5 half of every angle, below 0 back.
+        kind: ``geodesic``, ``product``, ``tangent`` or ``ties``.
+        density: for ``ties``, the share of the numbers that is kept, above 0 and at most 1.
+        majority_sign_method: for ``ties``, PEFT's ``total`` or ``frequency``.
+
+    Raises:
+        ConfigError: one of them has no meaning.
+    """
+
+    weights: Sequence[float]
+    kind: CombinationType = "geodesic"
+    density: float | None = None
+    majority_sign_method: Literal["total", "frequency"] = "total"
+
+    def __post_init__(self) -> None:
+        if self.kind not in TYPES:
+            raise ConfigError(f"combination_type='{self.kind}'", needed=" or ".join(TYPES))
+        if not self.weights or not all(math.isfinite(weight) for weight in self.weights):
+            raise ConfigError(f"weights {list(self.weights)}", needed="one finite number for each adapter")
+        if (self.kind == "ties") != (self.density is not None):
+            raise ConfigError("density", got=f"{self.density} for '{self.kind}'", needed="a share for ties alone")
+        if self.density is not None and not 0 < self.density <= 1:
+            raise ConfigError(f"density={self.density}", needed="above 0, at most 1")
+
+    def joint(self, name: str, layers: Sequence[LayerState | None]) -> tuple[LayerState, float]:
+        """One layer for several, and how far series among them were from rotations.
+
+        An adapter that does not have the layer is the identity there. Blocks of unlike sizes are put into the smallest
+        blocks that hold them all, of their least common multiple.
+
+        Raises:
+            UnsupportedLayerError: the layers have no common form; says why.
+        """
+        held = [layer for layer in layers if layer is not None]
+        first = held[0]
+        _check(name, held)
+        rotations, off = {}, 0.0
+        blocks: list[Tensor | None]
+        for part in first.rotations:
+            blocks = []
+            for layer in layers:
+                found, far = (None, 0.0) if layer is None else _rotation(name, layer, part)
+                blocks.append(found)
+                off = max(off, far)
+            alike, shared = _alike(name, blocks, [layer is not None and layer.shared for layer in layers])
+            try:
+                rotations[part] = self._vector(alike, first)
+            except OrthotuneError as error:
+                raise UnsupportedLayerError(f"layer '{name}': {error.said}", got=error.got, do=error.do) from error
+        magnitude = self._magnitude(name, layers, first.side)
+        same = {"side": first.side, "embedding": first.embedding, "ragged": first.ragged, "dims": first.dims}
+        return LayerState(rotations, shared=shared, magnitude=magnitude, **same), off  # type: ignore[arg-type]
+
+    def _vector(self, R: Tensor, like: LayerState) -> Tensor:
+        if self.kind == "geodesic":
+            found = geodesic_combination(R, self.weights)
+        elif self.kind == "product":
+            found = product(R, self.weights, last_first=like.side == "out")
+        else:
+            tangents = pack(logarithms(R))
+            found = torch.linalg.matrix_exp(unpack(self._summed(tangents), R.shape[-1]))
+        try:
+            Q = inverse_cayley(found)
+        except torch.linalg.LinAlgError:
+            Q = torch.full_like(found, math.inf)
+        if not bool((Q.abs() < _HALF_TURN).all()):
+            raise OrthotuneError(
+                "the combined rotation", got="a half turn, which no stored number stands for",
+                do="Change the weights a little",
+            )  # fmt: skip
+        return pack(Q).float()
+
+    def _summed(self, tangents: Tensor) -> Tensor:
+        weights = torch.tensor(self.weights, dtype=tangents.dtype, device=tangents.device)
+        if self.kind == "ties":
+            assert self.density is not None
+            summed: Tensor = ties(list(tangents), weights, self.density, self.majority_sign_method)
+            return summed
+        return torch.einsum("k,k...->...", weights, tangents)
+
+    def _magnitude(self, name: str, layers: Sequence[LayerState | None], side: str) -> Tensor | None:
+        scales = [None if layer is None else layer.magnitude for layer in layers]
+        given = [scale for scale in scales if scale is not None]
+        if not given:
+            return None
+        if self.kind == "product" and side == "out" and any(scale is not None for scale in scales[:-1]):
+            raise UnsupportedLayerError(
+                f"layer '{name}'", got="a magnitude between two rotations of the outputs, which no single adapter has",
+                do="Combine with 'geodesic' or 'tangent'",
+            )  # fmt: skip
+        if any(bool((scale <= 0).any()) for scale in given):
+            raise UnsupportedLayerError(f"layer '{name}'", got="a magnitude of 0 or below, which has no logarithm")
+        if len({scale.numel() for scale in given}) > 1:
+            raise UnsupportedLayerError(f"layer '{name}'", got="magnitudes of unlike sizes")
+        one = torch.ones(given[0].numel(), dtype=torch.float64, device=given[0].device)
+        logs = torch.stack([one.log() if s is None else s.double().flatten().log() for s in scales])
+        return self._summed(logs).exp().float()
+
+
+def _check(name: str, held: Sequence[LayerState]) -> None:
+    first, said = held[0], f"layer '{name}'"
+    for what in ("side", "embedding", "ragged"):
+        found = sorted({str(getattr(layer, what)) for layer in held})
+        if len(found) > 1:
+            raise UnsupportedLayerError(
+                said, got=f"{what} {' and '.join(found)}", needed="the same in all adapters",
+                do="No single rotation does what both do: merge one, or activate them together",
+            )  # fmt: skip
+    if any(layer.rotations.keys() != first.rotations.keys() for layer in held):
+        raise UnsupportedLayerError(said, got="adapters with unlike parts", needed="the same parts")
+    if any(layer.conv_reversed for layer in held):
+        raise UnsupportedLayerError(
+            said, got="a file whose convolutions turn the other way, and which does not say what they are",
+            do="Convert it first: orthotune convert ADAPTER OUT --to orthotune --base BASE",
+        )  # fmt: skip
+
+
+def _rotation(name: str, layer: LayerState, part: str) -> tuple[Tensor, float]:
+    wide = {key: vector.double() for key, vector in layer.rotations.items()}
+    R = LayerState(
+        wide, map=layer.map, terms=layer.terms, scaled=layer.scaled, eps=layer.eps, shared=layer.shared
+    ).rotation(part)
+    if not bool(R.isfinite().all()):
+        raise UnsupportedLayerError(f"layer '{name}'", got="NaN or infinite numbers")
+    if layer.map == "exact":
+        return R, 0.0
+    try:
+        near = nearest_rotation(R, _SERIES)
+    except OrthotuneError as error:
+        raise UnsupportedLayerError(
+            f"layer '{name}'", got=f"a Neumann series that is no rotation: {error.got}",
+            do="Combine with svd_lora, or convert the adapter first",
+        ) from error  # fmt: skip
+    return near, float(torch.linalg.matrix_norm(near - R, ord=2).max())
+
+
+def _alike(name: str, blocks: Sequence[Tensor | None], shared: Sequence[bool]) -> tuple[Tensor, bool]:
+    """Blocks ``(adapters, rows, b, b)`` of one size and number, and whether each stands for many."""
+    held = [(R, own) for R, own in zip(blocks, shared, strict=True) if R is not None]
+    size = math.lcm(*(R.shape[-1] for R, _ in held))
+    whole = [R.shape[0] * R.shape[-1] for R, own in held if not own]
+    copies = [R.shape[0] for R, own in held if own]  # a shared block is stored once for each expert
+    together = not whole
+    if len(set(whole)) > 1 or len(set(copies)) > 1 or (whole and copies and whole[0] % copies[0]):
+        counts = ", ".join(f"{R.shape[0]} x {R.shape[-1]}{' shared' * own}" for R, own in held)
+        raise UnsupportedLayerError(
+            f"layer '{name}'", got=f"blocks {counts}", needed="blocks of one and the same weight"
+        )
+    features = whole[0] if whole else copies[0] * size
+    if features % size or (copies and (features // copies[0]) % size):
+        raise UnsupportedLayerError(
+            f"layer '{name}'",
+            got=f"blocks of {' and '.join(str(R.shape[-1]) for R, _ in held)} in {features} features",
+            needed="sizes with a common multiple that divides the features",
+        )  # fmt: skip
+    out = []
+    for R, own in zip(blocks, shared, strict=True):
+        if R is None:
+            eye = torch.eye(size, dtype=torch.float64, device=held[0][0].device)
+            out.append(eye.expand(features // size, size, size))
+            continue
+        rows = R.repeat_interleave(features // (R.shape[0] * R.shape[-1]), 0) if own else R
+        groups = rows.view(features // size, -1, *R.shape[1:])
+        out.append(groups[:, 0] if R.shape[-1] == size else torch.stack([torch.block_diag(*group) for group in groups]))
+    return torch.stack(out), together
