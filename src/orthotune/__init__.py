@@ -6,7 +6,9 @@ transformers and diffusers then use it for every OFT config and adapter. :func:`
 
 from peft import PeftModel, get_peft_model
 
+from orthotune.diagnosis.diagnose import diagnose
 from orthotune.errors import OrthotuneError
+from orthotune.loading.hotswap import hotswap_adapter
 from orthotune.loading.load import load_adapter
 from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.model import OFTModel
@@ -18,7 +20,9 @@ __all__ = [
     "OFTModel",
     "OrthotuneError",
     "PeftModel",
+    "diagnose",
     "get_peft_model",
+    "hotswap_adapter",
     "load_adapter",
     "register",
     "unregister",

@@ -17,7 +17,7 @@ SELECTIONS = "targets, growth, blocks, grid, others, unet, gpu or smoke"
 
 
 def bench(
-    selection: str = typer.Argument("targets", help=f"{SELECTIONS}."),
+    selection: str = typer.Argument("targets", help=f"{SELECTIONS}; or adapters: tokens per second of mixed batches."),
     threads: int = typer.Option(None, min=1, help="Of the processor. Default: what torch takes."),
     repetitions: int = typer.Option(40, min=1, help="Of every cell; two minutes of a cell end it earlier, at 5."),
     out: Path = typer.Option(Path("runs/bench"), "--out", "-o", help="Folder for SELECTION-DEVICE.csv and .png."),
@@ -39,6 +39,11 @@ def bench(
         return
     import torch
 
+    if selection == "adapters":
+        if threads is not None:
+            torch.set_num_threads(threads)
+        _adapters(out, repetitions, as_json)
+        return
     from orthotune.bench.cells import selection as cells_of
     from orthotune.bench.contenders import contenders
     from orthotune.bench.results import write_rows
@@ -61,6 +66,21 @@ def bench(
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
     typer.echo(f"table    {table}", err=True)
     typer.echo(f"picture  {_picture(selection, rows, table.with_suffix('.png'))}", err=True)
+
+
+def _adapters(out: Path, repetitions: int, as_json: bool) -> None:
+    from orthotune.bench.mixed_batch import measure, write
+
+    rows = measure(repetitions=repetitions)
+    table = out / f"adapters-{rows[0].device}.csv"
+    write(rows, table)
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+    for row in rows if not as_json else ():
+        length = f"{row.rows} rows of {row.tokens}"
+        speed = f"{row.tokens_per_second:>12,.0f} tokens/s  {row.time_ratio:.2f} of the frozen model's time"
+        typer.echo(f"{row.adapters:>3} adapters, {length:<14} {row.contender:<10} {speed}")
+    typer.echo(f"table    {table}", err=True)
 
 
 def _picture(selection: str, rows: list[Row], path: Path) -> Path:

@@ -20,6 +20,12 @@ EXTRAS = {
     "hqq": "quant-hqq",
     "torchao": "quant-torchao",
     "triton": "triton",
+    "cv2": "metrics",
+    "torchmetrics": "metrics",
+    "torchvision": "perceptual",
+    "torch_fidelity": "perceptual",
+    "face_alignment": "landmarks",
+    "skimage": "toy",
 }
 
 BAD_INPUT, UNEXPECTED, INTERRUPTED = 2, 1, 130

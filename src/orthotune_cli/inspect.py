@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
     from orthotune.formats.adapter_state import AdapterState
 
+WEIGHT_KEYS = ("energy_before", "energy_after", "spectrum_change", "weight_change")
+
 
 def inspect(
     adapter: Path = typer.Argument(help="Adapter: a folder as PEFT writes it, or one file of any format."),
+    base: str = typer.Option(None, "--base", "-b", help="Model to measure weights on, too: a path or a hub name."),
+    compare: Path = typer.Option(None, "--compare", help="Another adapter: the angle between both, layer by layer."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of a table."),
 ) -> None:
-    """Show blocks, sides, parameters, rotation angles and orthogonality of an adapter, layer by layer.
+    """Show blocks, sides, parameters, rotation angles and orthogonality of an adapter, layer by layer, and warnings.
 
     Example: orthotune inspect runs/demo/adapter
     """
@@ -28,7 +32,13 @@ def inspect(
 
     from orthotune.formats.roster import read_adapter
 
-    facts = collect(read_adapter(adapter))
+    state = read_adapter(adapter)
+    if compare is not None:
+        _compare(state, read_adapter(compare), as_json)
+        return
+    facts = collect(state)
+    if base is not None:
+        _add_weights(facts, adapter, base)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
@@ -48,10 +58,13 @@ def collect(state: AdapterState) -> dict[str, Any]:
         >>> collect(read_adapter("runs/demo/adapter"))["parameters"]  # doctest: +SKIP
         47616
     """
+    from orthotune.diagnosis.diagnose import diagnose_state
     from orthotune.formats.measure import measure
     from orthotune.formats.peft_oft import ID, ID_LEGACY, ID_OWN, beyond_stock
 
-    rows = [asdict(row) for row in measure(state)]
+    found = diagnose_state(state).record()
+    more = {(row["layer"], row["part"]): row for row in found["layers"]}
+    rows = [more.get((row.layer, row.part), {}) | asdict(row) for row in measure(state)]
     planes = [row["blocks"] * (row["block_size"] // 2) for row in rows]
     first = next(iter(state.layers.values()), None)
     exact = first is None or first.map == "exact"
@@ -75,8 +88,40 @@ def collect(state: AdapterState) -> dict[str, Any]:
         "angle_max": max(row["angle_max"] for row in rows),
         "angle_mean": sum(row["angle_mean"] * n for row, n in zip(rows, planes, strict=True)) / max(sum(planes), 1),
         "orthogonality_error": max(row["orthogonality_error"] for row in rows),
+        "advice": found["advice"],
         "layers": rows,
     }
+
+
+def _add_weights(facts: dict[str, Any], adapter: Path, base: str) -> None:
+    """What happens to the weights of the base: energy, spectrum and distance, into the rows of the layers."""
+    from orthotune import diagnose, load_adapter
+    from orthotune_cli.base_model import load_base
+
+    model, report = load_adapter(load_base(base, "float32").model, adapter, "inspected")
+    found = diagnose(model, "inspected").record()["layers"]
+    measured = {(row["layer"], row["part"]): row for row in found}
+    for row in facts["layers"]:
+        place = report.matched.get(row["layer"], row["layer"])
+        held = measured.get((place, row["part"]), {})
+        row |= {key: held[key] for key in WEIGHT_KEYS if key in held}
+
+
+def _compare(one: AdapterState, other: AdapterState, as_json: bool) -> None:
+    from orthotune.diagnosis.comparison import compare_adapters
+
+    rows, alone = compare_adapters(one, other)
+    if as_json:
+        found = {"adapters": [str(one.source), str(other.source)], "layers": [asdict(row) for row in rows]}
+        typer.echo(json.dumps(found | {"only_in_one": alone}, indent=2, ensure_ascii=False))
+        return
+    for row in rows:
+        name = f"{row.layer} ({row.part})" if row.part else row.layer
+        cosine = "" if row.cosine is None else f"   cosine {row.cosine:+.3f}"
+        typer.echo(f"{name:<48} {row.angle_mean:.4f} rad on average, {row.angle_max:.4f} at most{cosine}")
+    typer.echo(f"{len(rows)} rotations, {sum(row.angle_mean for row in rows) / len(rows):.4f} rad apart on average")
+    if alone:
+        typer.echo(f"Only in one of them, or on another side: {', '.join(alone)}")
 
 
 def _print(facts: dict[str, Any], console: Console) -> None:
@@ -99,6 +144,10 @@ def _print(facts: dict[str, Any], console: Console) -> None:
             f"{len(facts['transforms'])} layers run as exact transforms of their weights, which no single rotation is.",
             highlight=False,
         )
+    for one in facts["advice"]:
+        layers = one["layers"][:3] + (["..."] if len(one["layers"]) > 3 else [])
+        text = f"Warning: {one['warning']} ({', '.join(layers)}). {one['remedy']}."
+        console.print(text, style="yellow", highlight=False, markup=False)
     for warning in facts["warnings"]:
         console.print(f"Note: {warning}.", style="yellow", highlight=False)
     if facts["other_tensors"]:

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import typer
 
-from orthotune_cli import bench, compare, convert, demo, export, identify, inspect, merge, presets, report, train
+from orthotune_cli import (
+    bench,
+    combine,
+    compare,
+    convert,
+    demo,
+    evaluate,
+    export,
+    identify,
+    inspect,
+    merge,
+    presets,
+    report,
+    toy,
+    train,
+)
 from orthotune_cli.verbs import Verbs
 
 app = typer.Typer(
@@ -40,15 +55,18 @@ def options(
 
 app.add_typer(train.app, name="train")
 app.add_typer(compare.app, name="compare")
+app.add_typer(evaluate.app, name="evaluate")
 app.command("presets")(presets.presets)
 app.command("merge")(merge.merge)
 app.command("inspect")(inspect.inspect)
 app.command("identify")(identify.identify)
+app.command("combine")(combine.combine)
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("demo")(demo.demo)
 app.command("bench")(bench.bench)
+app.command("toy")(toy.toy)
 
 
 def main() -> None:

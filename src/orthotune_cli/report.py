@@ -9,7 +9,7 @@ import typer
 
 
 def report(
-    folder: Path = typer.Argument(help="Output folder of `orthotune train` or `orthotune compare`."),
+    folder: Path = typer.Argument(help="Output folder of `orthotune train` or `orthotune compare`, or an adapter's."),
 ) -> None:
     """Write one self-contained report.html: what was learned and forgotten, plots, settings, layers.
 
@@ -27,7 +27,9 @@ def report_on(folder: Path) -> Path:
     """
     from orthotune.report import write_report
 
-    return write_report(folder, adapter=_layers(folder / "adapter"))
+    # An adapter's own folder has no record of a run: the page then shows the adapter alone.
+    alone = (folder / "adapter_config.json").is_file() and not (folder / "run.json").is_file()
+    return write_report(folder, adapter=_layers(folder if alone else folder / "adapter"))
 
 
 def _layers(adapter: Path) -> dict[str, Any] | None:

@@ -10,7 +10,10 @@ from typer.core import TyperGroup
 from orthotune_cli.failures import explain
 
 #: From the main job to the side ones, as help lists them.
-ORDER = ("train", "compare", "presets", "inspect", "identify", "merge", "convert", "export", "report", "demo", "bench")
+ORDER = (
+    "train", "compare", "evaluate", "presets", "inspect", "identify", "merge", "combine", "convert", "export", "report",
+    "demo", "toy", "bench",
+)  # fmt: skip
 
 
 class Verbs(TyperGroup):

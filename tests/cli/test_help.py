@@ -8,7 +8,10 @@ import sys
 import pytest
 
 # in the order of help
-VERBS = ["train", "compare", "presets", "inspect", "identify", "merge", "convert", "export", "report", "demo", "bench"]
+VERBS = [
+    "train", "compare", "evaluate", "presets", "inspect", "identify", "merge", "combine", "convert", "export", "report",
+    "demo", "toy", "bench",
+]  # fmt: skip
 
 CODE = """
 import sys
@@ -24,7 +27,7 @@ assert not heavy, f"imported {{heavy}}"
 
 
 ASKED = [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)]
-ASKED += [["train", "sft", "--help"], ["compare", "sft", "--help"]]
+ASKED += [["train", "sft", "--help"], ["compare", "sft", "--help"], ["evaluate", "canny", "--help"]]
 
 
 @pytest.mark.parametrize("args", ASKED, ids=" ".join)

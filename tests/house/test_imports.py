@@ -23,12 +23,13 @@ BELOW: dict[str, set[str]] = {
     "loading": {"rotation", "layers", "tuner", "formats"},
     "merging": {"rotation", "kernels", "layers", "tuner", "formats", "loading"},
     "metrics": {"rotation"},
+    "diagnosis": {"rotation", "kernels", "layers", "formats"},
     "report": set(),
-    "training": {"rotation", "kernels", "quantized", "layers", "tuner", "formats", "metrics"},
+    "training": {"rotation", "kernels", "quantized", "layers", "tuner", "formats", "metrics", "diagnosis"},
     "worlds": {"training", "metrics"},
     "bench": {"kernels", "layers", "tuner", "training"},
     "recipes": {"rotation", "layers", "tuner", "formats", "metrics", "report", "training", "worlds"},
-    "__init__": {"tuner", "loading"},
+    "__init__": {"tuner", "loading", "diagnosis"},
 }
 #: Rooms that need few libraries say which; the standard library is free.
 LIBRARIES: dict[str, set[str]] = {

@@ -139,11 +139,17 @@ class RotationMap:
 
         ``known`` and ``spent`` are :func:`exact_rotation`'s; a series takes no notice of them.
         """
-        v = self.within_ball(v.to(torch.promote_types(v.dtype, torch.float32)))
-        v = v * self.scale if self.scaled else v
         if self.exact:
-            return exact_rotation(v, self.block_size, known, spent)
-        return neumann(unpack(v, self.block_size), self.terms, self.series == "legacy")
+            return exact_rotation(self._vector(v), self.block_size, known, spent)
+        return neumann(self.skew(v), self.terms, self.series == "legacy")
+
+    def skew(self, v: Tensor) -> Tensor:
+        """The skew blocks ``(rows, b, b)`` that the map is applied to: scaled, and within COFT's ball."""
+        return unpack(self._vector(v), self.block_size)
+
+    def _vector(self, v: Tensor) -> Tensor:
+        v = self.within_ball(v.to(torch.promote_types(v.dtype, torch.float32)))
+        return v * self.scale if self.scaled else v
 
     def connect(self, stored: Sequence[Tensor], R: Tensor, spent: Callable[[], None]) -> tuple[Tensor, ...]:
         """Known exact rotations of several layers, each with the gradient to its own stored numbers, in one node.

@@ -138,7 +138,9 @@ def _row(name: str, record: RunRecord) -> dict[str, Any]:
         "learning_rate": record.settings["learning_rate"],
         "seed": record.settings["seed"],
         "trainable_parameters": record.trainable_parameters,
-        **record.model_dump(include={"gain", "forgetting", "new_before", "new_after", "old_before", "old_after"}),
+        **record.model_dump(
+            include={"gain", "forgetting", "drift", "new_before", "new_after", "old_before", "old_after"}
+        ),
         **record.weights.model_dump(),
         "train_seconds": record.train_seconds,
         "seconds": record.seconds,

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from orthotune.metrics.drift import text_drift
 from orthotune.recipes.settings import WORLD, SFTSettings
 from orthotune.recipes.sft_data import examples_for
 from orthotune.training import adapters, sft_trainer
 from orthotune.training.causal_model import choose_dtype, load_model, load_tokenizer
 from orthotune.training.curve import draw_curve
+from orthotune.training.diagnosis_log import DiagnosisLog
 from orthotune.training.domain_loss import DomainLoss
 from orthotune.training.metrics_log import MetricsLog
 from orthotune.training.progress import ProgressBar
@@ -79,7 +81,8 @@ def _train(
     log = MetricsLog(home.metrics, from_step=step_of(checkpoint))
     progress = ProgressBar(log, settings.method, visible=bar)
     every = settings.eval_every or max(1, steps // 5)
-    for callback in (DomainLoss(log, sft_trainer.domain_rows(trainer), every), progress, *callbacks):
+    rows = sft_trainer.domain_rows(trainer)
+    for callback in (DomainLoss(log, rows, every), DiagnosisLog(log, every, say), progress, *callbacks):
         trainer.add_callback(callback)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -91,6 +94,8 @@ def _train(
         trainer.model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
     draw_curve(log.lines, home.path / "curve.png", f"{settings.method}, learning rate {settings.learning_rate:g}")
+    before = load_model(source, torch.float32) if full else None
+    drift = text_drift(trainer.model, rows["old"], before) if "old" in rows else None
     record = RunRecord(
         recipe="sft",
         method=settings.method,
@@ -101,7 +106,8 @@ def _train(
         total_parameters=total,
         steps=steps,
         **log.outcome(),
-        weights=weight_change(trainer.model, load_model(source, torch.float32) if full else None),
+        drift=None if drift is None else drift.kl,
+        weights=weight_change(trainer.model, before),
         seconds=round(time.monotonic() - began, 1),
         train_seconds=round(log.last("seconds") or 0.0, 1),
         notes=notes,

@@ -10,6 +10,8 @@ from typing import Any
 
 from orthotune.errors import OutputError
 from orthotune.report import wording
+from orthotune.report.curves import charts, frontier
+from orthotune.report.heat_map import heat_maps, histograms
 from orthotune.report.records import Records, read_records
 
 NAME = "report.html"
@@ -74,6 +76,11 @@ def render(records: Records) -> str:
         samples=[_Lenient(sample) for sample in records.samples],
         pictures={name: _data_uri(path) for name, path in records.pictures.items()},
         adapter=_Lenient(records.adapter),
+        charts=charts(records.metrics),
+        frontier=frontier(rows),
+        maps=heat_maps(records.adapter.get("layers") or []),
+        histograms=histograms(records.adapter.get("layers") or []),
+        advice=records.adapter.get("advice") or [],
         loading=_loading(records),
     )
 
@@ -87,6 +94,8 @@ class _Lenient(dict[str, Any]):
 
 def _title(records: Records) -> str:
     run = records.run
+    if not run and not records.comparison:
+        return f"Adapter: {records.folder.name}"
     if not run:
         return f"Comparison: {records.comparison.get('recipe') or records.folder.name}"
     model = (run.get("settings") or {}).get("model")

@@ -10,7 +10,7 @@ from typing import Any
 
 from orthotune.errors import DataError
 
-RUN, COMPARISON, SAMPLES = "run.json", "comparison.json", "samples.json"
+RUN, COMPARISON, SAMPLES, METRICS = "run.json", "comparison.json", "samples.json", "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Records:
         samples: texts before and after training.
         pictures: PNG files by name without suffix (``curve``, ``frontier``).
         adapter: what ``orthotune inspect --json`` says of the adapter.
+        metrics: the lines of ``metrics.jsonl``.
     """
 
     folder: Path
@@ -32,6 +33,7 @@ class Records:
     samples: list[Mapping[str, Any]] = field(default_factory=list)
     pictures: Mapping[str, Path] = field(default_factory=dict)
     adapter: Mapping[str, Any] = field(default_factory=dict)
+    metrics: list[Mapping[str, Any]] = field(default_factory=list)
 
 
 def read_records(folder: str | Path, adapter: Mapping[str, Any] | None = None) -> Records:
@@ -46,14 +48,28 @@ def read_records(folder: str | Path, adapter: Mapping[str, Any] | None = None) -
     """
     folder = Path(folder)
     run, comparison = _read(folder / RUN, {}), _read(folder / COMPARISON, {})
-    if not run and not comparison:
+    if not run and not comparison and not adapter:
         raise DataError(
             f"{folder} is not a finished run",
             got=f"neither {RUN} nor {COMPARISON}" if folder.is_dir() else "no such folder",
             do="Name the output folder of `orthotune train` or `orthotune compare`",
         )
     pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
-    return Records(folder, run, comparison, _read(folder / SAMPLES, []), pictures, adapter or {})
+    samples, metrics = _read(folder / SAMPLES, []), _lines(folder / METRICS)
+    return Records(folder, run, comparison, samples, pictures, adapter or {}, metrics)
+
+
+def _lines(path: Path) -> list[Mapping[str, Any]]:
+    """The lines that can be read: a run that was cut off may have left half a line."""
+    found: list[Mapping[str, Any]] = []
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        for text in texts:
+            line = json.loads(text)
+            found += [line] if isinstance(line, dict) else []
+    except (OSError, ValueError):
+        return found
+    return found
 
 
 def _read(path: Path, empty: Any) -> Any:

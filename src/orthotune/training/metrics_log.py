@@ -15,7 +15,7 @@ class MetricsLog:
     """Appends lines to a file; a resumed run first drops what lies beyond its checkpoint.
 
     A line has ``step``, ``seconds`` (since the start of training, interruptions left out) and, where measured,
-    ``train_loss``, ``learning_rate``, ``new_nats`` and ``old_nats`` (nats per token).
+    ``train_loss``, ``learning_rate``, ``new_nats`` and ``old_nats`` (nats per token), and ``diagnosis``.
 
     Args:
         path: the file.
@@ -24,13 +24,27 @@ class MetricsLog:
 
     def __init__(self, path: Path, from_step: int = 0) -> None:
         self.path = path
+        self._attached: Line = {}
         self.lines = [line for line in read_lines(path) if line["step"] <= from_step] if from_step else []
         with appearing(path) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
 
+    def attach(self, step: int, values: Line) -> None:
+        """Add ``values`` to the line of ``step`` when it comes; they get a line of their own if it does not."""
+        self.flush()
+        self._attached = {"step": step, **values}
+
+    def flush(self) -> None:
+        """Write what was attached to a line that has not come."""
+        if self._attached:
+            self.append(self._attached)
+
     def append(self, line: Line) -> None:
         """Add one line to the file, flushed so that others can follow the run."""
-        line = finite(line)
+        attached, self._attached = self._attached, {}
+        if attached and attached["step"] != line["step"]:
+            self.append(attached)
+        line = finite(attached | line if attached.get("step") == line["step"] else line)
         self.lines.append(line)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -32,6 +32,7 @@ class RunRecord(BaseModel):
     Args:
         gain: new_before - new_after; what was learned.
         forgetting: old_after - old_before.
+        drift: mean divergence of the next-token distributions on the old domain, KL(before || after).
         seconds: from loading the model to the written adapter; train_seconds: training steps only.
         artifacts: what was written, by kind, relative to the run directory.
     """
@@ -50,6 +51,7 @@ class RunRecord(BaseModel):
     old_before: float | None = None
     old_after: float | None = None
     forgetting: float | None = None
+    drift: float | None = None
     weights: WeightChange = WeightChange()
     seconds: float
     train_seconds: float

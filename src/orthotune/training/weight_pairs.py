@@ -25,12 +25,20 @@ def weight_change(model: nn.Module, base: Any | None = None) -> WeightChange:
         model: a model with an adapter, or, with ``base``, one whose own weights were trained.
         base: the pretrained model again, when there is no adapter.
     """
-    changes = layer_changes(_adapted(model) if base is None else _trained(model, base))
+    changes = layer_changes(weight_pairs(model, base))
     return WeightChange(
         orthogonality_error=worst_orthogonality_error(_rotations(model)),
         energy_change=max((change.energy for change in changes), default=None),
         angle_change=max((change.angles for change in changes), default=None),
     )
+
+
+def weight_pairs(model: nn.Module, base: Any | None = None) -> Iterator[Pair]:
+    """(layer, weight before, weight after) of every trained linear layer, one row per vector that is turned as a whole.
+
+    Arguments as for :func:`weight_change`. Shapes: ``(neurons, inputs)``.
+    """
+    return _adapted(model) if base is None else _trained(model, base)
 
 
 def _adapted(model: nn.Module) -> Iterator[Pair]:

@@ -1,0 +1,163 @@
+"""Tokens per second of one batch under several adapters, beside PEFT's LoRA and the frozen model."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from orthotune.bench import llama, machine
+from orthotune.bench.cells import Cell
+from orthotune.bench.contenders import STIR
+from orthotune.training.run_directory import appearing
+from orthotune.tuner.config import OFTConfig
+
+#: different adapters in a batch
+COUNTS = (1, 4, 16, 64)
+ROWS = 64
+BLOCK, RANK = 32, 16
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """One contender under one number of adapters.
+
+    Args:
+        contender: ``frozen``, ``lora`` or ``orthotune``.
+        adapters: different ones in the batch; rows take turns.
+        rows, tokens: of the batch, and tokens of each row (1: decoding).
+        tokens_per_second: median over the repetitions.
+        time_ratio: median of its time over the frozen model's in the same repetition.
+        device, machine, dtype, hidden, layers, repetitions, versions, commit: what it was measured on.
+    """
+
+    contender: str
+    adapters: int
+    rows: int
+    tokens: int
+    tokens_per_second: float
+    time_ratio: float
+    device: str
+    machine: str
+    dtype: str
+    hidden: int
+    layers: int
+    repetitions: int
+    versions: str
+    commit: str
+
+
+def measure(
+    hidden: int = 1024,
+    layers: int = 2,
+    tokens: Sequence[int] = (1, 32),
+    counts: Sequence[int] = COUNTS,
+    rows: int = ROWS,
+    repetitions: int = 20,
+    dtype: str = "bfloat16",
+) -> list[Throughput]:
+    """The table: every number of adapters, decoding and longer rows; on the GPU if there is one.
+
+    Contenders alternate, and a time is divided by that of the frozen model in the same repetition.
+
+    Example:
+        >>> len(measure(64, 1, (1,), (1, 2), 2, 2, "float32"))
+        6
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found: list[Throughput] = []
+    for count in counts:
+        models = {
+            name: _adapted(name, count, hidden, layers, dtype, device) for name in ("frozen", "lora", "orthotune")
+        }
+        names = [f"a{row % count}" for row in range(rows)]
+        for length in tokens:
+            x = torch.randn(rows, length, hidden, device=device, dtype=getattr(torch, dtype))
+            steps = {name: _step(model, x, None if name == "frozen" else names) for name, model in models.items()}
+            seconds = _alternate(steps, repetitions, device)
+            for name, times in seconds.items():
+                ratios = [own / floor for own, floor in zip(times, seconds["frozen"], strict=True)]
+                found.append(
+                    Throughput(
+                        name,
+                        count,
+                        rows,
+                        length,
+                        rows * length / median(times),
+                        median(ratios),
+                        device.type,
+                        machine.device_name(device),
+                        dtype,
+                        hidden,
+                        layers,
+                        repetitions,
+                        machine.versions(),
+                        machine.commit(),
+                    )
+                )
+    return found
+
+
+def _alternate(steps: dict[str, Callable[[], None]], repetitions: int, device: torch.device) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    with torch.no_grad():
+        for number in range(repetitions + 2):
+            for name, step in steps.items():
+                _wait(device)
+                began = time.perf_counter()
+                step()
+                _wait(device)
+                if number >= 2:  # two rounds to warm up
+                    found[name].append(time.perf_counter() - began)
+    return found
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _step(model: nn.Module, x: Tensor, names: list[str] | None) -> Callable[[], None]:
+    more: dict[str, Any] = {} if names is None else {"adapter_names": names}
+
+    def step() -> None:
+        model(inputs_embeds=x, use_cache=False, **more)
+
+    return step
+
+
+def _adapted(name: str, count: int, hidden: int, layers: int, dtype: str, device: torch.device) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        base, _, _ = llama.build(Cell(hidden=hidden, tokens=64, layers=layers))
+        base = nn.Module.to(base, device=device, dtype=getattr(torch, dtype)).requires_grad_(False).eval()
+        if name == "frozen":
+            return base
+        options: dict[str, Any] = {"target_modules": llama.PROJECTIONS}
+        oft = OFTConfig(oft_block_size=BLOCK, use_cayley_neumann=False, **options)
+        config = LoraConfig(r=RANK, lora_alpha=RANK, **options) if name == "lora" else oft
+        model: Any = get_peft_model(base, config, "a0")
+        for number in range(1, count):
+            model.add_adapter(f"a{number}", config)
+        for key, parameter in model.named_parameters():
+            if "lora_" in key or "oft_" in key:
+                parameter.data.add_(torch.randn(parameter.shape).to(parameter), alpha=STIR)
+    adapted: nn.Module = model.eval()
+    return adapted
+
+
+def write(rows: Sequence[Throughput], path: Path) -> None:
+    """The rows as CSV, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with appearing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Throughput)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)

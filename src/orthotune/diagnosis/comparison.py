@@ -1,0 +1,89 @@
+"""How far two adapters are from each other, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from orthotune.errors import AdapterFileError
+from orthotune.formats.adapter_state import AdapterState, LayerState
+from orthotune.rotation.measure import rotation_angles
+
+
+@dataclass(frozen=True)
+class LayerDistance:
+    """Two adapters at one matrix. Units: radians.
+
+    Args:
+        layer, part: where.
+        angle_max, angle_mean: by how much the planes of ``R_aᵀ R_b`` turn; 0 where both do the same.
+        cosine: between the packed numbers; -1 for opposite rotations, 0 for unrelated ones. None if one is the
+            identity, or if the blocks have different sizes.
+    """
+
+    layer: str
+    part: str
+    angle_max: float
+    angle_mean: float
+    cosine: float | None
+
+
+def compare_adapters(one: AdapterState, other: AdapterState) -> tuple[list[LayerDistance], list[str]]:
+    """The distance of two adapters at every layer that both turn on the same side, and the layers that only one has.
+
+    Blocks of different sizes are compared as the whole matrices that they stand for, if one size divides the other.
+
+    Raises:
+        AdapterFileError: no layer that both turn, or blocks that cannot be compared; names the layer.
+
+    Example:
+        >>> state = AdapterState({"q": LayerState({"": torch.ones(2, 3)})})
+        >>> compare_adapters(state, state)[0][0].angle_mean < 1e-6
+        True
+    """
+    shared = [name for name in one.layers if name in other.layers and _alike(one.layers[name], other.layers[name])]
+    if not shared:
+        raise AdapterFileError(
+            f"{one.source} and {other.source}", got="no layer that both turn, on the same side",
+            needed="adapters of the same layers of one model",
+        )  # fmt: skip
+    rows = [
+        _distance(name, part, one.layers[name], other.layers[name])
+        for name in shared
+        for part in one.layers[name].rotations
+    ]
+    return rows, sorted(set(one.layers) ^ set(other.layers) | ((set(one.layers) & set(other.layers)) - set(shared)))
+
+
+def _alike(a: LayerState, b: LayerState) -> bool:
+    return a.side == b.side and a.rotations.keys() == b.rotations.keys() and a.embedding == b.embedding
+
+
+def _distance(name: str, part: str, a: LayerState, b: LayerState) -> LayerDistance:
+    R, S = a.rotation(part).double(), b.rotation(part).double()
+    size = max(R.shape[-1], S.shape[-1])
+    if size % R.shape[-1] or size % S.shape[-1]:
+        raise AdapterFileError(f"layer '{name}'", got=f"blocks of {R.shape[-1]} and of {S.shape[-1]}",
+                               needed="sizes of which one divides the other")  # fmt: skip
+    v, w = a.vector(part).double().flatten(), b.vector(part).double().flatten()
+    norms = v.norm() * w.norm()
+    comparable = v.shape == w.shape and bool(norms > 0)
+    R, S = _large(R, size, a.shared), _large(S, size, b.shared)
+    if len({len(R), len(S)} - {1}) > 1:
+        raise AdapterFileError(f"layer '{name}'", got=f"{len(R)} and {len(S)} blocks of {size}", needed="as many")
+    angles = rotation_angles(R.mT @ S)
+    return LayerDistance(
+        name, part, angles.max().item(), angles.mean().item(), (v @ w / norms).item() if comparable else None
+    )
+
+
+def _large(R: Tensor, size: int, shared: bool) -> Tensor:
+    """Blocks joined into larger ones, ``(blocks, size, size)``; a shared block stays one."""
+    small = R.shape[-1]
+    times = size // small
+    if times == 1:
+        return R
+    groups = R.expand(times, -1, -1)[None] if shared else R.view(-1, times, small, small)
+    return torch.stack([torch.block_diag(*group) for group in groups])

@@ -1,0 +1,86 @@
+"""How far a model has moved where nobody asked it to: its next-token distributions before and after, on other texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orthotune.metrics.text_loss import IGNORED, TokenRow, _batches, _pad, _vocabulary
+
+
+@dataclass(frozen=True)
+class TextDrift:
+    """What changed in the predictions on texts.
+
+    Args:
+        kl: mean over the tokens of the Kullback-Leibler divergence KL(base || adapted), in nats per token.
+        kl_largest: that of the token where the two differ most.
+        same_choice: share of the tokens for which both models hold the same next token for the likeliest.
+        tokens: how many were counted.
+    """
+
+    kl: float
+    kl_largest: float
+    same_choice: float
+    tokens: int
+
+
+@torch.no_grad()
+def text_drift(model: Any, rows: Sequence[TokenRow], base: nn.Module | None = None) -> TextDrift:
+    """The drift of an adapted model on ``rows``, which should not be about what it was trained for.
+
+    Args:
+        model: a ``PeftModel``, or, with ``base``, any causal language model.
+        rows: tokens; those labelled -100 are seen but not counted.
+        base: the model before training; ``model`` with its adapters disabled if None.
+
+    Raises:
+        ValueError: no token to count.
+
+    Example:
+        >>> text_drift(model, token_rows(tokenizer, ["The sky is"], 64)).kl  # doctest: +SKIP
+        0.013
+    """
+    device = next(model.parameters()).device
+    total, largest, same, tokens = 0.0, 0.0, 0, 0
+    with _evaluating(model), _evaluating(model if base is None else base):
+        for batch in _batches(rows, _vocabulary(model)):
+            ids, labels, mask = (side.to(device) for side in _pad(batch))
+            counted = labels[:, 1:] != IGNORED
+            after = _log_probabilities(model, ids, mask)[counted]
+            without: AbstractContextManager[Any] = model.disable_adapter() if base is None else _nothing()
+            with without:
+                before = _log_probabilities(model if base is None else base, ids, mask)[counted]
+            divergence = (before.exp() * (before - after)).sum(-1).double()
+            total += divergence.sum().item()
+            largest = max(largest, divergence.max().item() if divergence.numel() else 0.0)
+            same += int((before.argmax(-1) == after.argmax(-1)).sum())
+            tokens += int(counted.sum())
+    if not tokens:
+        raise ValueError("no token to measure the drift on")
+    return TextDrift(total / tokens, largest, same / tokens, tokens)
+
+
+def _log_probabilities(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+    return logits.float().log_softmax(-1)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

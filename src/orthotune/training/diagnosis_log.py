@@ -1,0 +1,64 @@
+"""Logs, while an adapter trains, what its rotations do: into the run's own metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from orthotune.diagnosis.diagnose import Diagnosis, diagnose
+from orthotune.layers.base import OFTLayer
+from orthotune.training.metrics_log import Line, MetricsLog
+
+
+class DiagnosisLog(TrainerCallback):
+    """Adds ``diagnosis`` to the metrics of a step, as it is before the optimizer's.
+
+    ``diagnosis`` holds ``angle_mean``, ``angle_max`` (radians), ``orthogonality_error``, ``dead``, ``saturation`` and
+    ``gradient_norm`` over all layers, and ``advice``, the warnings. A warning is said once, when it first appears.
+
+    Args:
+        log: where the lines go.
+        every: steps between two lines.
+        say: where warnings go; nowhere if None.
+    """
+
+    def __init__(self, log: MetricsLog, every: int, say: Any = None) -> None:
+        self.log, self.every, self.say = log, every, say
+        self.said: set[str] = set()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any
+    ) -> None:
+        # The last moment at which gradients are there.
+        model, step = seen["model"], state.global_step + 1
+        if (step % self.every and step < state.max_steps) or not state.is_world_process_zero:
+            return
+        if not any(isinstance(m, OFTLayer) and any(m.rotations(n) for n in m.active_adapters) for m in model.modules()):
+            return
+        found = diagnose(model, weights=False)
+        # At the start of training an adapter does nothing yet, and so it should.
+        advice = [one for one in found.advice if step > self.every or "does nothing" not in one.warning]
+        self.log.attach(step, {"diagnosis": self._line(found) | {"advice": [str(one) for one in advice]}})
+        for one in advice:
+            if self.say is not None and one.warning.partition(":")[0] not in self.said:
+                self.said.add(one.warning.partition(":")[0])
+                self.say(f"Step {step}: {one}")
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:
+        self.log.flush()
+
+    @staticmethod
+    def _line(found: Diagnosis) -> Line:
+        rows, norms = found.rotations, [norm or 0.0 for norm in found.gradients.values()]
+        planes = [row.blocks * (row.block_size // 2) for row in rows]
+        balls = [row.saturation for row in rows if row.saturation is not None]
+        mean = sum(row.angle_mean * count for row, count in zip(rows, planes, strict=True)) / max(1, sum(planes))
+        return {
+            "angle_mean": mean,
+            "angle_max": max(row.angle_max for row in rows),
+            "orthogonality_error": max(row.orthogonality_error for row in rows),
+            "dead": sum(row.dead for row in rows) / len(rows),
+            "saturation": sum(balls) / len(balls) if balls else None,
+            "gradient_norm": sum(norm**2 for norm in norms) ** 0.5,
+        }
