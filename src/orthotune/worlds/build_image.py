@@ -40,21 +40,19 @@ def build(out: Path, work: Path, steps: int, seed: int, deadline: float) -> dict
     vae = new_vae(seed)
     plan = Plan(VAE_STEPS, peak=2e-3, deadline=deadline)
     # Photographs twice: they are few, and harder.
-    minutes = {"vae": train_vae(vae, torch.cat([pictures, photos, photos]), plan, work / "vae.pt", seed)}
+    train_vae(vae, torch.cat([pictures, photos, photos]), plan, work / "vae.pt", seed)
 
     tokenizer = new_tokenizer(WORDS)
     ids = token_ids(tokenizer, captions(scenes, sources, seed))
     unet, encoder = new_unet(seed), new_text_encoder(tokenizer, seed)
     plan = Plan(steps, peak=1e-3, deadline=deadline)
     latents = encode(vae, pictures) * vae.config.scaling_factor
-    minutes["denoiser"] = train_denoiser(
-        unet, encoder, latents, ids, plan, work / f"denoiser-seed-{seed}-steps-{steps}.pt", seed
-    )
+    train_denoiser(unet, encoder, latents, ids, plan, work / f"denoiser-seed-{seed}-steps-{steps}.pt", seed)
 
     plan = Plan(JUDGE_STEPS, peak=2e-3, average=0.99, deadline=deadline)
     seen, labels = views(sources, held_out=False, each=VIEWS, seed=seed)
-    digit, minutes["digit_judge"] = train_digit_judge(seen, labels, plan, work / "digit_judge.pt", seed)
-    subject, minutes["subject_judge"] = train_subject_judge(seen, plan, work / "subject_judge.pt", seed)
+    digit = train_digit_judge(seen, labels, plan, work / "digit_judge.pt", seed)
+    subject = train_subject_judge(seen, plan, work / "subject_judge.pt", seed)
 
     pipeline = as_pipeline(unet, encoder, vae, tokenizer)
     card: dict[str, object] = {
@@ -63,7 +61,6 @@ def build(out: Path, work: Path, steps: int, seed: int, deadline: float) -> dict
         "scenes": len(scenes),
         "steps": {"vae": VAE_STEPS, "judges": JUDGE_STEPS, "denoiser": steps},
         "seed": seed,
-        "minutes": {name: round(value, 1) for name, value in minutes.items()},
         "vae_decibels": {
             "scenes": round(signal_to_noise(vae, pictures[:1000]), 2),
             "photos": round(signal_to_noise(vae, photos[:1000]), 2),

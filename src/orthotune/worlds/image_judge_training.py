@@ -27,8 +27,8 @@ def views(sources: Sources, held_out: bool, each: int, seed: int) -> tuple[Tenso
     return pictures.view(len(rows), each, *pictures.shape[1:]), sources.labels[rows].long()
 
 
-def train_digit_judge(pictures: Tensor, labels: Tensor, plan: Plan, checkpoint: Path, seed: int) -> tuple[Judge, float]:
-    """A judge that names the digit; return it with the minutes."""
+def train_digit_judge(pictures: Tensor, labels: Tensor, plan: Plan, checkpoint: Path, seed: int) -> Judge:
+    """A judge that names the digit."""
     torch.manual_seed(seed)
     judge = Judge(DIGITS)
 
@@ -38,10 +38,11 @@ def train_digit_judge(pictures: Tensor, labels: Tensor, plan: Plan, checkpoint: 
         which = torch.randint(pictures.shape[1], (64,), generator=draw)
         return nn.functional.cross_entropy(judge(_worn(pictures[rows, which], draw)), labels[rows])
 
-    return judge, train(judge, loss_at, plan, checkpoint)
+    train(judge, loss_at, plan, checkpoint)
+    return judge
 
 
-def train_subject_judge(pictures: Tensor, plan: Plan, checkpoint: Path, seed: int) -> tuple[Judge, float]:
+def train_subject_judge(pictures: Tensor, plan: Plan, checkpoint: Path, seed: int) -> Judge:
     """A judge that gives two scenes of one handwritten digit the same direction, and others other ones.
 
     The loss is NT-Xent (Chen et al. 2020, SimCLR, equation 1) over 48 digits in two scenes each.
@@ -58,7 +59,8 @@ def train_subject_judge(pictures: Tensor, plan: Plan, checkpoint: Path, seed: in
         likeness = (unit @ unit.T / _TEMPERATURE).fill_diagonal_(-math.inf)
         return nn.functional.cross_entropy(likeness, torch.arange(96).roll(48))
 
-    return judge, train(judge, loss_at, plan, checkpoint)
+    train(judge, loss_at, plan, checkpoint)
+    return judge
 
 
 def examine(digit: Judge, subject: Judge, pictures: Tensor, labels: Tensor) -> dict[str, float]:

@@ -87,8 +87,8 @@ def train_denoiser(
     checkpoint: Path,
     seed: int,
     batch: int = 32,
-) -> float:
-    """Train both on scaled latents [n, 4, 8, 8] with their captions' ``ids`` [n, LENGTH]; return the minutes."""
+) -> None:
+    """Train both on scaled latents [n, 4, 8, 8] with their captions' ``ids`` [n, LENGTH]."""
     scheduler = new_scheduler()
     ratio = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     weight = ratio.clamp(max=_SNR_CEILING) / ratio
@@ -103,7 +103,7 @@ def train_denoiser(
         guess = unet(scheduler.add_noise(clean, noise, times), times, states).sample
         return (weight[times] * (guess - noise).square().mean((1, 2, 3))).mean()
 
-    return train(nn.ModuleDict({"unet": unet, "encoder": encoder}), loss_at, plan, checkpoint)
+    train(nn.ModuleDict({"unet": unet, "encoder": encoder}), loss_at, plan, checkpoint)
 
 
 def as_pipeline(

@@ -88,3 +88,6 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
     # Stored in half precision to be small, but meant to be trained: without a dtype, loading gives float32.
     change_config(folder / "text_encoder" / "config.json", dtype="float32")
+    # A merge to a line, indented, is most of this file.
+    words = folder / "tokenizer" / "tokenizer.json"
+    words.write_text(json.dumps(json.loads(words.read_text()), separators=(",", ":")))

@@ -34,8 +34,8 @@ class Plan:
     deadline: float = math.inf
 
 
-def train(module: nn.Module, loss_at: Callable[[int], Tensor], plan: Plan, checkpoint: Path) -> float:
-    """Train ``module`` in place, going on from ``checkpoint``; return the minutes over all runs.
+def train(module: nn.Module, loss_at: Callable[[int], Tensor], plan: Plan, checkpoint: Path) -> None:
+    """Train ``module`` in place, going on from ``checkpoint`` if there is one.
 
     Raises:
         OutOfTime: the deadline passed; the checkpoint was written, and the next call goes on from it.
@@ -84,7 +84,6 @@ def train(module: nn.Module, loss_at: Callable[[int], Tensor], plan: Plan, check
         for weight, value in zip(weights, mean, strict=True):
             weight.copy_(value)
     module.eval()
-    return spent + (time.monotonic() - began) / 60
 
 
 def _rate(step: int, plan: Plan) -> float:

@@ -32,8 +32,8 @@ def new_vae(seed: int) -> AutoencoderKL:
     )
 
 
-def train_vae(vae: AutoencoderKL, pictures: Tensor, plan: Plan, checkpoint: Path, seed: int, batch: int = 8) -> float:
-    """Train ``vae`` on uint8 [n, 3, 32, 32]; return the minutes. Its scale then gives the latents unit variance."""
+def train_vae(vae: AutoencoderKL, pictures: Tensor, plan: Plan, checkpoint: Path, seed: int, batch: int = 8) -> None:
+    """Train ``vae`` on uint8 [n, 3, 32, 32]; its scale then gives the latents unit variance."""
 
     def loss_at(step: int) -> Tensor:
         draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -42,10 +42,9 @@ def train_vae(vae: AutoencoderKL, pictures: Tensor, plan: Plan, checkpoint: Path
         error = vae.decode(posterior.sample(draw)).sample - inputs
         return error.abs().mean() + error.square().mean() + _KL * posterior.kl().mean() / posterior.mean[0].numel()
 
-    minutes = train(vae, loss_at, plan, checkpoint)
+    train(vae, loss_at, plan, checkpoint)
     some = encode(vae, pictures[torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))[:2000]])
     vae.register_to_config(scaling_factor=round(1 / some.std().item(), 4))
-    return minutes
 
 
 @torch.no_grad()
