@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from orthotune.kernels import huge_pages
 from orthotune.kernels.rotate import rotate_rows, rotate_stack
 from orthotune.kernels.turn_once import RUN, turn_once
 
@@ -84,7 +85,7 @@ def turn_weight(W: Tensor, steps: Sequence[Step], out: Tensor | None = None, run
         >>> turn_weight(torch.ones(1, 2).bfloat16(), [Step("scale_rows", torch.tensor([3.0]))])
         tensor([[3., 3.]], dtype=torch.bfloat16)
     """
-    out = torch.empty_like(W, requires_grad=False) if out is None else out
+    out = huge_pages.empty_like(W) if out is None else out
     with torch.no_grad(), torch.autocast(W.device.type, enabled=False):
         if W.dim() == 2:
             _turn_matrix(W, steps, out, run)
@@ -97,7 +98,15 @@ def turn_weight(W: Tensor, steps: Sequence[Step], out: Tensor | None = None, run
 def _turn_matrix(W: Tensor, steps: Sequence[Step], out: Tensor, run: int) -> None:
     for rows, columns in _windows(W, steps, run):
         own = [step.within(rows, columns) for step in steps]
-        out[rows, columns].copy_(turn_whole(W[rows, columns], own))
+        here, there = W[rows, columns], out[rows, columns]
+        if W.device.type == "cpu" and own[-1].kind == "columns" and own[-1].factor.shape[0] > 1:
+            # The last product is rounded out of its own layout: no float32 copy in between.
+            R, wide = own[-1].factor, turn_whole(here, own[:-1])
+            blocks = (R.shape[0], R.shape[-1])
+            product = torch.bmm(wide.unflatten(1, blocks).transpose(0, 1), R.to(wide.dtype))
+            there.unflatten(1, blocks).transpose(0, 1).copy_(product)
+        else:
+            there.copy_(turn_whole(here, own))
 
 
 def _windows(W: Tensor, steps: Sequence[Step], run: int) -> Iterator[tuple[slice, slice]]:

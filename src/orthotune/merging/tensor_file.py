@@ -16,6 +16,7 @@ from torch import Tensor
 
 from orthotune.errors import AdapterFileError, OutputError
 from orthotune.formats.safetensors_file import check_header
+from orthotune.kernels import huge_pages
 
 #: The number types that a weight can turn in, by their name in a header.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -45,7 +46,7 @@ class Entry:
                 f"tensor '{self.name}' of {self.path}", got=f"type {self.dtype}, shape {list(self.shape)}",
                 needed=f"plain numbers of type {', '.join(FLOATS)}",
             )  # fmt: skip
-        raw = torch.empty(self.size, dtype=torch.uint8)
+        raw = huge_pages.advised(torch.empty(self.size, dtype=torch.uint8))
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.start)
             view, done = _bytes(raw), 0
