@@ -96,3 +96,13 @@ def test_memory_is_a_few_runs(kind: Any, stored: str) -> None:
     with _Live() as at_once:
         turn_whole(W, [Step(kind, R)])
     assert at_once.most >= 2 * W.nbytes  # the counter counts
+
+
+def test_a_weight_of_another_layout_is_turned_into_the_same_layout() -> None:
+    blocks = torch.linalg.qr(torch.randn(512, 4, 4, generator=torch.Generator().manual_seed(0)))[0]
+    W = torch.randn(2048, 1031, generator=torch.Generator().manual_seed(1)).t()
+    turned = turn_weight(W, [Step("columns", blocks)])
+    assert turned.stride() == W.stride()
+    reference = (W.double().view(1031, 512, 1, 4) @ blocks.double()).view(1031, 2048)
+    # A dot product of four float32 numbers of size 4 at most.
+    torch.testing.assert_close(turned.double(), reference, atol=2e-6, rtol=0)

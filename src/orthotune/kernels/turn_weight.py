@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from orthotune.kernels import huge_pages
 from orthotune.kernels.rotate import rotate_rows, rotate_stack
 from orthotune.kernels.turn_once import RUN, turn_once
 
@@ -85,7 +84,7 @@ def turn_weight(W: Tensor, steps: Sequence[Step], out: Tensor | None = None, run
         >>> turn_weight(torch.ones(1, 2).bfloat16(), [Step("scale_rows", torch.tensor([3.0]))])
         tensor([[3., 3.]], dtype=torch.bfloat16)
     """
-    out = huge_pages.empty_like(W) if out is None else out
+    out = torch.empty_like(W, requires_grad=False) if out is None else out
     with torch.no_grad(), torch.autocast(W.device.type, enabled=False):
         if W.dim() == 2:
             _turn_matrix(W, steps, out, run)

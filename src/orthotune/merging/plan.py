@@ -12,7 +12,7 @@ from orthotune.formats.safetensors_file import shortened
 from orthotune.layers.base import OFTLayer
 from orthotune.merging.checkpoint import Checkpoint
 from orthotune.merging.skeleton import ADAPTER, Skeleton
-from orthotune.merging.tensor_file import FLOATS, Entry
+from orthotune.merging.tensor_file import FLOATS, Entry, Room
 from orthotune.merging.weight_merge import merge_copy, merge_weight, release
 
 #: Layers whose rotations are kept, and experts whose other tensors wait for their turn: the tensors of two stacks of
@@ -45,6 +45,7 @@ class Plan:
             for name in copy
         }
         self._recent: list[OFTLayer] = []
+        self._room = Room()
         self._waiting: dict[tuple[str, int], dict[str, Tensor]] = {}
         faults = [fault for name in sorted(skeleton.changed) if (fault := self._fault(name))]
         if faults:
@@ -99,7 +100,7 @@ class Plan:
         return None
 
     def changed(self, entry: Entry) -> Tensor | None:
-        """The new numbers of a tensor, or None when it stays as it is."""
+        """The new numbers of a tensor, until the next ones are asked for, or None when it stays as it is."""
         parameter = self.parameter_of.get(entry.name)
         if parameter is None:
             return None
@@ -116,7 +117,7 @@ class Plan:
         index, _ = origin.place(entry.name)
         names = origin.copies[index]
         if not origin.stacked and len(names) == 1:
-            return merge_weight(layer, name, entry.read(), ADAPTER)
+            return merge_weight(layer, name, entry.read(self._room), ADAPTER)
         if entry.name not in self._waiting.get((parameter, index), {}):
             pieces = [self.entries[piece].read() for piece in names]
             rows = [piece.shape[0] for piece in pieces]

@@ -16,12 +16,31 @@ from torch import Tensor
 
 from orthotune.errors import AdapterFileError, OutputError
 from orthotune.formats.safetensors_file import check_header
-from orthotune.kernels import huge_pages
 
 #: The number types that a weight can turn in, by their name in a header.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 #: Bytes that are copied at once.
 COPIED = 1 << 23
+
+
+class Room:
+    """Memory that tensors are read into one after another: fresh memory for each costs more than reading it.
+
+    Example:
+        >>> room = Room()
+        >>> room.take(8).data_ptr() == room.take(4).data_ptr()
+        True
+    """
+
+    def __init__(self) -> None:
+        self._raw = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, size: int) -> Tensor:
+        """``size`` bytes; what was taken before is written over."""
+        if len(self._raw) < size:
+            self._raw = torch.empty(0, dtype=torch.uint8)  # lets go of the old ones first
+            self._raw = torch.empty(size, dtype=torch.uint8)
+        return self._raw[:size]
 
 
 @dataclass(frozen=True)
@@ -35,8 +54,8 @@ class Entry:
     start: int
     size: int
 
-    def read(self) -> Tensor:
-        """The tensor, in memory of its own.
+    def read(self, room: Room | None = None) -> Tensor:
+        """The tensor, in memory of its own, or in ``room`` until that is taken again.
 
         Raises:
             AdapterFileError: its numbers are no plain floating-point numbers, or the file ends before it does.
@@ -46,7 +65,7 @@ class Entry:
                 f"tensor '{self.name}' of {self.path}", got=f"type {self.dtype}, shape {list(self.shape)}",
                 needed=f"plain numbers of type {', '.join(FLOATS)}",
             )  # fmt: skip
-        raw = huge_pages.advised(torch.empty(self.size, dtype=torch.uint8))
+        raw = torch.empty(self.size, dtype=torch.uint8) if room is None else room.take(self.size)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.start)
             view, done = _bytes(raw), 0
