@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from orthotune_cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
+
 #: What --to takes, here once more so that help need not load the table; tests compare the two.
 TARGETS = (
     "comfyui, lycoris, kohya-oft, kohya-oft-v2, kohya-boft, onetrainer, peft, peft-0.16, peft-0.14, peft-0.8, "
@@ -28,11 +30,11 @@ def convert(
     approximate: bool = typer.Option(False, "--approximate", help="Allow what is nearly the same; prints the error."),
     linear: bool = typer.Option(False, "--linear", help="No layer of the adapter is a convolution."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is at OUT."),
-    series: str = typer.Option(None, "--series", help="What the file does not say: current or legacy Neumann series."),
-    coft: bool = typer.Option(None, "--coft/--no-coft", help="The same: whether the run kept to a ball."),
-    eps: float = typer.Option(None, "--eps", help="The same: radius of that ball."),
-    project: str = typer.Option(None, "--project", help="The same: oft-control or oft-db, for a shared .R."),
-    boft_conv: str = typer.Option(None, "--boft-conv", help="The same: rows or scrambled, for PEFT's BOFT."),
+    series: str = SERIES,
+    coft: bool = COFT,
+    eps: float = EPS,
+    project: str = PROJECT,
+    boft_conv: str = BOFT_CONV,
 ) -> None:
     """Write an adapter for the tool that is to load it: without loss, or not at all unless --approximate is given.
 
@@ -40,7 +42,7 @@ def convert(
     """
     for line in convert_adapter(
         adapter, out, to, base=base, dry_run=dry_run, approximate=approximate, linear=linear, overwrite=overwrite,
-        said={"series": series, "coft": coft, "eps": eps, "project": project, "boft_conv": boft_conv},
+        options=said(series, coft, eps, project, boft_conv),
     ):  # fmt: skip
         typer.echo(line)
 
@@ -55,12 +57,12 @@ def convert_adapter(
     approximate: bool = False,
     linear: bool = False,
     overwrite: bool = False,
-    said: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
 ) -> list[str]:
     """Convert ``adapter`` and return what is to be told about it.
 
     Args:
-        said: what the file does not say about itself, fields of :class:`orthotune.formats.ReadOptions`.
+        options: what the file does not say about itself, fields of :class:`orthotune.formats.ReadOptions`.
 
     Raises:
         AdapterFileError: the adapter or the base is damaged, or they do not belong together.
@@ -81,7 +83,7 @@ def convert_adapter(
 
     if overwrite:
         refuse_place_of_adapter(out, adapter)
-    state = read_adapter(adapter, ReadOptions(**(said or {})))
+    state = read_adapter(adapter, ReadOptions(**(options or {})))
     weights = open_base(base) if base is not None and to != DIFF else None
     shapes = {}
     if weights is not None:
@@ -91,7 +93,7 @@ def convert_adapter(
     lines = [f"layers        {len(state.layers) + len(state.transforms)}", f"from          {state.format}"]
     lines += [f"note          {warning}" for warning in _notes(state, folder)]
     if to == DIFF:
-        return lines + _diff(adapter, out, base, said or {}, dry_run, overwrite)
+        return lines + _diff(adapter, out, base, options or {}, dry_run, overwrite)
     planned = plan(state, to, shapes, linear=linear)
     lines.append(f"to            {to} ({TARGETS[to].tool}), {planned.verdict}")
     lines += [f"note          {note}" for note in planned.notes]
@@ -120,7 +122,7 @@ def _why(planned: Plan) -> list[str]:
 
 
 def _diff(
-    adapter: Path, out: Path, base: Path | None, said: dict[str, Any], dry_run: bool, overwrite: bool
+    adapter: Path, out: Path, base: Path | None, options: dict[str, Any], dry_run: bool, overwrite: bool
 ) -> list[str]:
     from orthotune.errors import ConfigError
     from orthotune_cli.export import export_adapter
@@ -130,7 +132,7 @@ def _diff(
     lines = ["to            diff, exact for this base alone, and no orthogonal adapter any more"]
     if dry_run:
         return [*lines, "Nothing was written."]
-    export_adapter(adapter, out, base, "diff", options=said, overwrite=overwrite, say=lines.append)
+    export_adapter(adapter, out, base, "diff", options=options, overwrite=overwrite, say=lines.append)
     return lines
 
 
@@ -141,7 +143,7 @@ def _write(state: AdapterState, out: Path, to: str, weights: BaseWeights | None,
 
     modules = None if weights is None else weights.modules
     if TARGETS[to].folder:
-        with new_folder(out, overwrite=overwrite) as folder:
+        with new_folder(out, overwrite=overwrite, named="OUT") as folder:
             write_adapter(state, folder, to, modules)
         return
     _check_file(out, overwrite)

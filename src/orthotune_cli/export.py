@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from orthotune_cli.merge import StrengthKind
+from orthotune_cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -32,13 +33,15 @@ def export(
     to: Kind = typer.Option(..., "--to", help="dense: merged model. lora: by SVD. diff: the change of each weight."),
     rank: int = typer.Option(None, "--rank", min=1, help="LoRA: rank of every layer, or the most with --error."),
     error: float = typer.Option(None, "--error", min=0.0, help="LoRA: relative error of every layer at most."),
-    series: str = typer.Option(None, "--series", help="What the file does not say: current or legacy Neumann series."),
-    coft: bool = typer.Option(None, "--coft/--no-coft", help="The same: whether the run kept to a ball."),
-    eps: float = typer.Option(None, "--eps", help="The same: radius of that ball."),
-    project: str = typer.Option(None, "--project", help="The same: oft-control or oft-db, for a shared .R."),
-    boft_conv: str = typer.Option(None, "--boft-conv", help="The same: rows or scrambled, for PEFT's BOFT."),
+    series: str = SERIES,
+    coft: bool = COFT,
+    eps: float = EPS,
+    project: str = PROJECT,
+    boft_conv: str = BOFT_CONV,
     strength: float = typer.Option(1.0, "--strength", "-t", help="0 the base, 0.5 half of every angle, 1 the adapter."),
-    kind: StrengthKind = typer.Option(StrengthKind.GEODESIC, "--strength-kind", help="What lies between."),
+    kind: StrengthKind = typer.Option(
+        None, "--strength-kind", help="What lies between. Default: as the file's own tool does, or geodesic."
+    ),
     partial: bool = typer.Option(False, "--partial", help="Leave out layers of the adapter that the base has not."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is at OUT."),
 ) -> None:
@@ -57,10 +60,10 @@ def export(
         raise typer.BadParameter("--rank and --error are for --to lora")
     if to is Kind.LORA and rank is None and error is None:
         raise typer.BadParameter("--to lora needs --rank or --error")
-    said = {"series": series, "coft": coft, "eps": eps, "project": project, "boft_conv": boft_conv}
+    options = said(series, coft, eps, project, boft_conv)
     export_adapter(
-        adapter, out, base, to.value, rank=rank, error=error, options=said, strict=not partial, overwrite=overwrite,
-        say=typer.echo, strength=strength, kind=kind.value,
+        adapter, out, base, to.value, rank=rank, error=error, options=options, strict=not partial, overwrite=overwrite,
+        say=typer.echo, strength=strength, kind=kind and kind.value,
     )  # fmt: skip
 
 
@@ -77,7 +80,7 @@ def export_adapter(
     overwrite: bool = False,
     say: Any = print,
     strength: float = 1.0,
-    kind: Any = "geodesic",
+    kind: Any = None,
 ) -> Path:
     """Export ``adapter`` on ``base`` to ``out``, which appears when it is complete.
 

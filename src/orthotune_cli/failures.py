@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 
 #: What a missing package belongs to, so that the message can name the command that installs it.
@@ -15,6 +16,8 @@ EXTRAS = {
     "PIL": "image",
     "bitsandbytes": "quant-bnb",
     "gptqmodel": "quant-gptq",
+    "optimum-quanto": "quant-quanto",
+    "optimum.quanto": "quant-quanto",
     "optimum": "quant-gptq",
     "aqlm": "quant-aqlm",
     "hqq": "quant-hqq",
@@ -39,13 +42,19 @@ def explain(error: BaseException) -> tuple[str, int]:
         ('Stopped.', 130)
     """
     if isinstance(error, KeyboardInterrupt):
-        return "Stopped.", INTERRUPTED
+        # A shell reads 128 and the signal's number; Ctrl-C is signal 2.
+        return str(error) or "Stopped.", 128 + getattr(error, "number", INTERRUPTED - 128)
     if isinstance(error, OSError):
         return _explain_os(error), BAD_INPUT
     if isinstance(error, ModuleNotFoundError):
-        package = (error.name or "").split(".")[0]
-        if package in EXTRAS:
-            return f"This needs {package}. Install it with: pip install 'orthotune[{EXTRAS[package]}]'", BAD_INPUT
+        package = next((name for name in EXTRAS if f"{error.name}.".startswith(f"{name}.")), None)
+        if package is not None:
+            return f"This needs {package}. {_install(package)}", BAD_INPUT
+    elif isinstance(error, ImportError) and error.name is None:
+        # A library words itself what it lacks; an import that fails of itself names the module.
+        words = re.findall(r"[\w.-]+", str(error).lower())
+        package = next((name for name in EXTRAS if name in words), None)
+        return str(error) + (f"\n{_install(package)}" if package else ""), BAD_INPUT
     # Whoever raised one has already imported the package, so this costs nothing when it matters.
     errors = sys.modules.get("orthotune.errors")
     if errors is not None and isinstance(error, errors.OrthotuneError):
@@ -53,10 +62,14 @@ def explain(error: BaseException) -> tuple[str, int]:
     return f"{type(error).__name__}: {error}\nRun the same command with --debug to see where.", UNEXPECTED
 
 
+def _install(package: str) -> str:
+    return f"Install it with: pip install 'orthotune[{EXTRAS[package]}]'"
+
+
 def _explain_os(error: OSError) -> str:
     place = str(error.filename2 or error.filename or "") or "a file"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk is full: {place} could not be written. Free some space or choose another place with --out."
+        return f"The disk is full: {place} could not be written. Free some space or choose another place."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{place} may not be written or read ({error.strerror}). Choose another place or mend its permissions."
     if error.errno == errno.ENOENT:

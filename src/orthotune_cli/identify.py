@@ -8,9 +8,17 @@ from typing import Any
 
 import typer
 
+from orthotune_cli.plain_text import plain
+from orthotune_cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
+
 
 def identify(
     adapter: Path = typer.Argument(help="A file, or a folder with adapter_config.json."),
+    series: str = SERIES,
+    coft: bool = COFT,
+    eps: float = EPS,
+    project: str = PROJECT,
+    boft_conv: str = BOFT_CONV,
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of text."),
 ) -> None:
     """Say what an adapter file is: format, probable producer, side, blocks, and what it can be converted into.
@@ -20,8 +28,9 @@ def identify(
     import json
 
     from orthotune.formats.identify import identify as look
+    from orthotune.formats.read_options import ReadOptions
 
-    facts = asdict(look(adapter))
+    facts = plain(asdict(look(adapter, ReadOptions(**said(series, coft, eps, project, boft_conv)))))
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return

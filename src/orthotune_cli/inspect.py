@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from orthotune_cli.plain_text import plain
+from orthotune_cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -22,23 +25,33 @@ def inspect(
     adapter: Path = typer.Argument(help="Adapter: a folder as PEFT writes it, or one file of any format."),
     base: str = typer.Option(None, "--base", "-b", help="Model to measure weights on, too: a path or a hub name."),
     compare: Path = typer.Option(None, "--compare", help="Another adapter: the angle between both, layer by layer."),
+    series: str = SERIES,
+    coft: bool = COFT,
+    eps: float = EPS,
+    project: str = PROJECT,
+    boft_conv: str = BOFT_CONV,
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of a table."),
 ) -> None:
     """Show blocks, sides, parameters, rotation angles and orthogonality of an adapter, layer by layer, and warnings.
 
     Example: orthotune inspect runs/demo/adapter
     """
+    if compare is not None and base is not None:
+        raise typer.BadParameter("--compare looks at two files; leave --base out")
     from rich.console import Console
 
+    from orthotune.formats.read_options import ReadOptions
     from orthotune.formats.roster import read_adapter
 
-    state = read_adapter(adapter)
+    options = said(series, coft, eps, project, boft_conv)
+    state = read_adapter(adapter, ReadOptions(**options))
     if compare is not None:
-        _compare(state, read_adapter(compare), as_json)
+        _compare(state, read_adapter(compare, ReadOptions(**options)), as_json)
         return
     facts = collect(state)
     if base is not None:
-        _add_weights(facts, adapter, base)
+        _add_weights(facts, adapter, base, options)
+    facts = plain(facts)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
@@ -88,17 +101,18 @@ def collect(state: AdapterState) -> dict[str, Any]:
         "angle_max": max(row["angle_max"] for row in rows),
         "angle_mean": sum(row["angle_mean"] * n for row, n in zip(rows, planes, strict=True)) / max(sum(planes), 1),
         "orthogonality_error": max(row["orthogonality_error"] for row in rows),
+        "angle_top": found["angle_top"],
         "advice": found["advice"],
         "layers": rows,
     }
 
 
-def _add_weights(facts: dict[str, Any], adapter: Path, base: str) -> None:
+def _add_weights(facts: dict[str, Any], adapter: Path, base: str, options: dict[str, Any]) -> None:
     """What happens to the weights of the base: energy, spectrum and distance, into the rows of the layers."""
     from orthotune import diagnose, load_adapter
     from orthotune_cli.base_model import load_base
 
-    model, report = load_adapter(load_base(base, "float32").model, adapter, "inspected")
+    model, report = load_adapter(load_base(base, "float32").model, adapter, "inspected", **options)
     found = diagnose(model, "inspected").record()["layers"]
     measured = {(row["layer"], row["part"]): row for row in found}
     for row in facts["layers"]:
@@ -108,20 +122,31 @@ def _add_weights(facts: dict[str, Any], adapter: Path, base: str) -> None:
 
 
 def _compare(one: AdapterState, other: AdapterState, as_json: bool) -> None:
+    found = plain(compared(one, other))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    rows = found["layers"]
+    for row in rows:
+        name = f"{row['layer']} ({row['part']})" if row["part"] else row["layer"]
+        cosine = "" if row["cosine"] is None else f"   cosine {row['cosine']:+.3f}"
+        typer.echo(f"{name:<48} {row['angle_mean']:.4f} rad on average, {row['angle_max']:.4f} at most{cosine}")
+    typer.echo(f"{len(rows)} rotations, {sum(row['angle_mean'] for row in rows) / len(rows):.4f} rad apart on average")
+    if found["only_in_one"]:
+        typer.echo(f"Only in one of them, or on another side: {', '.join(found['only_in_one'])}")
+
+
+def compared(one: AdapterState, other: AdapterState) -> dict[str, Any]:
+    """The angle between two adapters, layer by layer, as plain values ready for JSON. Units: radians.
+
+    Raises:
+        AdapterFileError: they turn no layer in common, or their blocks cannot be compared.
+    """
     from orthotune.diagnosis.comparison import compare_adapters
 
     rows, alone = compare_adapters(one, other)
-    if as_json:
-        found = {"adapters": [str(one.source), str(other.source)], "layers": [asdict(row) for row in rows]}
-        typer.echo(json.dumps(found | {"only_in_one": alone}, indent=2, ensure_ascii=False))
-        return
-    for row in rows:
-        name = f"{row.layer} ({row.part})" if row.part else row.layer
-        cosine = "" if row.cosine is None else f"   cosine {row.cosine:+.3f}"
-        typer.echo(f"{name:<48} {row.angle_mean:.4f} rad on average, {row.angle_max:.4f} at most{cosine}")
-    typer.echo(f"{len(rows)} rotations, {sum(row.angle_mean for row in rows) / len(rows):.4f} rad apart on average")
-    if alone:
-        typer.echo(f"Only in one of them, or on another side: {', '.join(alone)}")
+    adapters = [str(one.source), str(other.source)]
+    return {"adapters": adapters, "layers": [asdict(row) for row in rows], "only_in_one": alone}
 
 
 def _print(facts: dict[str, Any], console: Console) -> None:
@@ -129,13 +154,13 @@ def _print(facts: dict[str, Any], console: Console) -> None:
     ball = "" if facts["coft_eps"] is None else f", COFT eps {facts['coft_eps']:g}"
     scaled = ", scaled parameters" if facts["scaled"] else ""
     beyond = facts["beyond_stock_peft"]
-    console.print(f"[bold]{facts['adapter']}[/]", highlight=False)
+    console.print(facts["adapter"], style="bold", highlight=False, markup=False)
     console.print(f"format        {facts['format']}", highlight=False)
-    console.print(f"base model    {facts['base_model'] or 'not recorded'}", highlight=False)
+    console.print(f"base model    {facts['base_model'] or 'not recorded'}", highlight=False, markup=False)
     console.print(f"map           {facts['map']}{series}{ball}{scaled}", highlight=False)
     stock = f"cannot load it, because of {', '.join(beyond)}" if beyond else "can load it"
     stock = "another format, see `orthotune convert`" if beyond is None else stock
-    console.print(f"stock PEFT    {stock}", highlight=False)
+    console.print(f"stock PEFT    {stock}", highlight=False, markup=False)
     console.print(_table(facts))
     if facts["magnitudes"]:
         console.print(f"{facts['magnitudes']} layers have a trained magnitude per output neuron.", highlight=False)
@@ -149,9 +174,9 @@ def _print(facts: dict[str, Any], console: Console) -> None:
         text = f"Warning: {one['warning']} ({', '.join(layers)}). {one['remedy']}."
         console.print(text, style="yellow", highlight=False, markup=False)
     for warning in facts["warnings"]:
-        console.print(f"Note: {warning}.", style="yellow", highlight=False)
+        console.print(f"Note: {warning}.", style="yellow", highlight=False, markup=False)
     if facts["other_tensors"]:
-        console.print(f"Other tensors saved: {', '.join(facts['other_tensors'])}", highlight=False)
+        console.print(f"Other tensors saved: {', '.join(facts['other_tensors'])}", highlight=False, markup=False)
     console.print(
         f"[bold]{facts['parameters']:,} parameters[/] in {len(facts['layers'])} rotations; "
         f"angles {facts['angle_mean']:.4f} rad on average, {facts['angle_max']:.4f} at most; "

@@ -38,7 +38,9 @@ def merge(
         None, "--quantization", help="Quantize the base on loading, as in training (nf4, ...): the adapter fits that."
     ),
     strength: float = typer.Option(1.0, "--strength", "-t", help="0 the base, 0.5 half of every angle, 1 the adapter."),
-    kind: StrengthKind = typer.Option(StrengthKind.GEODESIC, "--strength-kind", help="What lies between."),
+    kind: StrengthKind = typer.Option(
+        None, "--strength-kind", help="What lies between. Default: as the file's own tool does, or geodesic."
+    ),
 ) -> None:
     """Merge an adapter into its base model and save an ordinary model, with its tokenizer.
 
@@ -49,11 +51,11 @@ def merge(
             raise typer.BadParameter("--stream keeps the number types of the files; leave --dtype out")
         if dequantize or quantization:
             raise typer.BadParameter("--stream merges plain files only; leave --dequantize and --quantization out")
-        stream_adapter(adapter, out, base=base, overwrite=overwrite, strength=strength, kind=kind.value)
+        stream_adapter(adapter, out, base=base, overwrite=overwrite, strength=strength, kind=kind and kind.value)
     else:
         merge_adapter(
             adapter, out, base=base, dtype=dtype.value, overwrite=overwrite, dequantize=dequantize,
-            quantization=quantization, strength=strength, kind=kind.value,
+            quantization=quantization, strength=strength, kind=kind and kind.value,
         )  # fmt: skip
     typer.echo(f"merged model  {out}")
 
@@ -68,7 +70,7 @@ def merge_adapter(
     dequantize: bool = False,
     quantization: str | None = None,
     strength: float = 1.0,
-    kind: Any = "geodesic",
+    kind: Any = None,
 ) -> Path:
     """Merge ``adapter`` into ``base`` and save the model to ``out``, which appears when it is complete.
 
@@ -130,7 +132,7 @@ def stream_adapter(
     base: str | None = None,
     overwrite: bool = False,
     strength: float = 1.0,
-    kind: Any = "geodesic",
+    kind: Any = None,
 ) -> Path:
     """As :func:`merge_adapter`, from the base's files to the merged ones without loading the model.
 

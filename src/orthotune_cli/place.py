@@ -11,12 +11,13 @@ from pathlib import Path
 
 
 @contextmanager
-def new_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(out: Path, *, overwrite: bool = False, named: str = "--out") -> Iterator[Path]:
     """A temporary folder beside ``out`` that becomes ``out`` when the block ends well, and is removed when it does not.
 
     Args:
         out: the place; its parents are made.
         overwrite: replace what is there; otherwise only an empty folder may be there.
+        named: how the verb calls the place, for messages.
 
     Raises:
         OutputError: something is there already, or the place cannot be written to. Nothing was changed.
@@ -29,10 +30,10 @@ def new_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     out = out.absolute()
     if out.exists() and not out.is_dir():
-        raise OutputError(f"--out {out}", got="a file", needed="a folder, or a name that is free")
+        raise OutputError(f"{named} {out}", got="a file", needed="a folder, or a name that is free")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise OutputError(f"--out {out}", got="a folder that is not empty", do="Add --overwrite, or name another")
-    partial = _partial(out, f".{out.name}.{os.getpid()}.partial")
+        raise OutputError(f"{named} {out}", got="a folder that is not empty", do="Add --overwrite, or name another")
+    partial = _partial(out, f".{out.name}.{os.getpid()}.partial", named)
     try:
         yield partial
         _exchange(partial, out)
@@ -71,7 +72,7 @@ def lasting(out: Path, *, file: bool = False, overwrite: bool = False, resume: b
     if taken and not overwrite:
         got = "a file" if file else "a folder that is not empty"
         raise OutputError(f"OUT {out}", got=got, do="Add --overwrite, or name another")
-    partial = _partial(out, f".{out.name}.export.partial")
+    partial = _partial(out, f".{out.name}.export.partial", "OUT")
     lock, keep = os.open(partial, os.O_RDONLY), False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,7 +97,7 @@ def lasting(out: Path, *, file: bool = False, overwrite: bool = False, resume: b
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _partial(out: Path, name: str) -> Path:
+def _partial(out: Path, name: str, named: str) -> Path:
     from orthotune.errors import OutputError
 
     try:
@@ -107,7 +108,7 @@ def _partial(out: Path, name: str) -> Path:
             raise PermissionError(13, "Permission denied", str(out.parent))
     except OSError as error:
         raise OutputError(
-            f"--out {out}", got=f"{error.strerror or error} in {out.parent}", do="Name a place that can be written to"
+            f"{named} {out}", got=f"{error.strerror or error} in {out.parent}", do="Name a place that can be written to"
         ) from error
     return partial
 

@@ -10,16 +10,30 @@ import typer
 
 def report(
     folder: Path = typer.Argument(help="Output folder of `orthotune train` or `orthotune compare`, or an adapter's."),
+    compare: Path = typer.Option(
+        None, "--compare", help="Another adapter, or a run: the angle between both, by layer."
+    ),
 ) -> None:
     """Write one self-contained report.html: what was learned and forgotten, plots, settings, layers.
 
-    Example: orthotune report runs/demo
+    Examples:
+
+      orthotune report runs/demo
+
+      orthotune report runs/demo --compare runs/other
     """
-    typer.echo(f"report  {report_on(folder)}")
+    typer.echo(f"report  {report_on(folder, compare)}")
 
 
-def report_on(folder: Path) -> Path:
+def report_on(folder: Path, compare: Path | None = None) -> Path:
     """Write the page, with the layers of the adapter that the run left behind, if it left one.
+
+    Args:
+        folder: of a run, a comparison or an adapter.
+        compare: another adapter, or a run's folder: the page then has the distance of both adapters.
+
+    Raises:
+        AdapterFileError: with ``compare``, one of both is no readable adapter, or they have no layer in common.
 
     Example:
         >>> report_on(Path("runs/demo"))  # doctest: +SKIP
@@ -29,7 +43,18 @@ def report_on(folder: Path) -> Path:
 
     # An adapter's own folder has no record of a run: the page then shows the adapter alone.
     alone = (folder / "adapter_config.json").is_file() and not (folder / "run.json").is_file()
-    return write_report(folder, adapter=_layers(folder if alone else folder / "adapter"))
+    adapter = folder if alone else folder / "adapter"
+    return write_report(
+        folder, adapter=_layers(adapter), compared=None if compare is None else _beside(adapter, compare)
+    )
+
+
+def _beside(adapter: Path, other: Path) -> dict[str, Any]:
+    from orthotune.formats.roster import read_adapter
+    from orthotune_cli.inspect import compared
+
+    other = other / "adapter" if (other / "run.json").is_file() else other
+    return compared(read_adapter(adapter), read_adapter(other))
 
 
 def _layers(adapter: Path) -> dict[str, Any] | None:

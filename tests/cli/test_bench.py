@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,3 +57,39 @@ def test_an_unknown_selection(call: Callable[..., Result]) -> None:
     done = call("bench", "tarjets")
     assert done.exit_code == 2
     assert "Did you mean targets?" in done.stderr
+
+
+@pytest.mark.usefixtures("threads")
+def test_adapters_in_one_batch(call: Callable[..., Result], tmp_path: Path) -> None:
+    words = ("--repetitions", 1, "--threads", 1, "--hidden", 64, "--adapters", "1,16")
+    done = call("bench", "adapters", *words, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    (table,) = (tmp_path / "out").glob("adapters-*.csv")
+    with table.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    # two numbers of adapters, two lengths of rows, three contenders
+    assert len(rows) == 12 == len(done.stdout.splitlines())
+    assert {(row["adapters"], row["rows"], row["tokens"]) for row in rows} == {
+        (count, "64", tokens) for count in ("1", "16") for tokens in ("1", "32")
+    }
+    assert {row["contender"] for row in rows} == {"frozen", "lora", "orthotune"}
+    assert all(float(row["tokens_per_second"]) > 0 for row in rows)
+    assert all(float(row["time_ratio"]) == 1 for row in rows if row["contender"] == "frozen")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("adapters", "--adapters", "0,4"), "numbers from 1 to 64"),
+        (("adapters", "--adapters", "few"), "numbers from 1 to 64"),
+        (("adapters", "--hidden", "100"), "multiple of 32"),
+        (("targets", "--adapters", "4"), "orthotune bench adapters"),
+    ],
+)
+def test_wrong_words_for_adapters(
+    call: Callable[..., Result], tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    done = call("bench", *words, "--out", tmp_path / "out")
+    # the terminal may break the line
+    assert done.exit_code == 2 and said in " ".join(done.stderr.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import typer
@@ -39,6 +41,11 @@ def _run(error: BaseException, *words: str) -> Result:
         (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "y.json"), 2, "y.json does not exist"),
         (OSError("no such model on the hub"), 2, "no such model on the hub"),
         (ModuleNotFoundError("No module named 'trl'", name="trl.trainer"), 2, "pip install 'orthotune[text]'"),
+        (ModuleNotFoundError("No module named 'optimum.quanto'", name="optimum.quanto"), 2, "orthotune[quant-quanto]"),
+        (ImportError("A valid HQQ version (>=0.2.1) is not available."), 2, "orthotune[quant-hqq]"),
+        (ImportError("Loading it requires optimum-quanto library"), 2, "orthotune[quant-quanto]"),
+        (ImportError("It needs a thing that nobody named"), 2, "It needs a thing that nobody named"),
+        (ImportError("cannot import name 'x' from 'hqq'", name="hqq"), 1, "ImportError: cannot import name"),
         (ModuleNotFoundError("No module named 'zzz'", name="zzz"), 1, "ModuleNotFoundError: No module named 'zzz'"),
         (RuntimeError("odd"), 1, "RuntimeError: odd\nRun the same command with --debug"),
         (typer.Exit(3), 3, ""),
@@ -69,3 +76,23 @@ def test_wrong_command_line_is_left_to_typer(call: Callable) -> None:
 
 def test_words_come_without_the_package_being_loaded() -> None:
     assert explain(ValueError("x"))[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "package"),
+    [("hqq", "hqq"), ("awq", "gptqmodel"), ("aqlm", "aqlm"), ("quanto", "optimum.quanto"), ("torchao", "torchao")],
+)
+def test_a_quantized_checkpoint_without_its_library(call: Callable, trained: Path, method: str, package: str) -> None:
+    """The words come from transformers itself, where the library is not installed."""
+    try:
+        __import__(package)
+        pytest.skip(f"{package} is here")
+    except ImportError:
+        pass
+    config = json.loads((trained / "base/config.json").read_text())
+    quantization = {"quant_method": method, "bits": 4, "group_size": 8, "quant_type": "int8_weight_only"}
+    (trained / "base/config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    done = call("merge", trained / "adapter", "--base", trained / "base", "--out", trained / "merged")
+    assert done.exit_code == 2, done.stderr
+    assert "pip install 'orthotune[quant-" in done.stderr and "Traceback" not in done.stderr
+    assert not (trained / "merged").exists()

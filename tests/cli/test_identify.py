@@ -63,3 +63,15 @@ def test_damage_is_worded(call: Callable, tmp_path: Path, damage: Callable, said
     damage(path)
     done = call("identify", path)
     assert done.exit_code == 2 and said in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize("verb", ["identify", "inspect"])
+def test_what_the_file_does_not_say_can_be_said(call: Callable, verb: str) -> None:
+    november = next(one for one in produced() if one.producer == "onetrainer-oftv2-2025-11-14").adapter
+    control = FIXTURES / "zeju-oft/control_linear_coft/adapter.safetensors"
+    # the older series and the smaller ball leave other rotations of the same numbers
+    for path, words in ((november, ("--series", "legacy")), (control, ("--coft", "--eps", "1e-5"))):
+        plain, told = (json.loads(call(verb, path, "--json", *more).stdout) for more in ((), words))
+        assert plain["orthogonality_error"] != told["orthogonality_error"], words
+    done = call(verb, november, "--series", "new")
+    assert done.exit_code == 2 and "current or legacy" in done.stderr and not done.stdout

@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cli.conftest import small_llama
+
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
@@ -85,3 +87,53 @@ def test_what_is_no_rotation_is_told(call: Callable) -> None:
     assert "another format" in done.stdout
     done = call("inspect", FIXTURES / "zeju-oft" / "oft-db_linear" / "adapter.safetensors")
     assert "COFT" in done.stdout
+
+
+def test_a_base_adds_what_happens_to_the_weights(call: Callable, trained: Path) -> None:
+    done = call("inspect", trained / "adapter", "--base", trained / "base", "--json")
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads(done.stdout)["layers"]
+    for row in rows:
+        # a rotation turns whole neurons: the spectrum stays to the rounding of float32 weights, the weight does not
+        assert row["spectrum_change"] < 1e-5 and row["weight_change"] > 0.01
+        assert row["energy_after"] != row["energy_before"]
+        assert row["energy_after"] == pytest.approx(row["energy_before"], rel=1e-5)
+    without = json.loads(call("inspect", trained / "adapter", "--json").stdout)["layers"]
+    assert all("spectrum_change" not in row for row in without)
+
+
+def test_a_base_that_is_none(call: Callable, trained: Path) -> None:
+    for base, said in ((trained / "nowhere", "nowhere"), (trained / "adapter", "config.json")):
+        done = call("inspect", trained / "adapter", "--base", base)
+        assert done.exit_code == 2 and said in done.stderr and "Traceback" not in done.stderr
+    config = json.loads((trained / "base/config.json").read_text())
+    small_llama(24).save_pretrained(trained / "other")
+    assert config["hidden_size"] != 24
+    done = call("inspect", trained / "adapter", "--base", trained / "other")
+    assert done.exit_code == 2 and "layer 'model.layers.0" in done.stderr and not done.stdout
+
+
+def test_two_adapters_beside_each_other(call: Callable, trained: Path, tmp_path: Path) -> None:
+    for name, angle in (("a", 0.2), ("b", 0.5)):
+        (tmp_path / name).mkdir()
+        save_file(
+            {"base_model.model.lin.oft_R.weight": torch.full((3, 1), math.tan(angle / 2)),
+             **({"base_model.model.more.oft_R.weight": torch.zeros(1, 1)} if name == "b" else {})},
+            tmp_path / name / "adapter_model.safetensors",
+        )  # fmt: skip
+        (tmp_path / name / "adapter_config.json").write_text('{"peft_type": "ORTHOTUNE"}')
+    found = json.loads(call("inspect", tmp_path / "a", "--compare", tmp_path / "b", "--json").stdout)
+    (row,) = found["layers"]
+    assert row["angle_mean"] == pytest.approx(0.3, abs=1e-6) and row["cosine"] == pytest.approx(1)
+    assert found["only_in_one"] == ["more"] and found["adapters"] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    plain = call("inspect", tmp_path / "a", "--compare", tmp_path / "b").stdout
+    assert "0.3000 rad on average" in plain and "Only in one of them, or on another side: more" in plain
+    same = json.loads(call("inspect", trained / "adapter", "--compare", trained / "adapter", "--json").stdout)
+    assert max(row["angle_max"] for row in same["layers"]) < 1e-3  # the angle of a rounded identity
+    for words, said in (
+        ((tmp_path / "a", "--compare", trained / "adapter"), "no layer that both turn"),
+        ((tmp_path / "a", "--compare", tmp_path / "c"), "There is no adapter at"),
+        ((tmp_path / "a", "--compare", tmp_path / "b", "--base", "x"), "leave --base out"),
+    ):
+        done = call("inspect", *words)
+        assert done.exit_code == 2 and said in done.stderr and not done.stdout, words

@@ -133,3 +133,16 @@ def test_a_model_without_the_adapter_is_refused() -> None:
         diagnose(linear(), "other")
     with pytest.raises(ConfigError, match="without OFT adapters"):
         diagnose(nn.Linear(2, 2))
+
+
+def test_histograms_reach_from_nothing_to_the_largest_angle_of_all_layers() -> None:
+    model = everything(use_cayley_neumann=False)
+    found = diagnose(model, weights=False)
+    record = found.record()
+    assert record["angle_top"] == max(row.angle_max for row in found.rotations) < math.pi
+    for row, facts in zip(record["layers"], found.rotations, strict=True):
+        assert sum(row["angle_histogram"]) == sum(facts.angle_counts) == facts.angles.numel()
+        last = max(i for i, count in enumerate(row["angle_histogram"]) if count)
+        assert last == min(int(facts.angle_max / record["angle_top"] * 24), 23)
+        assert "angles" not in row
+    assert any(row["angle_histogram"][-1] for row in record["layers"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from contracts.cases import randomize
 from contracts.layers import Net
 from orthotune import OFTConfig, get_peft_model
-from orthotune.errors import MergeError
+from orthotune.errors import ConfigError, MergeError
 from quantized.layer_checks import BLOCK, OUT, Subject, assert_same, eps, error, parts, stored
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -105,6 +105,37 @@ def check_several_adapters(subject: Subject) -> None:
         assert torch.equal(found(x), y)
 
 
+def check_mixed_batch(subject: Subject) -> None:
+    """Rows of one batch under adapters of their own, values and gradients, as on the dequantized weight; see PEFT's
+    ``adapter_names``. Merged, it is refused."""
+    for size in (BLOCK, 8):  # the same layout as the first adapter's, and another one
+        found, wanted = beside(subject, magnitude=size == 8)
+        for model in (found, wanted):
+            model.add_adapter("second", OFTConfig(oft_block_size=size, target_modules=["layer"]))
+            model.add_adapter("out", OFTConfig(oft_block_size=8, side="out", target_modules=["layer"]))
+            for seed, name in enumerate(("second", "out")):
+                randomize(model, seed, name)
+            model.eval()
+            for key, parameter in model.named_parameters():
+                parameter.requires_grad_("oft_" in key)
+        names = ["second", "__base__", "default", "out", "second", "default", "default"]
+        x = torch.randn(len(names), 3, layer_in(found), generator=torch.Generator().manual_seed(3)).to(subject.dtype)
+        a, b = found(x, adapter_names=names), wanted(x.float(), adapter_names=names)
+        assert all(error(row, other) < limit(subject) for row, other in zip(a, b, strict=True))
+        with torch.no_grad():
+            assert error(found(x, adapter_names=names), b) < limit(subject)
+        for model, y in ((found, a), (wanted, b)):
+            model.zero_grad()
+            y.float().square().sum().backward()
+        # The gradient is made of the outputs, with the library's own error in them.
+        pairs = zip(trained(found), trained(wanted), strict=True)
+        assert all(error(p.grad, q.grad) < 4 * limit(subject) for p, q in pairs)
+        if not subject.merges:
+            found.merge_adapter(["default"])
+            with pytest.raises(ConfigError, match="call `unmerge_adapter` first"):
+                found(x, adapter_names=names)
+
+
 def check_delta(subject: Subject) -> None:
     """What an adapter adds is that of the dequantized weight, merged or not."""
     found, wanted = beside(subject)
@@ -188,6 +219,7 @@ def check_bias_trains(subject: Subject) -> None:
 ADAPTER_CHECKS = [
     check_every_option,
     check_several_adapters,
+    check_mixed_batch,
     check_delta,
     check_a_small_rotation_is_told,
     check_copies,

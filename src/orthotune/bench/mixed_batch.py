@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -24,6 +25,8 @@ from orthotune.tuner.config import OFTConfig
 COUNTS = (1, 4, 16, 64)
 ROWS = 64
 BLOCK, RANK = 32, 16
+#: tokens of a generation in one measurement of decoding
+DECODED = 16
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Throughput:
     Args:
         contender: ``frozen``, ``lora`` or ``orthotune``.
         adapters: different ones in the batch; rows take turns.
-        rows, tokens: of the batch, and tokens of each row (1: decoding).
+        rows, tokens: of the batch, and tokens of each row; 1 is decoding, :data:`DECODED` steps of one generation.
         tokens_per_second: median over the repetitions.
         time_ratio: median of its time over the frozen model's in the same repetition.
         device, machine, dtype, hidden, layers, repetitions, versions, commit: what it was measured on.
@@ -81,8 +84,10 @@ def measure(
         names = [f"a{row % count}" for row in range(rows)]
         for length in tokens:
             x = torch.randn(rows, length, hidden, device=device, dtype=getattr(torch, dtype))
-            steps = {name: _step(model, x, None if name == "frozen" else names) for name, model in models.items()}
+            run = _decoding if length == 1 else _call
+            steps = {name: run(model, x, None if name == "frozen" else names) for name, model in models.items()}
             seconds = _alternate(steps, repetitions, device)
+            counted = rows * (DECODED if length == 1 else length)
             for name, times in seconds.items():
                 ratios = [own / floor for own, floor in zip(times, seconds["frozen"], strict=True)]
                 found.append(
@@ -91,7 +96,7 @@ def measure(
                         count,
                         rows,
                         length,
-                        rows * length / median(times),
+                        counted / median(times),
                         median(ratios),
                         device.type,
                         machine.device_name(device),
@@ -125,11 +130,23 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _step(model: nn.Module, x: Tensor, names: list[str] | None) -> Callable[[], None]:
+def _call(model: nn.Module, x: Tensor, names: list[str] | None) -> Callable[[], None]:
     more: dict[str, Any] = {} if names is None else {"adapter_names": names}
 
     def step() -> None:
         model(inputs_embeds=x, use_cache=False, **more)
+
+    return step
+
+
+def _decoding(model: Any, x: Tensor, names: list[str] | None) -> Callable[[], None]:
+    """What ``generate`` does: the adapters of the rows are told once, then token follows token."""
+    inner = model if names is None else model.base_model
+
+    def step() -> None:
+        with nullcontext() if names is None else model._enable_peft_forward_hooks(adapter_names=names):
+            for _ in range(DECODED):
+                inner(inputs_embeds=x, use_cache=False)
 
     return step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -35,16 +36,21 @@ class Diagnosis:
     advice: list[Advice] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
-        """Plain values ready for JSON: one row for each rotation, and the warnings."""
+        """Plain values ready for JSON: one row for each rotation, and the warnings.
+
+        The rows' ``angle_histogram`` have one axis, from 0 to ``angle_top``, the largest angle of all.
+        """
+        top = max((facts.angle_max for facts in self.rotations if math.isfinite(facts.angle_max)), default=0.0)
         rows = []
         for facts in self.rotations:
-            row: dict[str, Any] = asdict(facts) | {"angle_counts": list(facts.angle_counts)}
+            row = facts.record(top)
             weight = self.weights.get((facts.layer, facts.part))
             row |= asdict(weight) if weight is not None else {}
             if facts.layer in self.gradients:
                 row["gradient_norm"] = self.gradients[facts.layer]
             rows.append(row)
-        return {"layers": rows, "advice": [asdict(one) | {"layers": list(one.layers)} for one in self.advice]}
+        advice = [asdict(one) | {"layers": list(one.layers)} for one in self.advice]
+        return {"layers": rows, "angle_top": top, "advice": advice}
 
 
 def diagnose(model: nn.Module, adapter_name: str | None = None, *, weights: bool = True) -> Diagnosis:

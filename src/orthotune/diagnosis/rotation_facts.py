@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ class RotationFacts:
         skew_norm: largest singular value of a skew block; a series converges below 1.
         dead: share of the blocks that have not moved.
         saturation: share of the blocks on the surface of COFT's ball; None without COFT.
+        angles: of every plane, float32; not part of a record.
     """
 
     layer: str
@@ -50,6 +52,16 @@ class RotationFacts:
     skew_norm: float
     dead: float
     saturation: float | None
+    angles: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False, compare=False)
+
+    def record(self, top: float) -> dict[str, Any]:
+        """Plain values, with ``angle_histogram``: planes in :data:`BARS` equal bars from 0 to ``top`` radians."""
+        found = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "angles"}
+        counts = torch.histc(self.angles.clamp(0, top), BARS, 0, top) if self.angles.numel() and top > 0 else ()
+        return found | {
+            "angle_counts": list(self.angle_counts),
+            "angle_histogram": [int(count) for count in counts],
+        }
 
 
 def rotation_facts(
@@ -86,4 +98,5 @@ def rotation_facts(
         skew_norm=torch.linalg.matrix_norm(unpack(v, size), 2).max().item(),
         dead=(largest < STILL).double().mean().item(),
         saturation=at_surface,
+        angles=angles.float().cpu(),
     )

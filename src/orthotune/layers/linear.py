@@ -34,6 +34,11 @@ class Linear(OFTLayer):
         self.shared_inputs.pop(adapter_name, None)
         super().update_layer(adapter_name, *args, **kwargs)
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget an adapter and what is kept for its input, which would hold on to its rotations."""
+        super().delete_adapter(adapter_name)
+        self.shared_inputs.pop(adapter_name, None)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "shared_inputs": {}}  # the neighbours of a copy are others
 

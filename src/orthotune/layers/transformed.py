@@ -68,6 +68,11 @@ class Transformed(OFTLayer):
         for values in (self.r, self.oft_block_size, self.resized, self.oft_transforms):
             values.pop(adapter_name, None)
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget an adapter and the weight that was kept for it."""
+        super().delete_adapter(adapter_name)
+        self._kept = None
+
     def adapters_in_use(self) -> list[str]:
         held = super().adapters_in_use()
         if self._disable_adapters or self.merged_adapters:

@@ -19,6 +19,7 @@ from orthotune.formats.module_names import match_names
 from orthotune.formats.read_options import ReadOptions
 from orthotune.formats.roster import read_adapter
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.strength import Kind
 from orthotune.layers.transformed import Transformed
 from orthotune.loading.components import adaptable, bare, components_of
 from orthotune.loading.fit import Fit, config_for, fit
@@ -26,6 +27,8 @@ from orthotune.loading.report import LoadReport
 
 #: fields of a PEFT config that stay true on whichever model the adapter is put
 KEPT = ("base_model_name_or_path", "task_type", "module_dropout", "revision")
+#: what lies between 0 and 1 in the file's own tool, where a layer does the same
+BLENDS = ("linear", "rotation")
 
 
 def load_adapter(
@@ -35,7 +38,8 @@ def load_adapter(
 
     Names of layers are mapped to the model's modules. Rotations stay trainable; what no layer runs as a rotation
     (butterflies, cut blocks, scrambled convolutions) is applied as an exact, frozen map of the weight. Either way the
-    adapter can be merged, unmerged and switched off. It becomes the active adapter.
+    adapter can be merged, unmerged and switched off. It becomes the active adapter, at strength 1; where the file's own
+    tool blends weights or rotations linearly, other strengths do the same until ``set_scale`` names another kind.
 
     Args:
         model: an ``nn.Module``, a ``PeftModel``, a diffusers model or pipeline, or a mapping ``{component: module}``.
@@ -109,6 +113,7 @@ def apply_state(
             warnings.filterwarnings("ignore", message="The block size does not divide")  # the file's own sizes
             new = _inject(part, config, adapter_name, in_place=bool(component))
         _fill(new, fitted, adapter_name)
+        report.strength = next((h.strength for h in fitted.rotations.values() if h.strength in BLENDS), report.strength)
         report.frozen += [_named(component, name) for name in fitted.transforms]
         model = model if component else new
     return model, report
@@ -217,3 +222,5 @@ def _fill(model: nn.Module, fitted: Fit, adapter_name: str) -> None:
             rotation.weight.copy_(held.rotations[part])
         if held.magnitude is not None:
             layer.oft_magnitude[adapter_name].copy_(held.magnitude.reshape(-1))
+        if held.strength in BLENDS:
+            layer.set_scale(adapter_name, 1.0, cast(Kind, held.strength))

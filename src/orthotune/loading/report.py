@@ -19,6 +19,8 @@ class LoadReport:
         untouched: modules of the model that could carry an adapter and got none.
         frozen: modules whose adapter is applied as an exact weight transform and cannot be trained.
         warnings: what else should be known.
+        strength: what strengths other than 1 do until ``set_scale`` names another kind: ``geodesic``, or ``linear`` or
+            ``rotation`` where the file's own tool does that.
 
     Example:
         >>> print(LoadReport("kohya_oft", {"oft_unet_blk_lin": "blk.lin"}, untouched=["blk.conv"]))
@@ -32,6 +34,7 @@ class LoadReport:
     untouched: list[str] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    strength: str = "geodesic"
 
     def __str__(self) -> str:
         total = len(self.matched) + len(self.unmatched)
@@ -42,6 +45,8 @@ class LoadReport:
             lines.append(f"{_count(self.frozen, 'layer')} frozen, run as exact weight maps: {told(self.frozen)}")
         if self.untouched:
             lines.append(f"{_count(self.untouched, 'module')} without this adapter: {told(self.untouched)}")
+        if self.strength != "geodesic":
+            lines.append(f"Strengths other than 1 are of kind '{self.strength}', as in the file's own tool.")
         return "\n".join([*lines, *(f"Note: {text}" for text in self.warnings)])
 
     def _trainable(self) -> str:

@@ -62,7 +62,7 @@ class Skeleton:
             if parameter.device.type != "meta" and ".oft_" not in name:
                 self.replaced[prefix + _bare(name)] = parameter.detach()
 
-    def set_scale(self, strength: float, kind: Kind) -> None:
+    def set_scale(self, strength: float, kind: Kind | None) -> None:
         """Set how strongly the adapter acts.
 
         Raises:
@@ -122,11 +122,12 @@ def _empty_model(base: Path) -> Any:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(base)
+        config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=False)
         named = (config.architectures or [None])[0]
-        kind = getattr(transformers, named or "", None)
+        kind: Any = getattr(transformers, str(named), None)
+        own = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
         with torch.device("meta"):
-            return kind(config) if kind else transformers.AutoModelForCausalLM.from_config(config)
+            return kind(config) if own else transformers.AutoModelForCausalLM.from_config(config)
     except (ValueError, OSError) as error:
         raise OrthotuneError(
             f"the base model {base}", got=str(error).split("\n")[0], needed="a model that transformers knows",

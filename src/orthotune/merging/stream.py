@@ -28,7 +28,7 @@ def merge_checkpoint(
     out: str | Path,
     progress: Callable[[int, int, str], None] | None = None,
     strength: float = 1.0,
-    kind: Kind = "geodesic",
+    kind: Kind | None = None,
 ) -> None:
     """Merge the adapter in ``adapter`` into the checkpoint in ``base``, and write the result into the folder ``out``.
 
@@ -42,7 +42,7 @@ def merge_checkpoint(
         out: an existing, empty folder.
         progress: called before each shard with its number from 1, the number of shards and its name.
         strength: how strongly the adapter acts, see :func:`~orthotune.tuner.strength.set_scale`.
-        kind: the same.
+        kind: the same; None for what the file's own tool does, ``geodesic`` where that knows no strength.
 
     Raises:
         AdapterFileError: the adapter or the checkpoint is damaged, or they do not belong together.
@@ -81,9 +81,9 @@ class DenseMerge:
         *,
         strict: bool = True,
         strength: float = 1.0,
-        kind: Kind = "geodesic",
+        kind: Kind | None = None,
     ) -> None:
-        self.said = [f"{kind} {strength!r}"] if strength != 1 else []
+        self.said = [f"{kind or 'its own kind'} {strength!r}"] if strength != 1 else []
         self.base = open_base(base)
         skeletons, self.report = build_skeletons(self.base, state, strict=strict)
         for skeleton in skeletons if strength != 1 else ():

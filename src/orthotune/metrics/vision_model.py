@@ -33,7 +33,7 @@ def load(name: str, device: str, kind: Any = None) -> tuple[Any, Any]:
     from transformers import AutoImageProcessor, AutoModel
 
     try:
-        model = (kind or AutoModel).from_pretrained(name, dtype=torch.float32)
+        model = (kind or AutoModel).from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
         processor = AutoImageProcessor.from_pretrained(name, backend="pil")
     except (OSError, ValueError) as fault:
         said = str(fault).strip().splitlines()
@@ -78,7 +78,7 @@ def tokenizer_of(name: str, model: Any) -> Any:
 
     if not hasattr(model, "get_text_features"):
         raise DataError(f"model {name}", got="no text side", needed="a CLIP model")
-    return AutoTokenizer.from_pretrained(name)
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 @torch.no_grad()

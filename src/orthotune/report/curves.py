@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orthotune.report.wording import spoken
+
 #: weights of the past in the moving averages that a reader can choose
 SMOOTHING = (0.0, 0.6, 0.9)
 #: key of a line of metrics.jsonl, legend, and class of its colour
@@ -15,7 +17,9 @@ LOSSES = (
     ("old_nats", "old domain, held out", "old"),
 )
 ROTATIONS = (("angle_mean", "mean angle", "new"), ("angle_max", "largest angle", "old"))
-WIDTH, HEIGHT, LEFT, BOTTOM = 640, 240, 46, 26
+#: colours of other curves, in turn
+COLOURS = tuple(f"m{number}" for number in range(6))
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 240, 72, 14, 28
 #: points that a reader can hover over
 MOST = 240
 
@@ -34,11 +38,22 @@ def smoothed(values: Sequence[float], weight: float) -> list[float]:
     return found
 
 
-def charts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What can be drawn of a run's metrics: its losses, and the angles of its rotations."""
-    inner = [{"step": line.get("step"), **(line.get("diagnosis") or {})} for line in lines if line.get("diagnosis")]
-    found = [_chart("Loss, nats per token", lines, LOSSES), _chart("Angles, rad", inner, ROTATIONS)]
+def charts(lines: Sequence[Mapping[str, Any]], scores: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """What can be drawn of a run's metrics: its losses, its ``scores`` by name, and the angles of its rotations."""
+    inner = [{"step": line.get("step"), **_mapping(line.get("diagnosis"))} for line in lines if line.get("diagnosis")]
+    nats = any(key.endswith("_nats") for line in lines for key in line)
+    named = [(key, spoken(key), COLOURS[number % len(COLOURS)]) for number, key in enumerate(scores)]
+    found = [_chart("Loss, nats per token" if nats else "Loss", lines, LOSSES)]
+    # A picture of a dozen curves shows none of them.
+    found += [_chart("Scores", lines, named[at : at + len(COLOURS)]) for at in range(0, len(named), len(COLOURS))]
+    found.append(_chart("Angles, rad", inner, ROTATIONS))
     return [chart for chart in found if chart is not None]
+
+
+def ticks(low: float, high: float, digits: str = ".3g") -> list[tuple[float, str]]:
+    """Five values over an axis, each with its words."""
+    values = [low + (high - low) * part / 4 for part in range(5)]
+    return [(value, format(value, digits)) for value in values]
 
 
 def _chart(title: str, lines: Sequence[Mapping[str, Any]], keys: Sequence[tuple[str, str, str]]) -> Any:
@@ -55,7 +70,7 @@ def _chart(title: str, lines: Sequence[Mapping[str, Any]], keys: Sequence[tuple[
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = LEFT + (x - left) / (right - left) * (WIDTH - LEFT - 8)
-        return round(across, 1), round(6 + (high - y) / (high - low) * (HEIGHT - BOTTOM - 6), 1)
+        return round(across, 1), round(TOP + (high - y) / (high - low) * (HEIGHT - BOTTOM - TOP), 1)
 
     curves = []
     for key, name, colour in drawn:
@@ -70,43 +85,16 @@ def _chart(title: str, lines: Sequence[Mapping[str, Any]], keys: Sequence[tuple[
             path = "M" + "L".join(f"{a},{b}" for a, b in (place(x, y) for x, y in found))
             paths.append({"weight": weight, "path": path, "dots": dots})
         curves.append({"name": name, "colour": colour, "paths": paths})
-    ticks = [
-        (place(left, low + (high - low) * part / 4)[1], f"{low + (high - low) * part / 4:.3g}") for part in range(5)
-    ]
-    steps = [
-        (place(left + (right - left) * part / 4, low)[0], f"{left + (right - left) * part / 4:.0f}")
-        for part in range(5)
-    ]
-    return {"title": title, "curves": curves, "ticks": ticks, "steps": steps, "width": WIDTH, "height": HEIGHT,
-            "left": LEFT, "bottom": HEIGHT - BOTTOM}  # fmt: skip
+    return {
+        "title": title,
+        "curves": curves,
+        "ticks": [(place(left, value)[1], said) for value, said in ticks(low, high)],
+        "steps": [(place(value, low)[0], said) for value, said in ticks(left, right, ".0f")],
+    }
 
 
-def frontier(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Learned over forgotten, a point for each run; None with fewer than two runs that measured both."""
-    kept = [row for row in rows if _n(row.get("gain")) is not None and _n(row.get("forgetting")) is not None]
-    if len(kept) < 2:
-        return None
-    xs, ys = [float(row["forgetting"]) for row in kept], [float(row["gain"]) for row in kept]
-    methods = list(dict.fromkeys(str(row.get("method")) for row in kept))
-    spans = [(min(v) - 0.05 * (max(v) - min(v) or 1), max(v) + 0.05 * (max(v) - min(v) or 1)) for v in (xs, ys)]
-    (left, right), (low, high) = spans
-    points = [
-        {
-            "x": round(LEFT + (x - left) / (right - left) * (WIDTH - LEFT - 8), 1),
-            "y": round(6 + (high - y) / (high - low) * (HEIGHT - BOTTOM - 6), 1),
-            "method": methods.index(str(row.get("method"))) % 6,
-            "label": f"{row.get('method')} at {row.get('learning_rate')}: gain {y:.3f}, forgetting {x:.3f}",
-        }
-        for row, x, y in zip(kept, xs, ys, strict=True)
-    ]
-    ticks = [
-        (round(6 + (1 - part / 4) * (HEIGHT - BOTTOM - 6), 1), f"{low + (high - low) * part / 4:.2f}")
-        for part in range(5)
-    ]
-    steps = [
-        (round(LEFT + part / 4 * (WIDTH - LEFT - 8), 1), f"{left + (right - left) * part / 4:.2f}") for part in range(5)
-    ]
-    return {"points": points, "methods": methods, "ticks": ticks, "steps": steps}
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _n(value: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""Layers over depth and module: one cell for each rotation, and histograms of its angles."""
+"""Layers over depth and module: one cell for each rotation."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ MEASURES = (
     ("saturation", "share of blocks on the surface of the ball", False),
     ("gradient_norm", "gradient norm, log scale", True),
 )
+#: the same for two adapters beside each other
+DISTANCES = (
+    ("angle_mean", "mean angle between both, rad", False),
+    ("angle_max", "largest angle between both, rad", False),
+    ("cosine", "cosine of the stored numbers", False),
+)
 
 
 def place_of(layer: str, part: str = "") -> tuple[int, str]:
@@ -34,18 +40,42 @@ def place_of(layer: str, part: str = "") -> tuple[int, str]:
     return depth, f"{module} ({part})" if part else module
 
 
-def heat_maps(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def places(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """Depth and module of each row, no two alike.
+
+    Where the first number does not tell layers apart, as in the blocks of a UNet that go down and up again, it is the
+    order of the blocks, and the rest of the name behind the last number within it.
+
+    Example:
+        >>> places([{"layer": "down.0.attn.0.q"}, {"layer": "up.0.attn.0.q"}])
+        [(0, 'q'), (1, 'q')]
+    """
+    names = [(str(row.get("layer")), str(row.get("part") or "")) for row in rows]
+    found = [place_of(layer, part) for layer, part in names]
+    if len(set(found)) == len(set(names)):
+        return found
+    order: dict[str, int] = {}
+    found = []
+    for layer, part in names:
+        cut = max((at.end() for at in re.finditer(r"\.\d+\.(?!\d)", layer)), default=0)
+        block, module = layer[:cut], layer[cut:]
+        found.append((order.setdefault(block, len(order)), f"{module} ({part})" if part else module))
+    return found
+
+
+def heat_maps(
+    rows: Sequence[Mapping[str, Any]], measures: Sequence[tuple[str, str, bool]] = MEASURES
+) -> list[dict[str, Any]]:
     """A map for each measure that the rows have: ``title``, ``depths``, and ``lines`` of cells by module.
 
     A cell has ``value``, ``shade`` from 0 to 1 and ``label``; None where the model has no such layer.
     """
-    places = [place_of(str(row.get("layer")), str(row.get("part") or "")) for row in rows]
-    depths, modules = sorted({depth for depth, _ in places}), list(dict.fromkeys(module for _, module in places))
+    where = places(rows)
+    names = {place: str(row.get("layer")) for place, row in zip(where, rows, strict=True)}
+    depths, modules = sorted({depth for depth, _ in where}), list(dict.fromkeys(module for _, module in where))
     maps = []
-    for key, title, logarithmic in MEASURES:
-        values = {
-            place: float(row[key]) for place, row in zip(places, rows, strict=True) if _is_number(row.get(key))
-        }  # several layers at one place: the last one
+    for key, title, logarithmic in measures:
+        values = {place: float(row[key]) for place, row in zip(where, rows, strict=True) if is_number(row.get(key))}
         if not values or (len(set(values.values())) == 1 and next(iter(values.values())) == 0):
             continue
         shades = _shades(values, logarithmic)
@@ -55,7 +85,7 @@ def heat_maps(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 [
                     {
                         "value": values[depth, module], "shade": shades[depth, module],
-                        "label": f"{module}, depth {depth}: {values[depth, module]:.3g}",
+                        "label": f"{names[depth, module]}: {values[depth, module]:.3g}",
                     }
                     if (depth, module) in values else None
                     for depth in depths
@@ -75,30 +105,11 @@ def _shades(values: Mapping[Any, float], logarithmic: bool) -> dict[Any, float]:
     return {place: round((value - low) / width, 3) if width > 0 else 0.5 for place, value in scale.items()}
 
 
-def histograms(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Angles of all layers of a module together: ``module``, and ``bars`` with ``height`` 0 to 1 and ``label``."""
-    counts: dict[str, list[int]] = {}
-    for row in rows:
-        found = row.get("angle_counts")
-        if not isinstance(found, list | tuple) or not found:
-            continue
-        _, module = place_of(str(row.get("layer")), str(row.get("part") or ""))
-        held = counts.setdefault(module, [0] * len(found))
-        counts[module] = [a + int(b) for a, b in zip(held, found, strict=False)]
-    drawn = []
-    for module, bars in counts.items():
-        top, width = max(bars) or 1, math.pi / len(bars)
-        drawn.append(
-            {
-                "module": module,
-                "bars": [
-                    {"height": round(n / top, 4), "label": f"{i * width:.2f} to {(i + 1) * width:.2f} rad: {n} planes"}
-                    for i, n in enumerate(bars)
-                ],
-            }
-        )
-    return drawn
+def is_number(value: Any) -> bool:
+    """Whether a value of a record is a finite number.
 
-
-def _is_number(value: Any) -> bool:
+    Example:
+        >>> is_number(0.5), is_number(True), is_number(float("nan"))
+        (True, False, False)
+    """
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

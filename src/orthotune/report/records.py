@@ -21,10 +21,11 @@ class Records:
         folder: where they lie, as the user named it.
         run: ``run.json``: settings, results, versions.
         comparison: ``comparison.json``: one row for each run.
-        samples: texts before and after training.
+        samples: texts before and after training, or what was drawn or written at a step.
         pictures: PNG files by name without suffix (``curve``, ``frontier``).
         adapter: what ``orthotune inspect --json`` says of the adapter.
         metrics: the lines of ``metrics.jsonl``.
+        compared: what ``orthotune inspect --compare --json`` says of two adapters.
     """
 
     folder: Path
@@ -34,9 +35,12 @@ class Records:
     pictures: Mapping[str, Path] = field(default_factory=dict)
     adapter: Mapping[str, Any] = field(default_factory=dict)
     metrics: list[Mapping[str, Any]] = field(default_factory=list)
+    compared: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_records(folder: str | Path, adapter: Mapping[str, Any] | None = None) -> Records:
+def read_records(
+    folder: str | Path, adapter: Mapping[str, Any] | None = None, compared: Mapping[str, Any] | None = None
+) -> Records:
     """The records in the folder of a run or of a comparison.
 
     Raises:
@@ -55,8 +59,9 @@ def read_records(folder: str | Path, adapter: Mapping[str, Any] | None = None) -
             do="Name the output folder of `orthotune train` or `orthotune compare`",
         )
     pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
-    samples, metrics = _read(folder / SAMPLES, []), _lines(folder / METRICS)
-    return Records(folder, run, comparison, samples, pictures, adapter or {}, metrics)
+    samples: list[Mapping[str, Any]] = [row for row in _read(folder / SAMPLES, []) if isinstance(row, dict)]
+    metrics = _lines(folder / METRICS)
+    return Records(folder, run, comparison, samples, pictures, adapter or {}, metrics, compared or {})
 
 
 def _lines(path: Path) -> list[Mapping[str, Any]]:

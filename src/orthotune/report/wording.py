@@ -98,5 +98,33 @@ def plain(value: Any) -> str:
     return str(value)
 
 
+def spoken(name: Any) -> str:
+    """A column's name as words.
+
+    Example:
+        >>> spoken("validation_mask_iou")
+        'mask iou (validation)'
+    """
+    part, found, rest = str(name).partition("_")
+    words = f"{rest} ({part})" if found and part in ("validation", "test") else str(name)
+    return words.replace("_", " ")
+
+
+def figure(value: Any) -> str:
+    """A score, a count, or a word of a table whose columns are not known beforehand.
+
+    Example:
+        >>> figure(0.91666), figure(2.1e-7), figure(103168), figure(None), figure("oft")
+        ('0.917', '2.1e-07', '103,168', '–', 'oft')
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return plain(value)
+    if not math.isfinite(value):
+        return MISSING
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.1e}" if value and abs(value) < 5e-4 else f"{value:.3f}".replace("-", "−")
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

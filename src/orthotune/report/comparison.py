@@ -1,0 +1,94 @@
+"""A comparison's record as the page shows it: its best runs, its frontier, and a table of whatever was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orthotune.report.frontier import Plane, frontier, plane_of
+from orthotune.report.heat_map import is_number
+from orthotune.report.wording import change, count, duration, figure, plain, small, spoken
+
+Row = Mapping[str, Any]
+#: Columns that say what a run was and what it did to the weights: name, heading, wording.
+WHAT = (
+    ("method", "method", plain),
+    ("learning_rate", "learning rate", plain),
+    ("trainable_parameters", "parameters", count),
+)
+WEIGHTS = (
+    ("orthogonality_error", "‖RRᵀ−I‖", small),
+    ("energy_change", "energy change", small),
+    ("angle_change", "angle change", small),
+    ("train_seconds", "training", duration),
+)
+#: Further columns that a table has room for.
+MOST = 12
+#: What is said by other columns already, or decides nothing.
+BESIDE = {name for name, _, _ in (*WHAT, *WEIGHTS)} | {"run", "seconds", "steps", "chosen", "seed"}
+
+
+def comparison(record: Row) -> dict[str, Any]:
+    """``rows``, ``cards``, ``frontier`` and ``table`` of a comparison; empty without one."""
+    rows = [row for row in record.get("runs") or [] if isinstance(row, Mapping)]
+    plane = plane_of(record)
+    wanted = plane or Plane("gain", "forgetting", "gain", "forgetting", "upper left")
+    found = [row for row in rows if is_number(row.get(wanted.learned)) and is_number(row.get(wanted.kept))]
+    found = [row for row in found if row.get("learning_rate") is not None]  # the model without finetuning keeps all
+    best = max(found, key=lambda row: row[wanted.learned], default=None)
+    return {
+        "rows": rows,
+        "nats": wanted.learned == "gain",
+        "cards": _cards(found, wanted, best),
+        "frontier": frontier(rows, plane) if plane else None,
+        "table": _table(rows, wanted, best) if rows else None,
+    }
+
+
+def _cards(found: Sequence[Row], plane: Plane, best: Row | None) -> list[tuple[str, str, bool]]:
+    """Number, words, and whether it is a good one."""
+    if best is None:
+        return []
+    sign = -1 if plane.better.endswith("left") else 1
+    mildest = max(found, key=lambda row: sign * row[plane.kept])
+    word, other = ("least forgetting", "gain") if plane.kept == "forgetting" else (
+        f"best {plane.kept_title}", plane.learned_title
+    )  # fmt: skip
+    said = change if plane.learned == "gain" else figure
+    return [
+        (
+            said(best[plane.learned]),
+            f"best {plane.learned_title}: {_run(best)}, {plane.kept_title} {said(best[plane.kept])}",
+            True,
+        ),
+        (said(mildest[plane.kept]), f"{word}: {_run(mildest)}, {other} {said(mildest[plane.learned])}", False),
+    ]
+
+
+def _run(row: Row) -> str:
+    rate = row.get("learning_rate")
+    return f"{plain(row.get('method'))} at {plain(rate)}" if rate is not None else plain(row.get("method"))
+
+
+def _table(rows: Sequence[Row], plane: Plane, best: Row | None) -> dict[str, Any]:
+    own = [(plane.learned, plane.learned_title), (plane.kept, plane.kept_title)]
+    if plane.learned == "gain":
+        columns: list[Any] = [(name, title, change) for name, title in own]
+    else:
+        names = dict.fromkeys(key for row in rows for key, value in row.items() if is_number(value))
+        more = [name for name in names if name not in BESIDE and name not in (plane.learned, plane.kept)]
+        columns = [(name, title, figure) for name, title in own if name in names]
+        columns += [(name, spoken(name), figure) for name in more[:MOST]]
+    columns = [*WHAT, *columns, *WEIGHTS]
+    lines = [
+        [
+            {"words": said(row.get(name)), "number": name != "method", "best": row is best and name == plane.learned}
+            for name, _, said in columns
+        ]
+        for row in rows
+    ]
+    return {
+        "head": [(title, name != "method") for name, title, _ in columns],
+        "lines": lines,
+        "title": plane.learned_title,
+    }

@@ -1,0 +1,56 @@
+"""The lines of Python that load what a run has trained."""
+
+from __future__ import annotations
+
+from orthotune.report.records import Records
+
+#: Names in the settings that stand for the model inside the package.
+TEXT_WORLD, IMAGE_WORLD = "text-world", "image-world"
+
+
+def loading(records: Records) -> str | None:
+    """The lines; None for a comparison."""
+    if not records.run:
+        return None
+    artifacts = records.run.get("artifacts") or {}
+    model = str((records.run.get("settings") or {}).get("model") or "path/to/the/base/model")
+    if records.run.get("recipe") in (None, "sft"):
+        return _language(records, artifacts, model)
+    return _image(records, artifacts, model)
+
+
+def _language(records: Records, artifacts: dict[str, str], model: str) -> str:
+    if "adapter" not in artifacts:
+        trained = records.folder / (artifacts.get("model") or "model")
+        return (
+            "from transformers import AutoModelForCausalLM\n\n"
+            f"model = AutoModelForCausalLM.from_pretrained({trained.as_posix()!r})\n"
+        )
+    adapter, own = (records.folder / artifacts["adapter"]).as_posix(), model == TEXT_WORLD
+    return (
+        "from orthotune import PeftModel\n"
+        + ("from orthotune.worlds import text\n" if own else "")
+        + "from transformers import AutoModelForCausalLM\n\n"
+        + f"model = AutoModelForCausalLM.from_pretrained({'text.MODEL' if own else repr(model)})\n"
+        + f"model = PeftModel.from_pretrained(model, {adapter!r})\n"
+        + "model = model.merge_and_unload()  # optional: an ordinary model again\n"
+    )
+
+
+def _image(records: Records, artifacts: dict[str, str], model: str) -> str:
+    own = model == IMAGE_WORLD
+    if "adapter" not in artifacts:
+        trained = (records.folder / (artifacts.get("model") or "model")).as_posix()
+        return (
+            "import torch\nfrom diffusers import DiffusionPipeline\n\n"
+            f"pipeline = DiffusionPipeline.from_pretrained({trained!r}, torch_dtype=torch.float32)\n"
+        )
+    adapter = (records.folder / artifacts["adapter"]).as_posix()
+    opened = (
+        "from orthotune.worlds import image\n\npipeline = image.load_pipeline()\n"
+        if own
+        else f"from diffusers import DiffusionPipeline\n\npipeline = DiffusionPipeline.from_pretrained({model!r})\n"
+    )
+    if records.run.get("method") == "lora":
+        return opened + f"pipeline.load_lora_weights({adapter!r})\n"
+    return "from orthotune import load_adapter\n" + opened + f"pipeline, report = load_adapter(pipeline, {adapter!r})\n"

@@ -1,0 +1,52 @@
+"""What an image run's pictures were scored with, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orthotune.report.heat_map import is_number
+from orthotune.report.wording import spoken
+
+#: Scores that say most, in the order in which they are shown large; the others are in the table.
+FIRST = ("score", "prompt_fidelity", "mask_iou", "subject_fidelity", "kept", "drift")
+#: Scores that are better when they are lower.
+LOWER = ("drift", "forgetting", "error")
+CARDS = 4
+#: What a run's record calls them.
+SIDES = ("scores_before", "scores_after")
+
+
+def scores(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each score of a run: ``name``, ``words``, ``before``, ``after``, ``good`` and ``card``.
+
+    ``good`` is None where nothing changed, ``card`` says which are shown large.
+
+    Example:
+        >>> scores({"scores_before": {"kept": 1.0}, "scores_after": {"kept": 0.5}})[0]["good"]
+        False
+    """
+    before, after = (_numbers(run.get(side)) for side in SIDES)
+    names = [name for name in dict.fromkeys([*before, *after]) if is_number(after.get(name))]
+    ranked = sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    return [
+        {
+            "name": name,
+            "words": spoken(name),
+            "before": before.get(name),
+            "after": after[name],
+            "good": _better(name, before.get(name), after[name]),
+            "card": number < CARDS,
+        }
+        for number, name in enumerate(ranked)
+    ]
+
+
+def _numbers(found: Any) -> Mapping[str, Any]:
+    return found if isinstance(found, Mapping) else {}
+
+
+def _better(name: str, before: Any, after: float) -> bool | None:
+    if not is_number(before) or before == after:
+        return None
+    return (after < before) == (name in LOWER)
