@@ -1,4 +1,4 @@
-"""``orthotune train``: one finetuning run."""
+"""``orthotune train``: one finetuning run; of a language model here, of image models in files beside this one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import typer
+
+from orthotune_cli import train_control, train_magnitude, train_subject, train_t2i
 
 app = typer.Typer(no_args_is_help=True, help="Finetune a model.")
 
@@ -43,18 +45,29 @@ def sft(
     checked = load.load_settings(SFTSettings, recipe, settings)
 
     from orthotune.recipes import sft as job
+    from orthotune.training.processes import is_main, leave
     from orthotune_cli.report import report_on
 
     try:
         record = job.run(checked, say=typer.echo)
     except KeyboardInterrupt:
-        typer.echo(f"Go on with the same command and resume=auto output={checked.output}", err=True)
+        if is_main():
+            typer.echo(f"Go on with the same command and resume=auto output={checked.output}", err=True)
         raise
+    leave()
+    if not is_main():
+        return
     page = report_on(checked.output)
     show(record)
     for kind, name in record.artifacts.items():
         typer.echo(f"{kind:<10} {checked.output / name}")
     typer.echo(f"{'report':<10} {page}")
+
+
+app.command("subject")(train_subject.subject)
+app.command("control")(train_control.control)
+app.command("t2i")(train_t2i.t2i)
+app.command("magnitude")(train_magnitude.magnitude)
 
 
 def recipe_and_settings(words: list[str]) -> tuple[Path | None, list[str]]:

@@ -26,7 +26,7 @@ def test_a_recipe_is_trained_and_reported(tmp_path: Path) -> None:
     recipe.write_text(
         f"model: {save_model(tmp_path / 'model')}\ndata: {data}\nsteps: 9\nmax_length: 32\nblock_size: 16\n"
     )
-    words = [str(recipe), "steps=2", "--method", "coft", "--output", str(tmp_path / "run")]
+    words = [str(recipe), "steps=2", "old_data=none", "--method", "coft", "--output", str(tmp_path / "run")]
     result = CliRunner().invoke(app, ["train", "sft", *words])
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "run" / "run.json").read_text())

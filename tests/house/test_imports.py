@@ -26,9 +26,21 @@ BELOW: dict[str, set[str]] = {
     "diagnosis": {"rotation", "kernels", "layers", "formats"},
     "report": set(),
     "training": {"rotation", "kernels", "quantized", "layers", "tuner", "formats", "metrics", "diagnosis"},
-    "worlds": {"training", "metrics"},
+    "diffusion": {"rotation", "layers", "tuner", "formats", "loading", "metrics", "diagnosis", "training"},
+    "worlds": {"training", "metrics", "diffusion"},
     "bench": {"kernels", "layers", "tuner", "training"},
-    "recipes": {"rotation", "layers", "tuner", "formats", "metrics", "report", "training", "worlds"},
+    "recipes": {
+        "rotation",
+        "layers",
+        "tuner",
+        "formats",
+        "loading",
+        "metrics",
+        "report",
+        "training",
+        "diffusion",
+        "worlds",
+    },  # fmt: skip
     "__init__": {"tuner", "loading", "diagnosis"},
 }
 #: Rooms that need few libraries say which; the standard library is free.

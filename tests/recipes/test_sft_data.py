@@ -6,7 +6,7 @@ import pytest
 
 from orthotune.errors import DataError
 from orthotune.recipes.settings import SFTSettings
-from orthotune.recipes.sft_data import examples_for
+from orthotune.recipes.sft_data import examples_for, said_of_old
 
 
 def test_the_text_world_is_found() -> None:
@@ -19,7 +19,7 @@ def test_the_text_world_is_found() -> None:
 
 
 def test_own_data_is_held_out_from(text_path: Path, old_path: Path) -> None:
-    examples, domains = examples_for(SFTSettings(model="m", data=str(text_path)))
+    examples, domains = examples_for(SFTSettings(model="m", data=str(text_path), old_data="none"))
     assert (len(examples.rows), list(domains), len(domains["new"].rows)) == (23, ["new"], 1)
     given = SFTSettings(model="m", data=str(text_path), eval_data=str(old_path), old_data=str(old_path))
     examples, domains = examples_for(given)
@@ -27,5 +27,17 @@ def test_own_data_is_held_out_from(text_path: Path, old_path: Path) -> None:
 
 
 def test_too_little_data_is_not_held_out_from(old_path: Path) -> None:
-    examples, domains = examples_for(SFTSettings(model="m", data=str(old_path)))
+    examples, domains = examples_for(SFTSettings(model="m", data=str(old_path), old_data="none"))
     assert (len(examples.rows), domains) == (4, {})
+
+
+def test_forgetting_is_measured_on_general_texts_when_nobody_names_others(text_path: Path) -> None:
+    settings = SFTSettings(model="m", data=str(text_path))
+    _, domains = examples_for(settings)
+    assert len(domains["old"].rows) == 12 and domains["old"].format == "text"
+    assert max(len(row["text"]) for row in domains["old"].rows) <= 1000
+    (said,) = said_of_old(settings)
+    assert "Python sources" in said and "old_data=none" in said
+    (said,) = said_of_old(SFTSettings(model="m", data=str(text_path), old_data="none"))
+    assert "not measured" in said
+    assert said_of_old(SFTSettings()) == []  # the text world names its own

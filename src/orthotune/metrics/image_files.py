@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,20 @@ def read_rgb(path: Path) -> Any:
         >>> read_rgb(Path("cat.png")).shape  # doctest: +SKIP
         (512, 512, 3)
     """
+    return as_rgb(open_image(path, f"image {path}"), f"image {path}")
+
+
+def as_rgb(image: Any, said: str) -> Any:
+    """An image of Pillow as a ``(height, width, 3)`` uint8 array, transparent parts on white.
+
+    Raises:
+        DataError: it holds more than 8 bits per channel; ``said`` names it.
+    """
     import numpy as np
     from PIL import Image
 
-    image = _open(path)
     if image.mode in DEEP:
-        raise DataError(f"image {path}", got=f"pixels of mode {image.mode}", needed="8 bits per channel")
+        raise DataError(said, got=f"pixels of mode {image.mode}", needed="8 bits per channel")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -79,7 +88,7 @@ def read_labels(path: Path) -> Any:
     """
     import numpy as np
 
-    pixels = np.array(_open(path))
+    pixels = np.array(open_image(path, f"image {path}"))
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., 0]
     if pixels.ndim != 2 or pixels.dtype.kind not in "iub":
@@ -87,14 +96,19 @@ def read_labels(path: Path) -> Any:
     return pixels.astype(np.int64)
 
 
-def _open(path: Path) -> Any:
+def open_image(origin: Path | bytes, said: str) -> Any:
+    """A whole image of Pillow from a file or its bytes, turned as its camera says.
+
+    Raises:
+        DataError: nothing there, truncated or no image; ``said`` names it.
+    """
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as file:
+        with Image.open(BytesIO(origin) if isinstance(origin, bytes) else origin) as file:
             file.load()
             return ImageOps.exif_transpose(file)
     # Pillow has no one error for damaged files: SyntaxError for PNG, struct.error and ValueError for others.
     except Exception as fault:
-        said = "nothing there" if isinstance(fault, FileNotFoundError) else f"no whole image ({fault})"
-        raise DataError(f"image {path}", got=said) from fault
+        got = "nothing there" if isinstance(fault, FileNotFoundError) else f"no whole image ({fault})"
+        raise DataError(said, got=got) from fault

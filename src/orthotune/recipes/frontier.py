@@ -11,8 +11,22 @@ from typing import Any
 from orthotune.training.run_directory import appearing
 
 Row = dict[str, Any]
-LOOKS = {"oft": ("#1b7837", "o"), "coft": ("#7fbf7b", "s"), "lora": ("#762a83", "^"), "full": ("#e08214", "D")}
-NAMES = {"oft": "OFT", "coft": "COFT", "lora": "LoRA", "full": "full finetuning"}
+LOOKS = {
+    "oft": ("#1b7837", "o"),
+    "coft": ("#7fbf7b", "s"),
+    "oft+magnitude": ("#2166ac", "P"),
+    "lora": ("#762a83", "^"),
+    "full": ("#e08214", "D"),
+    "none": ("#555555", "x"),
+}
+NAMES = {
+    "oft": "OFT",
+    "coft": "COFT",
+    "oft+magnitude": "OFT + magnitude",
+    "lora": "LoRA",
+    "full": "full finetuning",
+    "none": "no finetuning",
+}
 
 
 def write_table(rows: Sequence[Row], path: Path) -> None:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from orthotune.errors import RecipeError, nearest
-from orthotune.recipes.settings import SettingError
+from orthotune.recipes.method_settings import SettingError
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -65,7 +65,7 @@ def check(kind: type[Settings], said: Said) -> Settings:
     """The checked settings; the first fault becomes a ``RecipeError``."""
     for key in said.values:
         if key not in kind.model_fields:
-            raise unknown_key(said, key, kind.model_fields)
+            raise unknown_key(said, str(key), kind.model_fields)  # YAML's keys may be numbers, dates, nothing
     try:
         return kind(**said.values)
     except ValidationError as faults:
@@ -86,16 +86,20 @@ def _read_file(path: Path) -> Said:
         raise RecipeError(f"recipe {path}", got=_reason(fault), needed="a readable YAML file") from fault
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as fault:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as fault:  # ValueError: a date that there is not
         mark = getattr(fault, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         raise RecipeError(f"{where}: not YAML", got=str(getattr(fault, "problem", fault))) from fault
+    if values is None:
+        return Said()
     if not isinstance(values, dict):
         raise RecipeError(f"recipe {path}", got=type(values).__name__, needed="lines of `key: value`")
     said = Said(values)
-    if tree is not None:
+    try:
         _note_lines(tree, "", path, said.places)
+    except RecursionError as fault:
+        raise RecipeError(f"recipe {path}", got="an alias inside of what it names") from fault
     return said
 
 

@@ -1,4 +1,7 @@
-"""The presets: settings known to work for a model family, one YAML file each, with the reason as its first line."""
+"""The presets: settings known to work for a model family, one YAML file each, with the reason as its first line.
+
+Those of language models lie in the folder itself; those of an image recipe in a folder of its name.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import yaml
 from orthotune.errors import RecipeError, nearest
 
 FOLDER = Path(__file__).parent / "presets"
+SFT = "sft"
 
 
 @dataclass(frozen=True)
@@ -22,35 +26,48 @@ class Preset:
     text: str
 
 
-def names() -> list[str]:
-    """All presets, sorted.
+def names(recipe: str = SFT) -> list[str]:
+    """All presets of ``recipe``, sorted.
 
     Example:
-        >>> "llama" in names()
-        True
+        >>> "llama" in names(), "sdxl" in names("subject")
+        (True, True)
     """
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(path.stem for path in _folder(recipe).glob("*.yaml"))
 
 
-def read(name: str) -> Preset:
-    """The preset called ``name``.
+def recipes() -> list[str]:
+    """The recipes that have presets, those of language models first."""
+    return [SFT, *sorted(path.name for path in FOLDER.iterdir() if names(path.name))]
+
+
+def read(name: str, recipe: str = SFT) -> Preset:
+    """The preset called ``name`` of ``recipe``, which may stand before the name: ``subject/sdxl``.
 
     Raises:
         RecipeError: there is none of that name.
     """
-    if name not in names():
-        close = nearest(name, names(), count=1)
+    before, slash, after = name.partition("/")
+    if slash and before in recipes():
+        recipe, name = before, after
+    known = names(recipe)
+    if name not in known:
+        close = nearest(name, known, count=1)
         raise RecipeError(
             f"preset {name!r}",
             got="no such preset",
-            needed=f"one of {', '.join(names())}",
+            needed=f"one of {', '.join(known)}",
             do=f"Did you mean {close[0]!r}?" if close else None,
         )
-    text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (_folder(recipe) / f"{name}.yaml").read_text(encoding="utf-8")
     return Preset(name, text.splitlines()[0].lstrip("# ").strip(), text)
 
 
-def settings_of(name: str) -> dict[str, Any]:
-    """The settings that the preset ``name`` fills in."""
-    settings: dict[str, Any] = yaml.safe_load(read(name).text)
+def settings_of(name: str, recipe: str = SFT) -> dict[str, Any]:
+    """The settings that the preset ``name`` of ``recipe`` fills in."""
+    settings: dict[str, Any] = yaml.safe_load(read(name, recipe).text)
     return settings
+
+
+def _folder(recipe: str) -> Path:
+    return FOLDER if recipe == SFT else FOLDER / recipe

@@ -12,9 +12,10 @@ from transformers import TrainerCallback
 
 from orthotune.metrics.drift import text_drift
 from orthotune.recipes.settings import WORLD, SFTSettings
-from orthotune.recipes.sft_data import examples_for
-from orthotune.training import adapters, sft_trainer
+from orthotune.recipes.sft_data import examples_for, said_of_old
+from orthotune.training import adapters, engines, processes, sft_trainer
 from orthotune.training.causal_model import choose_dtype, load_model, load_tokenizer
+from orthotune.training.checkpoint_on_signal import StopOnSignal
 from orthotune.training.curve import draw_curve
 from orthotune.training.diagnosis_log import DiagnosisLog
 from orthotune.training.domain_loss import DomainLoss
@@ -22,22 +23,36 @@ from orthotune.training.metrics_log import MetricsLog
 from orthotune.training.progress import ProgressBar
 from orthotune.training.quiet import quiet
 from orthotune.training.run_directory import RunDirectory, appearing, read_json, step_of, write_json
-from orthotune.training.run_record import RunRecord, device_name, versions
+from orthotune.training.run_record import RunRecord, WeightChange, device_name, versions
+from orthotune.training.sharded_model import is_sharded
 from orthotune.training.weight_pairs import weight_change
 from orthotune.worlds import text as text_world
 
 Say = Callable[[str], None]
 Callbacks = Iterable[TrainerCallback]
+Adapt = Callable[[Any, list[str]], Any]
 
 
-def run(settings: SFTSettings, say: Say = print, callbacks: Callbacks = (), bar: bool = True) -> RunRecord:
+def run(
+    settings: SFTSettings,
+    say: Say = print,
+    callbacks: Callbacks = (),
+    bar: bool = True,
+    adapt: Adapt | None = None,
+) -> RunRecord:
     """Finetune as ``settings`` say and return the record that is also in ``run.json`` of the output.
 
+    ``adapt(model, notes)`` may put on what is trained instead of the adapter of the settings.
+
     The output holds ``adapter`` (or ``model`` for full finetuning), ``metrics.jsonl``, ``curve.png`` and checkpoints.
-    A run that was cut off and resumed ends with the same parameters as one that was not.
+    A run that was cut off and resumed ends with the same parameters as one that was not. SIGTERM and Ctrl-C let it
+    save a checkpoint first. Under a launcher every process runs this: ``settings.distributed`` says how they share the
+    work; the first one speaks and writes.
 
     Raises:
         OutputError: the output cannot be written, or holds another run.
+        TrainingError: too many steps whose loss or gradient is not finite.
+        Stopped: a signal ended the run; a ``KeyboardInterrupt``.
         DataError: data that is missing, empty or of another shape.
         RecipeError: a model or an option that does not exist.
 
@@ -45,20 +60,35 @@ def run(settings: SFTSettings, say: Say = print, callbacks: Callbacks = (), bar:
         >>> run(SFTSettings(steps=20, output="runs/first")).gain > 0  # doctest: +SKIP
         True
     """
-    home = RunDirectory(settings.output)
-    checkpoint = home.open(settings.record(), settings.resume)
-    if home.finished:
-        say(f"{home.path} holds this run, finished.")
-        return RunRecord(**read_json(home.record))
-    try:
-        with quiet():
-            return _train(settings, home, checkpoint, say, callbacks, bar)
-    finally:
-        home.drop_if_empty()
+    processes.check_launch(settings.distributed)
+    say = say if processes.is_main() else _silent
+    with processes.together():
+        home = RunDirectory(settings.output)
+        checkpoint = processes.from_main(lambda: home.open(settings.record(), settings.resume, say))
+        if finished := processes.from_main(lambda: read_json(home.record) if home.finished else None):
+            say(f"{home.path} holds this run, finished.")
+            return RunRecord(**finished)
+        processes.require_visible(checkpoint)
+        try:
+            with quiet(), StopOnSignal(say) as stop:
+                return _train(settings, home, checkpoint, say, callbacks, bar, stop, adapt)
+        finally:
+            home.drop_if_empty()
+
+
+def _silent(words: str) -> None:
+    """What the processes beside the main one say."""
 
 
 def _train(
-    settings: SFTSettings, home: RunDirectory, checkpoint: Path | None, say: Say, callbacks: Callbacks, bar: bool
+    settings: SFTSettings,
+    home: RunDirectory,
+    checkpoint: Path | None,
+    say: Say,
+    callbacks: Callbacks,
+    bar: bool,
+    stop: StopOnSignal,
+    adapt: Adapt | None,
 ) -> RunRecord:
     began = time.monotonic()
     examples, domains = examples_for(settings)
@@ -67,19 +97,25 @@ def _train(
     tokenizer = load_tokenizer(source)
     # Full finetuning keeps float32 weights: an update of a bfloat16 weight is mostly rounded away.
     model = load_model(source, torch.float32 if full else dtype, settings.quantization)
-    notes: list[str] = []
-    adapter = _adapter(settings, model, notes)
+    notes = said_of_old(settings)
+    adapter = None if adapt else _adapter(settings, model, notes)
+    model = adapt(model, notes) if adapt else model
     arguments = _arguments(settings, home.checkpoints, examples.format, dtype)
-    trainer = sft_trainer.build_trainer(model, tokenizer, arguments, examples, domains, adapter)
+    safety: dict[str, Any] = {"max_skipped": settings.max_skipped, "on_failed_save": settings.on_failed_save}
+    safety |= {"stop": stop, "say": say}
+    trainer = sft_trainer.build_trainer(model, tokenizer, arguments, examples, domains, adapter, **safety)
+    engines.check_started(trainer, settings.distributed)
     steps = sft_trainer.planned_steps(trainer)
     trainer.args.save_steps = settings.save_every or max(1, steps // 4)
     trained, total = adapters.trainable(trainer.model)
     notes.append(f"{settings.method}: {trained:,} of {total:,} parameters are trained, {steps} steps.")
     say("\n".join(notes))
 
-    home.claim(settings.record())
-    log = MetricsLog(home.metrics, from_step=step_of(checkpoint))
-    progress = ProgressBar(log, settings.method, visible=bar)
+    main = processes.is_main()
+    if main:
+        home.claim(settings.record())
+    log = MetricsLog(home.metrics if main else None, from_step=step_of(checkpoint))
+    progress = ProgressBar(log, settings.method, visible=bar and main)
     every = settings.eval_every or max(1, steps // 5)
     rows = sft_trainer.domain_rows(trainer)
     for callback in (DomainLoss(log, rows, every), DiagnosisLog(log, every, say), progress, *callbacks):
@@ -88,14 +124,25 @@ def _train(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         progress.close()
+    done = trainer.state.global_step
+    if stop.asked and done < steps:
+        raise stop.stopped(
+            f"Stopped by {stop.asked} after step {done} of {steps}, which checkpoint-{done} holds. "
+            f"Go on with the same settings and resume=auto output={home.path}"
+        )
+    if trainer.skipped:
+        notes.append(f"{len(trainer.skipped)} steps were left out: their loss or gradient was not finite.")
 
     kept = "model" if full else "adapter"
-    with appearing(home.path / kept) as partial:
-        trainer.model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-    draw_curve(log.lines, home.path / "curve.png", f"{settings.method}, learning rate {settings.learning_rate:g}")
-    before = load_model(source, torch.float32) if full else None
-    drift = text_drift(trainer.model, rows["old"], before) if "old" in rows else None
+    whole = trainer.whole_state()
+    if main:
+        with appearing(home.path / kept) as partial:
+            trainer.model.save_pretrained(partial, state_dict=whole)
+            tokenizer.save_pretrained(partial)
+        draw_curve(log.lines, home.path / "curve.png", f"{settings.method}, learning rate {settings.learning_rate:g}")
+    looks = main or is_sharded(trainer.model)  # a sharded model is looked at by all processes together
+    before = load_model(source, torch.float32) if full and looks else None
+    drift = text_drift(trainer.model, rows["old"], before) if "old" in rows and looks else None
     record = RunRecord(
         recipe="sft",
         method=settings.method,
@@ -107,14 +154,15 @@ def _train(
         steps=steps,
         **log.outcome(),
         drift=None if drift is None else drift.kl,
-        weights=weight_change(trainer.model, before),
+        weights=weight_change(trainer.model, before) if looks else WeightChange(),
         seconds=round(time.monotonic() - began, 1),
         train_seconds=round(log.last("seconds") or 0.0, 1),
         notes=notes,
         artifacts={kept: kept, "curve": "curve.png", "metrics": "metrics.jsonl"},
     )
-    write_json(home.record, record.model_dump(mode="json"))
-    return record
+    if main:
+        write_json(home.record, record.model_dump(mode="json"))
+    return processes.from_main(lambda: record)
 
 
 def _adapter(settings: SFTSettings, model: Any, notes: list[str]) -> Any:
@@ -135,13 +183,13 @@ def _adapter(settings: SFTSettings, model: Any, notes: list[str]) -> Any:
 
 def _arguments(settings: SFTSettings, checkpoints: Path, data_format: str, dtype: torch.dtype) -> Any:
     length = {"max_steps": settings.steps} if settings.steps else {"num_train_epochs": settings.epochs or 1.0}
-    return sft_trainer.sft_config(
+    word, engine = settings.distributed, engines.arguments_for(settings.distributed)
+    arguments = sft_trainer.sft_config(
         checkpoints,
         packing=settings.packing,
         data_format=data_format,
         schedule=settings.schedule,
-        bf16=dtype == torch.bfloat16,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=processes.share(settings.batch_size),
         gradient_accumulation_steps=settings.gradient_accumulation,
         gradient_checkpointing=settings.gradient_checkpointing,
         learning_rate=settings.learning_rate,
@@ -150,5 +198,6 @@ def _arguments(settings: SFTSettings, checkpoints: Path, data_format: str, dtype
         max_length=settings.max_length,
         seed=settings.seed,
         save_total_limit=settings.save_total_limit,
-        **length,
+        **({"bf16": dtype == torch.bfloat16} | length | engine),
     )
+    return engines.configure(arguments, word, full=settings.method == "full")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orthotune.errors import DataError
+from orthotune.training.hub_data import load_split
 from orthotune.training.text_files import Row, read_rows
 
 # Asked in this order: a dialogue export often carries its rendered text beside the messages.
@@ -47,7 +48,7 @@ def load_examples(source: str, data_format: str = "auto") -> Examples:
     elif path.suffix in (".jsonl", ".json", ".parquet", ".txt") or source.startswith((".", "/", "~")):
         raise DataError(f"data {source!r}", got="no such file or directory", do="Check the path")
     else:
-        rows = _from_hub(source)
+        rows = [(f"{source}, row {number}", row) for number, row in enumerate(load_split(source))]
     return examples_of(rows, source, data_format)
 
 
@@ -76,21 +77,6 @@ def hold_out(examples: Examples) -> tuple[Examples, Examples | None]:
     rest = [row for index, row in enumerate(examples.rows) if index not in drawn]
     held_out = [examples.rows[index] for index in sorted(drawn)]
     return Examples(rest, examples.format, examples.source), Examples(held_out, examples.format, examples.source)
-
-
-def _from_hub(source: str) -> list[tuple[str, Row]]:
-    import datasets
-
-    name, _, split = source.partition(":")
-    try:
-        loaded = datasets.load_dataset(name, split=split or "train")
-    except Exception as fault:  # the hub client raises dozens of kinds: no network, no such name, gated, no such split
-        raise DataError(
-            f"data {source!r}",
-            got=f"no such file or directory, and the hub answers: {str(fault).splitlines()[0]}",
-            do="Check the path, or write the hub's name as OWNER/NAME or OWNER/NAME:SPLIT",
-        ) from fault
-    return [(f"{source}, row {number}", row) for number, row in enumerate(loaded)]
 
 
 def _format_of(row: Row, source: str) -> str:

@@ -1,0 +1,1 @@
+"""Image models: what each family says of itself, their losses, pictures and captions, and the one training loop."""

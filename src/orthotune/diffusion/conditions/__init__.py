@@ -1,0 +1,1 @@
+"""Control pictures: what each kind shows, how it is made of a picture or read from a file."""

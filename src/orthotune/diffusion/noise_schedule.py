@@ -1,0 +1,114 @@
+"""The noise that Stable Diffusion learns to take away: its schedule, what is predicted, how steps are weighted.
+
+A picture ``x`` at step ``t`` is ``sqrt(a) x + sqrt(1 - a) e`` with noise ``e`` and ``a = alphas_cumprod[t]``; its
+signal-to-noise ratio is ``a / (1 - a)`` (Ho et al. 2020, arXiv 2006.11239, eq. 4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orthotune.errors import RecipeError
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+#: fields of a scheduler's config that say how it was trained; the rest says how it draws
+_TRAINED = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
+    "prediction_type",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """The steps of a discrete diffusion and what the model predicts at them.
+
+    Args:
+        alphas_cumprod: float32 [steps], how much of the picture's variance is left at each step; 0 at the last one of a
+            schedule with zero terminal SNR.
+        prediction: ``"epsilon"`` the noise, ``"sample"`` the picture, ``"v_prediction"`` the velocity
+            ``sqrt(a) e - sqrt(1 - a) x`` (Salimans and Ho 2022, arXiv 2202.00512, appendix D).
+
+    Example:
+        >>> schedule = NoiseSchedule(torch.tensor([0.75, 0.0]), "v_prediction")
+        >>> schedule.weights(torch.tensor([0, 1]), gamma=1.0).tolist()  # SNR 3 and 0
+        [0.25, 0.0]
+    """
+
+    alphas_cumprod: Tensor
+    prediction: str
+
+    @classmethod
+    def of(cls, scheduler: Any) -> NoiseSchedule:
+        """The schedule that a diffusers scheduler's config describes, whichever solver it is for.
+
+        Raises:
+            RecipeError: the scheduler is not one of discrete noise steps.
+        """
+        from diffusers import DDPMScheduler
+
+        config = dict(scheduler.config)
+        prediction = config.get("prediction_type", "epsilon")
+        if prediction not in PREDICTIONS or "beta_schedule" not in config or config.get("use_flow_sigmas"):
+            raise RecipeError(
+                f"scheduler {type(scheduler).__name__} of the model",
+                got=f"prediction_type {prediction!r}" if "beta_schedule" in config else "no schedule of noise steps",
+                needed=f"a schedule of betas that predicts {', '.join(PREDICTIONS)}",
+            )
+        try:
+            known = DDPMScheduler(**{name: config[name] for name in _TRAINED if name in config})
+        except NotImplementedError as fault:
+            raise RecipeError(
+                f"scheduler {type(scheduler).__name__} of the model", got=f"beta_schedule {config['beta_schedule']!r}"
+            ) from fault
+        # Rounding may leave the last step of a rescaled schedule a hair off zero, on either side.
+        return cls(known.alphas_cumprod.clamp(0.0, 1.0), prediction)
+
+    def draw_times(self, count: int, draw: torch.Generator) -> Tensor:
+        """int64 [count] on the CPU, all steps equally likely."""
+        return torch.randint(len(self.alphas_cumprod), (count,), generator=draw)
+
+    def noisy(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """The pictures [n, ...] at ``times`` [n], float32."""
+        signal, rest = self._parts(times, clean)
+        return signal * clean + rest * noise
+
+    def target(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """What a perfect model predicts for them, float32."""
+        if self.prediction == "epsilon":
+            return noise
+        if self.prediction == "sample":
+            return clean
+        signal, rest = self._parts(times, clean)
+        return signal * noise - rest * clean
+
+    def weights(self, times: Tensor, gamma: float) -> Tensor:
+        """float32 [n]: Min-SNR's weights (Hang et al. 2023, arXiv 2303.09556, section 3.4).
+
+        ``min(SNR, gamma)`` for a model that predicts the picture, that divided by ``SNR`` for one that predicts noise,
+        and by ``SNR + 1`` for velocities.
+        """
+        left = self.alphas_cumprod.to(times.device)[times].double()
+        ratio = left / (1 - left)
+        if self.prediction == "epsilon":
+            return (gamma / ratio).clamp(max=1.0).float()  # 1 where there is no signal at all, not 0 / 0
+        capped = ratio.clamp(max=gamma)
+        return (capped if self.prediction == "sample" else capped / (ratio + 1)).float()
+
+    def _parts(self, times: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        left = self.alphas_cumprod.to(like.device)[times.to(like.device)].view(-1, *[1] * (like.ndim - 1))
+        return left.sqrt(), (1 - left).sqrt()
+
+
+def draw_noise(like: Tensor, draw: torch.Generator, offset: float = 0.0) -> Tensor:
+    """float32 noise in the shape and on the device of ``like`` [n, c, h, w], from a CPU generator.
+
+    ``offset`` times one more normal number is added to each channel of each picture.
+    """
+    noise = torch.randn(like.shape, generator=draw)
+    if offset:
+        noise = noise + offset * torch.randn(*like.shape[:2], 1, 1, generator=draw)
+    return noise.to(like.device)

@@ -1,0 +1,81 @@
+"""Stable Diffusion 1 and 2: a UNet, one CLIP text encoder, discrete noise steps (Rombach et al. 2022, 2112.10752)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from orthotune.diffusion.batch import Conditions
+from orthotune.diffusion.family import LossOptions
+from orthotune.diffusion.noise_schedule import NoiseSchedule, draw_noise
+from orthotune.diffusion.pipeline_family import PipelineFamily
+from orthotune.errors import RecipeError
+
+
+class StableDiffusion(PipelineFamily):
+    """Stable Diffusion 1.x and 2.x, for epsilon, velocity or sample prediction as the scheduler's config says."""
+
+    name = "stable-diffusion"
+    pipeline_class = "StableDiffusionPipeline"
+    denoiser_name = "unet"
+    text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    attention = ("to_q", "to_k", "to_v", "to_out.0")
+    convolutions = ("conv1", "conv2", "conv_shortcut")
+    entry = "conv_in"
+    usual_guidance = 7.5
+    #: what UNets of this family are told beside the captions
+    addition: ClassVar[str | None] = None
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
+        self._check_unet()
+        self.schedule = NoiseSchedule.of(pipeline.scheduler)
+
+    @property
+    def divisor(self) -> int:
+        # each level of the UNet but the last halves the latents; diffusers' pipelines ask for 8 whatever the VAE
+        return math.lcm(8, self.pixels_per_latent * int(2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)))
+
+    @property
+    def native_size(self) -> int:
+        size = self.pipeline.unet.config.sample_size
+        return int(size if isinstance(size, int) else size[0]) * self.pixels_per_latent
+
+    def _encode(self, captions: list[str]) -> Conditions:
+        found, _ = self.pipeline.encode_prompt(captions, self.device, 1, do_classifier_free_guidance=False)
+        return {"encoder_hidden_states": found}
+
+    def losses(
+        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, draw: torch.Generator, options: LossOptions
+    ) -> Tensor:
+        times = self.schedule.draw_times(len(latents), draw).to(latents.device)
+        noise = draw_noise(latents, draw, options.noise_offset)
+        noisy = self.schedule.noisy(latents, noise, times)
+        with self.precision():
+            told = self._told(conditions, latents)
+            guess = denoiser(noisy.to(self.dtype), times, **told, return_dict=False)[0].float()
+        target = self.schedule.target(latents, noise, times)
+        loss = (guess - target).square().mean(dim=(1, 2, 3))
+        if options.min_snr_gamma is not None:
+            loss = loss * self.schedule.weights(times, options.min_snr_gamma)
+        return loss
+
+    def _told(self, conditions: Conditions, latents: Tensor) -> dict[str, Any]:
+        """The arguments of the UNet beside the latents and the times."""
+        return {"encoder_hidden_states": conditions["encoder_hidden_states"].to(latents.device, self.dtype)}
+
+    def _check_unet(self) -> None:
+        unet, vae = self.pipeline.unet.config, self.pipeline.vae.config
+        if unet.in_channels != vae.latent_channels:
+            raise RecipeError(
+                f"a {self.name} model whose UNet reads {unet.in_channels} channels",
+                got=f"a VAE of {vae.latent_channels}",
+                needed="a text-to-image model: those for inpainting, depth or editing read a second picture",
+            )
+        for field, is_for in (("addition_embed_type", self.addition), ("class_embed_type", None),
+                              ("time_cond_proj_dim", None), ("encoder_hid_dim_type", None)):  # fmt: skip
+            if (value := getattr(unet, field, None)) != is_for:
+                raise RecipeError(f"{self.name} with {field}={value!r} in its UNet", needed=f"{is_for!r}")

@@ -1,0 +1,132 @@
+"""Control: a picture's edges, map, sketch, depth, pose or landmarks decide the shape of what a prompt says.
+
+A light encoder of the control picture is added where the denoiser first sees the latents, and the denoiser is turned
+to heed it (Qiu et al. 2023, arXiv 2306.07280, section 5; as ControlNet's task, without its copy of the denoiser).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from orthotune.diffusion.cache import PictureData
+from orthotune.diffusion.conditions.roster import KINDS, condition
+from orthotune.diffusion.control_data import control_examples
+from orthotune.diffusion.family import Family
+from orthotune.diffusion.hint_encoder import HintEncoder, HintShape
+from orthotune.diffusion.trainee import Trainee
+from orthotune.errors import nearest
+from orthotune.recipes.control_samples import control_sampler
+from orthotune.recipes.control_scores import DrawnScores
+from orthotune.recipes.image_job import ImageJob, plan_image
+from orthotune.recipes.image_run import run_image
+from orthotune.recipes.image_settings import WORLD, ImageSettings
+from orthotune.recipes.method_settings import SettingError
+from orthotune.training.run_record import RunRecord
+from orthotune.worlds import image_folders
+from orthotune.worlds.image_scores import Split
+
+#: Control pictures of the samples: of the first pictures, on the image world of held-out ones.
+SHOWN = 4
+
+
+class ControlSettings(ImageSettings):
+    """Everything that decides a control run.
+
+    Without ``data`` it learns from the scenes of the image world, and is scored on held-out ones.
+
+    Example:
+        >>> ControlSettings(method="lora").hint_learning_rate
+        0.004
+    """
+
+    recipe: ClassVar[str] = "control"
+    rates: ClassVar[dict[str, float]] = {"oft": 1e-5, "coft": 1e-5, "lora": 1e-4, "full": 1e-5}
+
+    signal: str = Field("segm", description=f"What the control pictures show: {', '.join(KINDS)}.")
+    data: str = Field(WORLD, description="Folder, table or hub data set of captioned pictures, or image-world.")
+    conditions: Path | None = Field(None, description="Folder with a control picture for each picture, of its name.")
+    caption: str | None = Field(None, description="Of pictures that have none.")
+    broken: Literal["skip", "refuse"] = Field("skip", description="What happens to pictures that cannot be read.")
+    caption_dropout: float = Field(0.1, ge=0, le=1, description="Share of captions that are emptied, for guidance.")
+    hint_learning_rate: float | None = Field(
+        None, gt=0, description="Of the control pictures' encoder, which starts from nothing; default: learning_rate."
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> ControlSettings:
+        if self.signal not in KINDS:
+            close = nearest(self.signal, KINDS, count=1)
+            do = f"Did you mean {close[0]!r}" if close else f"Say one of {', '.join(KINDS)}"
+            raise SettingError("signal", f"no control signal {self.signal!r}", do)
+        if self.model != WORLD and "data" not in self.model_fields_set:
+            do = "Say data=FOLDER, with a picture and its caption in a .txt file of the same name"
+            raise SettingError("model", f"nothing to learn from for model={self.model}", do)
+        if self.data == WORLD and self.conditions is not None:
+            raise SettingError(
+                "conditions", "conditions without the pictures that they belong to", "Say data=FOLDER, too"
+            )
+        return self
+
+
+def run(settings: ControlSettings, say: Callable[[str], None] = print, bar: bool = True) -> RunRecord:
+    """Train as ``settings`` say and return the record that is also in ``run.json`` of the output.
+
+    The output's ``adapter`` (or ``model``) also holds the hint encoder, and is what
+    :class:`~orthotune.diffusion.control_pipeline.ControlPipeline` loads.
+
+    Raises:
+        ConfigError, DataError: pictures without control pictures, of another size, or of a kind that is not made here.
+        RecipeError, OutputError: as every image recipe.
+
+    Example:
+        >>> run(ControlSettings(steps=20, output="runs/first")).scores_after["mask_iou"] > 0.3  # doctest: +SKIP
+        True
+    """
+    return run_image(settings, job(settings, say), say, bar)
+
+
+def plan(settings: ControlSettings) -> list[str]:
+    """What :func:`run` would train, in lines to print; nothing is trained or written."""
+    return [f"signal      {settings.signal}: {KINDS[settings.signal].shows}", *plan_image(settings, job(settings))]
+
+
+def job(settings: ControlSettings, say: Callable[[str], None] = print, split: Split = "validation") -> ImageJob:
+    """What this recipe adds to the shared run; on the image world it is scored on ``split``."""
+    kind, world = condition(settings.signal), settings.data == WORLD
+    if world:
+        examples = image_folders.control_examples(settings.signal)
+        shown = image_folders.control_examples(settings.signal, SHOWN, seed=1, held_out=True)
+    else:
+        examples = control_examples(
+            settings.data, kind, settings.conditions, caption=settings.caption, broken=settings.broken, say=say
+        )
+        shown = examples[:SHOWN]
+    made: list[HintEncoder] = []
+
+    def data(family: Family, folder: Path | None) -> PictureData:
+        return PictureData(
+            examples, family, settings.resolution, buckets=settings.buckets, cache=settings.cache,
+            encode_captions=not settings.train_text_encoder, caption_dropout=settings.caption_dropout,
+            condition=kind, seed=settings.seed, say=say,
+        )  # fmt: skip
+
+    def hint_encoder(family: Family) -> HintEncoder:
+        made.append(HintEncoder(HintShape.of(family, settings.signal)))
+        return made[-1]
+
+    def keep(trainee: Trainee, folder: Path) -> None:
+        encoder: Any = trainee.hint_encoder
+        encoder.save(folder)
+
+    return ImageJob(
+        data=data,
+        prompts=[example.caption for example in shown],
+        hint_encoder=hint_encoder,
+        sampler=lambda trainee: control_sampler(trainee, settings, shown, kind),
+        scores=[DrawnScores(settings.signal, lambda: made[-1], split)] if world and settings.model == WORLD else [],
+        keep=keep,
+    )

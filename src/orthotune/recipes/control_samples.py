@@ -1,0 +1,49 @@
+"""Samples of a control run: each control picture with what is drawn from it on its right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orthotune.diffusion.cache import PictureData
+from orthotune.diffusion.captions import Example
+from orthotune.diffusion.conditions.kind import Condition
+from orthotune.diffusion.family import Family
+from orthotune.diffusion.hint_encoder import HintEncoder
+from orthotune.diffusion.hinted import generate_hinted
+from orthotune.diffusion.samples import Sampler
+from orthotune.diffusion.trainee import Trainee
+from orthotune.recipes.image_settings import ImageSettings
+
+
+def control_sampler(trainee: Trainee, settings: ImageSettings, examples: Sequence[Example], kind: Condition) -> Sampler:
+    """Draws prompts with the control pictures of ``examples``, beginning anew with the first when they run out.
+
+    The pictures are uint8 ``[n, 3, H, 2 W]``: the control picture on the left.
+    """
+    family, encoder = trainee.family, trainee.hint_encoder
+    assert isinstance(encoder, HintEncoder)
+    known = _hints(family, settings, examples, kind)
+
+    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        # Every prompt stands as often in a row as there are seeds.
+        each = len(settings.sample_seeds)
+        hints = known[[number // each % len(known) for number in range(len(prompts))]]
+        options: dict[str, Any] = {"steps": settings.sample_steps, "guidance": settings.guidance}
+        drawn = generate_hinted(family, encoder, prompts, hints, seeds, batch_size=settings.batch_size, **options)
+        return torch.cat([(hints * 255).round().to(torch.uint8), drawn.cpu()], dim=3)
+
+    return draw
+
+
+def _hints(family: Family, settings: ImageSettings, examples: Sequence[Example], kind: Condition) -> Tensor:
+    quiet = PictureData(
+        examples, family, settings.resolution, encode_captions=False, condition=kind, seed=settings.seed,
+        say=lambda _: None,
+    )  # fmt: skip
+    hints = quiet.batch(list(range(len(examples)))).hints
+    assert hints is not None
+    return hints

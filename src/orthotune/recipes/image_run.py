@@ -1,0 +1,174 @@
+"""What every recipe for image models shares: from settings and data to a finished run directory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orthotune.diffusion.accelerator import make_accelerator, start_trackers
+from orthotune.diffusion.family import Family
+from orthotune.diffusion.loop import Every, train
+from orthotune.diffusion.loop_options import LoopOptions
+from orthotune.diffusion.samples import Sampler, Samples, draw_progress
+from orthotune.diffusion.saved_adapter import save_adapter
+from orthotune.diffusion.trainee import Trainee
+from orthotune.recipes.image_job import ImageJob, adapt, open_model
+from orthotune.recipes.image_settings import ImageSettings
+from orthotune.training import adapters
+from orthotune.training.curve import draw_scores
+from orthotune.training.metrics_log import MetricsLog
+from orthotune.training.quiet import quiet
+from orthotune.training.run_directory import RunDirectory, appearing, read_json, write_json
+from orthotune.training.run_record import RunRecord, device_name, versions
+from orthotune.training.weight_pairs import weight_change
+
+Say = Callable[[str], None]
+ADAPTER, MODEL, SHEET, CURVE = "adapter", "model", "samples.png", "curve.png"
+
+
+def run_image(settings: ImageSettings, job: ImageJob, say: Say = print, bar: bool = True) -> RunRecord:
+    """Train as ``settings`` and ``job`` say; return the record that is also in ``run.json`` of the output.
+
+    The output holds ``adapter`` (or ``model``), ``samples``, ``metrics.jsonl``, ``curve.png``, ``samples.png`` and
+    checkpoints. A run that was cut off and resumed ends with the same parameters as one that was not.
+
+    Raises:
+        OutputError: the output cannot be written, or holds another run.
+        RecipeError, DataError, TargetError, BlockSizeError: settings that cannot be used, before any training.
+        TrainingError: steps in a row whose loss or gradient is not finite.
+        Stopped: by a signal, after a checkpoint was written; a ``KeyboardInterrupt``.
+    """
+    options = LoopOptions.of(settings)
+    accelerator = make_accelerator(options, settings.output)
+    first = bool(accelerator.is_main_process)
+    home = RunDirectory(settings.output)
+    checkpoint = _agreed(home.open(settings.record(), settings.resume, say) if first else None, accelerator)
+    if home.finished:
+        say(f"{home.path} holds this run, finished.")
+        return RunRecord(**read_json(home.record))
+    try:
+        with quiet():
+            return _Run(settings, job, home, accelerator, say if first else lambda _: None).train(checkpoint, bar)
+    finally:
+        if first:
+            home.drop_if_empty()
+        accelerator.end_training()
+
+
+class _Run:
+    """One run, once its directory is open."""
+
+    def __init__(self, settings: ImageSettings, job: ImageJob, home: RunDirectory, accelerator: Any, say: Say) -> None:
+        self.settings, self.job, self.home, self.accelerator, self.say = settings, job, home, accelerator, say
+        self.first = bool(accelerator.is_main_process)
+        self.scored: tuple[str, ...] = ()
+
+    def train(self, checkpoint: Path | None, bar: bool) -> RunRecord:
+        settings, job, began = self.settings, self.job, time.monotonic()
+        family = open_model(settings, self.accelerator.device)
+        # The main process first: what it generates or encodes, the others find.
+        with self.accelerator.main_process_first():
+            data = job.data(family, self.home.path)
+        notes = adapt(family, settings, job)
+        torch.manual_seed(settings.seed)
+        trainee = Trainee(family, job.hint_encoder(family) if job.hint_encoder else None)
+        if settings.gradient_checkpointing:
+            trainee.checkpoint_gradients()
+        trained, total = adapters.trainable(trainee)
+        notes.append(f"{settings.method}: {trained:,} of {total:,} parameters are trained, {settings.steps} steps.")
+        if not job.scores:
+            notes.append(
+                "What is forgotten is not measured here; `orthotune evaluate drift` compares pictures afterwards."
+            )
+        self.say("\n".join(notes))
+        if self.first:
+            self.home.claim(settings.record())
+        start_trackers(self.accelerator, settings.trackers, settings.record())
+        log = train(
+            trainee, data, LoopOptions.of(settings), self.home, checkpoint, self.say, accelerator=self.accelerator,
+            on_step=self._callbacks(trainee), title=settings.method, bar=bar,
+        )  # fmt: skip
+        kept = MODEL if settings.method == "full" else ADAPTER
+        if self.first:
+            self._save(trainee, self.home.path / kept)
+        record = self._record(trainee, log, notes, kept, (trained, total), time.monotonic() - began)
+        if self.first:
+            write_json(self.home.record, record.model_dump(mode="json"))
+        return record
+
+    def _callbacks(self, trainee: Trainee) -> list[Every]:
+        settings, family = self.settings, trainee.family
+        prompts = settings.sample_prompts or self.job.prompts
+        sampler = self.job.sampler(trainee) if self.job.sampler else self._sampler(family)
+        samples = Samples(self.home.path, prompts, settings.sample_seeds, sampler, self.first)
+
+        def score(step: int, trainee: Trainee, log: MetricsLog) -> None:
+            values = {name: value for one in self.job.scores for name, value in one(step, family).items()}
+            self.scored = tuple(values)
+            log.append({"step": step, "seconds": log.last("seconds") or 0.0, **values})
+
+        found = [Every(samples, settings.sample_every or max(1, settings.steps // 4))]
+        return found + ([Every(score, settings.eval_every)] if self.job.scores else [])
+
+    def _sampler(self, family: Family) -> Sampler:
+        side = self.settings.resolution or family.native_size
+
+        def draw(prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
+            return family.generate(
+                prompts, seeds, steps=self.settings.sample_steps, guidance=self.settings.guidance, height=side,
+                width=side, batch_size=self.settings.batch_size,
+            )  # fmt: skip
+
+        return draw
+
+    def _save(self, trainee: Trainee, folder: Path) -> None:
+        with appearing(folder) as partial:
+            if self.settings.method == "full":
+                trainee.family.pipeline.save_pretrained(partial)
+            else:
+                family: Any = trainee.family
+                save_adapter(family, partial)
+            if self.job.keep:
+                self.job.keep(trainee, partial)
+
+    def _record(
+        self, trainee: Trainee, log: MetricsLog, notes: list[str], kept: str, counts: tuple[int, int], seconds: float
+    ) -> RunRecord:
+        settings, path = self.settings, self.home.path
+        artifacts = {kept: kept, "curve": CURVE, "metrics": "metrics.jsonl"}
+        if self.first:
+            draw_scores(
+                log.lines, path / CURVE, f"{settings.method}, learning rate {settings.learning_rate:g}", self.scored
+            )
+            artifacts |= {"samples": SHEET} if draw_progress(path, path / SHEET) else {}
+        before = open_model(settings, self.accelerator.device).denoiser if settings.method == "full" else None
+        return RunRecord(
+            recipe=settings.recipe,
+            method=settings.method,
+            settings=settings.record(),
+            versions=versions(),
+            device=device_name(),
+            trainable_parameters=counts[0],
+            total_parameters=counts[1],
+            steps=settings.steps,
+            scores_before={name: log.first(name) for name in self.scored},
+            scores_after={name: log.last(name) for name in self.scored},
+            skipped_steps=sum(line.get("train_loss", 0.0) is None for line in log.lines),
+            weights=weight_change(trainee.denoiser, before),
+            seconds=round(seconds, 1),
+            train_seconds=round(log.last("seconds") or 0.0, 1),
+            notes=notes,
+            artifacts=artifacts,
+        )
+
+
+def _agreed(checkpoint: Path | None, accelerator: Any) -> Path | None:
+    """The checkpoint that the main process found, in every process."""
+    from accelerate.utils import broadcast_object_list
+
+    said = broadcast_object_list([checkpoint])
+    return Path(said[0]) if said[0] else None

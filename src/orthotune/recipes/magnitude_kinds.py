@@ -1,0 +1,79 @@
+"""How magnitudes are fitted by each recipe: the same data and loss, with the trained rotation put on and frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from orthotune.loading.load import load_adapter
+from orthotune.recipes.method_settings import MethodSettings
+from orthotune.training.run_record import RunRecord
+from orthotune.tuner.magnitude import free_magnitudes
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One recipe: its module, that of its settings and their name, and how a fit is run with them."""
+
+    recipe: str
+    module: str
+    name: str
+    fit: Callable[[Any, Say, bool], RunRecord]
+
+    def settings(self) -> type[MethodSettings]:
+        """The class of the recipe's settings."""
+        found: type[MethodSettings] = getattr(import_module(f"orthotune.recipes.{self.module}"), self.name)
+        return found
+
+
+def _text(settings: Any, say: Say, bar: bool) -> RunRecord:
+    from orthotune.recipes import sft
+
+    def adapt(model: Any, notes: list[str]) -> Any:
+        rotated, _ = load_adapter(model, settings.adapter)
+        notes.append(_told(len(free_magnitudes(rotated)), settings.adapter))
+        return rotated
+
+    return sft.run(settings, say, bar=bar, adapt=adapt)
+
+
+def _image(settings: Any, say: Say, bar: bool) -> RunRecord:
+    from orthotune.diffusion.hint_encoder import load_hint_encoder
+    from orthotune.recipes.image_run import run_image
+
+    def adapt(family: Any) -> list[str]:
+        load_adapter(family.pipeline, settings.adapter)
+        parts = [part for part in (family.denoiser, *family.text_encoders.values()) if hasattr(part, "peft_config")]
+        return [_told(sum(len(free_magnitudes(part)) for part in parts), settings.adapter)]
+
+    job = import_module(f"orthotune.recipes.{KINDS[settings.recipe].recipe}").job(settings, say)
+    if job.hint_encoder:
+        # The trained encoder of control pictures stands still, too; where the job scores with it, it must know it.
+        made = job.hint_encoder
+
+        def hint_encoder(family: Any) -> Any:
+            encoder = made(family)
+            encoder.load_state_dict(load_hint_encoder(settings.adapter).state_dict())
+            return encoder.requires_grad_(False)
+
+        job = dataclasses.replace(job, hint_encoder=hint_encoder)
+    return run_image(settings, dataclasses.replace(job, adapt=adapt), say, bar)
+
+
+def _told(layers: int, adapter: Path) -> str:
+    return f"Magnitudes of {layers} layers are fitted; the rotations of {adapter} stand still."
+
+
+#: By the name of the recipe, which is also that of its presets' folder.
+KINDS: dict[str, Kind] = {
+    "sft": Kind("sft", "settings", "SFTSettings", _text),
+    "subject": Kind("subject", "subject_settings", "SubjectSettings", _image),
+    "control": Kind("control", "control", "ControlSettings", _image),
+    "t2i": Kind("text_to_image", "text_to_image", "TextToImageSettings", _image),
+}

@@ -1,0 +1,127 @@
+"""The settings that every finetuning run has, of language and of image models: the method, its sizes, the schedule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from orthotune.recipes import preset
+
+Method = Literal["oft", "coft", "lora", "full"]
+METHODS: tuple[Method, ...] = ("oft", "coft", "lora", "full")
+Positive = Annotated[int, Field(gt=0)]
+
+# With lora, a block size still means something: the rank is chosen so that both train as many parameters.
+ONLY_FOR: dict[str, tuple[str, ...]] = {
+    "block_size": ("oft", "coft", "lora"),
+    "r": ("oft", "coft", "lora"),
+    "rotation": ("oft", "coft"),
+    "eps": ("coft",),
+    "lora_rank": ("lora",),
+    "lora_alpha": ("lora",),
+}
+# Pairs that say the same thing twice.
+RIVALS: tuple[tuple[str, str], ...] = (("block_size", "r"), ("lora_rank", "block_size"), ("lora_rank", "r"))
+
+
+class SettingError(ValueError):
+    """A setting that contradicts another one; ``key`` is the setting to look at."""
+
+    def __init__(self, key: str, said: str, do: str) -> None:
+        self.key, self.said, self.do = key, said, do
+        super().__init__(f"{said}. {do}.")
+
+
+class MethodSettings(BaseModel):
+    """What a run of any recipe is told. A preset fills in what was not given and applies to the method.
+
+    A recipe's own settings say in class variables: ``recipe``, its name and the folder of its presets; ``world``, the
+    embedded model that is also the preset when nothing else is said; ``rates``, a learning rate per method; ``ball``,
+    COFT's eps; ``only_for`` and ``rivals``, which settings have no meaning for a method or beside each other; and
+    ``tied``, settings of a preset that are dropped when another one is said.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    recipe: ClassVar[str]
+    world: ClassVar[str]
+    rates: ClassVar[dict[str, float]]
+    ball: ClassVar[float]
+    only_for: ClassVar[dict[str, tuple[str, ...]]] = ONLY_FOR
+    rivals: ClassVar[tuple[tuple[str, str], ...]] = RIVALS
+    tied: ClassVar[dict[str, str]] = {}
+
+    preset: str | None = Field(None, description="Fills in what is not given; `orthotune presets` lists them.")
+    method: Method = "oft"
+    block_size: Positive | None = Field(None, description="Side of a rotation block; 32 when nothing else is said.")
+    r: Positive | None = Field(None, description="Number of rotation blocks per layer, instead of block_size.")
+    eps: float | None = Field(None, gt=0, description="Freedom of COFT, a radius of eps / sqrt(blocks). Default: 1.")
+    rotation: dict[str, Any] = Field({}, description="Further OFTConfig options, as side, magnitude or scaled.")
+    lora_rank: Positive | None = Field(None, description="Default: as many trainable parameters as OFT would have.")
+    lora_alpha: float | None = Field(None, gt=0, description="Default: twice the rank.")
+
+    learning_rate: float = Field(1e-4, gt=0, description="A number, or one per method.")
+    batch_size: Positive = 8
+    gradient_accumulation: Positive = 1
+    gradient_checkpointing: bool = False
+    warmup: float = Field(0.05, ge=0, description="Steps, or a fraction of them when below 1.")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: float = Field(0.0, ge=0)
+    seed: int = 0
+
+    save_every: Positive | None = Field(None, description="Steps; default: four times over the run.")
+    save_total_limit: Positive = 2
+    resume: str = Field("never", description="never, auto (newest checkpoint of the output), or a checkpoint's path.")
+    output: Path = Path("runs")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        said = {key: value for key, value in values.items() if value is not None}
+        if "preset" not in said and said.get("model", cls.world) == cls.world:
+            said["preset"] = cls.world
+        if isinstance(said.get("preset"), str):
+            said = cls._from_preset(said) | said
+        method = said.get("method", "oft")
+        if method == "coft":
+            said.setdefault("eps", cls.ball)
+        rates = said.get("learning_rate", {})
+        if isinstance(rates, dict):
+            known = {**cls.rates, **rates}
+            said["learning_rate"] = known.get(method, cls.model_fields["learning_rate"].default)
+        if isinstance(method, str):
+            said.setdefault("output", Path("runs") / f"{cls.recipe}-{method}")
+        return said
+
+    @model_validator(mode="after")
+    def _contradictions(self) -> MethodSettings:
+        for key, methods in self.only_for.items():
+            if key in self.model_fields_set and self.method not in methods:
+                raise SettingError(
+                    key,
+                    f"{key} has no meaning for method={self.method}",
+                    f"Leave it out, or choose {' or '.join(f'method={name}' for name in methods)}",
+                )
+        for one, other in self.rivals:
+            if {one, other} <= self.model_fields_set:
+                raise SettingError(other, f"{one} and {other} say the same thing twice", f"Keep {one} or {other}")
+        return self
+
+    def record(self) -> dict[str, Any]:
+        """What decides this run, in JSON types: without what was left open or has no meaning for the method."""
+        beside = {key for key, methods in self.only_for.items() if self.method not in methods}
+        return self.model_dump(mode="json", exclude=beside, exclude_none=True)
+
+    @classmethod
+    def _from_preset(cls, said: dict[str, Any]) -> dict[str, Any]:
+        """The settings of the preset that neither contradict what was said nor belong to another method."""
+        filled = preset.settings_of(said["preset"], cls.recipe)
+        method = said.get("method", "oft")
+        beside = {key for key, other in cls.tied.items() if other in said}
+        beside |= {other for pair in cls.rivals for other in pair if said.keys() & set(pair)}
+        beside |= {key for key, methods in cls.only_for.items() if method not in methods}
+        return {key: value for key, value in filled.items() if key not in beside}

@@ -1,0 +1,140 @@
+"""Teach an image model a subject from a few pictures, beside pictures of its class that keep the class as it was.
+
+DreamBooth's training (Ruiz et al. 2023, arXiv 2208.12242) with rotations, as in OFT (arXiv 2306.07280, section 4.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from orthotune.diffusion.cache import PictureData
+from orthotune.diffusion.captions import Example, all_said, read_examples
+from orthotune.diffusion.class_images import class_images
+from orthotune.diffusion.family import Family
+from orthotune.diffusion.image_folder import Picture, read_folder
+from orthotune.diffusion.order import Dataset
+from orthotune.diffusion.prior import WithPrior
+from orthotune.recipes.image_job import ImageJob, Score, plan_image
+from orthotune.recipes.image_run import run_image
+from orthotune.recipes.image_settings import WORLD
+from orthotune.recipes.subject_settings import SubjectSettings, warnings
+from orthotune.training.run_record import RunRecord
+
+#: Where class pictures are drawn into, in the output of the run.
+CLASSES = "class-images"
+
+
+def run(settings: SubjectSettings, say: Callable[[str], None] = print, bar: bool = True) -> RunRecord:
+    """Train the subject and return the record; the output is as :func:`orthotune.recipes.image_run.run_image` says.
+
+    Raises:
+        DataError: no pictures, or class pictures that were drawn with other settings.
+        OrthotuneError: as for every image run.
+
+    Example:
+        >>> run(SubjectSettings(steps=20, output="runs/nine")).steps  # doctest: +SKIP
+        20
+    """
+    for warning in warnings(settings):
+        say(warning)
+    return run_image(settings, job(settings, say, bar), say, bar)
+
+
+def plan(settings: SubjectSettings) -> list[str]:
+    """What :func:`run` would train, in lines to print; nothing is drawn, trained or written."""
+    lines = [*warnings(settings), *plan_image(settings, job(settings))]
+    return [*lines, *_drawn(settings)]
+
+
+def job(settings: SubjectSettings, say: Callable[[str], None] = print, bar: bool = False) -> ImageJob:
+    """What :func:`run_image` is to do for ``settings``."""
+    return ImageJob(
+        data=lambda family, home: _data(settings, family, home, say, bar),
+        prompts=[settings.instance_prompt],
+        scores=_scores(settings),
+    )
+
+
+def _data(
+    settings: SubjectSettings, family: Family, home: Path | None, say: Callable[[str], None], bar: bool
+) -> Dataset:
+    subject = _encoded(settings, _instances(settings, say), family, home, say, bar)
+    if not settings.prior:
+        return subject
+    classes = _encoded(settings, _classes(settings, family, home, say, bar), family, home, say, bar)
+    return WithPrior(subject, classes, settings.prior_weight)
+
+
+def _encoded(
+    settings: SubjectSettings, examples: list[Example], family: Family, home: Path | None,
+    say: Callable[[str], None], bar: bool,
+) -> PictureData:  # fmt: skip
+    data = PictureData(
+        examples, family, settings.resolution, buckets=settings.buckets, cache=settings.cache,
+        encode_captions=not settings.train_text_encoder, seed=settings.seed, say=say,
+    )  # fmt: skip
+    if home is not None:
+        data.prepare(bar)
+    return data
+
+
+def _instances(settings: SubjectSettings, say: Callable[[str], None]) -> list[Example]:
+    prompt = settings.instance_prompt
+    if settings.instance_images != WORLD:
+        if settings.instance_captions:
+            return read_examples(settings.instance_images, caption=prompt, say=say)
+        return all_said(read_folder(Path(settings.instance_images), say=say), prompt)
+    from orthotune.worlds import image, image_captions, image_folders
+
+    pictures, scenes = image_folders.subject_pictures(), image.subject_scenes(image.load_sources())
+    if not settings.instance_captions:
+        return all_said(pictures, prompt)
+    name = prompt.removeprefix("a ")
+    said = [image_captions.sentence(name, scene.ink, scene.ground) for scene in scenes]
+    return [Example(picture, caption) for picture, caption in zip(pictures, said, strict=True)]
+
+
+def _classes(
+    settings: SubjectSettings, family: Family, home: Path | None, say: Callable[[str], None], bar: bool
+) -> list[Example]:
+    side = settings.resolution or family.native_size
+    prompts = settings.class_prompts[: settings.class_count]
+    count = -(-settings.class_count // len(prompts))
+    found: list[Example] = []
+    if home is not None and len(prompts) > 1:
+        # One line for all, not one and a bar for each.
+        say(f"Class images of {len(prompts)} prompts: those that are missing are drawn, {count} of each.")
+        bar = False
+    for number, prompt in enumerate(prompts):
+        if home is None:
+            # Nothing may be drawn in a dry run: what would be is as large as what is trained on.
+            pictures = [Picture(str(number), b"", side, side) for number in range(count)]
+        else:
+            folder = settings.class_images or home / CLASSES
+            pictures = class_images(
+                family, folder / f"{number:02}" if len(prompts) > 1 else folder, prompt, count, model=settings.model,
+                seed=settings.seed + number, height=side, width=side, steps=settings.class_steps,
+                guidance=settings.guidance, batch_size=settings.batch_size,
+                say=say if len(prompts) == 1 else lambda words: None, bar=bar,
+            )  # fmt: skip
+        found += all_said(pictures, prompt)
+    return found
+
+
+def _drawn(settings: SubjectSettings) -> list[str]:
+    """What is drawn before training."""
+    if not settings.prior:
+        return []
+    folder, prompts = settings.class_images or settings.output / CLASSES, settings.class_prompts
+    more = f" and {len(prompts) - 1} other prompts" if len(prompts) > 1 else ""
+    return [f"class       {settings.class_count} pictures of {prompts[0]!r}{more}, in {folder} or drawn into it"]
+
+
+def _scores(settings: SubjectSettings) -> list[Score]:
+    """The image world can tell what was learned; of other models' pictures people judge."""
+    if settings.model != WORLD or settings.instance_images != WORLD:
+        return []
+    from orthotune.worlds.image_scores import SubjectScores
+
+    return [SubjectScores("validation")]
