@@ -13,7 +13,7 @@ QUANT   ?= a b c
 .PHONY: help demo test test-quant quant-table check bench install clean
 
 help:
-	@echo "make demo   finetune a small language model, merge it, write a report (under 5 minutes on 2 cores)"
+	@echo "make demo   finetune a small language model and a small image model, write reports (under 6 minutes on 2 cores)"
 	@echo "make test   run the tests (under 12 minutes on 2 cores)"
 	@echo "make test-quant   the tests of quantized bases, each group of libraries in an environment of its own (QUANT=a: one)"
 	@echo "make quant-table  the same, and the table of docs/quantized.md written anew"

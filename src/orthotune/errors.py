@@ -66,6 +66,10 @@ class DataError(OrthotuneError):
     """A data set that is missing, empty or has another shape."""
 
 
+class TrainingError(OrthotuneError):
+    """A training that cannot go on; the last good checkpoint was kept."""
+
+
 class OutputError(OrthotuneError):
     """A place that cannot be written to; nothing was left half-written."""
 

@@ -91,9 +91,12 @@ def _transformers(base: str, dtype: str, quantization: str | None) -> BaseModel:
     compute = torch.float32 if dtype == "auto" else getattr(torch, dtype)
     options = loading_options(quantization, base, compute) if quantization else {}
 
-    config = transformers.AutoConfig.from_pretrained(base)
-    named = (config.architectures or [None])[0]
-    loader = getattr(transformers, named or "", None) or transformers.AutoModelForCausalLM
+    # False, not None: then nobody is asked whether code from the model's own files may run, either.
+    config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=False)
+    named = getattr(transformers, str((config.architectures or [None])[0]), None)
+    own = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+    loader: Any = named if own else transformers.AutoModelForCausalLM
+    options |= {"trust_remote_code": False}
     model, found = loader.from_pretrained(base, dtype=dtype, output_loading_info=True, **options)
     _refuse_incomplete(base, found)
     return BaseModel(model, _companions(base))
@@ -122,7 +125,7 @@ def _companions(base: str) -> list[Any]:
     found: list[Any] = []
     for kind in ("AutoTokenizer", "AutoImageProcessor", "AutoFeatureExtractor"):
         try:
-            found.append(getattr(transformers, kind).from_pretrained(base))
+            found.append(getattr(transformers, kind).from_pretrained(base, trust_remote_code=False))
         except (OSError, ValueError, KeyError, ImportError):
             continue  # a model without words has no tokenizer, one without pictures no image processor
     return found
@@ -131,8 +134,13 @@ def _companions(base: str) -> list[Any]:
 def _diffusers(folder: Path, dtype: str) -> BaseModel:
     import diffusers
 
+    from orthotune.errors import OrthotuneError
+
     name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
-    return BaseModel(getattr(diffusers, name).from_pretrained(folder, **_torch_dtype(folder, dtype)))
+    kind: Any = getattr(diffusers, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
+        raise OrthotuneError(f"--base {folder}", got=f"_class_name {name!r}", needed="a model of diffusers'")
+    return BaseModel(kind.from_pretrained(folder, **_torch_dtype(folder, dtype)))
 
 
 def _pipeline(folder: Path, dtype: str) -> BaseModel:

@@ -22,6 +22,8 @@ def bench(
     repetitions: int = typer.Option(40, min=1, help="Of every cell; two minutes of a cell end it earlier, at 5."),
     out: Path = typer.Option(Path("runs/bench"), "--out", "-o", help="Folder for SELECTION-DEVICE.csv and .png."),
     as_json: bool = typer.Option(False, "--json", help="Print the rows as JSON instead of tables."),
+    adapters: str = typer.Option(None, "--adapters", help="For adapters: how many in a batch. Default: 1,4,16,64."),
+    hidden: int = typer.Option(None, "--hidden", min=32, help="For adapters: width of the model. Default: 1024."),
     explain: bool = typer.Option(False, "--explain", help="Print which kernels run where, and why; measure nothing."),
 ) -> None:
     """Time training, evaluation and decoding against the frozen model, PEFT's LoRA and PEFT's OFT, in one process.
@@ -42,8 +44,10 @@ def bench(
     if selection == "adapters":
         if threads is not None:
             torch.set_num_threads(threads)
-        _adapters(out, repetitions, as_json)
+        _adapters(out, repetitions, as_json, adapters, hidden)
         return
+    if adapters is not None or hidden is not None:
+        raise typer.BadParameter("--adapters and --hidden are for `orthotune bench adapters`")
     from orthotune.bench.cells import selection as cells_of
     from orthotune.bench.contenders import contenders
     from orthotune.bench.results import write_rows
@@ -68,10 +72,18 @@ def bench(
     typer.echo(f"picture  {_picture(selection, rows, table.with_suffix('.png'))}", err=True)
 
 
-def _adapters(out: Path, repetitions: int, as_json: bool) -> None:
-    from orthotune.bench.mixed_batch import measure, write
+def _adapters(out: Path, repetitions: int, as_json: bool, counts: str | None, hidden: int | None) -> None:
+    from orthotune.bench.mixed_batch import COUNTS, ROWS, measure, write
 
-    rows = measure(repetitions=repetitions)
+    try:
+        wanted = COUNTS if counts is None else tuple(int(word) for word in counts.split(","))
+    except ValueError:
+        wanted = ()
+    if not wanted or any(not 0 < count <= ROWS for count in wanted):
+        raise typer.BadParameter(f"--adapters {counts}: give numbers from 1 to {ROWS}, with commas, as 1,4,16")
+    if hidden is not None and hidden % 32:
+        raise typer.BadParameter(f"--hidden {hidden}: give a multiple of 32, the blocks' size")
+    rows = measure(hidden or 1024, counts=wanted, repetitions=repetitions)
     table = out / f"adapters-{rows[0].device}.csv"
     write(rows, table)
     if as_json:

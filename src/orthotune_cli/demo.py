@@ -1,4 +1,4 @@
-"""``orthotune demo``: the main job on the embedded model, from training to a merged model and a report."""
+"""``orthotune demo``: the main jobs on the embedded models: text, merged and reported, then pictures of a subject."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+from orthotune_cli import demo_subject
+
 #: The beginning of a sentence as the new domain (prose about Python) has them; the old one is Python code.
 PROMPT = "The with statement is used to"
 NEW_TOKENS = 40
@@ -15,9 +17,11 @@ NEW_TOKENS = 40
 
 def demo(
     out: Path = typer.Option(Path("runs/demo"), "--out", "-o", help="Output folder; a free number is added if taken."),
-    steps: int = typer.Option(None, min=1, help="Training steps. Default: what the preset says."),
+    steps: int = typer.Option(None, min=1, help="Training steps of each part. Default: what the presets say."),
 ) -> None:
-    """Finetune the embedded language model on text, merge it, write a report. Some minutes on two cores, no download.
+    """Finetune the embedded language model on text and merge it; teach the embedded image model a subject and draw it.
+
+    Some minutes on two cores, no download. Both parts write a report.
 
     Example: orthotune demo
     """
@@ -52,6 +56,8 @@ def demo(
     typer.echo(f"adapter       {folder / 'adapter'}")
     typer.echo(f"merged model  {merged}")
     typer.echo(f"report        {page}")
+    typer.echo("")
+    demo_subject.demo_subject(folder / "subject", steps)
 
 
 def free_folder(wanted: Path) -> Path:

@@ -76,3 +76,7 @@ def main() -> None:
         >>> main()  # doctest: +SKIP
     """
     app(prog_name="orthotune")
+
+
+if __name__ == "__main__":  # torchrun and accelerate launch take a module
+    main()

@@ -6,18 +6,22 @@ import typer
 
 
 def presets(name: str = typer.Argument(None, help="Print this one; without a name, list all.")) -> None:
-    """List the presets, or print one to start a recipe of your own from.
+    """List the presets, those of image recipes as RECIPE/NAME, or print one to start a recipe of your own from.
 
     Examples:
 
       orthotune presets
 
       orthotune presets llama > mine.yaml
+
+      orthotune presets subject/sdxl
     """
     from orthotune.recipes import preset
 
     if name is not None:
         typer.echo(preset.read(name).text, nl=False)
         return
-    for known in preset.names():
-        typer.echo(f"{known:<12} {preset.read(known).reason}")
+    for recipe in preset.recipes():
+        for known in preset.names(recipe):
+            shown = known if recipe == preset.SFT else f"{recipe}/{known}"
+            typer.echo(f"{shown:<25} {preset.read(known, recipe).reason}")

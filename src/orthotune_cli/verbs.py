@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from orthotune_cli.failures import explain
+from orthotune_cli.plain_text import plain
 
 #: From the main job to the side ones, as help lists them.
 ORDER = (
@@ -47,5 +48,5 @@ class Verbs(TyperGroup):
             if ctx.params.get("debug"):
                 traceback.print_exc()
             message, status = explain(error)
-            typer.echo(message, err=True)
+            typer.echo(plain(message), err=True)  # it may quote a name from a file
             raise typer.Exit(status) from error

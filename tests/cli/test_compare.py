@@ -24,3 +24,10 @@ def test_faults_are_worded() -> None:
     result = CliRunner().invoke(app, ["compare", "sft", "metods=[oft]"])
     assert result.exit_code == 2
     assert "Did you mean 'methods'?" in result.output
+
+
+def test_faults_of_image_comparisons_are_worded() -> None:
+    for task in ("subject", "control"):
+        result = CliRunner().invoke(app, ["compare", task, "metods=[oft]"])
+        assert result.exit_code == 2
+        assert "Did you mean 'methods'?" in result.output

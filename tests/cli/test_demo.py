@@ -1,4 +1,4 @@
-"""``orthotune demo`` ends by naming what it made. Training is tested where it lives; a stand-in takes its place."""
+"""``orthotune demo`` ends by naming what it made. Training is tested where it lives; stand-ins take its place."""
 
 from __future__ import annotations
 
@@ -31,10 +31,30 @@ def _stand_in(settings: Any, say: Any) -> SimpleNamespace:
     return SimpleNamespace(**losses)
 
 
+def _drawn(settings: Any, say: Any) -> SimpleNamespace:
+    """Leaves behind what a subject's run leaves: two prompts, drawn from two seeds, before and after."""
+    from PIL import Image
+
+    (settings.output / "adapter").mkdir(parents=True)
+    entries = []
+    for step in (0, 200):
+        for number, prompt in enumerate(("a red sks digit", "a sks digit on grass")):
+            for seed in (0, 1):
+                file = f"{step}-{number}-{seed}.png"
+                Image.new("RGB", (32, 32), (step, 40 * number, 40 * seed)).save(settings.output / file)
+                entries.append({"step": step, "prompt": prompt, "seed": seed, "file": file, "grid": file})
+    (settings.output / "samples.json").write_text(json.dumps(entries))
+    scores = {"scores_before": {"nine": 0.03, "kept": 1.0}, "scores_after": {"nine": 0.5, "kept": 0.95}}
+    record = {"recipe": "subject", "method": "oft", "settings": {"model": "image-world"}, "artifacts": {}, **scores}
+    (settings.output / "run.json").write_text(json.dumps(record))
+    return SimpleNamespace(**scores)
+
+
 def test_demo_names_what_it_made(call: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orthotune.recipes import sft
+    from orthotune.recipes import sft, subject
 
     monkeypatch.setattr(sft, "run", _stand_in)
+    monkeypatch.setattr(subject, "run", _drawn)
     place = tmp_path / "demo"
     place.mkdir()
     (place / "run.json").write_text("{}")
@@ -44,10 +64,15 @@ def test_demo_names_what_it_made(call: Callable, tmp_path: Path, monkeypatch: py
     assert lines[0] == f"{place} holds an earlier run; this one goes to {place}-2"
     assert "learned       +0.500 nats per token" in done.stdout
     assert "forgotten     +0.100 nats per token" in done.stdout
-    assert [line.split()[0] for line in lines[-5:]] == ["before", "after", "adapter", "merged", "report"]
-    for line, name in zip(lines[-3:], ("adapter", "merged", "report.html"), strict=True):
+    assert [line.split()[0] for line in lines[-10:-5]] == ["before", "after", "adapter", "merged", "report"]
+    for line, name in zip(lines[-8:-5], ("adapter", "merged", "report.html"), strict=True):
         assert line.endswith(f"{place}-2/{name}")
         assert Path(f"{place}-2", name).exists()
+    assert lines[-5].split()[:3] == ["3%", "to", "50%"] and lines[-4].split()[:3] == ["100%", "to", "95%"]
+    assert [line.split()[0] for line in lines[-3:]] == ["adapter", "report", "pictures"]
+    for line, name in zip(lines[-3:], ("adapter", "report.html", "subject.png"), strict=True):
+        assert line.endswith(f"{place}-2/subject/{name}")
+        assert Path(f"{place}-2", "subject", name).exists()
     samples = json.loads((tmp_path / "demo-2" / "samples.json").read_text())
     assert samples[0]["before"] != samples[0]["after"]
     assert (place / "run.json").read_text() == "{}"

@@ -10,7 +10,8 @@ from orthotune_cli.main import app
 def test_all_presets_are_listed_with_their_reason() -> None:
     result = CliRunner().invoke(app, ["presets"])
     assert result.exit_code == 0
-    assert [line.split()[0] for line in result.output.splitlines()] == preset.names()
+    image = [f"{recipe}/{name}" for recipe in preset.recipes()[1:] for name in preset.names(recipe)]
+    assert [line.split()[0] for line in result.output.splitlines()] == preset.names() + image
     assert "OFTv2" in result.output
 
 

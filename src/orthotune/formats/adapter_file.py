@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from orthotune.errors import AdapterFileError
+from orthotune.formats import config_types
 from orthotune.formats.safetensors_file import check_header, refuse_non_finite, shortened
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -108,7 +110,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The adapter's config as a plain mapping.
 
     Raises:
-        AdapterFileError: there is none, or it is no JSON object.
+        AdapterFileError: there is none, it is no JSON object, or a field holds what it cannot mean.
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
@@ -121,7 +123,24 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AdapterFileError(f"{path} is not JSON", got=str(error), do="Copy or download the file again") from error
     if not isinstance(config, dict):
         raise AdapterFileError(f"{path} is not a config", got=type(config).__name__, needed="a JSON object")
+    if wrong := config_types.fault(config):
+        raise AdapterFileError(f"{wrong[0]} in {path}", got=wrong[1], needed=wrong[2])
     return config
+
+
+def numbers_in(folder: Path) -> int | None:
+    """How many numbers the weights in an adapter's folder are, by their header; None if they are not there.
+
+    Raises:
+        AdapterFileError: as :func:`open_adapter`.
+
+    Example:
+        >>> numbers_in(Path("no/such/folder")) is None
+        True
+    """
+    if not any((folder / name).is_file() for name in WEIGHTS_NAMES):
+        return None
+    return sum(math.prod(shape) for shape in open_adapter(folder).shapes.values())
 
 
 def _open_file(path: Path, config: Mapping[str, Any] | None) -> AdapterFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,10 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "series": ("current", "legacy"),
     "eps": (float, int, type(None)),
 }
+#: A series of more terms has overflowed, or long converged; a hostile number would take hours.
+MOST_TERMS = 1000
+#: the least and the most that a number may be; an infinite radius would be no ball
+RANGES = {"r": (0, 1 << 31), "block_size": (0, 1 << 31), "terms": (1, MOST_TERMS), "eps": (0, 1e300)}
 
 
 def fault(found: Any) -> str | None:
@@ -37,8 +42,10 @@ def fault(found: Any) -> str | None:
             return f"{type(own).__name__} for layer '{layer}'"
         for name, value in own.items():
             allowed = FIELDS.get(name, ())
-            if value not in allowed and type(value) not in allowed:
-                return f"{name}={value!r} for layer '{layer}'"
+            low, high = RANGES.get(name, (-math.inf, math.inf))
+            fits = type(value) in allowed or any(value is one or value == one for one in allowed)
+            if not fits or (type(value) in (int, float) and not low <= value <= high):
+                return f"{name}={repr(value)[:80]} for layer '{layer}'"
     return None
 
 

@@ -15,16 +15,13 @@ from orthotune.formats.adapter_state import AdapterState, LayerState, Map
 from orthotune.formats.beyond_stock import ASSUMED, FORMAT_VERSION, ORTHOTUNE_TYPE
 from orthotune.formats.config_field import number, whole
 from orthotune.formats.dense_blocks import refuse_foreign
-from orthotune.formats.layer_settings import fault, with_own_settings
+from orthotune.formats.layer_settings import MOST_TERMS, fault, with_own_settings
 from orthotune.formats.oft_r import check_packed
 from orthotune.formats.peft_names import bare
 from orthotune.formats.read_options import ReadOptions
 from orthotune.formats.safetensors_file import shortened
 
 ID, ID_LEGACY, ID_OWN = "peft-oft", "peft-oft-0.16", "orthotune"
-
-#: A series of more terms has overflowed, or long converged; a hostile number would take hours.
-MOST_TERMS = 1000
 
 _ROTATION = re.compile(r"^(?P<layer>.*)\.oft_(?P<embedding>embedding_)?R\.(?:(?P<part>.+)\.)?weight$")
 _MAGNITUDE = re.compile(r"^(?P<layer>.*)\.oft_magnitude(?:\.weight)?$")
@@ -133,6 +130,9 @@ def _layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Adap
     # Experts share a tensor, and the radius of each depends on how many there are, which only the base model knows.
     eps = number(config, "eps", 6e-5) if config.get("coft") and not config.get("target_parameters") else None
     magnitudes = {bare(found["layer"]): t for key, t in tensors.items() if (found := _MAGNITUDE.match(key))}
+    terms = whole(config, "num_cayley_neumann_terms", 5, MOST_TERMS)
+    if not terms:
+        raise AdapterFileError(f"num_cayley_neumann_terms=0 in {file.path.parent / CONFIG_NAME}", needed="1 or more")
     own = config.get("layer_settings") or {}
     if (wrong := fault(own)) is not None:
         raise AdapterFileError(f"layer_settings of {file.path.parent / CONFIG_NAME}", got=wrong)
@@ -141,7 +141,7 @@ def _layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Adap
             rotations=parts,
             side="out" if config.get("side") == "out" else "in",
             map=map_of(config),
-            terms=whole(config, "num_cayley_neumann_terms", 5, MOST_TERMS),
+            terms=terms,
             shared=bool(config.get("block_share")),
             scaled=bool(config.get("scaled")),
             eps=eps,

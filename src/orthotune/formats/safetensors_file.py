@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +19,11 @@ from orthotune.errors import AdapterFileError, OutputError
 
 #: The format's own limit for its header, in bytes.
 LARGEST_HEADER = 100_000_000
+#: Bits of one number, by the name of its type in a header. Types that are not here are left to who reads them.
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
 
 
 def read_tensors(path: str | Path, *, finite: bool = True) -> dict[str, torch.Tensor]:
@@ -93,7 +101,7 @@ def check_header(path: Path) -> None:
             )
         raw = file.read(length)
     try:
-        entries = json.loads(raw)
+        entries = json.loads(raw, object_pairs_hook=_without_repeats)
         ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
         promised = 8 + length + max(ends, default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
@@ -101,6 +109,46 @@ def check_header(path: Path) -> None:
     if promised != size:
         what = "is cut off" if size < promised else "has bytes after its last tensor"
         raise AdapterFileError(f"{path} {what}", got=f"{size} bytes", needed=f"{promised} bytes", do=again)
+    for name, entry in entries.items():
+        if name != "__metadata__" and (fault := _fault(entry)):
+            raise AdapterFileError(
+                f"{path} is damaged", got=f"{fault} for tensor {shortened([repr(name)[:120]])}", do=again
+            )
+    _check_places(path, [entry["data_offsets"] for name, entry in entries.items() if name != "__metadata__"])
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; with a name twice, which of the two is meant would depend on who reads it."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the name {twice[:80]!r} twice")
+    return found
+
+
+def _fault(entry: Mapping[str, Any]) -> str | None:
+    """What in an entry of a header cannot be, before memory is asked for on its word."""
+    shape: Any = entry.get("shape")
+    offsets, dtype = entry["data_offsets"], entry.get("dtype")
+    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
+    if len(numbers) < 2 or len(offsets) != 2 or not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
+        return f"shape {str(shape)[:60]} and bytes {str(offsets)[:60]}"
+    bits = BITS.get(dtype) if isinstance(dtype, str) else None
+    if not isinstance(dtype, str) or (bits and 8 * (offsets[1] - offsets[0]) != bits * math.prod(shape)):
+        return f"shape {str(shape)[:60]} of type {str(dtype)[:20]} in {offsets[1] - offsets[0]} bytes"
+    return None
+
+
+def _check_places(path: Path, places: list[list[int]]) -> None:
+    """Each byte belongs to one tensor: places that overlap or leave gaps are none that a writer makes."""
+    position = 0
+    for start, stop in sorted(places):
+        if start != position or stop < start:
+            raise AdapterFileError(
+                f"{path} is damaged", got=f"a tensor in bytes {start} to {stop}, after one that ends at {position}",
+                do="Copy or download the file again",
+            )  # fmt: skip
+        position = stop
 
 
 def refuse_non_finite(tensors: Mapping[str, torch.Tensor], source: str | Path) -> None:

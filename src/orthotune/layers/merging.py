@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from orthotune.errors import MergeError
 from orthotune.kernels.finite import all_finite
+from orthotune.layers.sharding import refuse_parts
 from orthotune.layers.strength import Strength
 
 
@@ -65,9 +66,10 @@ class Merging(BaseTunerLayer):
         """New base parameters with ``adapters`` merged, in the base's dtype and memory format; writes nothing.
 
         Raises:
-            MergeError: with ``safe``, an adapter holds NaN or infinite numbers or a weight would become so; names the
-            layer, the adapters and the parameter.
+            MergeError: a parameter is spread over processes; or, with ``safe``, an adapter holds NaN or infinite
+            numbers or a weight would become so. Names the layer, the adapters and the parameter.
         """
+        refuse_parts(self.oft_settings[adapters[0]].layer, self.base_parameters())
         # What is merged already stays at the strength that it was merged at.
         before = {name: self._merged_at[name] for name in self.merged_adapters if name in self._merged_at}
         with torch.no_grad(), self.at_strengths(before):

@@ -11,6 +11,7 @@ from torch import nn
 
 from orthotune.kernels.from_parameters import RotationMap
 from orthotune.kernels.rotate import joined
+from orthotune.layers.sharding import is_zero
 
 if TYPE_CHECKING:
     from orthotune.layers.rotation_module import Rotation
@@ -92,6 +93,7 @@ def _numbers(rotation: Rotation) -> int:
 def _beside(one: torch.Tensor, other: torch.Tensor) -> bool:
     return (
         type(one) is type(other) is nn.Parameter
+        and not is_zero(other)
         and one.dtype == other.dtype
         and one.device == other.device
         and one.is_inference() == other.is_inference()

@@ -13,11 +13,12 @@ from orthotune.layers.compiled_rotation import looked_up, numbered
 from orthotune.layers.partial import Partial
 from orthotune.layers.rotation_cache import RotationCache
 from orthotune.layers.rotation_group import RotationGroup
+from orthotune.layers.sharding import Exchanged, is_zero
 from orthotune.layers.strength import WHOLE, Strength
 from orthotune.rotation.blocks import BlockLayout
 
 
-class Rotation(nn.Module):
+class Rotation(Exchanged):
     """Packed skew blocks ``weight`` ``(copies * rows, b (b - 1) / 2)`` of one adapter at one matrix.
 
     ``copies`` is the number of matrices turned alike in shape (the experts of a mixture), 1 otherwise. The rotation is
@@ -35,10 +36,10 @@ class Rotation(nn.Module):
     ) -> None:
         super().__init__()
         self.layout, self.map, self.copies, self.dropout = layout, map, copies, dropout
-        rows, elements = layout.shape
-        self.weight = nn.Parameter(torch.zeros(copies * rows, elements, dtype=dtype or torch.float32))
         self.cache: RotationCache[Tensor] = RotationCache()
         self.strength, self.partial = WHOLE, Partial()
+        rows, elements = layout.shape
+        self.weight = nn.Parameter(torch.zeros(copies * rows, elements, dtype=dtype or torch.float32))
         self.group: RotationGroup | None = None
         self.number = numbered(self)
 
@@ -68,6 +69,7 @@ class Rotation(nn.Module):
                 # Through .data: projecting again changes no bit, so a module used twice in one forward must not
                 # count as modified between its first use and the backward.
                 weight.data.copy_(self._project(weight))
+                self.write_shard()
         # Traced and inference tensors have no version to go by; a series has no backward from R alone.
         if torch.compiler.is_compiling() or weight.is_inference() or (trained and not self.map.exact):
             if trained:
@@ -80,6 +82,8 @@ class Rotation(nn.Module):
         weight = self.weight
         if weight.is_inference():
             return self._compute()
+        if is_zero(weight):  # put away and gathered without a new version
+            self.doubt()
         R = self.cache.get(weight)
         return self._refresh() if R is None else R
 
@@ -127,6 +131,10 @@ class Rotation(nn.Module):
         known = None if known is None else known.view(self.copies, -1, *known.shape[1:])
         return self.map(v.view(self.copies, -1, v.shape[-1]), known, spent).flatten(0, 1)
 
+    def doubt(self) -> None:
+        self.cache.doubt()
+        self.partial.cache.doubt()
+
     def train(self, mode: bool = True) -> Rotation:
         self.cache.clear()
         self.partial.cache.clear()
@@ -139,7 +147,7 @@ class Rotation(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy computes for itself: its group would bring the whole model along.
-        return {**self.__dict__, "cache": RotationCache(), "partial": Partial(), "group": None}
+        return {**self.__dict__, "cache": RotationCache(), "partial": Partial(), "group": None, "shard": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

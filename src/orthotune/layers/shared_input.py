@@ -12,6 +12,7 @@ from torch import Tensor
 from orthotune.kernels.rotate import joined, rotate_each, rotate_joined
 from orthotune.layers.rotation_cache import RotationCache
 from orthotune.layers.rotation_module import Rotation
+from orthotune.layers.sharding import is_zero
 
 if TYPE_CHECKING:
     from orthotune.layers.linear import Linear
@@ -134,7 +135,12 @@ class SharedInput:
             weight = rotation.weight
             own = weight if own is None else own
             # Offloaded, sharded or partitioned at the moment: its own forward will bring it here.
-            if type(weight) is not type(own) or weight.device != x.device or weight.shape != own.shape:
+            if (
+                is_zero(weight)
+                or type(weight) is not type(own)
+                or weight.device != x.device
+                or weight.shape != own.shape
+            ):
                 return None
             rotations.append(rotation())
             scaled |= self._name in layer.oft_magnitude

@@ -28,6 +28,14 @@ def require_plain(weight: Tensor, layer: str, module: nn.Module) -> None:
             needed="a weight of its own",
             do="Remove the parametrization first (torch.nn.utils.parametrize.remove_parametrizations)",
         )
+    if hasattr(weight, "to_local"):
+        raise UnsupportedLayerError(
+            f"layer '{layer}' ({type(module).__name__})",
+            got=f"a weight that is spread over processes, {getattr(weight, 'placements', '')}",
+            needed="a whole weight when the adapter is added",
+            do="Add the adapter first and shard the model then (FSDP2), or merge the adapter into the files "
+            "(`orthotune merge --stream`) and load those with the tensor parallel plan",
+        )
     if type(weight) in (Tensor, nn.Parameter) and type(weight.data) is Tensor and weight.dtype in FLOATS:
         return
     raise UnsupportedLayerError(

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from orthotune.diagnosis.diagnose import Diagnosis, diagnose
 from orthotune.layers.base import OFTLayer
 from orthotune.training.metrics_log import Line, MetricsLog
+from orthotune.training.sharded_model import is_sharded
 
 
 class DiagnosisLog(TrainerCallback):
@@ -34,6 +35,8 @@ class DiagnosisLog(TrainerCallback):
         model, step = seen["model"], state.global_step + 1
         if (step % self.every and step < state.max_steps) or not state.is_world_process_zero:
             return
+        if is_sharded(model):
+            return  # one process alone cannot look at what is spread over several
         if not any(isinstance(m, OFTLayer) and any(m.rotations(n) for n in m.active_adapters) for m in model.modules()):
             return
         found = diagnose(model, weights=False)

@@ -18,13 +18,16 @@ class MetricsLog:
     ``train_loss``, ``learning_rate``, ``new_nats`` and ``old_nats`` (nats per token), and ``diagnosis``.
 
     Args:
-        path: the file.
+        path: the file; None keeps the lines in memory, for processes beside the main one.
         from_step: the last step whose line is kept.
     """
 
-    def __init__(self, path: Path, from_step: int = 0) -> None:
+    def __init__(self, path: Path | None, from_step: int = 0) -> None:
         self.path = path
         self._attached: Line = {}
+        self.lines: list[Line] = []
+        if path is None:
+            return
         self.lines = [line for line in read_lines(path) if line["step"] <= from_step] if from_step else []
         with appearing(path) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
@@ -46,6 +49,8 @@ class MetricsLog:
             self.append(attached)
         line = finite(attached | line if attached.get("step") == line["step"] else line)
         self.lines.append(line)
+        if self.path is None:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -57,9 +62,9 @@ class MetricsLog:
         """The oldest value of ``key``, or None."""
         return next((line[key] for line in self.lines if line.get(key) is not None), None)
 
-    def outcome(self) -> dict[str, float | None]:
+    def outcome(self) -> dict[str, Any]:
         """The loss of each domain before and after, what was gained on the new and forgotten of the old one."""
-        found: dict[str, float | None] = {}
+        found: dict[str, Any] = {}
         for domain, change, sign in (("new", "gain", -1), ("old", "forgetting", 1)):
             before, after = self.first(f"{domain}_nats"), self.last(f"{domain}_nats")
             known = before is not None and after is not None

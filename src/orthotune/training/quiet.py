@@ -6,31 +6,41 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
-import datasets
 import transformers
 
-# Both speak about what the recipe decides on purpose.
-HUSHED = ("transformers.trainer", "transformers.tokenization_utils_base", "trl.trainer.sft_trainer")
+# They speak about what the recipe decides on purpose, or about image processors that nothing here uses.
+HUSHED = (
+    "transformers.trainer",
+    "transformers.tokenization_utils_base",
+    "transformers.utils.import_utils",
+    "trl.trainer.sft_trainer",
+)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Switch off the bars and remarks of datasets, transformers and TRL, and switch them on again afterwards."""
-    bars = datasets.are_progress_bars_disabled()
+    # Image models are trained without it.
+    datasets: Any = import_module("datasets") if find_spec("datasets") else None
+    bars = datasets is None or datasets.are_progress_bars_disabled()
     loading = transformers.utils.logging.is_progress_bar_enabled()
     levels = {name: logging.getLogger(name).level for name in HUSHED}
-    datasets.disable_progress_bars()
+    if datasets is not None:
+        datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     for name in HUSHED:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            # Names that TRL still uses and transformers is about to rename.
-            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+            # Names that TRL and pipelines still use, and transformers and diffusers are about to rename.
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|diffusers")
             yield
     finally:
-        if not bars:
+        if datasets is not None and not bars:
             datasets.enable_progress_bars()
         if loading:
             transformers.utils.logging.enable_progress_bar()

@@ -7,15 +7,20 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from orthotune.errors import OutputError, RecipeError
+from orthotune.training import checkpoint_folder
+from orthotune.training.checkpoint_manifest import MANIFEST, check, read_manifest, to_disk
 
 # Settings that may differ between a run and its continuation without changing what comes out.
-FREE_TO_CHANGE = {"resume", "output", "eval_every", "save_every", "save_total_limit"}
+FREE_TO_CHANGE = {
+    "resume", "output", "eval_every", "save_every", "save_total_limit", "max_skipped", "on_failed_save",
+    "trackers", "sample_prompts", "sample_seeds", "sample_every", "sample_steps", "guidance",
+}  # fmt: skip
 
 
 class RunDirectory:
@@ -45,12 +50,14 @@ class RunDirectory:
                 do="Pass output=PATH",
             ) from fault
 
-    def open(self, settings: dict[str, Any], resume: str) -> Path | None:
+    def open(self, settings: dict[str, Any], resume: str, say: Callable[[str], None] | None = None) -> Path | None:
         """Check that ``settings`` may be run here; return the checkpoint to go on from, None for a fresh start.
+
+        ``say`` is told about checkpoints that are damaged and therefore passed over.
 
         Raises:
             OutputError: another run lives here and ``resume`` is ``never``.
-            RecipeError: the run here was made with other settings, or no such checkpoint.
+            RecipeError: the run here was made with other settings, or no such checkpoint, or it is damaged.
         """
         before = read_json(self.settings) if self.settings.is_file() else None
         if resume == "never":
@@ -58,15 +65,15 @@ class RunDirectory:
                 raise self._taken()
         elif before is not None:
             self._same(before, settings)
-        checkpoint = self.newest_checkpoint() if resume == "auto" else None
-        if resume not in ("never", "auto"):
-            checkpoint = Path(resume)
-            if not is_whole(checkpoint):
-                raise RecipeError(f"resume={resume}", got="no complete checkpoint there", do="Pass resume=auto")
-        return checkpoint
+        if resume == "auto":
+            return self.newest_checkpoint(say)
+        return None if resume == "never" else _given(Path(resume))
 
     def claim(self, settings: dict[str, Any]) -> None:
-        """Note what is run here; from now on another run is refused."""
+        """Note what is run here, and remove what a killed process left half-written; another run is refused now."""
+        for left in self.path.glob(".*.part"):
+            _remove(left)
+        checkpoint_folder.sweep(self.checkpoints)
         write_json(self.settings, settings)
 
     def drop_if_empty(self) -> None:
@@ -79,10 +86,9 @@ class RunDirectory:
         """Whether a run came to its end here."""
         return self.record.is_file()
 
-    def newest_checkpoint(self) -> Path | None:
-        """The complete checkpoint with the most steps; one that was cut off in writing is passed over."""
-        found = [path for path in self.checkpoints.glob("checkpoint-*") if is_whole(path)]
-        return max(found, key=step_of, default=None)
+    def newest_checkpoint(self, say: Callable[[str], None] | None = None) -> Path | None:
+        """The checkpoint with the most steps that is as it was written; ``say`` is told about damaged newer ones."""
+        return checkpoint_folder.newest(self.checkpoints, say)
 
     def _taken(self) -> OutputError:
         if self.finished:
@@ -110,17 +116,26 @@ class RunDirectory:
             )
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: the trainer writes its state last."""
-    try:
-        return isinstance(read_json(checkpoint / "trainer_state.json").get("global_step"), int)
-    except (OSError, ValueError):
-        return False
-
-
 def step_of(checkpoint: Path | None) -> int:
     """The step at which a checkpoint was taken; 0 without one."""
-    return int(read_json(checkpoint / "trainer_state.json")["global_step"]) if checkpoint else 0
+    if checkpoint is None:
+        return 0
+    whole = (checkpoint / MANIFEST).is_file()
+    return int(read_manifest(checkpoint)["step"]) if whole else checkpoint_folder.trainer_step(checkpoint)
+
+
+def _given(checkpoint: Path) -> Path:
+    """A checkpoint that was named, if it may be gone on from."""
+    said, do = f"resume={checkpoint}", "Pass resume=auto, which takes the newest that is whole"
+    if not (checkpoint / MANIFEST).is_file():
+        if not checkpoint_folder.state_is_whole(checkpoint):
+            raise RecipeError(said, got="no complete checkpoint there", do=do)
+        return checkpoint
+    try:
+        check(checkpoint)
+    except OutputError as fault:
+        raise RecipeError(said, got=fault.got, do=do) from fault
+    return checkpoint
 
 
 @contextmanager
@@ -134,16 +149,28 @@ def appearing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         yield partial
+        for file in partial.rglob("*") if partial.is_dir() else [partial]:
+            if file.is_file():
+                with file.open("r+b") as written:
+                    os.fsync(written.fileno())  # a rename may reach the disk before the bytes do
         if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(partial, path)
+            os.replace(path, old := partial.with_suffix(".old.part"))
+            os.replace(partial, path)
+            _remove(old)
+        else:
+            os.replace(partial, path)
+        to_disk(path.parent)
     except OSError as fault:
         raise OutputError(f"writing {path}", got=fault.strerror or str(fault)) from fault
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-LIBRARIES = ("orthotune", "torch", "transformers", "peft", "trl")
+LIBRARIES = ("orthotune", "torch", "transformers", "peft", "trl", "diffusers", "accelerate")
 
 
 class WeightChange(BaseModel):
@@ -33,6 +33,8 @@ class RunRecord(BaseModel):
         gain: new_before - new_after; what was learned.
         forgetting: old_after - old_before.
         drift: mean divergence of the next-token distributions on the old domain, KL(before || after).
+        scores_before, scores_after: what an image model's pictures were scored with, by name.
+        skipped_steps: steps that were left out because a loss or gradient was not finite.
         seconds: from loading the model to the written adapter; train_seconds: training steps only.
         artifacts: what was written, by kind, relative to the run directory.
     """
@@ -52,6 +54,9 @@ class RunRecord(BaseModel):
     old_after: float | None = None
     forgetting: float | None = None
     drift: float | None = None
+    scores_before: dict[str, float] = {}
+    scores_after: dict[str, float] = {}
+    skipped_steps: int = 0
     weights: WeightChange = WeightChange()
     seconds: float
     train_seconds: float

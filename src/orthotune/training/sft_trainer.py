@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from orthotune.errors import DataError
 from orthotune.metrics.text_loss import TokenRow, token_rows
+from orthotune.training.checkpoint_trainer import CheckpointTrainer
 from orthotune.training.text_data import Examples
 from orthotune.tuner.float32 import keep_float32
 
@@ -59,8 +60,11 @@ def build_trainer(
     domains: dict[str, Examples],
     adapter: PeftConfig | None,
     callbacks: Iterable[TrainerCallback] = (),
-) -> SFTTrainer:
+    **safety: Any,
+) -> CheckpointTrainer:
     """A trainer for ``examples`` whose ``eval_dataset`` holds the tokenized rows of each domain.
+
+    ``safety`` is what :class:`~orthotune.training.checkpoint_trainer.CheckpointTrainer` takes beside.
 
     Raises:
         DataError: dialogues for a tokenizer without a chat template, or no example left after tokenizing.
@@ -73,7 +77,7 @@ def build_trainer(
                 do="Use a chat model, or data with text, or prompt and completion",
             )
     measured = {name: _evaluation_rows(tokenizer, given, arguments.max_length) for name, given in domains.items()}
-    trainer = SFTTrainer(
+    trainer = CheckpointTrainer(
         model,
         args=arguments,
         train_dataset=Dataset.from_list(examples.rows),
@@ -81,6 +85,7 @@ def build_trainer(
         processing_class=tokenizer,
         peft_config=adapter,
         callbacks=list(callbacks),
+        **safety,
     )
     keep_float32(trainer.model)
     trainer.remove_callback(PrinterCallback)

@@ -14,6 +14,7 @@ from orthotune.layers.base import OFTLayer
 from orthotune.layers.quantized_linear import QuantizedLinear
 from orthotune.metrics.weights import layer_changes, worst_orthogonality_error
 from orthotune.training.run_record import WeightChange
+from orthotune.training.sharded_model import whole_modules
 
 Pair = tuple[str, Tensor, Tensor]
 
@@ -34,7 +35,7 @@ def weight_change(model: nn.Module, base: Any | None = None) -> WeightChange:
 
 
 def weight_pairs(model: nn.Module, base: Any | None = None) -> Iterator[Pair]:
-    """(layer, weight before, weight after) of every trained linear layer, one row per vector that is turned as a whole.
+    """(layer, weight before, weight after) of each trained linear layer or convolution, a row per vector that turns.
 
     Arguments as for :func:`weight_change`. Shapes: ``(neurons, inputs)``.
     """
@@ -42,7 +43,7 @@ def weight_pairs(model: nn.Module, base: Any | None = None) -> Iterator[Pair]:
 
 
 def _adapted(model: nn.Module) -> Iterator[Pair]:
-    for name, module in model.named_modules():
+    for name, module in whole_modules(model):
         if isinstance(module, QuantizedLinear):
             turned = module.merged_parameters(module.active_adapters)["weight"]
             yield name, _neurons(module, module.matrices()[""]), _neurons(module, turned)
@@ -54,23 +55,24 @@ def _adapted(model: nn.Module) -> Iterator[Pair]:
         module.merge()
         yield name, _neurons(module, kept), _neurons(module, base.weight.detach().clone())
         module.unmerge()
-        # LoRA's unmerge subtracts and leaves a rounding behind.
-        base.weight.data = kept
+        # LoRA's unmerge subtracts and leaves a rounding behind. In place: FSDP2 keeps the memory in its own hands.
+        base.weight.data.copy_(kept)
 
 
 def _trained(model: nn.Module, base: nn.Module) -> Iterator[Pair]:
     before = dict(base.named_modules())
-    output = model.get_output_embeddings()  # type: ignore[operator]
-    for name, module in model.named_modules():
+    embeddings: Any = getattr(model, "get_output_embeddings", None)
+    output = embeddings() if embeddings else None  # image models have none
+    for name, module in whole_modules(model):
         if _has_neurons(module) and module is not output:
             old: Any = before[name]
-            device = module.weight.device
-            yield name, _neurons(old, old.weight.to(device)), _neurons(module, module.weight)
+            now: Any = module.weight
+            yield name, _neurons(old, old.weight.to(now.device)), _neurons(module, now)
 
 
 def _rotations(model: nn.Module) -> Iterator[Tensor]:
     with torch.no_grad():
-        for module in model.modules():
+        for _, module in whole_modules(model):
             if isinstance(module, OFTLayer):
                 for adapter in module.active_adapters:
                     yield from (rotation() for rotation in module.rotations(adapter).values())
@@ -78,12 +80,14 @@ def _rotations(model: nn.Module) -> Iterator[Tensor]:
 
 def _has_neurons(layer: nn.Module) -> bool:
     weight = getattr(layer, "weight", None)
-    return isinstance(layer, nn.Linear | Conv1D) and isinstance(weight, Tensor) and weight.is_floating_point()
+    kind = isinstance(layer, nn.Linear | Conv1D) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+    return kind and isinstance(weight, Tensor) and weight.is_floating_point()
 
 
 def _neurons(module: nn.Module, weight: Tensor) -> Tensor:
     """One row per vector that is turned as a whole: a neuron, or a column when the output side turns."""
     layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    rows = weight.mT if isinstance(layer, Conv1D) else weight
+    # A convolution's neuron is all that one output channel sees of a patch.
+    rows = weight.mT if isinstance(layer, Conv1D) else weight.flatten(1)
     sides = {settings.side for settings in getattr(module, "oft_settings", {}).values()}
     return rows.mT if sides == {"out"} else rows

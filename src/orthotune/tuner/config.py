@@ -5,14 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 from peft import PeftConfig
 from peft.utils import PeftType
 
 from orthotune.errors import ConfigError
-from orthotune.formats import layer_settings
+from orthotune.formats import config_types, layer_settings
+from orthotune.formats.adapter_file import numbers_in
 from orthotune.formats.beyond_stock import FORMAT_VERSION, ORTHOTUNE_TYPE
 from orthotune.layers.transformed import WeightTransform
 from orthotune.tuner.expressible import file_fields
@@ -24,6 +26,14 @@ DEFAULT_BLOCK_SIZE = 32
 def _choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{name}={value!r}", needed=f"one of {', '.join(map(repr, choices))}")
+
+
+def _before_018(version: str | None) -> bool:
+    """Whether a file's PEFT had the older series; PEFT has recorded its version since 0.18."""
+    try:
+        return version is None or Version(version.partition("@")[0]) < Version("0.18.0")
+    except InvalidVersion as fault:
+        raise ConfigError(f"peft_version={ascii(version)[:80]}", needed="a version of PEFT, or none") from fault
 
 
 @dataclass
@@ -102,6 +112,8 @@ class OFTConfig(PeftConfig):
     transforms: ClassVar[Mapping[str, WeightTransform]] = {}
     #: the config as PEFT before 0.16 wrote it, by which its tensors are read
     old_fields: ClassVar[Mapping[str, Any] | None] = None
+    #: how many numbers the weights beside a config that was read from a folder are
+    stored_numbers: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         # Only a config that was saved or dumped carries its type: users never pass it.
@@ -109,15 +121,21 @@ class OFTConfig(PeftConfig):
         stored = kind is not None
         if stored:
             _choice("peft_type", kind, (PeftType.OFT, "OFT", ORTHOTUNE_TYPE))
+        if wrong := config_types.fault(vars(self)):
+            raise ConfigError(f"{wrong[0]}={wrong[1]}", needed=wrong[2])
         old_version = self.peft_version
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as fault:  # PEFT checks the kind of task
+            raise ConfigError(f"task_type={ascii(self.task_type)[:80]}", got=str(fault)) from fault
         self.peft_type = PeftType.OFT
         self._set_size(stored)
         if stored and self.use_cayley_neumann:
-            old = old_version is None or Version(old_version.partition("@")[0]) < Version("0.18.0")
-            self.neumann_series = "legacy" if old else self.neumann_series
+            self.neumann_series = "legacy" if _before_018(old_version) else self.neumann_series
         if stored:
             self._drop_alpha()
+        for name in ("rank_pattern", "block_size_pattern", "alpha_pattern"):
+            setattr(self, name, getattr(self, name) or {})
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, (list, tuple)) else value)
@@ -156,10 +174,10 @@ class OFTConfig(PeftConfig):
             raise ConfigError(f"module_dropout={self.module_dropout}", needed="a probability from 0 to below 1")
         if not self.eps > 0:
             raise ConfigError(f"eps={self.eps}", needed="a radius above 0")
-        if type(self.num_cayley_neumann_terms) is not int or self.num_cayley_neumann_terms < 1:
-            raise ConfigError(
-                f"num_cayley_neumann_terms={self.num_cayley_neumann_terms!r}", needed="a whole number, at least 1"
-            )
+        terms = self.num_cayley_neumann_terms
+        if type(terms) is not int or not 1 <= terms <= layer_settings.MOST_TERMS:
+            needed = f"a whole number from 1 to {layer_settings.MOST_TERMS}"
+            raise ConfigError(f"num_cayley_neumann_terms={str(terms)[:80]}", needed=needed)
         if (wrong := layer_settings.fault(self.layer_settings)) is not None:
             raise ConfigError("layer_settings", got=wrong, needed="{module name: {setting: value}}")
         if self.layers_pattern and self.layers_to_transform is None:
@@ -188,6 +206,16 @@ class OFTConfig(PeftConfig):
         ours = cls(**{k: v for k, v in vars(config).items() if k in known})
         ours.auto_mapping = config.auto_mapping
         return ours
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> PeftConfig:
+        """The config in a folder, whose weights are looked at, or of a name on the hub."""
+        numbers = numbers_in(Path(pretrained_model_name_or_path, subfolder or ""))
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        vars(config)["stored_numbers"] = numbers
+        return config
 
     @classmethod
     def from_peft_type(cls, **kwargs: Any) -> PeftConfig:

@@ -15,6 +15,7 @@ from orthotune.errors import MergeError
 from orthotune.formats.safetensors_file import shortened
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.quantized_linear import QuantizedLinear
+from orthotune.layers.sharding import cannot_merge, refuse_parts
 from orthotune.quantized.gradient import detach
 from orthotune.tuner.dense import make_dense
 
@@ -30,6 +31,7 @@ class MergingTuner(BaseTuner):
     def _check_merge(self, adapter_names: list[str] | None, safe: bool, dense: bool = False) -> None:
         """Raise before anything is changed; with ``dense``, quantized layers are not merged into."""
         refuse_replicated(self.model, dense)
+        refuse_sharded(self.model)
         layers = {
             module: [n for n in adapter_names or module.active_adapters if n in module.oft_settings]
             for module in self.model.modules()
@@ -109,6 +111,20 @@ def refuse_replicated(model: nn.Module, dense: bool = False) -> None:
             got=f"one layer at {shortened(shared[0])}",
             do="Nothing was changed. Give each place a layer of its own (copy.deepcopy), or keep the adapter un-merged",
         )
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Refuse a model that FSDP2 shards: what is merged into a gathered weight is gone with the next exchange.
+
+    Raises:
+        MergeError: names a layer.
+    """
+    sharded = any(hasattr(module, "unshard") and hasattr(module, "reshard") for module in model.modules())
+    for name, module in model.named_modules():
+        if isinstance(module, OFTLayer):
+            if sharded:
+                raise cannot_merge(name, "that FSDP2 shards")
+            refuse_parts(name, module.base_parameters())
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from orthotune.layers.strength import Kind
 from orthotune.layers.transformed import admit, kind_with
 from orthotune.quantized.gradient import attach
 from orthotune.quantized.roster import library_of
+from orthotune.tuner.admission import admit_adapter, refuse_oversized
 from orthotune.tuner.combination import add_weighted_adapter
 from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.gradient_check import GradientCheck
@@ -68,6 +69,7 @@ class OFTModel(MergingTuner):
         """Add an adapter; nothing is replaced when a target cannot be adapted."""
         config = OFTConfig.from_peft(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
+        admit_adapter(config, adapter_name, model)
         include_all_linear(config, model)
         if kwargs.get("state_dict") is None:
             self._check_targets(model, config)
@@ -101,7 +103,7 @@ class OFTModel(MergingTuner):
         self._prepare_adapter_config(config, self.get_model_config(model))
         include_all_linear(config, model)
         inside = tuple(key + "." for key, module in model.named_modules() if isinstance(module, OFTLayer))
-        matched = []
+        matched, tried = [], []
         for key, module in model.named_modules():
             found = self._check_target_module_exists(config, key) if key else False
             if isinstance(found, _ExcludedModule):
@@ -112,7 +114,7 @@ class OFTModel(MergingTuner):
             base = module.get_base_layer() if isinstance(module, OFTLayer) else module
             with torch.device("meta"):
                 settings = settings_for(config, key)
-                kind_with(kind_of(base, key), settings)(base, "check", settings)
+                tried.append(kind_with(kind_of(base, key), settings)(base, "check", settings))
         for key, _ in model.named_parameters() if config.target_parameters else ():
             key = key.replace(".base_layer", "")
             owner, _, name = key.rpartition(".")
@@ -120,7 +122,8 @@ class OFTModel(MergingTuner):
                 holder = model.get_submodule(owner)
                 holder = holder.get_base_layer() if isinstance(holder, OFTLayer) else holder
                 with torch.device("meta"):
-                    ParamWrapper(holder, "check", settings_for(config, key), name, config.fan_in_fan_out)
+                    tried.append(ParamWrapper(holder, "check", settings_for(config, key), name, config.fan_in_fan_out))
+        refuse_oversized(config, tried)
         if matched:
             warn_unmatched(config.target_modules, matched, model)
 

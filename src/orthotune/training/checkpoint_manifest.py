@@ -1,0 +1,106 @@
+"""What a checkpoint holds, by checksum: written last, so that one that was cut off or altered is known as such."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from orthotune.errors import OutputError
+
+MANIFEST, VERSION = "manifest.json", 1
+#: Bytes of a file that are held at once.
+CHUNK = 1 << 22
+
+
+def seal(folder: Path, step: int) -> None:
+    """Bring every file of a checkpoint to the disk, then write ``manifest.json``: step, and sha256 and size by file.
+
+    Raises:
+        OSError: a file cannot be read, or the manifest not written.
+    """
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST):
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+        files[path.relative_to(folder).as_posix()] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+    content: dict[str, Any] = {"version": VERSION, "step": step, "files": files}
+    text = json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n"
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    for inner in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
+        to_disk(inner)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, unaltered; its files are not looked at.
+
+    Raises:
+        OutputError: there is none, or it is no longer what was written; says which.
+    """
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        kept = {name: value for name, value in found.items() if name != "sha256"}
+        whole = found["sha256"] == _digest(kept) and isinstance(kept["step"], int) and isinstance(kept["files"], dict)
+    except FileNotFoundError as fault:
+        raise OutputError(f"checkpoint {folder}", got=f"no {MANIFEST}, so it was cut off in writing") from fault
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
+        raise OutputError(f"checkpoint {folder}", got=f"a {MANIFEST} that cannot be read") from fault
+    if not whole:
+        raise OutputError(f"checkpoint {folder}", got=f"a {MANIFEST} that was altered")
+    return kept
+
+
+def check(folder: Path) -> int:
+    """The step of a checkpoint whose files are all as they were written.
+
+    Raises:
+        OutputError: a file is missing, shorter, longer or altered; names it.
+
+    Example:
+        >>> check(Path("runs/demo/checkpoints/checkpoint-50"))  # doctest: +SKIP
+        50
+    """
+    manifest = read_manifest(folder)
+    for name, told in manifest["files"].items():
+        inside = PurePosixPath(name)
+        if inside.is_absolute() or ".." in inside.parts:
+            raise OutputError(f"checkpoint {folder}", got=f"the name {name!r}, which leads out of it")
+        path = folder / inside
+        try:
+            size = path.stat().st_size
+            if size != told["bytes"]:
+                raise OutputError(f"checkpoint {folder}", got=f"{size} bytes in {name}", needed=f"{told['bytes']}")
+            same = _sha256(path) == told["sha256"]
+        except (OSError, KeyError, TypeError) as fault:
+            raise OutputError(f"checkpoint {folder}", got=f"no {name} that can be read") from fault
+        if not same:
+            raise OutputError(f"checkpoint {folder}", got=f"another checksum of {name} than when it was written")
+    return int(manifest["step"])
+
+
+def to_disk(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can do that."""
+    with suppress(OSError):
+        place = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(place)
+        finally:
+            os.close(place)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,80 @@
+"""SIGTERM and Ctrl-C during training: the step is finished, a checkpoint is saved, then the run ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that a signal ended; ``number`` is the signal's."""
+
+    def __init__(self, number: int, words: str) -> None:
+        super().__init__(number, words)
+        self.number, self.words = number, words
+
+    def __str__(self) -> str:
+        return self.words
+
+
+class StopOnSignal:
+    """Within it, a signal raises ``Stopped`` at once; while ``patient``, the first one only sets ``asked``.
+
+    A training loop that looks at ``asked`` after each step can save before it ends; a second signal does not wait.
+    Handlers exist in the main thread only; elsewhere nothing is changed.
+
+    Args:
+        say: told about a signal that is being waited for.
+
+    Example:
+        >>> with StopOnSignal() as stop:
+        ...     stop.patient = True
+        ...     signal.raise_signal(signal.SIGTERM)
+        ...     stop.asked
+        'SIGTERM'
+    """
+
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        self.say, self.patient, self.number = say, False, 0
+        self._before: dict[int, Any] = {}
+
+    @property
+    def asked(self) -> str | None:
+        """Name of the signal that asks to stop, or None."""
+        return signal.Signals(self.number).name if self.number else None
+
+    def stopped(self, words: str) -> Stopped:
+        """The exception that ends the run."""
+        return Stopped(self.number, words)
+
+    def __enter__(self) -> StopOnSignal:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        again, self.number = bool(self.number), number
+        name = signal.Signals(number).name
+        if not self.patient:
+            raise Stopped(number, f"Stopped by {name}.")
+        if again:
+            raise Stopped(number, f"Stopped by {name} before the checkpoint was saved.")
+        # The signal may have come while something was being printed, which cannot be entered twice.
+        with suppress(RuntimeError):
+            (self.say or _silent)(f"{name}: stopping after this step and its checkpoint; once more stops at once.")
+
+
+def _silent(words: str) -> None:
+    """Nobody is told."""

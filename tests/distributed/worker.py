@@ -1,0 +1,54 @@
+"""What each of two processes does: finetuning runs, then sharded models by hand. Started by torchrun, see conftest.py.
+
+Everything is in one launch because starting a process costs more than all that it does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from distributed.jobs import JOBS, settings_of
+from orthotune.recipes import sft
+from orthotune.training.processes import leave
+
+
+class _Accident(TrainerCallback):
+    def on_step_begin(self, args: Any, state: Any, control: Any, **seen: Any) -> None:
+        if state.global_step == 4:
+            raise RuntimeError("an accident in every process")
+
+
+def finetune(home: Path) -> None:
+    for name in JOBS:
+        if name == "none":
+            continue
+        said: list[str] = []
+        if name == "resumed":
+            settings = settings_of(home, name)
+            with suppress(RuntimeError):
+                sft.run(settings, say=said.append, callbacks=[_Accident()], bar=False)
+            settings = settings.model_copy(update={"resume": "auto"})
+        else:
+            settings = settings_of(home, name)
+        record = sft.run(settings, say=said.append, bar=False)
+        told = {"said": said, "steps": record.steps, "drift": record.drift, "weights": record.weights.model_dump()}
+        (home / f"{name}-{os.environ['RANK']}.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    from distributed.by_hand import shard_by_hand
+
+    home = Path(sys.argv[1])
+    warnings.simplefilter("ignore")
+    finetune(home)
+    found = shard_by_hand()
+    (home / f"by-hand-{os.environ['RANK']}.json").write_text(json.dumps(found))
+    leave()
