@@ -138,7 +138,8 @@ def _diffusers(folder: Path, dtype: str) -> BaseModel:
 
     name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
     kind: Any = getattr(diffusers, str(name), None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
+    known = isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
+    if not known:
         raise OrthotuneError(f"--base {folder}", got=f"_class_name {name!r}", needed="a model of diffusers'")
     return BaseModel(kind.from_pretrained(folder, **_torch_dtype(folder, dtype)))
 

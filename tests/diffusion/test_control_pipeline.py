@@ -206,20 +206,13 @@ def test_the_output_is_a_picture_of_the_control_s_size(world: ControlPipeline) -
         ("missing.png", {}, "missing.png.*nothing there"),
         (7, {}, "Found: int"),
     ],
-    ids=[
-        "divisor",
-        "size",
-        "unlike",
-        "none",
-        "count",
-        "channels",
-        "range",
-        "nan",
-        "float64",
-        "missing",
-        "number",
-    ],  # fmt: skip
+    ids=["divisor", "size", "unlike", "none", "count", "channels", "range", "nan", "float64", "missing", "number"],
 )
+def test_a_wrong_control_picture_is_told(world: ControlPipeline, control: Any, options: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        world(PROMPTS, control, num_inference_steps=1, **options)
+
+
 def test_another_size_is_changed_when_asked(world: ControlPipeline) -> None:
     assert world("a red three", _square(30), resize=True, num_inference_steps=1).images[0].size == (32, 32)
     drawn = world("a red three", _square(50), resize=True, height=32, width=40, num_inference_steps=1).images[0]

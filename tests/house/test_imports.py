@@ -40,7 +40,7 @@ BELOW: dict[str, set[str]] = {
         "training",
         "diffusion",
         "worlds",
-    },  # fmt: skip
+    },
     "__init__": {"tuner", "loading", "diagnosis"},
 }
 #: Rooms that need few libraries say which; the standard library is free.

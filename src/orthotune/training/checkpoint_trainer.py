@@ -72,6 +72,7 @@ class CheckpointTrainer(SFTTrainer):
     # Steps that are not finite.
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As the trainer's own; at the last part of a step that is not finite, its gradients are dropped."""
         given = dict(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         if not bool(loss.isfinite().all()):
@@ -114,7 +115,7 @@ class CheckpointTrainer(SFTTrainer):
         return bool(self.accelerator.reduce(found, "sum") > 0)
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        # transformers puts the mean of losses before in the place of one that is not finite.
+        """As the trainer's own, which puts the mean of losses before in the place of one that is not finite."""
         last = self.skipped[-1] if self.skipped else {}
         if "loss" in logs and (last.get("step"), last.get("kind")) == (self.state.global_step, "loss"):
             logs = {**logs, "loss": None}
