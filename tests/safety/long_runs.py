@@ -37,7 +37,8 @@ def footprint(at: int) -> Footprint:
     """What this process holds now, after a collection."""
     gc.collect()
     objects = gc.get_objects()
-    found = [thing for thing in objects if isinstance(thing, torch.Tensor)]
+    # sparse tensors, which others may have left, have no storage
+    found = [thing for thing in objects if isinstance(thing, torch.Tensor) and thing.layout is torch.strided]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in found}
     here = Path("/proc/self")
     return Footprint(
