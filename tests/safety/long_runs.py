@@ -37,8 +37,9 @@ def footprint(at: int) -> Footprint:
     """What this process holds now, after a collection."""
     gc.collect()
     objects = gc.get_objects()
-    # sparse tensors, which others may have left, have no storage
-    found = [thing for thing in objects if isinstance(thing, torch.Tensor) and thing.layout is torch.strided]
+    # others may have left sparse, fake and functional tensors, which have no numbers of their own
+    plain = [thing for thing in objects if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+    found = [thing for thing in plain if thing.layout is torch.strided and not torch._is_functional_tensor(thing)]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in found}
     here = Path("/proc/self")
     return Footprint(
