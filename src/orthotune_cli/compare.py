@@ -105,8 +105,11 @@ def control(
 
 
 def _compare_images(task: str, words: list[str], parallel: int | None, output: Path | None) -> None:
-    from orthotune.recipes import compare_images as job
+    from orthotune.training.quiet import quiet
     from orthotune_cli.train import recipe_and_settings
+
+    with quiet():  # importing pipelines, transformers remarks on image processors that nothing here uses
+        from orthotune.recipes import compare_images as job
 
     recipe, settings = recipe_and_settings(words or [])
     options = {"parallel": parallel, "output": output}
