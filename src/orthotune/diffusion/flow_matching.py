@@ -6,6 +6,7 @@ arXiv 2210.02747; Esser et al. 2024, arXiv 2403.03206, section 2).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,9 +73,9 @@ class FlowFamily(PipelineFamily):
 
     times: FlowTimes
 
+    @abstractmethod
     def velocity(self, denoiser: nn.Module, noisy: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
         """What ``denoiser`` predicts for ``noisy`` latents at ``times`` [n] of 0..1, float32 in their shape."""
-        raise NotImplementedError
 
     def losses(
         self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, draw: torch.Generator, options: LossOptions
