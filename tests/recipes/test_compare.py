@@ -43,6 +43,37 @@ def test_a_grid_is_run_once_and_written_down(grid: CompareSettings, monkeypatch:
     assert compare.run(grid, say=lambda _: None) == rows
 
 
+def test_variants_are_measured_at_strengths_chosen_and_tested(grid: CompareSettings, text_path: Path) -> None:
+    """Contenders of one's own, other strengths, and test data for the frontiers alone."""
+    settings = CompareSettings(
+        methods=["lora"], learning_rates={"lora": [1e-2]}, strengths=[1.0, 0.5], output=grid.output, sft=grid.sft,
+        variants={
+            "outputs": {"rotation": {"side": "out"}, "learning_rates": [1e-2]},
+            "dora": {"method": "lora", "lora": {"use_dora": True}, "learning_rates": [1e-2]},
+            "all": {"method": "full", "learning_rates": [1e-3]},
+        },
+        test_data=str(text_path), old_test_data=str(grid.sft["old_data"]),
+    )  # fmt: skip
+    said: list[str] = []
+    rows = compare.run(settings, say=said.append)
+    names = ["lora", "outputs", "dora", "all"]
+    assert [(row["method"], row["strength"]) for row in rows] == [(name, t) for name in names for t in (1.0, 0.5)]
+    for name in names:
+        whole, half = (row for row in rows if row["method"] == name)
+        assert whole["new_before"] == pytest.approx(half["new_before"], rel=1e-6)
+        # Two steps hardly move: half of it is about half of the gain.
+        assert 0 < half["gain"] < whole["gain"]
+        assert half["gain"] / whole["gain"] == pytest.approx(0.5, abs=0.1)
+        on_test = [row for row in (whole, half) if row["chosen"]]
+        assert on_test and all(row["test_gain"] is not None for row in on_test)
+        assert all(row["test_gain"] is None for row in (whole, half) if not row["chosen"])
+        # The old test data are the old data: the same texts, the same numbers.
+        assert on_test[-1]["test_forgetting"] == pytest.approx(on_test[-1]["forgetting"], abs=1e-6)
+    record = json.loads((grid.output / "comparison.json").read_text())
+    assert record["summary"]["against"] == "lora" and set(record["summary"]["contenders"]) == set(names)
+    assert any("all trains" in words and "times lora's" in words for words in said)
+
+
 @pytest.mark.slow
 def test_parallel_runs_give_the_same(grid: CompareSettings, tmp_path: Path) -> None:
     # Not equal: runs of their own may use another number of threads, which round sums differently.
@@ -53,11 +84,11 @@ def test_parallel_runs_give_the_same(grid: CompareSettings, tmp_path: Path) -> N
 
 def test_settings_go_to_the_methods_they_mean() -> None:
     settings = load_compare(None, ["block_size=16", "eps=0.5", "lora_rank=3", "steps=10", "seeds=[1,2]"])
-    cells = {values["method"]: values for _, values in compare._cells(settings)}
+    cells = {label: values for _, label, values in compare._cells(settings)}
     assert len(list(compare._cells(settings))) == 4 * 3 * 2
     assert (cells["oft"]["block_size"], cells["coft"]["eps"], cells["lora"]["lora_rank"]) == (16, 0.5, 3)
     assert "eps" not in cells["oft"] and "block_size" not in cells["full"] and "block_size" not in cells["lora"]
-    rates = [values["learning_rate"] for _, values in compare._cells(settings) if values["method"] == "lora"]
+    rates = [values["learning_rate"] for _, label, values in compare._cells(settings) if label == "lora"]
     assert sorted(set(rates)) == [8e-4, 2e-3, 5e-3]
 
 
@@ -70,6 +101,14 @@ def test_settings_go_to_the_methods_they_mean() -> None:
         ("learning_rate=1", r"Write learning_rates=\[...\] instead"),
         ("resume=auto", "unknown key 'resume'"),
         ("methods=[ofd]", "methods"),
+        ("methods=[]", "leaves nothing to run"),
+        ("variants={oft: {side: out}}", "variants.oft: needed is a name that is no method's"),
+        ("variants={a/b: {}}", "without a slash"),
+        ("variants={two: {method: ofd}}", "variants.two.method='ofd'"),
+        ("variants={two: {rotatoin: {}}}", "rotatoin"),
+        ("variants={two: {method: full, eps: 1}}", "eps has no meaning for method=full"),
+        ("strengths=[0]", "strengths"),
+        ("test_data=text-world/new_test", "needed are both"),
         ("steps=x", "command line: steps='x'. Needed: a valid integer"),
     ],
 )

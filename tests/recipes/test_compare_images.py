@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from orthotune.diffusion.adapter_settings import AdapterSettings
+from orthotune.diffusion.adapters import add_adapter, trained
+from orthotune.diffusion.saved_adapter import save_adapter
 from orthotune.errors import RecipeError
 from orthotune.recipes import compare_images, image_tasks, subject
 from orthotune.recipes.compare_images import CompareImagesSettings, choose, load_compare, settings_of, summary
@@ -40,12 +43,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The subject's task with fewer pictures; what is scored on the test split is noted."""
     tested: list[str] = []
 
-    def test(run: Path) -> dict[str, float]:
-        tested.append(run.name)
-        return quick("test")(1, image_tasks.finished(run))
+    def at(run: Path, split: Any, strength: float) -> dict[str, float]:
+        if split == "test" and strength == 1:
+            tested.append(run.name)
+        return quick(split)(1, image_tasks.finished(run, strength))
 
     task = dataclasses.replace(
-        image_tasks.SUBJECT, run=run_quickly, test=test, base=lambda split: quick(split)(0, base_family())
+        image_tasks.SUBJECT, run=run_quickly, at=at, base=lambda split: quick(split)(0, base_family())
     )
     monkeypatch.setitem(image_tasks.TASKS, "subject", task)
     return tested
@@ -54,7 +58,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_comparison_is_run_chosen_tested_and_shown(small: list[str], tmp_path: Path) -> None:
     settings = CompareImagesSettings(
         task="subject", methods=["oft+magnitude"], seeds=[0, 1], output=tmp_path / "grid", runs=QUICK,
-        learning_rates={"oft+magnitude": [1e-3, 1e-2]},
+        learning_rates={"oft+magnitude": [1e-3, 1e-2]}, strengths=[1.0, 0.5],
     )  # fmt: skip
     rows = compare_images.run(settings, say=lambda _: None)
     # Two rates with the first seed, then the best of them with the second one, and the base.
@@ -79,6 +83,18 @@ def test_a_comparison_is_run_chosen_tested_and_shown(small: list[str], tmp_path:
     assert all((home / f"{name}.png").is_file() and f'alt="{name}"' in page for name in pictures)
     assert "OFT + magnitude" in page and "http" not in page
 
+    with (home / "points.csv").open() as file:
+        points = list(csv.DictReader(file))
+    assert [(point["seed"], point["strength"]) for point in points] == [
+        (seed, strength) for seed in "01" for strength in ("1.0", "0.5")
+    ]
+    base = by_run["none"]
+    for point, row in zip(points[::2], chosen, strict=True):
+        assert float(point["gain"]) == row["validation_prompt_fidelity"] - base["validation_prompt_fidelity"]
+        assert float(point["forgetting"]) == row["validation_drift"]
+    assert all(bool(point["test_gain"]) == (point["chosen"] == "True") for point in points)
+    assert (home / "equal-gain.json").is_file() and (home / "equal-gain.png").is_file()
+
     small.clear()
     assert compare_images.run(settings, say=lambda _: None) == rows
     assert not small, "the test split was scored again"
@@ -91,6 +107,32 @@ def test_what_full_finetuning_left_is_loaded(tmp_path: Path) -> None:
     family.pipeline.save_pretrained(tmp_path / "model")
     pictures = [one.generate(["a red two"], [0], steps=1) for one in (family, image_tasks.finished(tmp_path))]
     assert torch.equal(*pictures)
+
+
+def test_full_finetuning_at_half_strength_is_half_way(tmp_path: Path) -> None:
+    family = base_family()
+    before = family.denoiser.conv_in.weight.detach().clone()
+    with torch.no_grad():
+        family.denoiser.conv_in.weight.mul_(0.5)
+    family.pipeline.save_pretrained(tmp_path / "model")
+    halved = image_tasks.finished(tmp_path, 0.5)
+    # A sum of two halves rounds once.
+    torch.testing.assert_close(halved.denoiser.conv_in.weight, 0.75 * before, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("method", ["oft", "lora"])
+def test_an_adapter_at_next_to_no_strength_draws_as_the_base_does(method: str, tmp_path: Path) -> None:
+    family = base_family()
+    rank = 2 if method == "lora" else None
+    add_adapter(family, AdapterSettings(method=method, targets=["attn2.to_q", "conv1"], lora_rank=rank))
+    with torch.no_grad():
+        for parameter in trained(family).values():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    save_adapter(family, tmp_path / "adapter")
+    of = [base_family(), image_tasks.finished(tmp_path), image_tasks.finished(tmp_path, 1e-9)]
+    base, whole, off = (one.generate(["a red two"], [0], steps=1).float() for one in of)
+    # Rounding of the adapter's own additions: one grey level of 255 at most.
+    assert (whole - base).abs().max() > 1 and (off - base).abs().max() <= 1
 
 
 def test_runs_share_class_pictures_and_differ_by_method() -> None:

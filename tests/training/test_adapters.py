@@ -44,3 +44,12 @@ def test_the_matching_rank_is_the_nearest(targets: str | list[str], block_size: 
 def test_alpha_is_twice_the_rank() -> None:
     assert lora_config("all-linear", 3).lora_alpha == 6
     assert lora_config("all-linear", 3, alpha=4.0).lora_alpha == 4.0
+
+
+def test_further_lora_options() -> None:
+    assert lora_config("all-linear", 3, options={"use_dora": True}).use_dora
+    with pytest.raises(RecipeError, match=r"lora.use_doar. Found: no such option of LoraConfig. Did you mean 'use_dora'"):
+        lora_config("all-linear", 3, options={"use_doar": True})
+    # PEFT would train it beside a residual: angles, drift and strength would be of another base.
+    with pytest.raises(RecipeError, match="takes a part out of the frozen weights"):
+        lora_config("all-linear", 3, options={"init_lora_weights": "pissa_niter_4"})

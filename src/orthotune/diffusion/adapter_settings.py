@@ -27,6 +27,7 @@ class AdapterSettings:
         rotation: further fields of ``OFTConfig``, such as ``{"magnitude": True}``.
         lora_rank: None for the rank whose parameters come nearest to those of the rotations described here.
         lora_alpha: twice the rank if None.
+        lora: further fields of ``LoraConfig``, such as ``{"use_rslora": True}``.
         text_encoders: adapt the attention of the CLIP text encoders, too. T5 stays frozen.
 
     Raises:
@@ -41,6 +42,7 @@ class AdapterSettings:
     rotation: Mapping[str, Any] = field(default_factory=dict)
     lora_rank: int | None = None
     lora_alpha: float | None = None
+    lora: Mapping[str, Any] = field(default_factory=dict)
     text_encoders: bool = False
 
     def __post_init__(self) -> None:

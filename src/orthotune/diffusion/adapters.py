@@ -88,7 +88,7 @@ def _config(family: PipelineFamily, name: str, adapted: list[str], settings: Ada
     idle = set(with_weight(component(family, name), ends)) - set(adapted)
     if settings.method == "lora":
         assert settings.lora_rank is not None
-        config: Any = lora_config(ends, settings.lora_rank, settings.lora_alpha)
+        config: Any = lora_config(ends, settings.lora_rank, settings.lora_alpha, dict(settings.lora))
     else:
         config = rotation_config(
             ends, block_size=settings.block_size, r=settings.r, coft=settings.method == "coft",

@@ -1,4 +1,8 @@
-"""The same finetuning job by several methods and learning rates: what is gained against what is forgotten."""
+"""The same finetuning job by several methods, variants and learning rates: what is gained against what is forgotten.
+
+Every run is measured on the validation data, at each strength asked for. The points of a method that no other one of
+it beats are then measured on the test data, once, and are its frontier.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from orthotune.recipes import grid, load, sft
+from orthotune.recipes.compare_summary import chosen_ways, said_of_sizes, summary
 from orthotune.recipes.frontier import draw_frontier, write_table
-from orthotune.recipes.settings import METHODS, Method, SFTSettings
+from orthotune.recipes.settings import METHODS, WORLD, Method, SFTSettings
+from orthotune.recipes.strengths import Again, measure
 from orthotune.training.run_directory import RunDirectory
 from orthotune.training.run_record import RunRecord
 
 # Around the rate known to work: wide enough to see the frontier bend, all three still train.
 SPREAD = (0.4, 1.0, 2.5)
+Row = dict[str, Any]
 
 
 class CompareSettings(grid.Grid):
@@ -26,12 +33,34 @@ class CompareSettings(grid.Grid):
         [0]
     """
 
-    methods: list[Method] = Field(list(METHODS), min_length=1)
+    methods: list[Method] = Field(list(METHODS))
+    variants: dict[str, dict[str, Any]] = Field(
+        {}, description="Further contenders by name: their method (oft if not said), settings and learning_rates."
+    )
     learning_rates: dict[Method, Annotated[list[float], Field(min_length=1)]] = Field(
         {}, description="Rates by method; default: 0.4, 1 and 2.5 times the preset's."
     )
+    strengths: list[Annotated[float, Field(gt=0)]] = Field(
+        [1.0], min_length=1, description="Strengths at which what was trained is measured; 1 is as trained."
+    )
+    against: str = Field("lora", description="The method or variant that the others are set against.")
+    test_data: str | None = Field(None, description="Held-out data of the new domain for the frontiers alone.")
+    old_test_data: str | None = Field(None, description="The same of the old domain.")
     output: Path = Path("runs/compare-sft")
     sft: dict[str, Any] = Field({}, description="Settings of every run, as for `orthotune train sft`.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> CompareSettings:
+        if not self.methods and not self.variants:
+            raise ValueError("methods=[] without variants leaves nothing to run")
+        for name, said in self.variants.items():
+            if name in METHODS or "/" in name or not name:
+                raise ValueError(f"variants.{name}: needed is a name that is no method's, without a slash")
+            if said.get("method", "oft") not in METHODS:
+                raise ValueError(f"variants.{name}.method={said['method']!r}: needed is one of {', '.join(METHODS)}")
+        if bool(self.test_data) != bool(self.old_test_data):
+            raise ValueError("test_data and old_test_data: needed are both, or neither")
+        return self
 
 
 def load_compare(recipe: Path | None, overrides: list[str]) -> CompareSettings:
@@ -42,54 +71,134 @@ def load_compare(recipe: Path | None, overrides: list[str]) -> CompareSettings:
     """
     settings, said = grid.load_grid(CompareSettings, SFTSettings, "sft", recipe, overrides)
     # Faults that any method's runs would have are told now, not after the runs before them.
-    for method in settings.methods:
-        load.check(SFTSettings, load.Said(grid.settings_of(method, settings.sft, SFTSettings), said.places))
+    for base, _ in _contenders(settings).values():
+        load.check(SFTSettings, load.Said(base, said.places))
     return settings
 
 
-def run(settings: CompareSettings, say: Callable[[str], None] = print) -> list[dict[str, Any]]:
-    """Run what is not finished yet and return one row per run, as in ``comparison.json``.
+def run(settings: CompareSettings, say: Callable[[str], None] = print) -> list[Row]:
+    """Run what is not finished yet and return one row per run and strength, as in ``comparison.json``.
 
-    The output holds one directory per run, ``comparison.json``, ``comparison.csv`` and ``frontier.png``. Run again
-    after an interruption, it goes on where it was.
+    The output holds one directory per run, ``comparison.json`` with the summary, ``comparison.csv`` and
+    ``frontier.png``. Run again after an interruption, it goes on where it was.
 
     Raises:
         OutputError: the output cannot be written, or a run in it was made with other settings.
     """
     home = RunDirectory(settings.output)
-    cells = [(name, SFTSettings(**values)) for name, values in _cells(settings)]
-    rows: list[dict[str, Any]] = []
-    for number, (name, record) in enumerate(grid.records(sft.run, cells, settings.parallel, say), start=1):
-        rows.append(_row(name, record))
+    cells = [(name, label, SFTSettings(**values)) for name, label, values in _cells(settings)]
+    runs = {name: one for name, _, one in cells}
+    rows: list[Row] = []
+    found = grid.records(sft.run, list(runs.items()), settings.parallel, say)
+    for number, ((_, label, _), (name, record)) in enumerate(zip(cells, found, strict=True), start=1):
+        rows.append(_row(name, label, record, settings.output / name))
         say(f"{number} of {len(cells)}: {name}")
         grid.write_comparison(home.path, "sft", settings, rows)
+    if settings.strengths != [1.0]:
+        rows = _at_strengths(settings, runs, rows, say)
+    _tested(settings, runs, rows, say)
+    for words in said_of_sizes(rows, settings.against):
+        say(words)
+    found_summary = summary(rows, settings.against)
+    grid.write_comparison(home.path, "sft", settings, rows, summary=found_summary)
     write_table(rows, home.path / "comparison.csv")
     draw_frontier(rows, home.path / "frontier.png")
     return rows
 
 
-def _cells(settings: CompareSettings) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and settings of each run."""
+def _contenders(settings: CompareSettings) -> dict[str, tuple[dict[str, Any], list[float] | None]]:
+    """Name -> settings of the runs without rate, seed and output, and the learning rates where they were said."""
+    found: dict[str, tuple[dict[str, Any], list[float] | None]] = {}
     for method in settings.methods:
-        base = grid.settings_of(method, settings.sft, SFTSettings)
-        rates = settings.learning_rates.get(method)
+        found[method] = (grid.settings_of(method, settings.sft, SFTSettings), settings.learning_rates.get(method))
+    for name, said in settings.variants.items():
+        own = {key: value for key, value in said.items() if key not in ("method", "learning_rates")}
+        method = said.get("method", "oft")
+        # Its own words come last: a variant may say what has no meaning for other methods.
+        base = grid.settings_of(method, {**settings.sft, **own}, SFTSettings)
+        found[name] = ({**base, **own}, said.get("learning_rates") or settings.learning_rates.get(method))
+    return found
+
+
+def _cells(settings: CompareSettings) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Folder, contender and settings of each run."""
+    for label, (base, rates) in _contenders(settings).items():
         for rate in rates or grid.rates_around(SFTSettings(**base).learning_rate, SPREAD):
             for seed in settings.seeds:
-                name = f"{method}-lr{rate:g}-seed{seed}"
-                yield name, {**base, "learning_rate": rate, "seed": seed, "output": settings.output / name}
+                name = f"{label}-lr{rate:g}-seed{seed}"
+                yield name, label, {**base, "learning_rate": rate, "seed": seed, "output": settings.output / name}
 
 
-def _row(name: str, record: RunRecord) -> dict[str, Any]:
+def _row(name: str, label: str, record: RunRecord, home: Path) -> Row:
     return {
         "run": name,
-        "method": record.method,
+        "method": label,
         "learning_rate": record.settings["learning_rate"],
+        "strength": 1.0,
         "seed": record.settings["seed"],
         "trainable_parameters": record.trainable_parameters,
+        "steps": record.steps,
         **record.model_dump(
             include={"gain", "forgetting", "drift", "new_before", "new_after", "old_before", "old_after"}
         ),
         **record.weights.model_dump(),
         "train_seconds": record.train_seconds,
         "seconds": record.seconds,
+        "bytes": sum(path.stat().st_size for path in home.glob("*/*.safetensors")),
+    }
+
+
+def _at_strengths(
+    settings: CompareSettings, runs: dict[str, SFTSettings], rows: list[Row], say: Callable[[str], None]
+) -> list[Row]:
+    """A row for every run and strength, in the order of ``rows``."""
+    asked = [(name, Again(run=one, strengths=settings.strengths, file="strengths.json")) for name, one in runs.items()]
+    every: list[Row] = []
+    for row, (name, losses) in zip(rows, grid.records(measure, asked, settings.parallel, say), strict=True):
+        say(f"strengths of {name}")
+        for strength in settings.strengths:
+            if strength == 1:
+                every.append(row)
+                continue
+            changed = {"strength": strength, "drift": None, **_gained(losses[0.0], losses[strength])}
+            every.append({**row, **changed, **dict.fromkeys(("orthogonality_error", "energy_change", "angle_change"))})
+    return every
+
+
+def _tested(
+    settings: CompareSettings, runs: dict[str, SFTSettings], rows: list[Row], say: Callable[[str], None]
+) -> None:
+    """Add what the test data say to the rows on the frontiers."""
+    new, old = settings.test_data, settings.old_test_data
+    if new is None and all(one.model == WORLD and one.data == f"{WORLD}/new_train" for one in runs.values()):
+        new, old = f"{WORLD}/new_test", f"{WORLD}/old_test"
+    for row in rows:
+        row |= {"chosen": False, "test_gain": None, "test_forgetting": None}
+    chosen = chosen_ways(rows)
+    for row in rows:
+        row["chosen"] = (row["learning_rate"], row["strength"]) in chosen.get(row["method"], ())
+    if new is None:
+        say("No test_data and old_test_data: the frontiers are those of the data by which they were chosen.")
+        return
+    asked = []
+    for name, one in runs.items():
+        at = [row["strength"] for row in rows if row["run"] == name and row["chosen"]]
+        if at:
+            asked.append((name, Again(run=one, strengths=at, eval_data=new, old_data=old, file="test.json")))
+    for name, losses in grid.records(measure, asked, settings.parallel, say):
+        say(f"test data, {name}")
+        for row in rows:
+            if row["run"] == name and row["chosen"]:
+                gained = _gained(losses[0.0], losses[row["strength"]])
+                row |= {"test_gain": gained["gain"], "test_forgetting": gained["forgetting"]}
+
+
+def _gained(base: dict[str, float], now: dict[str, float]) -> Row:
+    return {
+        "new_before": base.get("new"),
+        "new_after": now.get("new"),
+        "gain": base["new"] - now["new"] if "new" in now else None,
+        "old_before": base.get("old"),
+        "old_after": now.get("old"),
+        "forgetting": now["old"] - base["old"] if "old" in now else None,
     }

@@ -17,6 +17,7 @@ from orthotune.recipes import grid, load
 from orthotune.recipes.comparison_page import write_page
 from orthotune.recipes.frontier import write_table
 from orthotune.recipes.image_frontier import draw_all
+from orthotune.recipes.image_points import points, write_points
 from orthotune.recipes.image_tasks import TASKS, Task
 from orthotune.training.metrics_log import read_lines
 from orthotune.training.run_directory import RunDirectory, read_json, write_json
@@ -49,6 +50,12 @@ class CompareImagesSettings(grid.Grid):
     sweep_seeds: Annotated[int, Field(gt=0)] = Field(
         1, description="How many of the seeds run at every rate; the others run at each method's best rate only."
     )
+    strengths: list[Annotated[float, Field(gt=0)]] = Field(
+        [1.0],
+        min_length=1,
+        description="Strengths at which the chosen runs are scored for their frontiers.",
+    )
+    against: str = Field("lora", description="The method that the others are set against, at equal gain.")
     runs: dict[str, Any] = Field({}, description="Settings of every run, as for `orthotune train`.")
 
     @model_validator(mode="before")
@@ -94,9 +101,12 @@ def run(settings: CompareImagesSettings, say: Callable[[str], None] = print) -> 
         if row["learning_rate"] != best[row["method"]]:
             continue
         folder = settings.output / row["run"]
-        scores = _kept(folder / TEST, lambda folder=folder: task.test(folder))  # type: ignore[misc]
+        scores = _kept(folder / TEST, lambda folder=folder: task.at(folder, "test", 1.0))  # type: ignore[misc]
         row |= {"chosen": True, **_prefixed("test", scores)}
         say(f"test, {row['run']}: {_told(scores, task)}")
+    if settings.strengths != [1.0]:
+        measured = points(task, settings.output, rows, settings.strengths, base, say)
+        write_points(measured, settings.against, settings.output)
     _write(settings, task, rows, base)
     return [*rows, _base_row(base)]
 

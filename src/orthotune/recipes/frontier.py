@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+from orthotune.recipes.compare_summary import points_of
+from orthotune.recipes.frontier_area import means, undominated
 from orthotune.training.run_directory import appearing
 
 Row = dict[str, Any]
@@ -27,6 +28,8 @@ NAMES = {
     "full": "full finetuning",
     "none": "no finetuning",
 }
+#: Colours of contenders that are no method of their own.
+VARIANTS = ("#0571b0", "#ca0020", "#b8860b", "#008080", "#d01c8b", "#4d4d4d", "#5e3c99", "#a6611a")
 
 
 def write_table(rows: Sequence[Row], path: Path) -> None:
@@ -37,47 +40,65 @@ def write_table(rows: Sequence[Row], path: Path) -> None:
         writer.writerows(rows)
 
 
-def frontier(rows: Sequence[Row]) -> dict[str, list[tuple[float, float, float]]]:
-    """For each method (learning rate, forgetting, gain) by rising learning rate, means over the seeds.
+def look(name: str, place: int) -> tuple[str, str]:
+    """Colour and marker of a method, or of the variant that is the ``place``-th contender."""
+    return LOOKS.get(name, (VARIANTS[place % len(VARIANTS)], "ovP^DXs*"[place % 8]))
 
-    Units: nats per token. Runs in which a domain was not measured, or that diverged, are left out.
+
+#: What a language model's gain is of, what its forgetting is of, and their unit.
+TEXT = ("on the new domain", "on the old domain", "nats/token")
+
+
+def draw_frontier(rows: Sequence[Row], path: Path, units: tuple[str, str, str] = TEXT) -> None:
+    """Write the picture: every run of every contender, a line along its frontier; up and left is better.
+
+    Where the frontiers were measured on test data, these are in a second panel. ``units`` is as :data:`TEXT`.
     """
-    found: dict[str, list[tuple[float, float, float]]] = {}
-    measured = [row for row in rows if row["gain"] is not None and row["forgetting"] is not None]
-    order = list(dict.fromkeys(row["method"] for row in measured))
-    cells = {(row["method"], row["learning_rate"]) for row in measured}
-    for method, rate in sorted(cells, key=lambda cell: (order.index(cell[0]), cell[1])):
-        same = [row for row in measured if (row["method"], row["learning_rate"]) == (method, rate)]
-        point = (rate, fmean(row["forgetting"] for row in same), fmean(row["gain"] for row in same))
-        found.setdefault(method, []).append(point)
-    return found
-
-
-def draw_frontier(rows: Sequence[Row], path: Path) -> None:
-    """Write the picture: one line per method through its learning rates, up and left is better."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+    tested = any(row.get("test_gain") is not None for row in rows)
+    figure = Figure(figsize=(12.4 if tested else 7.2, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for method, points in frontier(rows).items():
-        colour, marker = LOOKS.get(method, ("#555555", "x"))
-        forgetting, gain = [point[1] for point in points], [point[2] for point in points]
-        axes.plot(forgetting, gain, color=colour, marker=marker, linewidth=1.6, label=NAMES.get(method, method))
-        for rate, x, y in points:
-            axes.annotate(f"{rate:g}", (x, y), textcoords="offset points", xytext=(6, -10), fontsize=8, color=colour)
-        for row in rows:
-            if row["method"] == method and row["gain"] is not None and row["forgetting"] is not None:
-                axes.plot(row["forgetting"], row["gain"], color=colour, marker=marker, markersize=3, alpha=0.4)
+    panels = figure.subplots(1, 1 + tested, squeeze=False, sharex=True, sharey=True)[0]
+    _panel(panels[0], rows, "gain", "forgetting", "validation data: every run, and the means that none beats")
+    if tested:
+        own = [row for row in rows if row["chosen"]]
+        _panel(panels[1], own, "test_gain", "test_forgetting", "test data: what was chosen on the validation data")
+    panels[0].set_ylabel(f"gain {units[0]}, {units[2]}")
+    for axes in panels:
+        axes.set_xlabel(f"forgetting {units[1]}, {units[2]}")
+    figure.suptitle("Learned against forgotten (up and left is better)", fontsize=11)
+    if panels[-1].get_legend_handles_labels()[0]:
+        panels[-1].legend(frameon=False, loc="lower right", fontsize=9)
+    with appearing(path) as partial:
+        figure.savefig(partial, format="png", dpi=130)
+
+
+def _panel(axes: Any, rows: Sequence[Row], gain: str, forgetting: str, title: str) -> None:
+    contenders = points_of(rows, gain, forgetting)
+    rates = len({row.get("strength", 1.0) for row in rows}) == 1
+    for place, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        if name not in contenders:
+            continue
+        colour, marker = look(name, place)
+        ways = contenders[name]
+        along = means(ways, sorted(set.intersection(*(set(by_seed) for by_seed in ways.values()))))
+        best = undominated(along)
+        line = [along[way] for way in best]
+        if line:
+            across, up = [point[1] for point in line], [point[0] for point in line]
+            axes.plot(across, up, color=colour, marker=marker, linewidth=1.6, label=NAMES.get(name, name))
+        for way, by_seed in ways.items():
+            for up_, across_ in by_seed.values():
+                axes.plot(across_, up_, color=colour, marker=marker, markersize=3, alpha=0.35)
+            if rates and way in along:
+                x, y = along[way][1], along[way][0]
+                axes.annotate(
+                    f"{way[0]:g}", (x, y), textcoords="offset points", xytext=(6, -10), fontsize=8, color=colour
+                )
     axes.axvline(0, color="#9e9e9e", linewidth=0.8, linestyle=":")
-    axes.set_title("Learned against forgotten (labels: learning rate; up and left is better)", fontsize=11)
-    axes.set_xlabel("forgetting on the old domain, nats/token")
-    axes.set_ylabel("gain on the new domain, nats/token")
+    axes.set_title(title, fontsize=10)
     axes.margins(0.12)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, loc="best")
-    with appearing(path) as partial:
-        figure.savefig(partial, format="png", dpi=130)

@@ -114,5 +114,6 @@ def adapter_settings(settings: ImageSettings) -> AdapterSettings:
         rotation=settings.rotation,
         lora_rank=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
+        lora=settings.lora,
         text_encoders=settings.train_text_encoder,
     )

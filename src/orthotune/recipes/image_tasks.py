@@ -11,17 +11,15 @@ from typing import Any
 
 from orthotune.diffusion.family import Family
 from orthotune.diffusion.hint_encoder import load_hint_encoder
-from orthotune.diffusion.roster import open_family
-from orthotune.diffusion.saved_adapter import load_adapter
 from orthotune.recipes import control, subject
 from orthotune.recipes.control import ControlSettings
 from orthotune.recipes.control_scores import DrawnScores
 from orthotune.recipes.image_run import ADAPTER, MODEL, run_image
 from orthotune.recipes.image_settings import ImageSettings
+from orthotune.recipes.image_strength import finished
 from orthotune.recipes.subject_settings import SubjectSettings
 from orthotune.training.run_directory import read_json
 from orthotune.training.run_record import RunRecord
-from orthotune.worlds import image
 from orthotune.worlds.image_scores import Split, SubjectScores, base_family
 
 Scores = dict[str, float]
@@ -36,7 +34,7 @@ class Task:
         title: for headings.
         settings: the class of a run's settings.
         run: makes one run, scored on the validation split; a function of a module.
-        test: scores what a finished run left in its folder on the test split.
+        at: scores what a finished run left in its folder, on a split and at a strength.
         base: scores the model without finetuning on a split.
         shared: settings by which runs share what is costly to make, of the comparison's folder and the seed.
         learned, kept: the scores of the frontier.
@@ -48,7 +46,7 @@ class Task:
     title: str
     settings: type[ImageSettings]
     run: Callable[..., RunRecord]
-    test: Callable[[Path], Scores]
+    at: Callable[[Path, Split, float], Scores]
     base: Callable[[Split], Scores]
     learned: str
     kept: str
@@ -56,15 +54,6 @@ class Task:
     told: tuple[str, ...]
     words: Mapping[str, str]
     shared: Callable[[Path, int], dict[str, Any]] = lambda folder, seed: {}
-
-
-def finished(run: Path) -> Family:
-    """The embedded model with what the finished run in the folder ``run`` has trained."""
-    if (run / MODEL).is_dir():
-        return open_family(run / MODEL)
-    family = open_family(image.PIPELINE)
-    load_adapter(family, run / ADAPTER)
-    return family
 
 
 # Subject.
@@ -90,15 +79,15 @@ def _run_subject(settings: Any, say: Say = print, *, bar: bool = True) -> RunRec
     return run_image(settings, job, say, bar)
 
 
-def _subject_test(run: Path) -> Scores:
-    return _subject_scores("test")(1, finished(run))
+def _subject_at(run: Path, split: Split, strength: float) -> Scores:
+    return _subject_scores(split)(1, finished(run, strength))
 
 
 SUBJECT = Task(
     title="a subject in new contexts",
     settings=SubjectSettings,
     run=_run_subject,
-    test=_subject_test,
+    at=_subject_at,
     base=_subject_base,
     # Class pictures depend on the base and the seed alone.
     shared=lambda folder, seed: {"class_images": folder / f"class-images-seed{seed}"},
@@ -132,17 +121,18 @@ def _run_control(settings: Any, say: Say = print, *, bar: bool = True) -> RunRec
     return run_image(settings, control.job(settings, say), say, bar)
 
 
-def _control_test(run: Path) -> Scores:
+def _control_at(run: Path, split: Split, strength: float) -> Scores:
+    # The encoder of the control pictures stays whole: it is what is steered by, not what forgets.
     encoder = load_hint_encoder(run / MODEL if (run / MODEL).is_dir() else run / ADAPTER)
     signal = read_json(run / "settings.json")["signal"]
-    return DrawnScores(signal, lambda: encoder, "test")(1, finished(run))
+    return DrawnScores(signal, lambda: encoder, split)(1, finished(run, strength))
 
 
 CONTROL = Task(
     title="shapes by control pictures",
     settings=ControlSettings,
     run=_run_control,
-    test=_control_test,
+    at=_control_at,
     base=_control_base,
     learned="mask_iou",
     kept="kept",

@@ -25,7 +25,8 @@ Say = Callable[[str], None]
 LEARNING_RATE = 3e-3
 #: What belongs to the run before: its rotation, which stands, and its course.
 OF_THAT_RUN = {
-    "method", "block_size", "r", "eps", "rotation", "target_modules", "train_text_encoder", "lora_rank", "lora_alpha",
+    "method", "block_size", "r", "eps", "rotation", "target_modules", "train_text_encoder",
+    "lora_rank", "lora_alpha", "lora",
     "preset", "output", "resume", "learning_rate", "steps", "epochs", "eval_every", "save_every",
 }  # fmt: skip
 

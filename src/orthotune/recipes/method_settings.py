@@ -21,6 +21,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "eps": ("coft",),
     "lora_rank": ("lora",),
     "lora_alpha": ("lora",),
+    "lora": ("lora",),
 }
 # Pairs that say the same thing twice.
 RIVALS: tuple[tuple[str, str], ...] = (("block_size", "r"), ("lora_rank", "block_size"), ("lora_rank", "r"))
@@ -61,6 +62,7 @@ class MethodSettings(BaseModel):
     rotation: dict[str, Any] = Field({}, description="Further OFTConfig options, as side, magnitude or scaled.")
     lora_rank: Positive | None = Field(None, description="Default: as many trainable parameters as OFT would have.")
     lora_alpha: float | None = Field(None, gt=0, description="Default: twice the rank.")
+    lora: dict[str, Any] = Field({}, description="Further LoraConfig options, as use_dora or use_rslora.")
 
     learning_rate: float = Field(1e-4, gt=0, description="A number, or one per method.")
     batch_size: Positive = 8

@@ -178,7 +178,7 @@ def _adapter(settings: SFTSettings, model: Any, notes: list[str]) -> Any:
     if rank is None:
         rank, parameters, wanted = adapters.matching_rank(model, rotation)
         notes.append(f"lora_rank={rank}: {parameters:,} parameters, nearest to OFT's {wanted:,} on the same layers.")
-    return adapters.lora_config(targets, rank, settings.lora_alpha)
+    return adapters.lora_config(targets, rank, settings.lora_alpha, settings.lora)
 
 
 def _arguments(settings: SFTSettings, checkpoints: Path, data_format: str, dtype: torch.dtype) -> Any:

@@ -13,6 +13,9 @@ from transformers import AutoModelForCausalLM
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import RecipeError, nearest
 
+# Starts of LoRA after which PEFT's base is a residual, no longer the model that was loaded.
+REPLACES_BASE = ("pissa", "olora", "loftq", "corda")
+
 
 def rotation_config(
     targets: str | list[str],
@@ -28,23 +31,35 @@ def rotation_config(
     Raises:
         RecipeError: an option that OFTConfig does not have.
     """
-    known = {field.name for field in dataclasses.fields(OFTConfig)}
-    for name in options or {}:
-        if name not in known:
-            close = nearest(name, known, count=1)
-            do = f"Did you mean {close[0]!r}?" if close else None
-            raise RecipeError(f"rotation.{name}", got="no such option of OFTConfig", do=do)
+    _known("rotation", options, OFTConfig)
     # A size is passed only when it was said: OFTConfig fits its own default to each layer, but refuses to change ours.
     said = {"r": r, "oft_block_size": block_size, "eps": eps, **(options or {})}
     said = {name: value for name, value in said.items() if value is not None}
     return OFTConfig(target_modules=targets, task_type="CAUSAL_LM", coft=coft, **said)
 
 
-def lora_config(targets: str | list[str], rank: int, alpha: float | None = None) -> PeftConfig:
-    """The config of a LoRA adapter without dropout; ``alpha`` is twice the rank unless given."""
-    return LoraConfig(
-        r=rank, lora_alpha=alpha or 2 * rank, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
-    )
+def lora_config(
+    targets: str | list[str], rank: int, alpha: float | None = None, options: dict[str, Any] | None = None
+) -> PeftConfig:
+    """The config of a LoRA adapter without dropout; ``alpha`` is twice the rank unless given.
+
+    Raises:
+        RecipeError: an option that LoraConfig does not have, or one that it refuses.
+    """
+    _known("lora", options, LoraConfig)
+    init = (options or {}).get("init_lora_weights")
+    if isinstance(init, str) and init.partition("_")[0] in REPLACES_BASE:
+        raise RecipeError(
+            f"lora.init_lora_weights={init}",
+            got="a start that takes a part out of the frozen weights",
+            needed="the base as it was, against which drift and changed angles are measured",
+            do="Choose another one: true, gaussian, orthogonal or eva",
+        )
+    said = {"r": rank, "lora_alpha": alpha or 2 * rank, "lora_dropout": 0.0, **(options or {})}
+    try:
+        return LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **said)
+    except (TypeError, ValueError) as fault:
+        raise RecipeError(f"lora={options}", got=str(fault)) from fault
 
 
 def matching_rank(model: Any, rotation: PeftConfig) -> tuple[int, int, int]:
@@ -64,6 +79,15 @@ def trainable(model: nn.Module) -> tuple[int, int]:
     """How many parameters are trained, and how many there are."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+
+def _known(key: str, options: dict[str, Any] | None, config: type[PeftConfig]) -> None:
+    known = {field.name for field in dataclasses.fields(config)}
+    for name in options or {}:
+        if name not in known:
+            close = nearest(name, known, count=1)
+            do = f"Did you mean {close[0]!r}?" if close else None
+            raise RecipeError(f"{key}.{name}", got=f"no such option of {config.__name__}", do=do)
 
 
 def _count_on_copy(model: Any, config: PeftConfig) -> int:

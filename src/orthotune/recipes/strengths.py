@@ -1,0 +1,121 @@
+"""A finished run measured again: at other strengths of its adapter, on other held-out data."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from orthotune import PeftModel
+from orthotune.errors import RecipeError
+from orthotune.metrics.text_loss import TokenRow, mean_loss
+from orthotune.recipes.settings import WORLD, SFTSettings
+from orthotune.recipes.sft_data import examples_for
+from orthotune.training import sft_trainer
+from orthotune.training.causal_model import load_model, load_tokenizer
+from orthotune.training.quiet import quiet
+from orthotune.training.run_directory import read_json, write_json
+from orthotune.training.text_data import Examples
+from orthotune.worlds import text as text_world
+
+Losses = dict[str, float]
+
+
+class Again(BaseModel):
+    """What to measure of one finished run.
+
+    Args:
+        run: its settings.
+        strengths: of its adapter; 1 is the adapter as trained, 0 the base. Of a full finetuning, the straight line
+            between the base's weights and its own.
+        eval_data, old_data: held-out data, where it is not the run's own.
+        file: name of the record within the run's folder.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: SFTSettings
+    strengths: list[float]
+    eval_data: str | None = None
+    old_data: str | None = None
+    file: str
+
+
+def measure(settings: Again, say: Callable[[str], None] = print, *, bar: bool = True) -> dict[float, Losses]:
+    """For each strength the loss on either domain ``{"new": nats, "old": nats}``; strength 0, the base, is with them.
+
+    What was measured before is read from the run's folder.
+
+    Units: nats per token.
+    """
+    home = settings.run.output / settings.file
+    known: dict[str, Losses] = read_json(home) if home.is_file() else {}
+    missing = [t for t in dict.fromkeys([0.0, *settings.strengths]) if f"{t:g}" not in known]
+    if missing:
+        with quiet():
+            known |= _measured(settings, missing)
+        write_json(home, known)
+    return {float(t): losses for t, losses in known.items() if float(t) in {0.0, *settings.strengths}}
+
+
+def _measured(again: Again, strengths: list[float]) -> dict[str, Losses]:
+    settings = again.run.model_copy(
+        update={k: v for k, v in (("eval_data", again.eval_data), ("old_data", again.old_data)) if v}
+    )
+    source = str(text_world.MODEL) if settings.model == WORLD else settings.model
+    rows = _rows(load_model(source, torch.float32), load_tokenizer(source), settings)
+    at = _at_strength(settings, source)
+    return {f"{t:g}": {name: mean_loss(at(t), own).nats for name, own in rows.items()} for t in strengths}
+
+
+def _rows(model: Any, tokenizer: Any, settings: SFTSettings) -> dict[str, list[TokenRow]]:
+    """The held-out rows as the trainer of such a run tokenizes them, which one example is enough to make."""
+    examples, domains = examples_for(settings)
+    first = Examples(examples.rows[:1], examples.format, examples.source)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = sft_trainer.sft_config(
+            Path(folder), packing=settings.packing, data_format=first.format, schedule="constant", bf16=False,
+            max_length=settings.max_length, max_steps=1,
+        )  # fmt: skip
+        return sft_trainer.domain_rows(sft_trainer.build_trainer(model, tokenizer, arguments, first, domains, None))
+
+
+def _at_strength(settings: SFTSettings, source: str) -> Callable[[float], nn.Module]:
+    """A function that gives the finished model at a strength."""
+    base: Any = load_model(source, torch.float32, settings.quantization)
+    if settings.method == "full":
+        return _Line(base, load_model(str(settings.output / "model"), torch.float32))
+    model: Any = PeftModel.from_pretrained(base, settings.output / "adapter").eval()
+    if settings.method == "lora":
+        if settings.quantization:
+            raise RecipeError("strengths of a LoRA on a quantized model", needed="strengths=[1], or a plain model")
+        # As weights: LoRA's own scale leaves the magnitudes of DoRA where they are.
+        return _Line(load_model(source, torch.float32), model.merge_and_unload())
+
+    def at(strength: float) -> nn.Module:
+        model.set_scale("default", strength)
+        return model
+
+    return at
+
+
+class _Line:
+    """The straight line between two models' weights."""
+
+    def __init__(self, base: nn.Module, trained: nn.Module) -> None:
+        self.model = trained
+        self.ends = {
+            name: (parameter, dict(base.named_parameters())[name].detach().clone(), parameter.detach().clone())
+            for name, parameter in trained.named_parameters()
+        }
+
+    @torch.no_grad()
+    def __call__(self, strength: float) -> nn.Module:
+        for parameter, start, end in self.ends.values():
+            parameter.copy_(end if strength == 1 else torch.lerp(start, end, strength))
+        return self.model
