@@ -58,3 +58,8 @@ def test_contradictions(values: dict[str, object], words: str) -> None:
 def test_a_record_gives_the_same_settings_again(method: str) -> None:
     settings = SFTSettings(method=method, steps=7, output="somewhere")
     assert SFTSettings(**settings.record()).record() == settings.record()
+
+
+def test_runs_from_before_a_setting_existed_can_be_resumed() -> None:
+    assert "lora" not in SFTSettings(method="lora").record()
+    assert SFTSettings(method="lora", lora={"use_dora": True}).record()["lora"] == {"use_dora": True}

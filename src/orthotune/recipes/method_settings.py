@@ -40,8 +40,9 @@ class MethodSettings(BaseModel):
 
     A recipe's own settings say in class variables: ``recipe``, its name and the folder of its presets; ``world``, the
     embedded model that is also the preset when nothing else is said; ``rates``, a learning rate per method; ``ball``,
-    COFT's eps; ``only_for`` and ``rivals``, which settings have no meaning for a method or beside each other; and
-    ``tied``, settings of a preset that are dropped when another one is said.
+    COFT's eps; ``only_for`` and ``rivals``, which settings have no meaning for a method or beside each other;
+    ``tied``, settings of a preset that are dropped when another one is said. ``newer`` are settings that a run's record
+    leaves out at their default, because there are records from before they existed.
     """
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
@@ -53,6 +54,7 @@ class MethodSettings(BaseModel):
     only_for: ClassVar[dict[str, tuple[str, ...]]] = ONLY_FOR
     rivals: ClassVar[tuple[tuple[str, str], ...]] = RIVALS
     tied: ClassVar[dict[str, str]] = {}
+    newer: ClassVar[tuple[str, ...]] = ("lora",)
 
     preset: str | None = Field(None, description="Fills in what is not given; `orthotune presets` lists them.")
     method: Method = "oft"
@@ -116,6 +118,8 @@ class MethodSettings(BaseModel):
     def record(self) -> dict[str, Any]:
         """What decides this run, in JSON types: without what was left open or has no meaning for the method."""
         beside = {key for key, methods in self.only_for.items() if self.method not in methods}
+        # A run that was started before a setting existed had its default, and can be resumed.
+        beside |= {key for key in self.newer if getattr(self, key) == type(self).model_fields[key].default}
         return self.model_dump(mode="json", exclude=beside, exclude_none=True)
 
     @classmethod
