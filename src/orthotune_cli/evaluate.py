@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from orthotune_cli import evaluate_drift, evaluate_images, evaluate_weights
+from orthotune_cli import evaluate_drift, evaluate_forgetting, evaluate_images, evaluate_weights
 
 app = typer.Typer(no_args_is_help=True, help="Measure generated images, or what finetuning changed in a model.")
 
@@ -21,3 +21,4 @@ app.command("subject")(evaluate_images.subject)
 app.command("fid")(evaluate_images.fid)
 app.command("energy")(evaluate_weights.energy)
 app.command("drift")(evaluate_drift.drift)
+app.command("forgetting")(evaluate_forgetting.forgetting)

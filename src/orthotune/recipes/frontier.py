@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from orthotune.recipes.compare_summary import points_of
 from orthotune.recipes.frontier_area import means, undominated
@@ -95,7 +95,7 @@ def _panel(axes: Any, rows: Sequence[Row], gain: str, forgetting: str, title: st
             if rates and way in along:
                 x, y = along[way][1], along[way][0]
                 axes.annotate(
-                    f"{way[0]:g}", (x, y), textcoords="offset points", xytext=(6, -10), fontsize=8, color=colour
+                    f"{cast(tuple[float, float], way)[0]:g}", (x, y), textcoords="offset points", xytext=(6, -10), fontsize=8, color=colour
                 )
     axes.axvline(0, color="#9e9e9e", linewidth=0.8, linestyle=":")
     axes.set_title(title, fontsize=10)

@@ -8,7 +8,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from orthotune.diffusion.adapters import NAME
-from orthotune.diffusion.family import Family
+from orthotune.diffusion.pipeline_family import PipelineFamily
 from orthotune.diffusion.roster import open_family
 from orthotune.diffusion.saved_adapter import load_adapter
 from orthotune.layers.base import OFTLayer
@@ -17,7 +17,7 @@ from orthotune.tuner.strength import set_scale
 from orthotune.worlds import image
 
 
-def finished(run: Path, strength: float = 1.0) -> Family:
+def finished(run: Path, strength: float = 1.0) -> PipelineFamily:
     """The embedded model with what the finished run in the folder ``run`` has trained.
 
     Args:
@@ -43,7 +43,7 @@ def finished(run: Path, strength: float = 1.0) -> Family:
 
 
 @torch.no_grad()
-def _towards_base(family: Family, strength: float) -> None:
+def _towards_base(family: PipelineFamily, strength: float) -> None:
     base = open_family(image.PIPELINE).modules()
     for name, part in family.modules().items():
         before = dict(base[name].named_parameters())

@@ -68,12 +68,12 @@ def _measured(again: Again, strengths: list[float]) -> dict[str, Losses]:
         update={k: v for k, v in (("eval_data", again.eval_data), ("old_data", again.old_data)) if v}
     )
     source = str(text_world.MODEL) if settings.model == WORLD else settings.model
-    rows = _rows(load_model(source, torch.float32), load_tokenizer(source), settings)
+    rows = held_out_rows(load_model(source, torch.float32), load_tokenizer(source), settings)
     at = _at_strength(settings, source)
     return {f"{t:g}": {name: mean_loss(at(t), own).nats for name, own in rows.items()} for t in strengths}
 
 
-def _rows(model: Any, tokenizer: Any, settings: SFTSettings) -> dict[str, list[TokenRow]]:
+def held_out_rows(model: Any, tokenizer: Any, settings: SFTSettings) -> dict[str, list[TokenRow]]:
     """The held-out rows as the trainer of such a run tokenizes them, which one example is enough to make."""
     examples, domains = examples_for(settings)
     first = Examples(examples.rows[:1], examples.format, examples.source)

@@ -1,0 +1,87 @@
+"""The directions within which a ``subspace`` candidate turns, by what the weight, the data or the gradients say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from rotation_candidates import Settings
+
+ROWS, BATCH = 64, 8
+Choose = Callable[[int, Tensor], Tensor]
+
+
+def directions_for(settings: Settings, model: Any, layers: list[nn.Linear], train: Tensor, old: Tensor) -> Choose:
+    """A function of a layer's place and weight ``(out, in)`` that gives an orthonormal basis ``(in, width)``.
+
+    ``top`` and ``bottom``: the weight's own singular directions; ``newtop``: where the new data's inputs are largest;
+    ``newold``: largest on new against old data; ``skewgrad``: where the first gradient turns most; ``skewgradold``:
+    the same against old data.
+    """
+    width, name = settings.width, settings.directions
+    if name == "top":
+        return lambda place, weight: torch.linalg.svd(weight, full_matrices=False)[2][:width].T
+    if name == "bottom":
+        return lambda place, weight: torch.linalg.svd(weight, full_matrices=True)[2][-width:].T
+    new_inputs, old_inputs = _covariances(model, layers, train), _covariances(model, layers, old)
+    gradients = _gradients(model, layers, train)
+
+    def choose(place: int, weight: Tensor) -> Tensor:
+        turning = weight.T @ gradients[place] - gradients[place].T @ weight
+        if name == "newtop":
+            return torch.linalg.eigh(new_inputs[place])[1][:, -width:]
+        if name == "newold":
+            return _against(new_inputs[place], old_inputs[place], width)
+        if name == "skewgrad":
+            return torch.linalg.svd(turning)[0][:, :width]
+        if name == "skewgradold":
+            return _against(turning @ turning.T, old_inputs[place], width)
+        raise ValueError(f"directions={name}: needed is top, bottom, newtop, newold, skewgrad or skewgradold")
+
+    return choose
+
+
+def _against(wanted: Tensor, other: Tensor, width: int) -> Tensor:
+    """The directions in which ``wanted`` is largest against ``other``, made orthonormal."""
+    ridge = other.diagonal().mean() * 1e-2
+    inverse = torch.linalg.inv(torch.linalg.cholesky(other + ridge * torch.eye(len(other))))
+    vectors = inverse.T @ torch.linalg.eigh(inverse @ wanted @ inverse.T)[1][:, -width:]
+    return torch.linalg.qr(vectors)[0]
+
+
+@torch.no_grad()
+def _covariances(model: Any, layers: list[nn.Linear], chunks: Tensor) -> list[Tensor]:
+    sums = [torch.zeros(layer.in_features, layer.in_features) for layer in layers]
+
+    def hook(place: int) -> Any:
+        def add(module: nn.Module, given: Any, found: Any) -> None:
+            inputs = given[0].reshape(-1, given[0].shape[-1])
+            sums[place] += inputs.T @ inputs
+
+        return add
+
+    hooks = [layer.register_forward_hook(hook(place)) for place, layer in enumerate(layers)]
+    for start in range(0, min(ROWS, len(chunks)), BATCH):
+        model(chunks[start : start + BATCH])
+    for each in hooks:
+        each.remove()
+    return [total / min(ROWS, len(chunks)) / chunks.shape[1] for total in sums]
+
+
+def _gradients(model: Any, layers: list[nn.Linear], chunks: Tensor) -> list[Tensor]:
+    for layer in layers:
+        layer.weight.requires_grad_(True)
+    for start in range(0, min(ROWS, len(chunks)), BATCH):
+        batch = chunks[start : start + BATCH]
+        model(batch, labels=batch).loss.backward()
+    found = []
+    for layer in layers:
+        assert layer.weight.grad is not None
+        found.append(layer.weight.grad.clone() / (ROWS // BATCH))
+        layer.weight.grad = None
+        layer.weight.requires_grad_(False)
+    return found
