@@ -73,6 +73,7 @@ def test_a_comparison_is_run_chosen_tested_and_shown(small: list[str], tmp_path:
     home = settings.output
     record = json.loads((home / "comparison.json").read_text())
     assert record["recipe"] == "subject" and record["runs"] == rows
+    assert all(record["axes"][name] in rows[0] for name in ("learned", "kept"))
     mean = sum(row["test_drift"] for row in chosen) / 2
     assert record["summary"]["oft+magnitude"]["test_drift"][0] == pytest.approx(mean)
     with (home / "comparison.csv").open() as file:

@@ -192,7 +192,7 @@ def _runs(
     for number, ((_, method, _), (name, record)) in enumerate(zip(cells, found, strict=True), start=1):
         rows.append(_row(name, method, record))
         say(f"{number} of {len(cells)}: {name}: {_told(record.scores_after, task)}, {record.seconds:.0f} s")
-        grid.write_comparison(settings.output, settings.task, settings, [*rows, _base_row(base)])
+        grid.write_comparison(settings.output, settings.task, settings, [*rows, _base_row(base)], axes=task.axes)
     return rows
 
 
@@ -222,7 +222,7 @@ def _write(settings: CompareImagesSettings, task: Task, rows: list[Row], base: d
     columns = dict.fromkeys(key for row in every for key in row)
     write_table([{key: row.get(key) for key in columns} for row in every], home / "comparison.csv")
     means = summary(every)
-    grid.write_comparison(home, settings.task, settings, every, summary=means)
+    grid.write_comparison(home, settings.task, settings, every, summary=means, axes=task.axes)
     chosen = [row["run"] for row in rows if row["chosen"]]
     lines = {run: [line for line in read_lines(home / run / "metrics.jsonl") if task.kept in line] for run in chosen}
     draw_all(task, every, {run: found for run, found in lines.items() if len(found) > 2}, home)

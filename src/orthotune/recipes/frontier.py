@@ -90,13 +90,12 @@ def _panel(axes: Any, rows: Sequence[Row], gain: str, forgetting: str, title: st
             across, up = [point[1] for point in line], [point[0] for point in line]
             axes.plot(across, up, color=colour, marker=marker, linewidth=1.6, label=NAMES.get(name, name))
         for way, by_seed in ways.items():
-            for up_, across_ in by_seed.values():
-                axes.plot(across_, up_, color=colour, marker=marker, markersize=3, alpha=0.35)
+            for gained, lost in by_seed.values():
+                axes.plot(lost, gained, color=colour, marker=marker, markersize=3, alpha=0.35)
             if rates and way in along:
-                x, y = along[way][1], along[way][0]
-                axes.annotate(
-                    f"{cast(tuple[float, float], way)[0]:g}", (x, y), textcoords="offset points", xytext=(6, -10), fontsize=8, color=colour
-                )
+                rate = cast(tuple[float, float], way)[0]
+                at = (along[way][1], along[way][0])
+                axes.annotate(f"{rate:g}", at, textcoords="offset points", xytext=(6, -10), fontsize=8, color=colour)
     axes.axvline(0, color="#9e9e9e", linewidth=0.8, linestyle=":")
     axes.set_title(title, fontsize=10)
     axes.margins(0.12)

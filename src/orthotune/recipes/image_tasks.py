@@ -55,6 +55,13 @@ class Task:
     words: Mapping[str, str]
     shared: Callable[[Path, int], dict[str, Any]] = lambda folder, seed: {}
 
+    @property
+    def axes(self) -> dict[str, str]:
+        """The plane in which a report draws the runs: columns of the comparison, and their titles."""
+        names = {"learned": self.learned, "kept": self.kept}
+        columns = {name: f"validation_{score}" for name, score in names.items()}
+        return columns | {f"{name}_title": self.words[score] for name, score in names.items()}
+
 
 # Subject.
 
