@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import resource
 import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from orthotune.recipes.settings import SFTSettings
 from orthotune.training.checkpoint_manifest import check
 from orthotune.training.checkpoint_on_signal import Stopped
 from orthotune_cli.failures import explain
+from safety.small_disk import fill, small_disk
 
 Job = dict[str, Any]
 
@@ -156,30 +154,12 @@ def _interrupt(_: Any) -> None:
 # A disk without space.
 
 
-@contextmanager
-def _small_disk(folder: Path, size: int) -> Iterator[None]:
-    libc = ctypes.CDLL(None, use_errno=True)
-    folder.mkdir()
-    if not sys.platform.startswith("linux") or libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, b"size=%d" % size):
-        pytest.skip("a small file system cannot be mounted here")
-    try:
-        yield
-    finally:
-        libc.umount2(bytes(folder), 2)
-
-
-def _fill(folder: Path) -> None:
-    """What another process might do: all the space but 24 KiB, less than any checkpoint."""
-    found = os.statvfs(folder)
-    (folder / "filler").write_bytes(bytes(max(0, found.f_bavail * found.f_frsize - 24 * 1024)))
-
-
 def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_before(job: Job, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    with _small_disk(disk, 4 << 20):
+    with small_disk(disk, 4 << 20):
         job["output"] = disk / "run"
         with pytest.raises(OutputError, match="checkpoint of step 4 could not be written.*checkpoint-2 is kept"):
-            _run(job, _At(3, do=lambda _: _fill(disk)))
+            _run(job, _At(3, do=lambda _: fill(disk)))
         assert _checkpoints(job) == ["checkpoint-2"] and check(job["output"] / "checkpoints" / "checkpoint-2") == 2
         (disk / "filler").unlink()
         _run(job, resume="auto")
@@ -318,3 +298,19 @@ def test_a_series_near_divergence_is_told_while_all_is_finite(job: Job) -> None:
 def test_the_command_line_ends_as_the_signal_says() -> None:
     assert explain(Stopped(signal.SIGTERM, "Stopped by SIGTERM.")) == ("Stopped by SIGTERM.", 143)
     assert explain(Stopped(signal.SIGINT, "Stopped by SIGINT.")) == ("Stopped by SIGINT.", 130)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_log_that_cannot_be_written_is_told_once_and_catches_up(job: Job, tmp_path: Path) -> None:
+    said, log, before = list[str](), job["output"] / "metrics.jsonl", tmp_path / "before"
+
+    def full(_: Any) -> None:
+        log.rename(before)
+        log.symlink_to("/dev/full")
+
+    _run(job, _At(3, do=full), _At(6, do=lambda _: before.rename(log)), said=said, on_failed_save="go-on")
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(9))
+    assert sum("No space left on device" in words and "kept until there is room" in words for words in said) == 1
+    with pytest.raises(OutputError, match="writing .*metrics.jsonl. Found: No space left on device.*resume=auto"):
+        log = tmp_path / "other" / "metrics.jsonl"
+        _run(job, _At(3, do=full), output=log.parent)

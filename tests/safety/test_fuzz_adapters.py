@@ -20,6 +20,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
 
 from formats.producers import Produced, produced
+from kept_results import keep_result
 from loading.bases import network
 from orthotune import load_adapter
 from orthotune.errors import OrthotuneError
@@ -125,9 +126,9 @@ def test_a_thousand_spoilt_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
                     seen[_outcome(case, path, host)] += 1
             except (Exception, _TooLong) as error:
                 pytest.fail(f"number {number}, {case}, {'PEFT' if host else 'load_adapter'}: {done}\n{error!r}")
+    keep_result("fuzz-adapters", {"adapters": COUNT, **dict(sorted(seen.items()))})
     assert sum(seen.values()) == COUNT
     # a fuzzer that only meets refusals, or none, looks at nothing
     assert (
         seen["refused"] > COUNT // 4 and seen["own: compared"] > COUNT // 10 and seen["host: compared"] > COUNT // 100
     )
-    print(dict(seen))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from kept_results import keep_result
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -23,6 +25,8 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_parameters(tmp_path: 
         env=place, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    runs = json.loads((tmp_path / "kill.json").read_text())["runs"]
+    found = json.loads((tmp_path / "kill.json").read_text())
+    runs = found["runs"]
+    keep_result("kill-test", found)
     assert [run["same"] for run in runs] == [True] * 3
     assert all(run["killed"] for run in runs)

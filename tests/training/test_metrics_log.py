@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from orthotune.errors import OutputError
 from orthotune.training.metrics_log import MetricsLog, read_lines
 
 
@@ -33,3 +35,23 @@ def test_outcome(tmp_path: Path) -> None:
     log.append({"step": 3, "old_nats": 1.0})
     log.append({"step": 4, "old_nats": 1.25})
     assert log.outcome()["forgetting"] == pytest.approx(0.25)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("word", ["stop", "go-on"])
+def test_a_full_disk_is_told_once_and_the_lines_are_written_when_there_is_room(tmp_path: Path, word: Any) -> None:
+    path, said = tmp_path / "metrics.jsonl", list[str]()
+    log = MetricsLog(path, on_failed_save=word, say=said.append)
+    log.append({"step": 0})
+    path.rename(tmp_path / "before")
+    path.symlink_to("/dev/full")
+    if word == "stop":
+        with pytest.raises(OutputError, match="writing .*metrics.jsonl. Found: No space left on device. Free some"):
+            log.append({"step": 1})
+        return
+    for step in (1, 2):
+        log.append({"step": step})
+    assert len(said) == 1 and "No space left on device" in said[0] and "kept until there is room" in said[0]
+    (tmp_path / "before").rename(path)
+    log.append({"step": 3})
+    assert [line["step"] for line in read_lines(path)] == [0, 1, 2, 3] and len(said) == 1

@@ -25,7 +25,7 @@ def make_accelerator(options: LoopOptions, home: Path | None = None) -> Any:
     check_precision(options.mixed_precision)
     # Accelerate keeps one state per process: what an earlier run in it, of a language model or with another precision,
     # left there would count for this one.
-    AcceleratorState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     return Accelerator(
         # Said aloud: without it several processes on CPUs would each take themselves for the only one.

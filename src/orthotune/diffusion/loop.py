@@ -15,19 +15,18 @@ from torch import Tensor
 
 from orthotune.diffusion.average import Average
 from orthotune.diffusion.checkpoint import Parts, Progress, read_checkpoint, write_checkpoint
+from orthotune.diffusion.draw import draw_for
 from orthotune.diffusion.loop_options import LoopOptions
 from orthotune.diffusion.optimizer import make_optimizer, rate, set_rate
 from orthotune.diffusion.order import Dataset, Order
+from orthotune.diffusion.skipped_steps import SkippedSteps
 from orthotune.diffusion.trainee import Trainee
-from orthotune.errors import TrainingError
 from orthotune.training.checkpoint_on_signal import StopOnSignal
+from orthotune.training.failed_save import bearing, kept
 from orthotune.training.metrics_log import MetricsLog
+from orthotune.training.nonfinite import Kind, bad_parameter, gradients_are_finite, not_saved
 from orthotune.training.progress import StepBar
 from orthotune.training.run_directory import RunDirectory
-
-#: Steps in a row without a finite loss and gradient after which training stops. Half precision begins with a scale
-#: that is too high on purpose and finds its own by halving it.
-PATIENCE, PATIENCE_FP16 = 5, 20
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,10 @@ def train(
     """Train ``trainee`` in place and return what was measured; where an average is kept, it is what it holds then.
 
     Each line of the log has ``step``, ``seconds``, ``train_loss``, ``learning_rate`` and ``gradient_norm``. The
-    pictures of a step, its noise and its dropout follow from the seed and the step alone. Checkpoints go to
-    ``home.checkpoints``. A step whose loss or gradient is not finite is left out and counted.
+    pictures of a step, its noise and its dropout follow from the seed and the step alone, and are the same whether
+    processes take batches side by side or one accumulates as many. Checkpoints go to ``home.checkpoints``. A step
+    whose loss or gradient is not finite is left out and counted, and has ``left_out`` in its line; an overflow that
+    half precision's scaler meets is not counted.
 
     Args:
         trainee: with gradients required where it is to learn.
@@ -75,7 +76,9 @@ def train(
         on_step: what else to do.
 
     Raises:
-        TrainingError: five steps in a row without a finite loss and gradient; the last checkpoint is kept.
+        TrainingError: more than ``options.max_skipped`` steps without a finite loss and gradient, or a scaler of half
+            precision that finds no scale; names the layer and the checkpoint that is kept.
+        OutputError: a checkpoint or the log cannot be written, and ``options.on_failed_save`` is ``stop``.
         Stopped: by Ctrl-C or SIGTERM, after a checkpoint was written; a ``KeyboardInterrupt``.
     """
     loop = _Loop(
@@ -100,14 +103,17 @@ class _Loop:
         average = Average(trainee.learning(), options.ema) if options.ema else None
         self.model, self.optimizer = model, optimizer
         self.parts = Parts(model, optimizer.optimizer, average, accelerator.scaler)
-        self.progress, self.bad, self.written = Progress(), 0, -1
+        self.progress, self.written = Progress(), -1
+        self.skipped = SkippedSteps(trainee, options, home.checkpoints, self.say, accelerator.num_processes == 1)
 
     def run(self, checkpoint: Path | None) -> MetricsLog:
         if checkpoint is not None:
             self.progress = read_checkpoint(checkpoint, self.parts)
             self.written = self.progress.step
         first, last = self.progress.step, self.options.steps
-        self.log = MetricsLog(self.home.metrics if _first(self.accelerator) else None, from_step=first)
+        self.log = MetricsLog(
+            self.home.metrics if _first(self.accelerator) else None, first, self.options.on_failed_save, self.say
+        )
         self.before = self.log.last("seconds") or 0.0
         self.began, self.aside = time.monotonic(), 0.0
         # Also after a resume: the run may have been killed between a checkpoint and what is done after its step.
@@ -135,71 +141,74 @@ class _Loop:
         for part in range(self.options.gradient_accumulation):
             with self.accelerator.accumulate(self.model):
                 loss += self._backward(step * self.options.gradient_accumulation + part)
-        norm = self.accelerator.clip_grad_norm_(
-            list(self.trainee.learning().values()), self.options.max_grad_norm or math.inf
-        )
-        # One exchange for all processes: their mean loss, and whether any of them is to stop.
-        told = torch.stack([loss / self.options.gradient_accumulation, loss.new_tensor(float(stop.number))])
-        mean, asked = self.accelerator.reduce(told, reduction="mean").tolist()
-        norm = float(_whole(norm)) if norm is not None else 0.0
-        good = math.isfinite(mean) and math.isfinite(norm)
+        # Scaled gradients overflow in good order: the scaler leaves the step out and lowers its scale.
+        scaled = self.parts.scaler is not None
+        spoilt = not (scaled or gradients_are_finite(self.trainee))
+        # One exchange for all processes: their mean loss, and whether any of them is to stop or met a bad gradient.
+        told = [loss / self.options.gradient_accumulation, *loss.new_tensor([float(stop.number), float(spoilt)])]
+        mean, asked, anywhere = self.accelerator.reduce(torch.stack(told), reduction="mean").tolist()
+        kind: Kind | None = "loss" if not math.isfinite(mean) else "gradient" if anywhere else None
+        layer = self.skipped.layer(kind) if kind else None
+        norm = self._clip()
+        finite = kind is None and math.isfinite(norm)
+        if not finite and not scaled:
+            kind = kind or "gradient"  # finite numbers, but not the sum of their squares
         # Half precision's scaler leaves such a step out itself, and learns from it.
-        if good or self.parts.scaler is not None:
+        if finite or scaled:
             self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.step = step + 1
-        if good and self.parts.average is not None:
+        if finite and self.parts.average is not None:
             self.parts.average.update()
         seconds = round(self.before + time.monotonic() - self.began - self.aside, 3)
         line = {"step": step + 1, "seconds": seconds, "train_loss": mean}
-        self.log.append(line | {"learning_rate": rate(step, self.options), "gradient_norm": norm})
+        line |= {"learning_rate": rate(step, self.options), "gradient_norm": norm}
+        self.log.append(line | ({"left_out": kind} if kind else {}))
         self.accelerator.log({"train_loss": mean, "gradient_norm": norm}, step=step + 1)
         self.bar.show(step + 1, {"loss": mean})
-        self._count(good, mean, norm)
+        self.skipped.count(self.progress, kind, layer, overflow=not finite)
         if asked and step + 1 < self.options.steps:
             self._save()
+            saved = f"which checkpoint-{step + 1} holds" if self.written == step + 1 else kept(self.home.checkpoints)
             raise stop.stopped(
-                f"Stopped after step {step + 1} of {self.options.steps}, which checkpoint-{step + 1} holds. "
+                f"Stopped after step {step + 1} of {self.options.steps}, {saved}. "
                 f"Go on with the same settings and resume=auto output={self.home.path}"
             )
 
     def _backward(self, micro_step: int) -> Tensor:
         process, options = self.accelerator.process_index, self.options
-        indices = self.order.indices(micro_step, process)
-        seed = _seed(options.seed, micro_step, process)
-        # Dropout draws from torch's own generators, noise and times from ours.
-        torch.manual_seed(seed)
-        draw = torch.Generator().manual_seed(seed)
-        losses: Tensor = self.model(self.data.batch(indices).to(self.accelerator.device), draw, options.loss)
+        batch = self.data.batch(self.order.indices(micro_step, process)).to(self.accelerator.device)
+        # By the batch, not by who takes it: processes side by side draw what one draws that accumulates.
+        number = micro_step * self.accelerator.num_processes + process
+        losses: Tensor = self.model(batch, draw_for(options.seed, number), options.loss)
         loss = losses.mean()
+        self.skipped.look(loss, number, batch)
         self.accelerator.backward(loss)
         return loss.detach().float()
 
-    def _count(self, good: bool, loss: float, norm: float) -> None:
-        self.bad = 0 if good else self.bad + 1
-        if good:
-            return
-        self.progress.skipped += 1
-        step = self.progress.step
-        self.say(f"Step {step} is left out: loss {loss:g}, gradient norm {norm:g}.")
-        if self.bad >= (PATIENCE if self.parts.scaler is None else PATIENCE_FP16):
-            kept = self.home.newest_checkpoint()
-            raise TrainingError(
-                f"training stopped at step {step}",
-                got=f"no finite loss and gradient in {self.bad} steps in a row (loss {loss:g}, gradient norm {norm:g})",
-                do="Lower learning_rate, or use mixed_precision=no or bf16. "
-                + (f"{kept.name} is kept" if kept else "There is no checkpoint yet"),
-            )
+    def _clip(self) -> float:
+        parameters = list(self.trainee.learning().values())
+        norm = self.accelerator.clip_grad_norm_(parameters, self.options.max_grad_norm or math.inf)
+        return float(_whole(norm)) if norm is not None else 0.0
 
     def _due(self, step: int) -> bool:
         every = self.options.save_every or max(1, self.options.steps // 4)
         return step % every == 0 or step == self.options.steps
 
     def _save(self) -> None:
-        if self.progress.step != self.written:
-            writes = _first(self.accelerator)
-            write_checkpoint(self.home.checkpoints, self.parts, self.progress, self.options.save_total_limit, writes)
-            self.written = self.progress.step
+        step, folder = self.progress.step, self.home.checkpoints
+        if step == self.written:
+            return
+        bad = bad_parameter(self.trainee)
+        spoilt = torch.tensor(float(bad is not None), device=self.accelerator.device)
+        if bool(self.accelerator.reduce(spoilt, reduction="sum") > 0):
+            self.say(not_saved(step, bad))
+            return
+        # All processes gather, one writes: what befalls it is no matter of the others.
+        with bearing(folder, step, self.options.on_failed_save, self.say):
+            limit, writes = self.options.save_total_limit, _first(self.accelerator)
+            write_checkpoint(folder, self.parts, self.progress, limit, writes)
+            self.written = step
 
     def _look(self, step: int) -> None:
         due = [one for one in self.on_step if one.due(step, self.options.steps)]
@@ -223,16 +232,6 @@ def evaluating(trainee: Trainee) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def _seed(seed: int, micro_step: int, process: int) -> int:
-    """One number for one forward of one process; those of different forwards have nothing to do with each other."""
-    mixed = (seed * 1_000_003 + micro_step) * 1_009 + process
-    # splitmix64 (Steele et al. 2014): neighbouring numbers become unlike ones.
-    mixed = (mixed + 0x9E3779B97F4A7C15) & (2**64 - 1)
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-    return (mixed ^ (mixed >> 31)) >> 1
 
 
 def _first(accelerator: Any) -> bool:

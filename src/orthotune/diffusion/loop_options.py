@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from orthotune.diffusion.family import LossOptions
+from orthotune.training.failed_save import OnFailedSave
 
 Precision = Literal["no", "fp16", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("no", "fp16", "bf16")
@@ -23,6 +24,8 @@ class LoopOptions:
         max_grad_norm: norm to which gradients are clipped; 0 leaves them.
         min_snr, noise_offset: see :class:`orthotune.diffusion.family.LossOptions`.
         save_every: steps between checkpoints; None is four times over the run.
+        max_skipped: steps with a loss or gradient that is not finite that may be left out over the whole run.
+        on_failed_save: whether a checkpoint that cannot be written ends the run, or is left out.
         hint_learning_rate: of the control pictures' encoder, which starts from nothing; None is the same for all.
     """
 
@@ -43,6 +46,8 @@ class LoopOptions:
     seed: int = 0
     save_every: int | None = None
     save_total_limit: int = 2
+    max_skipped: int = 10
+    on_failed_save: OnFailedSave = "stop"
     trackers: tuple[str, ...] = ()
     hint_learning_rate: float | None = None
 

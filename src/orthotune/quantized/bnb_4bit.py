@@ -32,7 +32,7 @@ class Bnb4bit(Library):
 
     def own_forward(self, module: Any) -> bool:
         # On a CPU (0.50.2) a block of scales that goes over the end of a row is read wrong: errors of 0.2 to 0.4.
-        return module.weight.device.type != "cpu" or module.in_features % module.weight.blocksize == 0
+        return module.weight.device.type != "cpu" or module.in_features % _state(module).blocksize == 0
 
     def own_backward(self, module: Any) -> bool:
         return not _packed(module)
@@ -61,7 +61,7 @@ class Bnb4bit(Library):
         ).to(old.device)
 
     def rounding(self, module: Any, weight: Tensor) -> Tensor:
-        return codebook(weight, _state(module).code, module.weight.blocksize)
+        return codebook(weight, _state(module).code, _state(module).blocksize)
 
 
 def _state(module: Any) -> Any:

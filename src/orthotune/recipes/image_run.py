@@ -18,7 +18,7 @@ from orthotune.diffusion.saved_adapter import save_adapter
 from orthotune.diffusion.trainee import Trainee
 from orthotune.recipes.image_job import ImageJob, adapt, open_model
 from orthotune.recipes.image_settings import ImageSettings
-from orthotune.training import adapters
+from orthotune.training import adapters, processes
 from orthotune.training.curve import draw_scores
 from orthotune.training.metrics_log import MetricsLog
 from orthotune.training.quiet import quiet
@@ -39,17 +39,19 @@ def run_image(settings: ImageSettings, job: ImageJob, say: Say = print, bar: boo
     Raises:
         OutputError: the output cannot be written, or holds another run.
         RecipeError, DataError, TargetError, BlockSizeError: settings that cannot be used, before any training.
-        TrainingError: steps in a row whose loss or gradient is not finite.
+        TrainingError: too many steps whose loss or gradient is not finite.
         Stopped: by a signal, after a checkpoint was written; a ``KeyboardInterrupt``.
     """
     options = LoopOptions.of(settings)
     accelerator = make_accelerator(options, settings.output)
     first = bool(accelerator.is_main_process)
     home = RunDirectory(settings.output)
-    checkpoint = _agreed(home.open(settings.record(), settings.resume, say) if first else None, accelerator)
-    if home.finished:
-        say(f"{home.path} holds this run, finished.")
-        return RunRecord(**read_json(home.record))
+    checkpoint = processes.from_main(lambda: home.open(settings.record(), settings.resume, say))
+    if finished := processes.from_main(lambda: read_json(home.record) if home.finished else None):
+        if first:
+            say(f"{home.path} holds this run, finished.")
+        return RunRecord(**finished)
+    processes.require_visible(checkpoint)
     try:
         with quiet():
             return _Run(settings, job, home, accelerator, say if first else lambda _: None).train(checkpoint, bar)
@@ -157,18 +159,10 @@ class _Run:
             steps=settings.steps,
             scores_before={name: log.first(name) for name in self.scored},
             scores_after={name: log.last(name) for name in self.scored},
-            skipped_steps=sum(line.get("train_loss", 0.0) is None for line in log.lines),
+            skipped_steps=sum("left_out" in line for line in log.lines),
             weights=weight_change(trainee.denoiser, before),
             seconds=round(seconds, 1),
             train_seconds=round(log.last("seconds") or 0.0, 1),
             notes=notes,
             artifacts=artifacts,
         )
-
-
-def _agreed(checkpoint: Path | None, accelerator: Any) -> Path | None:
-    """The checkpoint that the main process found, in every process."""
-    from accelerate.utils import broadcast_object_list
-
-    said = broadcast_object_list([checkpoint])
-    return Path(said[0]) if said[0] else None

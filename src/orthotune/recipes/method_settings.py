@@ -77,6 +77,12 @@ class MethodSettings(BaseModel):
 
     save_every: Positive | None = Field(None, description="Steps; default: four times over the run.")
     save_total_limit: Positive = 2
+    max_skipped: Annotated[int, Field(ge=0)] = Field(
+        10, description="Steps with a loss or gradient that is not finite, left out before the run gives up."
+    )
+    on_failed_save: Literal["stop", "go-on"] = Field(
+        "stop", description="When a checkpoint cannot be written, as on a full disk; the one before is kept."
+    )
     resume: str = Field("never", description="never, auto (newest checkpoint of the output), or a checkpoint's path.")
     output: Path = Path("runs")
 

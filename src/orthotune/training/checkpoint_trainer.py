@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
-from orthotune.errors import OutputError, TrainingError
-from orthotune.training.checkpoint_folder import by_step, new_checkpoint
+from orthotune.training.checkpoint_folder import new_checkpoint
 from orthotune.training.checkpoint_on_signal import StopOnSignal
-from orthotune.training.nonfinite import bad_parameter, first_bad_gradient, first_bad_output, gradients_are_finite
+from orthotune.training.failed_save import OnFailedSave, bearing
+from orthotune.training.nonfinite import (
+    Kind,
+    bad_parameter,
+    first_bad_gradient,
+    first_bad_output,
+    gradients_are_finite,
+    left_out,
+    not_saved,
+)
 from orthotune.training.processes import largest
 from orthotune.training.sharded_model import gathered_adapter, is_sharded
+from orthotune.training.shared_base import check_shared_base
 
 SKIPPED = "skipped.json"
-OnFailedSave = Literal["stop", "go-on"]
 
 
 class CheckpointTrainer(SFTTrainer):
@@ -32,11 +39,13 @@ class CheckpointTrainer(SFTTrainer):
 
     Args:
         max_skipped: steps that may be left out over the whole run.
-        on_failed_save: whether a checkpoint that cannot be written ends the run, or is left out.
+        on_failed_save: whether a checkpoint that cannot be written ends the run, or is left out; of several processes
+            it always ends it.
         stop: asked after each step whether to save and end.
         say: told what happened.
 
     Raises:
+        RecipeError: a quantized base that the processes of this run cannot share.
         TrainingError: more than ``max_skipped`` steps; names the layer and the checkpoint that was kept.
         OutputError: a checkpoint cannot be written, and ``on_failed_save`` is ``stop``. The one before is kept.
     """
@@ -51,6 +60,8 @@ class CheckpointTrainer(SFTTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if self.accelerator.num_processes > 1:
+            check_shared_base(self.model, sharded=self.is_fsdp_enabled)
         self.max_skipped, self.on_failed_save, self.say = max_skipped, on_failed_save, say or (lambda words: None)
         self.skipped: list[dict[str, Any]] = []
         self._bad_inputs: dict[str, Any] | None = None
@@ -86,7 +97,7 @@ class CheckpointTrainer(SFTTrainer):
         return loss
 
     def _leave_out(self, model: Any, inputs: dict[str, Any] | None, scaled: bool) -> None:
-        kind = "gradient" if inputs is None else "loss"
+        kind: Kind = "gradient" if inputs is None else "loss"
         if inputs is None or self.accelerator.num_processes > 1:  # a forward of one process would wait for the others
             layer = first_bad_gradient(model)
         else:
@@ -96,16 +107,9 @@ class CheckpointTrainer(SFTTrainer):
             model.zero_grad(set_to_none=True)
         step = self.state.global_step + 1
         self.skipped.append({"step": step, "kind": kind, "layer": layer})
-        where = f", first in layer '{layer}'" if layer else ""
-        said = f"the {kind} of step {step} is NaN or infinite{where}"
-        if len(self.skipped) > self.max_skipped:
-            kept = _kept(Path(self.args.output_dir))
-            raise TrainingError(
-                said[0].upper() + said[1:],
-                got=f"{len(self.skipped)} such steps in this run, max_skipped is {self.max_skipped}",
-                do=f"Train with a lower learning rate, or in float32 or bfloat16; {kept}",
-            )
-        self.say(f"Left out: {said}. Nothing was changed; {len(self.skipped)} of at most {self.max_skipped}.")
+        advice = "Train with a lower learning rate, or in float32 or bfloat16"
+        counted = (len(self.skipped), self.max_skipped)
+        self.say(left_out(step, kind, layer, *counted, advice, Path(self.args.output_dir)))
 
     def anywhere(self, bad: bool) -> bool:
         """Whether any process met it: all of them leave a step out, save or end, or none."""
@@ -127,22 +131,12 @@ class CheckpointTrainer(SFTTrainer):
         step, home = self.state.global_step, Path(self.args.output_dir)
         bad = bad_parameter(model)
         if self.anywhere(bad is not None):
-            named = f"'{bad}'" if bad else "a parameter"
-            self.say(f"Step {step}: {named} holds NaN or infinity, so no checkpoint is written; the last one is kept.")
+            self.say(not_saved(step, bad))
             return
-        try:
+        # Saving is done by all processes together: the others would wait for one that went on without it.
+        alone = self.accelerator.num_processes == 1
+        with bearing(home, step, self.on_failed_save if alone else "stop", self.say):
             self._save_whole(model, trial, home, step)
-        except (OSError, SafetensorError, RuntimeError) as fault:
-            if not isinstance(fault, (OSError, SafetensorError)) and not _is_torch_writer(fault):
-                raise
-            error = OutputError(
-                f"the checkpoint of step {step} could not be written to {home}",
-                got=_reason(fault),
-                do=f"Free some space and go on with resume=auto: {_kept(home)}",
-            )
-            if self.on_failed_save == "stop":
-                raise error from fault
-            self.say(f"{error} Training goes on (on_failed_save=go-on).")
 
     def whole_state(self) -> dict[str, torch.Tensor] | None:
         """What ``save_pretrained`` needs as ``state_dict``, of a model that is spread over processes; else None.
@@ -207,10 +201,6 @@ class _EndOnSignal(TrainerCallback):
         self.stop.patient = False
 
 
-def _kept(home: Path) -> str:
-    return next((f"{path.name} is kept" for path in by_step(home)), "there is no checkpoint yet")
-
-
 def _flatten(folder: Path, inner: str) -> None:
     """Move the files of a folder's only folder up, but for a pickle and a card that nothing reads on resuming."""
     for path in folder.iterdir():
@@ -222,16 +212,3 @@ def _flatten(folder: Path, inner: str) -> None:
         else:
             path.rename(folder / path.name)
     (folder / inner).rmdir()
-
-
-def _is_torch_writer(fault: BaseException) -> bool:
-    """torch tells of a write that failed by where in its archive writer it happened."""
-    return any(mark in str(fault) for mark in ("inline_container", "PytorchStreamWriter", "file write failed"))
-
-
-def _reason(fault: BaseException) -> str:
-    """In the system's words where a library passes them on."""
-    if isinstance(fault, OSError) and fault.strerror:
-        return fault.strerror
-    text = str(fault).strip().splitlines()
-    return "a write that the system refused (the disk is full?)" if _is_torch_writer(fault) else text[0]

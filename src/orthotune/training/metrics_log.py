@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from orthotune.errors import OutputError
+from orthotune.training.failed_save import OnFailedSave, reason
 from orthotune.training.run_directory import appearing, finite
 
 Line = dict[str, Any]
@@ -17,20 +22,37 @@ class MetricsLog:
     A line has ``step``, ``seconds`` (since the start of training, interruptions left out) and, where measured,
     ``train_loss``, ``learning_rate``, ``new_nats`` and ``old_nats`` (nats per token), and ``diagnosis``.
 
+    A line that cannot be written, as on a full disk, ends the run in words, or is kept until there is room: the file
+    holds whole lines either way.
+
     Args:
         path: the file; None keeps the lines in memory, for processes beside the main one.
         from_step: the last step whose line is kept.
+        on_failed_save: ``stop`` or ``go-on``, as of a checkpoint that cannot be written.
+        say: told, once, that lines cannot be written and the run goes on.
+
+    Raises:
+        OutputError: the file cannot be written and ``on_failed_save`` is ``stop``; from ``append``, too.
     """
 
-    def __init__(self, path: Path | None, from_step: int = 0) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path | None,
+        from_step: int = 0,
+        on_failed_save: OnFailedSave = "stop",
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.path, self.on_failed_save, self.say = path, on_failed_save, say
+        self._unwritten: list[bytes] = []
+        self._told = False
         self._attached: Line = {}
         self.lines: list[Line] = []
         if path is None:
             return
         self.lines = [line for line in read_lines(path) if line["step"] <= from_step] if from_step else []
         with appearing(path) as partial:
-            partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
+            partial.write_bytes(b"".join(map(_text, self.lines)))
+        self._bytes = path.stat().st_size
 
     def attach(self, step: int, values: Line) -> None:
         """Add ``values`` to the line of ``step`` when it comes; they get a line of their own if it does not."""
@@ -49,10 +71,26 @@ class MetricsLog:
             self.append(attached)
         line = finite(attached | line if attached.get("step") == line["step"] else line)
         self.lines.append(line)
-        if self.path is None:
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.path is not None:
+            self._unwritten.append(_text(line))
+            self._write(self.path)
+
+    def _write(self, path: Path) -> None:
+        text = b"".join(self._unwritten)
+        try:
+            with path.open("ab") as file:
+                file.write(text)
+        except OSError as fault:
+            with suppress(OSError):  # what was written of it would be half a line
+                os.truncate(path, min(self._bytes, path.stat().st_size))
+            error = OutputError(f"writing {path}", got=reason(fault), do="Free some space and go on with resume=auto")
+            if self.on_failed_save == "stop":
+                raise error from fault
+            if self.say is not None and not self._told:
+                self.say(f"{error} Its lines are kept until there is room (on_failed_save=go-on).")
+            self._told = True
+        else:
+            self._bytes, self._unwritten = self._bytes + len(text), []
 
     def last(self, key: str) -> Any:
         """The newest value of ``key``, or None."""
@@ -71,6 +109,10 @@ class MetricsLog:
             found |= {f"{domain}_before": before, f"{domain}_after": after}
             found[change] = sign * (after - before) if known else None
         return found
+
+
+def _text(line: Line) -> bytes:
+    return (json.dumps(line) + "\n").encode()
 
 
 def read_lines(path: Path) -> list[Line]:

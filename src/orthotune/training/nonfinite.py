@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+
+from orthotune.errors import TrainingError
+from orthotune.training.failed_save import kept
+
+Kind = Literal["loss", "gradient"]
 
 
 def bad_parameter(model: nn.Module) -> str | None:
@@ -28,7 +35,13 @@ def gradients_are_finite(model: nn.Module) -> bool:
 def first_bad_gradient(model: nn.Module) -> str | None:
     """The layer nearest to the loss with a gradient that is not finite: those before it inherit theirs from it."""
     found = [name for name, p in model.named_parameters() if p.grad is not None and not _finite([p.grad])]
-    return found[-1].rpartition(".")[0] if found else None
+    if not found:
+        return None
+    # An adapter's parameters lie below its layer, by their role and the adapter's name.
+    around = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    return max(
+        (name for name in around if found[-1].startswith(f"{name}.")), key=len, default=found[-1].rpartition(".")[0]
+    )
 
 
 @torch.no_grad()
@@ -56,6 +69,47 @@ def first_bad_output(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
         for hook in hooks:
             hook.remove()
     return found[0].removesuffix(".base_layer") if found else None
+
+
+def left_out(step: int, kind: Kind, layer: str | None, count: int, most: int, advice: str, home: Path) -> str:
+    """What is said of a step that was left out.
+
+    Args:
+        step: the step.
+        kind: what of it is not finite.
+        layer: where it appeared first, if known.
+        count: such steps of the run until now, this one included.
+        most: how many are borne.
+        advice: what to train with instead, for the error.
+        home: the folder of the run's checkpoints.
+
+    Raises:
+        TrainingError: there were more than ``most``; names the layer and the checkpoint that is kept.
+
+    Example:
+        >>> left_out(3, "loss", "layers.0.mlp", 1, 10, "Train with a lower learning rate", Path("checkpoints"))
+        "Left out: the loss of step 3 is NaN or infinite, first in layer 'layers.0.mlp'. Nothing was changed; 1 of at \
+most 10."
+    """
+    said = f"the {kind} of step {step} is NaN or infinite" + (f", first in layer '{layer}'" if layer else "")
+    if count > most:
+        raise TrainingError(
+            said[0].upper() + said[1:],
+            got=f"{count} such steps in this run, max_skipped is {most}",
+            do=f"{advice}; {kept(home)}",
+        )
+    return f"Left out: {said}. Nothing was changed; {count} of at most {most}."
+
+
+def not_saved(step: int, parameter: str | None) -> str:
+    """What is said where a checkpoint would hold NaN or infinity; ``parameter`` is None where another process has it.
+
+    Example:
+        >>> not_saved(6, "proj.oft_R")
+        "Step 6: 'proj.oft_R' holds NaN or infinity, so no checkpoint is written; the last one is kept."
+    """
+    named = f"'{parameter}'" if parameter else "a parameter"
+    return f"Step {step}: {named} holds NaN or infinity, so no checkpoint is written; the last one is kept."
 
 
 def _floats(output: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from orthotune.errors import RecipeError
+from orthotune.training import processes
 
 #: word -> (module that does it, extra that installs it): quantized while loading
 WHILE_LOADING: dict[str, tuple[str, str]] = {
@@ -83,6 +84,8 @@ def _config(word: str, dtype: torch.dtype) -> Any:
             bnb_4bit_quant_type=word,
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
+            # FSDP2 shards floating types only; the bytes are the same.
+            bnb_4bit_quant_storage=dtype if processes.count() > 1 else torch.uint8,
         )
     if word == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True)

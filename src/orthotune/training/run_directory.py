@@ -12,9 +12,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from orthotune.errors import OutputError, RecipeError
 from orthotune.training import checkpoint_folder
 from orthotune.training.checkpoint_manifest import MANIFEST, check, read_manifest, to_disk
+from orthotune.training.failed_save import reason
+from orthotune.training.run_lock import RunLock
 
 # Settings that may differ between a run and its continuation without changing what comes out.
 FREE_TO_CHANGE = {
@@ -37,6 +41,7 @@ class RunDirectory:
         self.path = Path(path)
         self.record, self.metrics = self.path / "run.json", self.path / "metrics.jsonl"
         self.settings, self.checkpoints = self.path / "settings.json", self.path / "checkpoints"
+        self._lock = RunLock(self.path / ".lock")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".write-{uuid.uuid4().hex}"
@@ -53,12 +58,25 @@ class RunDirectory:
     def open(self, settings: dict[str, Any], resume: str, say: Callable[[str], None] | None = None) -> Path | None:
         """Check that ``settings`` may be run here; return the checkpoint to go on from, None for a fresh start.
 
-        ``say`` is told about checkpoints that are damaged and therefore passed over.
+        From then on no other process can open it, until :meth:`drop_if_empty`; a finished run is held by nobody. Of a
+        launch of several processes one opens it. ``say`` is told about checkpoints that are damaged and therefore
+        passed over, and about a file system without locks.
 
         Raises:
-            OutputError: another run lives here and ``resume`` is ``never``.
+            OutputError: another run lives here and ``resume`` is ``never``, or is going on in another process.
             RecipeError: the run here was made with other settings, or no such checkpoint, or it is damaged.
         """
+        self._lock.take(say)
+        try:
+            checkpoint = self._checked(settings, resume, say)
+        except BaseException:
+            self._lock.give_back()
+            raise
+        if self.finished:
+            self._lock.give_back()
+        return checkpoint
+
+    def _checked(self, settings: dict[str, Any], resume: str, say: Callable[[str], None] | None) -> Path | None:
         before = read_json(self.settings) if self.settings.is_file() else None
         if resume == "never":
             if before is not None or self.record.is_file():
@@ -77,7 +95,8 @@ class RunDirectory:
         write_json(self.settings, settings)
 
     def drop_if_empty(self) -> None:
-        """Remove the directory when a run failed before it wrote anything."""
+        """Let others open the directory again; remove it when the run failed before it wrote anything."""
+        self._lock.give_back()
         with suppress(OSError):
             self.path.rmdir()
 
@@ -160,8 +179,8 @@ def appearing(path: Path) -> Iterator[Path]:
         else:
             os.replace(partial, path)
         to_disk(path.parent)
-    except OSError as fault:
-        raise OutputError(f"writing {path}", got=fault.strerror or str(fault)) from fault
+    except (OSError, SafetensorError) as fault:
+        raise OutputError(f"writing {path}", got=reason(fault)) from fault
     finally:
         _remove(partial)
 
