@@ -65,7 +65,7 @@ class Candidate(nn.Module):
 
 
 class Blocks(Candidate):
-    """OFT: block rotations of the inputs, the outputs or both; a scale per neuron if asked for."""
+    """OFT: block rotations of inputs, outputs or both; ``magnitude`` 1: a scale per output, 2: per input, too."""
 
     def __init__(self, weight: Tensor, place: int, settings: Settings, basis: Tensor | None) -> None:
         super().__init__(weight, place, settings, basis)
@@ -77,8 +77,10 @@ class Blocks(Candidate):
         other = None if order is None else order + 500
         self.outputs = Rotation(outputs, order=other, **common) if both or settings.side == "out" else None
         self.scale = nn.Parameter(torch.zeros(outputs)) if settings.magnitude else None
+        self.input_scale = nn.Parameter(torch.zeros(inputs)) if settings.magnitude > 1 else None
 
     def forward(self, weight: Tensor) -> Tensor:
+        weight = weight if self.input_scale is None else weight * (1 + self.strength * self.input_scale)
         weight = weight if self.inputs is None else self.inputs(weight.mT).mT
         weight = weight if self.outputs is None else self.outputs(weight)
         return weight if self.scale is None else weight * (1 + self.strength * self.scale)[:, None]
@@ -157,6 +159,15 @@ class PlainBlocks(Candidate):
         return weight + self.strength * torch.einsum("onb,nbc->onc", parts, self.blocks).reshape(weight.shape)
 
 
+class SymmetricBlocks(PlainBlocks):
+    """``W (I + A + A^T)``: of the blocks' freedom, at first order, the half that a rotation lacks."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        parts = weight.view(weight.shape[0], -1, self.size)
+        stretch = self.blocks + self.blocks.mT
+        return weight + self.strength * torch.einsum("onb,nbc->onc", parts, stretch).reshape(weight.shape)
+
+
 class LoRA(Candidate):
     """``W + 2 B A``, the scale that alpha = 2 r gives."""
 
@@ -211,5 +222,6 @@ class Full(Candidate):
 
 KINDS: dict[str, Any] = {
     "blocks": Blocks, "butterfly": Butterfly, "lowrank": LowRank, "subspace": Subspace, "plain_blocks": PlainBlocks,
+    "symmetric_blocks": SymmetricBlocks,
     "lora": LoRA, "dora": DoRA, "pissa": PiSSA, "full": Full,
 }  # fmt: skip

@@ -6,9 +6,10 @@ built: what each gains on the new domain and forgets on the old one, at several 
 Kinds: ``blocks`` (OFT; ``side`` in, out or both; ``permuted``, ``magnitude``, ``dropout``, ``largest_angle``),
 ``butterfly`` (``factors`` of blocks with a perfect shuffle between them, as BOFT), ``lowrank`` (one rotation per layer
 whose skew generator is ``A B^T - B A^T`` of rank 2r), ``subspace`` (a rotation within ``width`` directions, chosen by
-``directions``, as PSOFT), ``plain_blocks`` (``W (I + A)`` without orthogonality), ``lora``, ``dora``, ``pissa``,
-``full``. ``keep`` is the weight of KL(base || adapted) on old texts, here the old test split: the old domain is
-measured on the validation split. Every second row of either validation split is measured.
+``directions``, as PSOFT), ``plain_blocks`` (``W (I + A)`` without orthogonality), ``symmetric_blocks``
+(``W (I + A + A^T)``), ``lora``, ``dora``, ``pissa``, ``full``. ``keep`` is the weight of KL(base || adapted) on old
+texts, here the old test split, as the old domain is measured on the validation split. Every second row of either
+validation split is measured.
 """
 
 from __future__ import annotations
