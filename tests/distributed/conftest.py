@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from distributed.jobs import make_files, settings_of
-from orthotune.recipes import sft
+from distributed.jobs import make_files, pictures_of, settings_of
+from orthotune.recipes import sft, subject
 
 TESTS = Path(__file__).parents[1]
 #: seconds after which a launch hangs; it takes about 20 on a quiet core
@@ -56,7 +56,9 @@ def _launch(home: Path) -> None:
     with (home / "log").open("w") as log:
         running = subprocess.Popen(launcher, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
-            sft.run(settings_of(home, "none"), say=lambda _: None, bar=False)
+            for name in ("none", "keep"):
+                sft.run(settings_of(home, name), say=lambda _: None, bar=False)
+            subject.run(pictures_of(home, "pictures-1", processes=1), say=lambda _: None, bar=False)
             status: int | str = running.wait(LONG)
         except subprocess.TimeoutExpired:
             status = f"a hang: not done after {LONG} seconds"

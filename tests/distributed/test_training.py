@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from distributed.jobs import JOBS
+from kept_results import keep_result
 from orthotune.training.checkpoint_manifest import check
 
 SHARED = [name for name in JOBS if name != "none"]
@@ -44,7 +45,11 @@ def test_the_loss_curve_is_that_of_one_process(runs: Path, name: str) -> None:
 def test_the_saved_adapter_is_that_of_one_process(runs: Path, name: str) -> None:
     alone, shared = (load_file(runs / run / "adapter" / "adapter_model.safetensors") for run in ("none", name))
     assert {key: (v.shape, v.dtype) for key, v in alone.items()} == {k: (v.shape, v.dtype) for k, v in shared.items()}
-    assert max(float((alone[key] - shared[key]).abs().max()) for key in alone) < NUMBERS
+    apart = max(float((alone[key] - shared[key]).abs().max()) for key in alone)
+    largest = max(float(value.abs().max()) for value in alone.values())
+    losses = [[line["train_loss"] for line in lines(runs / run) if "train_loss" in line] for run in ("none", name)]
+    keep_result(f"two-processes-{name}", {"losses": losses, "numbers apart": apart, "numbers up to": largest})
+    assert apart < NUMBERS
     configs = [json.loads((runs / run / "adapter" / "adapter_config.json").read_text()) for run in ("none", name)]
     assert configs[0] == configs[1]
     assert {path.name for path in (runs / name / "adapter").iterdir()} == {

@@ -1,4 +1,4 @@
-"""What each of two processes does: finetuning runs, then sharded models by hand. Started by torchrun, see conftest.py.
+"""What each of two processes does: finetuning runs, sharded models by hand, an image run. Started by torchrun.
 
 Everything is in one launch because starting a process costs more than all that it does.
 """
@@ -15,8 +15,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from distributed.jobs import JOBS, settings_of
-from orthotune.recipes import sft
+from distributed.jobs import JOBS, KEEPING, pictures_of, settings_of
+from orthotune.recipes import sft, subject
 from orthotune.training.processes import leave
 
 
@@ -27,8 +27,8 @@ class _Accident(TrainerCallback):
 
 
 def finetune(home: Path) -> None:
-    for name in JOBS:
-        if name == "none":
+    for name in [*JOBS, *KEEPING]:
+        if name in ("none", "keep"):
             continue
         said: list[str] = []
         if name == "resumed":
@@ -43,6 +43,13 @@ def finetune(home: Path) -> None:
         (home / f"{name}-{os.environ['RANK']}.json").write_text(json.dumps(told))
 
 
+def draw(home: Path) -> None:
+    said: list[str] = []
+    record = subject.run(pictures_of(home, "pictures-2", processes=2), say=said.append, bar=False)
+    told = {"said": said, "steps": record.steps, "weights": record.weights.model_dump()}
+    (home / f"pictures-2-{os.environ['RANK']}.json").write_text(json.dumps(told))
+
+
 if __name__ == "__main__":
     from distributed.by_hand import shard_by_hand
 
@@ -51,4 +58,5 @@ if __name__ == "__main__":
     finetune(home)
     found = shard_by_hand()
     (home / f"by-hand-{os.environ['RANK']}.json").write_text(json.dumps(found))
+    draw(home)
     leave()

@@ -13,6 +13,8 @@ from orthotune.training.processes import Distributed
 __all__ = ["LEARNING_RATES", "METHODS", "ONLY_FOR", "RIVALS", "WORLD", "Method", "SFTSettings", "SettingError"]
 
 WORLD = "text-world"
+#: word for old texts that the base model writes by itself
+GENERATED = "generated"
 
 # Rates for models of a billion parameters and more; presets know better for their family.
 LEARNING_RATES: dict[str, float] = {"oft": 4e-4, "coft": 4e-4, "lora": 1e-4, "full": 2e-5}
@@ -25,6 +27,10 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     **method_settings.ONLY_FOR,
     "target_modules": ("oft", "coft", "lora"),
     "quantization": ("oft", "coft", "lora"),
+    # Full finetuning has no frozen base beside it.
+    "keep": ("oft", "coft", "lora"),
+    "keep_data": ("oft", "coft", "lora"),
+    "keep_batch": ("oft", "coft", "lora"),
 }
 # COFT: DeepSpeed's optimizer has its own copy of the parameters, which a projection into the ball does not reach.
 BY_ZERO: tuple[Method, ...] = ("oft", "lora")
@@ -50,6 +56,7 @@ class SFTSettings(MethodSettings):
     rivals: ClassVar[tuple[tuple[str, str], ...]] = RIVALS
     # Held-out data belongs to the data that it was held out from.
     tied: ClassVar[dict[str, str]] = {"eval_data": "data"}
+    newer: ClassVar[tuple[str, ...]] = ("lora", "keep")
 
     model: str = Field(description="Path or hub name of a causal language model, or text-world.")
     data: str = Field(description="File, directory, hub name or text-world/SPLIT to learn from.")
@@ -58,6 +65,15 @@ class SFTSettings(MethodSettings):
     old_data: str | None = Field(
         None, description="Data of the old domain, to measure what is forgotten; none. Default: some Python sources."
     )
+    keep: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0, description="Weight of a penalty on changed outputs on old texts: mean KL(base || adapted), nats per token."
+    )
+    keep_data: str | None = Field(
+        None,
+        description="Old texts for keep, as old_data; or generated: texts that the base writes. Default: generated, "
+        "for text-world its old_train.",
+    )
+    keep_batch: Positive | None = Field(None, description="Rows of keep_data beside each batch; default: half of it.")
     target_modules: str | list[str] = "all-linear"
 
     steps: Positive | None = None
@@ -77,12 +93,32 @@ class SFTSettings(MethodSettings):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, else float32.")
     eval_every: Positive | None = Field(None, description="Steps; default: five times over the run.")
-    max_skipped: Annotated[int, Field(ge=0)] = Field(
-        10, description="Steps with a loss or gradient that is not finite, left out before the run gives up."
-    )
-    on_failed_save: Literal["stop", "go-on"] = Field(
-        "stop", description="When a checkpoint cannot be written, as on a full disk; the one before is kept."
-    )
+
+    @model_validator(mode="after")
+    def _keeps(self) -> SFTSettings:
+        if not self.keep:
+            for key in ("keep_data", "keep_batch"):
+                if getattr(self, key) is not None:
+                    raise SettingError(key, f"{key} has no meaning without keep", f"Add keep=1, or leave {key} out")
+            return self
+        options = "lora" if self.method == "lora" else "rotation"
+        if (bias := getattr(self, options).get("bias", "none")) != "none":
+            said = f"keep compares with the base, of which {options}.bias={bias} trains a part"
+            raise SettingError("keep", said, "Leave out one of them")
+        if self.keep_data is None:
+            self.keep_data = f"{WORLD}/old_train" if self.model == WORLD else GENERATED
+        if self.keep_batch is None:
+            self.keep_batch = max(1, self.batch_size // 2)
+        self._keeps_in_engine()
+        return self
+
+    def _keeps_in_engine(self) -> None:
+        if self.distributed.startswith("zero"):
+            said = f"keep needs two forwards for one backward, which distributed={self.distributed} is not run with"
+            raise SettingError("keep", said, "Choose distributed=ddp or fsdp2")
+        if self.distributed == "fsdp2" and self.keep_data == GENERATED:
+            said = "keep_data=generated needs a whole base in one process, which distributed=fsdp2 does not have"
+            raise SettingError("keep_data", said, "Name texts, as the keep-texts.jsonl of a run of one process")
 
     @model_validator(mode="after")
     def _fits_the_engine(self) -> SFTSettings:

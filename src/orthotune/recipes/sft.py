@@ -12,13 +12,14 @@ from transformers import TrainerCallback
 
 from orthotune.metrics.drift import text_drift
 from orthotune.recipes.settings import WORLD, SFTSettings
-from orthotune.recipes.sft_data import examples_for, said_of_old
+from orthotune.recipes.sft_data import examples_for, kept_examples, said_of_kept, said_of_old
 from orthotune.training import adapters, engines, processes, sft_trainer
 from orthotune.training.causal_model import choose_dtype, load_model, load_tokenizer
 from orthotune.training.checkpoint_on_signal import StopOnSignal
 from orthotune.training.curve import draw_curve
 from orthotune.training.diagnosis_log import DiagnosisLog
 from orthotune.training.domain_loss import DomainLoss
+from orthotune.training.keep_outputs import KeepOutputs
 from orthotune.training.metrics_log import MetricsLog
 from orthotune.training.progress import ProgressBar
 from orthotune.training.quiet import quiet
@@ -26,6 +27,7 @@ from orthotune.training.run_directory import RunDirectory, appearing, read_json,
 from orthotune.training.run_record import RunRecord, WeightChange, device_name, versions
 from orthotune.training.sharded_model import is_sharded
 from orthotune.training.weight_pairs import weight_change
+from orthotune.training.written_texts import texts_of_run
 from orthotune.worlds import text as text_world
 
 Say = Callable[[str], None]
@@ -92,12 +94,15 @@ def _train(
 ) -> RunRecord:
     began = time.monotonic()
     examples, domains = examples_for(settings)
+    if to_keep := kept_examples(settings):
+        domains[sft_trainer.KEPT] = to_keep
+    keep: dict[str, Any] = {"weight": settings.keep, "batch": settings.keep_batch, "seed": settings.seed}
     source = str(text_world.MODEL) if settings.model == WORLD else settings.model
     dtype, full = choose_dtype(settings.dtype), settings.method == "full"
     tokenizer = load_tokenizer(source)
     # Full finetuning keeps float32 weights: an update of a bfloat16 weight is mostly rounded away.
     model = load_model(source, torch.float32 if full else dtype, settings.quantization)
-    notes = said_of_old(settings)
+    notes = said_of_old(settings) + said_of_kept(settings)
     adapter = None if adapt else _adapter(settings, model, notes)
     model = adapt(model, notes) if adapt else model
     arguments = _arguments(settings, home.checkpoints, examples.format, dtype)
@@ -109,12 +114,16 @@ def _train(
     trainer.args.save_steps = settings.save_every or max(1, steps // 4)
     trained, total = adapters.trainable(trainer.model)
     notes.append(f"{settings.method}: {trained:,} of {total:,} parameters are trained, {steps} steps.")
+    if to_keep:
+        trainer.keep = KeepOutputs(rows=sft_trainer.kept_rows(trainer), **keep)
     say("\n".join(notes))
 
     main = processes.is_main()
     if main:
         home.claim(settings.record())
-    log = MetricsLog(home.metrics if main else None, from_step=step_of(checkpoint))
+    if settings.keep and not to_keep:
+        trainer.keep = KeepOutputs(rows=processes.from_main(lambda: texts_of_run(home, checkpoint, trainer)), **keep)
+    log = MetricsLog(home.metrics if main else None, step_of(checkpoint), settings.on_failed_save, say)
     progress = ProgressBar(log, settings.method, visible=bar and main)
     every = settings.eval_every or max(1, steps // 5)
     rows = sft_trainer.domain_rows(trainer)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from orthotune.recipes.settings import WORLD, SFTSettings
+from pathlib import Path
+
+from orthotune.errors import DataError, nearest
+from orthotune.recipes.settings import GENERATED, WORLD, SFTSettings
 from orthotune.training.text_data import Examples, examples_of, hold_out, load_examples
+from orthotune.training.written_texts import FILE, TEXTS
 from orthotune.worlds import text as text_world
 
 #: word for no old domain
@@ -39,6 +43,33 @@ def general_texts() -> Examples:
     return Examples([{"text": row["text"][:GENERAL_LENGTH]} for row in rows], "text", f"{WORLD}/old_validation")
 
 
+def kept_examples(settings: SFTSettings) -> Examples | None:
+    """The old texts on which outputs are kept; None where nothing is kept, or the base is to write them.
+
+    Raises:
+        DataError: as for other data.
+    """
+    source = settings.keep_data
+    if source in (None, GENERATED):
+        return None
+    if "/" not in source and not Path(source).exists() and nearest(source, [GENERATED], count=1):
+        raise DataError(f"keep_data {source!r}", got="no such file", do=f"Did you mean {GENERATED!r}?")
+    return _load(source, "auto")
+
+
+def said_of_kept(settings: SFTSettings) -> list[str]:
+    """What a run's record says of the texts on which outputs are kept: nothing where none are."""
+    if not settings.keep:
+        return []
+    told = settings.keep_data
+    if told == GENERATED:
+        told = f"{TEXTS} texts that the base itself writes, {FILE}"
+    said = f"keep: {settings.keep:g} x KL(base || adapted) on {settings.keep_batch} rows a batch of {told}."
+    if _place(settings.keep_data) != _place(settings.old_data or f"{WORLD}/old_validation"):
+        return [said]
+    return [said, "keep_data is old_data: forgetting and drift are measured on texts that were trained on."]
+
+
 def said_of_old(settings: SFTSettings) -> list[str]:
     """What a run's record says of its old domain: nothing where it was named."""
     if settings.old_data is None:
@@ -55,3 +86,8 @@ def _load(source: str, data_format: str) -> Examples:
         return load_examples(source, data_format)
     rows = text_world.load_split(split)
     return examples_of([(f"{source}, {row['source']}", row) for row in rows], source, data_format)
+
+
+def _place(source: str | None) -> str:
+    """Two ways to write one path are one place."""
+    return str(Path(source).resolve()) if source and Path(source).exists() else str(source)

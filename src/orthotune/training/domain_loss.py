@@ -53,6 +53,7 @@ class DomainLoss(TrainerCallback):
                 "seconds": round(self.seconds, 3),
                 "train_loss": logs["loss"],
                 "learning_rate": logs["learning_rate"],
+                **({"keep_nats": logs["keep_nats"]} if "keep_nats" in logs else {}),
                 **self.measured,
             }
         )

@@ -15,10 +15,12 @@ from trl import SFTConfig, SFTTrainer
 
 from orthotune.errors import DataError
 from orthotune.metrics.text_loss import TokenRow, token_rows
-from orthotune.training.checkpoint_trainer import CheckpointTrainer
+from orthotune.training.keep_outputs import KeepingTrainer, counted
 from orthotune.training.text_data import Examples
 from orthotune.tuner.float32 import keep_float32
 
+#: the domain of the texts on which outputs are kept: tokenized with the others, and not measured
+KEPT = "kept"
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -61,10 +63,11 @@ def build_trainer(
     adapter: PeftConfig | None,
     callbacks: Iterable[TrainerCallback] = (),
     **safety: Any,
-) -> CheckpointTrainer:
+) -> KeepingTrainer:
     """A trainer for ``examples`` whose ``eval_dataset`` holds the tokenized rows of each domain.
 
-    ``safety`` is what :class:`~orthotune.training.checkpoint_trainer.CheckpointTrainer` takes beside.
+    ``safety`` is what :class:`~orthotune.training.checkpoint_trainer.CheckpointTrainer` takes beside. The domain
+    ``KEPT`` is not measured: see :func:`kept_rows`.
 
     Raises:
         DataError: dialogues for a tokenizer without a chat template, or no example left after tokenizing.
@@ -77,7 +80,7 @@ def build_trainer(
                 do="Use a chat model, or data with text, or prompt and completion",
             )
     measured = {name: _evaluation_rows(tokenizer, given, arguments.max_length) for name, given in domains.items()}
-    trainer = CheckpointTrainer(
+    trainer = KeepingTrainer(
         model,
         args=arguments,
         train_dataset=Dataset.from_list(examples.rows),
@@ -100,12 +103,23 @@ def build_trainer(
 
 
 def domain_rows(trainer: SFTTrainer) -> dict[str, list[TokenRow]]:
-    """The rows of each domain as the trainer tokenized them."""
+    """The rows of each measured domain as the trainer tokenized them."""
     return {
-        name: [TokenRow(row["input_ids"], row["labels"]) for row in rows]
-        for name, rows in (trainer.eval_dataset or {}).items()
-        if len(rows)
+        name: _token_rows(rows) for name, rows in (trainer.eval_dataset or {}).items() if name != KEPT and len(rows)
     }
+
+
+def kept_rows(trainer: SFTTrainer) -> list[TokenRow]:
+    """The rows of the domain ``KEPT`` in which any token is counted.
+
+    Raises:
+        DataError: there are none.
+    """
+    rows = [row for row in _token_rows(trainer.eval_dataset[KEPT]) if counted([row])]
+    if not rows:
+        got = f"no example with anything to predict in its first {trainer.args.max_length} tokens"
+        raise DataError("keep_data", got=got, do="Pass a larger max_length, or name other texts")
+    return rows
 
 
 def planned_steps(trainer: SFTTrainer) -> int:
@@ -123,6 +137,10 @@ def _evaluation_rows(tokenizer: Any, examples: Examples, max_length: int | None)
         return Dataset.from_list(examples.rows)
     rows = token_rows(tokenizer, (row["text"] for row in examples.rows), max_length or 1024)
     return Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+
+
+def _token_rows(rows: Dataset) -> list[TokenRow]:
+    return [TokenRow(row["input_ids"], row["labels"]) for row in rows]
 
 
 def _is_dialogue(examples: Examples) -> bool:

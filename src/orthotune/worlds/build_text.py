@@ -32,15 +32,14 @@ Licensed under the Python Software Foundation License Version 2 (https://docs.py
 Some files were contributed under notices of their own, which stand in their texts.
 
 Changes: long module and class docstrings were taken out of the code and grouped by file as prose, paragraphs
-that appear more than once were kept once, and the texts were divided into splits.
+that appear more than once were kept once, and the texts were divided into splits. data/old_train.jsonl.gz is a
+part of the code that the model was trained on.
 """
 
 
 def build(out: Path, work: Path, plan: Schedule) -> dict[str, object]:
     """Write the splits, the model, the notice and the card below ``out``; return the card."""
-    corpus = collect()
-    write_splits(corpus, out / "data")
-    (out / "NOTICE").write_text(NOTICE.format(version=platform.python_version()))
+    corpus = _write_texts(out)
     # The tokenizer may know the words of the prose to be learned, the model not its sentences.
     seen = corpus.pretraining + corpus.splits["new_train"]
     tokenizer = train_tokenizer(doc["text"] for doc in seen)
@@ -61,9 +60,16 @@ def build(out: Path, work: Path, plan: Schedule) -> dict[str, object]:
     card["minutes"] = round(pretrain(model, tokens, plan, work / f"seed-{plan.seed}-steps-{plan.steps}.pt"), 1)
     save(model, tokenizer, out / "model")
     # Measured on the weights that ship, rounded to half precision.
-    card["splits"] = measure(model.float(), tokenizer, corpus)
-    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
-    return card
+    return _write_card(out, card | {"splits": measure(model.float(), tokenizer, corpus)})
+
+
+def build_texts(out: Path) -> dict[str, object]:
+    """Write the splits and the notice again below ``out``, where the model already is; return the card."""
+    corpus = _write_texts(out)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "model", local_files_only=True)
+    model = LlamaForCausalLM.from_pretrained(out / "model", local_files_only=True)
+    card = json.loads((out / "card.json").read_text())
+    return _write_card(out, card | {"splits": measure(model.float(), tokenizer, corpus)})
 
 
 def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus: Corpus) -> dict[str, dict[str, float]]:
@@ -95,6 +101,18 @@ def write_splits(corpus: Corpus, folder: Path) -> None:
         (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(rows.encode(), mtime=0))
 
 
+def _write_texts(out: Path) -> Corpus:
+    corpus = collect()
+    write_splits(corpus, out / "data")
+    (out / "NOTICE").write_text(NOTICE.format(version=platform.python_version()))
+    return corpus
+
+
+def _write_card(out: Path, card: dict[str, object]) -> dict[str, object]:
+    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    return card
+
+
 def main() -> None:
     """Read the command line and build."""
     parser = argparse.ArgumentParser(description="Build the text world.")
@@ -102,7 +120,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for the checkpoint (OUT/work unless given)")
     parser.add_argument("--steps", type=int, default=Schedule.steps)
     parser.add_argument("--seed", type=int, default=Schedule.seed)
+    parser.add_argument("--texts-only", action="store_true", help="write the texts again; the model in OUT stays")
     args = parser.parse_args()
+    if args.texts_only:
+        print(json.dumps(build_texts(args.out), indent=2))
+        return
     plan = Schedule(steps=args.steps, seed=args.seed)
     print(json.dumps(build(args.out, args.work or args.out / "work", plan), indent=2))
 

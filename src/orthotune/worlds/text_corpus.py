@@ -29,6 +29,7 @@ SKIPPED_PREFIXES = ("_sysconfigdata", "config-")
 SHORTEST_FILE, LARGEST_FILE = 100, 300_000
 LARGEST_HELD_OUT = 20_000
 HELD_OUT_CHARS = 125_000
+KEPT_CHARS = 250_000
 LONG_LINE = 40
 TWIN_SHARE = 0.3
 SHORTEST_PROSE = 120
@@ -38,7 +39,7 @@ PROSE_SHARE = 0.13
 
 @dataclass
 class Corpus:
-    """Code for pretraining, and the splits that ship with the package."""
+    """Code for pretraining, and the splits that ship with the package; ``old_train`` is a part of that code."""
 
     pretraining: list[Document] = field(default_factory=list)
     splits: dict[str, list[Document]] = field(default_factory=dict)
@@ -49,7 +50,7 @@ def collect(root: Path | None = None) -> Corpus:
 
     Example:
         >>> sorted(collect().splits)  # doctest: +SKIP
-        ['new_test', 'new_train', 'new_validation', 'old_test', 'old_validation']
+        ['new_test', 'new_train', 'new_validation', 'old_test', 'old_train', 'old_validation']
     """
     code, prose = [], {}
     for source, text in _python_files(root or Path(sysconfig.get_paths()["stdlib"])):
@@ -70,6 +71,7 @@ def collect(root: Path | None = None) -> Corpus:
     topics = {f"pydoc_data/topics/{name}": text.split("\n\n") for name, text in _topics().items()}
     prose = topics | {source: parts for source, parts in prose.items() if source not in held_out}
     corpus.splits |= _split_prose(_only_once(prose, " ".join(squeeze(doc["text"]) for doc in code)))
+    corpus.splits["old_train"] = _seen_code(corpus)
     return corpus
 
 
@@ -142,6 +144,17 @@ def _draw(docs: list[Document], lines: Counter[str]) -> tuple[list[Document], li
         else:
             rest.append(doc)
     return drawn, rest
+
+
+def _seen_code(corpus: Corpus) -> list[Document]:
+    """The first documents of the code for pretraining that lend no prose to another split, up to the wanted size."""
+    elsewhere = {doc["source"] for docs in corpus.splits.values() for doc in docs}
+    drawn, size = [], 0
+    for doc in corpus.pretraining:
+        if size < KEPT_CHARS and len(doc["text"]) <= LARGEST_HELD_OUT and doc["source"] not in elsewhere:
+            drawn.append(doc)
+            size += len(doc["text"])
+    return drawn
 
 
 def _only_once(prose: dict[str, list[str]], code: str) -> list[Document]:
