@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -105,7 +106,7 @@ def records(
     # spawn: a forked process would share the parent's thread pools and GPU state.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
-        parallel, mp_context=spawn, initializer=torch.set_num_threads, initargs=(threads,)
+        parallel, mp_context=spawn, initializer=_begin, initargs=(threads,)
     ) as pool:
         found = pool.map(partial(_silently, run), [settings for _, settings in cells])
         yield from zip((name for name, _ in cells), found, strict=True)
@@ -115,6 +116,19 @@ def write_comparison(folder: Path, recipe: str, settings: Grid, rows: list[dict[
     """Write ``comparison.json``: what was asked for, with which versions, and the rows so far."""
     record = {"recipe": recipe, "settings": settings.model_dump(mode="json"), "versions": versions(), "runs": rows}
     write_json(folder / "comparison.json", record | more)
+
+
+def _begin(threads: int) -> None:
+    """Once in each process of a pool."""
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # Whoever starts a killed comparison again must not meet its runs, still at work on the same folders.
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _silently(run: Job[Record], settings: Any) -> Record:
