@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import random
+from collections.abc import Hashable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from orthotune.recipes.compare_summary import chosen_ways, points_of, said_of_sizes, summary
-from orthotune.recipes.frontier_area import area, forgetting_at, interval, means, path, undominated
+from orthotune.recipes.frontier_area import area, forgetting_at, frontier_of, interval, means, path
 
 
 def _row(method: str, rate: float, forgetting: float | None, gain: float | None, seed: int = 0) -> dict[str, Any]:
@@ -33,9 +36,27 @@ def test_runs_that_diverged_are_left_out() -> None:
 
 def test_a_frontier_is_what_no_other_point_beats() -> None:
     points = {"low": (0.1, -0.02), "mid": (0.2, 0.05), "beaten": (0.15, 0.06), "high": (0.3, 0.2), "worse": (0.3, 0.25)}
-    assert undominated(points) == ["low", "mid", "high"]
+    assert frontier_of(points) == ["low", "mid", "high"]
+    # A point above the line between two others is none of it, however little it is beaten by either.
+    assert frontier_of({"a": (0.2, 0.0), "b": (0.3, 0.09), "c": (0.4, 0.16)}) == ["a", "c"]
+    # Left of the least forgetting nothing is worth having.
+    assert frontier_of({"a": (0.1, -0.1), "b": (0.2, -0.3), "c": (0.3, 0.2)}) == ["b", "c"]
     # Whoever learned less than nothing is on no frontier, however little was forgotten.
-    assert undominated({"lost": (-0.1, -0.5), "low": (0.1, 0.0)}) == ["low"]
+    assert frontier_of({"lost": (-0.1, -0.5), "low": (0.1, 0.0)}) == ["low"]
+
+
+def test_a_further_point_never_moves_a_frontier_back() -> None:
+    draw = random.Random(0)
+    points: dict[Hashable, tuple[float, float]] = {"end": (0.5, 0.5)}
+    before = {gain: 1.0 for gain in (0.1, 0.2, 0.3, 0.4, 0.5)}
+    for number in range(40):
+        points[number] = (draw.uniform(0, 0.5), draw.uniform(-0.2, 0.6))
+        for gain, was in before.items():
+            now = forgetting_at(path(points), gain)
+            # Sums round: a frontier through the same points may differ in the last digit.
+            assert now is not None and now <= was + 1e-9
+            before[gain] = now
+    assert all(low <= high for low, high in pairwise(before.values()))
 
 
 def test_forgetting_at_a_gain_by_hand() -> None:

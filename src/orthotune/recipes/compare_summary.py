@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from statistics import fmean
 from typing import Any
 
-from orthotune.recipes.frontier_area import Point, area, forgetting_at, interval, means, path, undominated
+from orthotune.recipes.frontier_area import Point, area, forgetting_at, frontier_of, interval, means, path
 
 Row = dict[str, Any]
 Ways = dict[Hashable, dict[int, Point]]
@@ -28,7 +28,7 @@ def points_of(rows: Sequence[Row], gain: str = "gain", forgetting: str = "forget
 
 def chosen_ways(rows: Sequence[Row]) -> dict[str, set[Hashable]]:
     """Contender -> the (learning rate, strength) whose means over the seeds make its frontier."""
-    return {name: set(undominated(means(ways, _seeds(ways)))) for name, ways in points_of(rows).items()}
+    return {name: set(frontier_of(means(ways, _seeds(ways)))) for name, ways in points_of(rows).items()}
 
 
 def summary(rows: Sequence[Row], against: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from orthotune.recipes.compare_summary import points_of
-from orthotune.recipes.frontier_area import means, undominated
+from orthotune.recipes.frontier_area import frontier_of, means
 from orthotune.training.run_directory import appearing
 
 Row = dict[str, Any]
@@ -84,7 +84,7 @@ def _panel(axes: Any, rows: Sequence[Row], gain: str, forgetting: str, title: st
         colour, marker = look(name, place)
         ways = contenders[name]
         along = means(ways, sorted(set.intersection(*(set(by_seed) for by_seed in ways.values()))))
-        best = undominated(along)
+        best = frontier_of(along)
         line = [along[way] for way in best]
         if line:
             across, up = [point[1] for point in line], [point[0] for point in line]

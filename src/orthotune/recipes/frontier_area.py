@@ -19,32 +19,41 @@ Runs = Mapping[Hashable, Mapping[int, Point]]
 DRAWS = 2000
 
 
-def undominated(points: Mapping[Hashable, Point]) -> list[Hashable]:
-    """The points of which no other has gained at least as much and forgotten at most as much, by rising gain.
+def frontier_of(points: Mapping[Hashable, Point]) -> list[Hashable]:
+    """The points on the frontier by rising gain: on or right of the least forgetting, and no other one below a line.
+
+    It is the lower convex hull of the points and the base, so that a further point never moves it back.
 
     Example:
-        >>> undominated({"a": (0.1, 0.0), "b": (0.2, 0.3), "c": (0.15, 0.4)})
+        >>> frontier_of({"a": (0.1, 0.0), "b": (0.2, 0.3), "c": (0.15, 0.4), "d": (0.16, 0.29)})
         ['a', 'b']
     """
-    kept: list[Hashable] = []
-    least = float("inf")
-    for name in sorted(points, key=lambda name: (-points[name][0], points[name][1])):
-        if points[name][0] > 0 and points[name][1] < least:
-            kept.append(name)
-            least = points[name][1]
-    return kept[::-1]
+    hull: list[tuple[float, float, Hashable]] = [(0.0, 0.0, None)]
+    for name in sorted(points, key=lambda name: points[name]):
+        gain, lost = points[name]
+        if gain <= 0 or (len(hull) > 1 and gain == hull[-1][0]):
+            continue  # with equal gain the one that forgot less came first
+        while len(hull) > 1 and _above(hull[-2], hull[-1], (gain, lost)):
+            hull.pop()
+        hull.append((gain, lost, name))
+    least = min(range(len(hull)), key=lambda place: (hull[place][1], -hull[place][0]))
+    return [name for place, (_, _, name) in enumerate(hull) if place >= max(least, 1)]
+
+
+def _above(left: tuple[float, float, Hashable], middle: tuple[float, float, Hashable], right: Point) -> bool:
+    """Whether the middle point lies on or above the line between its neighbours."""
+    rise = (middle[1] - left[1]) * (right[0] - left[0])
+    return rise >= (right[1] - left[1]) * (middle[0] - left[0])
 
 
 def path(points: Mapping[Hashable, Point]) -> list[Point]:
     """The frontier as (gain, forgetting) by rising gain, from the base (0, 0).
 
-    Where a point has gained something and forgotten less than nothing, the base is no part of it.
-
     Example:
         >>> path({"a": (0.1, 0.0), "b": (0.2, 0.3), "c": (0.15, 0.4)})
         [(0.0, 0.0), (0.1, 0.0), (0.2, 0.3)]
     """
-    return [(0.0, 0.0), *(points[name] for name in undominated(points))]
+    return [(0.0, 0.0), *(points[name] for name in frontier_of(points))]
 
 
 def forgetting_at(frontier: Sequence[Point], gain: float) -> float | None:

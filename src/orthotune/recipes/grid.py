@@ -105,9 +105,7 @@ def records(
     threads = max(1, (os.cpu_count() or 1) // parallel)
     # spawn: a forked process would share the parent's thread pools and GPU state.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        parallel, mp_context=spawn, initializer=_begin, initargs=(threads,)
-    ) as pool:
+    with ProcessPoolExecutor(parallel, mp_context=spawn, initializer=_begin, initargs=(threads,)) as pool:
         found = pool.map(partial(_silently, run), [settings for _, settings in cells])
         yield from zip((name for name, _ in cells), found, strict=True)
 
