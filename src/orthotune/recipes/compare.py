@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from orthotune.recipes import grid, load, sft
 from orthotune.recipes.compare_summary import chosen_ways, said_of_sizes, summary
 from orthotune.recipes.frontier import draw_frontier, write_table
-from orthotune.recipes.settings import METHODS, WORLD, Method, SFTSettings
+from orthotune.recipes.settings import METHODS, WORLD, Method, SettingError, SFTSettings
 from orthotune.recipes.strengths import Again, measure
 from orthotune.training.run_directory import RunDirectory
 from orthotune.training.run_record import RunRecord
@@ -52,14 +52,17 @@ class CompareSettings(grid.Grid):
     @model_validator(mode="after")
     def _complete(self) -> CompareSettings:
         if not self.methods and not self.variants:
-            raise ValueError("methods=[] without variants leaves nothing to run")
+            raise SettingError("methods", "methods=[] without variants leaves nothing to run", "Name one of either")
         for name, said in self.variants.items():
             if name in METHODS or "/" in name or not name:
-                raise ValueError(f"variants.{name}: needed is a name that is no method's, without a slash")
+                do = "Call it by a name that is no method's, without a slash"
+                raise SettingError("variants", f"a variant called {name!r}", do)
             if said.get("method", "oft") not in METHODS:
-                raise ValueError(f"variants.{name}.method={said['method']!r}: needed is one of {', '.join(METHODS)}")
+                unknown = f"variants.{name}.method={said['method']!r}"
+                raise SettingError("variants", unknown, f"Choose one of {', '.join(METHODS)}")
         if bool(self.test_data) != bool(self.old_test_data):
-            raise ValueError("test_data and old_test_data: needed are both, or neither")
+            lacking = "old_test_data" if self.test_data else "test_data"
+            raise SettingError(lacking, f"no {lacking} beside the other one", "Name both, or neither")
         return self
 
 
