@@ -9,17 +9,23 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := help
 # What cannot live in one environment with the rest: see constraints-quant-*.txt.
 QUANT   ?= a b c
+# Cells of tests/matrix/cells.ini; none named: all of them. SHORT=yes: the short list of tests.
+CELLS   ?=
+SHORT   ?=
 
-.PHONY: help demo test test-quant quant-table check bench install clean
+.PHONY: help demo test test-quant quant-table test-matrix matrix-table check bench install clean
 
 help:
 	@echo "make demo   finetune a small language model and a small image model, write reports (under 6 minutes on 2 cores)"
 	@echo "make test   run the tests (under 12 minutes on 2 cores)"
 	@echo "make test-quant   the tests of quantized bases, each group of libraries in an environment of its own (QUANT=a: one)"
 	@echo "make quant-table  the same, and the table of docs/quantized.md written anew"
+	@echo "make test-matrix  the oldest and newest libraries, torch and Pythons, each cell in an environment of its own; most"
+	@echo "                  fetch 3 GB and keep 6; CELLS='oldest newest' do not"
+	@echo "make matrix-table the same, and the table of docs/compatibility.md written anew"
 	@echo "make check  ruff and mypy"
 	@echo "make bench  the table of docs/speed.md (about 10 minutes on 2 quiet cores)"
-	@echo "make clean  remove $(VENV), those of test-quant and the caches"
+	@echo "make clean  remove $(VENV), those of test-quant and test-matrix and the caches"
 
 demo: $(STAMP)
 	$(BIN)/orthotune demo $(ARGS)
@@ -52,6 +58,12 @@ quant-table:
 	ORTHOTUNE_QUANTIZED_ROWS="$(VENV)-quant-rows.jsonl" $(MAKE) --no-print-directory test-quant
 	$(firstword $(QUANT:%=$(VENV)-quant-%/bin/python)) benchmarks/quantized_table.py "$(VENV)-quant-rows.jsonl" docs/quantized.md
 
+test-matrix: | $(BIN)/python
+	PYTHONPATH=tests $(BIN)/python -m matrix.run --into "$(VENV)-matrix" $(CELLS:%=--cell %) $(if $(SHORT),--short) $(ARGS)
+
+matrix-table:
+	$(MAKE) --no-print-directory test-matrix ARGS="--page docs/compatibility.md $(ARGS)"
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -79,4 +91,4 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf "$(VENV)" "$(VENV)"-quant-* .pytest_cache .ruff_cache .mypy_cache
+	rm -rf "$(VENV)" "$(VENV)"-quant-* "$(VENV)-matrix" .pytest_cache .ruff_cache .mypy_cache

@@ -22,6 +22,8 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MANY_ROWS = 4
 
 _forced: list[Path] = []
+# Looked for once, here: compiled code may not look for modules, and torch 2.9 traces through a cache.
+_triton_is_here = importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,9 @@ class Choice:
     why: str
 
 
-@cache
 def triton_installed() -> bool:
     """Whether Triton can be imported; it is optional."""
-    return importlib.util.find_spec("triton") is not None
+    return _triton_is_here
 
 
 @contextmanager
