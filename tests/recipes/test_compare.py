@@ -69,6 +69,14 @@ def test_variants_are_measured_at_strengths_chosen_and_tested(grid: CompareSetti
         assert all(row["test_gain"] is None for row in (whole, half) if not row["chosen"])
         # The old test data are the old data: the same texts, the same numbers.
         assert on_test[-1]["test_forgetting"] == pytest.approx(on_test[-1]["forgetting"], abs=1e-6)
+    # Other test data are measured anew; a strength of many digits is found again.
+    again = settings.model_copy(update={"test_data": str(grid.sft["old_data"]), "strengths": [1.0, 1 / 3]})
+    other = next(row for row in compare.run(again, say=lambda _: None) if row["chosen"])
+    assert other["test_gain"] == pytest.approx(-other["test_forgetting"], abs=1e-9)
+    assert other["test_gain"] != next(row for row in rows if row["chosen"])["test_gain"]
+    assert [row["strength"] for row in compare.run(again, say=lambda _: None)[:2]] == [1.0, 1 / 3]
+
+    compare.run(settings, say=lambda _: None)
     record = json.loads((grid.output / "comparison.json").read_text())
     assert record["summary"]["against"] == "lora" and set(record["summary"]["contenders"]) == set(names)
     assert any("all trains" in words and "times lora's" in words for words in said)
@@ -108,6 +116,13 @@ def test_settings_go_to_the_methods_they_mean() -> None:
         ("variants={two: {rotatoin: {}}}", "rotatoin"),
         ("variants={two: {method: full, eps: 1}}", "eps has no meaning for method=full"),
         ("strengths=[0]", "strengths"),
+        ("variants={two: {output: there}}", "variants.two.output. Leave it out"),
+        ("variants={two: {resume: never}}", "variants.two.resume. Leave it out"),
+        ("variants={two: {learning_rate: 0.1}}", r"Write learning_rates=\[...\]"),
+        ("variants={two: {learning_rates: 0.1}}", r"Write learning_rates=\[...\]"),
+        ("variants={two: {learning_rates: [x]}}", r"Write learning_rates=\[...\]"),
+        ("learning_rates={oft: [-1]}", "greater than 0"),
+        ("against=lroa", "against=lroa. Choose one of oft, coft, lora, full"),
         ("test_data=text-world/new_test", "no old_test_data beside the other one. Name both, or neither"),
         ("steps=x", "command line: steps='x'. Needed: a valid integer"),
     ],

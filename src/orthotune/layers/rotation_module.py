@@ -18,6 +18,12 @@ from orthotune.layers.strength import WHOLE, Strength
 from orthotune.rotation.blocks import BlockLayout
 
 
+def _exporting() -> bool:
+    # is_exporting() is true of everything that torch 2.9 to 2.11 compile; the flag behind it is not.
+    flag = getattr(torch.compiler, "_is_exporting_flag", None)
+    return torch.compiler.is_exporting() if flag is None else bool(flag)
+
+
 class Rotation(Exchanged):
     """Packed skew blocks ``weight`` ``(copies * rows, b (b - 1) / 2)`` of one adapter at one matrix.
 
@@ -62,7 +68,7 @@ class Rotation(Exchanged):
     def _rotation(self) -> Tensor:
         weight = self.weight
         trained = torch.is_grad_enabled() and weight.requires_grad
-        if torch.compiler.is_compiling() and not trained and not torch.compiler.is_exporting():
+        if torch.compiler.is_compiling() and not trained and not _exporting():
             return looked_up(weight, self.number, self.layout.block_size)
         if trained and self.training and self.map.eps is not None:
             with torch.no_grad():  # COFT: the parameter itself stays within its ball

@@ -37,7 +37,7 @@ class CompareSettings(grid.Grid):
     variants: dict[str, dict[str, Any]] = Field(
         {}, description="Further contenders by name: their method (oft if not said), settings and learning_rates."
     )
-    learning_rates: dict[Method, Annotated[list[float], Field(min_length=1)]] = Field(
+    learning_rates: dict[Method, Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]] = Field(
         {}, description="Rates by method; default: 0.4, 1 and 2.5 times the preset's."
     )
     strengths: list[Annotated[float, Field(gt=0)]] = Field(
@@ -57,13 +57,25 @@ class CompareSettings(grid.Grid):
             if name in METHODS or "/" in name or not name:
                 do = "Call it by a name that is no method's, without a slash"
                 raise SettingError("variants", f"a variant called {name!r}", do)
+            if varied := sorted(set(said) & (set(grid.OURS) - {"method", "learning_rate"})):
+                raise SettingError("variants", f"variants.{name}.{varied[0]}", "Leave it out: the comparison sets it")
+            if "learning_rate" in said or not _are_rates(said.get("learning_rates", [1.0])):
+                do = "Write learning_rates=[...], numbers above 0"
+                raise SettingError("variants", f"the learning rate of variants.{name}", do)
             if said.get("method", "oft") not in METHODS:
                 unknown = f"variants.{name}.method={said['method']!r}"
                 raise SettingError("variants", unknown, f"Choose one of {', '.join(METHODS)}")
+        known = [*self.methods, *self.variants]
+        if "against" in self.model_fields_set and self.against not in known:
+            raise SettingError("against", f"against={self.against}", f"Choose one of {', '.join(known)}")
         if bool(self.test_data) != bool(self.old_test_data):
             lacking = "old_test_data" if self.test_data else "test_data"
             raise SettingError(lacking, f"no {lacking} beside the other one", "Name both, or neither")
         return self
+
+
+def _are_rates(said: Any) -> bool:
+    return isinstance(said, list) and bool(said) and all(isinstance(one, (int, float)) and one > 0 for one in said)
 
 
 def load_compare(recipe: Path | None, overrides: list[str]) -> CompareSettings:
@@ -160,11 +172,10 @@ def _at_strengths(
     for row, (name, losses) in zip(rows, grid.records(measure, asked, settings.parallel, say), strict=True):
         say(f"strengths of {name}")
         for strength in settings.strengths:
-            if strength == 1:
-                every.append(row)
-                continue
-            changed = {"strength": strength, "drift": None, **_gained(losses[0.0], losses[strength])}
-            every.append({**row, **changed, **dict.fromkeys(("orthogonality_error", "energy_change", "angle_change"))})
+            # At 1 again, too: a run may have measured itself in another dtype.
+            changed = {"strength": strength, **_gained(losses[0.0], losses[strength])}
+            unknown = () if strength == 1 else ("drift", "orthogonality_error", "energy_change", "angle_change")
+            every.append({**row, **changed, **dict.fromkeys(unknown)})
     return every
 
 
@@ -173,7 +184,8 @@ def _tested(
 ) -> None:
     """Add what the test data say to the rows on the frontiers."""
     new, old = settings.test_data, settings.old_test_data
-    if new is None and all(one.model == WORLD and one.data == f"{WORLD}/new_train" for one in runs.values()):
+    own = (WORLD, f"{WORLD}/new_train", f"{WORLD}/old_validation")
+    if new is None and all((one.model, one.data, one.old_data) == own for one in runs.values()):
         new, old = f"{WORLD}/new_test", f"{WORLD}/old_test"
     for row in rows:
         row |= {"chosen": False, "test_gain": None, "test_forgetting": None}

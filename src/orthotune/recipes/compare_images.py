@@ -106,7 +106,7 @@ def run(settings: CompareImagesSettings, say: Callable[[str], None] = print) -> 
         say(f"test, {row['run']}: {_told(scores, task)}")
     if settings.strengths != [1.0]:
         measured = points(task, settings.output, rows, settings.strengths, base, say)
-        write_points(measured, settings.against, settings.output)
+        write_points(task, measured, settings.against, settings.output)
     _write(settings, task, rows, base)
     return [*rows, _base_row(base)]
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from orthotune.recipes.frontier_area import Point, area, forgetting_at, frontier_of, interval, means, path
+from orthotune.recipes.frontier_area import Point, area, forgetting_at, frontier_of, interval, joined, means, path
 
 Row = dict[str, Any]
 Ways = dict[Hashable, dict[int, Point]]
+Line = Callable[[Mapping[Hashable, Point]], list[Point]]
 #: Gains at which forgetting is told, as shares of the largest gain that both frontiers reach.
 SHARES = (0.5, 0.75, 0.9, 1.0)
 #: Beyond which a difference in size is told: ranks are whole numbers, so that sizes cannot be equal to the digit.
@@ -36,7 +37,7 @@ def summary(rows: Sequence[Row], against: str) -> dict[str, Any]:
 
     ``area`` is the mean forgetting over the gains up to the largest that both it and ``against`` reach, ``at`` the
     forgetting at shares of that gain; each with the other's, the difference, and a bootstrap interval of the difference
-    over seeds drawn in pairs. Units: nats per token.
+    over seeds drawn in pairs. Of test data every chosen way is part of the line. Units: nats per token.
     """
     tested = any(row.get("test_gain") is not None for row in rows)
     names = ("test_gain", "test_forgetting") if tested else ("gain", "forgetting")
@@ -47,7 +48,7 @@ def summary(rows: Sequence[Row], against: str) -> dict[str, Any]:
     for name, ways in contenders.items():
         seeds = sorted(set(_seeds(ways)) & set(_seeds(other)))
         if seeds:
-            found["contenders"][name] = _beside(ways, other, seeds) | _cost(rows, name)
+            found["contenders"][name] = _beside(ways, other, seeds, joined if tested else path) | _cost(rows, name)
     return found
 
 
@@ -66,24 +67,30 @@ def said_of_sizes(rows: Sequence[Row], against: str) -> list[str]:
     return lines
 
 
-def _beside(ways: Ways, other: Ways, seeds: list[int]) -> Row:
-    own, its = path(means(ways, seeds)), path(means(other, seeds))
+def _beside(ways: Ways, other: Ways, seeds: list[int], line: Line) -> Row:
+    own, its = line(means(ways, seeds)), line(means(other, seeds))
     gain = min(own[-1][0], its[-1][0])
 
-    def both(measure: Callable[[list[Point]], float | None]) -> Row:
+    def both(measure: Callable[[list[Point], float], float | None]) -> Row:
         def difference(drawn: Sequence[int]) -> float | None:
-            pair = measure(path(means(ways, drawn))), measure(path(means(other, drawn)))
-            return None if None in pair else pair[0] - pair[1]  # type: ignore[operator]
+            # The common gain is that of the draw: that of all seeds would leave out the draws that learned less.
+            pair = [line(means(one, drawn)) for one in (ways, other)]
+            common = min(frontier[-1][0] for frontier in pair)
+            found = [measure(frontier, common) for frontier in pair]
+            return None if None in found else found[0] - found[1]  # type: ignore[operator]
 
-        mine, theirs = measure(own), measure(its)
-        bounds = interval(difference, seeds)
-        return {"own": mine, "other": theirs, "difference": difference(seeds), "interval": bounds}
+        return {
+            "own": measure(own, gain),
+            "other": measure(its, gain),
+            "difference": difference(seeds),
+            "interval": interval(difference, seeds),
+        }
 
-    at = {f"{share:g}": both(lambda f, share=share: forgetting_at(f, share * gain)) for share in SHARES}  # type: ignore[misc]
+    at = {f"{share:g}": both(lambda f, common, share=share: forgetting_at(f, share * common)) for share in SHARES}  # type: ignore[misc]
     return {
         "largest_gain": own[-1][0],
         "common_gain": gain,
-        "area": both(lambda frontier: area(frontier, gain)),
+        "area": both(area),
         "at": at,
         "seeds": len(seeds),
         "frontier": own,

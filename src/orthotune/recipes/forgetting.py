@@ -25,6 +25,7 @@ from orthotune.metrics.text_loss import TokenRow, mean_loss
 from orthotune.recipes.settings import WORLD, SFTSettings
 from orthotune.recipes.strengths import held_out_rows
 from orthotune.training.causal_model import load_model, load_tokenizer
+from orthotune.training.quantization import place
 from orthotune.training.quiet import quiet
 from orthotune.training.run_directory import read_json
 from orthotune.training.weight_pairs import weight_pairs
@@ -88,11 +89,21 @@ def parts_of(run: Path, say: Callable[[str], None] = print) -> list[Part]:
     source = str(text_world.MODEL) if settings.model == WORLD else settings.model
     with quiet():
         base = load_model(source, torch.float32, settings.quantization)
-        rows = held_out_rows(base, load_tokenizer(source), settings)
+        base = base if settings.quantization else base.to(place())
         model: Any = PeftModel.from_pretrained(base, run / "adapter").eval()
+        _check_divisible(model, run)
+        rows = held_out_rows(model, load_tokenizer(source), settings)
     if not {"new", "old"} <= set(rows):
         raise RecipeError(f"{run}", got="no new or no old domain", do="Train with old_data and eval_data")
     return list(_parts(model, rows, say))
+
+
+def _check_divisible(model: Any, run: Path) -> None:
+    """Refuse what a strength of 0 does not switch off."""
+    config = model.peft_config["default"]
+    for key, what in (("use_dora", "DoRA's magnitudes"), ("modules_to_save", "modules that were trained in full")):
+        if getattr(config, key, None):
+            raise RecipeError(f"{run}", got=what, needed="an adapter whose layers can be switched off one by one")
 
 
 def _parts(model: Any, rows: dict[str, list[TokenRow]], say: Callable[[str], None]) -> Iterator[Part]:

@@ -45,14 +45,14 @@ def look(name: str, place: int) -> tuple[str, str]:
     return LOOKS.get(name, (VARIANTS[place % len(VARIANTS)], "ovP^DXs*"[place % 8]))
 
 
-#: What a language model's gain is of, what its forgetting is of, and their unit.
-TEXT = ("on the new domain", "on the old domain", "nats/token")
+#: Titles of the axes of a language model, upwards and to the right.
+TEXT = ("gain on the new domain, nats/token", "forgetting on the old domain, nats/token")
 
 
-def draw_frontier(rows: Sequence[Row], path: Path, units: tuple[str, str, str] = TEXT) -> None:
+def draw_frontier(rows: Sequence[Row], path: Path, titles: tuple[str, str] = TEXT) -> None:
     """Write the picture: every run of every contender, a line along its frontier; up and left is better.
 
-    Where the frontiers were measured on test data, these are in a second panel. ``units`` is as :data:`TEXT`.
+    Where the frontiers were measured on test data, these are in a second panel. ``titles`` is as :data:`TEXT`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -65,9 +65,9 @@ def draw_frontier(rows: Sequence[Row], path: Path, units: tuple[str, str, str] =
     if tested:
         own = [row for row in rows if row["chosen"]]
         _panel(panels[1], own, "test_gain", "test_forgetting", "test data: what was chosen on the validation data")
-    panels[0].set_ylabel(f"gain {units[0]}, {units[2]}")
+    panels[0].set_ylabel(titles[0])
     for axes in panels:
-        axes.set_xlabel(f"forgetting {units[1]}, {units[2]}")
+        axes.set_xlabel(titles[1])
     figure.suptitle("Learned against forgotten (up and left is better)", fontsize=11)
     if panels[-1].get_legend_handles_labels()[0]:
         panels[-1].legend(frameon=False, loc="lower right", fontsize=9)
@@ -84,7 +84,7 @@ def _panel(axes: Any, rows: Sequence[Row], gain: str, forgetting: str, title: st
         colour, marker = look(name, place)
         ways = contenders[name]
         along = means(ways, sorted(set.intersection(*(set(by_seed) for by_seed in ways.values()))))
-        best = frontier_of(along)
+        best = frontier_of(along) if gain == "gain" else sorted(along, key=lambda way: along[way])
         line = [along[way] for way in best]
         if line:
             across, up = [point[1] for point in line], [point[0] for point in line]

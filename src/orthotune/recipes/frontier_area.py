@@ -20,30 +20,21 @@ DRAWS = 2000
 
 
 def frontier_of(points: Mapping[Hashable, Point]) -> list[Hashable]:
-    """The points on the frontier by rising gain: on or right of the least forgetting, and no other one below a line.
+    """The points of which no other has gained at least as much and forgotten at most as much, by rising gain.
 
-    It is the lower convex hull of the points and the base, so that a further point never moves it back.
+    Not their convex hull: between the base and a far point nothing need lie on the straight line.
 
     Example:
-        >>> frontier_of({"a": (0.1, 0.0), "b": (0.2, 0.3), "c": (0.15, 0.4), "d": (0.16, 0.29)})
+        >>> frontier_of({"a": (0.1, 0.0), "b": (0.2, 0.3), "c": (0.15, 0.4)})
         ['a', 'b']
     """
-    hull: list[tuple[float, float, Hashable]] = [(0.0, 0.0, None)]
-    for name in sorted(points, key=lambda name: points[name]):
-        gain, lost = points[name]
-        if gain <= 0 or (len(hull) > 1 and gain == hull[-1][0]):
-            continue  # with equal gain the one that forgot less came first
-        while len(hull) > 1 and _above(hull[-2], hull[-1], (gain, lost)):
-            hull.pop()
-        hull.append((gain, lost, name))
-    least = min(range(len(hull)), key=lambda place: (hull[place][1], -hull[place][0]))
-    return [name for place, (_, _, name) in enumerate(hull) if place >= max(least, 1)]
-
-
-def _above(left: tuple[float, float, Hashable], middle: tuple[float, float, Hashable], right: Point) -> bool:
-    """Whether the middle point lies on or above the line between its neighbours."""
-    rise = (middle[1] - left[1]) * (right[0] - left[0])
-    return rise >= (right[1] - left[1]) * (middle[0] - left[0])
+    kept: list[Hashable] = []
+    least = float("inf")
+    for name in sorted(points, key=lambda name: (-points[name][0], points[name][1])):
+        if points[name][0] > 0 and points[name][1] < least:
+            kept.append(name)
+            least = points[name][1]
+    return kept[::-1]
 
 
 def path(points: Mapping[Hashable, Point]) -> list[Point]:
@@ -56,21 +47,31 @@ def path(points: Mapping[Hashable, Point]) -> list[Point]:
     return [(0.0, 0.0), *(points[name] for name in frontier_of(points))]
 
 
+def joined(points: Mapping[Hashable, Point]) -> list[Point]:
+    """All points by rising gain, from the base (0, 0): what was chosen elsewhere is not chosen again.
+
+    Example:
+        >>> joined({"a": (0.2, 0.3), "b": (0.1, 0.5)})
+        [(0.0, 0.0), (0.1, 0.5), (0.2, 0.3)]
+    """
+    return [(0.0, 0.0), *sorted(point for point in points.values() if point[0] > 0)]
+
+
 def forgetting_at(frontier: Sequence[Point], gain: float) -> float | None:
-    """The least forgetting with which at least ``gain`` is learned; None beyond the frontier's end.
+    """The forgetting with which ``gain`` is learned along ``frontier``; None beyond its end.
 
     Example:
         >>> forgetting_at([(0.0, 0.0), (0.1, 0.0), (0.2, 0.4)], 0.15)
         0.2
     """
-    if not frontier or gain > frontier[-1][0]:
+    if len(frontier) < 2 or gain > frontier[-1][0]:
         return None
-    best = float("inf")
+    if gain <= frontier[1][0] and frontier[1][1] <= 0:
+        return frontier[1][1]  # whoever wants less than the first point can have it: it forgot no more than the base
     for (left, low), (right, high) in pairwise(frontier):
-        if right >= gain:
-            share = 0.0 if right == left else (max(gain, left) - left) / (right - left)
-            best = min(best, low + share * (high - low), high)
-    return round(best, 12) if best < float("inf") else frontier[-1][1]
+        if left <= gain <= right and right > left:
+            return round(low + (gain - left) / (right - left) * (high - low), 12)
+    return frontier[-1][1]
 
 
 def area(frontier: Sequence[Point], upto: float, steps: int = 100) -> float | None:
@@ -104,6 +105,8 @@ def interval(
 ) -> tuple[float, float] | None:
     """The bootstrap interval of a measure over draws of ``seeds`` with replacement; None with a single seed.
 
+    Also None when a twentieth of the draws cannot be measured: those that can are the better ones.
+
     With few seeds it is narrower than it says: three of them can be drawn in ten ways only.
 
     Example:
@@ -115,7 +118,7 @@ def interval(
     draw = random.Random(0)
     found = [measure([draw.choice(seeds) for _ in seeds]) for _ in range(DRAWS)]
     kept = sorted(value for value in found if value is not None)
-    if not kept:
+    if len(kept) < 0.95 * DRAWS:
         return None
     edge = (1 - level) / 2
     return kept[int(edge * (len(kept) - 1))], kept[round((1 - edge) * (len(kept) - 1))]

@@ -47,15 +47,19 @@ def points(
     return found
 
 
-def write_points(found: list[Row], against: str, folder: Path) -> dict[str, Any]:
+def write_points(task: Task, found: list[Row], against: str, folder: Path) -> dict[str, Any]:
     """Write ``points.csv``, ``equal-gain.png`` and ``equal-gain.json``; the last one's content is returned."""
     columns = dict.fromkeys(key for row in found for key in row)
     columns |= dict.fromkeys(("test_gain", "test_forgetting"))
     write_table([{key: row.get(key) for key in columns} for row in found], folder / "points.csv")
-    draw_frontier(found, folder / "equal-gain.png", units=("of the task", "beside it", "share"))
+    draw_frontier(found, folder / "equal-gain.png", titles=(f"gain in {task.words[task.learned]}", _lost(task)))
     beside = summary(found, against)
     write_json(folder / "equal-gain.json", beside)
     return beside
+
+
+def _lost(task: Task) -> str:
+    return task.words["drift"] if "drift" in task.words else f"loss of {task.words[task.kept]}"
 
 
 def _point(row: Row, strength: float) -> Row:

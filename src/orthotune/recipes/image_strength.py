@@ -11,6 +11,7 @@ from orthotune.diffusion.adapters import NAME
 from orthotune.diffusion.pipeline_family import PipelineFamily
 from orthotune.diffusion.roster import open_family
 from orthotune.diffusion.saved_adapter import load_adapter
+from orthotune.errors import RecipeError
 from orthotune.layers.base import OFTLayer
 from orthotune.recipes.image_run import ADAPTER, MODEL
 from orthotune.tuner.strength import set_scale
@@ -38,6 +39,8 @@ def finished(run: Path, strength: float = 1.0) -> PipelineFamily:
             set_scale(part, NAME, strength)
         for layer in layers:
             if isinstance(layer, LoraLayer):
+                if any(layer.use_dora.values()):
+                    raise RecipeError(f"{run} at strength {strength:g}", got="DoRA, whose magnitudes have no strength")
                 layer.set_scale(NAME, strength)
     return family
 

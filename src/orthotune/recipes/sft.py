@@ -19,6 +19,7 @@ from orthotune.training.checkpoint_on_signal import StopOnSignal
 from orthotune.training.curve import draw_curve
 from orthotune.training.diagnosis_log import DiagnosisLog
 from orthotune.training.domain_loss import DomainLoss
+from orthotune.training.failed_save import kept as kept_checkpoint
 from orthotune.training.keep_outputs import KeepOutputs
 from orthotune.training.metrics_log import MetricsLog
 from orthotune.training.progress import ProgressBar
@@ -135,8 +136,10 @@ def _train(
         progress.close()
     done = trainer.state.global_step
     if stop.asked and done < steps:
+        here = (home.checkpoints / f"checkpoint-{done}").is_dir()  # a full disk may have kept it from being written
+        saved = f"which checkpoint-{done} holds" if here else kept_checkpoint(home.checkpoints)
         raise stop.stopped(
-            f"Stopped by {stop.asked} after step {done} of {steps}, which checkpoint-{done} holds. "
+            f"Stopped by {stop.asked} after step {done} of {steps}, {saved}. "
             f"Go on with the same settings and resume=auto output={home.path}"
         )
     if trainer.skipped:

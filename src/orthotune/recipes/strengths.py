@@ -18,6 +18,7 @@ from orthotune.recipes.settings import WORLD, SFTSettings
 from orthotune.recipes.sft_data import examples_for
 from orthotune.training import sft_trainer
 from orthotune.training.causal_model import load_model, load_tokenizer
+from orthotune.training.quantization import place
 from orthotune.training.quiet import quiet
 from orthotune.training.run_directory import read_json, write_json
 from orthotune.training.text_data import Examples
@@ -54,13 +55,18 @@ def measure(settings: Again, say: Callable[[str], None] = print, *, bar: bool = 
     Units: nats per token.
     """
     home = settings.run.output / settings.file
-    known: dict[str, Losses] = read_json(home) if home.is_file() else {}
-    missing = [t for t in dict.fromkeys([0.0, *settings.strengths]) if f"{t:g}" not in known]
+    data = {"eval_data": settings.eval_data, "old_data": settings.old_data}
+    record = read_json(home) if home.is_file() else {}
+    # What was measured on other data says nothing of these.
+    same = bool(record) and all(record.get(key) == name for key, name in data.items())
+    known: dict[str, Losses] = record["losses"] if same else {}
+    asked = dict.fromkeys([0.0, *settings.strengths])
+    missing = [t for t in asked if repr(t) not in known]
     if missing:
         with quiet():
             known |= _measured(settings, missing)
-        write_json(home, known)
-    return {float(t): losses for t, losses in known.items() if float(t) in {0.0, *settings.strengths}}
+        write_json(home, {**data, "losses": known})
+    return {t: known[repr(t)] for t in asked}
 
 
 def _measured(again: Again, strengths: list[float]) -> dict[str, Losses]:
@@ -68,9 +74,9 @@ def _measured(again: Again, strengths: list[float]) -> dict[str, Losses]:
         update={k: v for k, v in (("eval_data", again.eval_data), ("old_data", again.old_data)) if v}
     )
     source = str(text_world.MODEL) if settings.model == WORLD else settings.model
-    rows = held_out_rows(load_model(source, torch.float32), load_tokenizer(source), settings)
     at = _at_strength(settings, source)
-    return {f"{t:g}": {name: mean_loss(at(t), own).nats for name, own in rows.items()} for t in strengths}
+    rows = held_out_rows(at(1.0), load_tokenizer(source), settings)
+    return {repr(t): {name: mean_loss(at(t), own).nats for name, own in rows.items()} for t in strengths}
 
 
 def held_out_rows(model: Any, tokenizer: Any, settings: SFTSettings) -> dict[str, list[TokenRow]]:
@@ -88,14 +94,16 @@ def held_out_rows(model: Any, tokenizer: Any, settings: SFTSettings) -> dict[str
 def _at_strength(settings: SFTSettings, source: str) -> Callable[[float], nn.Module]:
     """A function that gives the finished model at a strength."""
     base: Any = load_model(source, torch.float32, settings.quantization)
+    if not settings.quantization:  # a quantized model is where it was loaded
+        base = base.to(place())
     if settings.method == "full":
-        return _Line(base, load_model(str(settings.output / "model"), torch.float32))
+        return _Line(base, load_model(str(settings.output / "model"), torch.float32).to(place()))
     model: Any = PeftModel.from_pretrained(base, settings.output / "adapter").eval()
     if settings.method == "lora":
         if settings.quantization:
             raise RecipeError("strengths of a LoRA on a quantized model", needed="strengths=[1], or a plain model")
         # As weights: LoRA's own scale leaves the magnitudes of DoRA where they are.
-        return _Line(load_model(source, torch.float32), model.merge_and_unload())
+        return _Line(load_model(source, torch.float32).to(place()), model.merge_and_unload())
 
     def at(strength: float) -> nn.Module:
         model.set_scale("default", strength)

@@ -60,9 +60,11 @@ class MetricsLog:
         self._attached = {"step": step, **values}
 
     def flush(self) -> None:
-        """Write what was attached to a line that has not come."""
+        """Write what was attached to a line that has not come, and what there was no room for."""
         if self._attached:
             self.append(self._attached)
+        if self._unwritten and self.path is not None:
+            self._write(self.path)
 
     def append(self, line: Line) -> None:
         """Add one line to the file, flushed so that others can follow the run."""

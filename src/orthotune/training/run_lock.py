@@ -57,8 +57,7 @@ class RunLock:
             except BlockingIOError as fault:
                 raise self._held(file) from fault
             except OSError as fault:
-                file.close()
-                self.path.unlink(missing_ok=True)
+                file.close()  # and left there: another process may hold it by a lock that this one cannot ask for
                 if say is not None:
                     say(f"{self.path.parent} cannot be locked ({fault.strerror or fault}): do not start it twice.")
                 return

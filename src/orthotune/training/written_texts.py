@@ -49,6 +49,8 @@ def read_texts(path: Path) -> list[TokenRow]:
     try:
         lines = [json.loads(line)["input_ids"] for line in path.read_text(encoding="utf-8").splitlines()]
         rows = [TokenRow([int(token) for token in ids], [int(token) for token in ids]) for ids in lines]
+        if not rows:
+            raise ValueError("no text in it")
     except (OSError, ValueError, TypeError, KeyError) as fault:
         raise DataError(
             f"texts in {path}",
