@@ -33,10 +33,19 @@ class Rotation(nn.Module):
         self.packed = nn.Parameter(torch.zeros(features // size, size * (size - 1) // 2))
         shuffle = None if order is None else torch.randperm(features, generator=torch.Generator().manual_seed(order))
         self.shuffle = shuffle
+        self.departure: Tensor | None = None
 
     def blocks(self) -> Tensor:
-        """The rotations ``(blocks, size, size)``."""
-        Q, identity = skew(self.packed, self.size) * self.strength, torch.eye(self.size)
+        """The rotations ``(blocks, size, size)``, from the point of departure if they were re-centred."""
+        identity = torch.eye(self.size)
+        if self.departure is None:
+            Q = skew(self.packed, self.size) * self.strength
+            return torch.linalg.solve(identity + Q, identity - Q)
+        Q = skew(self.packed, self.size)
+        R = torch.linalg.solve(identity + Q, identity - Q) @ self.departure
+        if self.strength == 1:
+            return R
+        Q = torch.linalg.solve(identity + R, identity - R) * self.strength
         return torch.linalg.solve(identity + Q, identity - Q)
 
     def forward(self, matrix: Tensor) -> Tensor:
@@ -65,7 +74,10 @@ class Candidate(nn.Module):
 
 
 class Blocks(Candidate):
-    """OFT: block rotations of inputs, outputs or both; ``magnitude`` 1: a scale per output, 2: per input, too."""
+    """OFT: block rotations of inputs, outputs or both; ``magnitude`` 1: a scale per output, 2: per input, too.
+
+    ``basis``, a frame ``P`` ``(in, in)``: what turns the inputs is ``P R P^-1``.
+    """
 
     def __init__(self, weight: Tensor, place: int, settings: Settings, basis: Tensor | None) -> None:
         super().__init__(weight, place, settings, basis)
@@ -78,10 +90,14 @@ class Blocks(Candidate):
         self.outputs = Rotation(outputs, order=other, **common) if both or settings.side == "out" else None
         self.scale = nn.Parameter(torch.zeros(outputs)) if settings.magnitude else None
         self.input_scale = nn.Parameter(torch.zeros(inputs)) if settings.magnitude > 1 else None
+        self.frame, self.inverse = (None, None) if basis is None else (basis, torch.linalg.inv(basis))
 
     def forward(self, weight: Tensor) -> Tensor:
         weight = weight if self.input_scale is None else weight * (1 + self.strength * self.input_scale)
-        weight = weight if self.inputs is None else self.inputs(weight.mT).mT
+        if self.inputs is not None and self.frame is not None:
+            weight = self.inputs((weight @ self.frame).mT).mT @ self.inverse
+        elif self.inputs is not None:
+            weight = self.inputs(weight.mT).mT
         weight = weight if self.outputs is None else self.outputs(weight)
         return weight if self.scale is None else weight * (1 + self.strength * self.scale)[:, None]
 
@@ -107,7 +123,10 @@ class Butterfly(Candidate):
 
 
 class LowRank(Candidate):
-    """A rotation by Cayley whose generator is ``A B^T - B A^T``; ``A`` begins as LoRA's, ``B`` at 0."""
+    """A rotation by Cayley whose generator is ``A B^T - B A^T``; ``A`` begins as LoRA's, ``B`` at 0.
+
+    ``basis`` ``(in, width)``: ``A`` of the inputs begins as its last ``rank`` columns, of the same length.
+    """
 
     def __init__(self, weight: Tensor, place: int, settings: Settings, basis: Tensor | None) -> None:
         super().__init__(weight, place, settings, basis)
@@ -116,6 +135,8 @@ class LowRank(Candidate):
             if settings.side in (side, "both"):
                 start = torch.empty(settings.rank, features)
                 nn.init.kaiming_uniform_(start, a=math.sqrt(5))
+                if basis is not None and side == "in":
+                    start = basis[:, -settings.rank :].T / math.sqrt(3)
                 self.pairs[f"{side}_a"] = nn.Parameter(start.T.contiguous())
                 self.pairs[f"{side}_b"] = nn.Parameter(torch.zeros(features, settings.rank))
         self.scale = nn.Parameter(torch.zeros(weight.shape[0])) if settings.magnitude else None

@@ -24,7 +24,7 @@ def directions_for(settings: Settings, model: Any, layers: list[nn.Linear], trai
     """
     width, name = settings.width, settings.directions
     if name == "top":
-        return lambda place, weight: torch.linalg.svd(weight, full_matrices=False)[2][:width].T
+        return lambda place, weight: torch.linalg.svd(weight, full_matrices=False)[2][:width].T.flip(1)
     if name == "bottom":
         return lambda place, weight: torch.linalg.svd(weight, full_matrices=True)[2][-width:].T
     new_inputs, old_inputs = _covariances(model, layers, train), _covariances(model, layers, old)
@@ -37,10 +37,32 @@ def directions_for(settings: Settings, model: Any, layers: list[nn.Linear], trai
         if name == "newold":
             return _against(new_inputs[place], old_inputs[place], width)
         if name == "skewgrad":
-            return torch.linalg.svd(turning)[0][:, :width]
+            return torch.linalg.svd(turning)[0][:, :width].flip(1)
         if name == "skewgradold":
             return _against(turning @ turning.T, old_inputs[place], width)
         raise ValueError(f"directions={name}: needed is top, bottom, newtop, newold, skewgrad or skewgradold")
+
+    return choose
+
+
+def frames_for(name: str, model: Any, layers: list[nn.Linear], old: Tensor) -> Choose:
+    """A function of a layer's place and weight that gives the frame ``(in, in)`` in which a rotation turns.
+
+    By the second moments ``C`` of the layer's inputs on old data: ``deviation``, the root of its diagonal; ``root``,
+    its root, so that ``C`` itself is kept; ``principal``, its eigenvectors, so that like variances share a block.
+    """
+    moments = _covariances(model, layers, old)
+
+    def choose(place: int, weight: Tensor) -> Tensor:
+        C = moments[place]
+        if name == "deviation":
+            return torch.diag(C.diagonal().clamp_min(1e-9).sqrt())
+        values, vectors = torch.linalg.eigh(C + C.diagonal().mean() * 1e-3 * torch.eye(len(C)))
+        if name == "root":
+            return vectors @ torch.diag(values.sqrt()) @ vectors.T
+        if name == "principal":
+            return vectors
+        raise ValueError(f"frame={name}: needed is deviation, root or principal")
 
     return choose
 

@@ -7,9 +7,12 @@ Kinds: ``blocks`` (OFT; ``side`` in, out or both; ``permuted``, ``magnitude``, `
 ``butterfly`` (``factors`` of blocks with a perfect shuffle between them, as BOFT), ``lowrank`` (one rotation per layer
 whose skew generator is ``A B^T - B A^T`` of rank 2r), ``subspace`` (a rotation within ``width`` directions, chosen by
 ``directions``, as PSOFT), ``plain_blocks`` (``W (I + A)`` without orthogonality), ``symmetric_blocks``
-(``W (I + A + A^T)``), ``lora``, ``dora``, ``pissa``, ``full``. ``keep`` is the weight of KL(base || adapted) on old
-texts, here the old test split, as the old domain is measured on the validation split. Every second row of either
-validation split is measured.
+(``W (I + A + A^T)``), ``lora``, ``dora``, ``pissa``, ``full``.
+
+``optimizer``: ``adam``, or Adam with a second moment per ``block`` or ``layer``; ``recentred``: after each step the
+generator is zero again. ``frame``: the rotation of the inputs turns in a frame by the second moments of old inputs
+(``deviation``, ``root``, ``principal``). ``keep`` is the weight of KL(base || adapted) on old texts, here the old test
+split, as the old domain is measured on the validation split. Every second row of either validation split is measured.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from typing import Any
 
 import torch
 from candidate_kinds import KINDS, Candidate, Rotation, skew
-from candidate_subspaces import directions_for
+from candidate_optimizers import SharedAdam, recentre
+from candidate_subspaces import directions_for, frames_for
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -50,7 +54,10 @@ class Settings:
     factors: int = 2
     rank: int = 7
     width: int = 88
-    directions: str = "top"
+    directions: str = ""
+    frame: str = ""
+    optimizer: str = "adam"
+    recentred: int = 0
     weight_decay: float = 0.0
     keep: float = 0.0
     keep_batch: int = 4
@@ -99,7 +106,8 @@ def run(settings: Settings) -> list[dict[str, Any]]:
         and (settings.projections == "all" or name.rpartition(".")[2] in settings.projections.split("+"))
     ]
     model.requires_grad_(False)
-    chosen = directions_for(settings, model, layers, train, old) if settings.kind == "subspace" else None
+    chosen = directions_for(settings, model, layers, train, old) if settings.directions else None
+    chosen = frames_for(settings.frame, model, layers, old) if settings.frame else chosen
     candidates: list[Candidate] = []
     for place, layer in enumerate(layers):
         weight = layer.weight.detach()
@@ -133,7 +141,11 @@ def run(settings: Settings) -> list[dict[str, Any]]:
 
 def _train(model: Any, candidates: list[Candidate], train: Tensor, old: Tensor, base: Any, settings: Settings) -> None:
     parameters = [p for candidate in candidates for p in candidate.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    if settings.optimizer == "adam":
+        decay = settings.weight_decay
+        optimizer: Any = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=decay)
+    else:
+        optimizer = SharedAdam(parameters, settings.learning_rate, settings.optimizer)
     warmup = 0.05 * settings.steps
 
     def factor(step: int) -> float:
@@ -161,6 +173,8 @@ def _train(model: Any, candidates: list[Candidate], train: Tensor, old: Tensor, 
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+        if settings.recentred:
+            recentre(candidates)
         if settings.largest_angle:
             _cap(candidates, settings.largest_angle)
     model.eval()

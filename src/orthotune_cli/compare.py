@@ -110,11 +110,12 @@ def _compare_images(task: str, words: list[str], parallel: int | None, output: P
 
     with quiet():  # importing pipelines, transformers remarks on image processors that nothing here uses
         from orthotune.recipes import compare_images as job
+        from orthotune.recipes.compare_images_settings import load_compare
 
     recipe, settings = recipe_and_settings(words or [])
     options = {"parallel": parallel, "output": output}
     settings += [f"{key}={value}" for key, value in options.items() if value is not None]
-    checked = job.load_compare(task, recipe, settings)
+    checked = load_compare(task, recipe, settings)
     rows = job.run(checked, say=typer.echo)
     show_summary(rows, job.summary(rows), task)
     for path in sorted(checked.output.glob("*.*")):

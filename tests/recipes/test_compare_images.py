@@ -16,7 +16,8 @@ from orthotune.diffusion.adapters import add_adapter, trained
 from orthotune.diffusion.saved_adapter import save_adapter
 from orthotune.errors import RecipeError
 from orthotune.recipes import compare_images, image_tasks, subject
-from orthotune.recipes.compare_images import CompareImagesSettings, choose, load_compare, settings_of, summary
+from orthotune.recipes.compare_images import choose, summary
+from orthotune.recipes.compare_images_settings import CompareImagesSettings, contenders, load_compare
 from orthotune.recipes.image_frontier import means
 from orthotune.recipes.image_run import run_image
 from orthotune.worlds import image
@@ -149,7 +150,7 @@ def test_runs_share_class_pictures_and_differ_by_method() -> None:
     assert max(rates) / min(rates) == pytest.approx(16) and len(rates) == 5
     beside = CompareImagesSettings(task="subject", parallel=2)
     assert all(one.class_images is None for *_, one in compare_images._cells(beside, {"oft": [1e-3]}, [0]))
-    assert "block_size" not in settings_of("full", settings)
+    assert "block_size" not in contenders(settings)["full"][0]
 
 
 def _row(method: str, rate: float, seed: int, score: float, learned: float = 0.0) -> dict[str, Any]:
@@ -168,6 +169,16 @@ def test_the_rate_is_chosen_by_the_mean_score() -> None:
     assert means(rows, "validation_score", "validation_learned")["oft"] == [(1.0, 0.5, 0.0), (2.0, 0.6, 0.0)]
 
 
+def test_variants_run_beside_the_methods_with_settings_of_their_own() -> None:
+    said = {"prior_target": "base", "learning_rates": [0.002]}
+    settings = CompareImagesSettings(task="subject", methods=["lora"], variants={"keep": said}, against="keep")
+    cells = compare_images._cells(settings, compare_images._rates(settings), [4])
+    made = [(name, label, one) for name, label, one in cells if label == "keep"]
+    assert [name for name, *_ in made] == ["keep-lr0.002-seed4"]
+    one = made[0][2]
+    assert (one.method, one.prior_target, one.learning_rate) == ("oft", "base", 0.002)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -175,6 +186,13 @@ def test_the_rate_is_chosen_by_the_mean_score() -> None:
         ("stpes=3", r"Did you mean 'steps'\?"),
         ("learning_rate=1", r"Write learning_rates=\[...\] instead"),
         ("methods=[boft]", "methods"),
+        ("methods=[]", "without variants leaves nothing to run"),
+        ("variants={lora: {}}", "a variant called 'lora'"),
+        ("variants={own: {seed: 3}}", "variants.own.seed"),
+        ("variants={own: {learning_rates: 1}}", "the learning rate of variants.own"),
+        ("variants={own: {method: boft}}", "variants.own.method='boft'"),
+        ("variants={own: {metod: oft}}", "Did you mean 'method'"),
+        ("against=own", "against=own"),
         ("steps=x", "steps='x'"),
     ],
 )

@@ -138,3 +138,16 @@ def test_the_embedded_pipeline_learns_from_what_comes_with_it(tmp_path: Path) ->
     record = run_image(said, dataclasses.replace(subject.job(said), scores=[count]), quiet, bar=False)
     assert (record.scores_before, record.scores_after) == ({"touched": 0.0}, {"touched": 2.0})
     assert [score for score in subject.job(said).scores] and PIPELINE.is_dir()
+
+
+def test_class_pictures_that_keep_what_the_base_predicts(tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    # The first step's loss is the subject's alone: a fresh adapter has changed nothing that is kept.
+    weights = {0.5: 0.0, 2.0: 0.0}
+    for weight in weights:
+        said = settings(tiny, pictures, tmp_path / str(weight), prior_target="base", prior_weight=weight)
+        record = subject.run(said, quiet, bar=False)
+        assert record.settings["prior_target"] == "base"
+        lines = [json.loads(line) for line in (said.output / "metrics.jsonl").read_text().splitlines()]
+        weights[weight] = next(line["train_loss"] for line in lines if line.get("step") == 1)
+    assert weights[0.5] == pytest.approx(weights[2.0], rel=1e-6)
+    assert "prior_target" not in settings(tiny, pictures, tmp_path).record()

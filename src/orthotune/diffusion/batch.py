@@ -22,6 +22,7 @@ class Batch:
         conditions: the captions, encoded; None when a text encoder is trained and they are encoded anew at each step.
         weight: float32 [n], how much each picture counts in the loss.
         hints: float32 [n, 3, H, W] of 0..1, the control pictures, in pixels; None without control.
+        kept: bool [n], the pictures whose target is what the base predicts of them; None where none is.
     """
 
     latents: Tensor
@@ -29,6 +30,7 @@ class Batch:
     conditions: Conditions | None
     weight: Tensor
     hints: Tensor | None = None
+    kept: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``."""

@@ -106,8 +106,9 @@ class Family(ABC):
 
     @abstractmethod
     def losses(
-        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, draw: torch.Generator, options: LossOptions
-    ) -> Tensor:
+        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, draw: torch.Generator, options: LossOptions,
+        kept: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The loss of each picture, float32 ``[n]``.
 
         Args:
@@ -116,6 +117,7 @@ class Family(ABC):
             conditions: as ``encode_captions`` gives them.
             draw: the noise and the times come from it alone (a CPU generator on every device).
             options: weighting and noise.
+            kept: bool ``[n]``, the pictures whose target is what the base predicts; None where none is.
         """
 
     @abstractmethod

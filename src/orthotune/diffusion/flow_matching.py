@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from orthotune.diffusion.batch import Conditions
 from orthotune.diffusion.family import LossOptions
+from orthotune.diffusion.kept_predictions import kept_targets
 from orthotune.diffusion.noise_schedule import draw_noise
 from orthotune.diffusion.pipeline_family import PipelineFamily
 from orthotune.errors import RecipeError
@@ -78,8 +79,9 @@ class FlowFamily(PipelineFamily):
         """What ``denoiser`` predicts for ``noisy`` latents at ``times`` [n] of 0..1, float32 in their shape."""
 
     def losses(
-        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, draw: torch.Generator, options: LossOptions
-    ) -> Tensor:
+        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, draw: torch.Generator, options: LossOptions,
+        kept: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         for field in ("min_snr_gamma", "noise_offset"):
             if value := getattr(options, field):
                 raise RecipeError(
@@ -89,6 +91,13 @@ class FlowFamily(PipelineFamily):
         times = self.times.draw(len(latents), draw).to(latents.device)
         noise = draw_noise(latents, draw)
         at = times.view(-1, 1, 1, 1)
+        noisy = (1 - at) * latents + at * noise
+
+        def velocity(rows: Tensor | slice) -> Tensor:
+            told = {name: value[rows] for name, value in conditions.items()}
+            return self.velocity(denoiser, noisy[rows], times[rows], told).float()
+
         with self.precision():
-            guess = self.velocity(denoiser, (1 - at) * latents + at * noise, times, conditions).float()
-        return (guess - (noise - latents)).square().mean(dim=(1, 2, 3))
+            target = kept_targets(noise - latents, kept, denoiser, velocity)
+            guess = velocity(slice(None))
+        return (guess - target).square().mean(dim=(1, 2, 3))

@@ -22,13 +22,14 @@ class WithPrior:
     Args:
         subject, classes: the two sets; all pictures of one size.
         weight: of the class; 1 as published.
+        keep: take for the class what the base predicts of its pictures as the target, not the pictures.
 
     Raises:
         DataError: pictures of different sizes, or none.
     """
 
-    def __init__(self, subject: Dataset, classes: Dataset, weight: float = 1.0) -> None:
-        self.subject, self.classes, self.weight = subject, classes, weight
+    def __init__(self, subject: Dataset, classes: Dataset, weight: float = 1.0, keep: bool = False) -> None:
+        self.subject, self.classes, self.weight, self.keep = subject, classes, weight, keep
         sizes = {one.bucket(index) for one in (subject, classes) for index in range(len(one))}
         if len(sizes) != 1 or not len(subject) or not len(classes):
             found = ", ".join(f"{width} x {height}" for height, width in sorted(sizes))
@@ -52,7 +53,11 @@ class WithPrior:
         classes = self.classes.batch([index % len(self.classes) for index in indices])
         # Both together are twice as many: a mean over them halves each.
         subject = replace(subject, weight=2 * subject.weight)
-        return joined(subject, replace(classes, weight=2 * self.weight * classes.weight))
+        classes = replace(classes, weight=2 * self.weight * classes.weight)
+        if self.keep:
+            subject = replace(subject, kept=torch.zeros(len(subject.captions), dtype=torch.bool))
+            classes = replace(classes, kept=torch.ones(len(classes.captions), dtype=torch.bool))
+        return joined(subject, classes)
 
 
 def joined(one: Batch, other: Batch) -> Batch:

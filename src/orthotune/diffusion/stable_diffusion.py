@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from orthotune.diffusion.batch import Conditions
 from orthotune.diffusion.family import LossOptions
+from orthotune.diffusion.kept_predictions import kept_targets
 from orthotune.diffusion.noise_schedule import NoiseSchedule, draw_noise
 from orthotune.diffusion.pipeline_family import PipelineFamily
 from orthotune.errors import RecipeError
@@ -49,15 +50,21 @@ class StableDiffusion(PipelineFamily):
         return {"encoder_hidden_states": found}
 
     def losses(
-        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, draw: torch.Generator, options: LossOptions
-    ) -> Tensor:
+        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, draw: torch.Generator, options: LossOptions,
+        kept: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         times = self.schedule.draw_times(len(latents), draw).to(latents.device)
         noise = draw_noise(latents, draw, options.noise_offset)
         noisy = self.schedule.noisy(latents, noise, times)
+
+        def predict(rows: Tensor | slice) -> Tensor:
+            told = self._told({name: value[rows] for name, value in conditions.items()}, latents[rows])
+            found: Tensor = denoiser(noisy[rows].to(self.dtype), times[rows], **told, return_dict=False)[0]
+            return found.float()
+
         with self.precision():
-            told = self._told(conditions, latents)
-            guess = denoiser(noisy.to(self.dtype), times, **told, return_dict=False)[0].float()
-        target = self.schedule.target(latents, noise, times)
+            target = kept_targets(self.schedule.target(latents, noise, times), kept, denoiser, predict)
+            guess = predict(slice(None))
         loss = (guess - target).square().mean(dim=(1, 2, 3))
         if options.min_snr_gamma is not None:
             loss = loss * self.schedule.weights(times, options.min_snr_gamma)

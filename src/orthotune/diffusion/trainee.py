@@ -43,7 +43,7 @@ class Trainee(nn.Module):
         if conditions is None:
             conditions = self.family.encode_captions(batch.captions)
         with self._hints(batch):
-            losses = self.family.losses(self.denoiser, batch.latents, conditions, draw, options)
+            losses = self.family.losses(self.denoiser, batch.latents, conditions, draw, options, batch.kept)
         return losses * batch.weight
 
     def learning(self) -> dict[str, nn.Parameter]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from orthotune.recipes import grid, load, sft
+from orthotune.recipes import grid, load, sft, variants
 from orthotune.recipes.compare_summary import chosen_ways, said_of_sizes, summary
 from orthotune.recipes.frontier import draw_frontier, write_table
 from orthotune.recipes.settings import METHODS, WORLD, Method, SettingError, SFTSettings
@@ -53,29 +53,13 @@ class CompareSettings(grid.Grid):
     def _complete(self) -> CompareSettings:
         if not self.methods and not self.variants:
             raise SettingError("methods", "methods=[] without variants leaves nothing to run", "Name one of either")
-        for name, said in self.variants.items():
-            if name in METHODS or "/" in name or not name:
-                do = "Call it by a name that is no method's, without a slash"
-                raise SettingError("variants", f"a variant called {name!r}", do)
-            if varied := sorted(set(said) & (set(grid.OURS) - {"method", "learning_rate"})):
-                raise SettingError("variants", f"variants.{name}.{varied[0]}", "Leave it out: the comparison sets it")
-            if "learning_rate" in said or not _are_rates(said.get("learning_rates", [1.0])):
-                do = "Write learning_rates=[...], numbers above 0"
-                raise SettingError("variants", f"the learning rate of variants.{name}", do)
-            if said.get("method", "oft") not in METHODS:
-                unknown = f"variants.{name}.method={said['method']!r}"
-                raise SettingError("variants", unknown, f"Choose one of {', '.join(METHODS)}")
+        variants.check(self.variants, METHODS)
         known = [*self.methods, *self.variants]
-        if "against" in self.model_fields_set and self.against not in known:
-            raise SettingError("against", f"against={self.against}", f"Choose one of {', '.join(known)}")
+        variants.check_against(self.against, known, "against" in self.model_fields_set)
         if bool(self.test_data) != bool(self.old_test_data):
             lacking = "old_test_data" if self.test_data else "test_data"
             raise SettingError(lacking, f"no {lacking} beside the other one", "Name both, or neither")
         return self
-
-
-def _are_rates(said: Any) -> bool:
-    return isinstance(said, list) and bool(said) and all(isinstance(one, (int, float)) and one > 0 for one in said)
 
 
 def load_compare(recipe: Path | None, overrides: list[str]) -> CompareSettings:
@@ -121,18 +105,12 @@ def run(settings: CompareSettings, say: Callable[[str], None] = print) -> list[R
     return rows
 
 
-def _contenders(settings: CompareSettings) -> dict[str, tuple[dict[str, Any], list[float] | None]]:
-    """Name -> settings of the runs without rate, seed and output, and the learning rates where they were said."""
-    found: dict[str, tuple[dict[str, Any], list[float] | None]] = {}
-    for method in settings.methods:
-        found[method] = (grid.settings_of(method, settings.sft, SFTSettings), settings.learning_rates.get(method))
-    for name, said in settings.variants.items():
-        own = {key: value for key, value in said.items() if key not in ("method", "learning_rates")}
-        method = said.get("method", "oft")
-        # Its own words come last: a variant may say what has no meaning for other methods.
-        base = grid.settings_of(method, {**settings.sft, **own}, SFTSettings)
-        found[name] = ({**base, **own}, said.get("learning_rates") or settings.learning_rates.get(method))
-    return found
+def _contenders(settings: CompareSettings) -> variants.Contenders:
+    own = {
+        method: (grid.settings_of(method, settings.sft, SFTSettings), settings.learning_rates.get(method))
+        for method in settings.methods
+    }
+    return own | variants.contenders(settings.variants, settings.sft, settings.learning_rates, SFTSettings)
 
 
 def _cells(settings: CompareSettings) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, model_validator
-
-from orthotune.recipes import grid, load
+from orthotune.recipes import grid
+from orthotune.recipes.compare_images_settings import CompareImagesSettings, contenders
 from orthotune.recipes.comparison_page import write_page
 from orthotune.recipes.frontier import write_table
 from orthotune.recipes.image_frontier import draw_all
@@ -23,60 +22,12 @@ from orthotune.training.metrics_log import read_lines
 from orthotune.training.run_directory import RunDirectory, read_json, write_json
 from orthotune.training.run_record import RunRecord
 
-ImageMethod = Literal["oft", "coft", "oft+magnitude", "lora", "full"]
-IMAGE_METHODS: tuple[ImageMethod, ...] = ("oft", "coft", "oft+magnitude", "lora", "full")
 #: Around the preset's rate: a factor of 16 in all, so that it bends on both sides.
 SPREAD = (0.25, 0.5, 1.0, 2.0, 4.0)
 #: How often runs are scored while they train: those of further seeds make the curves, a sweep needs the end alone.
 POINTS = 3
 TEST, BASE = "test-scores.json", "base-scores.json"
 Row = dict[str, Any]
-
-
-class CompareImagesSettings(grid.Grid):
-    """A grid of runs of one image recipe on the image world.
-
-    Example:
-        >>> CompareImagesSettings(task="control", methods=["oft"]).output.name
-        'compare-control'
-    """
-
-    task: Literal["subject", "control"]
-    methods: list[ImageMethod] = Field(list(IMAGE_METHODS), min_length=1)
-    learning_rates: dict[ImageMethod, Annotated[list[float], Field(min_length=1)]] = Field(
-        {}, description="Rates by method; default: 1/4, 1/2, 1, 2 and 4 times the preset's."
-    )
-    seeds: list[int] = Field([0, 1, 2], min_length=1)
-    sweep_seeds: Annotated[int, Field(gt=0)] = Field(
-        1, description="How many of the seeds run at every rate; the others run at each method's best rate only."
-    )
-    strengths: list[Annotated[float, Field(gt=0)]] = Field(
-        [1.0],
-        min_length=1,
-        description="Strengths at which the chosen runs are scored for their frontiers.",
-    )
-    against: str = Field("lora", description="The method that the others are set against, at equal gain.")
-    runs: dict[str, Any] = Field({}, description="Settings of every run, as for `orthotune train`.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _named_by_its_task(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "output" not in values:
-            return {**values, "output": Path("runs") / f"compare-{values.get('task')}"}
-        return values
-
-
-def load_compare(task: str, recipe: Path | None, overrides: Sequence[str]) -> CompareImagesSettings:
-    """The settings in a file and on the command line; what is no key of the grid is a setting of every run.
-
-    Raises:
-        RecipeError: as for a single run; also a key that the grid itself varies.
-    """
-    kind = TASKS[task].settings
-    settings, said = grid.load_grid(CompareImagesSettings, kind, "runs", recipe, [*overrides, f"task={task}"])
-    for method in settings.methods:
-        load.check(kind, load.Said(settings_of(method, settings), said.places))
-    return settings
 
 
 def run(settings: CompareImagesSettings, say: Callable[[str], None] = print) -> list[Row]:
@@ -145,21 +96,11 @@ def summary(rows: Sequence[Row]) -> dict[str, dict[str, tuple[float, float]]]:
     return found
 
 
-def settings_of(method: str, settings: CompareImagesSettings) -> dict[str, Any]:
-    """The settings of the runs of one method, without rate, seed and output."""
-    plain, _, magnitude = method.partition("+")
-    base = grid.settings_of(plain, settings.runs, TASKS[settings.task].settings)
-    if magnitude:
-        base["rotation"] = {**base.get("rotation", {}), "magnitude": True}
-    return base
-
-
 def _rates(settings: CompareImagesSettings) -> dict[str, list[float]]:
     kind = TASKS[settings.task].settings
     return {
-        method: settings.learning_rates.get(method)
-        or grid.rates_around(kind(**settings_of(method, settings)).learning_rate, SPREAD)
-        for method in settings.methods
+        name: rates or grid.rates_around(kind(**base).learning_rate, SPREAD)
+        for name, (base, rates) in contenders(settings).items()
     }
 
 
@@ -169,8 +110,9 @@ def _cells(
     """Name, method and settings of each run, which is scored ``points`` times while it trains."""
     task = TASKS[settings.task]
     kind = task.settings
+    known = contenders(settings)
     for method, tried in rates.items():
-        said = settings_of(method, settings)
+        said, _ = known[method]
         # Samples are for looking at, before and after.
         steps = kind(**said).steps
         said = {"eval_every": -(-steps // points), "sample_every": steps} | said

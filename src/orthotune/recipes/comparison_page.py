@@ -71,7 +71,7 @@ def write_page(
     import jinja2
 
     words = {**task.words, "score": "score"}
-    lines = [[NAMES[method], *_means(rows, method, found, words)] for method, found in summary.items()]
+    lines = [[NAMES.get(method, method), *_means(rows, method, found, words)] for method, found in summary.items()]
     run_lines = [
         (
             row["chosen"],

@@ -45,6 +45,11 @@ def look(name: str, place: int) -> tuple[str, str]:
     return LOOKS.get(name, (VARIANTS[place % len(VARIANTS)], "ovP^DXs*"[place % 8]))
 
 
+def looks(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+    """The look of every contender of ``rows``, in their order."""
+    return {name: look(name, place) for place, name in enumerate(dict.fromkeys(row["method"] for row in rows))}
+
+
 #: Titles of the axes of a language model, upwards and to the right.
 TEXT = ("gain on the new domain, nats/token", "forgetting on the old domain, nats/token")
 
@@ -61,10 +66,11 @@ def draw_frontier(rows: Sequence[Row], path: Path, titles: tuple[str, str] = TEX
     figure = Figure(figsize=(12.4 if tested else 7.2, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 1 + tested, squeeze=False, sharex=True, sharey=True)[0]
-    _panel(panels[0], rows, "gain", "forgetting", "validation data: every run, and the means that none beats")
+    of = looks(rows)
+    _panel(panels[0], rows, of, "gain", "forgetting", "validation data: every run, and the means that none beats")
     if tested:
         own = [row for row in rows if row["chosen"]]
-        _panel(panels[1], own, "test_gain", "test_forgetting", "test data: what was chosen on the validation data")
+        _panel(panels[1], own, of, "test_gain", "test_forgetting", "test data: what was chosen on the validation data")
     panels[0].set_ylabel(titles[0])
     for axes in panels:
         axes.set_xlabel(titles[1])
@@ -75,14 +81,13 @@ def draw_frontier(rows: Sequence[Row], path: Path, titles: tuple[str, str] = TEX
         figure.savefig(partial, format="png", dpi=130)
 
 
-def _panel(axes: Any, rows: Sequence[Row], gain: str, forgetting: str, title: str) -> None:
+def _panel(
+    axes: Any, rows: Sequence[Row], of: dict[str, tuple[str, str]], gain: str, forgetting: str, title: str
+) -> None:
     contenders = points_of(rows, gain, forgetting)
     rates = len({row.get("strength", 1.0) for row in rows}) == 1
-    for place, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
-        if name not in contenders:
-            continue
-        colour, marker = look(name, place)
-        ways = contenders[name]
+    for name, ways in contenders.items():
+        colour, marker = of[name]
         along = means(ways, sorted(set.intersection(*(set(by_seed) for by_seed in ways.values()))))
         best = frontier_of(along) if gain == "gain" else sorted(along, key=lambda way: along[way])
         line = [along[way] for way in best]

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from orthotune.recipes.frontier import LOOKS, NAMES
+from orthotune.recipes.frontier import NAMES, looks
 from orthotune.recipes.image_tasks import Task
 from orthotune.training.run_directory import appearing
 
@@ -52,10 +52,12 @@ def means(rows: Sequence[Row], x: str, y: str) -> dict[str, list[tuple[float, fl
 def draw_plane(rows: Sequence[Row], x: str, y: str, task: Task, path: Path) -> None:
     """Two scores against each other: all runs on the validation split, the chosen ones on the test split."""
 
+    of = looks(rows)
+
     def draw(figure: Any) -> None:
         every, chosen = figure.subplots(1, 2, sharex=True, sharey=True)
         for method, points in means(rows, f"validation_{x}", f"validation_{y}").items():
-            colour, marker = LOOKS[method]
+            colour, marker = of[method]
             every.plot([p[1] for p in points], [p[2] for p in points], color=colour, marker=marker, linewidth=1.4)
             for rate, across, up in points:
                 every.annotate(
@@ -64,7 +66,9 @@ def draw_plane(rows: Sequence[Row], x: str, y: str, task: Task, path: Path) -> N
         for method in dict.fromkeys(row["method"] for row in rows):
             same = [row for row in rows if row["method"] == method and row.get(f"test_{x}") is not None]
             if same:
-                _point(chosen, method, [row[f"test_{x}"] for row in same], [row[f"test_{y}"] for row in same])
+                _point(
+                    chosen, method, of[method], [row[f"test_{x}"] for row in same], [row[f"test_{y}"] for row in same]
+                )
         every.set_title("validation, every rate (labels: learning rate)", fontsize=10)
         chosen.set_title("test, the chosen rate, seeds and their mean", fontsize=10)
         chosen.legend(frameon=False, fontsize=8)
@@ -79,6 +83,8 @@ def draw_curves(task: Task, rows: Sequence[Row], curves: Curves, path: Path) -> 
     """Validation scores of the runs of ``curves`` over the steps of training, means over the seeds."""
     names = dict.fromkeys((task.learned, *task.pair, task.kept))
 
+    of = looks(rows)
+
     def draw(figure: Any) -> None:
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
             for method in dict.fromkeys(row["method"] for row in rows if row["run"] in curves):
@@ -86,11 +92,11 @@ def draw_curves(task: Task, rows: Sequence[Row], curves: Curves, path: Path) -> 
                 at: dict[int, list[float]] = {}
                 for line in (line for run in runs for line in run if line.get(name) is not None):
                     at.setdefault(line["step"], []).append(line[name])
-                colour, marker = LOOKS[method]
+                colour, marker = of[method]
                 steps = sorted(at)
                 axes.plot(
                     steps, [fmean(at[step]) for step in steps], color=colour, marker=marker, markersize=4,
-                    linewidth=1.5, label=NAMES[method],
+                    linewidth=1.5, label=NAMES.get(method, method),
                 )  # fmt: skip
             axes.set_title(task.words[name], fontsize=10)
             axes.set_xlabel("step")
@@ -108,15 +114,17 @@ def draw_change(task: Task, rows: Sequence[Row], path: Path) -> None:
     }
     methods = [method for method in dict.fromkeys(row["method"] for row in rows) if method != "none"]
 
+    of = looks(rows)
+
     def draw(figure: Any) -> None:
         for axes, (key, title) in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns.items(), strict=True):
             for place, method in enumerate(methods):
                 found = [row[key] for row in rows if row["method"] == method and row["chosen"]]
                 found = [value for value in found if value is not None]
                 if found:
-                    axes.barh(place, fmean(found), color=LOOKS[method][0], height=0.6)
+                    axes.barh(place, fmean(found), color=of[method][0], height=0.6)
                     axes.plot(found, [place] * len(found), "|", color="black", markersize=9)
-            axes.set_yticks(range(len(methods)), [NAMES[method] for method in methods], fontsize=8)
+            axes.set_yticks(range(len(methods)), [NAMES.get(method, method) for method in methods], fontsize=8)
             axes.invert_yaxis()
             axes.set_title(title, fontsize=9)
             if key == "energy_change":
@@ -125,12 +133,12 @@ def draw_change(task: Task, rows: Sequence[Row], path: Path) -> None:
     _figure(draw, path, "What was changed: chosen runs, seeds and their mean", (4.4 * len(columns), 3.2))
 
 
-def _point(axes: Any, method: str, across: list[float], up: list[float]) -> None:
-    colour, marker = LOOKS[method]
+def _point(axes: Any, method: str, look: tuple[str, str], across: list[float], up: list[float]) -> None:
+    colour, marker = look
     wide, high = (stdev(values) if len(values) > 1 else 0.0 for values in (across, up))
     axes.errorbar(
         fmean(across), fmean(up), xerr=wide, yerr=high, color=colour, marker=marker, markersize=8, capsize=3,
-        linewidth=1, label=NAMES[method],
+        linewidth=1, label=NAMES.get(method, method),
     )  # fmt: skip
     if len(across) > 1:
         axes.plot(across, up, marker=marker, linestyle="", markersize=3, alpha=0.5, color=colour)

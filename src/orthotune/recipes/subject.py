@@ -63,7 +63,7 @@ def _data(
     if not settings.prior:
         return subject
     classes = _encoded(settings, _classes(settings, family, home, say, bar), family, home, say, bar)
-    return WithPrior(subject, classes, settings.prior_weight)
+    return WithPrior(subject, classes, settings.prior_weight, settings.prior_target == "base")
 
 
 def _encoded(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from orthotune.recipes.image_settings import ImageSettings
-from orthotune.recipes.method_settings import Positive, SettingError
+from orthotune.recipes.method_settings import ONLY_FOR, Positive, SettingError
 
 #: Words of a prompt that name no subject.
 _PLAIN = {"a", "an", "the", "of", "photo", "picture", "image"}
@@ -23,6 +23,9 @@ class SubjectSettings(ImageSettings):
     """
 
     recipe: ClassVar[str] = "subject"
+    # Full finetuning has no frozen base beside it.
+    only_for: ClassVar[dict[str, tuple[str, ...]]] = {**ONLY_FOR, "prior_target": ("oft", "coft", "lora")}
+    newer: ClassVar[tuple[str, ...]] = (*ImageSettings.newer, "prior_target")
 
     instance_images: str = Field(description="Folder with pictures of the subject, or image-world.")
     instance_prompt: str = Field(description="Its name: a rare word and its class, as 'a sks dog'.")
@@ -38,6 +41,9 @@ class SubjectSettings(ImageSettings):
     class_count: Positive = Field(200, description="Class pictures to draw, of all prompts together.")
     class_steps: Positive = Field(50, description="Steps with which each is drawn.")
     prior_weight: float = Field(1.0, ge=0, description="Of the class pictures in the loss; 0 uses none.")
+    prior_target: Literal["pictures", "base"] = Field(
+        "pictures", description="What class pictures teach: themselves, or base: what the base predicts of them."
+    )
     token: str | None = Field(None, description="Word that means the subject; default: the first unusual one.")
 
     @model_validator(mode="after")
@@ -46,7 +52,21 @@ class SubjectSettings(ImageSettings):
             raise SettingError(
                 "buckets", "buckets and class pictures need pictures of one size", "Keep buckets or class_prompt"
             )
+        if self.prior_target == "base":
+            self._keeps_predictions()
         return self
+
+    def _keeps_predictions(self) -> None:
+        if not self.prior:
+            said = "prior_target says what class pictures teach, and there are none"
+            raise SettingError("prior_target", said, "Add class_prompt, or leave prior_target out")
+        if self.train_text_encoder:
+            said = "prior_target=base asks the base, whose words train_text_encoder changes"
+            raise SettingError("prior_target", said, "Leave out one of them")
+        options = "lora" if self.method == "lora" else "rotation"
+        if (bias := getattr(self, options).get("bias", "none")) != "none":
+            said = f"prior_target=base asks the base, of which {options}.bias={bias} trains a part"
+            raise SettingError("prior_target", said, "Leave out one of them")
 
     @property
     def prior(self) -> bool:

@@ -1,0 +1,46 @@
+"""Optimizers that ``rotation_candidates.py`` compares: Adam whose second moment is shared, and re-centred rotations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from candidate_kinds import Rotation
+from torch import Tensor, nn
+
+
+class SharedAdam(torch.optim.Optimizer):
+    """Adam with one second moment per ``share``: ``block``, all but the first axis, or ``layer``, the whole tensor.
+
+    One moment per block treats every plane of a rotation alike: its steps turn with the coordinates, as those of
+    momentum on the group do. Adam's own, one per number, do not.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float, share: str, betas: tuple[float, float] = (0.9, 0.999)):
+        super().__init__(list(parameters), {"lr": lr, "share": share, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state.update(count=0, mean=torch.zeros_like(p), square=0.0)
+                axes = tuple(range(1, p.ndim)) if group["share"] == "block" and p.ndim > 1 else tuple(range(p.ndim))
+                state["count"] += 1
+                state["mean"].lerp_(p.grad, 1 - first)
+                state["square"] = second * state["square"] + (1 - second) * p.grad.square().mean(axes, keepdim=True)
+                mean = state["mean"] / (1 - first ** state["count"])
+                square = state["square"] / (1 - second ** state["count"])
+                p.sub_(group["lr"] * mean / (square.sqrt() + 1e-12))
+
+
+@torch.no_grad()
+def recentre(candidates: Iterable[nn.Module]) -> None:
+    """Make what was turned so far each rotation's point of departure, and its generator zero."""
+    for rotation in (module for candidate in candidates for module in candidate.modules()):
+        if isinstance(rotation, Rotation):
+            rotation.departure = rotation.blocks().clone()
+            rotation.packed.zero_()
