@@ -10,6 +10,8 @@ import pytest
 from orthotune.errors import RecipeError
 from orthotune.recipes import compare, sft
 from orthotune.recipes.compare import CompareSettings, load_compare
+from orthotune.recipes.settings import SFTSettings
+from orthotune.recipes.strengths import Again, measure
 
 
 @pytest.fixture
@@ -130,3 +132,14 @@ def test_settings_go_to_the_methods_they_mean() -> None:
 def test_faults_are_told_before_the_first_run(words: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_compare(None, [words])
+
+
+def test_what_is_trained_whole_beside_an_adapter_has_the_strength_too(grid: CompareSettings) -> None:
+    said = {"rotation": {"modules_to_save": ["norm", "input_layernorm"]}, "learning_rate": 1e-2}
+    run = SFTSettings(**{**grid.sft, **said, "output": grid.output / "norms"})
+    record = sft.run(run, lambda _: None, bar=False)
+    found = measure(Again(run=run, strengths=[1.0, 1e-9], file="strengths.json"))
+    assert found[1.0]["new"] < found[0.0]["new"] - 1e-3
+    # Strength 0 is the base, and 1e-9 of the change is below the rounding of every weight.
+    assert found[0.0]["new"] == pytest.approx(record.new_before, abs=1e-6)
+    assert found[1e-9] == pytest.approx(found[0.0], abs=1e-6)

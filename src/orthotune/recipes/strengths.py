@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils.other import ModulesToSaveWrapper
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
@@ -33,7 +34,7 @@ class Again(BaseModel):
     Args:
         run: its settings.
         strengths: of its adapter; 1 is the adapter as trained, 0 the base. Of a full finetuning, the straight line
-            between the base's weights and its own.
+            between the base's weights and its own, as of modules that were trained whole beside an adapter.
         eval_data, old_data: held-out data, where it is not the run's own.
         file: name of the record within the run's folder.
     """
@@ -105,15 +106,21 @@ def _at_strength(settings: SFTSettings, source: str) -> Callable[[float], nn.Mod
         # As weights: LoRA's own scale leaves the magnitudes of DoRA where they are.
         return _Line(load_model(source, torch.float32).to(place()), model.merge_and_unload())
 
+    whole = [m for m in model.modules() if isinstance(m, ModulesToSaveWrapper)]
+    lines = [_Line(m.original_module, m.modules_to_save["default"]) for m in whole]
+
     def at(strength: float) -> nn.Module:
+        # A rotation's strength says nothing of what was trained whole beside it: that goes on a straight line.
         model.set_scale("default", strength)
+        for line in lines:
+            line(strength)
         return model
 
     return at
 
 
 class _Line:
-    """The straight line between two models' weights."""
+    """The straight line between two models' weights, in those of ``trained``."""
 
     def __init__(self, base: nn.Module, trained: nn.Module) -> None:
         self.model = trained
