@@ -9,10 +9,11 @@ whose skew generator is ``A B^T - B A^T`` of rank 2r), ``subspace`` (a rotation 
 ``directions``, as PSOFT), ``plain_blocks`` (``W (I + A)`` without orthogonality), ``symmetric_blocks``
 (``W (I + A + A^T)``), ``lora``, ``dora``, ``pissa``, ``full``.
 
-``optimizer``: ``adam``, or Adam with a second moment per ``block`` or ``layer``; ``recentred``: after each step the
-generator is zero again. ``frame``: the rotation of the inputs turns in a frame by the second moments of old inputs
-(``deviation``, ``root``, ``principal``). ``keep`` is the weight of KL(base || adapted) on old texts, here the old test
-split, as the old domain is measured on the validation split. Every second row of either validation split is measured.
+``scale_rate``: learning rate of magnitudes, as times that of the rest. ``optimizer``: ``adam``, or Adam with a second
+moment per ``block`` or ``layer``; ``recentred``: after each step the generator is zero again. ``frame``: the rotation
+of the inputs turns in a frame by the second moments of old inputs (``deviation``, ``root``, ``principal``). ``keep`` is
+the weight of KL(base || adapted) on old texts, here the old test split, as the old domain is measured on the validation
+split. Every second row of either validation split is measured.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Settings:
     side: str = "in"
     permuted: int = 0
     magnitude: int = 0
+    scale_rate: float = 1.0
     dropout: float = 0.0
     largest_angle: float = 0.0
     factors: int = 2
@@ -142,8 +144,13 @@ def run(settings: Settings) -> list[dict[str, Any]]:
 def _train(model: Any, candidates: list[Candidate], train: Tensor, old: Tensor, base: Any, settings: Settings) -> None:
     parameters = [p for candidate in candidates for p in candidate.parameters()]
     if settings.optimizer == "adam":
-        decay = settings.weight_decay
-        optimizer: Any = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=decay)
+        named = [one for candidate in candidates for one in candidate.named_parameters()]
+        faster = {"lr": settings.learning_rate * settings.scale_rate}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for name, p in named if "scale" not in name]},
+            {"params": [p for name, p in named if "scale" in name], **faster},
+        ]
+        optimizer: Any = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     else:
         optimizer = SharedAdam(parameters, settings.learning_rate, settings.optimizer)
     warmup = 0.05 * settings.steps

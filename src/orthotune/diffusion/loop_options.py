@@ -26,6 +26,7 @@ class LoopOptions:
         save_every: steps between checkpoints; None is four times over the run.
         max_skipped: steps with a loss or gradient that is not finite that may be left out over the whole run.
         on_failed_save: whether a checkpoint that cannot be written ends the run, or is left out.
+        magnitude_factor: how many times the rate magnitudes beside rotations learn at.
         hint_learning_rate: of the control pictures' encoder, which starts from nothing; None is the same for all.
     """
 
@@ -49,6 +50,7 @@ class LoopOptions:
     max_skipped: int = 10
     on_failed_save: OnFailedSave = "stop"
     trackers: tuple[str, ...] = ()
+    magnitude_factor: float = 1.0
     hint_learning_rate: float | None = None
 
     @classmethod

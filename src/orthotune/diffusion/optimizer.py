@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from orthotune.diffusion.loop_options import LoopOptions
 from orthotune.errors import RecipeError
+from orthotune.training.magnitude_rate import is_magnitude
 
 #: Start of the names of the parameters that learn at ``hint_learning_rate``.
 HINTS = "hint_encoder."
@@ -28,10 +29,13 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], options: LoopOptions)
         RecipeError: 8-bit moments without bitsandbytes.
     """
     factor = (options.hint_learning_rate or options.learning_rate) / options.learning_rate
+    scales = options.magnitude_factor if options.magnitude_factor != 1 else None
     groups: list[dict[str, Any]] = [
         {"params": [one for name, one in parameters.items() if name.startswith(HINTS)], "factor": factor},
-        {"params": [one for name, one in parameters.items() if not name.startswith(HINTS)], "factor": 1.0},
+        {"params": [one for name, one in parameters.items() if scales and is_magnitude(name)], "factor": scales},
     ]
+    known = {id(one) for group in groups for one in group["params"]}
+    groups.append({"params": [one for one in parameters.values() if id(one) not in known], "factor": 1.0})
     groups = [group for group in groups if group["params"]]
     if options.optimizer == "adamw-8bit":
         return _eight_bit(groups, options)

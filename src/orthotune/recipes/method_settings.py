@@ -18,13 +18,20 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "block_size": ("oft", "coft", "lora"),
     "r": ("oft", "coft", "lora"),
     "rotation": ("oft", "coft"),
+    "magnitude_rate": ("oft", "coft"),
     "eps": ("coft",),
     "lora_rank": ("lora",),
     "lora_alpha": ("lora",),
     "lora": ("lora",),
 }
+# Settings that there are records from before.
+NEWER = ("lora",)
 # Pairs that say the same thing twice.
 RIVALS: tuple[tuple[str, str], ...] = (("block_size", "r"), ("lora_rank", "block_size"), ("lora_rank", "r"))
+
+# A magnitude is a whole neuron's scale, a number of a generator one of many that turn it: at one rate magnitudes lag
+# behind. On the text world a factor of 5 forgets less at equal gain than 1 and 20 (docs/choosing.md).
+MAGNITUDE_RATE = 5.0
 
 
 class SettingError(ValueError):
@@ -54,7 +61,7 @@ class MethodSettings(BaseModel):
     only_for: ClassVar[dict[str, tuple[str, ...]]] = ONLY_FOR
     rivals: ClassVar[tuple[tuple[str, str], ...]] = RIVALS
     tied: ClassVar[dict[str, str]] = {}
-    newer: ClassVar[tuple[str, ...]] = ("lora",)
+    newer: ClassVar[tuple[str, ...]] = NEWER
 
     preset: str | None = Field(None, description="Fills in what is not given; `orthotune presets` lists them.")
     method: Method = "oft"
@@ -62,6 +69,9 @@ class MethodSettings(BaseModel):
     r: Positive | None = Field(None, description="Number of rotation blocks per layer, instead of block_size.")
     eps: float | None = Field(None, gt=0, description="Freedom of COFT, a radius of eps / sqrt(blocks). Default: 1.")
     rotation: dict[str, Any] = Field({}, description="Further OFTConfig options, as side, magnitude or scaled.")
+    magnitude_rate: float = Field(
+        MAGNITUDE_RATE, gt=0, description="Learning rate of the scales of rotation.magnitude, as times learning_rate."
+    )
     lora_rank: Positive | None = Field(None, description="Default: as many trainable parameters as OFT would have.")
     lora_alpha: float | None = Field(None, gt=0, description="Default: twice the rank.")
     lora: dict[str, Any] = Field({}, description="Further LoraConfig options, as use_dora or use_rslora.")
@@ -116,15 +126,25 @@ class MethodSettings(BaseModel):
                     f"{key} has no meaning for method={self.method}",
                     f"Leave it out, or choose {' or '.join(f'method={name}' for name in methods)}",
                 )
+        if "magnitude_rate" in self.model_fields_set and not self.rotation.get("magnitude"):
+            said = "magnitude_rate has no meaning without rotation.magnitude"
+            raise SettingError("magnitude_rate", said, "Add rotation.magnitude=true, or leave it out")
         for one, other in self.rivals:
             if {one, other} <= self.model_fields_set:
                 raise SettingError(other, f"{one} and {other} say the same thing twice", f"Keep {one} or {other}")
         return self
 
+    @property
+    def magnitude_factor(self) -> float:
+        """How many times the learning rate magnitudes learn at, where they learn beside a rotation."""
+        return self.magnitude_rate if self.rotation.get("magnitude") else 1.0
+
     def record(self) -> dict[str, Any]:
         """What decides this run, in JSON types: without what was left open or has no meaning for the method."""
         beside = {key for key, methods in self.only_for.items() if self.method not in methods}
         # A run that was started before a setting existed had its default, and can be resumed.
+        if not self.rotation.get("magnitude"):
+            beside.add("magnitude_rate")
         beside |= {key for key in self.newer if getattr(self, key) == type(self).model_fields[key].default}
         return self.model_dump(mode="json", exclude=beside, exclude_none=True)
 

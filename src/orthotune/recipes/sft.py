@@ -110,6 +110,7 @@ def _train(
     safety: dict[str, Any] = {"max_skipped": settings.max_skipped, "on_failed_save": settings.on_failed_save}
     safety |= {"stop": stop, "say": say}
     trainer = sft_trainer.build_trainer(model, tokenizer, arguments, examples, domains, adapter, **safety)
+    trainer.magnitude_factor = settings.magnitude_factor
     engines.check_started(trainer, settings.distributed)
     steps = sft_trainer.planned_steps(trainer)
     trainer.args.save_steps = settings.save_every or max(1, steps // 4)

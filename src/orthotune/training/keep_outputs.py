@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from orthotune.metrics.text_loss import IGNORED, TokenRow, _pad
 from orthotune.training.adapter_off import adapter_off
-from orthotune.training.checkpoint_trainer import CheckpointTrainer
+from orthotune.training.rated_trainer import RatedTrainer
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def change_of_outputs(model: Any, rows: Sequence[TokenRow]) -> Tensor:
     return divergence(base, logits())
 
 
-class KeepingTrainer(CheckpointTrainer):
+class KeepingTrainer(RatedTrainer):
     """Adds to the loss how far the outputs on old texts have moved; each step's log line has it as ``keep_nats``.
 
     ``keep`` says what is kept; None, as at first, keeps nothing and costs nothing.

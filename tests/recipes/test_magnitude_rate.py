@@ -1,0 +1,108 @@
+"""Magnitudes beside rotations learn at a rate of their own, in every recipe, and nothing else does."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from orthotune.diffusion.loop_options import LoopOptions
+from orthotune.diffusion.optimizer import make_optimizer, rate, set_rate
+from orthotune.recipes import magnitude, sft
+from orthotune.recipes.magnitude import load_magnitude
+from orthotune.recipes.method_settings import MAGNITUDE_RATE
+from orthotune.recipes.settings import SFTSettings
+from orthotune.recipes.subject_settings import SubjectSettings
+
+RATE = 1e-3
+WITH = {"rotation": {"magnitude": True}}
+
+
+@pytest.fixture
+def job(model_path: Path, text_path: Path, old_path: Path, tmp_path: Path) -> dict[str, Any]:
+    data = {"model": str(model_path), "data": str(text_path), "old_data": str(old_path)}
+    return data | {"max_length": 32, "block_size": 16, "batch_size": 2, "learning_rate": RATE, "warmup": 0,
+                   "schedule": "constant", "steps": 1, "output": tmp_path / "run"}  # fmt: skip
+
+
+def trained(job: dict[str, Any], **said: Any) -> dict[str, torch.Tensor]:
+    settings = SFTSettings(**job | said)
+    sft.run(settings, lambda _: None, bar=False)
+    return load_file(settings.output / "adapter" / "adapter_model.safetensors")
+
+
+def moved(adapter: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """How far the first step took rotations and magnitudes: Adam's is as long as the rate for every number."""
+    away = {name: (value - (1 if "magnitude" in name else 0)).abs().max() for name, value in adapter.items()}
+    return tuple(float(max(v for n, v in away.items() if ("magnitude" in n) is scale)) for scale in (False, True))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("said", "factor"), [({}, MAGNITUDE_RATE), ({"magnitude_rate": 3.0}, 3.0)])
+def test_the_first_step_of_a_language_model(job: dict[str, Any], said: dict[str, Any], factor: float) -> None:
+    turned, scaled = moved(trained(job, **WITH, **said))
+    # 1e-4: Adam's 1e-8 beside gradients of this size, and the rounding of numbers near 1.
+    assert turned == pytest.approx(RATE, rel=1e-4)
+    assert scaled == pytest.approx(factor * RATE, rel=1e-3)
+
+
+def test_the_first_step_of_an_image_model() -> None:
+    names = ("unet.to_q.oft_R.default.weight", "unet.to_q.oft_magnitude.default", "hint_encoder.head.weight")
+    weights = {name: torch.nn.Parameter(torch.zeros(2)) for name in names}
+    options = LoopOptions(RATE, steps=2, magnitude_factor=5.0, hint_learning_rate=2 * RATE)
+    optimizer = make_optimizer(weights, options)
+    for weight in weights.values():
+        weight.grad = torch.tensor([1.0, -2.0])
+    set_rate(optimizer, rate(0, options))
+    optimizer.step()
+    steps = [float(weight.abs().max()) for weight in weights.values()]
+    assert steps == pytest.approx([RATE, 5 * RATE, 2 * RATE], rel=1e-6)
+
+
+def test_a_run_that_was_cut_off_goes_on_with_both_rates(job: dict[str, Any], tmp_path: Path) -> None:
+    job |= {"steps": 4, "save_every": 2, "schedule": "cosine", **WITH}
+    whole = trained(job, output=tmp_path / "whole")
+    trained(job, output=tmp_path / "cut")
+    for name in ("run.json", "adapter", "checkpoints/checkpoint-4"):
+        path = tmp_path / "cut" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    again = trained(job, output=tmp_path / "cut", resume="auto")
+    assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_magnitudes_that_are_fitted_alone_learn_at_the_rate_itself(job: dict[str, Any], tmp_path: Path) -> None:
+    trained(job)
+    words = [f"adapter={job['output']}", f"output={tmp_path / 'fit'}", "steps=1", f"learning_rate={RATE}", "warmup=0"]
+    magnitude.run(load_magnitude(None, words), lambda _: None, bar=False)
+    fitted = load_file(tmp_path / "fit" / "adapter" / "adapter_model.safetensors")
+    assert moved(fitted)[1] == pytest.approx(RATE, rel=1e-3)
+
+
+def test_the_record_of_a_run_without_them_says_nothing() -> None:
+    assert "magnitude_rate" not in SFTSettings().record() and SFTSettings().magnitude_factor == 1
+    assert (
+        SubjectSettings(**WITH).record()["magnitude_rate"] == MAGNITUDE_RATE == SubjectSettings(**WITH).magnitude_factor
+    )
+    for factor in (1.0, 2.0, MAGNITUDE_RATE):
+        again = SFTSettings(**WITH, magnitude_rate=factor).record()
+        assert SFTSettings(**again).record() == again and again["magnitude_rate"] == factor
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"magnitude_rate": 2},
+            "magnitude_rate has no meaning without rotation.magnitude. Add rotation.magnitude=true",
+        ),
+        ({"method": "lora", "magnitude_rate": 2}, "magnitude_rate has no meaning for method=lora"),
+        ({**WITH, "magnitude_rate": 0}, "greater than 0"),
+    ],
+)
+def test_contradictions(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        SFTSettings(**values)
