@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class SharedAdam(torch.optim.Optimizer):
-    """Adam with one second moment per ``share``: ``block``, all but the first axis, or ``layer``, the whole tensor.
+    """Adam with one second moment per ``share``: ``block``, all but the first axis, ``layer``, a tensor, or ``model``.
 
     One moment per block treats every plane of a rotation alike: its steps turn with the coordinates, as those of
     momentum on the group do. Adam's own, one per number, do not.
@@ -34,6 +34,13 @@ class SharedAdam(torch.optim.Optimizer):
                 state["square"] = second * state["square"] + (1 - second) * p.grad.square().mean(axes, keepdim=True)
                 mean = state["mean"] / (1 - first ** state["count"])
                 square = state["square"] / (1 - second ** state["count"])
+                state["step"] = (mean, square)
+        every = [self.state[p]["step"] for group in self.param_groups for p in group["params"]]
+        for group in self.param_groups:
+            for p in group["params"]:
+                mean, square = self.state[p]["step"]
+                if group["share"] == "model":
+                    square = sum(s.sum() * m.numel() for m, s in every) / sum(m.numel() for m, _ in every)
                 p.sub_(group["lr"] * mean / (square.sqrt() + 1e-12))
 
 

@@ -1,6 +1,6 @@
 """What the first step of each kind of change brings: gain and forgetting along the steepest descent.
 
-    python benchmarks/first_step.py --out first-step.csv
+    python benchmarks/first_step.py --out first-step.csv --plot first-step.png
 
 The gradient of the new domain's loss at the base, projected onto what a kind can change at first order, scaled so that
 the loss would fall by the same amount if it were linear, and applied at once to all layers of the embedded text world.
@@ -76,6 +76,17 @@ KINDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "full": lambda W, G: G,
 }
 
+WORDS = {
+    "skew": "rotation (blocks of 32)", "skew+scales": "rotation, scales of both sides", "scales": "scales alone",
+    "symmetric": "symmetric blocks of 32", "hollow": "the same, zero diagonal", "blocks": "any blocks of 16",
+    "lora": "LoRA, rank 7", "full": "full gradient",
+}  # fmt: skip
+LOOKS = {
+    "skew": ("#1b7837", "o"), "skew+scales": ("#2166ac", "P"), "scales": ("#92c5de", "s"),
+    "symmetric": ("#ca0020", "v"),
+    "hollow": ("#f4a582", "v"), "blocks": ("#b8860b", "X"), "lora": ("#762a83", "^"), "full": ("#e08214", "D"),
+}  # fmt: skip
+
 
 def gradients(model: Any, layers: dict[str, nn.Linear], chunks: Tensor) -> dict[str, Tensor]:
     """Of the mean loss over the first ``CHUNKS`` of a fixed draw."""
@@ -91,12 +102,21 @@ def gradients(model: Any, layers: dict[str, nn.Linear], chunks: Tensor) -> dict[
     return found
 
 
-@torch.no_grad()
 def main() -> None:
-    """One line per kind and step."""
+    """Read the command line, measure and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("first-step.csv"))
-    out = parser.parse_args().out
+    parser.add_argument("--plot", type=Path, help="draw the table, which is measured only where it is not there yet")
+    asked = parser.parse_args()
+    if not asked.out.exists():
+        measure(asked.out)
+    if asked.plot:
+        draw(asked.out, asked.plot)
+
+
+@torch.no_grad()
+def measure(out: Path) -> None:
+    """Write one line per kind and step."""
     tokenizer, model = load_tokenizer(str(text.MODEL)), load_model(str(text.MODEL), torch.float32)
     model.requires_grad_(False)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in n}
@@ -123,6 +143,31 @@ def main() -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def draw(table: Path, picture: Path) -> None:
+    """Forgetting against gain, a line per kind from the base on."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    points: dict[str, list[tuple[float, float]]] = {}
+    with table.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            points.setdefault(row["kind"], [(0.0, 0.0)]).append((float(row["forgetting"]), float(row["gain"])))
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for kind, line in points.items():
+        colour, style = LOOKS[kind]
+        axes.plot(*zip(*line, strict=True), color=colour, marker=style, markersize=4, linewidth=1.5, label=WORDS[kind])
+    axes.axvline(0, color="#9e9e9e", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="forgetting on the old domain, nats/token", ylabel="gain on the new domain, nats/token",
+             xlim=(-0.014, 0.032), ylim=(-0.005, 0.075))  # fmt: skip
+    axes.set_title("One step down the gradient (up and left is better)", fontsize=11)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(picture, dpi=130)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ whose skew generator is ``A B^T - B A^T`` of rank 2r), ``subspace`` (a rotation 
 (``W (I + A + A^T)``), ``lora``, ``dora``, ``pissa``, ``full``.
 
 ``scale_rate``: learning rate of magnitudes, as times that of the rest. ``optimizer``: ``adam``, or Adam with a second
-moment per ``block`` or ``layer``; ``recentred``: after each step the generator is zero again. ``frame``: the rotation
-of the inputs turns in a frame by the second moments of old inputs (``deviation``, ``root``, ``principal``). ``keep`` is
-the weight of KL(base || adapted) on old texts, here the old test split, as the old domain is measured on the validation
-split. Every second row of either validation split is measured.
+moment per ``block``, ``layer`` or ``model``; ``recentred``: after each step the generator is zero again. ``frame``: the
+rotation of the inputs turns in a frame by the second moments of old inputs (``deviation``, ``root``, ``principal``).
+``keep`` is the weight of KL(base || adapted) on old texts, here the old test split, as the old domain is measured on
+the validation split. Every second row of either validation split is measured.
 """
 
 from __future__ import annotations
