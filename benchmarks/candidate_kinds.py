@@ -190,17 +190,17 @@ class SymmetricBlocks(PlainBlocks):
 
 
 class LoRA(Candidate):
-    """``W + 2 B A``, the scale that alpha = 2 r gives."""
+    """``W + s B A``; a scale of 2 is what alpha = 2 r gives, rsLoRA's is 2 sqrt(r)."""
 
     def __init__(self, weight: Tensor, place: int, settings: Settings, basis: Tensor | None) -> None:
         super().__init__(weight, place, settings, basis)
         self.B = nn.Parameter(torch.zeros(weight.shape[0], settings.rank))
         start = torch.empty(settings.rank, weight.shape[1])
         nn.init.kaiming_uniform_(start, a=math.sqrt(5))
-        self.A = nn.Parameter(start)
+        self.A, self.scaling = nn.Parameter(start), settings.lora_scale
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + 2.0 * self.strength * (self.B @ self.A)
+        return weight + self.scaling * self.strength * (self.B @ self.A)
 
 
 class DoRA(Candidate):

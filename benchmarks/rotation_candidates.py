@@ -55,6 +55,7 @@ class Settings:
     largest_angle: float = 0.0
     factors: int = 2
     rank: int = 7
+    lora_scale: float = 2.0
     width: int = 88
     directions: str = ""
     frame: str = ""
@@ -64,6 +65,8 @@ class Settings:
     keep: float = 0.0
     keep_batch: int = 4
     projections: str = "all"
+    schedule: str = "cosine"
+    warmup: float = 0.05
     steps: int = 200
     batch_size: int = 8
     seed: int = 0
@@ -153,11 +156,12 @@ def _train(model: Any, candidates: list[Candidate], train: Tensor, old: Tensor, 
         optimizer: Any = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     else:
         optimizer = SharedAdam(parameters, settings.learning_rate, settings.optimizer)
-    warmup = 0.05 * settings.steps
+    warmup = max(1.0, settings.warmup * settings.steps)
 
     def factor(step: int) -> float:
         rest = max(0.0, step - warmup) / max(1.0, settings.steps - warmup)
-        return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * rest))
+        shape = {"cosine": 0.5 * (1 + math.cos(math.pi * rest)), "linear": 1 - rest, "constant": 1.0}
+        return min(1.0, (step + 1) / warmup) * shape[settings.schedule]
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     draw = torch.Generator().manual_seed(settings.seed)

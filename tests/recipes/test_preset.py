@@ -32,3 +32,13 @@ def test_families_are_there() -> None:
 def test_an_unknown_preset() -> None:
     with pytest.raises(RecipeError, match="Did you mean 'gemma'"):
         preset.read("gema")
+
+
+def test_what_retains_is_told_apart_by_method() -> None:
+    given = {"preset": "retain", "model": "m", "data": "d"}
+    oft, lora, full = (SFTSettings(**given, method=method) for method in ("oft", "lora", "full"))
+    assert oft.rotation == {"magnitude": True} and oft.magnitude_factor > 1
+    assert (oft.keep, oft.keep_data) == (lora.keep, lora.keep_data) == (1, "generated")
+    assert (full.keep, full.keep_data) == (0, None) and not lora.rotation
+    # What is said of the rotation stands for all of it.
+    assert SFTSettings(**given, rotation={"side": "out"}).rotation == {"side": "out"}
