@@ -1,6 +1,7 @@
 """What the first step of each kind of change brings: gain and forgetting along the steepest descent.
 
     python benchmarks/first_step.py --out first-step.csv --plot first-step.png
+    python benchmarks/first_step.py --by-projection --out first-step-by-projection.csv
 
 The gradient of the new domain's loss at the base, projected onto what a kind can change at first order, scaled so that
 the loss would fall by the same amount if it were linear, and applied at once to all layers of the embedded text world.
@@ -28,6 +29,7 @@ from orthotune.worlds import text
 
 #: Nats by which the loss would fall if it were linear.
 AIMS = (0.02, 0.06, 0.09, 0.12, 0.15, 0.2, 0.3)
+PART_AIMS = (0.01, 0.02, 0.04, 0.08)
 CHUNKS, BATCH = 96, 8
 
 
@@ -107,16 +109,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("first-step.csv"))
     parser.add_argument("--plot", type=Path, help="draw the table, which is measured only where it is not there yet")
+    parser.add_argument("--by-projection", action="store_true", help="rotations and symmetric blocks, in one alone")
     asked = parser.parse_args()
     if not asked.out.exists():
-        measure(asked.out)
+        measure(asked.out, asked.by_projection)
     if asked.plot:
         draw(asked.out, asked.plot)
 
 
 @torch.no_grad()
-def measure(out: Path) -> None:
-    """Write one line per kind and step."""
+def measure(out: Path, by_projection: bool) -> None:
+    """Write one line per kind, place and step."""
     tokenizer, model = load_tokenizer(str(text.MODEL)), load_model(str(text.MODEL), torch.float32)
     model.requires_grad_(False)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in n}
@@ -126,19 +129,22 @@ def measure(out: Path) -> None:
     held_out = {name: _rows(tokenizer, f"{name}_validation")[::2] for name in ("new", "old")}
     base = {name: mean_loss(model, rows).nats for name, rows in held_out.items()}
     rows = []
-    for kind, projected in KINDS.items():
-        change = {name: projected(W[name], G[name]) for name in W}
-        slope = sum(float((change[name] * G[name]).sum()) for name in W)
-        length = sum(float(change[name].square().sum()) for name in W) ** 0.5
-        whole = sum(float(G[name].square().sum()) for name in W) ** 0.5
-        for aim in AIMS:
-            for name, layer in layers.items():
-                layer.weight.data = W[name] - aim / slope * change[name]
-            now = {name: mean_loss(model, own).nats for name, own in held_out.items()}
-            found = {"gain": base["new"] - now["new"], "forgetting": now["old"] - base["old"]}
-            rows.append({"kind": kind, "cosine": round(slope / length / whole, 4), "aim": aim}
-                        | {key: round(value, 5) for key, value in found.items()})  # fmt: skip
-            print(rows[-1], flush=True)
+    projections = dict.fromkeys(name.rpartition(".")[2] for name in layers) if by_projection else ["all"]
+    for place in projections:
+        here = [name for name in layers if place == "all" or name.endswith(place)]
+        for kind in ("skew", "symmetric") if by_projection else KINDS:
+            change = {name: KINDS[kind](W[name], G[name]) for name in here}
+            slope = sum(float((change[name] * G[name]).sum()) for name in here)
+            length = sum(float(change[name].square().sum()) for name in here) ** 0.5
+            whole = sum(float(G[name].square().sum()) for name in here) ** 0.5
+            for aim in PART_AIMS if by_projection else AIMS:
+                for name, layer in layers.items():
+                    layer.weight.data = W[name] - aim / slope * change[name] if name in change else W[name]
+                now = {name: mean_loss(model, own).nats for name, own in held_out.items()}
+                found = {"gain": base["new"] - now["new"], "forgetting": now["old"] - base["old"]}
+                rows.append({"kind": kind, "projection": place, "cosine": round(slope / length / whole, 4), "aim": aim}
+                            | {key: round(value, 5) for key, value in found.items()})  # fmt: skip
+                print(rows[-1], flush=True)
     with out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
