@@ -51,6 +51,8 @@ def settings_of(home: Path, name: str) -> SFTSettings:
         "save_every": 2,
         "eval_every": 6,
         "output": home / name,
+        # With a rate of their own, which every way of sharing must know.
+        "rotation": {"magnitude": True},
     }
     if name in KEEPING:
         recipe |= {"keep": 3, "keep_data": str(home / "kept.jsonl"), "keep_batch": 3}
