@@ -2,7 +2,8 @@
 
     python benchmarks/strength_sweep.py ADAPTER --out docs/images/strength.png
 
-ADAPTER is what ``orthotune train sft --preset text-world`` writes. The numbers go into a JSON file beside the picture.
+ADAPTER is what ``orthotune train sft --preset text-world 'rotation={}'`` writes. The numbers go into a JSON file beside
+the picture.
 """
 
 from __future__ import annotations
