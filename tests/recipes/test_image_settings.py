@@ -90,6 +90,14 @@ def test_the_word_for_the_subject() -> None:
     assert warnings(missing) == ["instance_prompt 'a dog' does not hold 'sks'."]
 
 
+def test_the_worlds_class_pictures_teach_what_the_base_predicts_where_it_can_be_asked() -> None:
+    assert SubjectSettings().prior_target == SubjectSettings(method="lora").prior_target == "base"
+    for said in ({"method": "full"}, {"train_text_encoder": True}, {"prior_weight": 0}, {"prior_target": "pictures"}):
+        one = SubjectSettings(**said)
+        assert one.prior_target == "pictures"
+        assert SubjectSettings(**one.record()).record() == one.record()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_record_gives_the_same_settings_again(method: str) -> None:
     settings = SubjectSettings(method=method, steps=7, output="somewhere")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,7 +25,6 @@ class SubjectSettings(ImageSettings):
     recipe: ClassVar[str] = "subject"
     # Full finetuning has no frozen base beside it.
     only_for: ClassVar[dict[str, tuple[str, ...]]] = {**ONLY_FOR, "prior_target": ("oft", "coft", "lora")}
-    newer: ClassVar[tuple[str, ...]] = (*ImageSettings.newer, "prior_target")
 
     instance_images: str = Field(description="Folder with pictures of the subject, or image-world.")
     instance_prompt: str = Field(description="Its name: a rare word and its class, as 'a sks dog'.")
@@ -67,6 +66,14 @@ class SubjectSettings(ImageSettings):
         if (bias := getattr(self, options).get("bias", "none")) != "none":
             said = f"prior_target=base asks the base, of which {options}.bias={bias} trains a part"
             raise SettingError("prior_target", said, "Leave out one of them")
+
+    @classmethod
+    def _from_preset(cls, said: dict[str, Any]) -> dict[str, Any]:
+        filled = super()._from_preset(said)
+        # A preset's target is left where what was said leaves no class pictures, or no base, to ask.
+        if said.get("train_text_encoder") or said.get("prior_weight") == 0:
+            filled.pop("prior_target", None)
+        return filled
 
     @property
     def prior(self) -> bool:
