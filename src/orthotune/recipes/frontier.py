@@ -76,7 +76,7 @@ def draw_frontier(rows: Sequence[Row], path: Path, titles: tuple[str, str] = TEX
         axes.set_xlabel(titles[1])
     figure.suptitle("Learned against forgotten (up and left is better)", fontsize=11)
     if panels[-1].get_legend_handles_labels()[0]:
-        panels[-1].legend(frameon=False, loc="lower right", fontsize=9)
+        panels[-1].legend(frameon=False, loc="best", fontsize=9)
     with appearing(path) as partial:
         figure.savefig(partial, format="png", dpi=130)
 
