@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from orthotune.errors import RecipeError
 from orthotune.recipes import compare, sft
@@ -134,12 +137,24 @@ def test_faults_are_told_before_the_first_run(words: str, message: str) -> None:
         load_compare(None, [words])
 
 
-def test_what_is_trained_whole_beside_an_adapter_has_the_strength_too(grid: CompareSettings) -> None:
-    said = {"rotation": {"modules_to_save": ["norm", "input_layernorm"]}, "learning_rate": 1e-2}
-    run = SFTSettings(**{**grid.sft, **said, "output": grid.output / "norms"})
+@pytest.mark.parametrize("beside", [{"modules_to_save": ["norm", "input_layernorm"]}, {"bias": "oft_only"}])
+def test_what_is_trained_beside_a_rotation_has_the_strength_too(grid: CompareSettings, beside: dict[str, Any]) -> None:
+    run = SFTSettings(**{**grid.sft, "rotation": beside, "learning_rate": 1e-2, "output": grid.output / "beside"})
+    if "bias" in beside:
+        grid.output.mkdir(parents=True)
+        run.model = str(_with_biases(Path(grid.sft["model"]), grid.output / "model"))
     record = sft.run(run, lambda _: None, bar=False)
     found = measure(Again(run=run, strengths=[1.0, 1e-9], file="strengths.json"))
     assert found[1.0]["new"] < found[0.0]["new"] - 1e-3
     # Strength 0 is the base, and 1e-9 of the change is below the rounding of every weight.
     assert found[0.0]["new"] == pytest.approx(record.new_before, abs=1e-6)
     assert found[1e-9] == pytest.approx(found[0.0], abs=1e-6)
+
+
+def _with_biases(model: Path, home: Path) -> Path:
+    """The tiny model with biases in its attention, drawn anew."""
+    shutil.copytree(model, home)
+    config = AutoConfig.from_pretrained(model, attention_bias=True)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(home)
+    return home

@@ -177,6 +177,11 @@ def test_variants_run_beside_the_methods_with_settings_of_their_own() -> None:
     assert [name for name, *_ in made] == ["keep-lr0.002-seed4"]
     one = made[0][2]
     assert (one.method, one.prior_target, one.learning_rate) == ("oft", "base", 0.002)
+    # Said of all, and of meaning for those with magnitudes alone.
+    rated = CompareImagesSettings(task="control", methods=["oft", "oft+magnitude"], runs={"magnitude_rate": 2})
+    assert {name: base.get("magnitude_rate") for name, (base, _) in contenders(rated).items()} == {
+        "oft": None, "oft+magnitude": 2,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,9 @@ def test_the_word_for_the_subject() -> None:
 
 def test_the_worlds_class_pictures_teach_what_the_base_predicts_where_it_can_be_asked() -> None:
     assert SubjectSettings().prior_target == SubjectSettings(method="lora").prior_target == "base"
-    for said in ({"method": "full"}, {"train_text_encoder": True}, {"prior_weight": 0}, {"prior_target": "pictures"}):
+    without = ({"class_prompt": []}, {"rotation": {"bias": "oft_only"}}, {"method": "lora", "lora": {"bias": "all"}})
+    also = ({"method": "full"}, {"train_text_encoder": True}, {"prior_weight": 0}, {"prior_target": "pictures"})
+    for said in without + also:
         one = SubjectSettings(**said)
         assert one.prior_target == "pictures"
         assert SubjectSettings(**one.record()).record() == one.record()

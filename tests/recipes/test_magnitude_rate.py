@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from orthotune.diffusion.loop_options import LoopOptions
 from orthotune.diffusion.optimizer import make_optimizer, rate, set_rate
@@ -82,8 +83,26 @@ def test_magnitudes_that_are_fitted_alone_learn_at_the_rate_itself(job: dict[str
     assert moved(fitted)[1] == pytest.approx(RATE, rel=1e-3)
 
 
+@pytest.mark.parametrize("preset", [None, "text-world", "retain"])
+def test_a_fit_takes_no_rate_from_a_preset_or_from_the_run_before(
+    job: dict[str, Any], tmp_path: Path, preset: str | None
+) -> None:
+    home = tmp_path / "run"
+    settings = SFTSettings(**job | {"rotation": {"magnitude": True}}).record() | {"preset": preset, "keep": 0}
+    (home / "adapter").mkdir(parents=True)
+    (home / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "OFT"}))
+    save_file({"x": torch.zeros(1)}, home / "adapter" / "adapter_model.safetensors")
+    run = {"recipe": "sft", "method": "oft", "settings": settings, "steps": 2}
+    (home / "run.json").write_text(json.dumps(run))
+    assert load_magnitude(None, [f"adapter={home}"]).magnitude_factor == 1
+    assert load_magnitude(None, [f"adapter={home}", "model=text-world"]).magnitude_factor == 1
+
+
 def test_the_record_of_a_run_without_them_says_nothing() -> None:
-    assert "magnitude_rate" not in SFTSettings().record() and SFTSettings().magnitude_factor == 1
+    plain = SFTSettings(rotation={})
+    assert "magnitude_rate" not in plain.record() and plain.magnitude_factor == 1
+    by_layer = SFTSettings(rotation={"layer_settings": {"model.layers.0.mlp.up_proj": {"magnitude": True}}})
+    assert by_layer.magnitude_factor == MAGNITUDE_RATE == SFTSettings().magnitude_factor
     assert (
         SubjectSettings(**WITH).record()["magnitude_rate"] == MAGNITUDE_RATE == SubjectSettings(**WITH).magnitude_factor
     )
@@ -96,7 +115,7 @@ def test_the_record_of_a_run_without_them_says_nothing() -> None:
     ("values", "words"),
     [
         (
-            {"magnitude_rate": 2},
+            {"rotation": {}, "magnitude_rate": 2},
             "magnitude_rate has no meaning without rotation.magnitude. Add rotation.magnitude=true",
         ),
         ({"method": "lora", "magnitude_rate": 2}, "magnitude_rate has no meaning for method=lora"),

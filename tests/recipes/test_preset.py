@@ -40,5 +40,6 @@ def test_what_retains_is_told_apart_by_method() -> None:
     assert oft.rotation == {"magnitude": True} and oft.magnitude_factor > 1
     assert (oft.keep, oft.keep_data) == (lora.keep, lora.keep_data) == (1, "generated")
     assert (full.keep, full.keep_data) == (0, None) and not lora.rotation
+    assert SFTSettings(**given, keep=0).keep_data is None
     # What is said of the rotation stands for all of it.
     assert SFTSettings(**given, rotation={"side": "out"}).rotation == {"side": "out"}

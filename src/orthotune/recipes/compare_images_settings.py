@@ -87,4 +87,6 @@ def _settings_of(method: str, settings: CompareImagesSettings) -> dict[str, Any]
     base = grid.settings_of(plain, settings.runs, TASKS[settings.task].settings)
     if magnitude:
         base["rotation"] = {**base.get("rotation", {}), "magnitude": True}
+    if not base.get("rotation", {}).get("magnitude"):  # has no meaning then, and is said of all methods at once
+        base.pop("magnitude_rate", None)
     return base

@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 LEARNING_RATE = 3e-3
 #: What belongs to the run before: its rotation, which stands, and its course.
 OF_THAT_RUN = {
-    "method", "block_size", "r", "eps", "rotation", "target_modules", "train_text_encoder",
+    "method", "block_size", "r", "eps", "rotation", "magnitude_rate", "target_modules", "train_text_encoder",
     "lora_rank", "lora_alpha", "lora",
     "preset", "output", "resume", "learning_rate", "steps", "epochs", "eval_every", "save_every",
 }  # fmt: skip
@@ -65,6 +65,10 @@ def load_magnitude(recipe: Path | None, overrides: Sequence[str]) -> MethodSetti
         )  # fmt: skip
     kind = settings_kind(name)
     before = {key: value for key, value in record.get("settings", {}).items() if key not in OF_THAT_RUN}
+    # A preset's rotation would be put on anew: here one stands, and its magnitudes learn at the rate itself.
+    before["rotation"] = {}
+    if name == "subject" and run:
+        before.setdefault("prior_target", "pictures")  # of runs from before there was another one
     values = {"learning_rate": LEARNING_RATE, **before, **said.values, "adapter": folder}
     values.setdefault("output", run.with_name(f"{run.name}-magnitude") if run else Path("runs") / "magnitude")
     if record and not {"steps", "epochs"} & said.values.keys():

@@ -126,7 +126,7 @@ class MethodSettings(BaseModel):
                     f"{key} has no meaning for method={self.method}",
                     f"Leave it out, or choose {' or '.join(f'method={name}' for name in methods)}",
                 )
-        if "magnitude_rate" in self.model_fields_set and not self.rotation.get("magnitude"):
+        if "magnitude_rate" in self.model_fields_set and not self._has_magnitudes:
             said = "magnitude_rate has no meaning without rotation.magnitude"
             raise SettingError("magnitude_rate", said, "Add rotation.magnitude=true, or leave it out")
         for one, other in self.rivals:
@@ -137,13 +137,18 @@ class MethodSettings(BaseModel):
     @property
     def magnitude_factor(self) -> float:
         """How many times the learning rate magnitudes learn at, where they learn beside a rotation."""
-        return self.magnitude_rate if self.rotation.get("magnitude") else 1.0
+        return self.magnitude_rate if self._has_magnitudes else 1.0
+
+    @property
+    def _has_magnitudes(self) -> bool:
+        own = self.rotation.get("layer_settings") or {}
+        return any(said.get("magnitude") for said in (self.rotation, *own.values()) if isinstance(said, dict))
 
     def record(self) -> dict[str, Any]:
         """What decides this run, in JSON types: without what was left open or has no meaning for the method."""
         beside = {key for key, methods in self.only_for.items() if self.method not in methods}
         # A run that was started before a setting existed had its default, and can be resumed.
-        if not self.rotation.get("magnitude"):
+        if not self._has_magnitudes:
             beside.add("magnitude_rate")
         beside |= {key for key in self.newer if getattr(self, key) == type(self).model_fields[key].default}
         return self.model_dump(mode="json", exclude=beside, exclude_none=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -93,6 +93,13 @@ class SFTSettings(MethodSettings):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, else float32.")
     eval_every: Positive | None = Field(None, description="Steps; default: five times over the run.")
+
+    @classmethod
+    def _from_preset(cls, said: dict[str, Any]) -> dict[str, Any]:
+        filled = super()._from_preset(said)
+        if said.get("keep") == 0:  # the rest of what a preset keeps has no meaning then
+            filled = {key: value for key, value in filled.items() if key not in ("keep_data", "keep_batch")}
+        return filled
 
     @model_validator(mode="after")
     def _keeps(self) -> SFTSettings:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft.utils.other import ModulesToSaveWrapper
 from pydantic import BaseModel, ConfigDict
-from torch import nn
+from torch import Tensor, nn
 
 from orthotune import PeftModel
 from orthotune.errors import RecipeError
@@ -99,6 +100,7 @@ def _at_strength(settings: SFTSettings, source: str) -> Callable[[float], nn.Mod
         base = base.to(place())
     if settings.method == "full":
         return _Line(base, load_model(str(settings.output / "model"), torch.float32).to(place()))
+    biases = [(p, p.detach().clone()) for name, p in base.named_parameters() if name.endswith("bias")]
     model: Any = PeftModel.from_pretrained(base, settings.output / "adapter").eval()
     if settings.method == "lora":
         if settings.quantization:
@@ -107,7 +109,8 @@ def _at_strength(settings: SFTSettings, source: str) -> Callable[[float], nn.Mod
         return _Line(load_model(source, torch.float32).to(place()), model.merge_and_unload())
 
     whole = [m for m in model.modules() if isinstance(m, ModulesToSaveWrapper)]
-    lines = [_Line(m.original_module, m.modules_to_save["default"]) for m in whole]
+    lines: list[Callable[[float], Any]] = [_Line(m.original_module, m.modules_to_save["default"]) for m in whole]
+    lines += [partial(_along, p, start, p.detach().clone()) for p, start in biases if not torch.equal(p, start)]
 
     def at(strength: float) -> nn.Module:
         # A rotation's strength says nothing of what was trained whole beside it: that goes on a straight line.
@@ -129,8 +132,12 @@ class _Line:
             for name, parameter in trained.named_parameters()
         }
 
-    @torch.no_grad()
     def __call__(self, strength: float) -> nn.Module:
         for parameter, start, end in self.ends.values():
-            parameter.copy_(end if strength == 1 else torch.lerp(start, end, strength))
+            _along(parameter, start, end, strength)
         return self.model
+
+
+@torch.no_grad()
+def _along(parameter: nn.Parameter, start: Tensor, end: Tensor, strength: float) -> None:
+    parameter.copy_(end if strength == 1 else torch.lerp(start, end, strength))

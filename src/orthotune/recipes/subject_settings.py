@@ -71,7 +71,9 @@ class SubjectSettings(ImageSettings):
     def _from_preset(cls, said: dict[str, Any]) -> dict[str, Any]:
         filled = super()._from_preset(said)
         # A preset's target is left where what was said leaves no class pictures, or no base, to ask.
-        if said.get("train_text_encoder") or said.get("prior_weight") == 0:
+        options = said.get("lora" if said.get("method") == "lora" else "rotation") or {}
+        none = said.get("prior_weight") == 0 or ("class_prompt" in said and not said["class_prompt"])
+        if none or said.get("train_text_encoder") or options.get("bias", "none") != "none":
             filled.pop("prior_target", None)
         return filled
 
