@@ -67,8 +67,6 @@ def load_magnitude(recipe: Path | None, overrides: Sequence[str]) -> MethodSetti
     before = {key: value for key, value in record.get("settings", {}).items() if key not in OF_THAT_RUN}
     # A preset's rotation would be put on anew: here one stands, and its magnitudes learn at the rate itself.
     before["rotation"] = {}
-    if name == "subject" and run:
-        before.setdefault("prior_target", "pictures")  # of runs from before there was another one
     values = {"learning_rate": LEARNING_RATE, **before, **said.values, "adapter": folder}
     values.setdefault("output", run.with_name(f"{run.name}-magnitude") if run else Path("runs") / "magnitude")
     if record and not {"steps", "epochs"} & said.values.keys():

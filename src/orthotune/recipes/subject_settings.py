@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,7 @@ class SubjectSettings(ImageSettings):
     recipe: ClassVar[str] = "subject"
     # Full finetuning has no frozen base beside it.
     only_for: ClassVar[dict[str, tuple[str, ...]]] = {**ONLY_FOR, "prior_target": ("oft", "coft", "lora")}
+    newer: ClassVar[tuple[str, ...]] = (*ImageSettings.newer, "prior_target")
 
     instance_images: str = Field(description="Folder with pictures of the subject, or image-world.")
     instance_prompt: str = Field(description="Its name: a rare word and its class, as 'a sks dog'.")
@@ -66,16 +67,6 @@ class SubjectSettings(ImageSettings):
         if (bias := getattr(self, options).get("bias", "none")) != "none":
             said = f"prior_target=base asks the base, of which {options}.bias={bias} trains a part"
             raise SettingError("prior_target", said, "Leave out one of them")
-
-    @classmethod
-    def _from_preset(cls, said: dict[str, Any]) -> dict[str, Any]:
-        filled = super()._from_preset(said)
-        # A preset's target is left where what was said leaves no class pictures, or no base, to ask.
-        options = said.get("lora" if said.get("method") == "lora" else "rotation") or {}
-        none = said.get("prior_weight") == 0 or ("class_prompt" in said and not said["class_prompt"])
-        if none or said.get("train_text_encoder") or options.get("bias", "none") != "none":
-            filled.pop("prior_target", None)
-        return filled
 
     @property
     def prior(self) -> bool:
