@@ -1,0 +1,98 @@
+"""What an adapter is at one layer: the record that a config, a layer and a file all hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from orthotune.rotation.ball import coft_radius, project
+from orthotune.rotation.cayley import cayley
+from orthotune.rotation.neumann import neumann
+from orthotune.rotation.packing import unpack
+from orthotune.rotation.strength import Kind
+
+#: ``in``: ``W' = W R^T``, the layer's input is rotated. ``out``: ``W' = R W``, its output is.
+Side = Literal["in", "out"]
+#: ``neumann_legacy`` is the series of PEFT 0.16 and 0.17, ``neumann`` the one of 0.18 and later.
+Map = Literal["exact", "neumann", "neumann_legacy"]
+
+
+@dataclass(frozen=True)
+class RotationSpec:
+    """An orthogonal transform of one weight, without its numbers. Pure data; equal specs mean the same map.
+
+    Args:
+        block_size: size ``b`` of a block; 0 while the width of the layer has yet to decide.
+        side: whether the layer's inputs or its outputs are rotated.
+        map: from skew matrices to rotations: the exact Cayley map, or one of PEFT's two Neumann polynomials.
+        terms: length of a polynomial.
+        shared: one stored block for every place.
+        scaled: the stored numbers are divided by ``2 sqrt(b - 1)``, so that one learning rate fits every block size.
+        eps: radius of COFT's ball in PEFT's units (see :func:`~orthotune.rotation.ball.coft_radius`), which bounds the
+            Frobenius norm of each skew block; None leaves the rotation free.
+        dropout: probability that a block is the identity, in training.
+        magnitude: a trained scale for each output neuron beside the rotation.
+        dtype: of the stored numbers, float32 or float64.
+        blend: what strengths other than 1 mean until another kind is set.
+        transform: name of the transform in :data:`orthotune.rotation.transform.TRANSFORMS`.
+
+    Source: OFT, arXiv 2306.07280, section 3; the fields' meaning is that of PEFT's ``OFTConfig``.
+
+    Example:
+        >>> RotationSpec(block_size=2).rotation(torch.zeros(3, 1)).shape
+        torch.Size([3, 2, 2])
+    """
+
+    block_size: int = 0
+    side: Side = "in"
+    map: Map = "exact"
+    terms: int = 5
+    shared: bool = False
+    scaled: bool = False
+    eps: float | None = None
+    dropout: float = 0.0
+    magnitude: bool = False
+    dtype: torch.dtype = torch.float32
+    blend: Kind = "geodesic"
+    transform: str = "blocks"
+
+    @property
+    def exact(self) -> bool:
+        """Whether the map is the exact Cayley map, so that every rotation is orthogonal."""
+        return self.map == "exact"
+
+    @property
+    def scale(self) -> float:
+        """Factor between the stored numbers and the skew matrix."""
+        return 1 / (2 * math.sqrt(self.block_size - 1)) if self.scaled else 1.0
+
+    @property
+    def batch_key(self) -> Hashable:
+        """Rotations with equal keys can be computed in one batch: nothing in them goes by the layer."""
+        return (self.block_size, self.map, self.terms if not self.exact else 0, self.scaled, self.dtype)
+
+    def within_ball(self, v: Tensor) -> Tensor:
+        """The stored numbers ``(..., rows, n)`` after COFT's projection; unchanged without COFT."""
+        return v if self.eps is None else project(v, coft_radius(self.eps, v.shape[-2]) / self.scale)
+
+    def vector(self, v: Tensor) -> Tensor:
+        """The packed skew blocks ``(..., rows, n)`` of stored numbers: scaled, within COFT's ball, at least float32."""
+        v = self.within_ball(v.to(torch.promote_types(v.dtype, torch.float32)))
+        return v * self.scale if self.scaled else v
+
+    def skew(self, v: Tensor) -> Tensor:
+        """The skew blocks ``(..., rows, b, b)`` that the map is applied to."""
+        return unpack(self.vector(v), self.block_size)
+
+    def rotation(self, v: Tensor) -> Tensor:
+        """Rotations of stored numbers, the meaning that every faster path is held to.
+
+        Shapes: ``v`` ``(..., rows, b (b - 1) / 2)``, returns ``(..., rows, b, b)`` in float32, or float64 for float64.
+        """
+        Q = self.skew(v)
+        return cayley(Q) if self.exact else neumann(Q, self.terms, self.map == "neumann_legacy")

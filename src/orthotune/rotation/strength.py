@@ -1,0 +1,48 @@
+"""How strongly an adapter acts, and what lies between the base and the adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+#: ``geodesic``: ``R^t``, and the magnitude's logarithm times ``t``. ``linear``: ``W + t (W' - W)``. ``rotation``: the
+#: rotation is blended linearly with the identity and the magnitude stays as it is, as some tools do with their files.
+Kind = Literal["geodesic", "linear", "rotation"]
+
+
+@dataclass(frozen=True)
+class Strength:
+    """``t`` from 0, the base, over 1, the adapter, to any number; ``kind`` says what lies between.
+
+    Example:
+        >>> Strength(0.5).partial, Strength().partial
+        (True, False)
+    """
+
+    t: float = 1.0
+    kind: Kind = "geodesic"
+
+    @property
+    def partial(self) -> bool:
+        """Whether it is another strength than the adapter's own."""
+        return self.t != 1
+
+
+#: the adapter's own strength
+FULL = Strength()
+
+
+def blended(R: Tensor, t: float) -> Tensor:
+    """``I + t (R - I)``.
+
+    Shapes: ``(..., b, b)``, returns the same.
+
+    Example:
+        >>> blended(torch.zeros(2, 2), 0.5).diagonal()
+        tensor([0.5000, 0.5000])
+    """
+    eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
+    return eye + t * (R - eye)
