@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from orthotune.kernels import choose
-from orthotune.kernels.from_parameters import RotationMap
+from orthotune.kernels.from_parameters import rotation_of
 from orthotune.kernels.rotate import rotate
 from orthotune.rotation.measure import orthogonality_error
 from orthotune.rotation.packing import element_count, unpack
+from orthotune.rotation.spec import RotationSpec
 
 pytest.importorskip("triton", reason="Triton is optional; CI installs it")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,7 +35,7 @@ def test_rotation_and_its_gradient(block_size, norm):
     (exact(reference, block_size) * weight).sum().backward()
     mine = v.float().to(DEVICE).requires_grad_()
     with choose.forced("triton"):
-        R = RotationMap(block_size)(mine)
+        R = rotation_of(RotationSpec(block_size=block_size), mine)
         (R * weight.float().to(DEVICE)).sum().backward()
     assert orthogonality_error(R.detach()).max() < 5e-6
     # float32 with a condition number of up to 1 + 4^2, over at most 128 terms

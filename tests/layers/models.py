@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from contracts.cases import randomize
 from contracts.layers import Net
 from orthotune import OFTConfig, get_peft_model
-from orthotune.layers.rotation_module import Rotation
+from orthotune.layers.parametrization.rotation import Rotation
 
 TARGETS = ["embed", "conv", "mix", "attention", "head"]
 

@@ -11,7 +11,9 @@ from torch import nn
 
 from contracts.cases import rotation_parameters
 from layers.models import linear
-from orthotune.kernels.from_parameters import RotationMap
+from orthotune.kernels.from_parameters import rotation_of
+from orthotune.layers import parametrization
+from orthotune.rotation.spec import RotationSpec
 
 FIELDS: dict[str, dict[str, Any]] = {
     "exact": {},
@@ -86,14 +88,13 @@ def test_bfloat16_is_one_graph_too() -> None:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Blocks of each computation of a rotation from its parameter."""
     sizes: list[int] = []
-    compute = RotationMap.__call__
 
-    def counted(self: RotationMap, v: torch.Tensor, known: Any = None, spent: Any = None) -> torch.Tensor:
+    def counted(spec: RotationSpec, v: torch.Tensor, known: Any = None) -> torch.Tensor:
         if known is None:
             sizes.append(v.shape[-2])
-        return compute(self, v, known, spent)
+        return rotation_of(spec, v, known)
 
-    monkeypatch.setattr(RotationMap, "__call__", counted)
+    monkeypatch.setattr(parametrization.rotation, "rotation_of", counted)
     return sizes
 
 

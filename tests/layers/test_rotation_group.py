@@ -12,9 +12,10 @@ from torch import nn
 
 from orthotune import OFTConfig, get_peft_model
 from orthotune.kernels import from_parameters
-from orthotune.kernels.from_parameters import RotationMap
-from orthotune.layers import rotation_group
-from orthotune.layers.rotation_module import Rotation
+from orthotune.kernels.from_parameters import rotation_of
+from orthotune.layers import parametrization
+from orthotune.layers.parametrization import group
+from orthotune.layers.parametrization.rotation import Rotation
 
 
 def stack(**changes):
@@ -37,14 +38,14 @@ X = torch.randn(5, 24, generator=torch.Generator().manual_seed(1))
 @pytest.fixture
 def batches(monkeypatch):
     """The number of stored blocks in each computation."""
-    sizes, compute = [], RotationMap.__call__
+    sizes = []
 
-    def counted(self, v, known=None, spent=None):
+    def counted(spec, v, known=None):
         if known is None:
             sizes.append(v.shape[-2])
-        return compute(self, v, known, spent)
+        return rotation_of(spec, v, known)
 
-    monkeypatch.setattr(RotationMap, "__call__", counted)
+    monkeypatch.setattr(parametrization.rotation, "rotation_of", counted)
     return sizes
 
 
@@ -54,7 +55,7 @@ def test_all_layers_in_one_batch_to_the_numbers_of_each_alone(batches):
     assert batches == [2 + 3 + 1]
     for rotation in rotations(model):
         # a batch may take one factor more than a layer alone: float32 rounding
-        torch.testing.assert_close(rotation(), rotation.map(rotation.weight), atol=5e-7, rtol=0)
+        torch.testing.assert_close(rotation(), rotation_of(rotation.spec, rotation.weight), atol=5e-7, rtol=0)
 
 
 def test_a_rotation_has_the_same_bits_whichever_layer_asks_first(batches):
@@ -88,7 +89,7 @@ def test_what_differs_stays_apart(batches, changes):
 
 
 def test_a_batch_is_bounded(batches, monkeypatch):
-    monkeypatch.setattr(rotation_group, "BATCH", 5 * 12 * 12)
+    monkeypatch.setattr(group, "BATCH", 5 * 12 * 12)
     stack()(X)
     assert batches == [5, 1]
 

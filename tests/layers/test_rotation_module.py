@@ -10,21 +10,23 @@ import torch
 import torch.utils.checkpoint
 
 from layers.models import linear, rotations
-from orthotune.kernels.from_parameters import RotationMap
-from orthotune.layers.rotation_module import Rotation
+from orthotune.kernels.from_parameters import rotation_of
+from orthotune.layers import parametrization
+from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.rotation.blocks import BlockLayout
+from orthotune.rotation.spec import RotationSpec
 
 
 @pytest.fixture
 def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of rotations computed, in ``count[0]``."""
-    calls, compute = [0], RotationMap.__call__
+    calls = [0]
 
-    def counted(self: RotationMap, v: torch.Tensor, known: torch.Tensor | None = None, spent: Any = None) -> Any:
+    def counted(spec: RotationSpec, v: torch.Tensor, known: torch.Tensor | None = None) -> torch.Tensor:
         calls[0] += known is None
-        return compute(self, v, known, spent)
+        return rotation_of(spec, v, known)
 
-    monkeypatch.setattr(RotationMap, "__call__", counted)
+    monkeypatch.setattr(parametrization.rotation, "rotation_of", counted)
     return calls
 
 
@@ -152,7 +154,7 @@ def test_a_change_is_seen(change: str, count: list[int]) -> None:
     assert (after - before).abs().max() > 1e-3
     # what is served is what the parameter says
     (rotation,) = rotations(model)
-    expected = X @ torch.block_diag(*rotation.map(rotation.weight.detach()))
+    expected = X @ torch.block_diag(*rotation_of(rotation.spec, rotation.weight.detach()))
     base = model.base_model.model.layer.base_layer
     torch.testing.assert_close(after, base(expected).detach(), rtol=0, atol=1e-5)  # float32, 12 products
 
@@ -166,7 +168,7 @@ def test_another_dtype_is_seen(dtype: torch.dtype) -> None:
         model.to(dtype)
         assert rotation().dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert (rotation() - first).abs().max() < 1e-2
-        assert torch.equal(rotation(), rotation.map(rotation.weight))
+        assert torch.equal(rotation(), rotation_of(rotation.spec, rotation.weight))
 
 
 def test_inference_first_and_training_after() -> None:
@@ -217,7 +219,7 @@ def test_coft_writes_the_projection_in_training_and_never_in_evaluation() -> Non
     assert torch.equal(rotation.weight, stored)
     trained = model.train()(X)
     assert not torch.equal(rotation.weight, stored)
-    assert torch.equal(rotation.weight, rotation.map.within_ball(stored))
+    assert torch.equal(rotation.weight, rotation.spec.within_ball(stored))
     torch.testing.assert_close(trained, evaluated, rtol=0, atol=1e-5)
 
 
@@ -231,7 +233,7 @@ def test_coft_allows_a_module_to_be_used_twice_in_one_forward() -> None:
 
 
 def test_representation_says_the_layout() -> None:
-    assert "blocks=3x4, shared=True" in repr(Rotation(BlockLayout(4, 3, shared=True), RotationMap(4)))
+    assert "blocks=3x4, shared=True" in repr(Rotation(BlockLayout(4, 3, shared=True), RotationSpec(block_size=4)))
 
 
 @pytest.mark.parametrize("way", ["series", "compiled"])
@@ -246,7 +248,7 @@ def test_training_that_fills_no_cache_still_makes_an_older_one_doubtful(way: str
     parameter.data.sub_(0.1 * parameter.grad)
     with torch.no_grad():
         after = model(X)
-    rotations(model)[0].cache.clear()
+    rotations(model)[0].memo.drop("test")
     with torch.no_grad():
         assert torch.equal(after, model(X))
     assert not torch.equal(after, before)

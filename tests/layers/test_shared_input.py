@@ -47,14 +47,14 @@ def alone(model):
     """The same model, each layer on its own."""
 
     def call(*args):
-        kept = [(layer, layer.shared_inputs) for layer in layers(model)]
-        for layer, _ in kept:
-            layer.shared_inputs = {}
+        kept = [(slot, slot.shared) for layer in layers(model) for slot in layer.slots.values()]
+        for slot, _ in kept:
+            slot.shared = None
         try:
             return model(*args)
         finally:
-            for layer, shared in kept:
-                layer.shared_inputs = shared
+            for slot, shared in kept:
+                slot.shared = shared
 
     return call
 
@@ -64,7 +64,8 @@ def layers(model):
 
 
 def together(model) -> bool:
-    return len({id(shared) for layer in layers(model) for shared in layer.shared_inputs.values()}) == 1
+    found = {id(slot.shared): slot.shared for layer in layers(model) for slot in layer.slots.values()}
+    return len(found) == 1 and all(shared.why_not is None for shared in found.values())
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_blocks_of_other_sizes_and_other_sides_stay_apart(turned):
     model = attention(block_size_pattern={"k_proj": 12})
     assert torch.equal(model(X), alone(model)(X))
     assert sorted(turned) == [1, 2]
-    assert not attention(side="out", oft_block_size=12).base_model.model.q_proj.shared_inputs
+    assert attention(side="out", oft_block_size=12).base_model.model.q_proj.slots["default"].shared is None
 
 
 def change_in_place(model):
@@ -235,7 +236,7 @@ def test_what_stands_in_evaluation_falls_with_any_change(change):
 def test_a_copy_shares_nothing_with_the_original():
     model = attention()
     twin = copy.deepcopy(model)
-    assert not any(layer.shared_inputs for layer in layers(twin))
+    assert all(slot.shared is None for layer in layers(twin) for slot in layer.slots.values())
     # float32: in a batch a rotation may take one factor more than alone
     torch.testing.assert_close(twin(X), model(X), atol=1e-6, rtol=1e-6)
     assert together(model)

@@ -150,7 +150,7 @@ def test_an_adapter_that_was_off_stays_off() -> None:
 
 
 def test_rotations_are_computed_once_for_both_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    from orthotune.layers.rotation_module import Rotation
+    from orthotune.layers.parametrization.rotation import Rotation
 
     computed: list[Rotation] = []
     refresh = Rotation._refresh

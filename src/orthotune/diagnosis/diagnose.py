@@ -118,10 +118,10 @@ def _of_layer(name: str, layer: OFTLayer, adapter: str) -> Iterator[RotationFact
     settings = layer.oft_settings[adapter]
     series = "neumann" if settings.series == "current" else "neumann_legacy"
     for part, rotation in layer.rotations(adapter).items():
-        v = rotation.map.within_ball(rotation.weight.view(rotation.copies, -1, rotation.weight.shape[-1]).float())
+        v = rotation.spec.within_ball(rotation.weight.view(rotation.copies, -1, rotation.weight.shape[-1]).float())
         yield rotation_facts(
-            rotation(whole=True),
-            v * rotation.map.scale,
+            rotation(every_block=True),
+            v * rotation.spec.scale,
             layer=name,
             part=part,
             side=settings.side,
@@ -142,7 +142,7 @@ def _weights(layer: OFTLayer, adapter: str) -> Iterator[tuple[str, WeightFacts]]
     side = layer.oft_settings[adapter].side
     with layer.unmerged():
         for part, matrix in layer.matrices().items():
-            after = turn_whole(matrix, layer.steps(part, [adapter], whole=True))
+            after = turn_whole(matrix, layer.steps(part, [adapter], every_block=True))
             yield part, weight_facts(_vectors(matrix, side), _vectors(after, side))
 
 

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from orthotune.diffusion.batch import Batch
 from orthotune.diffusion.family import LossOptions
 from orthotune.diffusion.pipeline_family import PipelineFamily
-from orthotune.layers.rotation_module import Rotation
+from orthotune.layers.parametrization.rotation import Rotation
 
 #: bytes that AdamW keeps for each number: two moments, float32 or quantized
 OPTIMIZER_BYTES = {"adamw": 8, "adamw-8bit": 2}

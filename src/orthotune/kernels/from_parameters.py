@@ -1,23 +1,19 @@
-"""Rotation from the packed parameters that a file or a layer holds."""
+"""Rotations from the packed parameters that a file or a layer holds: the fast path of ``RotationSpec.rotation``."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from orthotune.errors import OrthotuneError
+from orthotune.kernels.autograd import gradients_again, looked_through
 from orthotune.kernels.choose import choose
-from orthotune.rotation.ball import coft_radius, project
-from orthotune.rotation.cayley import cayley_backward, cayley_forward
-from orthotune.rotation.neumann import neumann
+from orthotune.rotation.cayley import cayley, cayley_backward, cayley_forward
 from orthotune.rotation.packing import pack, unpack
-
-NeumannSeries = Literal["current", "legacy"]
+from orthotune.rotation.spec import RotationSpec
 
 
 class _ExactRotation(torch.autograd.Function):
@@ -27,30 +23,42 @@ class _ExactRotation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, R: Tensor, scale: float, spent: Callable[[], None] | None, *stored: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.R, ctx.scale, ctx.spent = R, scale, spent
+    def forward(ctx: Any, R: Tensor, scale: float, *stored: Tensor) -> tuple[Tensor, ...]:
+        ctx.R, ctx.scale, ctx.stored = R, scale, stored
+        ctx.versions = [None if v.is_inference() else v._version for v in stored]
         ctx.rows = [v.shape[0] for v in stored]
         ctx.set_materialize_grads(False)
         return R.split(ctx.rows) if len(stored) > 1 else (R.view_as(R),)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if ctx.spent is not None:
-            ctx.spent()
-        came = {i: grad for i, grad in enumerate(grads) if grad is not None}
+        if torch.is_grad_enabled():
+            return None, None, *_again(ctx, grads)
+        arrived = {i: grad for i, grad in enumerate(grads) if grad is not None}
         found: list[Tensor | None] = [None] * len(grads)
-        if came:
-            R, rows = ctx.R, [ctx.rows[i] for i in came]
-            if len(came) < len(grads):  # a layer that this forward passed by
-                R = torch.cat([part for i, part in enumerate(R.split(ctx.rows)) if i in came])
-            dv = _exact_backward(R, torch.cat([*came.values()]) if len(came) > 1 else next(iter(came.values())))
+        if arrived:
+            R, rows = ctx.R, [ctx.rows[i] for i in arrived]
+            if len(arrived) < len(grads):  # a layer that this forward passed by
+                R = torch.cat([part for i, part in enumerate(R.split(ctx.rows)) if i in arrived])
+            dv = _exact_backward(R, torch.cat([*arrived.values()]) if len(arrived) > 1 else next(iter(arrived.values())))
             dv = dv if ctx.scale == 1 else dv.mul_(ctx.scale)
-            for i, own in zip(came, dv.split(rows), strict=True):
+            for i, own in zip(arrived, dv.split(rows), strict=True):
                 found[i] = own
-        return None, None, None, *found
+        return None, None, *found
+
+
+def _again(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """The gradients with a graph: from the parameters once more, which must be what they were."""
+    if any(seen is not None and seen != v._version for seen, v in zip(ctx.versions, ctx.stored, strict=True)):
+        raise OrthotuneError(
+            "a second derivative of a rotation", got="a parameter that was written to after the forward",
+            do="Compute the derivatives before the optimizer steps",
+        )  # fmt: skip
+    size, scale = ctx.R.shape[-1], ctx.scale
+    return gradients_again(
+        lambda *stored: [cayley(unpack(v if scale == 1 else v * scale, size)) for v in stored],
+        ctx.stored, grads, [v.requires_grad for v in ctx.stored],
+    )  # fmt: skip
 
 
 def _exact_backward(R: Tensor, grad: Tensor) -> Tensor:
@@ -80,13 +88,11 @@ def _use_triton(stored: Tensor, block_size: int) -> bool:
     )
 
 
-def exact_rotation(
-    v: Tensor, block_size: int, known: Tensor | None = None, spent: Callable[[], None] | None = None
-) -> Tensor:
+def exact_rotation(v: Tensor, block_size: int, known: Tensor | None = None) -> Tensor:
     """Exact rotation ``cayley(unpack(v))``.
 
     Shapes: ``(..., b (b - 1) / 2)`` -> ``(..., b, b)``; float32 or float64. ``known`` is the result when it has been
-    computed before: only the gradient is added. ``spent`` is called when the backward has passed.
+    computed before: only the gradient is added.
 
     Example:
         >>> exact_rotation(torch.zeros(1, 3), 3)[0].trace().item()
@@ -94,67 +100,42 @@ def exact_rotation(
     """
     if torch.is_autocast_enabled(v.device.type):
         with torch.autocast(v.device.type, enabled=False):
-            return exact_rotation(v, block_size, known, spent)
+            return exact_rotation(v, block_size, known)
     if v.requires_grad and torch.is_grad_enabled():
         with torch.no_grad():
             R = _exact(v, block_size) if known is None else known
-        return _ExactRotation.apply(R, 1.0, spent, v)[0]
+        return _ExactRotation.apply(R, 1.0, v)[0]
     return _exact(v, block_size) if known is None else known
 
 
-@dataclass(frozen=True)
-class RotationMap:
-    """From stored numbers to a rotation.
+def rotation_of(spec: RotationSpec, v: Tensor, known: Tensor | None = None) -> Tensor:
+    """``spec.rotation(v)`` by the fastest kernel.
 
     Args:
-        block_size: size of a block.
-        exact: exact Cayley map; otherwise a Neumann polynomial with ``terms``.
-        series: ``"legacy"`` is the polynomial of PEFT 0.16-0.17.
-        scaled: the stored numbers are divided by ``2 sqrt(b - 1)``, so that one learning rate fits every block size.
-        eps: radius of COFT's ball in PEFT's units (see :func:`coft_radius`); None leaves the rotation free.
+        spec: the map, with its block size.
+        v: stored numbers ``(..., rows, b (b - 1) / 2)``.
+        known: the result when it has been computed before, so that only the gradient is added; a Neumann polynomial
+            is computed again.
+
+    Returns:
+        Rotations ``(..., rows, b, b)``; float32, or float64 for float64 numbers.
 
     Example:
-        >>> RotationMap(block_size=2)(torch.zeros(3, 1)).shape
+        >>> rotation_of(RotationSpec(block_size=2), torch.zeros(3, 1)).shape
         torch.Size([3, 2, 2])
     """
+    if looked_through():
+        with torch.autocast(v.device.type, enabled=False):
+            return spec.from_skew(spec.skew(v), plain=True)
+    if spec.exact:
+        return exact_rotation(spec.vector(v), spec.block_size, known)
+    return spec.from_skew(spec.skew(v))
 
-    block_size: int
-    exact: bool = True
-    terms: int = 5
-    series: NeumannSeries = "current"
-    scaled: bool = False
-    eps: float | None = None
 
-    @property
-    def scale(self) -> float:
-        """Factor between the stored numbers and the skew matrix."""
-        return 1 / (2 * math.sqrt(self.block_size - 1)) if self.scaled else 1.0
+def connect(spec: RotationSpec, stored: Sequence[Tensor], R: Tensor) -> tuple[Tensor, ...]:
+    """Known exact rotations of several layers, each with the gradient to its own stored numbers, in one node.
 
-    def within_ball(self, v: Tensor) -> Tensor:
-        """The stored numbers ``(rows, n)`` after COFT's projection; unchanged without COFT."""
-        return v if self.eps is None else project(v, coft_radius(self.eps, v.shape[-2]) / self.scale)
-
-    def __call__(self, v: Tensor, known: Tensor | None = None, spent: Callable[[], None] | None = None) -> Tensor:
-        """Rotations ``(rows, b, b)`` of the stored numbers ``(rows, n)``; float32, or float64 for float64 numbers.
-
-        ``known`` and ``spent`` are :func:`exact_rotation`'s; a series takes no notice of them.
-        """
-        if self.exact:
-            return exact_rotation(self._vector(v), self.block_size, known, spent)
-        return neumann(self.skew(v), self.terms, self.series == "legacy")
-
-    def skew(self, v: Tensor) -> Tensor:
-        """The skew blocks ``(rows, b, b)`` that the map is applied to: scaled, and within COFT's ball."""
-        return unpack(self._vector(v), self.block_size)
-
-    def _vector(self, v: Tensor) -> Tensor:
-        v = self.within_ball(v.to(torch.promote_types(v.dtype, torch.float32)))
-        return v * self.scale if self.scaled else v
-
-    def connect(self, stored: Sequence[Tensor], R: Tensor, spent: Callable[[], None]) -> tuple[Tensor, ...]:
-        """Known exact rotations of several layers, each with the gradient to its own stored numbers, in one node.
-
-        Shapes: ``stored`` ``(rows_i, n)``, ``R`` ``(sum of rows, b, b)``; returns views ``(rows_i, b, b)`` of ``R``.
-        """
-        found: tuple[Tensor, ...] = _ExactRotation.apply(R, self.scale, spent, *stored)
-        return found
+    Shapes: ``stored`` ``(rows_i, n)``, ``R`` ``(sum of rows, b, b)``; returns views ``(rows_i, b, b)`` of ``R``.
+    """
+    found: tuple[Tensor, ...] = _ExactRotation.apply(R, spec.scale, *stored)
+    return found

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from orthotune.kernels.autograd import gradients_again, looked_through
 from orthotune.kernels.choose import choose
 
 
@@ -140,9 +139,10 @@ class _Rotate(torch.autograd.Function):
         return tuple(rotate_joined(x, joined(rotations), len(rotations)))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         x, *rotations = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return gradients_again(rotate_plain, (x, *rotations), grads, ctx.needs_input_grad)
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return _backward(x, rotations, grads, *ctx.needs_input_grad)
@@ -167,6 +167,23 @@ def _backward(
             more, dR[i] = _backward_alone(x, rotations[i], grad, need_dx, need_dR[i])
             dx = more if dx is None or more is None else dx.add_(more)
     return None if dx is None else dx.view(shape), *dR
+
+
+def rotate_plain(x: Tensor, *rotations: Tensor) -> list[Tensor]:
+    """:func:`rotate_each` in plain operations: what transforms of functions, second derivatives and traces see.
+
+    Example:
+        >>> rotate_plain(torch.zeros(0, 4), torch.eye(2)[None])[0].shape
+        torch.Size([0, 4])
+    """
+    found = []
+    for R in rotations:
+        blocks = x.unflatten(-1, (x.shape[-1] // R.shape[-1], R.shape[-1]))
+        if R.shape[0] == 1:
+            found.append((blocks @ R[0].to(x.dtype)).flatten(-2))
+        else:
+            found.append(torch.einsum("...kb,kbc->...kc", blocks, R.to(x.dtype)).flatten(-2))
+    return found
 
 
 def rotate(x: Tensor, R: Tensor) -> Tensor:
@@ -197,21 +214,22 @@ def rotate_each(x: Tensor, rotations: Sequence[Tensor]) -> Sequence[Tensor]:
             x = x.to(torch.get_autocast_dtype(x.device.type))
         with torch.autocast(x.device.type, enabled=False):
             return rotate_each(x, rotations)
-    if x.numel() == 0:
-        return [x] * len(rotations)
+    if looked_through() or (not torch.compiler.is_compiling() and x.numel() == 0):
+        return rotate_plain(x, *rotations)
     if torch.is_grad_enabled() and (x.requires_grad or any(R.requires_grad for R in rotations)):
         found: Sequence[Tensor] = _Rotate.apply(x, *rotations)
         return found
     return rotate_joined(x, joined(rotations), len(rotations))
 
 
-def rotate_channels(x: Tensor, R: Tensor) -> Tensor:
-    """:func:`rotate` along the second dimension: the channels of an image, in its own memory format.
+def rotate_channels(x: Tensor, R: Tensor, spatial: int) -> Tensor:
+    """:func:`rotate` along the channels of an image, in its own memory format.
 
-    Shapes: ``x`` ``(batch, channels, *size)``, ``R`` ``(channels / b or 1, b, b)``; returns the shape of ``x``.
+    Shapes: ``x`` ``(batch, channels, *size)`` or ``(channels, *size)`` with ``spatial`` dimensions of size, ``R``
+    ``(channels / b or 1, b, b)``; returns the shape of ``x``.
 
     Example:
-        >>> rotate_channels(torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[0.0, 1.0], [-1.0, 0.0]]]))
+        >>> rotate_channels(torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[0.0, 1.0], [-1.0, 0.0]]]), spatial=1)
         tensor([[[0.],
                  [1.]]])
     """
@@ -219,9 +237,10 @@ def rotate_channels(x: Tensor, R: Tensor) -> Tensor:
         return rotate(x.movedim(1, -1), R).movedim(-1, 1)
     if torch.is_autocast_enabled(x.device.type) and x.dtype is not torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
+    channels = x.dim() - spatial - 1
     with torch.autocast(x.device.type, enabled=False):
-        blocks = x.reshape(x.shape[0], -1, R.shape[-1], math.prod(x.shape[2:]))
-        return (R.mT.to(x.dtype) @ blocks).view(x.shape)
+        blocks = x.unflatten(channels, (x.shape[channels] // R.shape[-1], R.shape[-1])).flatten(channels + 2)
+        return (R.mT.to(x.dtype) @ blocks).reshape(x.shape)
 
 
 def rotate_stack(W: Tensor, R: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from orthotune.kernels.autograd import gradients_again, looked_through
 from orthotune.kernels.rotate import rotate_rows, rotate_stack
 
 #: Numbers of a weight that are worked on at once: their float32 copy and the product stay in a core's own cache.
@@ -49,9 +49,13 @@ class _TurnOnce(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         W, factor = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            found = gradients_again(
+                lambda W, F: [_plain(W, F, ctx.columns)], (W, factor), [grad], ctx.needs_input_grad[:2]
+            )
+            return *found, None  # type: ignore[return-value]
         columns, b = ctx.columns, factor.shape[-1]
         act = rotate_stack if columns else rotate_rows
         dW = torch.empty_like(W) if ctx.needs_input_grad[0] else None
@@ -73,6 +77,14 @@ class _TurnOnce(torch.autograd.Function):
         return dW, None if dF is None else dF.to(factor.dtype), None
 
 
+def _plain(W: Tensor, factor: Tensor, columns: bool) -> Tensor:
+    """The product in plain operations, in float32 or better, rounded to the dtype of ``W``."""
+    blocks = _blocks(_wide(W), factor.shape[-1], columns)
+    if columns:
+        return (blocks @ factor).transpose(-3, -2).flatten(-2).to(W.dtype)
+    return (factor @ blocks).flatten(-3, -2).to(W.dtype)
+
+
 def turn_once(W: Tensor, factor: Tensor, columns: bool) -> Tensor:
     """``W BD(F)`` (``columns``) or ``BD(F) W``: computed in float32 or better, rounded once to the dtype of ``W``.
 
@@ -82,4 +94,6 @@ def turn_once(W: Tensor, factor: Tensor, columns: bool) -> Tensor:
         >>> turn_once(torch.ones(1, 2).bfloat16(), torch.eye(2)[None], columns=True)
         tensor([[1., 1.]], dtype=torch.bfloat16)
     """
+    if looked_through():
+        return _plain(W, factor, columns)
     return _TurnOnce.apply(W, factor, columns)

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.functional import linear
 
 from orthotune.errors import UnsupportedLayerError
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.linear import Linear
 from orthotune.layers.mixed_batch import refuse_mixed_batch
+from orthotune.layers.plan import plan
 from orthotune.layers.settings import LayerSettings
-from orthotune.layers.transparent import Transparent
 
 
-class MultiheadAttention(Transparent):
+class MultiheadAttention(OFTLayer):
     """Parts ``q``, ``k``, ``v`` (rows of the packed ``in_proj_weight``, or the separate weights) and ``out``.
 
     Called as the base is: ``(query, key, value, ...) -> (output, weights)``. Files hold ``oft_R.q.weight`` and so on.
@@ -24,20 +24,25 @@ class MultiheadAttention(Transparent):
 
     beyond_peft = "nn.MultiheadAttention"
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, settings: LayerSettings) -> None:
-        if isinstance(base_layer.out_proj, OFTLayer):
+    def prepare(self, settings: LayerSettings) -> None:
+        if isinstance(self.base_layer.out_proj, OFTLayer):
             raise UnsupportedLayerError(
                 f"layer '{settings.layer}'",
                 got="an adapter on its out_proj alone",
                 needed="adapters on the whole attention, or on out_proj, not both",
                 do="Give both adapters the same target",
             )
-        super().__init__(base_layer, adapter_name, settings)
 
     @property
     def weight(self) -> Tensor:
-        """The packed or the query projection, for device and dtype."""
-        return next(iter(self.base_parameters().values()))
+        """The packed or the query projection, as the layer computes with it."""
+        return self.seen(next(iter(self.base_parameters())))
+
+    @property
+    def out_proj(self) -> Any:
+        """The output projection, whose weight is the one that the layer computes with."""
+        base = self.get_base_layer().out_proj
+        return _OutputProjection(self, base) if self.in_use.adapters else base
 
     @property
     def bias(self) -> Tensor | None:
@@ -68,21 +73,40 @@ class MultiheadAttention(Transparent):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         as_base = refuse_mixed_batch(self, kwargs)
-        adapters = [] if as_base else self.adapters_in_use()
-        if not adapters:
+        if as_base or plan(self).path == "base":
             return self.base_layer(*args, **kwargs)
-        turned = {name: W.to(self.weight.dtype) for name, W in self.turned(adapters).items()}
-        return functional_call(self.base_layer, turned, args, kwargs)
+        return self.call(args, kwargs)
+
+    def opaque(self) -> str | None:
+        """Nothing is assumed of its forward: the base is always called with the adapted weights."""
+        return None
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("_qkv_same_embed_dim", "_reset_parameters"):  # read by torch's own encoder layers
+            return getattr(self.get_base_layer(), name)
+        return super().__getattr__(name)
+
+
+class _OutputProjection:
+    """``out_proj`` of an adapted attention, for code that reads its weight past the attention's forward."""
+
+    def __init__(self, layer: MultiheadAttention, base: nn.Module) -> None:
+        self.layer, self.base = layer, base
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the attention computes with."""
+        return self.layer.seen("out_proj.weight")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product with the adapted weight."""
+        return linear(x, self.weight, self.base.bias)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.base, name)
 
 
 class AttentionOutput(Linear):
     """The ``out_proj`` of an ``nn.MultiheadAttention`` targeted alone: the attention reads its ``weight`` only."""
 
     beyond_peft = "the output projection of nn.MultiheadAttention"
-
-    @property
-    def weight(self) -> Tensor:
-        """The turned weight, differentiable."""
-        adapters = self.adapters_in_use()
-        base = self.get_base_layer().weight
-        return self.turned(adapters)["weight"].to(base.dtype) if adapters else base

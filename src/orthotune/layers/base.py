@@ -1,6 +1,6 @@
-"""The bookkeeping of every rotated layer, written once: adapters, merging, switching off.
+"""The bookkeeping of every adapted layer, written once: adapters, merging, switching off.
 
-A layer kind states three things: its weight as matrices (:meth:`OFTLayer.matrices`), how turned matrices become
+A layer kind states three things: its weight as matrices (:meth:`OFTLayer.matrices`), how rotated matrices become
 parameters again (:meth:`OFTLayer.assemble`), and its forward.
 
 Order. The signal meets active adapters in the order of their names in ``active_adapters``: the input passes ``R_1``
@@ -9,28 +9,44 @@ first, the output passes ``M_1`` first, so ``W' = M_k .. M_1 W (R_1 .. R_k)^T``.
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from orthotune.errors import OrthotuneError, UnsupportedLayerError
+from orthotune.kernels.autograd import looked_through
 from orthotune.kernels.turn_weight import Step, turn_weight, turn_whole
+from orthotune.layers.adapted_weight import adapted_weight
 from orthotune.layers.merging import Merging
-from orthotune.layers.rotation_module import Rotation
-from orthotune.layers.settings import LayerSettings
+from orthotune.layers.parametrization.rotation import Rotation
+from orthotune.layers.placed import placed
+from orthotune.layers.plan import PARTS, InUse, Plan, hosted, opaque
+from orthotune.layers.settings import LayerSettings, Slot
 from orthotune.layers.strength import Strengths
 from orthotune.quantized.plain import require_plain
 from orthotune.rotation.blocks import choose_layout
 
 
 class OFTLayer(nn.Module, Strengths, Merging):
-    """A base layer with any number of named rotations."""
+    """A base layer with any number of named adapters.
+
+    Whoever looks at it sees the adapted layer: its weights are those that it computes with, every other attribute that
+    a model asks for is the wrapped layer's own.
+    """
 
     adapter_layer_names: tuple[str, ...] = ("oft_R", "oft_embedding_R", "oft_magnitude")
-    other_param_names: tuple[str, ...] = ("r", "oft_block_size", "oft_settings", "oft_strength", "resized")
-    container = "oft_R"
-    sides: tuple[str, ...] = ("in", "out")
+    other_param_names: tuple[str, ...] = ("slots",)
+    container: ClassVar[str] = "oft_R"
+    sides: ClassVar[tuple[str, ...]] = ("in", "out")
+    #: forwards of bases that are known to be the product with the weight and nothing else
+    plain_forwards: ClassVar[tuple[Callable[..., Any], ...]] = ()
+    #: the input of several layers may be rotated in one product
+    shares_input: ClassVar[bool] = False
     #: why stock PEFT computes something else for this layer, or None when it agrees
     beyond_peft: str | None = None
 
@@ -40,16 +56,16 @@ class OFTLayer(nn.Module, Strengths, Merging):
         self.oft_R = nn.ModuleDict({})
         self.oft_embedding_R = nn.ModuleDict({})
         self.oft_magnitude = nn.ParameterDict({})
-        self.r: dict[str, int] = {}
-        self.oft_block_size: dict[str, int] = {}
-        self.oft_settings: dict[str, LayerSettings] = {}
+        self.slots: dict[str, Slot] = {}
         self._disable_adapters = False
         self._active_adapter = adapter_name
         self.start_unmerged()
-        self.start_whole()
-        self.resized: dict[str, str] = {}
+        self.prepare(settings)
         self.check_base(settings.layer)
         self.update_layer(adapter_name, settings)
+
+    def prepare(self, settings: LayerSettings) -> None:
+        """What a kind must know of its base before anything else; ``base_layer`` is there."""
 
     # What a kind states; a plain weight (out, in) is the default.
 
@@ -66,8 +82,20 @@ class OFTLayer(nn.Module, Strengths, Merging):
         return {part: matrix.shape for part, matrix in self.matrices().items()}
 
     def base_parameters(self) -> dict[str, nn.Parameter]:
-        """The base parameters that turn, by their name below the innermost base layer; none when it is quantized."""
+        """The base parameters that rotate, by their name below the innermost base layer; none when it is quantized."""
         return {"weight": self.get_base_layer().weight}
+
+    def natural(self, weight: Tensor) -> Tensor:
+        """A base parameter as ``(out, in, ...)``, and back."""
+        return weight
+
+    def own_path(self, x: Any) -> Plan:
+        """The path of a call whose base is known to be plain, see :func:`orthotune.layers.plan.plan`."""
+        return PARTS
+
+    def opaque(self) -> str | None:
+        """Why the base may do more than the product with its weight; None when it does not."""
+        return opaque(self.base_layer, self.plain_forwards)
 
     def check_base(self, layer: str) -> None:
         """Refuse a base whose weight cannot be read or written.
@@ -75,8 +103,9 @@ class OFTLayer(nn.Module, Strengths, Merging):
         Raises:
             UnsupportedLayerError: names the layer and what it holds.
         """
-        for weight in self.base_parameters().values():
-            require_plain(weight, layer, self.get_base_layer())
+        for name, weight in self.base_parameters().items():
+            owner, _, leaf = name.rpartition(".")
+            require_plain(weight, layer, self.get_base_layer().get_submodule(owner), leaf)
 
     def device(self) -> torch.device:
         """Where the base weight is."""
@@ -88,44 +117,72 @@ class OFTLayer(nn.Module, Strengths, Merging):
         """Add (or start afresh) the adapter ``adapter_name``.
 
         Raises:
-            UnsupportedLayerError: the side has no meaning for this layer.
+            UnsupportedLayerError: the side has no meaning for this layer, or it cannot hold a frozen map.
             BlockSizeError: the size does not fit.
         """
-        if settings.side not in self.sides:
+        if settings.frozen is not None:
+            self._hold_frozen(adapter_name, settings)
+        else:
+            self._hold_rotation(adapter_name, settings)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def _hold_rotation(self, name: str, settings: LayerSettings) -> None:
+        if settings.spec.side not in self.sides:
             raise UnsupportedLayerError(
-                f"side='{settings.side}' for layer '{settings.layer}' ({type(self.get_base_layer()).__name__})",
+                f"side='{settings.spec.side}' for layer '{settings.layer}' ({type(self.get_base_layer()).__name__})",
                 needed=f"side='{self.sides[0]}', the only one with a meaning for this layer",
                 do="Exclude the layer or change the side",
             )
-        self.oft_strength.pop(adapter_name, None)
-        rotations, outputs = {}, 0
+        rotations, outputs, resized = {}, 0, None
         for part, shape in self.shapes().items():
-            rotations[part] = self._new_rotation(adapter_name, shape, settings)
-            outputs += self._output_count(shape)
-        getattr(self, self.container)[adapter_name] = rotations[""] if "" in rotations else nn.ModuleDict(rotations)
-        if settings.magnitude:
-            self.oft_magnitude[adapter_name] = nn.Parameter(torch.ones(outputs, dtype=self._adapter_dtype()))
-        first = next(iter(rotations.values())).layout
-        self.r[adapter_name], self.oft_block_size[adapter_name] = first.block_count, first.block_size
-        self.oft_settings[adapter_name] = settings
-        self.reset_oft_parameters(adapter_name, settings.init_weights)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+            rotations[part], resized = self._new_rotation(shape, settings)
+            outputs += self.output_count(shape)
+        getattr(self, self.container)[name] = rotations[""] if "" in rotations else nn.ModuleDict(rotations)
+        self.oft_magnitude.pop(name) if name in self.oft_magnitude else None
+        if settings.spec.magnitude:
+            self.oft_magnitude[name] = nn.Parameter(torch.ones(outputs, dtype=self._adapter_dtype()))
+        chosen = next(iter(rotations.values())).spec
+        self.slots[name] = Slot(replace(settings, spec=chosen), resized=resized)
+        self.reset_oft_parameters(name, settings.init_weights)
+        self._move_adapter_to_device_of_base_layer(name)
 
-    def _new_rotation(self, adapter_name: str, shape: torch.Size, settings: LayerSettings) -> Rotation:
-        features = shape[-1 if settings.side == "in" else -2]
-        layout, changed = choose_layout(
-            features, r=settings.r, block_size=settings.block_size, shared=settings.shared,
-            fallback=settings.fallback, layer=settings.layer,
+    def _hold_frozen(self, name: str, settings: LayerSettings) -> None:
+        self.check_frozen(settings)
+        for holder in (self.oft_R, self.oft_embedding_R, self.oft_magnitude):
+            if name in holder:
+                del holder[name]
+        side = getattr(settings.frozen, "side", settings.spec.side)
+        self.slots[name] = Slot(replace(settings, spec=replace(settings.spec, side=side)))
+
+    @classmethod
+    def check_frozen(cls, settings: LayerSettings) -> None:
+        """Refuse a frozen map for a kind that holds none.
+
+        Raises:
+            UnsupportedLayerError: names the layer and the way out.
+        """
+        raise UnsupportedLayerError(
+            f"layer '{settings.layer}' ({cls.__name__})",
+            got="an adapter that can only be applied to a plain weight",
+            needed="a linear layer or a convolution that is not quantized",
+            do="Merge the adapter into the files of the base with `orthotune export --to dense`",
+        )
+
+    def _new_rotation(self, shape: torch.Size, settings: LayerSettings) -> tuple[Rotation, str | None]:
+        spec = settings.spec
+        layout, gave_way = choose_layout(
+            shape[-1 if spec.side == "in" else -2], r=settings.r, block_size=0 if settings.r else spec.block_size,
+            shared=spec.shared, fallback=settings.fallback, layer=settings.layer,
         )  # fmt: skip
-        if changed:
-            wanted = f"r={settings.r}" if settings.r else f"block_size={settings.block_size}"
-            self.resized[adapter_name] = f"{wanted} -> {layout.block_count} x {layout.block_size}"
+        wanted = f"r={settings.r}" if settings.r else f"block_size={spec.block_size}"
+        resized = f"{wanted} -> {layout.block_count} x {layout.block_size}" if gave_way else None
         copies = shape[0] if len(shape) == 3 else 1
-        return Rotation(layout, settings.map_for(layout.block_size), copies, settings.dropout, self._adapter_dtype())
+        chosen = replace(spec, block_size=layout.block_size, dtype=self._adapter_dtype())
+        return Rotation(layout, chosen, copies), resized
 
     @staticmethod
-    def _output_count(shape: torch.Size) -> int:
+    def output_count(shape: torch.Size) -> int:
+        """How many numbers a magnitude has for a matrix of this shape."""
         return shape[:-1].numel()
 
     def _adapter_dtype(self) -> torch.dtype:
@@ -148,10 +205,27 @@ class OFTLayer(nn.Module, Strengths, Merging):
         module = found[adapter_name]
         return cast(dict[str, Rotation], dict(module.items()) if isinstance(module, nn.ModuleDict) else {"": module})
 
+    def frozen_map(self, adapter_name: str) -> Any:
+        """The frozen map that an adapter is at this layer, None when it is a rotation or not there."""
+        slot = self.slots.get(adapter_name)
+        return None if slot is None else slot.settings.frozen
+
     def stored(self, adapter_name: str) -> list[nn.Parameter]:
         """The parameters of an adapter in this layer."""
         magnitude = [self.oft_magnitude[adapter_name]] if adapter_name in self.oft_magnitude else []
         return [rotation.weight for rotation in self.rotations(adapter_name).values()] + magnitude
+
+    def add_magnitude(self, adapter_name: str) -> None:
+        """Give an adapter a magnitude of 1 for each output neuron; one that is there keeps its numbers."""
+        slot = self.slots[adapter_name]
+        if adapter_name not in self.oft_magnitude:
+            like = next(iter(self.rotations(adapter_name).values())).weight
+            outputs = sum(self.output_count(shape) for shape in self.shapes().values())
+            self.oft_magnitude[adapter_name] = nn.Parameter(
+                torch.ones(outputs, dtype=like.dtype, device=like.device)
+            )
+        slot.settings = replace(slot.settings, spec=replace(slot.settings.spec, magnitude=True))
+        self.changed()
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # Unlike PEFT's, this never lowers the dtype: rotations are float32 whatever the base is.
@@ -161,51 +235,200 @@ class OFTLayer(nn.Module, Strengths, Merging):
             if "meta" not in (tensor.device.type, target.type) and tensor.device != target:
                 tensor.data = tensor.data.to(target)
 
-    # Turning.
+    # What PEFT's tables and older code call by these names.
 
-    def adapters_in_use(self) -> list[str]:
-        """Adapters that the forward must apply itself: active ones of this layer, none when merged or disabled."""
+    @property
+    def oft_settings(self) -> Mapping[str, LayerSettings]:
+        """Adapter -> its settings, with the block size that was chosen."""
+        return {name: slot.settings for name, slot in self.slots.items()}
+
+    @property
+    def oft_block_size(self) -> Mapping[str, int]:
+        """Adapter -> size of a block."""
+        return {name: slot.settings.spec.block_size for name, slot in self.slots.items()}
+
+    @property
+    def r(self) -> Mapping[str, int]:
+        """Adapter -> number of blocks."""
+        return {name: next(iter(found.values())).layout.block_count for name in self.slots if (found := self.rotations(name))}
+
+    @property
+    def resized(self) -> Mapping[str, str]:
+        """Adapter -> how the wanted block size gave way, where it did."""
+        return {name: slot.resized for name, slot in self.slots.items() if slot.resized is not None}
+
+    # Which adapters act. Three things of PEFT's protocol decide it, and each of them ends what was derived from it.
+
+    def changed(self) -> None:
+        """Adapters, strengths, merges or switches have changed: what was derived from them is derived anew."""
+        self.__dict__["_in_use"] = None
+        for slot in self.__dict__.get("slots", {}).values():
+            if slot.shared is not None:
+                slot.shared.resume()
+
+    @property
+    def _disable_adapters(self) -> bool:  # type: ignore[override]
+        return bool(self.__dict__.get("_disabled", False))
+
+    @_disable_adapters.setter
+    def _disable_adapters(self, disabled: bool) -> None:
+        self.__dict__["_disabled"] = disabled
+        self.changed()
+
+    @property
+    def _active_adapter(self) -> str | list[str]:  # type: ignore[override]
+        return cast("str | list[str]", self.__dict__.get("_active", "default"))
+
+    @_active_adapter.setter
+    def _active_adapter(self, names: str | list[str]) -> None:
+        self.__dict__["_active"] = names
+        self.changed()
+
+    @property
+    def merged_adapters(self) -> list[str]:  # type: ignore[override]
+        """Adapters that are merged into the base weight, in the order in which they act."""
+        return cast("list[str]", self.__dict__.get("_merged", []))
+
+    @merged_adapters.setter
+    def merged_adapters(self, names: list[str]) -> None:
+        self.__dict__["_merged"] = names
+        self.changed()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget an adapter and all that is kept for it."""
+        self.changed()
+        super().delete_adapter(adapter_name)
+        self.changed()
+
+    @property
+    def in_use(self) -> InUse:
+        """What the forward has to apply itself, derived once until something changes."""
+        found = self.__dict__.get("_in_use")
+        if found is None:
+            found = self.__dict__["_in_use"] = self._derive()
+        return cast(InUse, found)
+
+    def _derive(self) -> InUse:
         if self._disable_adapters:
             if self.merged:
                 self.unmerge()
-            return []
+            return InUse((), False, False, "adapters are disabled")
+        waiting = [name for name in self.active_adapters if name in self.slots and name not in self.merged_adapters]
+        if not waiting:
+            why = f"{', '.join(self.merged_adapters)} merged" if self.merged_adapters else "no adapter is active here"
+            return InUse((), False, False, why)
+        names = tuple(self.in_order([*self.merged_adapters, *waiting]))
+        specs = [self.slots[name].settings.spec for name in names]
+        frozen = [name for name in names if self.frozen_map(name) is not None]
+        why = f"'{frozen[0]}' is a frozen map of the whole weight" if frozen else ""
         if self.merged_adapters:
-            return []
-        here = getattr(self, self.container)
-        return [name for name in self.active_adapters if name in here]
+            why = f"{self.merged_adapters} merged, {waiting} not: together they start from the original weight"
+        changes = any(spec.side == "out" or name in self.oft_magnitude for name, spec in zip(names, specs, strict=True))
+        return InUse(names, bool(why), changes, why)
 
-    def turned(self, adapters: list[str], whole: bool = False, rounded: bool = False) -> dict[str, Tensor]:
+    def in_order(self, names: list[str]) -> list[str]:
+        """Adapters in the order in which they act: those that are not active first, then the active ones."""
+        active = [name for name in self.active_adapters if name in names]
+        return [name for name in dict.fromkeys(names) if name not in active] + active
+
+    def adapters_in_use(self) -> list[str]:
+        """Adapters that the forward applies, none when all are merged or disabled."""
+        return list(self.in_use.adapters)
+
+    # The adapted weight.
+
+    def turned(self, adapters: list[str], every_block: bool = False, rounded: bool = False) -> dict[str, Tensor]:
         """Parameter name -> ``W'`` under ``adapters``, differentiable, in float32 or rounded to the base's dtype.
 
-        ``whole`` drops no block, see :class:`Rotation`. ``rounded`` is for merging: in the base's dtype, computed run
-        by run without a float32 copy of the whole, and without a gradient.
+        ``every_block`` drops no block, see :class:`Rotation`. ``rounded`` is for merging: in the base's dtype, computed
+        run by run without a float32 copy of the whole, and without a gradient.
         """
-        turn = turn_weight if rounded else turn_whole
+        if any(self.frozen_map(name) is not None for name in adapters):
+            return self._by_maps(adapters, every_block, rounded)
+        turn = turn_weight if rounded and not looked_through() else turn_whole
         matrices = self.matrices()
         with torch.autocast(next(iter(matrices.values())).device.type, enabled=False):
-            return self.assemble({part: turn(W, self.steps(part, adapters, whole)) for part, W in matrices.items()})
+            return self.assemble(
+                {part: turn(W, self.steps(part, adapters, every_block)) for part, W in matrices.items()}
+            )
 
-    def steps(self, part: str, adapters: list[str], whole: bool = False) -> list[Step]:
+    def steps(self, part: str, adapters: list[str], every_block: bool = False) -> list[Step]:
         """What the adapters do to the matrix of a part, in the order in which it acts."""
         steps = [
-            Step("columns", self.rotations(name)[part](whole).mT)
+            Step("columns", self.rotations(name)[part](every_block).mT)
             for name in reversed(adapters)
-            if self.oft_settings[name].side == "in"
+            if self.slots[name].settings.spec.side == "in"
         ]
         for name in adapters:
-            if self.oft_settings[name].side == "out":
-                steps.append(Step("rows", self.rotations(name)[part](whole)))
+            if self.slots[name].settings.spec.side == "out":
+                steps.append(Step("rows", self.rotations(name)[part](every_block)))
             if (scale := self.magnitude(name, part)) is not None:
                 steps.append(Step("scale_rows", scale))
         return steps
+
+    def _by_maps(self, adapters: list[str], every_block: bool, rounded: bool) -> dict[str, Tensor]:
+        ((name, base),) = self.base_parameters().items()
+        W = self.natural(base)
+        with torch.autocast(W.device.type, enabled=False):
+            for adapter in self._sequence(adapters):
+                frozen = self.frozen_map(adapter)
+                if frozen is not None:
+                    W = placed(frozen, W.device).apply(W, self.strength(adapter).t)
+                else:
+                    W = turn_whole(W.flatten(1), self.steps("", [adapter], every_block)).view(W.shape)
+        W = self.natural(W)
+        return {name: W.to(base.dtype) if rounded else W}
+
+    def _sequence(self, adapters: list[str]) -> list[str]:
+        """The order in which adapters act on the weight: those of the inputs from the last to the first.
+
+        Raises:
+            UnsupportedLayerError: one scales the rows of a weight that another one before it mixes.
+        """
+        sides = {name: self.slots[name].settings.spec.side for name in adapters}
+        mixed = False
+        for name in adapters:
+            scales = name in self.oft_magnitude or getattr(self.frozen_map(name), "magnitude", None) is not None
+            if mixed and scales and sides[name] == "in":
+                raise UnsupportedLayerError(
+                    f"adapters {adapters} together on layer '{self.slots[name].settings.layer}'",
+                    got=f"'{name}', which rotates inputs and scales outputs, after one that rotates outputs",
+                    do="Merge the first one, or activate them in the other order",
+                )
+            mixed |= sides[name] == "out"
+        inward = [name for name in reversed(adapters) if sides[name] == "in"]
+        return inward + [name for name in adapters if sides[name] == "out"]
+
+    def frozen_weight(self, adapter_name: str, weight: Tensor) -> Tensor:
+        """The float weight that one frozen map makes of ``weight``, in the shape of the base parameter."""
+        W = self.natural(weight)
+        frozen = placed(self.slots[adapter_name].settings.frozen, W.device)
+        return self.natural(frozen.apply(W, self.strength(adapter_name).t))
 
     def magnitude(self, adapter_name: str, part: str = "") -> Tensor | None:
         """Scale of each output neuron of a part ``(copies * out,)``, or None when the adapter has none."""
         if adapter_name not in self.oft_magnitude:
             return None
-        sizes = {name: self._output_count(shape) for name, shape in self.shapes().items()}
-        start = sum(size for name, size in list(sizes.items())[: list(sizes).index(part)])
-        return self.scale_at(adapter_name, self.oft_magnitude[adapter_name][start : start + sizes[part]])
+        scales = self.oft_magnitude[adapter_name]
+        if part:
+            sizes = {name: self.output_count(shape) for name, shape in self.shapes().items()}
+            start = sum(size for name, size in list(sizes.items())[: list(sizes).index(part)])
+            scales = scales[start : start + sizes[part]]
+        return self.scale_at(adapter_name, scales)
+
+    def adapted(self, adapters: list[str], rounded: bool = False) -> dict[str, Tensor]:
+        """Parameter name -> the weight that the layer computes with, in the base's dtype; differentiable.
+
+        Adapters that are merged are part of ``adapters`` and start from the original weight, at the strengths that
+        they were merged at.
+        """
+        with ExitStack() as stack:
+            if self.merged_adapters:
+                stack.enter_context(self.unmerged())
+                stack.enter_context(self.at_strengths(self.merged_strengths()))
+            dtypes = {name: weight.dtype for name, weight in self.base_parameters().items()}
+            found = self.turned(adapters, rounded=rounded)
+        return {name: W.to(dtypes.get(name, W.dtype)) for name, W in found.items()}
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """``W' - W`` of one adapter, in the shape of the base weight, float32 (float64 for float64 weights).
@@ -214,11 +437,122 @@ class OFTLayer(nn.Module, Strengths, Merging):
             OrthotuneError: the layer has several weights, as attention has.
         """
         with torch.no_grad(), self.unmerged():
-            turned, weights = self.turned([adapter], whole=True), self.assemble(self.matrices())
+            turned, weights = self.turned([adapter], every_block=True), self.assemble(self.matrices())
         if len(turned) != 1:
             raise OrthotuneError(f"one delta weight of a layer that has {sorted(turned)}", do="Use turned() instead")
         (weight,), (original,) = turned.values(), weights.values()
         return weight - original.to(weight.dtype)
 
+    # The base called with the adapted weight in the place of its own.
+
+    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], adapters: tuple[str, ...] | None = None) -> Any:
+        """The base's own forward and hooks on the original input, with the weights that the layer computes with."""
+        names = list(self.in_use.adapters if adapters is None else adapters)
+        if not hosted(self.base_layer):
+            prefix = self._path_to_base()
+            weights = {prefix + name: W for name, W in self.adapted(names).items()}
+            return functional_call(self.base_layer, weights, args, dict(kwargs))
+        # The host's wrapper would bring the base's own weights: it is opened by hand, and the forward inside is called.
+        with _at_hand(self.base_layer), _without_wrapper(self.base_layer):
+            weights = self.adapted(names)
+            return functional_call(self.base_layer, weights, args, dict(kwargs))
+
+    def _path_to_base(self) -> str:
+        base, path = self.base_layer, ""
+        while hasattr(base, "base_layer"):
+            base, path = base.base_layer, path + "base_layer."
+        return path
+
+    # What others see of the layer.
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the layer computes with: the base's own, or rotated and scaled when it is first used."""
+        return self.seen("weight")
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]
+        """The bias of the base, which no adapter changes."""
+        return cast("Tensor | None", self.get_base_layer().bias)
+
+    def seen(self, name: str) -> Tensor:
+        """A weight of the base, by the name of its parameter, as the layer computes with it."""
+        names = list(self.in_use.adapters)  # first: it takes a merge out of the base when adapters are disabled
+        base = self.base_parameters()[name]
+        if not names:
+            return base
+        compute = _reading(self, name, names)
+        if torch.compiler.is_compiling() or looked_through():
+            return compute()
+        inputs: list[Tensor] = [p for adapter in names for p in self.stored(adapter)]
+        return adapted_weight(base, compute, [*inputs, base], self.slots[names[0]].settings.layer)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # Not set yet, being unpickled, or what a host has noted about the wrapped module, as its hooks.
+            if name.startswith(("_", "ds_")) or "base_layer" not in self.__dict__.get("_modules", {}):
+                raise
+            base = self.get_base_layer()
+            if isinstance(base.__dict__.get("_parameters", {}).get(name), Tensor) and name in self.base_parameters():
+                return self.seen(name)
+            return getattr(base, name)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        replica = super()._replicate_for_data_parallel()
+        replica.__dict__["slots"] = {name: replace(slot, shared=None) for name, slot in self.slots.items()}
+        replica.__dict__["_in_use"] = None
+        return replica
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_in_use": None}
+
+    def train(self, mode: bool = True) -> Any:
+        self.changed()
+        return super().train(mode)
+
     def __repr__(self) -> str:
         return "orthotune." + super().__repr__()
+
+
+def _reading(layer: OFTLayer, name: str, adapters: list[str]) -> Callable[[], Tensor]:
+    def compute() -> Tensor:
+        return layer.adapted(adapters)[name]
+
+    return compute
+
+
+@contextmanager
+def _at_hand(base: nn.Module) -> Iterator[None]:
+    """The weights of an offloaded module in memory until the end."""
+    hooks = [
+        hook
+        for module in base.modules()
+        for outer in [module.__dict__.get("_hf_hook")]
+        for hook in getattr(outer, "hooks", [outer])
+        if getattr(hook, "offload", False)
+    ]
+    modules = [module for module in base.modules() if module.__dict__.get("_hf_hook") is not None]
+    for module in modules if hooks else []:
+        module._hf_hook.pre_forward(module)  # type: ignore[operator, union-attr]
+    try:
+        yield
+    finally:
+        for module in modules if hooks else []:
+            module._hf_hook.post_forward(module, None)  # type: ignore[operator, union-attr]
+
+
+@contextmanager
+def _without_wrapper(base: nn.Module) -> Iterator[None]:
+    """Without the forwards that a host has put on the instances, until the end."""
+    taken = {
+        module: module.__dict__.pop("forward")
+        for module in base.modules()
+        if hosted(module) and "forward" in module.__dict__
+    }
+    try:
+        yield
+    finally:
+        for module, forward in taken.items():
+            module.forward = forward

@@ -1,54 +1,73 @@
-"""Embeddings: the embedding dimension turns."""
+"""Embeddings: the embedding dimension is rotated."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from orthotune.errors import MergeError
 from orthotune.kernels.rotate import rotate
 from orthotune.kernels.turn_weight import Step
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import mixed_batch
+from orthotune.layers.plan import SIDES, Plan, opaque, plan
 
 
 class Embedding(OFTLayer):
     """``nn.Embedding``: ``E' = E R`` along the embedding dimension, PEFT's meaning since 0.19.
 
-    Shapes: tokens ``(...)`` -> ``(..., dim)``. Magnitude scales the embedding dimensions. Turning the rows would mix
+    Shapes: tokens ``(...)`` -> ``(..., dim)``. Magnitude scales the embedding dimensions. Rotating the rows would mix
     tokens and is refused.
     """
 
     container = "oft_embedding_R"
     sides = ("in",)
+    plain_forwards = (nn.Embedding.forward,)
 
     @staticmethod
-    def _output_count(shape: torch.Size) -> int:
+    def output_count(shape: torch.Size) -> int:
         return shape[-1]
 
-    def steps(self, part: str, adapters: list[str], whole: bool = False) -> list[Step]:
+    def steps(self, part: str, adapters: list[str], every_block: bool = False) -> list[Step]:
         steps = []
         for name in adapters:
-            steps.append(Step("columns", self.rotations(name)[part](whole)))
+            steps.append(Step("columns", self.rotations(name)[part](every_block)))
             if (scale := self.magnitude(name)) is not None:
                 steps.append(Step("scale_columns", scale))
         return steps
 
-    def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        batch = mixed_batch(self, kwargs, tokens)
-        adapters = self.adapters_in_use()  # first: it takes a merge out of the base when adapters are disabled
-        y = self.base_layer(tokens, *args, **kwargs)
-        if batch is not None:
+    def opaque(self) -> str | None:
+        base = self.base_layer
+        # Gemma, BART and others multiply what they look up by one number, which rotations do not mind.
+        scaled = type(base).__name__.endswith("ScaledWordEmbedding") and type(base).__module__.startswith("transformers.")
+        plain = (type(base).forward,) if scaled else ()
+        return super().opaque() if not plain else opaque(base, plain)
+
+    def own_path(self, x: Any) -> Plan:
+        """What is looked up is rotated."""
+        return SIDES
+
+    def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if kwargs and (batch := mixed_batch(self, kwargs, tokens)) is not None:
             here = [name for name in batch.rows if self.rotations(name)]
-            y = batch.rotated(self, y, here)
+            if self.opaque() is not None:
+                return batch.by_adapter(tokens, here, lambda names, rows: self._under(names, rows, args, kwargs))
+            y = batch.rotated(self, self.base_layer(tokens, *args, **kwargs), here)
             return batch.scaled(self, y, [name for name in here if name in self.oft_magnitude])
-        for name in adapters:
-            y = rotate(y, self.rotations(name)[""]())
+        path = plan(self, tokens).path
+        if path == "call":
+            return self.call((tokens, *args), kwargs)
+        y = self.base_layer(tokens, *args, **kwargs)
+        for name in self.in_use.adapters if path == "sides" else ():
+            y = rotate(y, self.oft_embedding_R[name]())
             scale = self.magnitude(name)
             y = y if scale is None else y * scale.to(y.dtype)
         return y
+
+    def _under(self, names: list[str], rows: Tensor, args: Any, kwargs: Any) -> Any:
+        return self.call((rows, *args), kwargs, tuple(names)) if names else self.base_layer(rows, *args, **kwargs)
 
     def check_mergeable(self, adapters: list[str]) -> None:
         """Refuse what changes norms where the base clips the rows that it looks up.
@@ -56,13 +75,14 @@ class Embedding(OFTLayer):
         Raises:
             MergeError: the embedding has ``max_norm``, and an adapter has a magnitude or is not a rotation.
         """
+        specs = {name: self.slots[name].settings for name in adapters}
         longer = [
             n for n in adapters
-            if n in self.oft_magnitude or not self.oft_settings[n].exact or self.strength(n).kind != "geodesic"
+            if n in self.oft_magnitude or not specs[n].spec.exact or self.strength(n).kind != "geodesic"
         ]  # fmt: skip
         if longer and self.get_base_layer().max_norm is not None:
             raise MergeError(
-                f"merging {longer} into embedding '{self.oft_settings[longer[0]].layer}'",
+                f"merging {longer} into embedding '{specs[longer[0]].layer}'",
                 got=f"max_norm={self.get_base_layer().max_norm}, which would clip the rows that the adapter lengthens",
                 do="Keep the adapter un-merged, or set max_norm to None first",
             )

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from orthotune.errors import UnsupportedLayerError
+from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import refuse_mixed_batch
+from orthotune.layers.plan import plan
 from orthotune.layers.settings import LayerSettings
-from orthotune.layers.transparent import Transparent
 
 #: classes that store (experts, in, out) without saying so in an attribute
 INPUT_FIRST = {"Llama4TextExperts"}
 
 
-class ParamWrapper(Transparent):
+class ParamWrapper(OFTLayer):
     """One parameter ``(experts, out, in)``, ``(experts, in, out)`` or ``(out, in)`` of a module, a rotation per expert.
 
     Several parameters of one module are wrapped one around another. The class name and ``parameter_name`` are what
@@ -33,23 +33,27 @@ class ParamWrapper(Transparent):
         parameter_name: str,
         input_first: bool = False,
     ) -> None:
-        object.__setattr__(self, "parameter_name", parameter_name)
-        innermost = base_layer.get_base_layer() if isinstance(base_layer, ParamWrapper) else base_layer
-        marked = getattr(innermost, "is_transposed", False) or type(innermost).__name__ in INPUT_FIRST
-        object.__setattr__(self, "input_first", bool(input_first or marked))
-        if getattr(innermost, parameter_name).dim() not in (2, 3):
+        self._which = (parameter_name, input_first)  # read by prepare, which the constructor calls
+        super().__init__(base_layer, adapter_name, settings)
+
+    def prepare(self, settings: LayerSettings) -> None:
+        base = self.get_base_layer()
+        self.parameter_name, input_first = self._which
+        marked = getattr(base, "is_transposed", False) or type(base).__name__ in INPUT_FIRST
+        self.input_first = bool(input_first or marked)
+        found = getattr(base, self.parameter_name)
+        if found.dim() not in (2, 3):
             raise UnsupportedLayerError(
                 f"parameter '{settings.layer}'",
-                got=f"shape {tuple(getattr(innermost, parameter_name).shape)}",
+                got=f"shape {tuple(found.shape)}",
                 needed="(out, in), (experts, out, in) or (experts, in, out)",
                 do="Leave it out of target_parameters",
             )
-        super().__init__(base_layer, adapter_name, settings)
 
     @property
     def weight(self) -> Tensor:
-        """The wrapped parameter, for device and dtype."""
-        return getattr(self.get_base_layer(), self.parameter_name)
+        """The wrapped parameter, as the layer computes with it."""
+        return self.seen(self.parameter_name)
 
     def base_parameters(self) -> dict[str, nn.Parameter]:
         return {self.parameter_name: getattr(self.get_base_layer(), self.parameter_name)}
@@ -61,16 +65,27 @@ class ParamWrapper(Transparent):
     def assemble(self, matrices: dict[str, Tensor]) -> dict[str, Tensor]:
         return {self.parameter_name: matrices[""].mT if self.input_first else matrices[""]}
 
+    def natural(self, weight: Tensor) -> Tensor:
+        return weight.mT if self.input_first else weight
+
+    def opaque(self) -> str | None:
+        """Nothing is assumed of its forward: the base is always called with the adapted parameter."""
+        return None
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         as_base = refuse_mixed_batch(self, kwargs)
-        adapters = [] if as_base else self.adapters_in_use()
-        if not adapters:
+        if as_base or plan(self).path == "base":
             return self.base_layer(*args, **kwargs)
-        base, path = self.base_layer, ""
-        while isinstance(base, ParamWrapper):
-            base, path = base.base_layer, path + "base_layer."
-        turned = {path + name: W.to(self.weight.dtype) for name, W in self.turned(adapters).items()}
-        return functional_call(self.base_layer, turned, args, kwargs)
+        return self.call(args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # A mixture reads private attributes of its experts, too; what a host has noted about them is not ours.
+            if name.startswith(("__", "_hf", "_diffusers", "_is_", "ds_", "_which")) or not self._modules:
+                raise
+            return getattr(self.base_layer, name)
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None

@@ -1,78 +1,108 @@
-"""Linear layers: the input turns, or the output does."""
+"""Linear layers: the input is rotated, or the output is."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from orthotune.kernels.autograd import looked_through
 from orthotune.kernels.choose import weight_turns
 from orthotune.kernels.rotate import rotate
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import MixedBatch, mixed_batch
-from orthotune.layers.shared_input import SharedInput
-
-#: numbers of an input that is turned in so little time that what Python does around it counts
-SHORT = 1 << 18
+from orthotune.layers.plan import INPUT, ROWS, SIDES, Plan, plan
+from orthotune.layers.settings import LayerSettings
 
 
 class Linear(OFTLayer):
     """``nn.Linear``: ``y = (x R) W^T + b`` (``side="in"``) or ``y = (x W^T) M^T + b`` (``side="out"``).
 
-    Shapes: ``x`` ``(..., in)`` of any rank, returns ``(..., out)``. The bias is never turned or scaled.
+    Shapes: ``x`` ``(..., in)`` of any rank, returns ``(..., out)``. The bias is never rotated or scaled.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        #: by adapter: this layer and those that get its input too
-        self.shared_inputs: dict[str, SharedInput] = {}
-        super().__init__(*args, **kwargs)
+    plain_forwards = (nn.Linear.forward,)
+    shares_input: ClassVar[bool] = True
 
-    def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        self.shared_inputs.pop(adapter_name, None)
-        super().update_layer(adapter_name, *args, **kwargs)
+    @classmethod
+    def check_frozen(cls, settings: LayerSettings) -> None:
+        """Plain linear layers hold frozen maps."""
 
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter and what is kept for its input, which would hold on to its rotations."""
-        super().delete_adapter(adapter_name)
-        self.shared_inputs.pop(adapter_name, None)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "shared_inputs": {}}  # the neighbours of a copy are others
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if kwargs and (batch := mixed_batch(self, kwargs, x)) is not None:
             return self._mixed(batch, x, args, kwargs)
-        if len(self.shared_inputs) == 1 and not args and x.numel() < SHORT:
-            (shared,) = self.shared_inputs.values()
-            if (turned := shared.standing(self, x)) is not None:
-                return self.base_layer(turned)
-        adapters, outputs_change = self.adapters_in_use(), False
-        if adapters and self._turns_weight(x):
-            return linear(x, self.turned(adapters, rounded=True)["weight"], self.get_base_layer().bias)
-        for name in adapters:
-            if self.oft_settings[name].side == "in":
-                x = self._rotated(x, name, len(adapters) == 1)
-                outputs_change |= name in self.oft_magnitude
-            else:
-                outputs_change = True
-        if not outputs_change:
+        path = plan(self, x).path
+        if path == "input":
+            return self.base_layer(self._rotated_in(x), *args, **kwargs)
+        if path == "base":
             return self.base_layer(x, *args, **kwargs)
-        y = self._without_bias(x)
-        for name in adapters:
-            if self.oft_settings[name].side == "out":
+        if path == "sides":
+            return self._with_bias(self._rotated_out(self._without_bias(self._rotated_in(x))))
+        if path == "weight":
+            return linear(x, self.turned(list(self.in_use.adapters), rounded=True)["weight"], self.get_base_layer().bias)
+        return self.call((x, *args), kwargs)
+
+    def own_path(self, x: Tensor | None) -> Plan:
+        """Inputs are rotated; the weight is, where there are many rows and no gradient."""
+        if x is not None and not torch.compiler.is_compiling() and self._rows_rotate_slower(x):
+            return ROWS
+        return SIDES if self.in_use.outputs_change else INPUT
+
+    def _rows_rotate_slower(self, x: Tensor) -> bool:
+        base = self.base_layer
+        return (
+            type(base) is nn.Linear
+            and weight_turns(x.device.type, x.shape[:-1].numel(), base.out_features, torch.is_grad_enabled())
+            and not self.training  # where blocks may be dropped
+            and "forward" not in base.__dict__
+            and not torch.is_autocast_enabled(x.device.type)
+            and not looked_through()
+        )
+
+    def _rotated_in(self, x: Tensor) -> Tensor:
+        names = self.in_use.adapters
+        if len(names) == 1:
+            slot = self.slots[names[0]]
+            if slot.settings.spec.side == "out":
+                return x
+            rotated = None if slot.shared is None else slot.shared.rotated(self, x)
+            return rotate(x, self.oft_R[names[0]]()) if rotated is None else rotated
+        for name in names:
+            if self.slots[name].settings.spec.side == "in":
+                x = rotate(x, self.oft_R[name]())
+        return x
+
+    def _rotated_out(self, y: Tensor) -> Tensor:
+        for name in self.in_use.adapters:
+            if self.slots[name].settings.spec.side == "out":
                 y = rotate(y, self.oft_R[name]().mT)
             scale = self.magnitude(name)
             y = y if scale is None else y * scale.to(y.dtype)
+        return y
+
+    def _without_bias(self, x: Tensor) -> Tensor:
+        base = self.base_layer
+        if type(base).forward is nn.Linear.forward and "forward" not in base.__dict__:
+            return linear(x, base.weight)
+        # Only the host of the module knows where its weight is; its bias is taken off again.
+        y, bias = base(x), self.get_base_layer().bias
+        return y if bias is None else y - bias.to(y.dtype)
+
+    def _with_bias(self, y: Tensor) -> Tensor:
         bias = self.get_base_layer().bias
         return y if bias is None else y + bias.to(y.dtype)
 
-    def _mixed(self, batch: MixedBatch, x: Tensor, args: Any, kwargs: Any) -> Tensor:
-        here = [name for name in batch.rows if name in self.oft_R]
-        x = batch.rotated(self, x, [name for name in here if self.oft_settings[name].side == "in"])
-        changed = [n for n in here if self.oft_settings[n].side == "out" or n in self.oft_magnitude]
+    # Rows of one batch under several adapters.
+
+    def _mixed(self, batch: MixedBatch, x: Tensor, args: Any, kwargs: Any) -> Any:
+        here = [name for name in batch.rows if name in self.slots]
+        if self.opaque() is not None or any(self.slots[name].settings.frozen is not None for name in here):
+            return batch.by_adapter(x, here, lambda names, rows: self._under(names, rows, args, kwargs))
+        x = batch.rotated(self, x, [name for name in here if self.slots[name].settings.spec.side == "in"])
+        changed = [n for n in here if self.slots[n].settings.spec.side == "out" or n in self.oft_magnitude]
         if not changed:
             return self.base_layer(x, *args, **kwargs)
         if sum(len(batch.rows[name]) for name in changed) == len(x):
@@ -82,48 +112,34 @@ class Linear(OFTLayer):
         y = torch.cat([self._with_outputs(own, x[inside], changed), self.base_layer(x[outside], *args, **kwargs)])
         return y[torch.cat([inside, outside]).argsort()]
 
+    def _under(self, names: list[str], x: Tensor, args: Any, kwargs: Any) -> Any:
+        """Rows of a mixed batch that run under one adapter, or none."""
+        if not names:
+            return self.base_layer(x, *args, **kwargs)
+        if self.opaque() is None and self.slots[names[0]].settings.frozen is None:
+            return self._mixed(MixedBatch(names * len(x)), x, args, kwargs)
+        return self.call((x, *args), kwargs, tuple(names))
+
     def _with_outputs(self, batch: MixedBatch, x: Tensor, adapters: list[str]) -> Tensor:
-        y = self._without_bias(x)
-        y = batch.rotated(self, y, [n for n in adapters if self.oft_settings[n].side == "out"], transposed=True)
-        y = batch.scaled(self, y, [name for name in adapters if name in self.oft_magnitude])
-        bias = self.get_base_layer().bias
-        return y if bias is None else y + bias.to(y.dtype)
-
-    def _rotated(self, x: Tensor, name: str, alone: bool) -> Tensor:
-        shared = self.shared_inputs.get(name) if alone else None
-        turned = None if shared is None else shared.rotated(self, x)
-        return rotate(x, self.oft_R[name]()) if turned is None else turned
-
-    def _turns_weight(self, x: Tensor) -> bool:
-        base = self.base_layer
-        return (
-            type(base) is nn.Linear
-            and weight_turns(x.device.type, x.shape[:-1].numel(), base.out_features, torch.is_grad_enabled())
-            and not self.training  # where blocks may be dropped
-            and "forward" not in base.__dict__
-            and not (base._forward_hooks or base._forward_pre_hooks or torch.is_autocast_enabled(x.device.type))
-            and not torch.compiler.is_compiling()
-        )
-
-    def _without_bias(self, x: Tensor) -> Tensor:
-        base = self.base_layer
-        if type(base).forward is nn.Linear.forward and "forward" not in base.__dict__:
-            return linear(x, base.weight)
-        # Only the module itself knows its forward (an offloading hook, a subclass); its bias is taken off again.
-        y, bias = base(x), self.get_base_layer().bias
-        return y if bias is None else y - bias.to(y.dtype)
+        outward = [n for n in adapters if self.slots[n].settings.spec.side == "out"]
+        y = batch.rotated(self, self._without_bias(x), outward, transposed=True)
+        return self._with_bias(batch.scaled(self, y, [name for name in adapters if name in self.oft_magnitude]))
 
 
 class TransposedLinear(Linear):
     """transformers' ``Conv1D`` (GPT-2): the weight is stored ``(in, out)``."""
 
     beyond_peft = "Conv1D layers"
+    plain_forwards = (Conv1D.forward,)
 
     def matrices(self) -> dict[str, Tensor]:
         return {"": self.get_base_layer().weight.mT}
 
     def assemble(self, matrices: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"weight": matrices[""].mT}
+
+    def natural(self, weight: Tensor) -> Tensor:
+        return weight.mT
 
     def _without_bias(self, x: Tensor) -> Tensor:
         base = self.base_layer

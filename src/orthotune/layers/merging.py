@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from orthotune.errors import MergeError
 from orthotune.kernels.finite import all_finite
-from orthotune.layers.sharding import refuse_parts
-from orthotune.layers.strength import Strength
+from orthotune.layers.parametrization.sharding import refuse_parts
+from orthotune.layers.settings import Slot
+from orthotune.rotation.strength import FULL, Strength
 
 
 class Merging(BaseTunerLayer):
@@ -28,14 +29,21 @@ class Merging(BaseTunerLayer):
     get_base_layer: Callable[[], Any]
     active_adapters: Any
     set_adapter: Callable[..., None]
+    slots: dict[str, Slot]
+    in_order: Callable[[list[str]], list[str]]
     strength: Callable[[str], Strength]
     at_strengths: Callable[[dict[str, Strength]], AbstractContextManager[None]]
 
     def start_unmerged(self) -> None:
         """Nothing is merged yet; called once by the layer."""
-        self.merged_adapters: list[str] = []
-        self._merged_at: dict[str, Strength] = {}
+        self.merged_adapters = []
         self._stash: dict[str, nn.Parameter] = {}
+        for slot in self.slots.values():
+            slot.merged_at = None
+
+    def merged_strengths(self) -> dict[str, Strength]:
+        """The strengths that adapters were merged at: what is merged stays so until it is merged anew."""
+        return {name: self.slots[name].merged_at or FULL for name in self.merged_adapters if name in self.slots}
 
     def original(self, name: str) -> nn.Parameter:
         """The base parameter as it was before any merge, where and in what dtype the model is now."""
@@ -69,11 +77,9 @@ class Merging(BaseTunerLayer):
             MergeError: a parameter is spread over processes; or, with ``safe``, an adapter holds NaN or infinite
             numbers or a weight would become so. Names the layer, the adapters and the parameter.
         """
-        refuse_parts(self.oft_settings[adapters[0]].layer, self.base_parameters())
-        # What is merged already stays at the strength that it was merged at.
-        before = {name: self._merged_at[name] for name in self.merged_adapters if name in self._merged_at}
-        with torch.no_grad(), self.at_strengths(before):
-            new = self.turned(adapters, whole=True, rounded=True)
+        refuse_parts(self.slots[adapters[0]].settings.layer, self.base_parameters())
+        with torch.no_grad(), self.at_strengths(self.merged_strengths()):
+            new = self.turned(adapters, every_block=True, rounded=True)
             for name, base in self.base_parameters().items():
                 if new[name].stride() != base.stride():
                     new[name] = torch.empty_like(base, requires_grad=False).copy_(new[name])
@@ -83,7 +89,7 @@ class Merging(BaseTunerLayer):
         for what, tensors in checked.items():
             if not all(all_finite(tensor) for tensor in tensors):
                 raise MergeError(
-                    f"merging {adapters} into layer '{self.oft_settings[adapters[0]].layer}'",
+                    f"merging {adapters} into layer '{self.slots[adapters[0]].settings.layer}'",
                     got=f"NaN or infinite values in {what}",
                     do="Nothing was changed. The adapter or the base weight is broken: run `orthotune inspect`",
                 )
@@ -103,15 +109,18 @@ class Merging(BaseTunerLayer):
             MergeError: see :meth:`check_mergeable`; with ``safe_merge``, when a weight would not be finite. Nothing is
             changed then.
         """
-        wanted = [name for name in check_adapters_to_merge(self, adapter_names) or [] if name in self.oft_settings]
+        wanted = [name for name in check_adapters_to_merge(self, adapter_names) or [] if name in self.slots]
         if not wanted:
             return
         self.check_mergeable(wanted)
+        # In the order in which they act un-merged, so that merging one of several active adapters changes nothing.
+        names = self.in_order([*self.merged_adapters, *wanted])
         with self.unmerged() as originals:
-            new = self.merged_parameters([*self.merged_adapters, *wanted], safe_merge)
+            new = self.merged_parameters(names, safe_merge)
         self._write(new, originals)
-        self.merged_adapters = [*self.merged_adapters, *wanted]
-        self._merged_at |= {name: self.strength(name) for name in wanted}
+        self.merged_adapters = names
+        for name in wanted:
+            self.slots[name].merged_at = self.strength(name)
 
     def _write(self, new: dict[str, Tensor], originals: dict[str, nn.Parameter]) -> None:
         self._stash = originals

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from orthotune.errors import ConfigError, UnsupportedLayerError
+from orthotune.kernels.autograd import looked_through
 from orthotune.kernels.rotate import rotate
-from orthotune.layers.rotation_module import Rotation
+from orthotune.layers.parametrization.rotation import Rotation
 
 if TYPE_CHECKING:
     from orthotune.layers.base import OFTLayer
@@ -123,14 +124,14 @@ class MixedBatch:
     ) -> Tensor:
         """What ``make`` gives for each adapter's rotation, side by side; kept while no gradient is wanted."""
         rotations = [layer.rotations(name)[""] for name in adapters]
-        passing = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        passing = torch.is_grad_enabled() or torch.compiler.is_compiling() or looked_through()
         if passing or any(rotation.weight.is_inference() for rotation in rotations):
             return torch.stack([make(rotation) for rotation in rotations])
         key = (id(layer), adapters, key)
-        known_by = [part for r in rotations for part in (id(r.weight), r.weight._version, r.strength)]
+        served = [rotation.known() for rotation in rotations]
         kept = self._kept.get(key)
-        if kept is None or kept[0] != known_by:
-            kept = self._kept[key] = known_by, torch.stack([make(rotation) for rotation in rotations])
+        if kept is None or any(a is not b for a, b in zip(kept[0], served, strict=True)):
+            kept = self._kept[key] = served, torch.stack([make(rotation) for rotation in rotations])
         return kept[1]
 
     def scaled(self, layer: OFTLayer, y: Tensor, adapters: Sequence[str]) -> Tensor:
@@ -231,4 +232,4 @@ def refuse_mixed_batch(layer: OFTLayer, kwargs: dict[str, Any]) -> bool:
 
 
 def _name(layer: OFTLayer) -> str:
-    return next(iter(layer.oft_settings.values())).layer
+    return next(iter(layer.slots.values())).settings.layer

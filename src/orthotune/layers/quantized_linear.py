@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from orthotune.errors import MergeError
+from orthotune.layers.base import OFTLayer
 from orthotune.layers.linear import Linear
 from orthotune.layers.settings import LayerSettings
 from orthotune.quantized.contract import Library, Snapshot
@@ -35,14 +36,56 @@ class QuantizedLinear(Linear):
     library: Library
     _before: Snapshot | None
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, settings: LayerSettings) -> None:
-        innermost = base_layer.get_base_layer() if isinstance(base_layer, BaseTunerLayer) else base_layer
-        found = library_of(innermost)
-        assert found is not None, "the roster of layers sends only claimed modules here"
-        object.__setattr__(self, "library", found)
-        super().__init__(base_layer, adapter_name, settings)
+    def prepare(self, settings: LayerSettings) -> None:
+        base = self.get_base_layer()
+        found = library_of(base)
+        assert found is not None, "the registry of layers sends only claimed modules here"
+        self.library = found
         if torch.get_default_device().type != "meta":  # there, it is only tried whether the adapter fits
-            attach(innermost, found)
+            attach(base, found)
+
+    @classmethod
+    def check_frozen(cls, settings: LayerSettings) -> None:
+        OFTLayer.check_frozen.__func__(cls, settings)  # type: ignore[attr-defined]
+
+    def opaque(self) -> str | None:
+        """Its forward is its library's, a linear map by the library's contract; hooks run around ours, see forward."""
+        return None
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        base = self.base_layer
+        if not (base._forward_hooks or base._forward_pre_hooks) or not self.in_use.adapters or kwargs:
+            return super().forward(x, *args, **kwargs)
+        # Hooks see the original input and the final output, once: ours stands in for the library's forward.
+        own, usual = super().forward, base.__dict__.get("forward")
+        hooks = base._forward_hooks, base._forward_pre_hooks
+
+        def inside(x: Tensor) -> Any:
+            base._forward_hooks, base._forward_pre_hooks = type(hooks[0])(), type(hooks[1])()
+            base.forward = usual
+            try:
+                return own(x, *args)
+            finally:
+                base._forward_hooks, base._forward_pre_hooks = hooks
+                base.forward = inside
+
+        base.forward = inside
+        try:
+            return base(x)
+        finally:
+            base.forward = usual
+
+    def call(self, args: tuple[Any, ...], kwargs: Any, adapters: tuple[str, ...] | None = None) -> Any:
+        """The product with the dequantized, adapted weight: no library runs a weight in the place of its own."""
+        names = list(self.in_use.adapters if adapters is None else adapters)
+        W = self.adapted(names)["weight"]
+        return linear(args[0], W.to(args[0].dtype), self.library.bias(self.get_base_layer()))
+
+    @property
+    def weight(self) -> Tensor:
+        """What the library stores: its numbers are no weight that could be read or rotated past the layer."""
+        base = self.get_base_layer()
+        return base.qweight if hasattr(base, "qweight") else base.weight
 
     def base_parameters(self) -> dict[str, nn.Parameter]:
         return {}
@@ -67,7 +110,7 @@ class QuantizedLinear(Linear):
     @property
     def described(self) -> str:
         """The layer, its library and mode, for messages."""
-        name = next(iter(self.oft_settings.values())).layer
+        name = next(iter(self.slots.values())).settings.layer
         return f"layer '{name}' ({self.library.name}, {self.library.mode(self.get_base_layer())})"
 
     def start_unmerged(self) -> None:

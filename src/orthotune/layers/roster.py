@@ -13,6 +13,7 @@ from orthotune.layers.conv import Conv
 from orthotune.layers.embedding import Embedding
 from orthotune.layers.linear import Linear, TransposedLinear
 from orthotune.layers.quantized_linear import QuantizedLinear
+from orthotune.layers.settings import LayerSettings
 from orthotune.quantized.roster import library_of
 
 #: first match wins, so a subclass stands before its base
@@ -48,3 +49,17 @@ def kind_of(module: nn.Module, layer: str) -> type[OFTLayer]:
         needed=f"one of {served}",
         do="Name its inner layers in target_modules, or exclude it",
     )
+
+
+def check_holds(kind: type[OFTLayer], settings: LayerSettings) -> None:
+    """Refuse settings that a kind cannot hold, before a layer is made.
+
+    Raises:
+        UnsupportedLayerError: a frozen map for a kind that holds none; names the layer.
+
+    Example:
+        >>> from orthotune.rotation.spec import RotationSpec
+        >>> check_holds(Linear, LayerSettings("q_proj", RotationSpec(block_size=8)))
+    """
+    if settings.frozen is not None:
+        kind.check_frozen(settings)

@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from orthotune.kernels.from_parameters import NeumannSeries, RotationMap
-
-Side = Literal["in", "out"]
+from orthotune.rotation.spec import RotationSpec
+from orthotune.rotation.strength import FULL, Strength
 
 
 @dataclass(frozen=True)
 class LayerSettings:
-    """Settings of an adapter at one layer, sizes already chosen for it.
+    """The spec of an adapter at one layer, and how the layer makes it.
 
-    ``r`` blocks or blocks of ``block_size``: exactly one of them is not 0. ``fallback`` says what happens to a size
-    that does not divide. The other fields have the meaning of :class:`orthotune.OFTConfig`'s.
+    Args:
+        layer: name of the layer, for messages.
+        spec: the transform; a ``block_size`` of 0 leaves the size to ``r``.
+        r: number of blocks, 0 when the spec says their size.
+        fallback: what happens to a size that does not divide the layer.
+        init_weights: start from the identity, otherwise from random rotations.
+        frozen: a map of the whole weight that is applied as it is, instead of a trained rotation.
+
+    Example:
+        >>> LayerSettings("q_proj", RotationSpec(block_size=8)).spec.side
+        'in'
     """
 
     layer: str
+    spec: RotationSpec
     r: int = 0
-    block_size: int = 32
     fallback: Literal["error", "nearest"] = "nearest"
-    side: Side = "in"
-    shared: bool = False
-    magnitude: bool = False
-    scaled: bool = False
-    exact: bool = True
-    terms: int = 5
-    series: NeumannSeries = "current"
-    eps: float | None = None
-    dropout: float = 0.0
     init_weights: bool = True
+    frozen: Any = None
 
-    def map_for(self, block_size: int) -> RotationMap:
-        """The map from parameters to rotations for blocks of ``block_size``."""
-        return RotationMap(block_size, self.exact, self.terms, self.series, self.scaled, self.eps)
+
+@dataclass
+class Slot:
+    """Everything that a layer knows of one adapter, beside its parameters."""
+
+    settings: LayerSettings
+    strength: Strength = FULL
+    #: how the wanted block size gave way to the layer's width, None when it did not
+    resized: str | None = None
+    #: the strength that the adapter was merged at
+    merged_at: Strength | None = None
+    #: a ``SharedInput``: the layers that get this layer's input, too
+    shared: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "shared": None}  # the neighbours of a copy are others

@@ -1,160 +1,173 @@
-"""Projections of one input, as query, key and value: the first that is asked turns the input for all of them."""
+"""Projections of one input, as query, key and value: the first that is called rotates the input for all of them."""
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from orthotune.kernels.autograd import looked_through
 from orthotune.kernels.rotate import joined, rotate_each, rotate_joined
-from orthotune.layers.rotation_cache import RotationCache
-from orthotune.layers.rotation_module import Rotation
-from orthotune.layers.sharding import is_zero
+from orthotune.layers.base import OFTLayer
+from orthotune.layers.parametrization.memo import Memo
+from orthotune.layers.parametrization.rotation import Rotation
+from orthotune.layers.parametrization.sharding import is_zero
 
-if TYPE_CHECKING:
-    from orthotune.layers.linear import Linear
+#: children of one module that get its input together, in calling order
+TOGETHER = (
+    ("q_proj", "k_proj", "v_proj"),  # Llama, Mistral, Qwen, Gemma, OPT, CLIP
+    ("to_q", "to_k", "to_v"),  # diffusers
+    ("add_q_proj", "add_k_proj", "add_v_proj"),  # diffusers' joint attention
+    ("query", "key", "value"),  # BERT, ViT
+    ("q_lin", "k_lin", "v_lin"),  # DistilBERT
+    ("q", "k", "v"),  # T5
+    ("gate_proj", "up_proj"),  # Llama's feed-forward
+    ("w1", "w3"),  # experts of Mixtral
+    ("wi_0", "wi_1"),  # T5 1.1
+)
 
 
-class _Turned(NamedTuple):
-    """What the first has made, and for which input."""
+class _Pending(NamedTuple):
+    """What the first layer has made for the others, of which input, and with which rotations."""
 
     x: Tensor
     version: int
     grad: bool
-    outputs: dict[int, Tensor]
-
-    def made_for(self, x: Tensor) -> bool:
-        return self.x is x and self.version == x._version and self.grad is torch.is_grad_enabled()
-
-
-class _Standing(NamedTuple):
-    """The rotations of all layers in one tensor, and by what to tell that they stand: for evaluation and decoding."""
-
-    R: Tensor
-    device_type: str
-    known_by: list[tuple[Linear, Rotation, RotationCache[Tensor], tuple[Any, ...]]]
-
-    def stands(self, name: str) -> bool:
-        for layer, rotation, cache, entry in self.known_by:
-            weight = rotation._parameters["weight"]
-            if (
-                cast(Any, cache._entry) is not entry
-                or cache._doubtful
-                or weight is None
-                or weight._version != entry[0]
-                or weight.data_ptr() != entry[1]
-                or layer._disable_adapters
-                or layer.merged_adapters
-                or (layer._active_adapter != [name] and layer._active_adapter != name)
-            ):
-                return False
-        return True
+    outputs: dict[int, tuple[Tensor, Tensor | None]]
 
 
 class SharedInput:
     """Layers that get one input under one adapter, in the order in which the model calls them; often a single one.
 
-    Nothing is assumed of the model: an output is used for the very tensor that it was made from, unchanged since. The
-    first call that does not fit (cross-attention, another order) ends the sharing for good: each layer goes on alone.
+    Nothing is assumed of the model: an output is used for the very tensor that it was made from, unchanged since, and
+    only while the layer's own rotation is the one that made it. A call that does not fit (cross-attention, another
+    order) pauses the sharing until the model's adapters change or its mode does; ``why_not`` says which call it was,
+    and ``orthotune bench --explain`` shows it.
     """
 
-    def __init__(self, layers: Sequence[Linear], name: str) -> None:
-        self._layers, self._name = [weakref.ref(layer) for layer in layers], name
-        self._turned: _Turned | None = None
-        self._standing: _Standing | None = None
+    def __init__(self, layers: Sequence[OFTLayer], adapter: str) -> None:
+        self._layers, self._adapter = [weakref.ref(layer) for layer in layers], adapter
+        self._pending: dict[int, _Pending] = {}  # by thread
+        #: the rotations of all layers and their join, valid while each layer serves the very tensor
+        self._joined: tuple[list[Tensor], Tensor] | None = None
+        #: why every layer rotates its own input for now, None while they share
+        self.why_not: str | None = None
         for layer in layers:
-            layer.shared_inputs[name] = self
+            layer.slots[adapter].shared = self
 
-    def standing(self, layer: Linear, x: Tensor) -> Tensor | None:
-        """:meth:`rotated` by what an earlier call without gradients left standing; None when that does not apply."""
-        kept = self._standing
-        if (
-            kept is None
-            or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or x.is_inference()
-            or torch.is_autocast_enabled(kept.device_type)
-        ):
-            return None
-        if self._turned is not None:
-            return self._taken(layer, x)
-        if layer is not kept.known_by[0][0] or not x.numel():
-            return None
-        if not kept.stands(self._name):
-            self._standing = None
-            return None
-        return self._keep(x, rotate_joined(x, kept.R, len(kept.known_by)))
+    @property
+    def count(self) -> int:
+        """How many layers share the input."""
+        return len(self._layers)
 
-    def rotated(self, layer: Linear, x: Tensor) -> Tensor | None:
-        """``x`` turned for ``layer``; None when the layer must do it for itself."""
-        if torch.compiler.is_compiling() or x.is_inference():  # no identity, no version to go by
-            return None
+    def resume(self) -> None:
+        """Share again: adapters or the mode have changed."""
+        self._pending.clear()
+        self._joined = self.why_not = None
+
+    def rotated(self, layer: OFTLayer, x: Tensor) -> Tensor | None:
+        """``x`` rotated for ``layer``; None when the layer must do it for itself."""
+        if self.why_not is not None or torch.compiler.is_compiling() or x.is_inference() or looked_through():
+            return None  # inside compiled code and transforms there is no identity of tensors to go by
+        thread = threading.get_ident()
+        pending = self._pending.get(thread)
         if layer is not self._layers[0]():
-            if self._turned is None:
-                return None
-            if (y := self._taken(layer, x)) is None:
-                self._end()
-            return y
-        if self._turned is not None:  # somebody did not come for it
-            self._end()
+            return None if pending is None else self._taken(pending, thread, layer, x)
+        if pending is not None:
+            self._pause("the first layer was called again before the others")
             return None
-        found = self._found(x)
-        return None if found is None else self._keep(x, found)
-
-    def forget(self) -> None:
-        """The next input is turned anew: a rotation has changed without its parameter."""
-        self._turned = self._standing = None
-
-    def _keep(self, x: Tensor, found: Sequence[Tensor]) -> Tensor:
-        """The first result, and the others for their layers."""
-        if len(found) > 1:
-            others = {id(kept()): y for kept, y in zip(self._layers[1:], found[1:], strict=True)}
-            self._turned = _Turned(x, x._version, torch.is_grad_enabled(), others)
-        return found[0]
-
-    def _taken(self, layer: Linear, x: Tensor) -> Tensor | None:
-        turned = self._turned
-        if turned is None or not turned.made_for(x):
+        found = self._all(x)
+        if found is None:
             return None
-        y = turned.outputs.pop(id(layer), None)
-        if not turned.outputs:
-            self._turned = None
+        rotations, outputs = found
+        others = {
+            id(kept()): (y, rotation.served())
+            for kept, rotation, y in zip(self._layers[1:], rotations[1:], outputs[1:], strict=True)
+        }
+        self._pending[thread] = _Pending(x, x._version, torch.is_grad_enabled(), others)
+        return outputs[0]
+
+    def _taken(self, pending: _Pending, thread: int, layer: OFTLayer, x: Tensor) -> Tensor | None:
+        """What the first layer has made for this one, if the input and the rotation are still those."""
+        y, served = pending.outputs.pop(id(layer), (None, None))
+        if not pending.outputs:
+            self._pending.pop(thread, None)
+        if y is None or pending.x is not x or pending.version != x._version or pending.grad is not _graph():
+            self._pause("a layer was called with another input than the first one")
+            return None
+        rotation = cast(Rotation, layer.oft_R[self._adapter])
+        if Memo.can_hold(rotation.weight) and (served is None or rotation.current() is not served):
+            return None  # the numbers have changed since the first layer was called
         return y
 
-    def _found(self, x: Tensor) -> Sequence[Tensor] | None:
-        """``x`` turned for every layer; None when one of them is not ready for it."""
-        known_by: list[tuple[Linear, Rotation, RotationCache[Tensor], Any]] = []
-        rotations, own, scaled = [], None, False
-        for layer in (kept() for kept in self._layers):
-            if layer is None or layer._disable_adapters or layer.adapters_in_use() != [self._name]:
+    def _all(self, x: Tensor) -> tuple[list[Rotation], Sequence[Tensor]] | None:
+        """The rotations of all layers and ``x`` rotated by each; None when one of them is not ready."""
+        graph, first = _graph(), None
+        rotations: list[Rotation] = []
+        blocks: list[Tensor] = []
+        for kept in self._layers:
+            layer = kept()
+            if layer is None or layer.in_use.adapters != (self._adapter,) or layer.in_use.by_weight:
                 return None
-            rotation = cast(Rotation, layer.oft_R[self._name])
+            rotation = cast(Rotation, layer.oft_R[self._adapter])
             weight = rotation.weight
-            own = weight if own is None else own
+            first = weight if first is None else first
             # Offloaded, sharded or partitioned at the moment: its own forward will bring it here.
-            if (
-                is_zero(weight)
-                or type(weight) is not type(own)
-                or weight.device != x.device
-                or weight.shape != own.shape
-            ):
+            if is_zero(weight) or type(weight) is not type(first) or weight.device != x.device:
                 return None
-            rotations.append(rotation())
-            scaled |= self._name in layer.oft_magnitude
-            known_by.append((layer, rotation, rotation.cache, rotation.cache._entry))
-        if not scaled and not torch.is_grad_enabled():
-            R = joined(rotations)
-            fresh = all(entry is not None and entry[2] is R for R, (*_, entry) in zip(rotations, known_by, strict=True))
-            if fresh and R.data_ptr() == rotations[0].data_ptr():  # no second copy is kept
-                self._standing = _Standing(R, R.device.type, known_by)
-        return rotate_each(x, rotations)
+            if weight.shape != first.shape:
+                return None
+            # The others are compared with their parameters when their own layers are called.
+            R = rotation.served() if rotations and not graph and Memo.can_hold(weight) else None
+            rotations.append(rotation)
+            blocks.append(rotation() if R is None or rotation.training else R)
+        if graph or torch.is_autocast_enabled(x.device.type) or not x.numel():
+            return rotations, rotate_each(x, blocks)
+        joint = self._joined
+        if joint is None or any(a is not b for a, b in zip(joint[0], blocks, strict=True)):
+            joint = self._joined = (blocks, joined(blocks))
+        return rotations, rotate_joined(x, joint[1], len(blocks))
 
-    def _end(self) -> None:
-        """Each layer alone from now on."""
-        for layer in (kept() for kept in self._layers):
-            if layer is not None and layer.shared_inputs.get(self._name) is self:
-                SharedInput([layer], self._name)
-        self._turned = self._standing = None
+    def _pause(self, why: str) -> None:
+        self._pending.clear()
+        self._joined, self.why_not = None, why
+
+
+def _graph() -> bool:
+    return torch.is_grad_enabled()
+
+
+def share_inputs(model: nn.Module, adapter: str) -> None:
+    """Let the layers of an adapter that get one input rotate it together, see :class:`SharedInput`.
+
+    Together are neighbours of :data:`TOGETHER` whose rotations have one shape, without the query where the module says
+    that it is cross-attention (``is_cross_attention`` of diffusers). Every other layer rotates its own input.
+    """
+    alone = {
+        module
+        for module in model.modules()
+        if isinstance(module, OFTLayer)
+        and module.shares_input
+        and adapter in module.oft_R
+        and module.slots[adapter].settings.spec.side == "in"
+    }
+    for parent in model.modules():
+        children = dict(parent.named_children())
+        for names in TOGETHER:
+            found = [children.get(child) for child in names]
+            if getattr(parent, "is_cross_attention", False):
+                found[0] = None
+            layers = [layer for layer in found if isinstance(layer, OFTLayer) and layer in alone]
+            together = [layer for layer in layers if _alike(layer, layers[-1], adapter)]
+            if len(together) > 1:
+                alone.difference_update(together)
+                SharedInput(together, adapter)
+
+
+def _alike(one: OFTLayer, other: OFTLayer, adapter: str) -> bool:
+    a, b = one.oft_R[adapter], other.oft_R[adapter]
+    return (a.layout, a.spec.batch_key, a.copies) == (b.layout, b.spec.batch_key, b.copies)

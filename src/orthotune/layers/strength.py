@@ -1,63 +1,35 @@
-"""How strongly an adapter acts: the state of a layer, and the protocol by which PEFT and diffusers change it."""
+"""How strongly the adapters of a layer act, by the protocol by which PEFT and diffusers change it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from dataclasses import replace
+from typing import Any, cast, get_args
 
-import torch
 from torch import Tensor, nn
 
 from orthotune.errors import ConfigError
-
-if TYPE_CHECKING:
-    from orthotune.layers.rotation_module import Rotation
-
-#: ``geodesic``: ``R^t``, and the magnitude's logarithm times ``t``. ``linear``: ``W + t (W' - W)``. ``rotation``: the
-#: rotation is blended linearly with the identity, the magnitude stays whole, as some tools do with their own files.
-Kind = Literal["geodesic", "linear", "rotation"]
-
-
-@dataclass(frozen=True)
-class Strength:
-    """``t`` from 0, nothing, over 1, the adapter, to any number; and what lies between.
-
-    Example:
-        >>> Strength(0.5).partial, Strength().partial
-        (True, False)
-    """
-
-    t: float = 1.0
-    kind: Kind = "geodesic"
-
-    @property
-    def partial(self) -> bool:
-        """Whether it is another strength than the adapter's own."""
-        return self.t != 1
-
-
-WHOLE = Strength()
+from orthotune.layers.parametrization.rotation import Rotation
+from orthotune.layers.settings import Slot
+from orthotune.rotation.strength import FULL, Kind, Strength
 
 
 class Strengths:
     """Strengths of the adapters of a layer, by name. A file knows none: it holds the adapter at 1."""
 
     active_adapters: Any
-    oft_settings: dict[str, Any]
+    slots: dict[str, Slot]
     oft_magnitude: nn.ParameterDict
     rotations: Any
-
-    def start_whole(self) -> None:
-        """Every adapter at 1; called once by the layer."""
-        self.oft_strength: dict[str, Strength] = {}
-        self._scaling: tuple[float, dict[str, tuple[Strength, Strength]]] | None = None
+    changed: Any
+    # a strength that was multiplied in for a while, so that it can be taken out again without rounding
+    _scaling: tuple[float, dict[str, tuple[Strength, Strength]]] | None = None
 
     def strength(self, adapter: str) -> Strength:
         """How strongly an adapter acts, 1 unless it was changed."""
-        return self.oft_strength.get(adapter, WHOLE)
+        return self.slots[adapter].strength if adapter in self.slots else FULL
 
     def set_scale(self, adapter: str, scale: float, kind: Kind | None = None) -> None:
         """Set the strength of an adapter; without effect if this layer does not have it.
@@ -66,13 +38,13 @@ class Strengths:
 
         Args:
             adapter: its name.
-            scale: 0 is the base, 1 the adapter, 0.5 half the angle of every plane; below 0 turns back.
+            scale: 0 is the base, 1 the adapter, 0.5 half the angle of every plane; below 0 rotates back.
             kind: what lies between, see :data:`Kind`; as before if None, at first ``geodesic``.
 
         Raises:
             ConfigError: no finite number, no such blend, or a magnitude that has no power or no linear blend.
         """
-        if adapter not in self.oft_settings:
+        if adapter not in self.slots:
             return
         self.check_strength(adapter, scale, kind)
         before = self.strength(adapter)
@@ -87,7 +59,7 @@ class Strengths:
             raise ConfigError(f"scale={scale!r} for adapter '{adapter}'", needed="a finite number")
         if scale == 1 or kind == "rotation" or adapter not in self.oft_magnitude:
             return
-        layer = self.oft_settings[adapter].layer
+        layer = self.slots[adapter].settings.layer
         if kind == "linear":
             raise ConfigError(
                 f"a linear blend of adapter '{adapter}' at layer '{layer}'", got="a magnitude beside the rotation",
@@ -110,7 +82,7 @@ class Strengths:
         if scale == 1:
             return
         changes = {}
-        for name in (name for name in self.active_adapters if name in self.oft_settings):
+        for name in (name for name in self.active_adapters if name in self.slots):
             before = self.strength(name)
             self.check_strength(name, before.t * scale)
             changes[name] = (before, replace(before, t=before.t * scale))
@@ -125,7 +97,7 @@ class Strengths:
             ConfigError: ``scale`` is 0.
         """
         last = self._scaling
-        for name in (name for name in self.active_adapters if name in self.oft_settings):
+        for name in (name for name in self.active_adapters if name in self.slots):
             now = self.strength(name)
             if scale is None:
                 self._set(name, replace(now, t=1.0))
@@ -152,19 +124,12 @@ class Strengths:
         self._scaling = None
         if strength == self.strength(adapter):
             return
-        self.oft_strength[adapter] = strength
+        self.slots[adapter].strength = strength
         for rotation in cast("dict[str, Rotation]", self.rotations(adapter)).values():
-            rotation.set_strength(strength)
-        for shared in getattr(self, "shared_inputs", {}).values():
-            shared.forget()
+            rotation.strength = strength
+        self.changed()
 
     def scale_at(self, adapter: str, magnitude: Tensor) -> Tensor:
         """A magnitude at the adapter's strength."""
         strength = self.strength(adapter)
         return magnitude.pow(strength.t) if strength.partial and strength.kind == "geodesic" else magnitude
-
-
-def blended(R: Tensor, t: float) -> Tensor:
-    """``I + t (R - I)``. Shapes: ``(..., b, b)``."""
-    eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
-    return eye + t * (R - eye)

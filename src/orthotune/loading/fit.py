@@ -15,10 +15,10 @@ from transformers.pytorch_utils import Conv1D
 from orthotune.errors import AdapterFileError
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.weight_transform import WeightTransform
-from orthotune.layers.roster import kind_of
+from orthotune.layers.roster import check_holds, kind_of
 from orthotune.layers.settings import LayerSettings
-from orthotune.layers.transformed import TransformSettings, kind_with
 from orthotune.rotation.blocks import nearest_divisor
+from orthotune.rotation.spec import RotationSpec
 from orthotune.tuner.config import OFTConfig
 
 #: a layer's setting -> the field of the config that says it for all layers
@@ -122,7 +122,7 @@ def _outputs(module: nn.Module) -> int:
 
 
 def _checked(transform: WeightTransform, name: str, module: nn.Module) -> WeightTransform:
-    kind_with(kind_of(module, name), TransformSettings(name, transform=transform))
+    check_holds(kind_of(module, name), LayerSettings(name, RotationSpec(), frozen=transform))
     try:
         _try(transform, _natural(module).shape)
     except AdapterFileError as error:

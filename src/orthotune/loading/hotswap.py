@@ -15,7 +15,7 @@ from orthotune.formats.module_names import match_names
 from orthotune.formats.read_options import ReadOptions
 from orthotune.formats.roster import read_adapter
 from orthotune.layers.base import OFTLayer
-from orthotune.layers.rotation_module import Rotation
+from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.layers.settings import LayerSettings
 from orthotune.loading.components import adaptable, bare
 from orthotune.rotation.packing import block_size_of, pack, unpack
@@ -121,7 +121,7 @@ def _misfit(name: str, found: dict[str, Any], wanted: dict[str, Any], keys: list
 def _fitted(name: str, held: LayerState, part: str, rotation: Rotation) -> Tensor:
     """The packed numbers of one matrix in the shape and the scale of the model's parameter."""
     stored, (rows, elements) = held.rotations[part], rotation.weight.shape
-    alike = held.scaled == rotation.map.scaled or stored.shape[-1] == 0
+    alike = held.scaled == rotation.spec.scaled or stored.shape[-1] == 0
     if stored.shape == rotation.weight.shape and alike and held.shared == rotation.layout.shared:
         return stored
     small, large = block_size_of(stored.shape[-1]), block_size_of(elements)
@@ -134,7 +134,7 @@ def _fitted(name: str, held: LayerState, part: str, rotation: Rotation) -> Tenso
         whole = Q.new_zeros(rows, large // small, small, large // small, small)
         place = torch.arange(large // small)
         whole[:, place, :, place, :] = Q.transpose(0, 1)
-        return pack(whole.view(rows, large, large)) / rotation.map.scale
+        return pack(whole.view(rows, large, large)) / rotation.spec.scale
     sizes = {"blocks": f"{'shared' if held.shared else stored.shape[0]} x {small}"}
     wanted = {"blocks": f"{'shared' if rotation.layout.shared else rows} x {large}"}
     raise _misfit(name, sizes, wanted, ["blocks"])

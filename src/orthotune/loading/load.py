@@ -19,11 +19,10 @@ from orthotune.formats.module_names import match_names
 from orthotune.formats.read_options import ReadOptions
 from orthotune.formats.roster import read_adapter
 from orthotune.layers.base import OFTLayer
-from orthotune.layers.strength import Kind
-from orthotune.layers.transformed import Transformed
 from orthotune.loading.components import adaptable, bare, components_of
 from orthotune.loading.fit import Fit, config_for, fit
 from orthotune.loading.report import LoadReport
+from orthotune.rotation.strength import Kind
 
 #: fields of a PEFT config that stay true on whichever model the adapter is put
 KEPT = ("base_model_name_or_path", "task_type", "module_dropout", "revision")
@@ -91,7 +90,7 @@ def apply_state(
         model = _by_host(model, state, adapter_name)
         report.frozen = [
             name for name, layer in bare(model).named_modules()
-            if isinstance(layer, Transformed) and adapter_name in layer.oft_transforms
+            if isinstance(layer, OFTLayer) and layer.frozen_map(adapter_name) is not None
         ]  # fmt: skip
         return model, report
     if state.other:

@@ -9,7 +9,6 @@ from orthotune.errors import AdapterFileError, MergeError
 from orthotune.kernels.finite import all_finite
 from orthotune.kernels.turn_weight import RUN, turn_weight
 from orthotune.layers.base import OFTLayer
-from orthotune.layers.transformed import Transformed
 
 
 @torch.no_grad()
@@ -31,15 +30,17 @@ def merge_weight(layer: OFTLayer, parameter: str, weight: Tensor, adapter: str) 
     Example:
         >>> from orthotune.layers.linear import Linear
         >>> from orthotune.layers.settings import LayerSettings
-        >>> layer = Linear(nn.Linear(4, 2, device="meta"), "default", LayerSettings("q", block_size=2))
+        >>> from orthotune.rotation.spec import RotationSpec
+        >>> settings = LayerSettings("q", RotationSpec(block_size=2))
+        >>> layer = Linear(nn.Linear(4, 2, device="meta"), "default", settings)
         >>> rotation = layer.rotations("default")[""]
         >>> rotation.weight = nn.Parameter(torch.ones(2, 1))  # Q = [[0, 1], [-1, 0]]: a quarter of a turn
         >>> merge_weight(layer, "weight", torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]), "default")[0]
         tensor([ 0.,  1., -1.,  0.])
     """
-    if isinstance(layer, Transformed) and adapter in layer.oft_transforms:
+    if layer.frozen_map(adapter) is not None:
         try:
-            weight.copy_(layer.transformed(adapter, weight))
+            weight.copy_(layer.frozen_weight(adapter, weight))
         except AdapterFileError as error:  # shapes of the adapter, which does not know the layer's name
             name = layer.oft_settings[adapter].layer
             raise AdapterFileError(f"layer '{name}': {error.said}", got=error.got, needed=error.needed) from error
@@ -47,7 +48,7 @@ def merge_weight(layer: OFTLayer, parameter: str, weight: Tensor, adapter: str) 
     with layer.holding({parameter: nn.Parameter(weight, requires_grad=False)}):
         for part, matrix in layer.matrices().items():
             if matrix.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr():  # no other parameter's part
-                turn_weight(matrix, layer.steps(part, [adapter], whole=True), out=matrix)
+                turn_weight(matrix, layer.steps(part, [adapter], every_block=True), out=matrix)
     return _finite(layer, parameter, weight, adapter)
 
 
@@ -59,7 +60,7 @@ def merge_copy(layer: OFTLayer, parameter: str, weight: Tensor, adapter: str, in
         MergeError: the new weight holds NaN or infinity.
     """
     matrix = weight.mT if getattr(layer, "input_first", False) else weight
-    steps = layer.steps("", [adapter], whole=True)
+    steps = layer.steps("", [adapter], every_block=True)
     turn_weight(matrix, [step.of_copy(index, count) for step in steps], out=matrix)
     return _finite(layer, parameter, weight, adapter)
 
@@ -67,7 +68,7 @@ def merge_copy(layer: OFTLayer, parameter: str, weight: Tensor, adapter: str, in
 def release(layer: OFTLayer, adapter: str) -> None:
     """Let the blocks of a layer go that is done: those of all layers together may be larger than a shard."""
     for rotation in layer.rotations(adapter).values():
-        rotation.eval()
+        rotation.memo.drop("miss: released after its weight was merged")
 
 
 def _finite(layer: OFTLayer, parameter: str, weight: Tensor, adapter: str) -> Tensor:

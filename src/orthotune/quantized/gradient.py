@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from orthotune.quantized.contract import Library
 
@@ -26,7 +25,6 @@ class _Straight(torch.autograd.Function):
         return run(x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         dx = dbias = None
         if ctx.needs_input_grad[0]:

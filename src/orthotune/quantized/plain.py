@@ -10,7 +10,7 @@ from orthotune.errors import UnsupportedLayerError
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def require_plain(weight: Tensor, layer: str, module: nn.Module) -> None:
+def require_plain(weight: Tensor, layer: str, module: nn.Module, name: str = "weight") -> None:
     """Refuse a weight whose numbers cannot be read as they are stored: a quantized or an unknown tensor type.
 
     Raises:
@@ -27,6 +27,15 @@ def require_plain(weight: Tensor, layer: str, module: nn.Module) -> None:
             got=f"a parametrized {', '.join(computed)}, such as weight_norm makes",
             needed="a weight of its own",
             do="Remove the parametrization first (torch.nn.utils.parametrize.remove_parametrizations)",
+        )
+    if name not in module._parameters:
+        hooks = sorted({type(hook).__name__ for hook in module._forward_pre_hooks.values()})
+        raise UnsupportedLayerError(
+            f"layer '{layer}' ({type(module).__name__})",
+            got=f"a {name} that a hook computes before every forward ({', '.join(hooks) or 'no parameter'}), as the old "
+            "weight_norm, spectral_norm and prune do",
+            needed="a weight of its own, which a merge can write",
+            do="Make it permanent first (torch.nn.utils.remove_weight_norm, remove_spectral_norm, prune.remove)",
         )
     if hasattr(weight, "to_local"):
         raise UnsupportedLayerError(

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # The rounding of an inverse, and of many products, grows with the block; from here on one Newton step mends it.
 INVERSE_POLISH = 16
@@ -103,8 +102,8 @@ class _Cayley(torch.autograd.Function):
         ctx.save_for_backward(output)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
+        # Plain operations on R, which is connected to Q by this node: a gradient of the gradient passes through both.
         (R,) = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
             return cayley_backward(R, grad)
@@ -125,6 +124,20 @@ def cayley(Q: Tensor) -> Tensor:
         Q = Q.float()
     with torch.autocast(Q.device.type, enabled=False):
         return _Cayley.apply(Q)
+
+
+def cayley_plain(Q: Tensor) -> Tensor:
+    """:func:`cayley` in plain operations of torch, which every transform of functions can look through.
+
+    Shapes: ``(..., b, b)`` -> ``(..., b, b)``, float32 or float64.
+
+    Example:
+        >>> cayley_plain(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
+        tensor([[ 0., -1.],
+                [ 1.,  0.]])
+    """
+    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+    return 2 * torch.linalg.inv(Q + eye) - eye
 
 
 def inverse_cayley(R: Tensor) -> Tensor:

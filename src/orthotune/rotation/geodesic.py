@@ -12,13 +12,11 @@ All of it runs in float64, whatever comes in.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from orthotune.errors import OrthotuneError
 from orthotune.rotation.cayley import inverse_cayley
@@ -140,17 +138,17 @@ class _PartialRotation(torch.autograd.Function):
     """``cayley(Q)^t`` with its derivative by divided differences of the eigenvalues (Daleckii and Krein, 1965)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, Q: Tensor, t: float, known: Planes, power: Tensor | None, spent: Callable[[], None] | None
-    ) -> Tensor:
-        ctx.t, ctx.known, ctx.spent = t, known, spent
+    def forward(ctx: Any, Q: Tensor, t: float, known: Planes, power: Tensor | None) -> Tensor:
+        ctx.t, ctx.known = t, known
         return known.power(t).to(Q.dtype) if power is None else power.view_as(power)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.spent is not None:
-            ctx.spent()
+        if torch.is_grad_enabled():
+            raise OrthotuneError(
+                f"a second derivative of a rotation at strength {ctx.t:g}", needed="strength 1",
+                do="Call set_scale(adapter, 1) before gradients with create_graph=True",
+            )  # fmt: skip
         U, half, t = ctx.known.vectors, ctx.known.angles / 2, ctx.t
         difference, total = half[..., :, None] - half[..., None, :], half[..., :, None] + half[..., None, :]
         # (f(m) - f(n)) / (m - n) for f(m) = e^{2 i t atan(m)}; equal angles give the derivative
@@ -159,7 +157,7 @@ class _PartialRotation(torch.autograd.Function):
         scale = 2 * ratio * half.cos()[..., :, None] * half.cos()[..., None, :]
         inner = (U.mH @ grad.mT.to(U.dtype) @ U) * (1j * torch.polar(scale.abs(), t * total) * scale.sign())
         dQ = -(U @ inner @ U.mH).imag.mT
-        return dQ.to(grad.dtype), None, None, None, None
+        return dQ.to(grad.dtype), None, None, None
 
 
 def partial_rotation(
@@ -167,7 +165,6 @@ def partial_rotation(
     t: float,
     known: Planes | None = None,
     power: Tensor | None = None,
-    spent: Callable[[], None] | None = None,
 ) -> Tensor:
     """``cayley(Q)^t``: every plane turned by ``t`` times its angle, orthogonal and differentiable for every ``t``.
 
@@ -176,7 +173,9 @@ def partial_rotation(
         t: 0 is the identity, 1 the rotation, -1 its inverse.
         known: the planes of ``Q`` when they have been found before.
         power: the result when it has been computed before: only the gradient is added.
-        spent: called when the backward has passed.
+
+    Raises:
+        OrthotuneError: in a backward with ``create_graph=True``: there are no second derivatives.
 
     Shapes: ``(..., b, b)`` -> the same, float32 or float64.
 
@@ -188,5 +187,5 @@ def partial_rotation(
     """
     with torch.autocast(Q.device.type, enabled=False), torch.no_grad():
         known = planes_of_skew(Q) if known is None else known
-    found: Tensor = _PartialRotation.apply(Q, t, known, power, spent)
+    found: Tensor = _PartialRotation.apply(Q, t, known, power)
     return found

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from orthotune.rotation.ball import coft_radius, project
-from orthotune.rotation.cayley import cayley
+from orthotune.rotation.cayley import cayley, cayley_plain
 from orthotune.rotation.neumann import neumann
 from orthotune.rotation.packing import unpack
 from orthotune.rotation.strength import Kind
@@ -94,5 +94,10 @@ class RotationSpec:
 
         Shapes: ``v`` ``(..., rows, b (b - 1) / 2)``, returns ``(..., rows, b, b)`` in float32, or float64 for float64.
         """
-        Q = self.skew(v)
-        return cayley(Q) if self.exact else neumann(Q, self.terms, self.map == "neumann_legacy")
+        return self.from_skew(self.skew(v))
+
+    def from_skew(self, Q: Tensor, *, plain: bool = False) -> Tensor:
+        """Rotations of skew blocks ``(..., b, b)``; ``plain`` in operations that function transforms look through."""
+        if self.exact:
+            return cayley_plain(Q) if plain else cayley(Q)
+        return neumann(Q, self.terms, self.map == "neumann_legacy")

@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from orthotune.layers.base import OFTLayer
-from orthotune.layers.sharding import is_zero
+from orthotune.layers.parametrization.sharding import is_zero
 
 
 def is_sharded(model: nn.Module) -> bool:

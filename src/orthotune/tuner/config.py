@@ -16,7 +16,7 @@ from orthotune.errors import ConfigError
 from orthotune.formats import config_types, layer_settings
 from orthotune.formats.adapter_file import numbers_in
 from orthotune.formats.beyond_stock import FORMAT_VERSION, ORTHOTUNE_TYPE
-from orthotune.layers.transformed import WeightTransform
+from orthotune.formats.weight_transform import WeightTransform
 from orthotune.tuner.expressible import file_fields
 from orthotune.tuner.old_layout import old_layout, translated
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import nn
 
 from orthotune.errors import ConfigError
 from orthotune.formats.safetensors_file import shortened
 from orthotune.layers.base import OFTLayer
-from orthotune.layers.linear import Linear
 
 
 def free_magnitudes(model: nn.Module, adapter_name: str = "default") -> dict[str, nn.Parameter]:
@@ -72,13 +69,7 @@ def free_magnitudes(model: nn.Module, adapter_name: str = "default") -> dict[str
 
 
 def _add(layer: OFTLayer, name: str) -> None:
-    if name not in layer.oft_magnitude:
-        like = next(iter(layer.rotations(name).values())).weight
-        outputs = sum(layer._output_count(shape) for shape in layer.shapes().values())
-        layer.oft_magnitude[name] = nn.Parameter(torch.ones(outputs, dtype=like.dtype, device=like.device))
-    layer.oft_settings[name] = dataclasses.replace(layer.oft_settings[name], magnitude=True)
-    for shared in layer.shared_inputs.values() if isinstance(layer, Linear) else ():
-        shared.forget()  # evaluation turns inputs for all of its layers at once, and would go past the magnitude
+    layer.add_magnitude(name)
 
 
 def _configs(model: nn.Module, name: str) -> list[Any]:

@@ -14,8 +14,8 @@ from torch import nn
 from orthotune.errors import MergeError
 from orthotune.formats.safetensors_file import shortened
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.parametrization.sharding import cannot_merge, refuse_parts
 from orthotune.layers.quantized_linear import QuantizedLinear
-from orthotune.layers.sharding import cannot_merge, refuse_parts
 from orthotune.quantized.gradient import detach
 from orthotune.tuner.dense import make_dense
 

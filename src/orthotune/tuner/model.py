@@ -14,16 +14,15 @@ from peft.tuners.tuners_utils import _ExcludedModule
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
-from orthotune.layers import rotation_group
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.experts import ParamWrapper
-from orthotune.layers.families import share_inputs
-from orthotune.layers.roster import kind_of
+from orthotune.layers.parametrization.group import group
+from orthotune.layers.roster import check_holds, kind_of
 from orthotune.layers.settings import LayerSettings
-from orthotune.layers.strength import Kind
-from orthotune.layers.transformed import admit, kind_with
+from orthotune.layers.shared_input import share_inputs
 from orthotune.quantized.gradient import attach
 from orthotune.quantized.roster import library_of
+from orthotune.rotation.strength import Kind
 from orthotune.tuner.admission import admit_adapter, refuse_oversized
 from orthotune.tuner.combination import add_weighted_adapter
 from orthotune.tuner.config import OFTConfig
@@ -81,7 +80,7 @@ class OFTModel(MergingTuner):
             except NoMatchingPeftModuleError as error:
                 raise no_match(config.target_modules, config.target_parameters, model, str(error)) from None
         layers = (module for module in model.modules() if isinstance(module, OFTLayer))
-        rotation_group.group(rotation for layer in layers for rotation in layer.rotations(adapter_name).values())
+        group(rotation for layer in layers for rotation in layer.rotations(adapter_name).values())
         share_inputs(model, adapter_name)
         self._report_resized(adapter_name)
         for module in model.modules():
@@ -114,7 +113,9 @@ class OFTModel(MergingTuner):
             base = module.get_base_layer() if isinstance(module, OFTLayer) else module
             with torch.device("meta"):
                 settings = settings_for(config, key)
-                tried.append(kind_with(kind_of(base, key), settings)(base, "check", settings))
+                kind = kind_of(base, key)
+                check_holds(kind, settings)
+                tried.append(kind(base, "check", settings))
         for key, _ in model.named_parameters() if config.target_parameters else ():
             key = key.replace(".base_layer", "")
             owner, _, name = key.rpartition(".")
@@ -139,7 +140,6 @@ class OFTModel(MergingTuner):
     ) -> None:
         settings = settings_for(oft_config, current_key)
         if isinstance(target, OFTLayer) and not (parameter_name and self._wraps_another(target, parameter_name)):
-            admit(target, settings)
             target.update_layer(adapter_name, settings)
             new = target
         elif isinstance(parent, OFTLayer):
@@ -168,7 +168,7 @@ class OFTModel(MergingTuner):
     ) -> OFTLayer:
         if parameter_name is not None:
             return ParamWrapper(target, adapter_name, settings, parameter_name, oft_config.fan_in_fan_out)
-        return kind_with(kind_of(target, settings.layer), settings)(target, adapter_name, settings)
+        return kind_of(target, settings.layer)(target, adapter_name, settings)
 
     def _keep_off_fast_path(self, new: OFTLayer, key: str) -> None:
         """PyTorch's encoder layers read ``linear1.weight`` past a wrapper in evaluation, unless a hook is there."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 from orthotune.errors import ConfigError
 from orthotune.layers.settings import LayerSettings
-from orthotune.layers.transformed import TransformSettings
+from orthotune.rotation.spec import RotationSpec
 from orthotune.tuner.config import OFTConfig
 
 
@@ -30,7 +29,7 @@ def settings_for(config: OFTConfig, layer: str) -> LayerSettings:
         8
     """
     if layer in config.transforms:
-        return TransformSettings(layer, transform=config.transforms[layer])
+        return LayerSettings(layer, RotationSpec(), frozen=config.transforms[layer])
     r, block_size = config.r, config.oft_block_size or 0
     fallback = config.block_size_fallback or "nearest"
     own_r, own_size = _lookup(config.rank_pattern, layer), _lookup(config.block_size_pattern, layer)
@@ -47,22 +46,11 @@ def settings_for(config: OFTConfig, layer: str) -> LayerSettings:
     for name, value in (("rank_pattern", own_r), ("block_size_pattern", own_size)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ConfigError(f"{name} for layer '{layer}': {value!r}", needed="a whole number above 0")
-    settings = LayerSettings(
-        layer=layer,
-        r=r,
-        block_size=block_size,
-        fallback=fallback,
-        side=config.side,
-        shared=config.block_share,
-        magnitude=config.magnitude,
-        scaled=config.scaled,
-        exact=not config.use_cayley_neumann,
-        terms=config.num_cayley_neumann_terms,
-        series=config.neumann_series,
-        eps=config.eps if config.coft else None,
-        dropout=config.module_dropout,
-        init_weights=config.init_weights,
-    )
     own = config.layer_settings.get(layer, {})
     sized = {"r": 0, "block_size": 0} if {"r", "block_size"} & set(own) else {}
-    return replace(settings, **{**sized, **own})
+    f = {"r": r, "block_size": block_size, "side": config.side, "shared": config.block_share, "magnitude": config.magnitude, "scaled": config.scaled,
+         "exact": not config.use_cayley_neumann, "terms": config.num_cayley_neumann_terms, "series": config.neumann_series,
+         "eps": config.eps if config.coft else None} | sized | dict(own)
+    r = f.pop("r"); exact = f.pop("exact"); series = f.pop("series")
+    f["map"] = "exact" if exact else "neumann_legacy" if series == "legacy" else "neumann"
+    return LayerSettings(layer, RotationSpec(dropout=config.module_dropout, **f), r=r, fallback=fallback, init_weights=config.init_weights)

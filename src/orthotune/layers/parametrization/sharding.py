@@ -57,17 +57,12 @@ def cannot_merge(layer: str, held: str) -> MergeError:
 class Exchanged(nn.Module):
     """A module whose ``weight`` FSDP2 exchanges: its shard, a DTensor, for the gathered parameter and back.
 
-    FSDP2 writes what it gathers past the parameter's version and often to the same place in memory, so nothing that was
-    computed before is trusted after an exchange.
+    FSDP2 writes what it gathers past the parameter's version and often to the same place in memory.
     """
 
     weight: nn.Parameter
     #: what the optimizer updates while ``weight`` is the gathered parameter; None without FSDP2
     shard: nn.Parameter | None = None
-
-    def doubt(self) -> None:
-        """Compare what was computed before with the parameter, or compute it again, when it is asked for next."""
-        raise NotImplementedError
 
     def __setattr__(self, name: str, value: Any) -> None:
         # FSDP2 goes through here because the method is overridden; otherwise it would write to _parameters itself.
@@ -76,7 +71,6 @@ class Exchanged(nn.Module):
         super().__setattr__(name, value)
 
     def _exchange(self, value: Tensor) -> None:
-        self.doubt()
         before = self._parameters.get("weight")
         if before is None or not hasattr(before, "to_local") or hasattr(value, "to_local"):
             return

@@ -1,0 +1,109 @@
+"""A weight as an adapted layer computes with it, for code that reads it past the layer's forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from orthotune.errors import OrthotuneError
+
+
+class AdaptedWeight(Tensor):
+    """The weight of an adapted layer, whose numbers are computed when they are first used.
+
+    Its dtype, shape and device are known without computing anything; every operation on it sees the adapted numbers
+    and passes a gradient to the adapter. It cannot be written into, because the next reader would not see the write.
+    """
+
+    _compute: Callable[[], Tensor]
+    _numbers: Tensor | None
+    _name: str
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def like(base: Tensor, compute: Callable[[], Tensor], name: str) -> AdaptedWeight:
+        """An adapted weight in the place of ``base``, whose numbers ``compute`` gives; ``name`` is for messages."""
+        made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            AdaptedWeight, base.shape, strides=base.stride(), dtype=base.dtype, layout=base.layout, device=base.device
+        )
+        made._compute, made._numbers, made._name = compute, None, name
+        return made
+
+    def numbers(self) -> Tensor:
+        """The adapted numbers as an ordinary tensor without a graph."""
+        if self._numbers is None:
+            with torch.no_grad():
+                self._numbers = self._compute().detach()
+        return self._numbers
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        first = args[0] if args else None
+        if func is torch.ops.aten.detach.default and isinstance(first, AdaptedWeight):
+            return AdaptedWeight.like(first, first.numbers, first._name)
+        if func._schema.is_mutable:
+            for argument, value in zip(func._schema.arguments, args, strict=False):
+                if isinstance(value, AdaptedWeight) and argument.alias_info is not None and argument.alias_info.is_write:
+                    raise OrthotuneError(
+                        f"a write into the weight of adapted layer '{value._name}' ({func._schema.name})",
+                        got="a weight that is computed from the base's and the adapter: the write would be lost",
+                        do="Write into layer.get_base_layer().weight, or merge the adapter first",
+                    )
+        plain = tree_map(lambda one: one.numbers() if isinstance(one, AdaptedWeight) else one, (args, kwargs or {}))
+        return func(*plain[0], **plain[1])
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        return self.numbers().clone()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.numbers().__reduce_ex__(protocol)
+
+
+class _Adapted(torch.autograd.Function):
+    """Connects an adapted weight with the parameters that it is computed from, before anything is computed."""
+
+    @staticmethod
+    def forward(ctx: Any, base: Tensor, compute: Callable[[], Tensor], name: str, *inputs: Tensor) -> Tensor:
+        ctx.compute, ctx.inputs, ctx.name = compute, inputs, name
+        ctx.versions = [p._version for p in inputs]
+        return AdaptedWeight.like(base, compute, name)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.versions != [p._version for p in ctx.inputs]:
+            raise OrthotuneError(
+                f"the gradient of the weight of adapted layer '{ctx.name}'",
+                got="parameters that were written to after the forward",
+                do="Call backward before the optimizer steps",
+            )
+        wanted = [p for p in ctx.inputs if p.requires_grad]
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            found = iter(torch.autograd.grad(ctx.compute(), wanted, grad, create_graph=again, allow_unused=True))
+        return None, None, None, *(next(found) if p.requires_grad else None for p in ctx.inputs)
+
+
+def adapted_weight(base: Tensor, compute: Callable[[], Tensor], inputs: Sequence[Tensor], name: str) -> Tensor:
+    """The adapted weight in the place of ``base``, computed when it is first used.
+
+    Args:
+        base: the parameter of the base, of the same shape, dtype and device.
+        compute: gives the adapted weight, with a graph where gradients are on.
+        inputs: the parameters that ``compute`` depends on.
+        name: of the layer, for messages.
+
+    Example:
+        >>> base, scale = torch.ones(2, 2), torch.tensor(3.0, requires_grad=True)
+        >>> W = adapted_weight(base, lambda: base * scale, [scale], "q_proj")
+        >>> W.shape, W.sum().item()
+        (torch.Size([2, 2]), 12.0)
+    """
+    if torch.is_grad_enabled() and any(p.requires_grad for p in inputs):
+        found: Tensor = _Adapted.apply(base, compute, name, *inputs)
+        return found
+    return AdaptedWeight.like(base, compute, name)

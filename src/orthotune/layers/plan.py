@@ -1,0 +1,131 @@
+"""Which way a call of an adapted layer takes, and why: the meaning is one, the paths differ in speed.
+
+The meaning of every layer is ``y = rotate_out(base(rotate_in(x)))``, which for a linear map is the base with the
+weight ``W' = M W R^T``. What a base does beside its weight (hooks, a forward of its own) acts on the original input
+and with ``W'``, as it will after merging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from orthotune.layers.base import OFTLayer
+
+#: ``base``: no adapter acts here. ``input``: the input is rotated and the base runs. ``sides``: the output is rotated
+#: or scaled, too. ``weight``: the weight is rotated and the kind's own function runs. ``call``: the base itself is
+#: called with the adapted weight in the place of its own.
+Path = Literal["base", "input", "sides", "weight", "call"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The path that a call takes, and the reason in a few words.
+
+    Example:
+        >>> print(Plan("base", "no adapter is active"))
+        base: no adapter is active
+    """
+
+    path: Path
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.why}"
+
+
+@dataclass(frozen=True)
+class InUse:
+    """The adapters that a forward has to apply, in the order in which they act, and what that asks of it."""
+
+    adapters: tuple[str, ...]
+    #: the path is ``call``, whatever the input: a frozen map, or an adapter beside another one that is merged
+    by_weight: bool
+    #: an output is rotated or scaled
+    outputs_change: bool
+    why: str
+
+
+INPUT = Plan("input", "every active adapter rotates inputs alone")
+SIDES = Plan("sides", "an active adapter rotates or scales outputs")
+ROWS = Plan("weight", "so many rows that rotating the weight is less work")
+KERNEL = Plan("weight", "overlapping patches cannot be rotated, their kernel can")
+PARTS = Plan("call", "the layer's weights are read by a function of its own")
+
+
+def plan(layer: OFTLayer, x: Any = None) -> Plan:
+    """The path that ``layer(x)`` takes now; nothing is changed.
+
+    Args:
+        layer: an adapted layer.
+        x: the input; without one, the path of few rows.
+
+    Example:
+        >>> from orthotune import OFTConfig, get_peft_model
+        >>> model = get_peft_model(nn.Sequential(nn.Linear(8, 4)), OFTConfig(r=2, target_modules=["0"]))
+        >>> print(plan(model.base_model.model[0], torch.zeros(1, 8)))
+        input: every active adapter rotates inputs alone
+    """
+    use = layer.in_use
+    if not use.adapters:
+        return Plan("base", use.why)
+    if use.by_weight:
+        return Plan("call", use.why)
+    reason = layer.opaque()
+    return layer.own_path(x) if reason is None else Plan("call", reason)
+
+
+def opaque(base: nn.Module, plain: tuple[Callable[..., Any], ...]) -> str | None:
+    """Why a base may do more than the product with its weight; None when its forward is one of ``plain``.
+
+    Example:
+        >>> opaque(nn.Linear(2, 2), (nn.Linear.forward,)) is None
+        True
+    """
+    if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks:
+        return "the wrapped layer has hooks, which see the original input and the final output"
+    own = base.__dict__.get("forward")
+    if own is not None and not hosted(base):
+        return f"{type(base).__name__} has a forward of its own on the instance"
+    if type(base).forward not in plain:
+        return f"{type(base).__name__} has a forward of its own"
+    return None
+
+
+def hosted(base: nn.Module) -> bool:
+    """Whether accelerate or diffusers has put its offloading around the forward of ``base``, which moves weights only.
+
+    Example:
+        >>> hosted(nn.Linear(2, 2))
+        False
+    """
+    return "_hf_hook" in base.__dict__ or "_diffusers_hook" in base.__dict__
+
+
+def explain(layer: OFTLayer, x: Tensor | None = None) -> str:
+    """One line for each thing that decides what a call of ``layer`` costs: its plan, memos and shared input.
+
+    Args:
+        layer: an adapted layer.
+        x: the input whose plan is wanted.
+
+    Example:
+        >>> from orthotune import OFTConfig, get_peft_model
+        >>> model = get_peft_model(nn.Sequential(nn.Linear(8, 4)), OFTConfig(r=2, target_modules=["0"]))
+        >>> print(explain(model.base_model.model[0]))
+        plan: input: every active adapter rotates inputs alone
+        default: miss: nothing was computed yet
+    """
+    lines = [f"plan: {plan(layer, x)}"]
+    for name, slot in layer.slots.items():
+        for part, rotation in layer.rotations(name).items():
+            lines.append(f"{name}{'.' * bool(part)}{part}: {rotation.memo.explain()}")
+        if slot.shared is not None:
+            paused = slot.shared.why_not
+            lines.append(f"{name}: " + (f"shares its input with {slot.shared.count - 1} others" if paused is None
+                                        else f"rotates its own input: {paused}"))  # fmt: skip
+    return "\n".join(lines)
