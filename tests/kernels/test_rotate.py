@@ -201,7 +201,7 @@ def test_joining_copies_only_what_lies_apart() -> None:
 def test_channels_turn_as_features_do(size: tuple[int, ...], blocks: int, last: bool, dtype: torch.dtype) -> None:
     x, R = _random(2, 24, *size, dtype=dtype), _random(blocks, 8, 8, dtype=torch.promote_types(dtype, torch.float32))
     x = x.to(memory_format=torch.channels_last) if last and len(size) == 2 else x
-    y = rotate_channels(x.requires_grad_(), R.requires_grad_())
+    y = rotate_channels(x.requires_grad_(), R.requires_grad_(), x.dim() - 2)
     _close(y.movedim(1, -1), x.double().movedim(1, -1) @ _dense(R, 24), dtype)
     assert y.stride() == x.stride()
     y.double().square().sum().backward()

@@ -8,7 +8,7 @@ import torch
 from contracts.cases import Case
 from contracts.layers import KINDS
 from layers.models import linear, rotations
-from orthotune.layers.block_dropout import drop_blocks
+from orthotune.layers.parametrization.rotation import drop_blocks
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])

@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from orthotune.layers.parametrization.rotation import Rotation
-from orthotune.layers.strength import Strength
 from orthotune.rotation.blocks import BlockLayout
 from orthotune.rotation.spec import RotationSpec
+from orthotune.rotation.strength import Strength
 
 
 @pytest.mark.parametrize("part", [1.0, 0.5])
 @torch.no_grad()
 def test_nothing_is_trusted_after_an_exchange(part: float) -> None:
     rotation = Rotation(BlockLayout(4, 3), RotationSpec(block_size=4))
-    rotation.set_strength(Strength(part))
+    rotation.strength = Strength(part)
     whole = rotation.weight
     assert torch.equal(rotation(), torch.eye(4).expand(3, 4, 4))
     rotation.weight = nn.Parameter(torch.zeros(1, 6))
@@ -27,7 +27,7 @@ def test_nothing_is_trusted_after_an_exchange(part: float) -> None:
     assert (whole._version, whole.data_ptr()) == (version, place)
     rotation.weight = whole
     expected = Rotation(rotation.layout, rotation.spec)
-    expected.set_strength(Strength(part))
+    expected.strength = Strength(part)
     expected.weight.copy_(whole)
     assert torch.equal(rotation(), expected())
 

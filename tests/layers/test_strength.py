@@ -14,6 +14,7 @@ from contracts.cases import randomize
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import ConfigError
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.parametrization import rotation
 
 LAYERS = ("q", "k", "v")
 
@@ -99,11 +100,9 @@ def test_a_change_in_the_middle_of_training() -> None:
 
 
 def test_planes_are_found_once_for_all_strengths(monkeypatch: pytest.MonkeyPatch) -> None:
-    from orthotune.layers import partial
-
     calls = []
-    found = partial.planes_of_skew
-    monkeypatch.setattr(partial, "planes_of_skew", lambda *args: (calls.append(1), found(*args))[1])
+    found = rotation.planes_of_skew
+    monkeypatch.setattr(rotation, "planes_of_skew", lambda *args: (calls.append(1), found(*args))[1])
     model = attention()
     with torch.no_grad():
         for t in (0.2, 0.4, 1, 0.6, 0.2):

@@ -25,7 +25,8 @@ class _ExactRotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, R: Tensor, scale: float, *stored: Tensor) -> tuple[Tensor, ...]:
         ctx.R, ctx.scale, ctx.stored = R, scale, stored
-        ctx.versions = [None if v.is_inference() else v._version for v in stored]
+        compiled = torch.compiler.is_compiling()
+        ctx.versions = [None if compiled or v.is_inference() else v._version for v in stored]
         ctx.rows = [v.shape[0] for v in stored]
         ctx.set_materialize_grads(False)
         return R.split(ctx.rows) if len(stored) > 1 else (R.view_as(R),)
@@ -40,7 +41,8 @@ class _ExactRotation(torch.autograd.Function):
             R, rows = ctx.R, [ctx.rows[i] for i in arrived]
             if len(arrived) < len(grads):  # a layer that this forward passed by
                 R = torch.cat([part for i, part in enumerate(R.split(ctx.rows)) if i in arrived])
-            dv = _exact_backward(R, torch.cat([*arrived.values()]) if len(arrived) > 1 else next(iter(arrived.values())))
+            grad = torch.cat([*arrived.values()]) if len(arrived) > 1 else next(iter(arrived.values()))
+            dv = _exact_backward(R, grad)
             dv = dv if ctx.scale == 1 else dv.mul_(ctx.scale)
             for i, own in zip(arrived, dv.split(rows), strict=True):
                 found[i] = own

@@ -239,7 +239,8 @@ def rotate_channels(x: Tensor, R: Tensor, spatial: int) -> Tensor:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     channels = x.dim() - spatial - 1
     with torch.autocast(x.device.type, enabled=False):
-        blocks = x.unflatten(channels, (x.shape[channels] // R.shape[-1], R.shape[-1])).flatten(channels + 2)
+        blocks = x.unflatten(channels, (x.shape[channels] // R.shape[-1], R.shape[-1]))
+        blocks = blocks.flatten(channels + 2) if spatial else blocks.unsqueeze(-1)
         return (R.mT.to(x.dtype) @ blocks).reshape(x.shape)
 
 

@@ -48,7 +48,8 @@ class AdaptedWeight(Tensor):
             return AdaptedWeight.like(first, first.numbers, first._name)
         if func._schema.is_mutable:
             for argument, value in zip(func._schema.arguments, args, strict=False):
-                if isinstance(value, AdaptedWeight) and argument.alias_info is not None and argument.alias_info.is_write:
+                alias = argument.alias_info
+                if isinstance(value, AdaptedWeight) and alias is not None and alias.is_write:
                     raise OrthotuneError(
                         f"a write into the weight of adapted layer '{value._name}' ({func._schema.name})",
                         got="a weight that is computed from the base's and the adapter: the write would be lost",

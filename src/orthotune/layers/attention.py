@@ -87,23 +87,23 @@ class MultiheadAttention(OFTLayer):
         return super().__getattr__(name)
 
 
-class _OutputProjection:
+class _OutputProjection(nn.Module):
     """``out_proj`` of an adapted attention, for code that reads its weight past the attention's forward."""
 
     def __init__(self, layer: MultiheadAttention, base: nn.Module) -> None:
-        self.layer, self.base = layer, base
+        super().__init__()
+        self.__dict__.update(layer=layer, base=base)  # they are no children of it
 
     @property
     def weight(self) -> Tensor:
         """The weight that the attention computes with."""
         return self.layer.seen("out_proj.weight")
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The product with the adapted weight."""
+    def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.base.bias)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.base, name)
+        return getattr(self.__dict__["base"], name)
 
 
 class AttentionOutput(Linear):

@@ -250,7 +250,8 @@ class OFTLayer(nn.Module, Strengths, Merging):
     @property
     def r(self) -> Mapping[str, int]:
         """Adapter -> number of blocks."""
-        return {name: next(iter(found.values())).layout.block_count for name in self.slots if (found := self.rotations(name))}
+        held = {name: self.rotations(name) for name in self.slots}
+        return {name: next(iter(found.values())).layout.block_count for name, found in held.items() if found}
 
     @property
     def resized(self) -> Mapping[str, str]:
@@ -327,9 +328,9 @@ class OFTLayer(nn.Module, Strengths, Merging):
         return InUse(names, bool(why), changes, why)
 
     def in_order(self, names: list[str]) -> list[str]:
-        """Adapters in the order in which they act: those that are not active first, then the active ones."""
-        active = [name for name in self.active_adapters if name in names]
-        return [name for name in dict.fromkeys(names) if name not in active] + active
+        """Adapters in the order in which they act: active ones as they are active, others where they stand."""
+        active = iter([name for name in self.active_adapters if name in names])
+        return [next(active) if name in self.active_adapters else name for name in dict.fromkeys(names)]
 
     def adapters_in_use(self) -> list[str]:
         """Adapters that the forward applies, none when all are merged or disabled."""

@@ -51,21 +51,38 @@ class Conv(OFTLayer):
         path = plan(self, x).path
         if path == "base":
             return self.base_layer(x, *args, **kwargs)
-        if path == "input":
-            (name,) = self.in_use.adapters
-            R = self.oft_R[name]()
-            return self.base_layer(rotate_channels(x, R, len(self.get_base_layer().kernel_size)), *args, **kwargs)
-        if path == "weight":
-            return self._with_kernel(x, list(self.in_use.adapters))
-        return self.call((x, *args), kwargs)
+        if path == "call":
+            return self.call((x, *args), kwargs)
+        return self._plainly(list(self.in_use.adapters), x, args, kwargs)
 
     def _under(self, names: list[str], x: Tensor, args: Any, kwargs: Any) -> Any:
         """Rows of a mixed batch that run under one adapter, or none."""
         if not names:
             return self.base_layer(x, *args, **kwargs)
-        if self.opaque() is None and not hosted(self.base_layer):
-            return self._with_kernel(x, names)
-        return self.call((x, *args), kwargs, tuple(names))
+        frozen = any(self.frozen_map(name) is not None for name in names)
+        if frozen or self.opaque() is not None:
+            return self.call((x, *args), kwargs, tuple(names))
+        return self._plainly(names, x, args, kwargs)
+
+    def _plainly(self, names: list[str], x: Tensor, args: Any, kwargs: Any) -> Any:
+        """With the channels of the input rotated if that is all, otherwise with the kernel rotated."""
+        if self._rotates_channels(names):
+            R = self.oft_R[names[0]]()
+            return self.base_layer(rotate_channels(x, R, len(self.get_base_layer().kernel_size)), *args, **kwargs)
+        if hosted(self.base_layer):
+            return self.call((x, *args), kwargs, tuple(names))
+        base = self.base_layer
+        quick = not torch.is_grad_enabled() and not self.training and not looked_through()
+        weight = self.turned(names, rounded=quick)["weight"].to(base.weight.dtype)
+        return base._conv_forward(x, weight, base.bias)
+
+    def _rotates_channels(self, names: list[str]) -> bool:
+        # The kernel is a single point, and nothing but the input changes. Padding is no matter: rotated zeros are
+        # zeros, and what circular and reflecting paddings copy is rotated alike.
+        base = self.get_base_layer()
+        if set(base.kernel_size) != {1} or base.groups != 1 or len(names) != 1:
+            return False
+        return self.slots[names[0]].settings.spec.side == "in" and names[0] not in self.oft_magnitude
 
     def opaque(self) -> str | None:
         reason = super().opaque()
@@ -75,15 +92,6 @@ class Conv(OFTLayer):
 
     def own_path(self, x: Tensor | None) -> Plan:
         """The channels of the input are rotated where the kernel is a single point, otherwise the kernel."""
-        base, use = self.get_base_layer(), self.in_use
-        # Rotated zeros are zeros, and what circular and reflecting paddings copy is rotated alike.
-        if set(base.kernel_size) == {1} and base.groups == 1 and len(use.adapters) == 1 and not use.outputs_change:
+        if self._rotates_channels(list(self.in_use.adapters)):
             return INPUT
         return Plan("call", "the host of the module brings its weight") if hosted(self.base_layer) else KERNEL
-
-    def _with_kernel(self, x: Tensor, adapters: list[str]) -> Tensor:
-        base = self.base_layer
-        quick = not torch.is_grad_enabled() and not self.training and not looked_through()
-        weight = self.turned(adapters, rounded=quick)["weight"].to(base.weight.dtype)
-        y: Tensor = base._conv_forward(x, weight, base.bias)
-        return y

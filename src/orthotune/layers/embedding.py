@@ -41,9 +41,9 @@ class Embedding(OFTLayer):
     def opaque(self) -> str | None:
         base = self.base_layer
         # Gemma, BART and others multiply what they look up by one number, which rotations do not mind.
-        scaled = type(base).__name__.endswith("ScaledWordEmbedding") and type(base).__module__.startswith("transformers.")
-        plain = (type(base).forward,) if scaled else ()
-        return super().opaque() if not plain else opaque(base, plain)
+        kind = type(base)
+        scaled = kind.__name__.endswith("ScaledWordEmbedding") and kind.__module__.startswith("transformers.")
+        return opaque(base, (kind.forward,) if scaled else self.plain_forwards)
 
     def own_path(self, x: Any) -> Plan:
         """What is looked up is rotated."""

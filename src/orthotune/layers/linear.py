@@ -42,7 +42,8 @@ class Linear(OFTLayer):
         if path == "sides":
             return self._with_bias(self._rotated_out(self._without_bias(self._rotated_in(x))))
         if path == "weight":
-            return linear(x, self.turned(list(self.in_use.adapters), rounded=True)["weight"], self.get_base_layer().bias)
+            weight = self.turned(list(self.in_use.adapters), rounded=True)["weight"]
+            return linear(x, weight, self.get_base_layer().bias)
         return self.call((x, *args), kwargs)
 
     def own_path(self, x: Tensor | None) -> Plan:

@@ -65,6 +65,7 @@ def plan(layer: OFTLayer, x: Any = None) -> Plan:
         x: the input; without one, the path of few rows.
 
     Example:
+        >>> import torch
         >>> from orthotune import OFTConfig, get_peft_model
         >>> model = get_peft_model(nn.Sequential(nn.Linear(8, 4)), OFTConfig(r=2, target_modules=["0"]))
         >>> print(plan(model.base_model.model[0], torch.zeros(1, 8)))

@@ -18,6 +18,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two dense tensors in a processor's memory hold the same bits in the same dtype, shape and order.
 
     Example:
+        >>> import torch
         >>> same_bits(torch.zeros(2), torch.zeros(2)), same_bits(torch.zeros(2), torch.tensor([0.0, -0.0]))
         (True, False)
     """
@@ -41,6 +42,7 @@ class Memo:
     for the device, which takes longer than computing: there nothing is kept, and every call computes.
 
     Example:
+        >>> import torch
         >>> memo, v = Memo(), nn.Parameter(torch.zeros(1, 1))
         >>> memo.keep(v, v.detach().clone(), R="a rotation")
         >>> memo.get(v, "R")
@@ -99,4 +101,4 @@ class Memo:
     def explain(self) -> str:
         """Whether the last look was a hit or a miss, and why."""
         entry = self._entry
-        return self._why if entry is None else f"{self._why}: {', '.join(sorted(entry[1]))} kept"
+        return self._why if entry is None else f"{self._why}: {', '.join(sorted(name for name, value in entry[1].items() if value is not None))} kept"

@@ -124,16 +124,16 @@ class Rotation(Exchanged):
         # Computed in inference mode, the numbers must still serve a later training step.
         with torch.inference_mode(False), torch.no_grad():
             if len(peers) == 1:
-                planes = self.memo.peek("planes")  # they belong to the numbers, whatever the strength
                 R = self.compute()
-                planes = self.memo.peek("planes") or planes
+                planes = self.memo.get(weight, "planes")  # they belong to the numbers, whatever the strength
                 self.memo.keep(weight, weight.detach().clone(), R=R, strength=self.strength, planes=planes)
                 return R
             rows = [peer.weight.shape[0] for peer in peers]
             numbers = torch.cat([peer.weight for peer in peers])
             found = dict(zip(peers, rotation_of(self.spec, numbers).split(rows), strict=True))
             for (peer, R), v in zip(found.items(), numbers.split(rows), strict=True):
-                peer.memo.keep(peer.weight, v, R=R, strength=FULL)
+                planes = peer.memo.get(peer.weight, "planes")
+                peer.memo.keep(peer.weight, v, R=R, strength=FULL, planes=planes)
             return found[self]
 
     def _with_gradient(self, R: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ class Rotation(Exchanged):
         if found is None:
             with torch.inference_mode(False), torch.no_grad():
                 found = planes_of_skew(Q, None if self.spec.exact else self.at_full_strength())
-                if not torch.compiler.is_compiling():
+                if not torch.compiler.is_compiling() and not looked_through():
                     self.memo.keep(self.weight, self.weight.detach().clone(), planes=found)
         return found
 
