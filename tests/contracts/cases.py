@@ -90,7 +90,7 @@ def randomize(model: nn.Module, seed: int = 3, adapter: str = "default") -> Any:
             elif "oft_" in name and f".{adapter}." in name:
                 rotation = model.get_submodule(name.rpartition(".")[0])
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(0.2 * noise / rotation.map.scale)
+                parameter.copy_(0.2 * noise / rotation.spec.scale)
     return model
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from contracts.cases import Case, base_parameters, cases, rotation_parameters, snapshot
-from orthotune.kernels.from_parameters import RotationMap
+from orthotune.kernels.from_parameters import rotation_of
 from orthotune.kernels.rotate import rotate, rotate_rows, rotate_stack
 from orthotune.rotation.ball import project
 from orthotune.rotation.cayley import cayley
 from orthotune.rotation.neumann import neumann
 from orthotune.rotation.packing import pack, unpack
+from orthotune.rotation.spec import RotationSpec
 
 
 def _loss(case: Case, output: Tensor) -> Tensor:
@@ -66,10 +68,10 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     # at this size a Newton step follows the inverse; the backward must still be the derivative of the whole
     "cayley_polished": (lambda v: cayley(unpack(v, 33))[:, ::8, ::8], (0.2 * _noise(1, 33 * 16),)),
     "cayley_small": (lambda v: cayley(unpack(v, 4)), (0.01 * _noise(2, 6),)),
-    "map": (RotationMap(4), (_noise(3, 6),)),
-    "map_small": (RotationMap(8), (0.01 * _noise(3, 28),)),
-    "map_coft_scaled": (RotationMap(4, scaled=True, eps=0.3), (_noise(3, 6),)),
-    "map_neumann": (RotationMap(4, exact=False, series="legacy"), (_noise(3, 6),)),
+    "map": (partial(rotation_of, RotationSpec(4)), (_noise(3, 6),)),
+    "map_small": (partial(rotation_of, RotationSpec(8)), (0.01 * _noise(3, 28),)),
+    "map_coft_scaled": (partial(rotation_of, RotationSpec(4, scaled=True, eps=0.3)), (_noise(3, 6),)),
+    "map_neumann": (partial(rotation_of, RotationSpec(4, map="neumann_legacy")), (_noise(3, 6),)),
     "neumann": (neumann, (_noise(2, 4, 4),)),
     "neumann_legacy": (lambda Q: neumann(Q, 6, legacy=True), (_noise(2, 4, 4),)),
     "project_outside": (lambda v: project(v, 0.1), (_noise(3, 6),)),

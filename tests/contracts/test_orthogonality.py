@@ -11,11 +11,12 @@ from torch import Tensor
 from contracts.cases import Case, cases
 from contracts.layers import Turn
 from contracts.reference import wrapper
-from orthotune.kernels.from_parameters import RotationMap
+from orthotune.kernels.from_parameters import rotation_of
 from orthotune.rotation.cayley import cayley
 from orthotune.rotation.energy import hyperspherical_energy
 from orthotune.rotation.measure import orthogonality_error
 from orthotune.rotation.packing import pack
+from orthotune.rotation.spec import RotationSpec
 
 SIZES = (2, 3, 8, 16, 17, 31, 32, 64, 128, 256)
 
@@ -38,13 +39,13 @@ def test_exact_maps_are_orthogonal(block_size: int, norm: float) -> None:
     # eps sqrt(b) / 4, 5e-7 for b = 256; the rest is left for the inverse.
     Q = _skew(block_size, norm, count=200 if block_size < 64 else 4)
     assert torch.linalg.matrix_norm(Q, ord=2).amax() == pytest.approx(norm, rel=1e-5)
-    for R in (cayley(Q), RotationMap(block_size)(pack(Q))):
+    for R in (cayley(Q), rotation_of(RotationSpec(block_size), pack(Q))):
         assert R.dtype == torch.float32
         assert orthogonality_error(R).max() <= 5e-6
 
 
 def test_the_measure_sees_a_series_that_is_not_orthogonal() -> None:
-    R = RotationMap(32, exact=False)(pack(_skew(32, 0.5, 4)))
+    R = rotation_of(RotationSpec(32, map="neumann"), pack(_skew(32, 0.5, 4)))
     assert orthogonality_error(R).min() > 1e-2
 
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import conv2d, linear
 
-from orthotune.kernels.from_parameters import RotationMap
 from orthotune.kernels.rotate import rotate, rotate_stack
 from orthotune.rotation.packing import block_size_of
+from orthotune.rotation.spec import Map, RotationSpec
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CASES = sorted(p for version in ("0.17.1", "0.21.2") for p in (FIXTURES / f"peft-{version}-oft").iterdir())
@@ -28,13 +28,13 @@ def _named(path: Path) -> str:
 def _blocks(case: Path, layer: str) -> Tensor:
     config = json.loads((case / "adapter_config.json").read_text())
     (v,) = (v for k, v in load_file(case / "adapter_model.safetensors").items() if k.endswith(f"{layer}.oft_R.weight"))
-    return RotationMap(
+    series: Map = "neumann_legacy" if "0.17.1" in str(case.parent) else "neumann"
+    return RotationSpec(
         block_size_of(v.shape[-1]),
-        exact=not config["use_cayley_neumann"],
+        map=series if config["use_cayley_neumann"] else "exact",
         terms=config["num_cayley_neumann_terms"],
-        series="legacy" if "0.17.1" in str(case.parent) else "current",
         eps=config["eps"] if config["coft"] else None,
-    )(v)
+    ).rotation(v)
 
 
 def _layers(numbers: dict[str, Tensor]) -> list[str]:
@@ -79,5 +79,5 @@ def test_the_fixture_of_coft_needs_its_projection(version: str) -> None:
     case = FIXTURES / f"peft-{version}-oft" / "coft"
     (v,) = (v for k, v in load_file(case / "adapter_model.safetensors").items() if "lin" in k)
     dense = load_file(case / "io.safetensors")["lin.rotation"]
-    free = rotate(torch.eye(len(dense)), RotationMap(block_size_of(v.shape[-1]))(v))
+    free = rotate(torch.eye(len(dense)), RotationSpec(block_size_of(v.shape[-1])).rotation(v))
     assert (free - dense).abs().max() > 100 * ROUNDING

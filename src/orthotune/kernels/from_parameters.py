@@ -16,6 +16,7 @@ from orthotune.rotation.ball import coft_radius, project
 from orthotune.rotation.cayley import cayley_backward, cayley_forward
 from orthotune.rotation.neumann import neumann
 from orthotune.rotation.packing import pack, unpack
+from orthotune.rotation.spec import RotationSpec
 
 NeumannSeries = Literal["current", "legacy"]
 
@@ -158,3 +159,17 @@ class RotationMap:
         """
         found: tuple[Tensor, ...] = _ExactRotation.apply(R, self.scale, spent, *stored)
         return found
+
+
+def map_of(spec: RotationSpec) -> RotationMap:
+    """The map of a spec."""
+    series: NeumannSeries = "legacy" if spec.map == "neumann_legacy" else "current"
+    return RotationMap(spec.block_size, spec.exact, spec.terms, series, spec.scaled, spec.eps)
+
+
+def rotation_of(spec: RotationSpec, v: Tensor, known: Tensor | None = None) -> Tensor:
+    """``spec.rotation(v)`` on the fast path.
+
+    Shapes: ``(rows, b (b - 1) / 2)`` -> ``(rows, b, b)``. ``known`` is the result when only the gradient is missing.
+    """
+    return map_of(spec)(v, known)

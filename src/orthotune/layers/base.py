@@ -9,12 +9,14 @@ first, the output passes ``M_1`` first, so ``W' = M_k .. M_1 W (R_1 .. R_k)^T``.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from orthotune.errors import OrthotuneError, UnsupportedLayerError
+from orthotune.kernels.from_parameters import map_of
 from orthotune.kernels.turn_weight import Step, turn_weight, turn_whole
 from orthotune.layers.merging import Merging
 from orthotune.layers.rotation_module import Rotation
@@ -22,6 +24,7 @@ from orthotune.layers.settings import LayerSettings
 from orthotune.layers.strength import Strengths
 from orthotune.quantized.plain import require_plain
 from orthotune.rotation.blocks import choose_layout
+from orthotune.rotation.frozen import FrozenMap
 
 
 class OFTLayer(nn.Module, Strengths, Merging):
@@ -91,9 +94,15 @@ class OFTLayer(nn.Module, Strengths, Merging):
             UnsupportedLayerError: the side has no meaning for this layer.
             BlockSizeError: the size does not fit.
         """
-        if settings.side not in self.sides:
+        if settings.frozen is not None:
+            from orthotune.layers.transformed import admit
+
+            admit(self, settings)
+            self.update_layer(adapter_name, settings, inference_mode)
+            return
+        if settings.spec.side not in self.sides:
             raise UnsupportedLayerError(
-                f"side='{settings.side}' for layer '{settings.layer}' ({type(self.get_base_layer()).__name__})",
+                f"side='{settings.spec.side}' for layer '{settings.layer}' ({type(self.get_base_layer()).__name__})",
                 needed=f"side='{self.sides[0]}', the only one with a meaning for this layer",
                 do="Exclude the layer or change the side",
             )
@@ -103,26 +112,31 @@ class OFTLayer(nn.Module, Strengths, Merging):
             rotations[part] = self._new_rotation(adapter_name, shape, settings)
             outputs += self._output_count(shape)
         getattr(self, self.container)[adapter_name] = rotations[""] if "" in rotations else nn.ModuleDict(rotations)
-        if settings.magnitude:
+        if settings.spec.magnitude:
             self.oft_magnitude[adapter_name] = nn.Parameter(torch.ones(outputs, dtype=self._adapter_dtype()))
         first = next(iter(rotations.values())).layout
         self.r[adapter_name], self.oft_block_size[adapter_name] = first.block_count, first.block_size
-        self.oft_settings[adapter_name] = settings
+        spec = replace(settings.spec, block_size=first.block_size, dtype=self._adapter_dtype())
+        self.oft_settings[adapter_name] = replace(settings, spec=spec, r=0)
         self.reset_oft_parameters(adapter_name, settings.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     def _new_rotation(self, adapter_name: str, shape: torch.Size, settings: LayerSettings) -> Rotation:
-        features = shape[-1 if settings.side == "in" else -2]
+        spec = settings.spec
+        features = shape[-1 if spec.side == "in" else -2]
         layout, changed = choose_layout(
-            features, r=settings.r, block_size=settings.block_size, shared=settings.shared,
+            features, r=settings.r, block_size=spec.block_size, shared=spec.shared,
             fallback=settings.fallback, layer=settings.layer,
         )  # fmt: skip
         if changed:
-            wanted = f"r={settings.r}" if settings.r else f"block_size={settings.block_size}"
+            wanted = f"r={settings.r}" if settings.r else f"block_size={spec.block_size}"
             self.resized[adapter_name] = f"{wanted} -> {layout.block_count} x {layout.block_size}"
         copies = shape[0] if len(shape) == 3 else 1
-        return Rotation(layout, settings.map_for(layout.block_size), copies, settings.dropout, self._adapter_dtype())
+        spec = replace(spec, block_size=layout.block_size, dtype=self._adapter_dtype())
+        rotation = Rotation(layout, map_of(spec), copies, spec.dropout, spec.dtype)
+        rotation.spec = spec
+        return rotation
 
     @staticmethod
     def _output_count(shape: torch.Size) -> int:
@@ -147,6 +161,14 @@ class OFTLayer(nn.Module, Strengths, Merging):
             return {}
         module = found[adapter_name]
         return cast(dict[str, Rotation], dict(module.items()) if isinstance(module, nn.ModuleDict) else {"": module})
+
+    def frozen_map(self, adapter_name: str) -> FrozenMap | None:
+        """The map of the weight that an adapter is here, or None where it is a rotation."""
+        return None
+
+    def frozen_weight(self, adapter_name: str, weight: Tensor) -> Tensor:
+        """The float weight that a frozen map makes of ``weight``, in the shape of the base parameter."""
+        raise NotImplementedError
 
     def stored(self, adapter_name: str) -> list[nn.Parameter]:
         """The parameters of an adapter in this layer."""
@@ -190,10 +212,10 @@ class OFTLayer(nn.Module, Strengths, Merging):
         steps = [
             Step("columns", self.rotations(name)[part](whole).mT)
             for name in reversed(adapters)
-            if self.oft_settings[name].side == "in"
+            if self.oft_settings[name].spec.side == "in"
         ]
         for name in adapters:
-            if self.oft_settings[name].side == "out":
+            if self.oft_settings[name].spec.side == "out":
                 steps.append(Step("rows", self.rotations(name)[part](whole)))
             if (scale := self.magnitude(name, part)) is not None:
                 steps.append(Step("scale_rows", scale))

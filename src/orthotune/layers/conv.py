@@ -60,4 +60,4 @@ class Conv(OFTLayer):
         return set(base.kernel_size) == {1} and base.groups == 1
 
     def _only_turns_input(self, name: str) -> bool:
-        return self.oft_settings[name].side == "in" and name not in self.oft_magnitude
+        return self.oft_settings[name].spec.side == "in" and name not in self.oft_magnitude

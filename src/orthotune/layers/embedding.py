@@ -58,7 +58,7 @@ class Embedding(OFTLayer):
         """
         longer = [
             n for n in adapters
-            if n in self.oft_magnitude or not self.oft_settings[n].exact or self.strength(n).kind != "geodesic"
+            if n in self.oft_magnitude or not self.oft_settings[n].spec.exact or self.strength(n).kind != "geodesic"
         ]  # fmt: skip
         if longer and self.get_base_layer().max_norm is not None:
             raise MergeError(

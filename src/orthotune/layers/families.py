@@ -44,7 +44,7 @@ def share_inputs(model: nn.Module, name: str) -> None:
 
 
 def _turns_input(layer: Linear, name: str) -> bool:
-    return name in layer.oft_settings and layer.oft_settings[name].side == "in" and name in layer.oft_R
+    return name in layer.oft_settings and layer.oft_settings[name].spec.side == "in" and name in layer.oft_R
 
 
 def _alike(one: Linear, other: Linear, name: str) -> bool:

@@ -53,7 +53,7 @@ class Linear(OFTLayer):
         if adapters and self._turns_weight(x):
             return linear(x, self.turned(adapters, rounded=True)["weight"], self.get_base_layer().bias)
         for name in adapters:
-            if self.oft_settings[name].side == "in":
+            if self.oft_settings[name].spec.side == "in":
                 x = self._rotated(x, name, len(adapters) == 1)
                 outputs_change |= name in self.oft_magnitude
             else:
@@ -62,7 +62,7 @@ class Linear(OFTLayer):
             return self.base_layer(x, *args, **kwargs)
         y = self._without_bias(x)
         for name in adapters:
-            if self.oft_settings[name].side == "out":
+            if self.oft_settings[name].spec.side == "out":
                 y = rotate(y, self.oft_R[name]().mT)
             scale = self.magnitude(name)
             y = y if scale is None else y * scale.to(y.dtype)
@@ -71,8 +71,8 @@ class Linear(OFTLayer):
 
     def _mixed(self, batch: MixedBatch, x: Tensor, args: Any, kwargs: Any) -> Tensor:
         here = [name for name in batch.rows if name in self.oft_R]
-        x = batch.rotated(self, x, [name for name in here if self.oft_settings[name].side == "in"])
-        changed = [n for n in here if self.oft_settings[n].side == "out" or n in self.oft_magnitude]
+        x = batch.rotated(self, x, [name for name in here if self.oft_settings[name].spec.side == "in"])
+        changed = [n for n in here if self.oft_settings[n].spec.side == "out" or n in self.oft_magnitude]
         if not changed:
             return self.base_layer(x, *args, **kwargs)
         if sum(len(batch.rows[name]) for name in changed) == len(x):
@@ -84,7 +84,7 @@ class Linear(OFTLayer):
 
     def _with_outputs(self, batch: MixedBatch, x: Tensor, adapters: list[str]) -> Tensor:
         y = self._without_bias(x)
-        y = batch.rotated(self, y, [n for n in adapters if self.oft_settings[n].side == "out"], transposed=True)
+        y = batch.rotated(self, y, [n for n in adapters if self.oft_settings[n].spec.side == "out"], transposed=True)
         y = batch.scaled(self, y, [name for name in adapters if name in self.oft_magnitude])
         bias = self.get_base_layer().bias
         return y if bias is None else y + bias.to(y.dtype)

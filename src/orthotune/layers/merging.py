@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from orthotune.errors import MergeError
 from orthotune.kernels.finite import all_finite
 from orthotune.layers.sharding import refuse_parts
-from orthotune.layers.strength import Strength
+from orthotune.rotation.strength import Strength
 
 
 class Merging(BaseTunerLayer):

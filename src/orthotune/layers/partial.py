@@ -9,8 +9,8 @@ from torch import Tensor
 
 from orthotune.errors import ConfigError
 from orthotune.layers.rotation_cache import RotationCache
-from orthotune.layers.strength import blended
 from orthotune.rotation.geodesic import Planes, partial_rotation, planes_of_skew
+from orthotune.rotation.strength import blended
 
 if TYPE_CHECKING:
     from orthotune.layers.rotation_module import Rotation

@@ -13,6 +13,8 @@ from orthotune.layers.conv import Conv
 from orthotune.layers.embedding import Embedding
 from orthotune.layers.linear import Linear, TransposedLinear
 from orthotune.layers.quantized_linear import QuantizedLinear
+from orthotune.layers.settings import LayerSettings
+from orthotune.layers.transformed import kind_with
 from orthotune.quantized.roster import library_of
 
 #: first match wins, so a subclass stands before its base
@@ -48,3 +50,16 @@ def kind_of(module: nn.Module, layer: str) -> type[OFTLayer]:
         needed=f"one of {served}",
         do="Name its inner layers in target_modules, or exclude it",
     )
+
+
+def check_holds(kind: type[OFTLayer], settings: LayerSettings) -> None:
+    """Refuse a frozen map of the weight for a kind that cannot hold one.
+
+    Raises:
+        UnsupportedLayerError: names the layer.
+
+    Example:
+        >>> from orthotune.rotation.spec import RotationSpec
+        >>> check_holds(Linear, LayerSettings("q", RotationSpec()))
+    """
+    kind_with(kind, settings)

@@ -14,8 +14,10 @@ from orthotune.layers.partial import Partial
 from orthotune.layers.rotation_cache import RotationCache
 from orthotune.layers.rotation_group import RotationGroup
 from orthotune.layers.sharding import Exchanged, is_zero
-from orthotune.layers.strength import WHOLE, Strength
 from orthotune.rotation.blocks import BlockLayout
+from orthotune.rotation.spec import RotationSpec
+from orthotune.rotation.strength import FULL as WHOLE
+from orthotune.rotation.strength import Strength
 
 
 def _exporting() -> bool:
@@ -31,6 +33,8 @@ class Rotation(Exchanged):
     computed once per parameter version, in training too, see :class:`RotationCache`. A write through ``parameter.data``
     between two evaluations, with no training step, ``train()``, ``eval()`` or ``to()`` between them, is not seen.
     """
+
+    spec: RotationSpec
 
     def __init__(
         self,

@@ -5,34 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from orthotune.kernels.from_parameters import NeumannSeries, RotationMap
-
-Side = Literal["in", "out"]
+from orthotune.rotation.frozen import FrozenMap
+from orthotune.rotation.spec import RotationSpec
 
 
 @dataclass(frozen=True)
 class LayerSettings:
-    """Settings of an adapter at one layer, sizes already chosen for it.
+    """What an adapter is at one layer, and how its size is chosen there.
 
-    ``r`` blocks or blocks of ``block_size``: exactly one of them is not 0. ``fallback`` says what happens to a size
-    that does not divide. The other fields have the meaning of :class:`orthotune.OFTConfig`'s.
+    Args:
+        layer: its name, for messages.
+        spec: what it is; its block size is the wanted one, 0 when ``r`` decides. A layer keeps the chosen size here.
+        r: wanted number of blocks.
+        fallback: what happens to a size that does not divide the width of the layer.
+        init_weights: True starts from the identity, False from random rotations.
+        frozen: a map of the weight in the place of a rotation; of the spec its side has a meaning then.
     """
 
     layer: str
+    spec: RotationSpec
     r: int = 0
-    block_size: int = 32
     fallback: Literal["error", "nearest"] = "nearest"
-    side: Side = "in"
-    shared: bool = False
-    magnitude: bool = False
-    scaled: bool = False
-    exact: bool = True
-    terms: int = 5
-    series: NeumannSeries = "current"
-    eps: float | None = None
-    dropout: float = 0.0
     init_weights: bool = True
-
-    def map_for(self, block_size: int) -> RotationMap:
-        """The map from parameters to rotations for blocks of ``block_size``."""
-        return RotationMap(block_size, self.exact, self.terms, self.series, self.scaled, self.eps)
+    frozen: FrozenMap | None = None

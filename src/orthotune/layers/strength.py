@@ -5,41 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast, get_args
 
-import torch
 from torch import Tensor, nn
 
 from orthotune.errors import ConfigError
+from orthotune.rotation.strength import FULL as WHOLE
+from orthotune.rotation.strength import Kind, Strength
 
 if TYPE_CHECKING:
     from orthotune.layers.rotation_module import Rotation
-
-#: ``geodesic``: ``R^t``, and the magnitude's logarithm times ``t``. ``linear``: ``W + t (W' - W)``. ``rotation``: the
-#: rotation is blended linearly with the identity, the magnitude stays whole, as some tools do with their own files.
-Kind = Literal["geodesic", "linear", "rotation"]
-
-
-@dataclass(frozen=True)
-class Strength:
-    """``t`` from 0, nothing, over 1, the adapter, to any number; and what lies between.
-
-    Example:
-        >>> Strength(0.5).partial, Strength().partial
-        (True, False)
-    """
-
-    t: float = 1.0
-    kind: Kind = "geodesic"
-
-    @property
-    def partial(self) -> bool:
-        """Whether it is another strength than the adapter's own."""
-        return self.t != 1
-
-
-WHOLE = Strength()
 
 
 class Strengths:
@@ -162,9 +138,3 @@ class Strengths:
         """A magnitude at the adapter's strength."""
         strength = self.strength(adapter)
         return magnitude.pow(strength.t) if strength.partial and strength.kind == "geodesic" else magnitude
-
-
-def blended(R: Tensor, t: float) -> Tensor:
-    """``I + t (R - I)``. Shapes: ``(..., b, b)``."""
-    eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
-    return eye + t * (R - eye)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Protocol
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,7 @@ from orthotune.layers.conv import Conv
 from orthotune.layers.linear import Linear, TransposedLinear
 from orthotune.layers.mixed_batch import BASE, MixedBatch, mixed_batch
 from orthotune.layers.settings import LayerSettings
-
-
-class WeightTransform(Protocol):
-    """What turns a weight ``(out, in)`` or ``(out, in, *kernel)`` into another one of its shape."""
-
-    def apply(self, weight: Tensor, strength: float = 1.0) -> Tensor:
-        """The new weight, in float32 or better."""
-
-
-@dataclass(frozen=True)
-class TransformSettings(LayerSettings):
-    """An adapter that is ``transform`` at this layer; of the other fields ``layer`` and ``side`` have a meaning."""
-
-    transform: WeightTransform | None = None
+from orthotune.rotation.frozen import FrozenMap
 
 
 class Transformed(OFTLayer):
@@ -43,22 +30,23 @@ class Transformed(OFTLayer):
     """
 
     other_param_names = (*OFTLayer.other_param_names, "oft_transforms")
-    oft_transforms: dict[str, WeightTransform]
+    oft_transforms: dict[str, FrozenMap]
     _kept: tuple[Any, Tensor] | None
 
     def update_layer(self, adapter_name: str, settings: LayerSettings, inference_mode: bool = False) -> None:
         self.__dict__.setdefault("oft_transforms", {})
         self._kept = None
-        if not isinstance(settings, TransformSettings):
+        if settings.frozen is None:
             super().update_layer(adapter_name, settings, inference_mode)
             return
-        if settings.transform is None:
-            raise UnsupportedLayerError(f"layer '{settings.layer}'", needed="a weight transform")
         self.drop(adapter_name)
         self.oft_strength.pop(adapter_name, None)
-        self.oft_transforms[adapter_name] = settings.transform
+        self.oft_transforms[adapter_name] = settings.frozen
         self.oft_settings[adapter_name] = settings
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def frozen_map(self, adapter_name: str) -> FrozenMap | None:
+        return self.oft_transforms.get(adapter_name)
 
     def drop(self, adapter_name: str) -> None:
         """Forget what the layer holds of an adapter; another adapter may stay active."""
@@ -94,7 +82,7 @@ class Transformed(OFTLayer):
         W = self._natural(W)
         return {name: W.to(base.dtype) if rounded else W}
 
-    def transformed(self, adapter_name: str, weight: Tensor) -> Tensor:
+    def frozen_weight(self, adapter_name: str, weight: Tensor) -> Tensor:
         """The float weight that one frozen adapter makes of ``weight``, in the shape of the base parameter."""
         W = self._natural(weight)
         transform = placed(self.oft_transforms[adapter_name], W.device)
@@ -121,7 +109,7 @@ class Transformed(OFTLayer):
         return inward + [name for name in adapters if sides[name] == "out"]
 
     def _side(self, adapter: str) -> str:
-        return str(getattr(self.oft_transforms.get(adapter), "side", self.oft_settings[adapter].side))
+        return str(getattr(self.oft_transforms.get(adapter), "side", self.oft_settings[adapter].spec.side))
 
     @staticmethod
     def _natural(weight: Tensor) -> Tensor:
@@ -189,7 +177,7 @@ def placed(transform: Any, device: torch.device) -> Any:
     """The transform with its tensors on a device; itself where they are there already.
 
     Example:
-        >>> settings = TransformSettings("q")
+        >>> settings = LayerSettings("q", RotationSpec())
         >>> placed(settings, torch.device("cpu")) is settings
         True
     """
@@ -223,10 +211,10 @@ def kind_with(kind: type[OFTLayer], settings: LayerSettings) -> type[OFTLayer]:
         UnsupportedLayerError: a weight transform for a kind that cannot hold one.
 
     Example:
-        >>> kind_with(Linear, LayerSettings("q")).__name__
+        >>> kind_with(Linear, LayerSettings("q", RotationSpec())).__name__
         'Linear'
     """
-    if not isinstance(settings, TransformSettings) or issubclass(kind, Transformed):
+    if settings.frozen is None or issubclass(kind, Transformed):
         return kind
     if kind not in _KINDS:
         raise UnsupportedLayerError(

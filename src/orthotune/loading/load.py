@@ -19,16 +19,12 @@ from orthotune.formats.module_names import match_names
 from orthotune.formats.read_options import ReadOptions
 from orthotune.formats.roster import read_adapter
 from orthotune.layers.base import OFTLayer
-from orthotune.layers.strength import Kind
-from orthotune.layers.transformed import Transformed
 from orthotune.loading.components import adaptable, bare, components_of
 from orthotune.loading.fit import Fit, config_for, fit
 from orthotune.loading.report import LoadReport
 
 #: fields of a PEFT config that stay true on whichever model the adapter is put
 KEPT = ("base_model_name_or_path", "task_type", "module_dropout", "revision")
-#: what lies between 0 and 1 in the file's own tool, where a layer does the same
-BLENDS = ("linear", "rotation")
 
 
 def load_adapter(
@@ -91,7 +87,7 @@ def apply_state(
         model = _by_host(model, state, adapter_name)
         report.frozen = [
             name for name, layer in bare(model).named_modules()
-            if isinstance(layer, Transformed) and adapter_name in layer.oft_transforms
+            if isinstance(layer, OFTLayer) and layer.frozen_map(adapter_name) is not None
         ]  # fmt: skip
         return model, report
     if state.other:
@@ -113,7 +109,8 @@ def apply_state(
             warnings.filterwarnings("ignore", message="The block size does not divide")  # the file's own sizes
             new = _inject(part, config, adapter_name, in_place=bool(component))
         _fill(new, fitted, adapter_name)
-        report.strength = next((h.strength for h in fitted.rotations.values() if h.strength in BLENDS), report.strength)
+        kinds = [held.spec.blend for held in fitted.rotations.values()]
+        report.strength = next((kind for kind in kinds if kind != "geodesic"), report.strength)
         report.frozen += [_named(component, name) for name in fitted.transforms]
         model = model if component else new
     return model, report
@@ -222,5 +219,5 @@ def _fill(model: nn.Module, fitted: Fit, adapter_name: str) -> None:
             rotation.weight.copy_(held.rotations[part])
         if held.magnitude is not None:
             layer.oft_magnitude[adapter_name].copy_(held.magnitude.reshape(-1))
-        if held.strength in BLENDS:
-            layer.set_scale(adapter_name, 1.0, cast(Kind, held.strength))
+        if held.spec.blend != "geodesic":
+            layer.set_scale(adapter_name, 1.0, held.spec.blend)

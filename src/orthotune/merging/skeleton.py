@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from orthotune.errors import ConfigError, OrthotuneError
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.layers.base import OFTLayer
-from orthotune.layers.strength import Kind
 from orthotune.loading.components import bare
 from orthotune.loading.load import apply_state
 from orthotune.loading.report import LoadReport
 from orthotune.merging.base_files import Base, Part
 from orthotune.merging.origin import Origin, origins
 from orthotune.merging.tensor_tree import module_tree
+from orthotune.rotation.strength import Kind
 
 ADAPTER = "default"
 

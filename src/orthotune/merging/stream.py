@@ -14,12 +14,12 @@ from torch import Tensor
 from orthotune.errors import OutputError
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.roster import read_adapter
-from orthotune.layers.strength import Kind
 from orthotune.merging.base_files import Part, open_base
 from orthotune.merging.journal import Journal
 from orthotune.merging.plan import Plan
 from orthotune.merging.skeleton import build_skeletons
 from orthotune.merging.tensor_file import Entry, write_file, writing
+from orthotune.rotation.strength import Kind
 
 
 def merge_checkpoint(

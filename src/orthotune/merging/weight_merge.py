@@ -9,7 +9,6 @@ from orthotune.errors import AdapterFileError, MergeError
 from orthotune.kernels.finite import all_finite
 from orthotune.kernels.turn_weight import RUN, turn_weight
 from orthotune.layers.base import OFTLayer
-from orthotune.layers.transformed import Transformed
 
 
 @torch.no_grad()
@@ -31,15 +30,16 @@ def merge_weight(layer: OFTLayer, parameter: str, weight: Tensor, adapter: str) 
     Example:
         >>> from orthotune.layers.linear import Linear
         >>> from orthotune.layers.settings import LayerSettings
-        >>> layer = Linear(nn.Linear(4, 2, device="meta"), "default", LayerSettings("q", block_size=2))
+        >>> from orthotune.rotation.spec import RotationSpec
+        >>> layer = Linear(nn.Linear(4, 2, device="meta"), "default", LayerSettings("q", RotationSpec(2)))
         >>> rotation = layer.rotations("default")[""]
         >>> rotation.weight = nn.Parameter(torch.ones(2, 1))  # Q = [[0, 1], [-1, 0]]: a quarter of a turn
         >>> merge_weight(layer, "weight", torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]), "default")[0]
         tensor([ 0.,  1., -1.,  0.])
     """
-    if isinstance(layer, Transformed) and adapter in layer.oft_transforms:
+    if layer.frozen_map(adapter) is not None:
         try:
-            weight.copy_(layer.transformed(adapter, weight))
+            weight.copy_(layer.frozen_weight(adapter, weight))
         except AdapterFileError as error:  # shapes of the adapter, which does not know the layer's name
             name = layer.oft_settings[adapter].layer
             raise AdapterFileError(f"layer '{name}': {error.said}", got=error.got, needed=error.needed) from error

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from orthotune.errors import AdapterFileError
 from orthotune.formats.safetensors_file import shortened
-from orthotune.layers.transformed import Transformed
+from orthotune.layers.base import OFTLayer
 
 OLD_KEYS = (".oft_r", ".oft_s")
 
@@ -73,7 +73,7 @@ def refuse_frozen(model: nn.Module, adapter_name: str) -> None:
     frozen = [
         layer.oft_settings[adapter_name].layer
         for layer in model.modules()
-        if isinstance(layer, Transformed) and adapter_name in layer.oft_transforms
+        if isinstance(layer, OFTLayer) and layer.frozen_map(adapter_name) is not None
     ]
     if frozen:
         raise AdapterFileError(

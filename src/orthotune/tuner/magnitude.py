@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -76,7 +76,8 @@ def _add(layer: OFTLayer, name: str) -> None:
         like = next(iter(layer.rotations(name).values())).weight
         outputs = sum(layer._output_count(shape) for shape in layer.shapes().values())
         layer.oft_magnitude[name] = nn.Parameter(torch.ones(outputs, dtype=like.dtype, device=like.device))
-    layer.oft_settings[name] = dataclasses.replace(layer.oft_settings[name], magnitude=True)
+    settings = layer.oft_settings[name]
+    layer.oft_settings[name] = replace(settings, spec=replace(settings.spec, magnitude=True))
     for shared in layer.shared_inputs.values() if isinstance(layer, Linear) else ():
         shared.forget()  # evaluation turns inputs for all of its layers at once, and would go past the magnitude
 

@@ -18,12 +18,11 @@ from orthotune.layers import rotation_group
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.experts import ParamWrapper
 from orthotune.layers.families import share_inputs
-from orthotune.layers.roster import kind_of
+from orthotune.layers.roster import check_holds, kind_of
 from orthotune.layers.settings import LayerSettings
-from orthotune.layers.strength import Kind
-from orthotune.layers.transformed import admit, kind_with
 from orthotune.quantized.gradient import attach
 from orthotune.quantized.roster import library_of
+from orthotune.rotation.strength import Kind
 from orthotune.tuner.admission import admit_adapter, refuse_oversized
 from orthotune.tuner.combination import add_weighted_adapter
 from orthotune.tuner.config import OFTConfig
@@ -113,8 +112,9 @@ class OFTModel(MergingTuner):
             matched.append(key)
             base = module.get_base_layer() if isinstance(module, OFTLayer) else module
             with torch.device("meta"):
-                settings = settings_for(config, key)
-                tried.append(kind_with(kind_of(base, key), settings)(base, "check", settings))
+                kind, settings = kind_of(base, key), settings_for(config, key)
+                check_holds(kind, settings)
+                tried.append(kind(base, "check", settings))
         for key, _ in model.named_parameters() if config.target_parameters else ():
             key = key.replace(".base_layer", "")
             owner, _, name = key.rpartition(".")
@@ -139,7 +139,7 @@ class OFTModel(MergingTuner):
     ) -> None:
         settings = settings_for(oft_config, current_key)
         if isinstance(target, OFTLayer) and not (parameter_name and self._wraps_another(target, parameter_name)):
-            admit(target, settings)
+            check_holds(type(target), settings)
             target.update_layer(adapter_name, settings)
             new = target
         elif isinstance(parent, OFTLayer):
@@ -168,7 +168,7 @@ class OFTModel(MergingTuner):
     ) -> OFTLayer:
         if parameter_name is not None:
             return ParamWrapper(target, adapter_name, settings, parameter_name, oft_config.fan_in_fan_out)
-        return kind_with(kind_of(target, settings.layer), settings)(target, adapter_name, settings)
+        return kind_of(target, settings.layer)(target, adapter_name, settings)
 
     def _keep_off_fast_path(self, new: OFTLayer, key: str) -> None:
         """PyTorch's encoder layers read ``linear1.weight`` past a wrapper in evaluation, unless a hook is there."""

@@ -14,7 +14,7 @@ from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.read_options import ReadOptions
 from orthotune.formats.roster import format_of
 from orthotune.layers.base import OFTLayer
-from orthotune.layers.transformed import Transformed, TransformSettings, admit
+from orthotune.layers.settings import LayerSettings
 
 
 def translated_state(
@@ -50,10 +50,7 @@ def translated_state(
         if layer is not None and held.ragged:
             weight = layer.get_base_layer().weight
             if not _runs(held, weight.shape[1 if isinstance(layer.get_base_layer(), Conv1D) else 0], name):
-                settings = TransformSettings(name, side=held.side, transform=held)
-                admit(layer, settings)
-                assert isinstance(layer, Transformed)
-                layer.update_layer(adapter_name, settings)
+                layer.update_layer(adapter_name, LayerSettings(name, held.spec, frozen=held))
                 continue
         stem = f"base_model.model.{name}"
         new[f"{stem}.oft_R.weight"] = held.rotations[""]

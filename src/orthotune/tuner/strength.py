@@ -6,7 +6,7 @@ from torch import nn
 
 from orthotune.errors import ConfigError, nearest
 from orthotune.layers.base import OFTLayer
-from orthotune.layers.strength import Kind
+from orthotune.rotation.strength import Kind
 
 
 def set_scale(model: nn.Module, adapter: str, scale: float, kind: Kind | None = None) -> None:
