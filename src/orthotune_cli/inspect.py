@@ -80,7 +80,7 @@ def collect(state: AdapterState) -> dict[str, Any]:
     rows = [more.get((row.layer, row.part), {}) | asdict(row) for row in measure(state)]
     planes = [row["blocks"] * (row["block_size"] // 2) for row in rows]
     first = next(iter(state.layers.values()), None)
-    exact = first is None or first.map == "exact"
+    exact = first is None or first.spec.exact
     return {
         "adapter": str(state.source),
         "base_model": state.config.get("base_model_name_or_path"),
@@ -89,10 +89,10 @@ def collect(state: AdapterState) -> dict[str, Any]:
         "format": state.format,
         # None: today's PEFT does not load the format at all
         "beyond_stock_peft": beyond_stock(state.config) if state.format in (ID, ID_LEGACY, ID_OWN) else None,
-        "map": "exact" if first is None else first.map,
-        "terms": None if first is None or exact else first.terms,
-        "coft_eps": None if first is None else first.eps,
-        "scaled": first is not None and first.scaled,
+        "map": "exact" if first is None else first.spec.map,
+        "terms": None if first is None or exact else first.spec.terms,
+        "coft_eps": None if first is None else first.spec.eps,
+        "scaled": first is not None and first.spec.scaled,
         "magnitudes": sum(layer.magnitude is not None for layer in state.layers.values()),
         "transforms": list(state.transforms),
         "warnings": list(state.warnings),

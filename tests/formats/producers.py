@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import conv2d, linear
 
-from orthotune.formats import AdapterState, ReadOptions, WeightTransform, read_adapter
+from orthotune.formats import AdapterState, ReadOptions, read_adapter
+from orthotune.rotation.frozen import FrozenMap
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -89,7 +90,7 @@ def turns_bias(case: Produced) -> bool:
     return case.producer == "lycoris-3.1.1" or case.producer == "kohya-oft-2023-10"
 
 
-def _output(transform: WeightTransform, io: dict[str, Tensor], base: str, strength: float, bias_too: bool) -> Tensor:
+def _output(transform: FrozenMap, io: dict[str, Tensor], base: str, strength: float, bias_too: bool) -> Tensor:
     weight, bias, x = transform.apply(io[f"{base}.weight"], strength), io[f"{base}.bias"], io[f"{base}.x"]
     if bias_too:
         bias = transform.apply(bias.view(-1, 1), strength).view(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from orthotune.formats import AdapterState, LayerState, ReadOptions, read_adapte
 from orthotune.formats.conversion_table import TARGETS
 from orthotune.formats.convert import convert, plan
 from orthotune.formats.writers import write_adapter
+from orthotune.rotation.spec import RotationSpec
 
 #: Modules of a model that every layer of the fixtures can mean.
 MODULES = {"": ["blk.lin", "blk.conv", "lin", "conv", "to_q", "in_layers", "double_blocks.0.img_attn.qkv"]}
@@ -71,8 +73,14 @@ def test_most_pairs_are_written() -> None:
     assert {target for _, target in pairs} == set(TARGETS)
 
 
-def _one(layer: LayerState, **fields: object) -> AdapterState:
-    return AdapterState({"lin": replace(layer, **fields)})  # type: ignore[arg-type]
+def _one(layer: LayerState, **fields: Any) -> AdapterState:
+    return AdapterState({"lin": _with(layer, **fields)})
+
+
+def _with(layer: LayerState, **fields: Any) -> LayerState:
+    """The layer with other fields, those of its spec included."""
+    of_spec = {name: fields.pop(name) for name in ("side", "map") if name in fields}
+    return replace(layer, spec=replace(layer.spec, **of_spec), **fields)
 
 
 IN = LayerState({"": torch.full((3, 6), 0.05)})
@@ -105,7 +113,7 @@ def test_a_scale_of_ones_is_none(tmp_path: Path) -> None:
 
 
 def test_layers_that_differ_have_settings_of_their_own(tmp_path: Path) -> None:
-    layers = {"a.x": IN, "a.y": replace(IN, side="out", magnitude=torch.rand(12)), "a.z": replace(IN, map="neumann")}
+    layers = {"a.x": IN, "a.y": _with(IN, side="out", magnitude=torch.rand(12)), "a.z": _with(IN, map="neumann")}
     converted, _ = convert(AdapterState(layers), "orthotune")
     write_adapter(converted, tmp_path / "out", "orthotune")
     back = read_adapter(tmp_path / "out").layers
@@ -133,7 +141,7 @@ def test_the_error_of_an_approximation_is_the_one_that_is_told(map: str, size: f
     state = _one(IN, rotations={"": size * torch.randn(3, 6)}, map=map)
     converted, errors = convert(state, "peft-0.14", {"lin": (5, 12)}, approximate=True)
     layer, before = converted.layers["lin"], state.layers["lin"]
-    assert layer.map == "exact"
+    assert layer.spec.map == "exact"
     difference = torch.linalg.matrix_norm(layer.rotation().double() - before.rotation().double(), ord=2).max()
     # both are rounded to float32 once more here
     assert float(difference) == pytest.approx(errors["lin"], abs=1e-6)
@@ -170,7 +178,7 @@ def test_convolutions_change_direction_between_peft_and_onetrainer(tmp_path: Pat
 @pytest.mark.parametrize(("count", "packed"), [(4, 6), (4, 3), (5, 6)])
 def test_a_scale_goes_into_a_butterfly_for_comfyui(count: int, packed: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    layer = LayerState({"": torch.randn(count, packed)}, side="out", dims=2)
+    layer = LayerState({"": torch.randn(count, packed)}, RotationSpec(side="out"), dims=2)
     layer = replace(layer, magnitude=torch.rand(count * layer.block_size()) + 0.5)
     state = AdapterState({"lin": layer})
     back = read_adapter(write_adapter(state, tmp_path / "a.safetensors", "comfyui"))
@@ -182,16 +190,16 @@ def test_a_scale_goes_into_a_butterfly_for_comfyui(count: int, packed: int, tmp_
 
 
 def test_odd_blocks_of_an_odd_number_are_refused_with_a_scale(tmp_path: Path) -> None:
-    layer = LayerState({"": torch.randn(5, 3)}, side="out", dims=2, magnitude=torch.full((15,), 2.0))
+    layer = LayerState({"": torch.randn(5, 3)}, RotationSpec(side="out"), dims=2, magnitude=torch.full((15,), 2.0))
     with pytest.raises(UnsupportedLayerError, match="5 blocks of 3.*even size or number"):
         write_adapter(AdapterState({"lin": layer}), tmp_path / "a.safetensors", "comfyui")
 
 
 def test_lycoris_gets_butterflies_where_its_loader_would_choose_other_blocks(tmp_path: Path) -> None:
-    state = AdapterState({"lin": LayerState({"": torch.randn(2, 28)}, side="out")})
+    state = AdapterState({"lin": LayerState({"": torch.randn(2, 28)}, RotationSpec(side="out"))})
     write_adapter(state, tmp_path / "a.safetensors", "lycoris")
     assert load_file(tmp_path / "a.safetensors")["lycoris_lin.oft_blocks"].shape == (2, 2, 8, 8)
-    odd = AdapterState({"lin": LayerState({"": torch.randn(3, 28)}, side="out")})
+    odd = AdapterState({"lin": LayerState({"": torch.randn(3, 28)}, RotationSpec(side="out"))})
     with pytest.raises(UnsupportedLayerError, match="3 blocks of 8"):
         write_adapter(odd, tmp_path / "b.safetensors", "lycoris")
     assert not (tmp_path / "b.safetensors").exists()
@@ -199,8 +207,8 @@ def test_lycoris_gets_butterflies_where_its_loader_would_choose_other_blocks(tmp
 
 def test_alpha_is_one_for_all_layers_and_clips_in_no_tool(tmp_path: Path) -> None:
     layers = {
-        "a": LayerState({"": torch.randn(4, 6)}, side="out"),
-        "b": LayerState({"": torch.randn(4, 3)}, side="out"),
+        "a": LayerState({"": torch.randn(4, 6)}, RotationSpec(side="out")),
+        "b": LayerState({"": torch.randn(4, 3)}, RotationSpec(side="out")),
     }
     for target in ("lycoris", "kohya-oft", "comfyui"):
         tensors = load_file(write_adapter(AdapterState(layers), tmp_path / f"{target}.safetensors", target))
@@ -229,7 +237,7 @@ def test_names_and_header_are_the_tools(tmp_path: Path) -> None:
 def test_peft_reads_the_series_that_was_written(tmp_path: Path) -> None:
     for target, map in (("peft", "neumann"), ("peft-0.16", "neumann_legacy")):
         write_adapter(_one(IN, map=map), tmp_path / target, target)
-        assert read_adapter(tmp_path / target).layers["lin"].map == map
+        assert read_adapter(tmp_path / target).layers["lin"].spec.map == map
 
 
 def test_names_that_need_the_base_say_so(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from orthotune.errors import AdapterFileError
 from orthotune.formats import read_adapter
-from orthotune.formats.peft_oft import beyond_stock, map_of
+from orthotune.formats.peft_fields import spec_of_fields
+from orthotune.formats.peft_oft import beyond_stock
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 # the layout with packed triangles, which began with 0.16
@@ -69,7 +70,7 @@ def test_weight_turns_as_peft_merged_it() -> None:
     ],
 )
 def test_map_follows_the_version(config: dict, expected: str) -> None:
-    assert map_of(config) == expected
+    assert spec_of_fields(config).map == expected
 
 
 def test_parts_magnitude_and_the_rest_are_told_apart(adapter: Path) -> None:
@@ -91,7 +92,7 @@ def test_parts_magnitude_and_the_rest_are_told_apart(adapter: Path) -> None:
     assert attention.block_size("q") == 4
     assert attention.block_size("k") == 8
     assert attention.block_count("q") is None
-    assert (attention.side, attention.scaled, attention.map) == ("out", True, "exact")
+    assert (attention.spec.side, attention.spec.scaled, attention.spec.map) == ("out", True, "exact")
     assert attention.magnitude is not None
     assert state.layers["emb"].embedding
     assert not attention.embedding

@@ -14,9 +14,10 @@ from torch import Tensor
 from formats.producers import FIXTURES
 from orthotune.errors import AdapterFileError, OrthotuneError
 from orthotune.formats import LayerState, ReadOptions, read_adapter
-from orthotune.formats.weight_transform import Blocks, SplitRows
 from orthotune.rotation.cayley import cayley
+from orthotune.rotation.frozen import Blocks, SplitRows
 from orthotune.rotation.packing import pack
+from orthotune.rotation.spec import RotationSpec
 
 
 def _file(tmp_path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
@@ -47,7 +48,7 @@ def test_every_prefix_of_onetrainer(prefix: str, tmp_path: Path) -> None:
     state = read_adapter(path)
     assert (state.format, list(state.layers)) == ("onetrainer", [prefix])
     layer = state.layers[prefix]
-    assert (layer.map, layer.terms, layer.side, layer.conv_reversed) == ("neumann", 5, "in", True)
+    assert (layer.spec.map, layer.spec.terms, layer.spec.side, layer.conv_reversed) == ("neumann", 5, "in", True)
 
 
 def test_sd_scripts_is_told_by_its_header(tmp_path: Path) -> None:
@@ -56,9 +57,9 @@ def test_sd_scripts_is_told_by_its_header(tmp_path: Path) -> None:
     kohya = read_adapter(_file(tmp_path, tensors, {"ss_network_module": "networks.oft_v2"}))
     assert (plain.format, kohya.format) == ("onetrainer", "kohya-oft-v2")
     # its loader ignores the marker, so the numbers mean more than OneTrainer's
-    assert plain.layers["lora_unet_a"].scaled
-    assert not kohya.layers["lora_unet_a"].scaled
-    assert kohya.layers["lora_unet_a"].strength == "linear"
+    assert plain.layers["lora_unet_a"].spec.scaled
+    assert not kohya.layers["lora_unet_a"].spec.scaled
+    assert kohya.layers["lora_unet_a"].blend == "linear"
 
 
 def test_the_ball_of_sd_scripts_is_in_its_arguments(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_the_ball_of_sd_scripts_is_in_its_arguments(tmp_path: Path) -> None:
 def test_settings_of_onetrainer_in_the_header(tmp_path: Path) -> None:
     header = {"ot_config": json.dumps({"oft_coft": True, "coft_eps": 0.1, "oft_block_share": True})}
     path = _file(tmp_path, {"lora_unet_a.oft_R.weight": torch.randn(1, 6)}, header)
-    assert read_adapter(path).layers["lora_unet_a"].eps == 0.1
+    assert read_adapter(path).layers["lora_unet_a"].spec.eps == 0.1
     path = _file(tmp_path, {"lora_unet_a.oft_R.weight": torch.randn(2, 6)}, header)
     with pytest.raises(AdapterFileError, match="blocks are shared"):
         read_adapter(path)
@@ -81,14 +82,14 @@ def test_settings_of_onetrainer_in_the_header(tmp_path: Path) -> None:
 def test_onetrainer_keeps_linear_layers_alone_within_the_ball(tmp_path: Path) -> None:
     path = _file(tmp_path, {"lora_unet_a.oft_R.weight": torch.randn(2, 6)})
     layer = read_adapter(path, ReadOptions(coft=True, eps=0.1)).layers["lora_unet_a"]
-    assert layer.for_weight((3, 8)).eps == 0.1
-    assert layer.for_weight((3, 2, 2, 2)).eps is None
+    assert layer.for_weight((3, 8)).spec.eps == 0.1
+    assert layer.for_weight((3, 2, 2, 2)).spec.eps is None
 
 
 def test_marker_of_any_type_means_scaled(tmp_path: Path) -> None:
     for marker in (torch.ones((), dtype=torch.bool), torch.ones(()).bfloat16(), torch.zeros(())):
         path = _file(tmp_path, {"a.oft_R.weight": torch.randn(2, 6), "a.oft_R.scaled_oft": marker})
-        assert read_adapter(path).layers["a"].scaled
+        assert read_adapter(path).layers["a"].spec.scaled
 
 
 def test_butterflies_of_sd_scripts_are_pefts(tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_fused_projections_with_blocks_of_one_size_are_one_rotation(tmp_path: Pa
     parts = [torch.randn(size // 4, 4, 4) for size in sizes]
     tensors |= {f"oft_unet_qkv.oft_blocks.{i}": part for i, part in enumerate(parts)}
     state, W = read_adapter(_file(tmp_path, tensors)), torch.randn(16, 5)
-    states = [LayerState({"": pack(part - part.mT)}, side="out", strength="rotation") for part in parts]
+    states = [LayerState({"": pack(part - part.mT)}, RotationSpec(side="out"), blend="rotation") for part in parts]
     expected = SplitRows(sizes, tuple(states)).apply(W, 0.5)
     torch.testing.assert_close(state.layers["oft_unet_qkv"].apply(W, 0.5), expected)
 
@@ -232,7 +233,7 @@ def test_embeddings_turn_as_the_layer_turns_them() -> None:
     from orthotune.layers.embedding import Embedding
     from orthotune.layers.settings import LayerSettings
 
-    layer = Embedding(nn.Embedding(5, 12), "default", LayerSettings("emb", block_size=4, magnitude=True))
+    layer = Embedding(nn.Embedding(5, 12), "default", LayerSettings("emb", RotationSpec(4, magnitude=True)))
     with torch.no_grad():
         layer.rotations("default")[""].weight.normal_()
         layer.magnitude("default").uniform_(0.5, 2)

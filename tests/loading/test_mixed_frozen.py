@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import asdict
 from typing import Any
 
@@ -14,8 +16,8 @@ from formats.producers import Produced, produced
 from loading.bases import layer, network, numbers, places
 from orthotune import OFTConfig, load_adapter
 from orthotune.errors import ConfigError
+from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import BASE
-from orthotune.layers.transformed import Transformed
 
 FROZEN = [case for case in produced() if case.read().transforms]
 NAMES = ["turned", BASE, "file", "file", "again", BASE, "file", "turned"]
@@ -50,7 +52,7 @@ def test_rows_are_their_adapters_alone(case: Produced) -> None:
     seen = 0
     for base, place in places(case).items():
         module, x = model.base_model.model.get_submodule(place), _input(base, layer(io, base))
-        seen += isinstance(module, Transformed)
+        seen += module.frozen_map("file") is not None
         alone = {}
         with model.disable_adapter():
             alone[BASE] = module(x)
@@ -91,10 +93,9 @@ def test_what_is_merged_is_refused_and_gradients_pass() -> None:
 
 def test_a_deleted_map_leaves_no_weight_behind() -> None:
     model = _model(FROZEN[0])
-    modules = [module for module in model.modules() if isinstance(module, Transformed)]
-    with torch.no_grad():
-        for module in modules:
-            module._weight(["file"], next(iter(module.base_parameters().values())))
-    assert all(module._kept is not None for module in modules)
+    modules = [module for module in model.modules() if isinstance(module, OFTLayer)]
+    held = [weakref.ref(module.frozen_map("file")) for module in modules]
     model.delete_adapter("file")
-    assert all(module._kept is None and "file" not in module.oft_transforms for module in modules)
+    gc.collect()
+    assert held and all(reference() is None for reference in held)
+    assert all("file" not in module.slots for module in modules)

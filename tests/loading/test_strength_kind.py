@@ -12,8 +12,6 @@ from loading.bases import network, numbers, places
 from orthotune import load_adapter
 from orthotune.errors import ConfigError
 from orthotune.layers.base import OFTLayer
-from orthotune.layers.transformed import Transformed
-from orthotune.loading.load import BLENDS
 
 #: float32 on both sides, weights of about 1 that sum up to 8 products
 CLOSE = {"rtol": 0, "atol": 2e-6}
@@ -31,10 +29,10 @@ def test_half_a_strength_is_that_of_the_home_tool(case: Produced) -> None:
     for layer, base in ((n, b) for n in state.layers for b in places(case) if b in n):
         module = inner.get_submodule(places(case)[base])
         assert isinstance(module, OFTLayer)
-        if isinstance(module, Transformed) and module.oft_transforms:
+        if module.frozen_map("default") is not None:
             continue
         held, W = state.layers[layer], io[f"{base}.weight"]
-        kind = held.strength if held.strength in BLENDS else "geodesic"
+        kind = held.blend if held.blend in ("linear", "rotation") else "geodesic"
         kinds.add(kind)
         assert module.strength("default").kind == kind
         if kind == "linear" and held.magnitude is not None:
@@ -49,7 +47,7 @@ def test_half_a_strength_is_that_of_the_home_tool(case: Produced) -> None:
         assert module.strength("default").kind == "geodesic"
         R = next(iter(module.rotations("default").values()))()
         error = (R @ R.mT - torch.eye(R.shape[-1])).norm(dim=(-2, -1)).max()
-        if held.map == "exact":
+        if held.spec.exact:
             assert error < 5e-6  # the bound of every exact map in float32
     if kinds:
         assert report.strength in kinds
@@ -57,5 +55,5 @@ def test_half_a_strength_is_that_of_the_home_tool(case: Produced) -> None:
 
 
 def test_every_kind_was_seen() -> None:
-    found = {held.strength for case in produced() for held in case.read().layers.values()}
+    found = {held.blend for case in produced() for held in case.read().layers.values()}
     assert found >= {"linear", "rotation", "none"}

@@ -58,7 +58,7 @@ def compare_adapters(one: AdapterState, other: AdapterState) -> tuple[list[Layer
 
 
 def _alike(a: LayerState, b: LayerState) -> bool:
-    return a.side == b.side and a.rotations.keys() == b.rotations.keys() and a.embedding == b.embedding
+    return a.spec.side == b.spec.side and a.rotations.keys() == b.rotations.keys() and a.embedding == b.embedding
 
 
 def _distance(name: str, part: str, a: LayerState, b: LayerState) -> LayerDistance:
@@ -70,7 +70,7 @@ def _distance(name: str, part: str, a: LayerState, b: LayerState) -> LayerDistan
     v, w = a.vector(part).double().flatten(), b.vector(part).double().flatten()
     norms = v.norm() * w.norm()
     comparable = v.shape == w.shape and bool(norms > 0)
-    R, S = _large(R, size, a.shared), _large(S, size, b.shared)
+    R, S = _large(R, size, a.spec.shared), _large(S, size, b.spec.shared)
     if len({len(R), len(S)} - {1}) > 1:
         raise AdapterFileError(f"layer '{name}'", got=f"{len(R)} and {len(S)} blocks of {size}", needed="as many")
     angles = rotation_angles(R.mT @ S)

@@ -106,7 +106,13 @@ def diagnose_state(state: AdapterState) -> Diagnosis:
     """
     facts = [
         rotation_facts(
-            held.rotation(part), held.vector(part), layer=name, part=part, side=held.side, map=held.map, eps=held.eps
+            held.rotation(part),
+            held.vector(part),
+            layer=name,
+            part=part,
+            side=held.spec.side,
+            map=held.spec.map,
+            eps=held.spec.eps,
         )
         for name, held in state.layers.items()
         for part in held.rotations
@@ -115,18 +121,16 @@ def diagnose_state(state: AdapterState) -> Diagnosis:
 
 
 def _of_layer(name: str, layer: OFTLayer, adapter: str) -> Iterator[RotationFacts]:
-    settings = layer.oft_settings[adapter]
-    series = "neumann" if settings.series == "current" else "neumann_legacy"
     for part, rotation in layer.rotations(adapter).items():
-        v = rotation.spec.within_ball(rotation.weight.view(rotation.copies, -1, rotation.weight.shape[-1]).float())
+        spec = rotation.spec
         yield rotation_facts(
             rotation(every_block=True),
-            v * rotation.spec.scale,
+            spec.vector(rotation.weight.view(rotation.copies, -1, rotation.weight.shape[-1]).float()),
             layer=name,
             part=part,
-            side=settings.side,
-            map="exact" if settings.exact else series,
-            eps=settings.eps if rotation.copies == 1 else None,
+            side=spec.side,
+            map=spec.map,
+            eps=spec.eps if rotation.copies == 1 else None,
         )
 
 
@@ -139,7 +143,7 @@ def _gradient(name: str, layer: OFTLayer, adapter: str) -> dict[str, float | Non
 
 
 def _weights(layer: OFTLayer, adapter: str) -> Iterator[tuple[str, WeightFacts]]:
-    side = layer.oft_settings[adapter].side
+    side = layer.oft_settings[adapter].spec.side
     with layer.unmerged():
         for part, matrix in layer.matrices().items():
             after = turn_whole(matrix, layer.steps(part, [adapter], every_block=True))

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from orthotune.errors import AdapterFileError
-from orthotune.formats.weight_transform import (
-    Side,
-    Strength,
-    WeightTransform,
-    blended,
-    lifted,
-    refuse_misfit,
-    rows_scaled,
-    turn,
-)
-from orthotune.rotation.ball import coft_radius, project
-from orthotune.rotation.cayley import cayley
-from orthotune.rotation.neumann import neumann
-from orthotune.rotation.packing import block_size_of, unpack
+from orthotune.rotation.frozen import FrozenMap
+from orthotune.rotation.on_weight import Blend, at_strength, lifted, rows_scaled
+from orthotune.rotation.packing import block_size_of
+from orthotune.rotation.spec import RotationSpec, Side
+from orthotune.rotation.strength import Kind
+from orthotune.rotation.transform import BlockTransform
 
-#: ``neumann_legacy`` is the series of PEFT 0.16 and 0.17, ``neumann`` that of 0.18 and later.
-Map = Literal["exact", "neumann", "neumann_legacy"]
+#: what a layer does between the base and the adapter, where that is what the file's own tool does
+_KINDS: dict[Blend, Kind] = {"linear": "linear", "rotation": "rotation"}
 
 
 @dataclass(frozen=True)
@@ -41,37 +30,44 @@ class LayerState:
             attention has ``q``, ``k``, ``v``. One row stands for all blocks if shared; experts follow each other.
         magnitude: ``[out]``, the trained scale per output neuron, or None.
 
-    ``eps`` is the radius of COFT's ball in PEFT's units, None if the rotation was free. A file may hold vectors from
-    after the last optimizer step, outside the ball; its writer projects them before use, and so does ``rotation``.
+    ``spec`` says what the numbers mean; its block size (of the first part), its magnitude and its blend are taken from
+    the other arguments. A file may hold vectors from after the last optimizer step, outside COFT's ball; its writer
+    projects them before use, and so does ``rotation``.
 
     Three things hang on the base weight, which the file does not know: with ``conv_reversed`` a weight of more than two
-    dimensions turns the other way (OneTrainer, sd-scripts ``oft_v2``); with ``ragged`` the blocks may reach past the
-    weight and are cut there (PEFT before 0.14); and a shared block is repeated. ``for_weight`` settles the first,
-    ``runs_on`` asks about the second. ``dims`` is the number of the weight's dimensions where the file tells it, None
-    elsewhere.
+    dimensions is rotated the other way (OneTrainer, sd-scripts ``oft_v2``); with ``ragged`` the blocks may reach past
+    the weight and are cut there (PEFT before 0.14); and a shared block is repeated. ``for_weight`` settles the first,
+    ``runs_on`` asks about the second. ``dims`` is the number of the weight's dimensions where the file says it, None
+    elsewhere. ``blend`` is what strengths other than 1 mean in the file's own tool.
     """
 
     rotations: Mapping[str, Tensor]
-    side: Side = "in"
-    map: Map = "exact"
-    terms: int = 5
-    shared: bool = False
-    scaled: bool = False
-    eps: float | None = None
+    spec: RotationSpec = field(default_factory=RotationSpec)
     magnitude: Tensor | None = None
     embedding: bool = False
     conv_reversed: bool = False
     ragged: bool = False
-    strength: Strength = "none"
+    blend: Blend = "none"
     dims: int | None = None
+
+    def __post_init__(self) -> None:
+        blend = _KINDS.get(self.blend, "geodesic")
+        size = self.block_size(next(iter(self.rotations)))
+        spec = replace(self.spec, block_size=size, magnitude=self.magnitude is not None, blend=blend)
+        object.__setattr__(self, "spec", spec)
+
+    @property
+    def side(self) -> Side:
+        """The spec's, by which a frozen map is put in order with others."""
+        return self.spec.side
 
     def block_size(self, part: str = "") -> int:
         """The size of the blocks of one part."""
         return block_size_of(self.rotations[part].shape[-1])
 
     def block_count(self, part: str = "") -> int | None:
-        """How many blocks the layer turns with; None if they are shared, for only the base model knows then."""
-        return None if self.shared else self.rotations[part].shape[-2]
+        """How many blocks the layer has; None if they are shared, for only the base model knows then."""
+        return None if self.spec.shared else self.rotations[part].shape[-2]
 
     @property
     def parameters(self) -> int:
@@ -79,16 +75,14 @@ class LayerState:
         extra = 0 if self.magnitude is None else self.magnitude.numel()
         return extra + sum(vector.numel() for vector in self.rotations.values())
 
+    def spec_of(self, part: str = "") -> RotationSpec:
+        """The spec with the block size of one part."""
+        size = self.block_size(part)
+        return self.spec if size == self.spec.block_size else replace(self.spec, block_size=size)
+
     def vector(self, part: str = "") -> Tensor:
-        """The packed skew blocks that the map is applied to, in float32 or better: unscaled, within the ball."""
-        vector = self.rotations[part]
-        if vector.dtype != torch.float64:
-            vector = vector.float()
-        if self.scaled:
-            vector = vector / (2 * math.sqrt(self.block_size(part) - 1))
-        if self.eps is not None:
-            vector = project(vector, coft_radius(self.eps, vector.shape[0]))
-        return vector
+        """The packed skew blocks that the map is applied to, in float32 or better: scaled, within the ball."""
+        return self.spec_of(part).vector(self.rotations[part])
 
     def rotation(self, part: str = "") -> Tensor:
         """The rotation blocks that the packed vectors stand for, in float32 or better.
@@ -100,16 +94,18 @@ class LayerState:
             >>> LayerState({"": torch.zeros(2, 3)}).rotation().shape
             torch.Size([2, 3, 3])
         """
-        skew = unpack(self.vector(part), self.block_size(part))
-        if self.map == "exact":
-            return cayley(skew)
-        return neumann(skew, self.terms, legacy=self.map == "neumann_legacy")
+        return self.spec_of(part).rotation(self.rotations[part])
+
+    def factors(self) -> Iterator[tuple[str, Tensor]]:
+        """The rotation of each part."""
+        return ((part, self.rotation(part)) for part in self.rotations)
 
     def plain(self) -> LayerState:
         """The same layer with nothing left to apply: no factor and no ball."""
-        if not self.scaled and self.eps is None:
+        if not self.spec.scaled and self.spec.eps is None:
             return self
-        return replace(self, rotations={part: self.vector(part) for part in self.rotations}, scaled=False, eps=None)
+        spec = replace(self.spec, scaled=False, eps=None)
+        return replace(self, rotations={part: self.vector(part) for part in self.rotations}, spec=spec)
 
     def for_weight(self, shape: Sequence[int]) -> LayerState:
         """The layer as it is for a base weight of this shape, ``conv_reversed`` settled.
@@ -122,7 +118,8 @@ class LayerState:
             return replace(self, conv_reversed=False)
         # Both series give the transpose for the negative; torch negates no numbers of one byte.
         turned = {part: -(v if v.element_size() > 1 else v.float()) for part, v in self.rotations.items()}
-        return replace(self, rotations=turned, conv_reversed=False, eps=None)  # OneTrainer has no ball there
+        spec = replace(self.spec, eps=None)  # OneTrainer has no ball there
+        return replace(self, rotations=turned, spec=spec, conv_reversed=False)
 
     def runs_on(self, features: int) -> bool:
         """Whether the layer runs as a rotation of so many features; if not, ``apply`` is its exact weight transform.
@@ -134,11 +131,7 @@ class LayerState:
             >>> LayerState({"": torch.zeros(2, 3)}, ragged=True).runs_on(5)  # two blocks of 3
             False
         """
-        size, count = self.block_size(), self.block_count()
-        fits = features % size == 0 if count is None else features == count * size
-        if not fits and not (self.ragged and (count is None or features <= count * size)):
-            refuse_misfit(features, size if count is None else count * size, [features], self.side)
-        return fits
+        return self._transform().fits(features)
 
     def apply(self, weight: Tensor, strength: float = 1.0) -> Tensor:
         """The new weight, in float32 or better; for layers with one rotation.
@@ -156,21 +149,16 @@ class LayerState:
         """
         if set(self.rotations) != {""}:
             raise AdapterFileError("a packed layer", got=f"parts {', '.join(self.rotations)}", needed="one rotation")
-        if self.shared and self.rotations[""].shape[0] != 1:
-            got = f"{self.rotations[''].shape[0]} blocks"
-            raise AdapterFileError("a block that stands for all", got=got, needed="one")
-        W, layer = lifted(weight).flatten(1), self.for_weight(weight.shape)
-        R = layer.rotation().to(W.dtype)
-        X = W if self.side == "in" else W.mT
-        features = X.shape[-1]
-        if not self.runs_on(features):
-            X = pad(X, (0, -features % R.shape[-1] if self.shared else R.shape[0] * R.shape[-1] - features))
-        X = turn(X, R.mT if self.embedding else R)[..., :features]
-        turned = X if self.side == "in" else X.mT
-        if self.embedding:
-            turned = rows_scaled(turned.mT, self.magnitude).mT
-        scale = None if self.embedding else self.magnitude
-        return blended(W, turned, scale, self.strength, strength).reshape(weight.shape)
+        moved = self.for_weight(weight.shape)._transform()
+        if not self.embedding:
+            return moved.apply(weight, strength)
+        rows = lifted(weight)  # what is looked up is rotated as an input is
+        rotated = rows_scaled(moved.act(rows).mT, self.magnitude).mT
+        return at_strength(rows, rotated, None, self.blend, strength)
+
+    def _transform(self) -> BlockTransform:
+        magnitude = None if self.embedding else self.magnitude
+        return BlockTransform(self.spec, self.rotations[""], magnitude, self.blend, self.ragged)
 
 
 @dataclass(frozen=True)
@@ -200,7 +188,7 @@ class AdapterState:
     other: Mapping[str, Tensor] = field(default_factory=dict)
     source: Path | None = None
     format: str = ""
-    transforms: Mapping[str, WeightTransform] = field(default_factory=dict)
+    transforms: Mapping[str, FrozenMap] = field(default_factory=dict)
     prefixes: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -211,7 +199,7 @@ class AdapterState:
         trained = [*self.layers.values(), *self.transforms.values()]
         return sum(layer.parameters for layer in trained) + sum(t.numel() for t in self.other.values())
 
-    def transform(self, name: str) -> WeightTransform:
+    def transform(self, name: str) -> FrozenMap:
         """The exact weight transform of a layer, whichever kind it is.
 
         Raises:

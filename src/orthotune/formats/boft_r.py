@@ -10,13 +10,15 @@ from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.dense_blocks import check_butterfly, refuse_foreign, scale_of_rows, skew_vector, square_blocks
 from orthotune.formats.oft_blocks import unused_warning
 from orthotune.formats.peft_names import bare
-from orthotune.formats.weight_transform import Butterfly, Strength, WeightTransform
+from orthotune.rotation.butterfly import Butterfly
+from orthotune.rotation.frozen import FrozenMap
+from orthotune.rotation.on_weight import Blend
 
 SUFFIXES = "boft_R|boft_s|boft_P"
 
 
 def read_butterflies(
-    file: AdapterFile, format: str, strength: Strength, scrambled: bool, warnings: tuple[str, ...] = ()
+    file: AdapterFile, format: str, blend: Blend, scrambled: bool, warnings: tuple[str, ...] = ()
 ) -> AdapterState:
     """The adapter: one factor is a rotation, several are a butterfly, ``scrambled`` convolutions a transform.
 
@@ -25,7 +27,7 @@ def read_butterflies(
     """
     found = file.layers(SUFFIXES)
     layers: dict[str, LayerState] = {}
-    transforms: dict[str, WeightTransform] = {}
+    transforms: dict[str, FrozenMap] = {}
     prefixes = {}
     for stem, names in found.items():
         if not {"boft_R", "boft_s"} <= set(names):
@@ -41,9 +43,9 @@ def read_butterflies(
         dims = 4 if is_conv(file.shapes[names["boft_s"]]) else 2 if file.config is not None else None
         conv = scrambled and dims == 4
         if blocks.shape[0] == 1 and not conv:
-            layers[name] = LayerState({"": skew_vector(blocks[0], 0.5)}, magnitude=scale, strength=strength, dims=dims)
+            layers[name] = LayerState({"": skew_vector(blocks[0], 0.5)}, magnitude=scale, blend=blend, dims=dims)
         else:
-            transforms[name] = Butterfly((blocks - blocks.mT) / 2, "peft", "in", scale, strength, conv, dims)
+            transforms[name] = Butterfly((blocks - blocks.mT) / 2, "peft", "in", scale, blend, conv, dims)
     rest = refuse_foreign(file, found)
     other = {bare(name): tensor for name, tensor in file.read(rest).items()}
     config: dict[str, Any] = dict(file.config or {})

@@ -9,7 +9,7 @@ from torch import Tensor
 from orthotune.errors import UnsupportedLayerError
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.oft_blocks import dense
-from orthotune.formats.weight_transform import Butterfly
+from orthotune.rotation.butterfly import Butterfly
 
 
 def boft_tensors(state: AdapterState, names: Mapping[str, str], conv_row: bool) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from orthotune.formats.adapter_state import LayerState
-from orthotune.formats.weight_transform import Blocks, Butterfly, SplitRows, WeightTransform
+from orthotune.rotation.butterfly import Butterfly
+from orthotune.rotation.frozen import FrozenMap, SplitRows
 
 Verdict = Literal["lossless", "approximate", "impossible"]
 
@@ -106,26 +107,28 @@ WHY: dict[str, str] = {
 }
 
 
-def kind_of(layer: WeightTransform) -> str:
+def kind_of(layer: FrozenMap) -> str:
     """The kind of a layer, as the table has it.
 
     Example:
         >>> import torch
-        >>> kind_of(LayerState({"": torch.zeros(2, 3)}, map="neumann"))
+        >>> from orthotune.rotation.spec import RotationSpec
+        >>> kind_of(LayerState({"": torch.zeros(2, 3)}, RotationSpec(map="neumann")))
         'in neumann'
     """
     if isinstance(layer, Butterfly):
         return "scrambled" if layer.scrambled else f"{layer.side} butterfly"
     if isinstance(layer, SplitRows):
         return "split rows"
-    if not isinstance(layer, LayerState) or isinstance(layer, Blocks):
+    if not isinstance(layer, LayerState):
         return "finished"
     if set(layer.rotations) != {""}:
         return "packed"
+    spec = layer.spec
     if layer.embedding:
-        return "embedding" if layer.magnitude is None and layer.map != "neumann_legacy" else OTHER_EMBEDDING
-    kind = f"{layer.side} {layer.map}"
-    if layer.map == "neumann" and layer.terms != 5:
+        return "embedding" if layer.magnitude is None and spec.map != "neumann_legacy" else OTHER_EMBEDDING
+    kind = f"{spec.side} {spec.map}"
+    if spec.map == "neumann" and spec.terms != 5:
         kind += " of another length"
     return kind if layer.magnitude is None or bool((layer.magnitude == 1).all()) else kind + SCALED
 

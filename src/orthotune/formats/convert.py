@@ -13,8 +13,9 @@ from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.config_field import whole
 from orthotune.formats.conversion_table import DENSE, TARGETS, Target, Verdict, kind_of, verdict
 from orthotune.formats.safetensors_file import shortened
-from orthotune.formats.weight_transform import Butterfly, WeightTransform
+from orthotune.rotation.butterfly import Butterfly
 from orthotune.rotation.cayley import inverse_cayley
+from orthotune.rotation.frozen import FrozenMap
 from orthotune.rotation.packing import pack
 
 DIMS = "the shape of a scale tells convolutions, and the file does not say which layers are convolutions"
@@ -85,13 +86,13 @@ def plan(state: AdapterState, target: str, shapes: Shapes | None = None, *, line
     return Plan(target, worst, reasons, needs, notes)
 
 
-def _kind(layer: WeightTransform, shape: Sequence[int] | None) -> str:
+def _kind(layer: FrozenMap, shape: Sequence[int] | None) -> str:
     if isinstance(layer, LayerState) and layer.ragged and shape is not None and not layer.runs_on(shape[0]):
         return "ragged"
     return kind_of(layer)
 
 
-def _open(layer: WeightTransform, can: Target, linear: bool, state: AdapterState) -> list[str]:
+def _open(layer: FrozenMap, can: Target, linear: bool, state: AdapterState) -> list[str]:
     """What must be known of the base before this layer can be converted."""
     if not isinstance(layer, LayerState):
         known = not isinstance(layer, Butterfly) or layer.magnitude is None or layer.dims or linear
@@ -101,9 +102,9 @@ def _open(layer: WeightTransform, can: Target, linear: bool, state: AdapterState
         found.append("every layer has a scale there, and the file does not say how many rows the weight has")
     elif can.scale_dims and layer.magnitude is not None and not layer.dims and not linear:
         found.append(DIMS)
-    if layer.conv_reversed != can.conv_reversed and layer.map != "exact" and not layer.embedding and not linear:
+    if layer.conv_reversed != can.conv_reversed and not layer.spec.exact and not layer.embedding and not linear:
         found.append("convolutions turn the other way, and the file does not say which layers are convolutions")
-    if layer.shared and not can.shared and not _count_in_config(layer, state):
+    if layer.spec.shared and not can.shared and not _count_in_config(layer, state):
         found.append("one block stands for all, and the file does not say for how many")
     return found
 
@@ -126,9 +127,9 @@ def convert(
         UnsupportedLayerError: a layer cannot be written, cannot without ``approximate``, or needs the base.
 
     Example:
-        >>> state = AdapterState({"lin": LayerState({"": torch.full((2, 3), 0.1)}, map="neumann")})
+        >>> state = AdapterState({"lin": LayerState({"": torch.full((2, 3), 0.1)}, RotationSpec(map="neumann"))})
         >>> converted, errors = convert(state, "peft-0.14", {"lin": (5, 6)}, approximate=True)
-        >>> converted.layers["lin"].map, errors["lin"] < 1e-3
+        >>> converted.layers["lin"].spec.map, errors["lin"] < 1e-3
         ('exact', True)
     """
     planned, shapes = plan(state, target, shapes, linear=linear), shapes or {}
@@ -167,17 +168,18 @@ def _layer(layer: LayerState, target: str, shape: Sequence[int] | None, count: i
         layer = replace(layer, magnitude=None)
     if kind not in can.lossless:
         exact = not any("neumann" in known for known in can.lossless)
-        layer, error = _approximated(layer, exact, terms=5 if can.conv_reversed else layer.terms)
+        layer, error = _approximated(layer, exact, terms=5 if can.conv_reversed else layer.spec.terms)
     if can.conv_reversed:
         if len(shape or (1, 1)) > 2:
             layer = replace(layer, rotations={part: -v for part, v in layer.rotations.items()})
         layer = replace(layer, conv_reversed=True)
-    if layer.shared and not can.shared:
+    if layer.spec.shared and not can.shared:
         if shape is not None:
-            features = shape[0] if layer.side == "out" else int(torch.Size(shape[1:]).numel())
+            features = shape[0] if layer.spec.side == "out" else int(torch.Size(shape[1:]).numel())
             layer.runs_on(features)
             count = -(-features // layer.block_size())
-        layer = replace(layer, rotations={"": layer.rotations[""].repeat(count, 1)}, shared=False)
+        repeated = {"": layer.rotations[""].repeat(count, 1)}
+        layer = replace(layer, rotations=repeated, spec=replace(layer.spec, shared=False))
     if can.scale and layer.magnitude is None:
         layer = replace(layer, magnitude=torch.ones((shape or (0,))[0]))
     return layer, error
@@ -189,13 +191,14 @@ def _approximated(layer: LayerState, exact: bool, terms: int) -> tuple[LayerStat
     if exact:
         U, _, V = torch.linalg.svd(R)
         try:
-            found = replace(layer, rotations={"": pack(inverse_cayley(U @ V))}, map="exact")
+            found = replace(layer, rotations={"": pack(inverse_cayley(U @ V))}, spec=replace(layer.spec, map="exact"))
         except torch.linalg.LinAlgError as fault:
             got = "a rotation by pi beside it"
             raise UnsupportedLayerError("a series with no exact map near it", got=got, do=DENSE) from fault
     else:
         vector = layer.rotations[""].double()
-        found = replace(layer, rotations={"": -vector if layer.map == "exact" else vector}, map="neumann", terms=terms)
+        spec = replace(layer.spec, map="neumann", terms=terms)
+        found = replace(layer, rotations={"": -vector if layer.spec.exact else vector}, spec=spec)
     error = float(torch.linalg.matrix_norm(found.rotation() - R, ord=2).max())
     return replace(found, rotations={"": found.rotations[""].float()}), error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from orthotune.formats.adapter_file import open_adapter
-from orthotune.formats.adapter_state import AdapterState, LayerState
+from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.conversion_table import DIFF, TARGETS, kind_of
 from orthotune.formats.convert import plan
 from orthotune.formats.measure import RotationMeasure, measure
@@ -98,7 +98,7 @@ def identify(path: str | Path, options: ReadOptions | None = None) -> Identity:
     for row in rows:
         sizes[row.block_size] += row.blocks
     plans = {target: plan(state, target) for target in TARGETS}
-    balls = {layer.eps for layer in state.layers.values() if layer.eps is not None}
+    balls = {layer.spec.eps for layer in state.layers.values() if layer.spec.eps is not None}
     return Identity(
         path=str(path),
         format=state.format,
@@ -109,7 +109,7 @@ def identify(path: str | Path, options: ReadOptions | None = None) -> Identity:
         sides=sorted({row.side for row in rows}),
         block_sizes=dict(sorted(sizes.items())),
         blocks=sum(sizes.values()),
-        shared=sum(isinstance(layer, LayerState) and layer.shared for layer in state.layers.values()),
+        shared=sum(layer.spec.shared for layer in state.layers.values()),
         parameters=state.parameters,
         orthogonality_error=_worst(rows),
         coft_eps=max(balls) if balls else float(state.config.get("eps") or 0) if state.config.get("coft") else None,

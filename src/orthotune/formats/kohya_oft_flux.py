@@ -11,8 +11,10 @@ from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.dense_blocks import one_number, refuse_foreign, square_blocks
 from orthotune.formats.oft_blocks import clipped, unused_warning
 from orthotune.formats.read_options import ReadOptions
-from orthotune.formats.weight_transform import SplitRows, WeightTransform
-from orthotune.rotation.packing import pack
+from orthotune.rotation.frozen import FrozenMap, SplitRows
+from orthotune.rotation.packing import block_size_of, pack
+from orthotune.rotation.spec import RotationSpec
+from orthotune.rotation.transform import BlockTransform
 
 ID = "kohya-oft-flux"
 
@@ -31,7 +33,7 @@ def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
     found = {s: n for s, n in file.layers(r"oft_blocks\.\d+|alpha").items() if set(n) != {"alpha"}}
     rest = refuse_foreign(file, found)
     layers: dict[str, LayerState] = {}
-    transforms: dict[str, WeightTransform] = {}
+    transforms: dict[str, FrozenMap] = {}
     for stem, names in found.items():
         tensors = file.read(names.values())
         alpha = one_number(file, names["alpha"], tensors[names["alpha"]]) if "alpha" in names else None
@@ -41,11 +43,12 @@ def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
             raise AdapterFileError(f"Layer '{stem}' of {file.path}", got=f"parts {numbers}", needed="all from 0 on")
         vectors = [_vector(file, name, tensors, alpha) for _, name in parts]
         if len({vector.shape[1] for vector in vectors}) == 1:
-            layers[stem] = _state(torch.cat(vectors))
+            layers[stem] = LayerState({"": torch.cat(vectors)}, RotationSpec(side="out"), blend="rotation")
         else:
-            states = [_state(vector) for vector in vectors]
-            sizes = tuple(state.block_size() * v.shape[0] for state, v in zip(states, vectors, strict=True))
-            transforms[stem] = SplitRows(sizes, tuple(states))
+            specs = [RotationSpec(block_size_of(vector.shape[1]), "out") for vector in vectors]
+            sizes = tuple(spec.block_size * v.shape[0] for spec, v in zip(specs, vectors, strict=True))
+            each = zip(specs, vectors, strict=True)
+            transforms[stem] = SplitRows(sizes, tuple(BlockTransform(*one, blend="rotation") for one in each))
     return AdapterState(
         layers, {}, file.read(rest), file.path, ID, transforms, {stem: stem for stem in found},
         file.metadata, unused_warning(rest),
@@ -56,7 +59,3 @@ def _vector(file: AdapterFile, name: str, tensors: dict[str, Tensor], alpha: flo
     blocks = square_blocks(file, name, tensors[name], 3)
     K = blocks - blocks.mT
     return pack(K if alpha is None else clipped(K, alpha * blocks.shape[0] * blocks.shape[1], "kohya"))
-
-
-def _state(vector: Tensor) -> LayerState:
-    return LayerState({"": vector}, side="out", strength="rotation")

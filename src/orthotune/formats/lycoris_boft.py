@@ -6,7 +6,7 @@ from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.oft_blocks import read_blocks
 from orthotune.formats.read_options import ReadOptions
-from orthotune.formats.weight_transform import Strength
+from orthotune.rotation.on_weight import Blend
 
 ID = "lycoris-boft"
 
@@ -22,10 +22,10 @@ def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
     Raises:
         AdapterFileError: a tensor has a wrong shape, or belongs to another method.
     """
-    return read_blocks(file, ID, "lycoris", _strength(file))
+    return read_blocks(file, ID, "lycoris", _blend(file))
 
 
-def _strength(file: AdapterFile) -> Strength:
+def _blend(file: AdapterFile) -> Blend:
     """Versions before 3.0 blend the first stage alone; their hash has no ``0x``, and they write a legacy one, too."""
     hashed = file.metadata.get("sshs_model_hash")
     return "first_stage" if hashed and not hashed.startswith("0x") else "stages"

@@ -11,10 +11,11 @@ from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.dense_blocks import refuse_foreign, square_blocks
 from orthotune.formats.oft_blocks import unused_warning
 from orthotune.formats.read_options import ReadOptions
-from orthotune.formats.weight_transform import Blocks, WeightTransform
 from orthotune.rotation.cayley import inverse_cayley
+from orthotune.rotation.frozen import Blocks, FrozenMap
 from orthotune.rotation.measure import orthogonality_error
 from orthotune.rotation.packing import pack
+from orthotune.rotation.spec import RotationSpec
 
 ID = "lycoris-oft-2.0"
 
@@ -40,7 +41,7 @@ def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
     found = file.layers("oft_diag")
     rest = refuse_foreign(file, found)
     layers: dict[str, LayerState] = {}
-    transforms: dict[str, WeightTransform] = {}
+    transforms: dict[str, FrozenMap] = {}
     for stem, names in found.items():
         name = names["oft_diag"]
         R = square_blocks(file, name, file.read([name])[name], 3)
@@ -86,7 +87,7 @@ def _as_rotation(R: Tensor, scale: Tensor) -> LayerState | None:
     if not vector.isfinite().all() or vector.abs().max() > LARGEST_SKEW:
         return None
     magnitude = None if plain else size.expand_as(scale).flatten().to(R.dtype)
-    state = LayerState({"": vector.to(R.dtype)}, side="out", magnitude=magnitude, strength="linear")
+    state = LayerState({"": vector.to(R.dtype)}, RotationSpec(side="out"), magnitude, blend="linear")
     # A rotation that was saved in half precision is none any more, to float32: then its matrices are what counts.
     close = torch.allclose(state.rotation().double(), unit.mT, rtol=0, atol=2e-6)
     return state if close else None

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.weight_transform import Blocks, Butterfly, SplitRows, WeightTransform
-from orthotune.rotation.cayley import cayley
+from orthotune.formats.adapter_state import AdapterState
 from orthotune.rotation.measure import orthogonality_error, rotation_angles
 
 
@@ -43,25 +41,11 @@ def measure(state: AdapterState) -> Iterator[RotationMeasure]:
         [0.0]
     """
     for name, layer in state.layers.items():
-        for part in layer.rotations:
-            yield _measure(name, part, layer.side, layer.rotation(part), layer.shared)
+        for part, R in layer.factors():
+            yield _measure(name, part, layer.side, R, layer.spec.shared)
     for name, transform in state.transforms.items():
-        for part, side, R in _rotations(transform):
-            yield _measure(name, part, side, R, shared=False)
-
-
-def _rotations(transform: WeightTransform, prefix: str = "") -> Iterator[tuple[str, str, Tensor]]:
-    """Name, side and matrices of every factor; those of a butterfly turn one after the other."""
-    if isinstance(transform, Butterfly):
-        for index, R in enumerate(cayley(transform.skew)):
-            yield f"{prefix}stage {index}", transform.side, R
-    elif isinstance(transform, SplitRows):
-        for index, part in enumerate(transform.parts):
-            yield from _rotations(part, f"{prefix}split {index}")
-    elif isinstance(transform, Blocks):
-        yield prefix, transform.side, transform.matrices
-    elif isinstance(transform, LayerState):
-        yield prefix, transform.side, transform.rotation()
+        for part, R in transform.factors():
+            yield _measure(name, part, transform.side, R, shared=False)
 
 
 def _measure(layer: str, part: str, side: str, R: Tensor, shared: bool) -> RotationMeasure:

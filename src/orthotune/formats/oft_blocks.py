@@ -10,8 +10,11 @@ from torch import Tensor
 from orthotune.formats.adapter_file import AdapterFile, told
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.dense_blocks import check_butterfly, one_number, refuse_foreign, scale_of_rows, square_blocks
-from orthotune.formats.weight_transform import Butterfly, Strength, WeightTransform
+from orthotune.rotation.butterfly import Butterfly
+from orthotune.rotation.frozen import FrozenMap
+from orthotune.rotation.on_weight import Blend
 from orthotune.rotation.packing import block_size_of, pack, unpack
+from orthotune.rotation.spec import RotationSpec
 
 SUFFIXES = "oft_blocks|alpha|rescale"
 KOHYA_PREFIX = "oft_unet_"
@@ -34,7 +37,7 @@ def clipped(K: Tensor, limit: float, tool: Literal["lycoris", "kohya"]) -> Tenso
 
 
 def read_blocks(
-    file: AdapterFile, format: str, tool: Literal["lycoris", "kohya"], stages: Strength = "stages"
+    file: AdapterFile, format: str, tool: Literal["lycoris", "kohya"], stages: Blend = "stages"
 ) -> AdapterState:
     """The adapter in a file whose ``oft_blocks`` have three dimensions, or four for butterflies.
 
@@ -44,7 +47,7 @@ def read_blocks(
     found = {stem: names for stem, names in file.layers(SUFFIXES).items() if "oft_blocks" in names}
     rest = refuse_foreign(file, found)
     layers: dict[str, LayerState] = {}
-    transforms: dict[str, WeightTransform] = {}
+    transforms: dict[str, FrozenMap] = {}
     for stem, names in found.items():
         tensors = file.read(names.values())
         key, scale, alpha = names["oft_blocks"], names.get("rescale"), names.get("alpha")
@@ -55,7 +58,7 @@ def read_blocks(
         magnitude = None if scale is None else scale_of_rows(file, scale, tensors[scale], rows)
         dims = None if scale is None or tensors[scale].dim() < 2 else tensors[scale].dim()
         if K.dim() == 3:  # M = C+(K)ᵀ = C-(K)
-            layers[stem] = LayerState({"": pack(K)}, side="out", magnitude=magnitude, strength="rotation", dims=dims)
+            layers[stem] = LayerState({"": pack(K)}, RotationSpec(side="out"), magnitude, blend="rotation", dims=dims)
         else:  # not transposed: C+(K) = C-(-K)
             check_butterfly(file, key, blocks, rows)
             transforms[stem] = Butterfly(-K, "lycoris", "out", magnitude, stages, dims=dims)

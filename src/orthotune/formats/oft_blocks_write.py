@@ -15,8 +15,8 @@ from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.layer_names import spelled
 from orthotune.formats.oft_blocks import dense
 from orthotune.formats.safetensors_file import write_tensors
-from orthotune.formats.weight_transform import Butterfly
 from orthotune.formats.written_header import header, kohya_hash, lycoris_hash
+from orthotune.rotation.butterfly import Butterfly
 
 Tool = Literal["lycoris", "kohya-oft", "comfyui"]
 

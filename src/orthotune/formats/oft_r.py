@@ -11,9 +11,11 @@ from orthotune.errors import AdapterFileError, OrthotuneError
 from orthotune.formats.adapter_file import AdapterFile, refuse_shape
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.dense_blocks import refuse_foreign
+from orthotune.formats.layer_settings import SERIES
 from orthotune.formats.oft_blocks import unused_warning
 from orthotune.formats.read_options import ReadOptions
 from orthotune.rotation.packing import block_size_of
+from orthotune.rotation.spec import RotationSpec
 
 SUFFIXES = r"oft_R\.weight|oft_R\.scaled_oft"
 PEFT_PREFIX = "base_model.model."
@@ -66,13 +68,15 @@ def read_packed(file: AdapterFile, format: str, options: ReadOptions) -> Adapter
             refuse_shape(file.path, names["oft_R.weight"], vector.shape, "one row, for the file says blocks are shared")
         state = LayerState(
             {"": vector},
-            map="neumann_legacy" if options.series == "legacy" else "neumann",
-            # A single row is one block that stands for all; where it fills the layer, both are the same.
-            shared=vector.shape[0] == 1,
-            eps=eps,
-            scaled="oft_R.scaled_oft" in names and format == "onetrainer",  # sd-scripts ignores the marker
+            RotationSpec(
+                map=SERIES[options.series or "current"],
+                # A single row is one block that stands for all; where it fills the layer, both are the same.
+                shared=vector.shape[0] == 1,
+                eps=eps,
+                scaled="oft_R.scaled_oft" in names and format == "onetrainer",  # sd-scripts ignores the marker
+            ),
             conv_reversed=True,
-            strength="linear" if format == "kohya-oft-v2" else "none",
+            blend="linear" if format == "kohya-oft-v2" else "none",
         )
         layers[stem] = state if format == "onetrainer" else state.plain()  # sd-scripts' ball is for convolutions, too
     return AdapterState(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -11,12 +12,12 @@ from torch import Tensor
 from orthotune.errors import AdapterFileError
 from orthotune.formats import peft_oft_08, peft_oft_14
 from orthotune.formats.adapter_file import CONFIG_NAME, AdapterFile
-from orthotune.formats.adapter_state import AdapterState, LayerState, Map
+from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.beyond_stock import ASSUMED, FORMAT_VERSION, ORTHOTUNE_TYPE
-from orthotune.formats.config_field import number, whole
 from orthotune.formats.dense_blocks import refuse_foreign
-from orthotune.formats.layer_settings import MOST_TERMS, fault, with_own_settings
+from orthotune.formats.layer_settings import fault
 from orthotune.formats.oft_r import check_packed
+from orthotune.formats.peft_fields import spec_of_fields
 from orthotune.formats.peft_names import bare
 from orthotune.formats.read_options import ReadOptions
 from orthotune.formats.safetensors_file import shortened
@@ -51,7 +52,7 @@ def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
     if config["peft_type"] == ORTHOTUNE_TYPE:
         format = ID_OWN
     else:
-        format = ID_LEGACY if map_of(config) == "neumann_legacy" else ID
+        format = ID_LEGACY if spec_of_fields(config).map == "neumann_legacy" else ID
     warnings: tuple[str, ...] = ()
     if format == ID_LEGACY and not config.get("peft_version") and options.series is None:
         warnings = ("the config records no version of PEFT, so the series is that of 0.16 and 0.17",)
@@ -78,24 +79,6 @@ def _check_config(file: AdapterFile, config: Mapping[str, Any]) -> None:
             needed=f"{FORMAT_VERSION} or less",
             do="Upgrade with: pip install -U orthotune",
         )
-
-
-def map_of(config: Mapping[str, Any]) -> Map:
-    """Which map turns skew blocks into rotations in the version that trained the adapter.
-
-    Example:
-        >>> map_of({"peft_type": "OFT", "use_cayley_neumann": True})
-        'neumann_legacy'
-    """
-    # PEFT's own default is the series; ours is the exact map.
-    if not config.get("use_cayley_neumann", config.get("peft_type") != ORTHOTUNE_TYPE):
-        return "exact"
-    series = config.get("neumann_series")
-    if series is None:
-        # PEFT records its version since 0.18, the version that changed the series.
-        found = re.match(r"(\d+)\.(\d+)", str(config.get("peft_version") or ""))
-        series = "current" if found and (int(found[1]), int(found[2])) >= (0, 18) else "legacy"
-    return "neumann_legacy" if series == "legacy" else "neumann"
 
 
 def beyond_stock(config: Mapping[str, Any]) -> list[str]:
@@ -127,30 +110,21 @@ def _layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Adap
             got=f"tensors of {' and '.join(kinds)}" if kinds else f"{shortened(tensors) or 'no tensor at all'}",
             needed="names that end in oft_R.weight",
         )
-    # Experts share a tensor, and the radius of each depends on how many there are, which only the base model knows.
-    eps = number(config, "eps", 6e-5) if config.get("coft") and not config.get("target_parameters") else None
     magnitudes = {bare(found["layer"]): t for key, t in tensors.items() if (found := _MAGNITUDE.match(key))}
-    terms = whole(config, "num_cayley_neumann_terms", 5, MOST_TERMS)
-    if not terms:
+    if spec_of_fields(config).terms == 0:
         raise AdapterFileError(f"num_cayley_neumann_terms=0 in {file.path.parent / CONFIG_NAME}", needed="1 or more")
     own = config.get("layer_settings") or {}
     if (wrong := fault(own)) is not None:
         raise AdapterFileError(f"layer_settings of {file.path.parent / CONFIG_NAME}", got=wrong)
-    layers = {
-        name: LayerState(
-            rotations=parts,
-            side="out" if config.get("side") == "out" else "in",
-            map=map_of(config),
-            terms=terms,
-            shared=bool(config.get("block_share")),
-            scaled=bool(config.get("scaled")),
-            eps=eps,
-            magnitude=magnitudes.get(name),
-            embedding=name in embeddings,
-        )
+    specs = {name: spec_of_fields(config, name) for name in rotations}
+    # Experts share a tensor, and the radius of each depends on how many there are, which only the base model knows.
+    if config.get("target_parameters"):
+        specs = {name: spec if "eps" in own.get(name, {}) else replace(spec, eps=None) for name, spec in specs.items()}
+    return {
+        # Dropout is a setting of the run, not of what the file holds.
+        name: LayerState(parts, replace(specs[name], dropout=0.0), magnitudes.get(name), name in embeddings)
         for name, parts in rotations.items()
     }
-    return {name: with_own_settings(layer, own.get(name, {})) for name, layer in layers.items()}
 
 
 def _other(file: AdapterFile, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from orthotune.formats.config_field import number
 from orthotune.formats.dense_blocks import refuse_foreign, skew_vector, square_blocks, stands_for_all, within_ball
 from orthotune.formats.peft_names import bare
 from orthotune.formats.read_options import ReadOptions
+from orthotune.rotation.spec import RotationSpec
 
 ID = "peft-oft-0.8"
 
@@ -32,9 +33,8 @@ def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
         if config.get("coft"):
             blocks = within_ball(blocks, number(config, "eps", 6e-5) * b**2 / rows**0.5)
         name = bare(stem)
-        layers[name] = LayerState(
-            {"": skew_vector(blocks, -0.5)}, side="out", shared=stands_for_all(file, key, blocks), ragged=True
-        )
+        spec = RotationSpec(side="out", shared=stands_for_all(file, key, blocks))
+        layers[name] = LayerState({"": skew_vector(blocks, -0.5)}, spec, ragged=True)
         prefixes[name] = stem
     rest = refuse_foreign(file, file.layers("oft_r"))
     other = {bare(name): tensor for name, tensor in file.read(rest).items()}

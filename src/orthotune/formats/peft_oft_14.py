@@ -21,6 +21,7 @@ from orthotune.formats.dense_blocks import (
 )
 from orthotune.formats.peft_names import bare
 from orthotune.formats.read_options import ReadOptions
+from orthotune.rotation.spec import RotationSpec
 
 ID = "peft-oft-0.14"
 
@@ -53,7 +54,7 @@ def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
         name = bare(stem)
         prefixes[name] = stem
         layers[name] = LayerState(
-            {"": skew_vector(blocks, 0.5)}, shared=stands_for_all(file, names["oft_r"], blocks), magnitude=scale
+            {"": skew_vector(blocks, 0.5)}, RotationSpec(shared=stands_for_all(file, names["oft_r"], blocks)), scale
         )
     rest = refuse_foreign(file, file.layers("oft_r|oft_s"))
     other = {bare(name): tensor for name, tensor in file.read(rest).items()}

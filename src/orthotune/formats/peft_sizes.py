@@ -32,10 +32,10 @@ def common_size(layers: Mapping[str, LayerState], config: Mapping[str, Any] | No
         if all(_gives(layer, size) == layer.block_size() for layer in layers.values()):
             return {"r": 0, "oft_block_size": size}
     for r in counts:
-        if all(not layer.shared and _gives(layer, r) == layer.block_count() for layer in layers.values()):
+        if all(not layer.spec.shared and _gives(layer, r) == layer.block_count() for layer in layers.values()):
             return {"r": r, "oft_block_size": 0}
     given = whole(config or {}, "r", 0)
-    if given and "oft_block_size" in (config or {}) and all(layer.shared for layer in layers.values()):
+    if given and "oft_block_size" in (config or {}) and all(layer.spec.shared for layer in layers.values()):
         return {"r": given, "oft_block_size": 0}
     raise UnsupportedLayerError(
         "one config of PEFT's for all layers", got=f"blocks of {sizes}, {counts} of them",

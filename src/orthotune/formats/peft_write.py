@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.beyond_stock import FORMAT_VERSION, ORTHOTUNE_TYPE
 from orthotune.formats.boft_r_write import boft_tensors, one_size
 from orthotune.formats.layer_names import dotted
+from orthotune.formats.layer_settings import in_common
 from orthotune.formats.oft_blocks import dense
+from orthotune.formats.peft_fields import fields_of_spec
 from orthotune.formats.peft_names import PREFIX
 from orthotune.formats.peft_sizes import common_size, counts_of
 from orthotune.formats.safetensors_file import write_tensors
@@ -36,16 +37,6 @@ FIELDS: dict[str, dict[str, Any]] = {
     "peft": _OFT | _LATER | {"peft_type": "OFT", "r": 0, "peft_version": "0.18.0"},
     "orthotune": _OFT | _LATER | {"peft_type": ORTHOTUNE_TYPE, "r": 0, "peft_version": "0.18.0"},
     "peft-boft": _LATER | {"peft_type": "BOFT", "boft_dropout": 0.0, "peft_version": "0.18.0"},
-}
-#: a setting of a layer -> the field of orthotune's config that says it for all layers
-FIELD_OF = {
-    "block_size": "oft_block_size",
-    "side": "side",
-    "shared": "block_share",
-    "magnitude": "magnitude",
-    "exact": "use_cayley_neumann",
-    "terms": "num_cayley_neumann_terms",
-    "series": "neumann_series",
 }
 
 
@@ -71,16 +62,15 @@ def write(state: AdapterState, folder: Path, target: str, modules: Mapping[str, 
         config |= one_size(tensors)
     elif target in ("peft-0.8", "peft-0.14"):
         tensors = _dense(state, keys, target)
-        config |= _one(layers, "block_share", lambda layer: layer.shared)
+        config |= _one(layers, "block_share")
         config |= counts_of(layers) if target == "peft-0.8" else common_size(layers, state.config)
     else:
         tensors = _packed(state, keys)
         if target == "orthotune":
-            config |= _own(layers)
+            usual, own = in_common({name: layer.plain().spec for name, layer in layers.items()})
+            config |= fields_of_spec(usual) | {"format_version": FORMAT_VERSION, "layer_settings": own}
         else:
-            config |= _one(layers, "block_share", lambda layer: layer.shared)
-            config |= _one(layers, "use_cayley_neumann", lambda layer: layer.map != "exact")
-            config |= _one(layers, "num_cayley_neumann_terms", lambda layer: layer.terms)
+            config |= _one(layers, "block_share", "use_cayley_neumann", "num_cayley_neumann_terms")
             config |= common_size(layers, state.config)
     if state.config.get("peft_type"):  # what PEFT trained beside the rotations, as modules_to_save
         tensors |= {PREFIX + name: tensor for name, tensor in state.other.items()}
@@ -115,35 +105,13 @@ def _dense(state: AdapterState, keys: Mapping[str, str], target: str) -> dict[st
     return tensors
 
 
-def _own(layers: Mapping[str, LayerState]) -> dict[str, Any]:
-    """What most layers have in common, and ``layer_settings`` for the rest."""
-    settings = {name: _settings(layer) for name, layer in layers.items()}
-    whole = {key: Counter(found[key] for found in settings.values()).most_common(1)[0][0] for key in FIELD_OF}
-    own = {
-        name: {key: value for key, value in found.items() if value != whole[key]} for name, found in settings.items()
-    }
-    fields = {FIELD_OF[key]: value for key, value in whole.items() if key != "exact"}
-    fields |= {"use_cayley_neumann": not whole["exact"], "scaled": False, "format_version": FORMAT_VERSION}
-    return fields | {"layer_settings": {name: found for name, found in own.items() if found}}
-
-
-def _settings(layer: LayerState) -> dict[str, Any]:
-    return {
-        "block_size": layer.block_size(next(iter(layer.rotations))),
-        "side": layer.side,
-        "shared": layer.shared,
-        "magnitude": layer.magnitude is not None,
-        "exact": layer.map == "exact",
-        "terms": layer.terms,
-        "series": "legacy" if layer.map == "neumann_legacy" else "current",
-    }
-
-
-def _one(layers: Mapping[str, LayerState], field: str, value: Any) -> dict[str, Any]:
-    found = {value(layer) for layer in layers.values()}
-    if len(found) > 1:
-        raise UnsupportedLayerError(
-            "one config for all layers", got=f"layers with {field} {' and '.join(sorted(map(str, found)))}",
-            do="Write a single file instead, for a tool that takes each layer's own",
-        )  # fmt: skip
-    return {field: found.pop()}
+def _one(layers: Mapping[str, LayerState], *names: str) -> dict[str, Any]:
+    """Fields of PEFT's that no layer can have for itself."""
+    fields = [fields_of_spec(layer.spec) for layer in layers.values()]
+    for name in names:
+        if len(found := {own[name] for own in fields}) > 1:
+            raise UnsupportedLayerError(
+                "one config for all layers", got=f"layers with {name} {' and '.join(sorted(map(str, found)))}",
+                do="Write a single file instead, for a tool that takes each layer's own",
+            )  # fmt: skip
+    return {name: fields[0][name] for name in names}

@@ -9,7 +9,9 @@ from orthotune.formats.adapter_file import AdapterFile, refuse_shape
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.dense_blocks import floating, scale_of_rows, skew_vector, square_blocks, within_ball
 from orthotune.formats.read_options import ReadOptions
-from orthotune.formats.weight_transform import Butterfly, WeightTransform
+from orthotune.rotation.butterfly import Butterfly
+from orthotune.rotation.frozen import FrozenMap
+from orthotune.rotation.spec import RotationSpec
 
 ID_CONTROL = "oft-control"
 SUFFIXES = r"R|scaling_factors|OFT\.weight|OFT\.bias"
@@ -27,7 +29,7 @@ def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
         AdapterFileError: a tensor has a wrong shape, or a shared block does not say which program wrote it.
     """
     layers: dict[str, LayerState] = {}
-    transforms: dict[str, WeightTransform] = {}
+    transforms: dict[str, FrozenMap] = {}
     used, convs = 0, 0
     for stem, names in file.layers(SUFFIXES).items():
         if "R" not in names:
@@ -53,7 +55,7 @@ def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
             blocks = projected(file, blocks, shared, options.eps)
         reversed_ = shared and options.project != "oft-db"
         layers[stem] = LayerState(
-            {"": skew_vector(blocks, -0.5 if reversed_ else 0.5)}, shared=shared, magnitude=magnitude
+            {"": skew_vector(blocks, -0.5 if reversed_ else 0.5)}, RotationSpec(shared=shared), magnitude
         )
     return AdapterState(
         layers, {}, {}, file.path, ID_CONTROL, transforms, {stem: stem for stem in [*layers, *transforms]},

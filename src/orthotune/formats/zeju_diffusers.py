@@ -8,6 +8,7 @@ from orthotune.formats.dense_blocks import refuse_foreign, skew_vector
 from orthotune.formats.oft_blocks import unused_warning
 from orthotune.formats.read_options import ReadOptions
 from orthotune.formats.zeju import flag, projected, stored_blocks
+from orthotune.rotation.spec import RotationSpec
 
 ID_DB, ID_T2I = "oft-db", "oft-t2i"
 SUFFIXES = "R|cross_attention_dim|hidden_size|oft_eps|oft_is_coft"
@@ -43,7 +44,7 @@ def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
             blocks = projected(file, blocks, shared, said.get("oft_eps", options.eps))
         name = module_of(stem)
         prefixes[name] = stem
-        layers[name] = LayerState({"": skew_vector(blocks, 0.5)}, shared=shared)
+        layers[name] = LayerState({"": skew_vector(blocks, 0.5)}, RotationSpec(shared=shared))
     warnings = unused_warning(rest)
     if not t2i and options.coft is None:
         warnings += (

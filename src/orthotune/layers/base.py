@@ -24,12 +24,12 @@ from orthotune.kernels.turn_weight import Step, turn_weight, turn_whole
 from orthotune.layers.adapted_weight import adapted_weight
 from orthotune.layers.merging import Merging
 from orthotune.layers.parametrization.rotation import Rotation
-from orthotune.layers.placed import placed
 from orthotune.layers.plan import PARTS, InUse, Plan, hosted, opaque
 from orthotune.layers.settings import LayerSettings, Slot
 from orthotune.layers.strength import Strengths
 from orthotune.quantized.plain import require_plain
 from orthotune.rotation.blocks import choose_layout
+from orthotune.rotation.placed import placed
 
 
 class OFTLayer(nn.Module, Strengths, Merging):

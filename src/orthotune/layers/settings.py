@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from orthotune.rotation.frozen import FrozenMap
 from orthotune.rotation.spec import RotationSpec
 from orthotune.rotation.strength import FULL, Strength
 
@@ -31,7 +32,7 @@ class LayerSettings:
     r: int = 0
     fallback: Literal["error", "nearest"] = "nearest"
     init_weights: bool = True
-    frozen: Any = None
+    frozen: FrozenMap | None = None
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,15 +13,14 @@ from transformers.pytorch_utils import Conv1D
 
 from orthotune.errors import AdapterFileError
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.weight_transform import WeightTransform
+from orthotune.formats.layer_settings import in_common
+from orthotune.formats.peft_fields import fields_of_spec
 from orthotune.layers.roster import check_holds, kind_of
 from orthotune.layers.settings import LayerSettings
 from orthotune.rotation.blocks import nearest_divisor
+from orthotune.rotation.frozen import FrozenMap
 from orthotune.rotation.spec import RotationSpec
 from orthotune.tuner.config import OFTConfig
-
-#: a layer's setting -> the field of the config that says it for all layers
-_FIELDS = {"side": "side", "shared": "block_share", "magnitude": "magnitude", "scaled": "scaled"}
 
 
 @dataclass
@@ -30,14 +28,13 @@ class Fit:
     """An adapter fitted to one model, by the names of its modules.
 
     Attributes:
-        rotations: what runs as rotations; ``settings`` says how, ``features`` how many features turn.
+        rotations: what runs as rotations; ``features`` says how many features each of them maps.
         transforms: what can only be applied to a weight.
     """
 
     rotations: dict[str, LayerState] = field(default_factory=dict)
-    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     features: dict[str, int] = field(default_factory=dict)
-    transforms: dict[str, WeightTransform] = field(default_factory=dict)
+    transforms: dict[str, FrozenMap] = field(default_factory=dict)
 
 
 def fit(state: AdapterState, places: Mapping[str, str], modules: Mapping[str, nn.Module]) -> Fit:
@@ -61,9 +58,8 @@ def fit(state: AdapterState, places: Mapping[str, str], modules: Mapping[str, nn
         if held.ragged and not held.runs_on(_outputs(module)):
             result.transforms[name] = _checked(held, name, module)
             continue
-        settings = _settings(held)
         with torch.device("meta"):
-            own = LayerSettings(name, fallback="error", **settings)
+            own = LayerSettings(name, held.spec, fallback="error")
             empty = kind_of(module, name)(module, "check", own).rotations("check")
         expected = {part: tuple(rotation.weight.shape) for part, rotation in empty.items()}
         found = {part: tuple(vector.shape) for part, vector in held.rotations.items()}
@@ -73,7 +69,7 @@ def fit(state: AdapterState, places: Mapping[str, str], modules: Mapping[str, nn
                 needed=f"{_shapes(expected)} for this base",
                 do="Load the adapter on the base model that it was trained on",
             )  # fmt: skip
-        result.rotations[name], result.settings[name] = held, settings
+        result.rotations[name] = held
         result.features[name] = next(iter(empty.values())).layout.features
     return result
 
@@ -87,21 +83,6 @@ def _for_module(layer: LayerState, module: nn.Module) -> LayerState:
         )
     conv = isinstance(module, nn.modules.conv._ConvNd)
     return layer.for_weight(module.weight.shape if conv else (0, 0))  # type: ignore[arg-type]
-
-
-def _settings(layer: LayerState) -> dict[str, Any]:
-    exact = layer.map == "exact"
-    return {
-        "block_size": layer.block_size(next(iter(layer.rotations))),
-        "side": layer.side,
-        "shared": layer.shared,
-        "magnitude": layer.magnitude is not None,
-        "scaled": layer.scaled,
-        "exact": exact,
-        "terms": 5 if exact else layer.terms,
-        "series": "legacy" if layer.map == "neumann_legacy" else "current",
-        "eps": layer.eps,
-    }
 
 
 def _shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -121,8 +102,8 @@ def _outputs(module: nn.Module) -> int:
     return features if isinstance(features, int) else _natural(module).shape[0]
 
 
-def _checked(transform: WeightTransform, name: str, module: nn.Module) -> WeightTransform:
-    check_holds(kind_of(module, name), LayerSettings(name, RotationSpec(), frozen=transform))
+def _checked(transform: FrozenMap, name: str, module: nn.Module) -> FrozenMap:
+    check_holds(kind_of(module, name), LayerSettings(name, RotationSpec(side=transform.side), frozen=transform))
     try:
         _try(transform, _natural(module).shape)
     except AdapterFileError as error:
@@ -133,7 +114,7 @@ def _checked(transform: WeightTransform, name: str, module: nn.Module) -> Weight
 def _try(transform: Any, shape: Sequence[int]) -> None:
     """Whether the transform takes a weight of this shape: tried on zeros, as few as its side needs."""
     out, *rest = shape
-    sides = {str(getattr(part, "side", "")) for part in getattr(transform, "parts", (transform,))}
+    sides = {part.side for part in getattr(transform, "parts", (transform,))}
     scale = getattr(transform, "magnitude", None)
     with torch.no_grad():
         if getattr(transform, "scrambled", False) or sides - {"in"} not in (set(), {"out"}) or len(sides) > 1:
@@ -155,27 +136,14 @@ def config_for(fitted: Fit, names: Iterable[str], **fields: Any) -> OFTConfig:
         fields: further fields of the config.
     """
     targets = [*fitted.rotations, *fitted.transforms]
-    common = {
-        key: Counter(repr(settings[key]) for settings in fitted.settings.values()).most_common(1)[0][0]
-        for key in next(iter(fitted.settings.values()), {})
-    }
-    whole = {
-        key: next(settings[key] for settings in fitted.settings.values() if repr(settings[key]) == value)
-        for key, value in common.items()
-    }
-    if whole:
-        fields |= {name: whole[key] for key, name in _FIELDS.items()}
-        fields |= {"use_cayley_neumann": not whole["exact"], "num_cayley_neumann_terms": whole["terms"]}
-        fields |= {"neumann_series": whole["series"], "coft": whole["eps"] is not None}
-        fields |= {"eps": whole["eps"]} if whole["eps"] is not None else {}
+    if fitted.rotations:
+        # The length of a series means nothing to the exact map; PEFT's own default stands in the config then.
+        specs = {n: replace(h.spec, terms=5) if h.spec.exact else h.spec for n, h in fitted.rotations.items()}
         one_size = _one_size(fitted)
-        fields["oft_block_size"] = one_size or whole["block_size"]
-        ruled = {"block_size"} if one_size else set()
-        own = {
-            name: {key: value for key, value in settings.items() if key not in ruled and value != whole[key]}
-            for name, settings in fitted.settings.items()
-        }
-        fields["layer_settings"] = {name: settings for name, settings in own.items() if settings}
+        if one_size is not None:
+            specs = {name: replace(spec, block_size=one_size) for name, spec in specs.items()}
+        usual, own = in_common(specs)
+        fields = fields_of_spec(usual) | {"layer_settings": own} | fields
     config = OFTConfig(target_modules=meaning(targets, names), block_size_fallback="nearest", **fields)
     config.__dict__["transforms"] = dict(fitted.transforms)
     return config
@@ -183,7 +151,7 @@ def config_for(fitted: Fit, names: Iterable[str], **fields: Any) -> OFTConfig:
 
 def _one_size(fitted: Fit) -> int | None:
     """A block size from which PEFT's rule for sizes that do not divide makes every layer's, if there is one."""
-    sizes = {name: settings["block_size"] for name, settings in fitted.settings.items()}
+    sizes = {name: held.spec.block_size for name, held in fitted.rotations.items()}
     for wanted in sorted(set(sizes.values()), reverse=True):
         if all(nearest_divisor(fitted.features[name], wanted) == size for name, size in sizes.items()):
             return wanted

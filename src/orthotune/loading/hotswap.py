@@ -11,14 +11,15 @@ from torch import Tensor
 from orthotune.errors import AdapterFileError, ConfigError
 from orthotune.formats.adapter_file import told
 from orthotune.formats.adapter_state import AdapterState, LayerState
+from orthotune.formats.layer_settings import series_of
 from orthotune.formats.module_names import match_names
 from orthotune.formats.read_options import ReadOptions
 from orthotune.formats.roster import read_adapter
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.parametrization.rotation import Rotation
-from orthotune.layers.settings import LayerSettings
 from orthotune.loading.components import adaptable, bare
 from orthotune.rotation.packing import block_size_of, pack, unpack
+from orthotune.rotation.spec import RotationSpec
 
 
 def hotswap_adapter(model: Any, path: str | Path, adapter_name: str = "default", **options: Any) -> None:
@@ -81,8 +82,8 @@ def _placed(state: AdapterState, model: Any, layers: dict[str, OFTLayer]) -> dic
 
 
 def _numbers(name: str, held: LayerState, layer: OFTLayer, adapter: str) -> list[tuple[Tensor, Tensor]]:
-    settings, rotations = layer.oft_settings[adapter], layer.rotations(adapter)
-    wanted, found = _meant(settings, adapter in layer.oft_magnitude), _held(held, settings)
+    rotations = layer.rotations(adapter)
+    wanted, found = _said(layer.oft_settings[adapter].spec), _said(held.spec)
     if differ := [key for key in wanted if wanted[key] != found[key]]:
         raise _misfit(name, found, wanted, differ)
     if held.rotations.keys() != rotations.keys():
@@ -98,15 +99,9 @@ def _numbers(name: str, held: LayerState, layer: OFTLayer, adapter: str) -> list
     return new
 
 
-def _meant(settings: LayerSettings, magnitude: bool) -> dict[str, Any]:
-    series = "exact" if settings.exact else f"{settings.series} series with {settings.terms} terms"
-    return {"side": settings.side, "map": series, "COFT eps": settings.eps, "magnitude": magnitude}
-
-
-def _held(held: LayerState, settings: LayerSettings) -> dict[str, Any]:
-    name = "legacy" if held.map == "neumann_legacy" else "current"
-    series = "exact" if held.map == "exact" else f"{name} series with {held.terms} terms"
-    return {"side": held.side, "map": series, "COFT eps": held.eps, "magnitude": held.magnitude is not None}
+def _said(spec: RotationSpec) -> dict[str, Any]:
+    map = "exact" if spec.exact else f"{series_of(spec)} series with {spec.terms} terms"
+    return {"side": spec.side, "map": map, "COFT eps": spec.eps, "magnitude": spec.magnitude}
 
 
 def _misfit(name: str, found: dict[str, Any], wanted: dict[str, Any], keys: list[str]) -> AdapterFileError:
@@ -121,20 +116,20 @@ def _misfit(name: str, found: dict[str, Any], wanted: dict[str, Any], keys: list
 def _fitted(name: str, held: LayerState, part: str, rotation: Rotation) -> Tensor:
     """The packed numbers of one matrix in the shape and the scale of the model's parameter."""
     stored, (rows, elements) = held.rotations[part], rotation.weight.shape
-    alike = held.scaled == rotation.spec.scaled or stored.shape[-1] == 0
-    if stored.shape == rotation.weight.shape and alike and held.shared == rotation.layout.shared:
+    alike = held.spec.scaled == rotation.spec.scaled or stored.shape[-1] == 0
+    if stored.shape == rotation.weight.shape and alike and held.spec.shared == rotation.layout.shared:
         return stored
     small, large = block_size_of(stored.shape[-1]), block_size_of(elements)
     features = rotation.layout.block_count * large
-    many = stored.shape[0] if not held.shared else features // small
+    many = stored.shape[0] if not held.spec.shared else features // small
     # COFT's radius goes by the number of blocks, and a shared block cannot become several.
-    alone = held.eps is None and rotation.copies == 1 and not rotation.layout.shared
+    alone = held.spec.eps is None and rotation.copies == 1 and not rotation.layout.shared
     if alone and large % small == 0 and many * small == features:
         Q = unpack(held.vector(part), small).expand(many, small, small).reshape(rows, -1, small, small)
         whole = Q.new_zeros(rows, large // small, small, large // small, small)
         place = torch.arange(large // small)
         whole[:, place, :, place, :] = Q.transpose(0, 1)
         return pack(whole.view(rows, large, large)) / rotation.spec.scale
-    sizes = {"blocks": f"{'shared' if held.shared else stored.shape[0]} x {small}"}
+    sizes = {"blocks": f"{'shared' if held.spec.shared else stored.shape[0]} x {small}"}
     wanted = {"blocks": f"{'shared' if rotation.layout.shared else rows} x {large}"}
     raise _misfit(name, sizes, wanted, ["blocks"])

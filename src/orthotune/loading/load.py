@@ -22,12 +22,9 @@ from orthotune.layers.base import OFTLayer
 from orthotune.loading.components import adaptable, bare, components_of
 from orthotune.loading.fit import Fit, config_for, fit
 from orthotune.loading.report import LoadReport
-from orthotune.rotation.strength import Kind
 
 #: fields of a PEFT config that stay true on whichever model the adapter is put
 KEPT = ("base_model_name_or_path", "task_type", "module_dropout", "revision")
-#: what lies between 0 and 1 in the file's own tool, where a layer does the same
-BLENDS = ("linear", "rotation")
 
 
 def load_adapter(
@@ -112,7 +109,8 @@ def apply_state(
             warnings.filterwarnings("ignore", message="The block size does not divide")  # the file's own sizes
             new = _inject(part, config, adapter_name, in_place=bool(component))
         _fill(new, fitted, adapter_name)
-        report.strength = next((h.strength for h in fitted.rotations.values() if h.strength in BLENDS), report.strength)
+        kinds = [held.spec.blend for held in fitted.rotations.values()]
+        report.strength = next((kind for kind in kinds if kind != "geodesic"), report.strength)
         report.frozen += [_named(component, name) for name in fitted.transforms]
         model = model if component else new
     return model, report
@@ -221,5 +219,5 @@ def _fill(model: nn.Module, fitted: Fit, adapter_name: str) -> None:
             rotation.weight.copy_(held.rotations[part])
         if held.magnitude is not None:
             layer.oft_magnitude[adapter_name].copy_(held.magnitude.reshape(-1))
-        if held.strength in BLENDS:
-            layer.set_scale(adapter_name, 1.0, cast(Kind, held.strength))
+        if held.spec.blend != "geodesic":
+            layer.set_scale(adapter_name, 1.0, held.spec.blend)

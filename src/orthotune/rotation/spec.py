@@ -69,7 +69,11 @@ class RotationSpec:
     @property
     def scale(self) -> float:
         """Factor between the stored numbers and the skew matrix."""
-        return 1 / (2 * math.sqrt(self.block_size - 1)) if self.scaled else 1.0
+        return 1 / self._divisor if self.scaled else 1.0
+
+    @property
+    def _divisor(self) -> float:
+        return 2 * math.sqrt(self.block_size - 1)
 
     @property
     def batch_key(self) -> Hashable:
@@ -82,8 +86,9 @@ class RotationSpec:
 
     def vector(self, v: Tensor) -> Tensor:
         """The packed skew blocks ``(..., rows, n)`` of stored numbers: scaled, within COFT's ball, at least float32."""
-        v = self.within_ball(v.to(torch.promote_types(v.dtype, torch.float32)))
-        return v * self.scale if self.scaled else v
+        # Numbers of one byte have no promotion in torch.
+        v = self.within_ball(v if v.dtype == torch.float64 else v.float())
+        return v / self._divisor if self.scaled else v  # as the tools do that write such files, to the last bit
 
     def skew(self, v: Tensor) -> Tensor:
         """The skew blocks ``(..., rows, b, b)`` that the map is applied to."""

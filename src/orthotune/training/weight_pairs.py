@@ -89,5 +89,5 @@ def _neurons(module: nn.Module, weight: Tensor) -> Tensor:
     layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     # A convolution's neuron is all that one output channel sees of a patch.
     rows = weight.mT if isinstance(layer, Conv1D) else weight.flatten(1)
-    sides = {settings.side for settings in getattr(module, "oft_settings", {}).values()}
+    sides = {settings.spec.side for settings in getattr(module, "oft_settings", {}).values()}
     return rows.mT if sides == {"out"} else rows

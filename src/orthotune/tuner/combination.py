@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from orthotune.errors import ConfigError, UnsupportedLayerError, nearest
-from orthotune.formats.adapter_state import LayerState, Map
+from orthotune.formats.adapter_state import LayerState
+from orthotune.formats.layer_settings import in_common
+from orthotune.formats.peft_fields import fields_of_spec
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.embedding import Embedding
 from orthotune.layers.experts import ParamWrapper
@@ -126,7 +128,7 @@ def _joint_layers(model: nn.Module, adapters: Sequence[str], how: Combination) -
             continue
         key = key.replace(".base_layer", "")
         for name in adapters:
-            if name in getattr(layer, "oft_transforms", {}):
+            if layer.frozen_map(name) is not None:
                 raise UnsupportedLayerError(
                     f"layer '{key}'", got=f"adapter '{name}', a frozen map of the weight", needed="rotations"
                 )
@@ -151,38 +153,24 @@ def warn_series(off: dict[str, float]) -> None:
 
 @torch.no_grad()
 def _state(layer: OFTLayer, name: str) -> LayerState:
-    settings, vectors = layer.oft_settings[name], {}
+    vectors = {}
     for part, rotation in layer.rotations(name).items():
         v = rotation.weight.detach()
-        v = settings.map_for(rotation.layout.block_size).within_ball(v.view(rotation.copies, -1, v.shape[-1]))
-        vectors[part] = v.reshape(rotation.weight.shape)
-    series: Map = "neumann_legacy" if settings.series == "legacy" else "neumann"
+        # COFT's ball goes by the blocks of one expert.
+        vectors[part] = rotation.spec.within_ball(v.view(rotation.copies, -1, v.shape[-1])).reshape(v.shape)
     magnitude = layer.oft_magnitude[name].detach() if name in layer.oft_magnitude else None
-    return LayerState(
-        vectors, settings.side, "exact" if settings.exact else series, settings.terms, settings.shared,
-        settings.scaled, magnitude=magnitude, embedding=isinstance(layer, Embedding),
-    )  # fmt: skip
+    spec = replace(layer.oft_settings[name].spec, eps=None)
+    return LayerState(vectors, spec, magnitude, isinstance(layer, Embedding))
 
 
 def _config(joint: Sequence[Joint], like: Any) -> OFTConfig:
-    settings: list[dict[str, Any]] = [
-        {
-            "block_size": one.state.block_size(next(iter(one.state.rotations))),
-            "side": one.state.side,
-            "shared": one.state.shared,
-            "magnitude": one.state.magnitude is not None,
-        }
-        for one in joint
-    ]
-    whole = {key: Counter(own[key] for own in settings).most_common(1)[0][0] for key in settings[0]}
-    rest = [{key: value for key, value in own.items() if value != whole[key]} for own in settings]
+    usual, own = in_common({one.target: one.state.spec for one in joint})
     modules = [one.target for one in joint if not isinstance(one.layer, ParamWrapper)]
     config = OFTConfig(
-        oft_block_size=whole["block_size"], side=whole["side"], block_share=whole["shared"],
-        magnitude=whole["magnitude"], block_size_fallback="nearest", task_type=like.task_type, inference_mode=True,
+        **fields_of_spec(usual), layer_settings={one.key: own[one.target] for one in joint if one.target in own},
+        block_size_fallback="nearest", task_type=like.task_type, inference_mode=True,
         target_modules="|".join(map(re.escape, sorted(modules))) if modules else [],
         target_parameters=[one.target for one in joint if isinstance(one.layer, ParamWrapper)] or None,
-        layer_settings={one.key: own for one, own in zip(joint, rest, strict=True) if own},
     )  # fmt: skip
     config.base_model_name_or_path = like.base_model_name_or_path
     return config

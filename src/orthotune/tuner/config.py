@@ -16,7 +16,7 @@ from orthotune.errors import ConfigError
 from orthotune.formats import config_types, layer_settings
 from orthotune.formats.adapter_file import numbers_in
 from orthotune.formats.beyond_stock import FORMAT_VERSION, ORTHOTUNE_TYPE
-from orthotune.formats.weight_transform import WeightTransform
+from orthotune.rotation.frozen import FrozenMap
 from orthotune.tuner.expressible import file_fields
 from orthotune.tuner.old_layout import old_layout, translated
 
@@ -66,8 +66,8 @@ class OFTConfig(PeftConfig):
             By default an error for a size that you gave, the nearest divisor for the default and for PEFT's configs.
         target_parameters: names of parameters without a module of their own (experts).
         neumann_series: ``"legacy"`` is the series of PEFT 0.16-0.17; files say it themselves.
-        layer_settings: ``{exact module name: {field: value}}`` for layers that differ from the rest, with the fields of
-            :class:`~orthotune.layers.settings.LayerSettings`; filled in when another tool's adapter is loaded.
+        layer_settings: ``{exact module name: {field: value}}`` for layers that differ from the rest, with the keys of
+            :mod:`orthotune.formats.layer_settings`; filled in when another tool's adapter is loaded.
         needs_orthotune_for: filled in when layers are adapted that stock PEFT computes differently or not at all.
         format_version: of the fields that PEFT does not have.
 
@@ -109,7 +109,7 @@ class OFTConfig(PeftConfig):
     format_version: int = FORMAT_VERSION
 
     #: layer -> the frozen map that it gets instead of a rotation; part of a load, never of a file
-    transforms: ClassVar[Mapping[str, WeightTransform]] = {}
+    transforms: ClassVar[Mapping[str, FrozenMap]] = {}
     #: the config as PEFT before 0.16 wrote it, by which its tensors are read
     old_fields: ClassVar[Mapping[str, Any] | None] = None
     #: how many numbers the weights beside a config that was read from a folder are

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,6 +17,7 @@ from orthotune.rotation.cayley import inverse_cayley
 from orthotune.rotation.geodesic import nearest_rotation
 from orthotune.rotation.mean import geodesic_combination, logarithms, product
 from orthotune.rotation.packing import pack, unpack
+from orthotune.rotation.spec import RotationSpec
 
 CombinationType = Literal["geodesic", "product", "tangent", "ties"]
 TYPES = ("geodesic", "product", "tangent", "ties")
@@ -75,20 +76,21 @@ class Combination:
                 found, far = (None, 0.0) if layer is None else _rotation(name, layer, part)
                 blocks.append(found)
                 off = max(off, far)
-            alike, shared = _alike(name, blocks, [layer is not None and layer.shared for layer in layers])
+            alike, shared = _alike(name, blocks, [layer is not None and layer.spec.shared for layer in layers])
             try:
                 rotations[part] = self._vector(alike, first)
             except OrthotuneError as error:
                 raise UnsupportedLayerError(f"layer '{name}': {error.said}", got=error.got, do=error.do) from error
-        magnitude = self._magnitude(name, layers, first.side)
-        same = {"side": first.side, "embedding": first.embedding, "ragged": first.ragged, "dims": first.dims}
-        return LayerState(rotations, shared=shared, magnitude=magnitude, **same), off  # type: ignore[arg-type]
+        magnitude = self._magnitude(name, layers, first.spec.side)
+        spec = RotationSpec(side=first.spec.side, shared=shared)
+        made = LayerState(rotations, spec, magnitude, first.embedding, ragged=first.ragged, dims=first.dims)
+        return made, off
 
     def _vector(self, R: Tensor, like: LayerState) -> Tensor:
         if self.kind == "geodesic":
             found = geodesic_combination(R, self.weights)
         elif self.kind == "product":
-            found = product(R, self.weights, last_first=like.side == "out")
+            found = product(R, self.weights, last_first=like.spec.side == "out")
         else:
             tangents = pack(logarithms(R))
             found = torch.linalg.matrix_exp(unpack(self._summed(tangents), R.shape[-1]))
@@ -132,7 +134,7 @@ class Combination:
 
 def _check(name: str, held: Sequence[LayerState]) -> None:
     first, said = held[0], f"layer '{name}'"
-    for what in ("side", "embedding", "ragged"):
+    for what in ("side", "embedding", "ragged"):  # a layer says the side of its spec
         found = sorted({str(getattr(layer, what)) for layer in held})
         if len(found) > 1:
             raise UnsupportedLayerError(
@@ -150,12 +152,10 @@ def _check(name: str, held: Sequence[LayerState]) -> None:
 
 def _rotation(name: str, layer: LayerState, part: str) -> tuple[Tensor, float]:
     wide = {key: vector.double() for key, vector in layer.rotations.items()}
-    R = LayerState(
-        wide, map=layer.map, terms=layer.terms, scaled=layer.scaled, eps=layer.eps, shared=layer.shared
-    ).rotation(part)
+    R = replace(layer, rotations=wide).rotation(part)
     if not bool(R.isfinite().all()):
         raise UnsupportedLayerError(f"layer '{name}'", got="NaN or infinite numbers")
-    if layer.map == "exact":
+    if layer.spec.exact:
         return R, 0.0
     try:
         near = nearest_rotation(R, _SERIES)

@@ -112,8 +112,7 @@ class OFTModel(MergingTuner):
             matched.append(key)
             base = module.get_base_layer() if isinstance(module, OFTLayer) else module
             with torch.device("meta"):
-                settings = settings_for(config, key)
-                kind = kind_of(base, key)
+                kind, settings = kind_of(base, key), settings_for(config, key)
                 check_holds(kind, settings)
                 tried.append(kind(base, "check", settings))
         for key, _ in model.named_parameters() if config.target_parameters else ():
@@ -140,6 +139,7 @@ class OFTModel(MergingTuner):
     ) -> None:
         settings = settings_for(oft_config, current_key)
         if isinstance(target, OFTLayer) and not (parameter_name and self._wraps_another(target, parameter_name)):
+            check_holds(type(target), settings)
             target.update_layer(adapter_name, settings)
             new = target
         elif isinstance(parent, OFTLayer):

@@ -15,7 +15,6 @@ from orthotune.formats.read_options import ReadOptions
 from orthotune.formats.roster import format_of
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.settings import LayerSettings
-from orthotune.rotation.spec import RotationSpec
 
 
 def translated_state(
@@ -51,8 +50,7 @@ def translated_state(
         if layer is not None and held.ragged:
             weight = layer.get_base_layer().weight
             if not _runs(held, weight.shape[1 if isinstance(layer.get_base_layer(), Conv1D) else 0], name):
-                settings = LayerSettings(name, RotationSpec(side=held.side), frozen=held)
-                layer.update_layer(adapter_name, settings)
+                layer.update_layer(adapter_name, LayerSettings(name, held.spec, frozen=held))
                 continue
         stem = f"base_model.model.{name}"
         new[f"{stem}.oft_R.weight"] = held.rotations[""]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from orthotune.errors import ConfigError
+from orthotune.formats.peft_fields import spec_of_fields
 from orthotune.layers.settings import LayerSettings
 from orthotune.rotation.spec import RotationSpec
 from orthotune.tuner.config import OFTConfig
@@ -25,11 +27,12 @@ def settings_for(config: OFTConfig, layer: str) -> LayerSettings:
         ConfigError: both patterns give the layer a size.
 
     Example:
-        >>> settings_for(OFTConfig(block_size_pattern={"q_proj": 8}), "layers.0.q_proj").block_size
+        >>> settings_for(OFTConfig(block_size_pattern={"q_proj": 8}), "layers.0.q_proj").spec.block_size
         8
     """
     if layer in config.transforms:
-        return LayerSettings(layer, RotationSpec(), frozen=config.transforms[layer])
+        frozen = config.transforms[layer]
+        return LayerSettings(layer, RotationSpec(side=frozen.side), frozen=frozen)
     r, block_size = config.r, config.oft_block_size or 0
     fallback = config.block_size_fallback or "nearest"
     own_r, own_size = _lookup(config.rank_pattern, layer), _lookup(config.block_size_pattern, layer)
@@ -47,10 +50,7 @@ def settings_for(config: OFTConfig, layer: str) -> LayerSettings:
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ConfigError(f"{name} for layer '{layer}': {value!r}", needed="a whole number above 0")
     own = config.layer_settings.get(layer, {})
-    sized = {"r": 0, "block_size": 0} if {"r", "block_size"} & set(own) else {}
-    f = {"r": r, "block_size": block_size, "side": config.side, "shared": config.block_share, "magnitude": config.magnitude, "scaled": config.scaled,
-         "exact": not config.use_cayley_neumann, "terms": config.num_cayley_neumann_terms, "series": config.neumann_series,
-         "eps": config.eps if config.coft else None} | sized | dict(own)
-    r = f.pop("r"); exact = f.pop("exact"); series = f.pop("series")
-    f["map"] = "exact" if exact else "neumann_legacy" if series == "legacy" else "neumann"
-    return LayerSettings(layer, RotationSpec(dropout=config.module_dropout, **f), r=r, fallback=fallback, init_weights=config.init_weights)
+    if "r" in own or "block_size" in own:
+        r, block_size = own.get("r", 0), own.get("block_size", 0)
+    spec = replace(spec_of_fields(vars(config), layer), block_size=block_size)
+    return LayerSettings(layer, spec, r, fallback, config.init_weights)

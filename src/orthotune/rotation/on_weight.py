@@ -1,0 +1,116 @@
+"""Blocks of one side of a weight: the products, the scale of the rows and the strengths of tools other than this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NoReturn
+
+import torch
+from torch import Tensor
+
+from orthotune.errors import AdapterFileError, OrthotuneError, UnsupportedLayerError
+from orthotune.rotation.spec import Side
+
+#: What a strength ``s`` other than 1 does in the tool that trained the adapter. ``linear``: ``W + s (W' - W)``.
+#: ``rotation``: the rotation is blended with the identity, the scale of the rows stays as it is. ``stages``: each stage
+#: of a butterfly is blended with the identity; ``first_stage``: only the first one. ``none``: that tool knows no
+#: strength, and it means ``linear`` here.
+Blend = Literal["linear", "rotation", "stages", "first_stage", "none"]
+
+
+@dataclass(frozen=True)
+class KernelNeeds:
+    """What a kernel must be compiled for: block size, dtype of the blocks, and how many products follow each other."""
+
+    block_size: int
+    dtype: torch.dtype
+    stages: int = 1
+
+
+def turn(X: Tensor, R: Tensor) -> Tensor:
+    """``X BD(R)ᵀ``: each run of ``b`` columns of ``X`` is multiplied by the transpose of its block.
+
+    Shapes: ``X`` ``(..., n b)``, ``R`` ``(n, b, b)`` or ``(1, b, b)`` for one block that is used for every run.
+
+    Example:
+        >>> turn(torch.tensor([[1.0, 0.0]]), torch.tensor([[[0.0, -1.0], [1.0, 0.0]]]))
+        tensor([[0., 1.]])
+    """
+    b = R.shape[-1]
+    runs = X.reshape(-1, X.shape[-1] // b, b).transpose(0, 1)  # one product for each block, not for each row
+    return (runs @ R.mT.to(X.dtype)).transpose(0, 1).reshape(X.shape)
+
+
+def lifted(weight: Tensor) -> Tensor:
+    """The weight in float32, or in float64 if that is what it has; a gradient passes through."""
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def rows_scaled(matrix: Tensor, scale: Tensor | None) -> Tensor:
+    """Each row times its number; the matrix itself when there is no scale.
+
+    Raises:
+        AdapterFileError: there are not as many numbers as rows.
+    """
+    if scale is None:
+        return matrix
+    if scale.numel() != matrix.shape[0]:
+        refuse_misfit(matrix.shape[0], scale.numel(), matrix.shape, "out")
+    return matrix * scale.to(matrix.dtype).view(-1, 1)
+
+
+def at_strength(W: Tensor, rotated: Tensor, scale: Tensor | None, blend: Blend, t: float) -> Tensor:
+    """The rotated matrix with its rows scaled, at the strength ``t`` as the file's own tool means it.
+
+    Shapes: ``W`` and ``rotated`` ``(out, in)``, ``scale`` ``(out,)`` or None; returns ``(out, in)``.
+    """
+    if blend == "rotation" and t != 1:
+        rotated = torch.lerp(W, rotated, t)
+    new = rows_scaled(rotated, scale)
+    return torch.lerp(W, new, t) if blend in ("linear", "none") and t != 1 else new
+
+
+def on_features(
+    rows: Callable[[Tensor, bool], Tensor], side: Side, scale: Tensor | None, x: Tensor
+) -> Tensor:
+    """What a map ``M`` of one side does with a layer's input (``x M``) or with its output (``y Mᵀ``, then the scale).
+
+    Args:
+        rows: ``X Mᵀ``, or ``X M`` with True.
+        side: which of the two ``x`` is.
+        scale: of the output neurons ``(out,)``, or None.
+        x: ``(..., features)``.
+
+    Raises:
+        UnsupportedLayerError: a map of the inputs with a scale of the outputs, which no map of ``x`` alone is.
+    """
+    if side == "out":
+        return rows(x, False) if scale is None else rows(x, False) * scale.to(x.dtype)
+    if scale is not None:
+        refuse_action("a rotation of the inputs with a scale of the outputs")
+    return rows(x, True)
+
+
+def refuse_action(what: str) -> NoReturn:
+    """Raise an UnsupportedLayerError: the map exists on the weight only."""
+    raise UnsupportedLayerError(
+        "the action on a layer's input or output", got=what, needed="a map of one side's features",
+        do="Apply it to the weight",
+    )  # fmt: skip
+
+
+def refuse_scale(scale: Tensor | None, what: str) -> None:
+    """Raise an OrthotuneError when the rows are scaled, too: what is asked for is another kind of map then."""
+    if scale is not None:
+        raise OrthotuneError(what, got="a scale of the rows beside the blocks", needed="blocks alone")
+
+
+def refuse_misfit(features: int, needed: int, shape: Sequence[int], side: str) -> NoReturn:
+    """Raise an AdapterFileError that says which weight the blocks would fit."""
+    raise AdapterFileError(
+        f"the adapter does not fit a weight of shape {list(shape)}",
+        got=f"{features} features on its {side} side",
+        needed=f"{needed}",
+        do="Name the base that the adapter was trained on",
+    )
