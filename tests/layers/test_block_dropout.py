@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -61,7 +63,7 @@ def test_every_kind_drops_in_training_only(kind: str, shared: bool) -> None:
     case = Case(KINDS[kind], options="shared" if shared else "exact")
     model, whole, inputs = case.trained(), case.trained(), case.inputs()
     for rotation in rotations(model):
-        rotation.dropout = 0.5
+        rotation.spec = replace(rotation.spec, dropout=0.5)
         assert rotation.train()().shape[-3] == rotation.layout.block_count
     model.train()
     assert len({model(*inputs).sum().item() for _ in range(6)}) > 1
@@ -74,7 +76,7 @@ def test_a_merge_in_training_takes_every_block(kind: str, coft: bool) -> None:
     case = Case(KINDS[kind], options="coft" if coft else "exact")
     model, inputs = case.trained(), case.inputs()
     for rotation in rotations(model):
-        rotation.dropout = 0.9
+        rotation.spec = replace(rotation.spec, dropout=0.9)
     stored = [rotation.weight.detach().clone() for rotation in rotations(model)]
     expected = model(*inputs)
     model.train().merge_adapter(safe_merge=True)

@@ -74,8 +74,8 @@ def test_many_adapters_cost_their_own_numbers_and_no_more(llama, turn, tmp_path)
     held = sum(p.numel() for n, p in model.named_parameters() if "oft_" in n)
     assert held == 21 * one
     assert base == {id(p): p.data_ptr() for n, p in model.named_parameters() if "oft_" not in n}
-    rotations = [m for n, m in model.named_modules() if "more" in n and hasattr(m, "cache")]
-    assert rotations and all(rotation.cache._entry is None for rotation in rotations)  # computed when first used
+    rotations = [m for n, m in model.named_modules() if "more" in n and hasattr(m, "memo")]
+    assert rotations and all(rotation.served() is None for rotation in rotations)  # computed when first used
 
 
 def test_the_protocol_is_that_of_lora(llama, ids):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,10 +53,9 @@ class _TurnOnce(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         W, factor = ctx.saved_tensors
         if torch.is_grad_enabled():
-            found = gradients_again(
-                lambda W, F: [_plain(W, F, ctx.columns)], (W, factor), [grad], ctx.needs_input_grad[:2]
-            )
-            return *found, None  # type: ignore[return-value]
+            plain = partial(_plain, columns=ctx.columns)
+            again = gradients_again(lambda W, F: [plain(W, F)], (W, factor), [grad], ctx.needs_input_grad[:2])
+            return again[0], again[1], None
         columns, b = ctx.columns, factor.shape[-1]
         act = rotate_stack if columns else rotate_rows
         dW = torch.empty_like(W) if ctx.needs_input_grad[0] else None

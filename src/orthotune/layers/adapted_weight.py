@@ -23,12 +23,12 @@ class AdaptedWeight(Tensor):
     _numbers: Tensor | None
     _name: str
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def like(base: Tensor, compute: Callable[[], Tensor], name: str) -> AdaptedWeight:
         """An adapted weight in the place of ``base``, whose numbers ``compute`` gives; ``name`` is for messages."""
-        made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made = Tensor._make_wrapper_subclass(
             AdaptedWeight, base.shape, strides=base.stride(), dtype=base.dtype, layout=base.layout, device=base.device
         )
         made._compute, made._numbers, made._name = compute, None, name
@@ -42,7 +42,9 @@ class AdaptedWeight(Tensor):
         return self._numbers
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         first = args[0] if args else None
         if func is torch.ops.aten.detach.default and isinstance(first, AdaptedWeight):
             return AdaptedWeight.like(first, first.numbers, first._name)

@@ -268,7 +268,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
                 slot.shared.resume()
 
     @property
-    def _disable_adapters(self) -> bool:  # type: ignore[override]
+    def _disable_adapters(self) -> bool:
         return bool(self.__dict__.get("_disabled", False))
 
     @_disable_adapters.setter
@@ -277,7 +277,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
         self.changed()
 
     @property
-    def _active_adapter(self) -> str | list[str]:  # type: ignore[override]
+    def _active_adapter(self) -> str | list[str]:
         return cast("str | list[str]", self.__dict__.get("_active", "default"))
 
     @_active_adapter.setter
@@ -286,7 +286,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
         self.changed()
 
     @property
-    def merged_adapters(self) -> list[str]:  # type: ignore[override]
+    def merged_adapters(self) -> list[str]:
         """Adapters that are merged into the base weight, in the order in which they act."""
         return cast("list[str]", self.__dict__.get("_merged", []))
 
@@ -304,6 +304,8 @@ class OFTLayer(nn.Module, Strengths, Merging):
     @property
     def in_use(self) -> InUse:
         """What the forward has to apply itself, derived once until something changes."""
+        if torch.compiler.is_compiling():
+            return self._derive()  # whether it was derived before is nothing that compiled code should depend on
         found = self.__dict__.get("_in_use")
         if found is None:
             found = self.__dict__["_in_use"] = self._derive()
@@ -472,7 +474,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
         return self.seen("weight")
 
     @property
-    def bias(self) -> Tensor | None:  # type: ignore[override]
+    def bias(self) -> Tensor | None:
         """The bias of the base, which no adapter changes."""
         return cast("Tensor | None", self.get_base_layer().bias)
 
@@ -536,12 +538,12 @@ def _at_hand(base: nn.Module) -> Iterator[None]:
     ]
     modules = [module for module in base.modules() if module.__dict__.get("_hf_hook") is not None]
     for module in modules if hooks else []:
-        module._hf_hook.pre_forward(module)  # type: ignore[operator, union-attr]
+        cast(Any, module)._hf_hook.pre_forward(module)
     try:
         yield
     finally:
         for module in modules if hooks else []:
-            module._hf_hook.post_forward(module, None)  # type: ignore[operator, union-attr]
+            cast(Any, module)._hf_hook.post_forward(module, None)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class Merging(BaseTunerLayer):
 
     def start_unmerged(self) -> None:
         """Nothing is merged yet; called once by the layer."""
-        self.merged_adapters = []
+        self.merged_adapters: list[str] = []
         self._stash: dict[str, nn.Parameter] = {}
         for slot in self.slots.values():
             slot.merged_at = None

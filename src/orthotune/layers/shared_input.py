@@ -169,5 +169,5 @@ def share_inputs(model: nn.Module, adapter: str) -> None:
 
 
 def _alike(one: OFTLayer, other: OFTLayer, adapter: str) -> bool:
-    a, b = one.oft_R[adapter], other.oft_R[adapter]
+    a, b = cast(Rotation, one.oft_R[adapter]), cast(Rotation, other.oft_R[adapter])
     return (a.layout, a.spec.batch_key, a.copies) == (b.layout, b.spec.batch_key, b.copies)

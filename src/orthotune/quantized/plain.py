@@ -32,8 +32,8 @@ def require_plain(weight: Tensor, layer: str, module: nn.Module, name: str = "we
         hooks = sorted({type(hook).__name__ for hook in module._forward_pre_hooks.values()})
         raise UnsupportedLayerError(
             f"layer '{layer}' ({type(module).__name__})",
-            got=f"a {name} that a hook computes before every forward ({', '.join(hooks) or 'no parameter'}), as the old "
-            "weight_norm, spectral_norm and prune do",
+            got=f"a {name} that is computed before every forward ({', '.join(hooks) or 'no parameter'}), as hooks of "
+            "the old weight_norm, of spectral_norm and prune do",
             needed="a weight of its own, which a merge can write",
             do="Make it permanent first (torch.nn.utils.remove_weight_norm, remove_spectral_norm, prune.remove)",
         )

@@ -101,4 +101,7 @@ class Memo:
     def explain(self) -> str:
         """Whether the last look was a hit or a miss, and why."""
         entry = self._entry
-        return self._why if entry is None else f"{self._why}: {', '.join(sorted(name for name, value in entry[1].items() if value is not None))} kept"
+        if entry is None:
+            return self._why
+        kept = sorted(name for name, value in entry[1].items() if value is not None)
+        return f"{self._why}: {', '.join(kept)} kept"
