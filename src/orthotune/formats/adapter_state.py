@@ -117,9 +117,9 @@ class LayerState:
         if len(shape) == 2:
             return replace(self, conv_reversed=False)
         # Both series give the transpose for the negative; torch negates no numbers of one byte.
-        turned = {part: -(v if v.element_size() > 1 else v.float()) for part, v in self.rotations.items()}
+        negated = {part: -(v if v.element_size() > 1 else v.float()) for part, v in self.rotations.items()}
         spec = replace(self.spec, eps=None)  # OneTrainer has no ball there
-        return replace(self, rotations=turned, spec=spec, conv_reversed=False)
+        return replace(self, rotations=negated, spec=spec, conv_reversed=False)
 
     def runs_on(self, features: int) -> bool:
         """Whether the layer runs as a rotation of so many features; if not, ``apply`` is its exact weight transform.
