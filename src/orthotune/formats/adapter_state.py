@@ -91,6 +91,7 @@ class LayerState:
             returns ``[blocks stored, b, b]``.
 
         Example:
+            >>> import torch
             >>> LayerState({"": torch.zeros(2, 3)}).rotation().shape
             torch.Size([2, 3, 3])
         """
@@ -128,6 +129,7 @@ class LayerState:
             AdapterFileError: the blocks do not fit at all.
 
         Example:
+            >>> import torch
             >>> LayerState({"": torch.zeros(2, 3)}, ragged=True).runs_on(5)  # two blocks of 3
             False
         """
@@ -143,6 +145,7 @@ class LayerState:
             AdapterFileError: the blocks do not fit the weight, or the layer has several parts.
 
         Example:
+            >>> import torch
             >>> quarter = LayerState({"": torch.ones(1, 1)})
             >>> quarter.apply(torch.tensor([[1.0, 0.0]]))
             tensor([[0., 1.]])
@@ -179,6 +182,7 @@ class AdapterState:
         warnings: what a user must know before using the adapter.
 
     Example:
+        >>> import torch
         >>> AdapterState({"lin": LayerState({"": torch.zeros(2, 3)})}).parameters
         6
     """

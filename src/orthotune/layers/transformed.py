@@ -177,6 +177,7 @@ def placed(transform: Any, device: torch.device) -> Any:
     """The transform with its tensors on a device; itself where they are there already.
 
     Example:
+        >>> from orthotune.rotation.spec import RotationSpec
         >>> settings = LayerSettings("q", RotationSpec())
         >>> placed(settings, torch.device("cpu")) is settings
         True
@@ -211,6 +212,7 @@ def kind_with(kind: type[OFTLayer], settings: LayerSettings) -> type[OFTLayer]:
         UnsupportedLayerError: a weight transform for a kind that cannot hold one.
 
     Example:
+        >>> from orthotune.rotation.spec import RotationSpec
         >>> kind_with(Linear, LayerSettings("q", RotationSpec())).__name__
         'Linear'
     """
