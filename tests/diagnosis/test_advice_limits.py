@@ -11,12 +11,13 @@ from orthotune.diagnosis.advice import ORTHOGONALITY, advise
 from orthotune.diagnosis.rotation_facts import rotation_facts
 from orthotune.rotation.cayley import cayley
 from orthotune.rotation.neumann import neumann
+from orthotune.rotation.spec import RotationSpec
 
 
 def _plane(q: float, *, series: bool) -> list:
     Q = torch.tensor([[[0.0, q], [-q, 0.0]]], dtype=torch.float64)
     R = neumann(Q) if series else cayley(Q)
-    return [rotation_facts(R, torch.tensor([[q]]), layer="q", map="neumann" if series else "exact")]
+    return [rotation_facts(R, torch.tensor([[q]]), RotationSpec(map="neumann" if series else "exact"), layer="q")]
 
 
 @pytest.mark.parametrize("q", [0.1, 0.27, 0.5, 0.9])

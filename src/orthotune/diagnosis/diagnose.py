@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -105,15 +105,7 @@ def diagnose_state(state: AdapterState) -> Diagnosis:
         1.0
     """
     facts = [
-        rotation_facts(
-            held.rotation(part),
-            held.vector(part),
-            layer=name,
-            part=part,
-            side=held.spec.side,
-            map=held.spec.map,
-            eps=held.spec.eps,
-        )
+        rotation_facts(held.rotation(part), held.vector(part), held.spec, layer=name, part=part)
         for name, held in state.layers.items()
         for part in held.rotations
     ]
@@ -122,16 +114,11 @@ def diagnose_state(state: AdapterState) -> Diagnosis:
 
 def _of_layer(name: str, layer: OFTLayer, adapter: str) -> Iterator[RotationFacts]:
     for part, rotation in layer.rotations(adapter).items():
-        spec = rotation.spec
-        yield rotation_facts(
-            rotation(every_block=True),
-            spec.vector(rotation.weight.view(rotation.copies, -1, rotation.weight.shape[-1]).float()),
-            layer=name,
-            part=part,
-            side=spec.side,
-            map=spec.map,
-            eps=spec.eps if rotation.copies == 1 else None,
-        )
+        spec, (rows, elements) = rotation.spec, rotation.weight.shape
+        v = spec.vector(rotation.weight.view(rotation.copies, rows // rotation.copies, elements))
+        # The radius of COFT's ball goes by the blocks of one expert, and the facts are those of all together.
+        spec = spec if rotation.copies == 1 else replace(spec, eps=None)
+        yield rotation_facts(rotation(every_block=True), v, spec, layer=name, part=part)
 
 
 def _gradient(name: str, layer: OFTLayer, adapter: str) -> dict[str, float | None]:

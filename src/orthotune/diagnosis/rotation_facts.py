@@ -12,6 +12,7 @@ from torch import Tensor
 from orthotune.rotation.ball import coft_radius
 from orthotune.rotation.measure import distance_from_identity, orthogonality_error, rotation_angles
 from orthotune.rotation.packing import unpack
+from orthotune.rotation.spec import RotationSpec
 
 #: bars of an angle histogram, from 0 to pi
 BARS = 24
@@ -64,13 +65,17 @@ class RotationFacts:
         }
 
 
-def rotation_facts(
-    R: Tensor, v: Tensor, *, layer: str, part: str = "", side: str = "in", map: str = "exact", eps: float | None = None
-) -> RotationFacts:
-    """The facts of a rotation ``R`` ``(blocks, b, b)`` of the packed numbers ``v``: unscaled, within COFT's ball.
+def rotation_facts(R: Tensor, v: Tensor, spec: RotationSpec, *, layer: str, part: str = "") -> RotationFacts:
+    """The facts of a rotation.
+
+    Args:
+        R: ``(blocks, b, b)``.
+        v: its packed skew blocks ``(blocks, b (b - 1) / 2)``, as :meth:`RotationSpec.vector` gives them.
+        spec: what it is; without an ``eps`` nothing is said of COFT's ball.
+        layer: where, for the record; ``part`` is the matrix of a layer that has several.
 
     Example:
-        >>> rotation_facts(torch.eye(2)[None], torch.zeros(1, 1), layer="q").dead
+        >>> rotation_facts(torch.eye(2)[None], torch.zeros(1, 1), RotationSpec(), layer="q").dead
         1.0
     """
     size = R.shape[-1]
@@ -78,16 +83,16 @@ def rotation_facts(
     angles = rotation_angles(R).flatten()
     largest = v.abs().amax(-1) if v.shape[-1] else v.new_zeros(v.shape[0])
     at_surface = None
-    if eps is not None:
+    if spec.eps is not None:
         norms = v.norm(dim=-1) * math.sqrt(2)
         # The projection leaves a block within some roundings of the surface.
-        at_surface = (norms >= coft_radius(eps, v.shape[0]) * (1 - 1e-4)).double().mean().item()
+        at_surface = (norms >= coft_radius(spec.eps, v.shape[0]) * (1 - 1e-4)).double().mean().item()
     counts = torch.histc(angles.clamp(0, math.pi), BARS, 0, math.pi) if angles.numel() else torch.zeros(BARS)
     return RotationFacts(
         layer=layer,
         part=part,
-        side=side,
-        map=map,
+        side=spec.side,
+        map=spec.map,
         block_size=size,
         blocks=R.shape[0],
         angle_max=angles.max().item() if angles.numel() else 0.0,

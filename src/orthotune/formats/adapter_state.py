@@ -91,6 +91,7 @@ class LayerState:
             returns ``[blocks stored, b, b]``.
 
         Example:
+            >>> import torch
             >>> LayerState({"": torch.zeros(2, 3)}).rotation().shape
             torch.Size([2, 3, 3])
         """
@@ -117,9 +118,9 @@ class LayerState:
         if len(shape) == 2:
             return replace(self, conv_reversed=False)
         # Both series give the transpose for the negative; torch negates no numbers of one byte.
-        turned = {part: -(v if v.element_size() > 1 else v.float()) for part, v in self.rotations.items()}
+        negated = {part: -(v if v.element_size() > 1 else v.float()) for part, v in self.rotations.items()}
         spec = replace(self.spec, eps=None)  # OneTrainer has no ball there
-        return replace(self, rotations=turned, spec=spec, conv_reversed=False)
+        return replace(self, rotations=negated, spec=spec, conv_reversed=False)
 
     def runs_on(self, features: int) -> bool:
         """Whether the layer runs as a rotation of so many features; if not, ``apply`` is its exact weight transform.
@@ -128,6 +129,7 @@ class LayerState:
             AdapterFileError: the blocks do not fit at all.
 
         Example:
+            >>> import torch
             >>> LayerState({"": torch.zeros(2, 3)}, ragged=True).runs_on(5)  # two blocks of 3
             False
         """
@@ -143,6 +145,7 @@ class LayerState:
             AdapterFileError: the blocks do not fit the weight, or the layer has several parts.
 
         Example:
+            >>> import torch
             >>> quarter = LayerState({"": torch.ones(1, 1)})
             >>> quarter.apply(torch.tensor([[1.0, 0.0]]))
             tensor([[0., 1.]])
@@ -179,6 +182,7 @@ class AdapterState:
         warnings: what a user must know before using the adapter.
 
     Example:
+        >>> import torch
         >>> AdapterState({"lin": LayerState({"": torch.zeros(2, 3)})}).parameters
         6
     """

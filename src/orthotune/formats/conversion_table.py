@@ -8,6 +8,7 @@ from typing import Literal
 from orthotune.formats.adapter_state import LayerState
 from orthotune.rotation.butterfly import Butterfly
 from orthotune.rotation.frozen import FrozenMap, SplitRows
+from orthotune.rotation.spec import Side
 
 Verdict = Literal["lossless", "approximate", "impossible"]
 
@@ -38,7 +39,7 @@ class Target:
     tool: str
     lossless: frozenset[str]
     approximate: frozenset[str] = frozenset()
-    side: Literal["in", "out"] | None = "in"
+    side: Side | None = "in"
     conv_reversed: bool = False
     folder: bool = False
     shared: bool = False

@@ -127,6 +127,7 @@ def convert(
         UnsupportedLayerError: a layer cannot be written, cannot without ``approximate``, or needs the base.
 
     Example:
+        >>> from orthotune.rotation.spec import RotationSpec
         >>> state = AdapterState({"lin": LayerState({"": torch.full((2, 3), 0.1)}, RotationSpec(map="neumann"))})
         >>> converted, errors = convert(state, "peft-0.14", {"lin": (5, 6)}, approximate=True)
         >>> converted.layers["lin"].spec.map, errors["lin"] < 1e-3

@@ -83,7 +83,7 @@ def _placed(state: AdapterState, model: Any, layers: dict[str, OFTLayer]) -> dic
 
 def _numbers(name: str, held: LayerState, layer: OFTLayer, adapter: str) -> list[tuple[Tensor, Tensor]]:
     rotations = layer.rotations(adapter)
-    wanted, found = _said(layer.oft_settings[adapter].spec), _said(held.spec)
+    wanted, found = _meaning(layer.oft_settings[adapter].spec), _meaning(held.spec)
     if differ := [key for key in wanted if wanted[key] != found[key]]:
         raise _misfit(name, found, wanted, differ)
     if held.rotations.keys() != rotations.keys():
@@ -99,7 +99,7 @@ def _numbers(name: str, held: LayerState, layer: OFTLayer, adapter: str) -> list
     return new
 
 
-def _said(spec: RotationSpec) -> dict[str, Any]:
+def _meaning(spec: RotationSpec) -> dict[str, Any]:
     map = "exact" if spec.exact else f"{series_of(spec)} series with {spec.terms} terms"
     return {"side": spec.side, "map": map, "COFT eps": spec.eps, "magnitude": spec.magnitude}
 

@@ -225,7 +225,7 @@ def angles_of(transform: Transform) -> Tensor:
     Shapes: returns ``(planes,)``.
 
     Example:
-        >>> angles_of(BlockTransform(RotationSpec(block_size=2), torch.ones(1, 1)))
-        tensor([1.5708])
+        >>> angles_of(BlockTransform(RotationSpec(block_size=2), torch.ones(1, 1))).tolist()
+        [1.5707963267948966]
     """
     return torch.cat([rotation_angles(R).flatten() for _, R in transform.factors()])

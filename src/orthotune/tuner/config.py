@@ -16,7 +16,9 @@ from orthotune.errors import ConfigError
 from orthotune.formats import config_types, layer_settings
 from orthotune.formats.adapter_file import numbers_in
 from orthotune.formats.beyond_stock import FORMAT_VERSION, ORTHOTUNE_TYPE
+from orthotune.formats.peft_fields import spec_of_fields
 from orthotune.rotation.frozen import FrozenMap
+from orthotune.rotation.spec import RotationSpec, Side
 from orthotune.tuner.expressible import file_fields
 from orthotune.tuner.old_layout import old_layout, translated
 
@@ -98,7 +100,7 @@ class OFTConfig(PeftConfig):
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     block_size_pattern: dict[str, int] = field(default_factory=dict)
-    side: Literal["in", "out"] = "in"
+    side: Side = "in"
     magnitude: bool = False
     scaled: bool = False
     block_size_fallback: Literal["error", "nearest"] | None = None
@@ -190,6 +192,10 @@ class OFTConfig(PeftConfig):
                 needed=f"at most {FORMAT_VERSION}",
                 do="Upgrade orthotune",
             )
+
+    def spec_for(self, layer: str) -> RotationSpec:
+        """What the adapter is at a layer, settings of its own applied; sizes by pattern are chosen elsewhere."""
+        return spec_of_fields(vars(self), layer)
 
     @classmethod
     def from_peft(cls, config: PeftConfig) -> OFTConfig:

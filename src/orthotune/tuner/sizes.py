@@ -6,7 +6,6 @@ import re
 from dataclasses import replace
 
 from orthotune.errors import ConfigError
-from orthotune.formats.peft_fields import spec_of_fields
 from orthotune.layers.settings import LayerSettings
 from orthotune.rotation.spec import RotationSpec
 from orthotune.tuner.config import OFTConfig
@@ -52,5 +51,5 @@ def settings_for(config: OFTConfig, layer: str) -> LayerSettings:
     own = config.layer_settings.get(layer, {})
     if "r" in own or "block_size" in own:
         r, block_size = own.get("r", 0), own.get("block_size", 0)
-    spec = replace(spec_of_fields(vars(config), layer), block_size=block_size)
+    spec = replace(config.spec_for(layer), block_size=block_size)
     return LayerSettings(layer, spec, r, fallback, config.init_weights)
