@@ -129,6 +129,17 @@ def test_files_say_what_memory_says(name: str, way: str, tmp_path: Path) -> None
     _same_numbers(again, memory.merge_and_unload().eval())
 
 
+@pytest.mark.parametrize("name", ["llama", "llava", "gemma3"])
+def test_weights_that_were_apart_before_are_apart_in_every_config(name: str, tmp_path: Path) -> None:
+    base = make(name)
+    with torch.no_grad():
+        base.lm_head.weight = nn.Parameter(base.lm_head.weight + 0.1)
+    base.save_pretrained(tmp_path)
+    loaded = type(base).from_pretrained(tmp_path)  # with a config that says tied
+    tuned = randomize(get_peft_model(loaded, OFTConfig(oft_block_size=4, target_modules=["q_proj"])).eval())
+    _check_fields(name, tuned.merge_and_unload().config, file=True)
+
+
 class _Named(nn.Module):
     """A model whose config is a plain object of somebody else."""
 

@@ -74,7 +74,7 @@ def untied(model: nn.Module, apart: Apart) -> Untied:
     These are the configs of every module on the way from the model to either weight, and the nested ones that such a
     module was made from. A model whose forward scales its output where the field is True keeps it, with a warning.
     """
-    names = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    names = _tied_by_config(model)
     split = [(name, source) for name, source in names.items() if apart(name, source)]
     config = getattr(model, "config", None)
     if not split or not hasattr(config, "to_dict"):
@@ -139,6 +139,15 @@ def own_numbers(model: nn.Module, pairs: list[tuple[str, str]]) -> None:
             parameter = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
             setattr(model.get_submodule(owner), leaf, parameter)
         seen.add(parameter.data_ptr())
+
+
+def _tied_by_config(model: Any) -> dict[str, str]:
+    """What the config ties, also where the file that was loaded held two weights and they were left apart."""
+    names = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    try:
+        return {**model.get_expanded_tied_weights_keys(all_submodels=True), **names}
+    except (AttributeError, ValueError):  # patterns that fit no parameter of an adapted model
+        return names
 
 
 def _parameter(model: nn.Module, name: str) -> Any:
