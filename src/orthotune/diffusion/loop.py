@@ -22,6 +22,7 @@ from orthotune.diffusion.order import Dataset, Order
 from orthotune.diffusion.skipped_steps import SkippedSteps
 from orthotune.diffusion.trainee import Trainee
 from orthotune.training.checkpoint_on_signal import StopOnSignal
+from orthotune.training.clipping import ClippingWatch
 from orthotune.training.failed_save import bearing, kept
 from orthotune.training.metrics_log import MetricsLog
 from orthotune.training.nonfinite import Kind, bad_parameter, gradients_are_finite, not_saved
@@ -59,7 +60,8 @@ def train(
 ) -> MetricsLog:
     """Train ``trainee`` in place and return what was measured; where an average is kept, it is what it holds then.
 
-    Each line of the log has ``step``, ``seconds``, ``train_loss``, ``learning_rate`` and ``gradient_norm``. The
+    Each line of the log has ``step``, ``seconds``, ``train_loss``, ``learning_rate`` and ``gradient_norm``, before
+    clipping; ``clipping`` is a warning, where a stretch of steps was clipped throughout. The
     pictures of a step, its noise and its dropout follow from the seed and the step alone, and are the same whether
     processes take batches side by side or one accumulates as many. Checkpoints go to ``home.checkpoints``. A step
     whose loss or gradient is not finite is left out and counted, and has ``left_out`` in its line; an overflow that
@@ -114,6 +116,7 @@ class _Loop:
         self.log = MetricsLog(
             self.home.metrics if _first(self.accelerator) else None, first, self.options.on_failed_save, self.say
         )
+        self.watch = ClippingWatch(self.options.max_grad_norm, self.log.lines)
         self.before = self.log.last("seconds") or 0.0
         self.began, self.aside = time.monotonic(), 0.0
         # Also after a resume: the run may have been killed between a checkpoint and what is done after its step.
@@ -163,7 +166,11 @@ class _Loop:
         seconds = round(self.before + time.monotonic() - self.began - self.aside, 3)
         line = {"step": step + 1, "seconds": seconds, "train_loss": mean}
         line |= {"learning_rate": rate(step, self.options), "gradient_norm": norm}
-        self.log.append(line | ({"left_out": kind} if kind else {}))
+        line |= {"left_out": kind} if kind else {}
+        if warning := self.watch.see(step + 1, None if kind else norm):
+            line["clipping"] = warning
+            self.say(warning)
+        self.log.append(line)
         self.accelerator.log({"train_loss": mean, "gradient_norm": norm}, step=step + 1)
         self.bar.show(step + 1, {"loss": mean})
         self.skipped.count(self.progress, kind, layer, overflow=not finite)

@@ -14,6 +14,7 @@ from orthotune.merging.checkpoint import Checkpoint
 from orthotune.merging.skeleton import ADAPTER, Skeleton
 from orthotune.merging.tensor_file import FLOATS, Entry, Room
 from orthotune.merging.weight_merge import merge_copy, merge_weight, release
+from orthotune.tuner.tied import Untied, untied
 
 #: Layers whose rotations are kept, and experts whose other tensors wait for their turn: the tensors of two stacks of
 #: experts alternate in a file.
@@ -30,13 +31,11 @@ class Plan:
     Raises:
         AdapterFileError: a parameter that changes has no tensor, one of another shape, or one that is quantized; all of
         them are listed.
-        MergeError: weights are tied in a way that a file cannot undo.
     """
 
     def __init__(self, checkpoint: Checkpoint, skeleton: Skeleton) -> None:
         self.skeleton, self.entries = skeleton, checkpoint.entries()
         self.added, self.untied = self._untie()
-        self.entries |= {entry.name: entry for entry in self.added}
         self.parameter_of = {
             name: parameter
             for parameter in skeleton.changed
@@ -57,26 +56,25 @@ class Plan:
                 do="Name the base that the adapter was trained on, not quantized, or merge without --stream",
             )
 
-    def _untie(self) -> tuple[list[Entry], bool]:
-        """Entries for parameters that take their numbers from one that now differs, and whether there are tied ones."""
-        added, untied, own = [], False, self.skeleton
-        for name, source in own.tied.items():
-            if not {name, source} & own.changed:
-                continue
-            if not {name, source} <= own.embeddings:
-                raise MergeError(
-                    f"merging into '{source}' alone", got=f"'{name}', which shares its numbers",
-                    do="Merge without --stream",
-                )  # fmt: skip
-            untied = True
+    def _untie(self) -> tuple[list[Entry], Untied]:
+        """Entries for parameters that take their numbers from one that now differs, and what a config says of them."""
+        own = self.skeleton
+        split = {pair for pair in own.tied.items() if set(pair) & own.changed}
+        found = Untied()
+        for model, _ in own.models.values() if split else ():
+            found = untied(model, lambda name, source: (name, source) in split)
+        added: list[Entry] = []
+        # Twice: what was missing may be the source of others.
+        for name, source in [*sorted(split), *found.pairs] * 2:
             for missing, present in ((name, source), (source, name)):
                 if missing not in own.origins and present in own.origins:
                     (entry,) = (self.entries[tensor] for tensor in own.origins[present].copies[0])
-                    added.append(replace(entry, name=missing))
+                    self.entries[missing] = replace(entry, name=missing)
+                    added.append(self.entries[missing])
                     own.origins[missing] = replace(own.origins[present], copies=[[missing]])
                     if present in own.replaced and present in own.layers:
                         own.replaced.setdefault(missing, own.replaced[present])
-        return added, untied
+        return added, found
 
     def _fault(self, parameter: str) -> str | None:
         origin, wanted = self.skeleton.origins.get(parameter), self.skeleton.shapes[parameter]

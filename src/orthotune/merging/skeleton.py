@@ -34,14 +34,12 @@ class Skeleton:
         shapes: shape of every parameter.
         origins: parameter name -> tensors of the checkpoint.
         tied: parameters that share the numbers of another one, and which.
-        embeddings: names of the input and the output embedding, where there are any.
         models: component -> its model and what the names of its parameters start with.
     """
 
     shapes: dict[str, tuple[int, ...]]
     origins: dict[str, Origin]
     tied: dict[str, str] = field(default_factory=dict)
-    embeddings: set[str] = field(default_factory=set)
     models: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     layers: dict[str, tuple[OFTLayer, str]] = field(default_factory=dict)
     replaced: dict[str, Tensor] = field(default_factory=dict)
@@ -112,10 +110,8 @@ def _from_transformers(part: Part) -> Skeleton:
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     names = list(part.checkpoint.entries())
     places = {name: origin for name, origin in origins(model, names).items() if name in shapes}
-    ends = {id(module.weight) for module in _ends(model)}
-    embeddings = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in ends}
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    return Skeleton(shapes, places, tied, embeddings, {part.component: (model, "")})
+    return Skeleton(shapes, places, tied, {part.component: (model, "")})
 
 
 def _empty_model(base: Path) -> Any:
@@ -133,16 +129,6 @@ def _empty_model(base: Path) -> Any:
             f"the base model {base}", got=str(error).split("\n")[0], needed="a model that transformers knows",
             do="Merge without --stream",
         ) from error  # fmt: skip
-
-
-def _ends(model: Any) -> list[Any]:
-    found = []
-    for ask in (model.get_input_embeddings, model.get_output_embeddings):
-        try:
-            found.append(ask())
-        except (NotImplementedError, AttributeError):
-            continue  # a model without words
-    return [module for module in found if getattr(module, "weight", None) is not None]
 
 
 def _bare(name: str) -> str:

@@ -20,6 +20,7 @@ from orthotune.merging.plan import Plan
 from orthotune.merging.skeleton import build_skeletons
 from orthotune.merging.tensor_file import Entry, write_file, writing
 from orthotune.rotation.strength import Kind
+from orthotune.tuner.tied import Untied
 
 
 def merge_checkpoint(
@@ -143,7 +144,7 @@ class DenseMerge:
         for part, plan in zip(self.base.parts, self.plans, strict=True):
             _write_index(part, out / part.place)
             if plan.untied:
-                _untie_config(out / part.place / "config.json")
+                _untie_config(plan.untied, out / part.place / "config.json")
 
 
 def _told(changed: Callable[[Entry], Tensor | None], advance: Callable[[int], None] | None) -> Any:
@@ -184,10 +185,8 @@ def _write_index(part: Part, out: Path) -> None:
         (out / checkpoint.index_name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _untie_config(path: Path) -> None:
+def _untie_config(found: Untied, path: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["tie_word_embeddings"] = False
-    if isinstance(config.get("text_config"), dict) and "tie_word_embeddings" in config["text_config"]:
-        config["text_config"]["tie_word_embeddings"] = False
+    found.write(config)
     with writing(path):
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

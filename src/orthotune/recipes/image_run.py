@@ -148,6 +148,8 @@ class _Run:
             )
             artifacts |= {"samples": SHEET} if draw_progress(path, path / SHEET) else {}
         before = open_model(settings, self.accelerator.device).denoiser if settings.method == "full" else None
+        if warning := log.first("clipping"):
+            notes.append(warning)
         return RunRecord(
             recipe=settings.recipe,
             method=settings.method,

@@ -56,7 +56,7 @@ class SFTSettings(MethodSettings):
     rivals: ClassVar[tuple[tuple[str, str], ...]] = RIVALS
     # Held-out data belongs to the data that it was held out from.
     tied: ClassVar[dict[str, str]] = {"eval_data": "data"}
-    newer: ClassVar[tuple[str, ...]] = ("lora", "keep")
+    newer: ClassVar[tuple[str, ...]] = ("lora", "keep", "max_grad_norm")
 
     model: str = Field(description="Path or hub name of a causal language model, or text-world.")
     data: str = Field(description="File, directory, hub name or text-world/SPLIT to learn from.")
@@ -78,6 +78,7 @@ class SFTSettings(MethodSettings):
 
     steps: Positive | None = None
     epochs: float | None = Field(None, gt=0, description="Default: 1, when steps is not given.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0 leaves them.")
     max_length: Annotated[int, Field(ge=2)] = Field(1024, description="Tokens per example or chunk.")
     packing: Literal["auto", "none", "wrapped", "bfd_split"] = Field(
         "auto", description="auto: running text is wrapped (nothing is cut off), dialogues stay one per row."

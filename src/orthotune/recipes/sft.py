@@ -16,6 +16,7 @@ from orthotune.recipes.sft_data import examples_for, kept_examples, said_of_kept
 from orthotune.training import adapters, engines, processes, sft_trainer
 from orthotune.training.causal_model import choose_dtype, load_model, load_tokenizer
 from orthotune.training.checkpoint_on_signal import StopOnSignal
+from orthotune.training.clipping import GradientLog
 from orthotune.training.curve import draw_curve
 from orthotune.training.diagnosis_log import DiagnosisLog
 from orthotune.training.domain_loss import DomainLoss
@@ -129,7 +130,8 @@ def _train(
     progress = ProgressBar(log, settings.method, visible=bar and main)
     every = settings.eval_every or max(1, steps // 5)
     rows = sft_trainer.domain_rows(trainer)
-    for callback in (DomainLoss(log, rows, every), DiagnosisLog(log, every, say), progress, *callbacks):
+    inner = (DiagnosisLog(log, every, say), GradientLog(log, say))  # before the one that writes the line
+    for callback in (*inner, DomainLoss(log, rows, every), progress, *callbacks):
         trainer.add_callback(callback)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -146,6 +148,8 @@ def _train(
     if trainer.skipped:
         notes.append(f"{len(trainer.skipped)} steps were left out: their loss or gradient was not finite.")
 
+    if warning := log.first("clipping"):
+        notes.append(warning)
     kept = "model" if full else "adapter"
     whole = trainer.whole_state()
     if main:
@@ -207,6 +211,7 @@ def _arguments(settings: SFTSettings, checkpoints: Path, data_format: str, dtype
         gradient_checkpointing=settings.gradient_checkpointing,
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup,
+        max_grad_norm=settings.max_grad_norm,
         weight_decay=settings.weight_decay,
         max_length=settings.max_length,
         seed=settings.seed,

@@ -119,10 +119,13 @@ class CheckpointTrainer(SFTTrainer):
         return bool(self.accelerator.reduce(found, "sum") > 0)
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        """As the trainer's own, which puts the mean of losses before in the place of one that is not finite."""
+        """As the trainer's own, which puts the mean of losses before in the place of one that is not finite.
+
+        A step that is left out has no gradient, and no norm either.
+        """
         last = self.skipped[-1] if self.skipped else {}
-        if "loss" in logs and (last.get("step"), last.get("kind")) == (self.state.global_step, "loss"):
-            logs = {**logs, "loss": None}
+        if "loss" in logs and last.get("step") == self.state.global_step:
+            logs = {**logs, "grad_norm": None} | ({"loss": None} if last["kind"] == "loss" else {})
         super().log(logs, *args, **kwargs)
 
     # Checkpoints.

@@ -8,6 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from orthotune.diagnosis.diagnose import Diagnosis, diagnose
 from orthotune.layers.base import OFTLayer
+from orthotune.training.clipping import before_clipping
 from orthotune.training.metrics_log import Line, MetricsLog
 from orthotune.training.sharded_model import is_sharded
 
@@ -17,6 +18,8 @@ class DiagnosisLog(TrainerCallback):
 
     ``diagnosis`` holds ``angle_mean``, ``angle_max`` (radians), ``orthogonality_error``, ``dead``, ``saturation`` and
     ``gradient_norm`` over all layers, and ``advice``, the warnings. A warning is said once, when it first appears.
+    The norm is the one before clipping; in older records, whose lines have no ``gradient_norm`` of their own, it is
+    the one after clipping.
 
     Args:
         log: where the lines go.
@@ -27,6 +30,7 @@ class DiagnosisLog(TrainerCallback):
     def __init__(self, log: MetricsLog, every: int, say: Any = None) -> None:
         self.log, self.every, self.say = log, every, say
         self.said: set[str] = set()
+        self._found: Line = {}
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any
@@ -42,11 +46,19 @@ class DiagnosisLog(TrainerCallback):
         found = diagnose(model, weights=False)
         # At the start of training an adapter does nothing yet, and so it should.
         advice = [one for one in found.advice if step > self.every or "does nothing" not in one.warning]
-        self.log.attach(step, {"diagnosis": self._line(found) | {"advice": [str(one) for one in advice]}})
+        self._found = self._line(found) | {"advice": [str(one) for one in advice]}
+        self.log.attach(step, {"diagnosis": self._found})
         for one in advice:
             if self.say is not None and one.warning.partition(":")[0] not in self.said:
                 self.said.add(one.warning.partition(":")[0])
                 self.say(f"Step {step}: {one}")
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:
+        # The gradients that were there at the last moment were clipped already.
+        found, self._found = self._found, {}
+        if found:
+            total = seen["logs"].get("grad_norm")
+            found["gradient_norm"] = before_clipping(found["gradient_norm"], total, args.max_grad_norm)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:
         self.log.flush()

@@ -20,7 +20,8 @@ class MetricsLog:
     """Appends lines to a file; a resumed run first drops what lies beyond its checkpoint.
 
     A line has ``step``, ``seconds`` (since the start of training, interruptions left out) and, where measured,
-    ``train_loss``, ``learning_rate``, ``new_nats`` and ``old_nats`` (nats per token), and ``diagnosis``.
+    ``train_loss``, ``learning_rate``, ``gradient_norm`` (before clipping), ``new_nats`` and ``old_nats`` (nats per
+    token), and ``diagnosis``.
 
     A line that cannot be written, as on a full disk, ends the run in words, or is kept until there is room: the file
     holds whole lines either way.
@@ -56,8 +57,9 @@ class MetricsLog:
 
     def attach(self, step: int, values: Line) -> None:
         """Add ``values`` to the line of ``step`` when it comes; they get a line of their own if it does not."""
-        self.flush()
-        self._attached = {"step": step, **values}
+        if self._attached.get("step") != step:
+            self.flush()
+        self._attached = {**self._attached, "step": step, **values}
 
     def flush(self) -> None:
         """Write what was attached to a line that has not come, and what there was no room for."""

@@ -18,6 +18,7 @@ from orthotune.layers.parametrization.sharding import cannot_merge, refuse_parts
 from orthotune.layers.quantized_linear import QuantizedLinear
 from orthotune.quantized.gradient import detach
 from orthotune.tuner.dense import make_dense
+from orthotune.tuner.tied import apart_in, own_numbers, put_back, roots, untied
 
 
 class MergingTuner(BaseTuner):
@@ -52,6 +53,23 @@ class MergingTuner(BaseTuner):
         self._check_merge(adapter_names, safe_merge)
         with warn_lost(self.model):
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        self._untie()
+
+    def unmerge_adapter(self) -> None:
+        """Take out what is merged; weights and config are as they were."""
+        super().unmerge_adapter()
+        self._tie_again()
+
+    def _untie(self, unloaded: bool = False) -> None:
+        """Make configs say which weights a merge took apart."""
+        for root in roots(self.model):
+            found = untied(root, apart_in(root))
+            self.__dict__.setdefault("_fields_before", []).extend(found.set())
+            if unloaded:
+                own_numbers(root, found.pairs)
+
+    def _tie_again(self) -> None:
+        put_back(self.__dict__.pop("_fields_before", []))
 
     def merge_and_unload(
         self,
@@ -80,8 +98,15 @@ class MergingTuner(BaseTuner):
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         if merge:
             self._check_merge(kwargs.get("adapter_names"), bool(kwargs.get("safe_merge")))
+        # The host unties the top of a config, also of a model that reads more out of it: from here, all at once.
+        self._tie_again()
+        before = [(root.config, root.config.tie_word_embeddings) for root in roots(self.model)
+                if hasattr(root.config, "tie_word_embeddings")]  # fmt: skip
         with warn_lost(self.model):
             unloaded = super()._unload_and_optionally_merge(merge=merge, **kwargs)
+        put_back(before)
+        if merge:
+            self._untie(unloaded=True)
         for module in unloaded.modules():
             detach(module)
         for check in self.__dict__.pop("gradient_checks", []):
