@@ -114,11 +114,14 @@ class OFTConfig(PeftConfig):
     old_fields: ClassVar[Mapping[str, Any] | None] = None
     #: how many numbers the weights beside a config that was read from a folder are
     stored_numbers: ClassVar[int | None] = None
+    #: whether its fields were saved: what they ask of another model is no mistake of the reader's
+    read_from_file: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         # Only a config that was saved or dumped carries its type: users never pass it.
         kind = vars(self)["peft_type"]
         stored = kind is not None
+        self.__dict__["read_from_file"] = stored
         if stored:
             _choice("peft_type", kind, (PeftType.OFT, "OFT", ORTHOTUNE_TYPE))
         if wrong := config_types.fault(vars(self)):
