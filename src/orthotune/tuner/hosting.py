@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _check_adapters_not_merged
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from orthotune.errors import TargetError
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.settings import LayerSettings
 from orthotune.tuner.adapter_keys import AdapterKey, own_state, placed
@@ -19,7 +20,7 @@ from orthotune.tuner.layer_index import is_target
 from orthotune.tuner.loading import check_state, refuse_frozen
 from orthotune.tuner.merging import MergingTuner
 from orthotune.tuner.old_tensors import translated_state
-from orthotune.tuner.places import Places, settings_by_names
+from orthotune.tuner.places import Places, part_untied, settings_by_names, twins
 from orthotune.tuner.unmatched import PEFTS_OWN, warn_unmatched_keys
 from orthotune.tuner.vocabulary import SavedState
 
@@ -36,8 +37,30 @@ class HostedTuner(MergingTuner):
         with _trainable_as_before(model), self._placed_in(model), warnings.catch_warnings():
             for words in PEFTS_OWN:
                 warnings.filterwarnings("ignore", message=words)
+            self._join_twins(model, adapter_name)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         warn_unmatched_keys(self.peft_config[adapter_name], adapter_name, model)
+
+    def _join_twins(self, model: nn.Module, adapter_name: str) -> None:
+        """Let a target ``shared`` stand for the embeddings that have its weight, unless they are targets themselves."""
+        config, found = self.peft_config[adapter_name], twins(model)
+        if found is None or self._places is None:
+            return
+        table, others = found
+        name = next(key for key, module in model.named_modules() if module is table)
+        if not self._check_target_module_exists(config, name):
+            return
+        free = [(key, one) for key, one in others if not self._check_target_module_exists(config, key)]
+        if len(free) < len(others):  # who names some of them means those
+            return
+        if adapted := [key for key, module in free if isinstance(module, OFTLayer)]:
+            raise TargetError(
+                f"target '{name}' of adapter '{adapter_name}'",
+                got=f"adapters at '{adapted[0]}', which shares its weight, and none at '{name}' itself",
+                needed="one name for the embedding in all adapters of a model",
+                do=f"Name {', '.join(repr(key) for key, _ in free)} in target_modules",
+            )
+        self._places.join(table, [module for _, module in free])
 
     @contextmanager
     def _placed_in(self, model: nn.Module) -> Iterator[None]:
@@ -68,7 +91,10 @@ class HostedTuner(MergingTuner):
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         with self._placed_in(self.model):
-            return super()._unload_and_optionally_merge(merge=merge, **kwargs)
+            unloaded = super()._unload_and_optionally_merge(merge=merge, **kwargs)
+            if merge:
+                part_untied(unloaded)
+        return unloaded
 
     # Switching.
 
