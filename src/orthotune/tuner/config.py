@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from packaging.version import InvalidVersion, Version
+from peft import OFTConfig as PeftOFTConfig
 from peft import PeftConfig
 from peft.utils import PeftType
 
@@ -37,7 +38,7 @@ def _before_018(version: str | None) -> bool:
 
 
 @dataclass
-class OFTConfig(PeftConfig):
+class OFTConfig(PeftOFTConfig):
     """How a model is adapted by rotations. Checked when it is made.
 
     Args:
@@ -128,7 +129,7 @@ class OFTConfig(PeftConfig):
             raise ConfigError(f"{wrong[0]}={wrong[1]}", needed=wrong[2])
         old_version = self.peft_version
         try:
-            super().__post_init__()
+            PeftConfig.__post_init__(self)  # the class between knows neither our defaults nor our words
         except ValueError as fault:  # PEFT checks the kind of task
             raise ConfigError(f"task_type={ascii(self.task_type)[:80]}", got=str(fault)) from fault
         self.peft_type = PeftType.OFT
