@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from orthotune.errors import AdapterFileError, ConfigError
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.sharding import is_zero
+from orthotune.tuner.old_names import rename_keys
 
 #: what PEFT's host puts before every key of a PeftModel, in files too
 PREFIX = "base_model.model."
@@ -135,8 +136,11 @@ def placed(model: nn.Module, adapter_name: str, state: Mapping[str, Tensor]) -> 
         keys[key.stored] = first.setdefault(id(parameter), key)
         if not key.startswith(PREFIX):
             keys[PREFIX + key.stored] = keys[key.stored]
+    foreign = [key for key in state if key not in keys]
+    new = rename_keys(model, adapter_name, foreign) if foreign else {}
     found: dict[str, Tensor] = {}
-    for key, tensor in state.items():
+    for old, tensor in state.items():
+        key = new.get(old, old)
         own = keys.get(key)
         if own is not None and str(own) in found and not _equal(found[own], tensor):
             raise AdapterFileError(

@@ -29,6 +29,7 @@ from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.gradient_check import GradientCheck
 from orthotune.tuner.hosting import HostedTuner
 from orthotune.tuner.mixed_batch import handed_down
+from orthotune.tuner.old_names import use_todays_names
 from orthotune.tuner.strength import set_scale
 from orthotune.tuner.targets import (
     TRANSFORMERS_TARGETS,
@@ -66,6 +67,7 @@ class OFTModel(HostedTuner):
         config = OFTConfig.from_peft(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
         admit_adapter(config, adapter_name, model)
+        use_todays_names(config, model)
         include_all_linear(config, model)
         if kwargs.get("state_dict") is None:
             with self._placed_in(model):
