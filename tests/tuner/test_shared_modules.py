@@ -53,13 +53,14 @@ def joined(model):
     return model
 
 
+BOTH = {"input_ids": IDS, "labels": IDS}
 MODELS = {
-    "T5, one module": (lambda: joined(tf.T5ForConditionalGeneration(deepcopy(T5))), {"input_ids": IDS, "labels": IDS}),
+    "T5, one module": (lambda: joined(tf.T5ForConditionalGeneration(deepcopy(T5))), BOTH),
     "T5 encoder, one module": (lambda: joined(tf.T5EncoderModel(deepcopy(T5))), {"input_ids": IDS}),
-    "BART, one module": (lambda: joined(tf.BartForConditionalGeneration(deepcopy(BART))), {"input_ids": IDS, "labels": IDS}),
-    "T5ForConditionalGeneration": (lambda: tf.T5ForConditionalGeneration(deepcopy(T5)), {"input_ids": IDS, "labels": IDS}),
+    "BART, one module": (lambda: joined(tf.BartForConditionalGeneration(deepcopy(BART))), BOTH),
+    "T5ForConditionalGeneration": (lambda: tf.T5ForConditionalGeneration(deepcopy(T5)), BOTH),
     "T5EncoderModel": (lambda: tf.T5EncoderModel(deepcopy(T5)), {"input_ids": IDS}),
-    "BartForConditionalGeneration": (lambda: tf.BartForConditionalGeneration(deepcopy(BART)), {"input_ids": IDS, "labels": IDS}),
+    "BartForConditionalGeneration": (lambda: tf.BartForConditionalGeneration(deepcopy(BART)), BOTH),
     "BartModel": (lambda: tf.BartModel(deepcopy(BART)), {"input_ids": IDS}),
     "toy": (Twice, {"x": X}),
 }

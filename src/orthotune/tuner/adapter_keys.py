@@ -77,7 +77,7 @@ def own_state(
     Raises:
         AdapterFileError: a key is missing in a state that a user gave.
     """
-    keys = dict(adapter_keys(model, adapter_name))
+    keys: dict[str, Tensor] = dict(adapter_keys(model, adapter_name))
     _put_back(model, adapter_name, state, others, keys)
     if missing := [key for key in keys if key not in state]:
         raise AdapterFileError(
@@ -132,15 +132,15 @@ def placed(model: nn.Module, adapter_name: str, state: Mapping[str, Tensor]) -> 
     """
     keys: dict[str, AdapterKey] = {}
     first: dict[int, AdapterKey] = {}
-    for key, parameter in adapter_keys(model, adapter_name, every_name=True):
-        keys[key.stored] = first.setdefault(id(parameter), key)
-        if not key.startswith(PREFIX):
-            keys[PREFIX + key.stored] = keys[key.stored]
+    for one, parameter in adapter_keys(model, adapter_name, every_name=True):
+        keys[one.stored] = first.setdefault(id(parameter), one)
+        if not one.startswith(PREFIX):
+            keys[PREFIX + one.stored] = keys[one.stored]
     foreign = [key for key in state if key not in keys]
     new = rename_keys(model, adapter_name, foreign) if foreign else {}
     found: dict[str, Tensor] = {}
-    for old, tensor in state.items():
-        key = new.get(old, old)
+    for written, tensor in state.items():
+        key = new.get(written, written)
         own = keys.get(key)
         if own is not None and str(own) in found and not _equal(found[own], tensor):
             raise AdapterFileError(

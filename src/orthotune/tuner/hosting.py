@@ -9,7 +9,7 @@ from typing import Any
 
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, _check_adapters_not_merged
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from orthotune.errors import TargetError
@@ -21,7 +21,7 @@ from orthotune.tuner.loading import check_state, refuse_frozen
 from orthotune.tuner.merging import MergingTuner
 from orthotune.tuner.old_tensors import translated_state
 from orthotune.tuner.places import Places, part_untied, settings_by_names, twins
-from orthotune.tuner.unmatched import PEFTS_OWN, warn_unmatched_keys
+from orthotune.tuner.unmatched import PEFTS_OWN, settle_order, warn_unmatched_keys
 from orthotune.tuner.vocabulary import SavedState
 
 
@@ -39,7 +39,9 @@ class HostedTuner(MergingTuner):
                 warnings.filterwarnings("ignore", message=words)
             self._join_twins(model, adapter_name)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-        warn_unmatched_keys(self.peft_config[adapter_name], adapter_name, model)
+        config = self.peft_config[adapter_name]
+        warn_unmatched_keys(config, adapter_name, model)
+        settle_order(config, adapter_name, model)
 
     def _join_twins(self, model: nn.Module, adapter_name: str) -> None:
         """Let a target ``shared`` stand for the embeddings that have its weight, unless they are targets themselves."""
@@ -76,7 +78,7 @@ class HostedTuner(MergingTuner):
         """All names of a module; an adapted one is called as the layer that it stands for."""
         return (self._places or Places(self.model)).names(key)
 
-    def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> Any:  # type: ignore[override]
+    def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> Any:
         return is_target(peft_config, self._names(key))
 
     def _settings(self, config: Any, key: str) -> LayerSettings:
@@ -115,10 +117,10 @@ class HostedTuner(MergingTuner):
                 warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
                 for layer in layers:
                     layer.delete_adapter(adapter_name)
-            for module in self.model.modules():
-                if isinstance(module, AuxiliaryTrainingWrapper):
-                    held = [name for name in active if name in module._adapters]
-                    module.delete_adapter(adapter_name, new_active_adapters=held or None)
+            wrappers: list[Any] = [m for m in self.model.modules() if isinstance(m, AuxiliaryTrainingWrapper)]
+            for module in wrappers:
+                held = [name for name in active if name in module._adapters]
+                module.delete_adapter(adapter_name, new_active_adapters=held or None)
         del self.peft_config[adapter_name]
         left = sorted(self.peft_config)
         if was_active and not active and left:
@@ -131,7 +133,8 @@ class HostedTuner(MergingTuner):
         elif was_active and active:
             with _trainable_as_before(self.model):
                 self.set_adapter(active)
-        self.active_adapter = active if was_active else self.active_adapter
+        if was_active:
+            self.active_adapter: str | list[str] = active
 
     def disable_adapter_layers(self) -> None:
         """Switch every adapter off; :meth:`enable_adapter_layers` finds it as trainable as it was."""
@@ -153,12 +156,12 @@ class HostedTuner(MergingTuner):
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
         """Make adapters trainable or not, whether they are switched on or off."""
-        before = _trainable(self.model)
         super().set_requires_grad(adapter_names, requires_grad)
-        kept = self.__dict__.get("_trainable")
-        if kept is not None:
-            now = _trainable(self.model)
-            kept.update({key: now[key] for key in now if key not in before or now[key][1] != before[key][1]})
+        kept = self.__dict__.get("_trainable", {})
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            for parameter in _held(self.model, name):
+                if id(parameter) in kept:
+                    kept[id(parameter)] = (parameter, requires_grad)
 
     # Files.
 
@@ -190,6 +193,14 @@ class HostedTuner(MergingTuner):
         renamed = placed(model, adapter_name, state_dict)
         check_state(model, adapter_name, renamed)
         return renamed
+
+
+def _held(model: nn.Module, adapter_name: str) -> Iterator[nn.Parameter]:
+    for module in model.modules():
+        if isinstance(module, OFTLayer):
+            yield from module.stored(adapter_name)
+        elif isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
+            yield from module.modules_to_save[adapter_name].parameters()
 
 
 def _trainable(model: nn.Module) -> dict[int, tuple[nn.Parameter, bool]]:

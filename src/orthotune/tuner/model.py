@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from peft import PeftConfig
 from peft.tuners.tuners_utils import _ExcludedModule
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
@@ -120,8 +119,9 @@ class OFTModel(HostedTuner):
             if any(key == t or key.endswith(f".{t}") for t in config.target_parameters or []):
                 holder = model.get_submodule(owner)
                 holder = holder.get_base_layer() if isinstance(holder, OFTLayer) else holder
+                settings = self._settings(config, key)
                 with torch.device("meta"):
-                    tried.append(ParamWrapper(holder, "check", self._settings(config, key), name, config.fan_in_fan_out))
+                    tried.append(ParamWrapper(holder, "check", settings, name, config.fan_in_fan_out))
         refuse_oversized(config, tried)
         if matched:
             warn_unmatched(config.target_modules, matched, model)

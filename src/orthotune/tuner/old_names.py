@@ -27,7 +27,8 @@ def todays_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
         Every name that is not the model's, or none: where one of them has no module today, the adapter belongs to
         another model.
     """
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole: Any = model
+    base = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
     renaming = _renaming(base)
     if renaming is None:
         return {}
@@ -88,7 +89,9 @@ def use_todays_names(config: Any, model: nn.Module) -> None:
         config.layer_settings = {new.get(name, name): own for name, own in config.layer_settings.items()}
 
 
-KEY = re.compile(r"(?P<prefix>base_model\.model\.)?(?P<layer>.+)(?P<rest>\.(oft_R|oft_embedding_R|oft_magnitude)(\..*)?)")
+KEY = re.compile(
+    r"(?P<prefix>base_model\.model\.)?(?P<layer>.+)(?P<rest>\.(oft_R|oft_embedding_R|oft_magnitude)(\..*)?)"
+)
 
 
 def rename_keys(model: nn.Module, adapter_name: str, keys: Iterable[str]) -> dict[str, str]:

@@ -35,7 +35,7 @@ class Places:
         self._names: dict[int, list[str]] = {}
         self._first: dict[str, list[str]] = {}
         self._owners: dict[int, dict[tuple[int, str], tuple[nn.Module, str]]] = {}
-        self._modules: list[nn.Module] = []  # a module that is replaced meanwhile must not give its number to another one
+        self._modules: list[nn.Module] = []  # kept alive, so that no other module gets the id of one that is replaced
         for key, module in model.named_modules(remove_duplicate=False):
             self._modules.append(module)
             names = self._names.setdefault(id(module), [])

@@ -1,7 +1,7 @@
-"""The only file that touches PEFT's tables and functions: our tuner serves ``PeftType.OFT`` while orthotune is imported.
+"""The only file that touches PEFT's tables and functions: our tuner serves OFT while orthotune is imported.
 
-Two functions of PEFT are replaced as well: its reading of ``adapter_config.json``, which words what is wrong with it, and
-the check of a mixed model. :func:`unregister` puts all of it back.
+Two functions of PEFT are replaced as well: its reading of ``adapter_config.json``, so that what is wrong with it is
+worded, and the check of a mixed model. :func:`unregister` puts all of it back.
 """
 
 from __future__ import annotations

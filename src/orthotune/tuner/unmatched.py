@@ -13,6 +13,7 @@ from orthotune.errors import nearest
 from orthotune.layers.base import OFTLayer
 from orthotune.tuner.layer_index import layer_index, wanted_layers
 from orthotune.tuner.places import Places
+from orthotune.tuner.sizes import _lookup
 
 #: PEFT's host adds them by the kind of task, whichever the model has
 HEADS = ("classifier", "score", "qa_outputs")
@@ -53,6 +54,26 @@ def warn_unmatched_keys(config: Any, adapter_name: str, model: nn.Module) -> Non
         warnings.warn(
             f"Adapter '{adapter_name}': {'; '.join(wrong)}. What they ask for applies to no layer.", stacklevel=5
         )
+
+
+def settle_order(config: Any, adapter_name: str, model: nn.Module) -> None:
+    """Name layers in full in patterns whose order counts: a file has the keys of a config in the order of letters.
+
+    Args:
+        config: an ``OFTConfig``, its adapter in the model; its patterns mean the same afterwards.
+        adapter_name: the adapter.
+        model: the adapted model.
+    """
+    layers = [
+        module.oft_settings[adapter_name].layer
+        for module in model.modules()
+        if isinstance(module, OFTLayer) and adapter_name in module.oft_settings
+    ]
+    for field in ("rank_pattern", "block_size_pattern"):
+        pattern = getattr(config, field)
+        sizes = {name: _lookup(pattern, name) for name in layers}
+        if any(_lookup(dict(sorted(pattern.items())), name) != size for name, size in sizes.items()):
+            setattr(config, field, {f"^{re.escape(name)}": size for name, size in sizes.items() if size is not None})
 
 
 def _unused(field: str, keys: Iterable[str], known: Iterable[str]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import ItemsView, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class SavedState(dict[str, Tensor]):
                 if not adapted:
                     super().update({key: self._state[key] for key in self._state if key.startswith(prefix)})
 
-    def items(self) -> ItemsView[str, Tensor]:
+    def items(self) -> Any:
         """The tensors, after a warning about what is missing."""
         missing = [prefix[:-1] for prefix in self._resized if not any(key.startswith(prefix) for key in self)]
         if missing:
@@ -57,7 +57,8 @@ def resized(model: nn.Module, config: Any) -> dict[str, bool]:
     Returns:
         What their keys begin with, and whether they are adapted; none when nothing is known of the base.
     """
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole: Any = model
+    base = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
     if not hasattr(base, "get_input_embeddings") or not hasattr(base, "get_output_embeddings"):
         return {}
     now, before = _size(getattr(base, "config", None)), _size(_base_config(base, config))
@@ -90,7 +91,7 @@ def _size(config: Any) -> int | None:
 def _base_config(base: Any, config: Any) -> Any:
     """The config of the base on this machine; nothing is downloaded for a warning."""
     name = getattr(config, "base_model_name_or_path", None)
-    kind = type(getattr(base, "config", None))
+    kind: Any = type(getattr(base, "config", None))
     if not name or not hasattr(kind, "from_pretrained"):
         return None
     if Path(name).exists() and not Path(name, "config.json").is_file():
