@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from orthotune.layers.base import OFTLayer
 from orthotune.loading.components import adaptable, bare, components_of
 from orthotune.loading.fit import Fit, config_for, fit
 from orthotune.loading.report import LoadReport
+from orthotune.tuner.old_names import todays_names
 
 #: fields of a PEFT config that stay true on whichever model the adapter is put
 KEPT = ("base_model_name_or_path", "task_type", "module_dropout", "revision")
@@ -70,6 +72,7 @@ def apply_state(
 ) -> tuple[Any, LoadReport]:
     """As :func:`load_adapter`, for an adapter that was read already."""
     components = components_of(model)
+    state = _with_todays_names(state, components)
     modules = {component: adaptable(part) for component, part in components.items()}
     for part in components.values():
         _check_name(part, adapter_name)
@@ -114,6 +117,24 @@ def apply_state(
         report.frozen += [_named(component, name) for name in fitted.transforms]
         model = model if component else new
     return model, report
+
+
+def _with_todays_names(state: AdapterState, components: Mapping[str, nn.Module]) -> AdapterState:
+    """The adapter by the names that the modules of a model of transformers have today."""
+    if "" not in components:
+        return state
+    layers = [*state.layers, *state.transforms]
+    plain = {layer: layer.removeprefix("base_model.model.") for layer in layers}
+    renamed = todays_names(components[""], plain.values())
+    if not renamed:
+        return state
+    new = {layer: renamed.get(name, name) for layer, name in plain.items()}
+    return replace(
+        state,
+        layers={new[layer]: held for layer, held in state.layers.items()},
+        transforms={new[layer]: held for layer, held in state.transforms.items()},
+        prefixes={new.get(layer, layer): f"base_model.model.{new.get(layer, layer)}" for layer in state.prefixes},
+    )
 
 
 def _match(

@@ -9,6 +9,7 @@ from torch import nn
 
 from orthotune.errors import AdapterFileError, ConfigError
 from orthotune.layers.base import OFTLayer
+from orthotune.tuner.adapter_keys import refuse_name
 from orthotune.tuner.patterns import refuse_endless
 
 #: A config may be off, and then the shapes are told in detail; or be used again, for a larger model. It may not ask for
@@ -20,17 +21,22 @@ def admit_adapter(config: Any, adapter_name: str, model: nn.Module) -> None:
     """Check an adapter's name, which becomes the name of a folder when it is saved, and its config's patterns.
 
     Raises:
-        ConfigError: the name is none of a folder, or a pattern does not end.
+        ConfigError: the name is none of a folder or of torch's containers, or one that PEFT takes for a module to save;
+        or a pattern does not end.
     """
-    plain = isinstance(adapter_name, str) and 0 < len(adapter_name) <= 200 and adapter_name.isprintable()
-    if not plain or any(mark in adapter_name for mark in "./\\"):
-        raise ConfigError(
-            f"adapter_name={str(adapter_name)[:80]!r}", needed="a name without dots, slashes and control characters"
-        )
-    names = [name for name, _ in model.named_modules()]
+    refuse_name(adapter_name)
+    names = {name for layer in model.modules() if isinstance(layer, OFTLayer) for name in layer.oft_settings}
+    for saved in getattr(config, "modules_to_save", None) or []:
+        if clash := sorted(name for name in {*names, adapter_name} if name.endswith(saved)):
+            raise ConfigError(
+                f"modules_to_save={saved!r} with an adapter called {clash[0]!r}",
+                got="the end of the adapter's name, by which PEFT takes its rotations for a module to save",
+                do="Give the adapter another name",
+            )
+    keys = [key for key, _ in model.named_modules(remove_duplicate=False)]
     if getattr(config, "target_parameters", None):
-        names += [name for name, _ in model.named_parameters()]
-    refuse_endless(config, names)
+        keys += [key for key, _ in model.named_parameters()]
+    refuse_endless(config, keys)
 
 
 def refuse_oversized(config: Any, tried: Iterable[OFTLayer]) -> None:

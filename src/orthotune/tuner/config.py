@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from packaging.version import InvalidVersion, Version
+from peft import OFTConfig as PeftOFTConfig
 from peft import PeftConfig
 from peft.utils import PeftType
 
@@ -39,7 +40,7 @@ def _before_018(version: str | None) -> bool:
 
 
 @dataclass
-class OFTConfig(PeftConfig):
+class OFTConfig(PeftOFTConfig):
     """How a model is adapted by rotations. Checked when it is made.
 
     Args:
@@ -116,18 +117,21 @@ class OFTConfig(PeftConfig):
     old_fields: ClassVar[Mapping[str, Any] | None] = None
     #: how many numbers the weights beside a config that was read from a folder are
     stored_numbers: ClassVar[int | None] = None
+    #: whether its fields were saved: what they ask of another model is no mistake of the reader's
+    read_from_file: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         # Only a config that was saved or dumped carries its type: users never pass it.
         kind = vars(self)["peft_type"]
         stored = kind is not None
+        self.__dict__["read_from_file"] = stored
         if stored:
             _choice("peft_type", kind, (PeftType.OFT, "OFT", ORTHOTUNE_TYPE))
         if wrong := config_types.fault(vars(self)):
             raise ConfigError(f"{wrong[0]}={wrong[1]}", needed=wrong[2])
         old_version = self.peft_version
         try:
-            super().__post_init__()
+            PeftConfig.__post_init__(self)  # the class between knows neither our defaults nor our words
         except ValueError as fault:  # PEFT checks the kind of task
             raise ConfigError(f"task_type={ascii(self.task_type)[:80]}", got=str(fault)) from fault
         self.peft_type = PeftType.OFT

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 
 from orthotune.errors import AdapterFileError
 from orthotune.formats.safetensors_file import shortened
 from orthotune.layers.base import OFTLayer
+from orthotune.tuner.adapter_keys import PREFIX, adapter_keys
 
 OLD_KEYS = (".oft_r", ".oft_s")
+#: what a key looks like that the model does not have, and that some model has for a rotation
+ROTATION = re.compile(r"(^|\.)(oft_R|oft_embedding_R|oft_magnitude)(\.|$)")
 
 
 def check_state(model: nn.Module, adapter_name: str, state: dict[str, Tensor]) -> None:
@@ -21,18 +26,20 @@ def check_state(model: nn.Module, adapter_name: str, state: dict[str, Tensor]) -
         AdapterFileError: an old layout, layers that the model has not or the file has not, other shapes, NaN or
         infinity.
     """
-    marks = (".oft_R.", ".oft_embedding_R.", ".oft_magnitude.")
-    own = {k: p for k, p in model.named_parameters() if any(m + adapter_name in k for m in marks)}
-    found = {k.removeprefix("base_model.model."): k for k in state}
-    old = [k for k in state if k.endswith(OLD_KEYS) or any(mark + "." in k for mark in OLD_KEYS)]
+    # The model's own keys come first: a module may be called as the container of rotations is.
+    known = {k.removeprefix(PREFIX) for k, _ in model.named_parameters(remove_duplicate=False)}
+    known |= {k.removeprefix(PREFIX) for k, _ in model.named_buffers(remove_duplicate=False)}
+    found = {k.removeprefix(PREFIX): k for k in state}
+    foreign = [k for k in found if k not in known]
+    old = [k for k in foreign if k.endswith(OLD_KEYS) or any(mark + "." in k for mark in OLD_KEYS)]
     if old:
         raise AdapterFileError(
             "the adapter",
             got=f"tensors of PEFT before 0.16 (key {old[0]!r}) under the config of a later version",
             needed="keys that end in oft_R.weight, or the adapter_config.json that was saved with the tensors",
         )
-    expected = {k.removeprefix("base_model.model."): p for k, p in own.items()}
-    strange = [k for k in found if any(m in k + "." for m in marks) and k not in expected]
+    expected = {k.removeprefix(PREFIX): p for k, p in adapter_keys(model, adapter_name)}
+    strange = [k for k in foreign if ROTATION.search(k)]
     missing = [k for k in expected if k not in found]
     if strange or missing:
         raise AdapterFileError(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from peft import PeftConfig
 from peft.tuners.tuners_utils import _ExcludedModule
 from peft.utils.error import NoMatchingPeftModuleError
-from torch import Tensor, nn
+from torch import nn
 
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.experts import ParamWrapper
@@ -27,11 +25,9 @@ from orthotune.tuner.admission import admit_adapter, refuse_oversized
 from orthotune.tuner.combination import add_weighted_adapter
 from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.gradient_check import GradientCheck
-from orthotune.tuner.loading import check_state, refuse_frozen
-from orthotune.tuner.merging import MergingTuner
+from orthotune.tuner.hosting import HostedTuner
 from orthotune.tuner.mixed_batch import handed_down
-from orthotune.tuner.old_tensors import translated_state
-from orthotune.tuner.sizes import settings_for
+from orthotune.tuner.old_names import use_todays_names
 from orthotune.tuner.strength import set_scale
 from orthotune.tuner.targets import (
     TRANSFORMERS_TARGETS,
@@ -42,7 +38,7 @@ from orthotune.tuner.targets import (
 )
 
 
-class OFTModel(MergingTuner):
+class OFTModel(HostedTuner):
     """A model whose target layers turn. Made by ``get_peft_model``, or directly.
 
     Args:
@@ -69,9 +65,11 @@ class OFTModel(MergingTuner):
         config = OFTConfig.from_peft(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
         admit_adapter(config, adapter_name, model)
+        use_todays_names(config, model)
         include_all_linear(config, model)
         if kwargs.get("state_dict") is None:
-            self._check_targets(model, config)
+            with self._placed_in(model):
+                self._check_targets(model, config)
         with warnings.catch_warnings():
             # PEFT warns that tied weights break on merging; here a merge unties them (layers/merging.py).
             warnings.filterwarnings("ignore", message=".*no implementation exists to tie the adapters.*")
@@ -106,13 +104,13 @@ class OFTModel(MergingTuner):
         for key, module in model.named_modules():
             found = self._check_target_module_exists(config, key) if key else False
             if isinstance(found, _ExcludedModule):
-                matched.append(key)  # there, and left out on purpose; it counts as False
+                matched += self._names(key)  # there, and left out on purpose; it counts as False
             if not found or key.startswith(inside):
                 continue
-            matched.append(key)
+            matched += self._names(key)
             base = module.get_base_layer() if isinstance(module, OFTLayer) else module
             with torch.device("meta"):
-                kind, settings = kind_of(base, key), settings_for(config, key)
+                kind, settings = kind_of(base, key), self._settings(config, key)
                 check_holds(kind, settings)
                 tried.append(kind(base, "check", settings))
         for key, _ in model.named_parameters() if config.target_parameters else ():
@@ -121,8 +119,9 @@ class OFTModel(MergingTuner):
             if any(key == t or key.endswith(f".{t}") for t in config.target_parameters or []):
                 holder = model.get_submodule(owner)
                 holder = holder.get_base_layer() if isinstance(holder, OFTLayer) else holder
+                settings = self._settings(config, key)
                 with torch.device("meta"):
-                    tried.append(ParamWrapper(holder, "check", settings_for(config, key), name, config.fan_in_fan_out))
+                    tried.append(ParamWrapper(holder, "check", settings, name, config.fan_in_fan_out))
         refuse_oversized(config, tried)
         if matched:
             warn_unmatched(config.target_modules, matched, model)
@@ -137,7 +136,7 @@ class OFTModel(MergingTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        settings = settings_for(oft_config, current_key)
+        settings = self._settings(oft_config, current_key)
         if isinstance(target, OFTLayer) and not (parameter_name and self._wraps_another(target, parameter_name)):
             check_holds(type(target), settings)
             target.update_layer(adapter_name, settings)
@@ -153,10 +152,6 @@ class OFTModel(MergingTuner):
         if new.beyond_peft:
             beyond = {*(oft_config.needs_orthotune_for or []), new.beyond_peft}
             oft_config.needs_orthotune_for = sorted(beyond)
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # Layers place their own parameters, and merge into the base module that is put back.
-        setattr(parent, child_name, new_module)
 
     @staticmethod
     def _wraps_another(target: OFTLayer, parameter_name: str) -> bool:
@@ -219,28 +214,6 @@ class OFTModel(MergingTuner):
     def add_weighted_adapter(self, adapters: list[str], weights: list[float], *args: Any, **kwargs: Any) -> str:
         """Add an adapter made of others, see :func:`orthotune.tuner.combination.add_weighted_adapter`."""
         return add_weighted_adapter(self, adapters, weights, *args, **kwargs)
-
-    # Files.
-
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        # Attention has one more level than PEFT's layers: oft_R.default.q.weight.
-        return re.sub(rf"\.(oft_R|oft_embedding_R|oft_magnitude)\.{re.escape(adapter_name)}(?=\.|$)", r".\1", key)
-
-    @classmethod
-    def _get_adapter_state_dict(cls, model: nn.Module, config: PeftConfig, adapter_name: str, **kwargs: Any) -> Any:
-        refuse_frozen(model, adapter_name)
-        return super()._get_adapter_state_dict(model=model, config=config, adapter_name=adapter_name, **kwargs)
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        if config.old_fields is not None:
-            state_dict = translated_state(model, config.old_fields, adapter_name, state_dict)
-        renamed = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        check_state(model, adapter_name, renamed)
-        return renamed
 
 
 def _nothing(*_: Any) -> None:

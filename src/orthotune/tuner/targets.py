@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from orthotune.errors import TargetError, nearest
 from orthotune.quantized.roster import library_of
+from orthotune.tuner.layer_index import layer_index, wanted_layers
 
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 _JOINT_ATTENTION = [*_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
@@ -33,6 +34,14 @@ TRANSFORMERS_TARGETS: dict[str, list[str] | str] = {
     **TRANSFORMERS_MODELS_TO_OFT_TARGET_MODULES_MAPPING,
     "clip": ["q_proj", "k_proj", "v_proj", "out_proj"],
     "clip_text_model": ["q_proj", "k_proj", "v_proj", "out_proj"],
+}
+
+
+#: kind of task -> what PEFT's host trains in full: modules whose names end so, with all that is in them
+HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
 }
 
 
@@ -70,9 +79,19 @@ def include_all_linear(config: PeftConfig, model: nn.Module) -> None:
         vars(config)["target_modules"],
         [key for key, module in model.named_modules() if module is not head and library_of(module)],
     )
-    inside = tuple(f"{key}." for key in quantized)  # such as the float layer that HQQ can keep
     wanted = {*found, *(key.removesuffix(".base_layer") for key in quantized)}
-    vars(config)["target_modules"] = {key for key in wanted if not key.startswith(inside)}
+    inside = tuple(f"{key}." for key in quantized)  # such as the float layer that HQQ can keep
+    ends = HEADS.get(str(getattr(config.task_type, "value", config.task_type)), ())
+    heads = tuple(f"{key}." for key, _ in model.named_modules() if ends and key.endswith(ends))
+    wanted = {key for key in wanted if not key.startswith(inside) and not f"{key}.".startswith(heads)}
+    layers = wanted_layers(config)  # whole names pass PEFT's own check of the layer
+    if layers and not (wanted := {key for key in wanted if layer_index(config, key) in layers}):
+        raise TargetError(
+            f'target_modules="all-linear" with layers_to_transform={config.layers_to_transform}',
+            got="no linear layer in them",
+            needed=f"indices of layers that a {type(model).__name__} has",
+        )
+    vars(config)["target_modules"] = wanted
 
 
 def linear_names(model: nn.Module) -> list[str]:
