@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from orthotune.errors import AdapterFileError, ConfigError
 from orthotune.layers.base import OFTLayer
-from orthotune.layers.sharding import is_zero
+from orthotune.layers.parametrization.sharding import is_zero
 from orthotune.tuner.old_names import rename_keys
 
 #: what PEFT's host puts before every key of a PeftModel, in files too
