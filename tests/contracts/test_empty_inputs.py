@@ -88,10 +88,13 @@ def test_gradients_reach_the_inputs(case: Case, size: str) -> None:
     pairs = []
     for model in (_merged(case), case.trained()):
         leaves = tuple(x.clone().requires_grad_() if x.is_floating_point() else x for x in inputs)
-        model(*leaves).sum().backward()
+        found = model(*leaves)
+        if not pairs and not found.requires_grad:
+            return  # no input reaches the base's output
+        found.sum().backward()
         pairs.append([x.grad for x in leaves])
-    for expected, found in zip(*pairs, strict=True):
-        assert (found is None) == (expected is None)
+    for expected, own in zip(*pairs, strict=True):
+        assert (own is None) == (expected is None)
         if expected is not None and expected.numel():
             # two backward chains of the case's kind, each as long as its forward
-            case.close(found, expected, roundings=16)
+            case.close(own, expected, roundings=16)
