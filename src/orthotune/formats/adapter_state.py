@@ -27,7 +27,7 @@ class LayerState:
 
     Shapes:
         rotations: part -> ``[rows, b(b-1)/2]``. A layer with one rotation has the single part ``""``; a packed
-            attention has ``q``, ``k``, ``v``. One row stands for all blocks if shared; experts follow each other.
+            attention has ``q``, ``k``, ``v``. One row is used for all blocks if shared; experts follow each other.
         magnitude: ``[out]``, the trained scale per output neuron, or None.
 
     ``spec`` says what the numbers mean; its block size (of the first part), its magnitude and its blend are taken from
