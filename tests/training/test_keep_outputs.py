@@ -153,8 +153,8 @@ def test_rotations_are_computed_once_for_both_losses(monkeypatch: pytest.MonkeyP
     from orthotune.layers.parametrization.rotation import Rotation
 
     computed: list[Rotation] = []
-    refresh = Rotation._refresh
-    monkeypatch.setattr(Rotation, "_refresh", lambda self: (computed.append(self), refresh(self))[1])
+    refresh = Rotation._renew
+    monkeypatch.setattr(Rotation, "_renew", lambda self: (computed.append(self), refresh(self))[1])
     model = _adapted("oft", moved=True)
     model(input_ids=torch.tensor([[5, 6, 7]])).logits.sum()
     once = len(computed)

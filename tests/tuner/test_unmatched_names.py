@@ -105,5 +105,5 @@ def test_patterns_whose_order_counts_mean_the_same_in_a_file(llama, ids, turn, t
     again = PeftModel.from_pretrained(llama(), str(tmp_path))
     assert (again(ids).logits == model(ids).logits).all()
     sizes = [module.oft_settings["default"] for module in again.modules() if hasattr(module, "oft_settings")]
-    found = [one.r if field == "rank_pattern" else one.block_size for one in sizes]
+    found = [one.r if field == "rank_pattern" else one.spec.block_size for one in sizes]
     assert found == [4, 2, 4, 8]
