@@ -85,6 +85,8 @@ class _Adapted(torch.autograd.Function):
                 do="Call backward before the optimizer steps",
             )
         wanted = [p for p in ctx.inputs if p.requires_grad]
+        if not wanted:
+            return (None,) * (3 + len(ctx.inputs))
         again = torch.is_grad_enabled()
         with torch.enable_grad():
             found = iter(torch.autograd.grad(ctx.compute(), wanted, grad, create_graph=again, allow_unused=True))

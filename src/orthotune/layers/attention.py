@@ -12,7 +12,6 @@ from orthotune.errors import UnsupportedLayerError
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.linear import Linear
 from orthotune.layers.mixed_batch import refuse_mixed_batch
-from orthotune.layers.plan import plan
 from orthotune.layers.settings import LayerSettings
 
 
@@ -73,7 +72,7 @@ class MultiheadAttention(OFTLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         as_base = refuse_mixed_batch(self, kwargs)
-        if as_base or plan(self).path == "base":
+        if as_base or self.path() == "base":
             return self.base_layer(*args, **kwargs)
         return self.call(args, kwargs)
 

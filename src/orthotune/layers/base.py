@@ -24,7 +24,8 @@ from orthotune.kernels.turn_weight import Step, turn_weight, turn_whole
 from orthotune.layers.adapted_weight import adapted_weight
 from orthotune.layers.merging import Merging
 from orthotune.layers.parametrization.rotation import Rotation
-from orthotune.layers.plan import PARTS, InUse, Plan, hosted, opaque
+from orthotune.layers.plan import PARTS, InUse, Plan, hosted, opaque, plan
+from orthotune.layers.recomputation import Forwards, Under
 from orthotune.layers.settings import LayerSettings, Slot
 from orthotune.layers.strength import Strengths
 from orthotune.quantized.plain import require_plain
@@ -57,6 +58,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
         self.oft_embedding_R = nn.ModuleDict({})
         self.oft_magnitude = nn.ParameterDict({})
         self.slots: dict[str, Slot] = {}
+        self.forwards = Forwards()
         self._disable_adapters = False
         self._active_adapter = adapter_name
         self.start_unmerged()
@@ -295,6 +297,22 @@ class OFTLayer(nn.Module, Strengths, Merging):
         self.__dict__["_merged"] = names
         self.changed()
 
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch the adapters of this layer on or off; what was frozen before stays frozen afterwards."""
+        own = [p for name in self.adapter_layer_names for p in getattr(self, name).parameters()]
+        trained = self.__dict__.get("_trained")
+        if not enabled and not self._disable_adapters:
+            trained = [p for p in own if p.requires_grad]
+        super().enable_adapters(enabled)
+        self.__dict__["_trained"] = None if enabled else trained
+        for p in own if enabled and trained is not None else ():
+            p.requires_grad_(any(p is one for one in trained or ()))
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Make adapters active, trainable unless ``inference_mode``."""
+        self.__dict__["_trained"] = None  # what was trained before a switch-off is no longer what will be
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Forget an adapter and all that is kept for it."""
         self.changed()
@@ -328,6 +346,21 @@ class OFTLayer(nn.Module, Strengths, Merging):
             why = f"{self.merged_adapters} merged, {waiting} not: together they start from the original weight"
         changes = any(spec.side == "out" or name in self.oft_magnitude for name, spec in zip(names, specs, strict=True))
         return InUse(names, bool(why), changes, why)
+
+    def path(self, x: Any = None) -> str:
+        """The path of this call, see :mod:`orthotune.layers.plan`.
+
+        Raises:
+            OrthotuneError: activation checkpointing repeats a forward under other adapters than the first one's.
+        """
+        if self.training and not torch.compiler.is_compiling():
+            self._note_forward()
+        return plan(self, x).path
+
+    def _note_forward(self) -> None:
+        use = self.in_use
+        now = Under(tuple((name, self.strength(name)) for name in use.adapters), tuple(self.merged_adapters))
+        self.forwards.note(next((slot.settings.layer for slot in self.slots.values()), ""), now)
 
     def in_order(self, names: list[str]) -> list[str]:
         """Adapters in the order in which they act: active ones as they are active, others where they stand."""
@@ -480,6 +513,8 @@ class OFTLayer(nn.Module, Strengths, Merging):
 
     def seen(self, name: str) -> Tensor:
         """A weight of the base, by the name of its parameter, as the layer computes with it."""
+        if self.training and not torch.compiler.is_compiling():
+            self._note_forward()
         names = list(self.in_use.adapters)  # first: it takes a merge out of the base when adapters are disabled
         base = self.base_parameters()[name]
         if not names:

@@ -11,7 +11,7 @@ from orthotune.kernels.autograd import looked_through
 from orthotune.kernels.rotate import rotate_channels
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import mixed_batch
-from orthotune.layers.plan import INPUT, KERNEL, Plan, hosted, plan
+from orthotune.layers.plan import INPUT, KERNEL, Plan, hosted
 from orthotune.layers.settings import LayerSettings
 
 _OWN = (nn.Conv1d._conv_forward, nn.Conv2d._conv_forward, nn.Conv3d._conv_forward)
@@ -48,7 +48,7 @@ class Conv(OFTLayer):
         if (batch := mixed_batch(self, kwargs, x)) is not None:
             here = [name for name in batch.rows if name in self.slots]
             return batch.by_adapter(x, here, lambda names, rows: self._under(names, rows, args, kwargs))
-        path = plan(self, x).path
+        path = self.path(x)
         if path == "base":
             return self.base_layer(x, *args, **kwargs)
         if path == "call":

@@ -12,7 +12,7 @@ from orthotune.kernels.rotate import rotate
 from orthotune.kernels.turn_weight import Step
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import mixed_batch
-from orthotune.layers.plan import SIDES, Plan, opaque, plan
+from orthotune.layers.plan import SIDES, Plan, opaque
 
 
 class Embedding(OFTLayer):
@@ -56,7 +56,7 @@ class Embedding(OFTLayer):
                 return batch.by_adapter(tokens, here, lambda names, rows: self._under(names, rows, args, kwargs))
             y = batch.rotated(self, self.base_layer(tokens, *args, **kwargs), here)
             return batch.scaled(self, y, [name for name in here if name in self.oft_magnitude])
-        path = plan(self, tokens).path
+        path = self.path(tokens)
         if path == "call":
             return self.call((tokens, *args), kwargs)
         y = self.base_layer(tokens, *args, **kwargs)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from orthotune.errors import UnsupportedLayerError
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import refuse_mixed_batch
-from orthotune.layers.plan import plan
 from orthotune.layers.settings import LayerSettings
 
 #: classes that store (experts, in, out) without saying so in an attribute
@@ -74,7 +73,7 @@ class ParamWrapper(OFTLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         as_base = refuse_mixed_batch(self, kwargs)
-        if as_base or plan(self).path == "base":
+        if as_base or self.path() == "base":
             return self.base_layer(*args, **kwargs)
         return self.call(args, kwargs)
 

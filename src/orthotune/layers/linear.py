@@ -14,7 +14,7 @@ from orthotune.kernels.choose import weight_turns
 from orthotune.kernels.rotate import rotate
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import MixedBatch, mixed_batch
-from orthotune.layers.plan import INPUT, ROWS, SIDES, Plan, plan
+from orthotune.layers.plan import INPUT, ROWS, SIDES, Plan
 from orthotune.layers.settings import LayerSettings
 
 
@@ -34,7 +34,7 @@ class Linear(OFTLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if kwargs and (batch := mixed_batch(self, kwargs, x)) is not None:
             return self._mixed(batch, x, args, kwargs)
-        path = plan(self, x).path
+        path = self.path(x)
         if path == "input":
             return self.base_layer(self._rotated_in(x), *args, **kwargs)
         if path == "base":
