@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from contracts.cases import randomize
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import MergeError
 from orthotune.quantized import roster
@@ -127,17 +128,22 @@ def test_dense_layers_have_the_dtype_of_the_rest() -> None:
     assert model.merge_and_unload(dequantize=True)[1].weight.dtype == torch.bfloat16
 
 
-def test_a_layer_in_two_places_is_not_merged() -> None:
+def test_a_layer_in_two_places_is_adapted_and_merged_in_both() -> None:
     shared = RoundedLinear(nn.Linear(8, 8))
     net = nn.ModuleDict({"a": nn.Sequential(shared), "b": nn.Sequential(shared)})
     model = get_peft_model(net, OFTConfig(oft_block_size=4, target_modules=["a.0"]))
-    with pytest.raises(MergeError, match="Cannot merge OFT layers when base model layers are replicated"):
-        model.merge_adapter()
-    x = torch.randn(2, 8)
-    inner = model.base_model.model
-    apart = inner["a"](x), inner["b"](x)
+    randomize(model)
+    x, inner = torch.randn(2, 8), model.base_model.model
+    with model.disable_adapter():
+        plain = inner["a"](x)
+    both = inner["a"](x)
+    assert torch.equal(inner["b"](x), both) and not torch.allclose(both, plain, atol=1e-3)
+    model.merge_adapter()
+    assert torch.equal(inner["a"](x), inner["b"](x))
+    model.unmerge_adapter()
     dense = model.merge_and_unload(dequantize=True)
-    torch.testing.assert_close((dense["a"](x), dense["b"](x)), apart, rtol=1e-5, atol=1e-6)
+    assert dense["a"][0] is dense["b"][0]
+    torch.testing.assert_close(dense["a"](x), both, rtol=1e-5, atol=1e-6)
 
 
 def test_the_librarys_forward_comes_back_on_unloading() -> None:

@@ -103,7 +103,7 @@ def fresh(contender: Contender, subject: Subject, cell: Cell) -> nn.Module:
     config = contender.config_for(cell)
     if config is None:
         return model.train(cell.mode == "train")
-    with warnings.catch_warnings(), _stock(isinstance(config, PeftOFTConfig)), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), _stock(type(config) is PeftOFTConfig), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # BOFT says at each layer that its CUDA extension is not there
         torch.manual_seed(0)
         adapted: nn.Module = get_peft_model(model, config)
