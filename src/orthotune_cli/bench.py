@@ -24,7 +24,9 @@ def bench(
     as_json: bool = typer.Option(False, "--json", help="Print the rows as JSON instead of tables."),
     adapters: str = typer.Option(None, "--adapters", help="For adapters: how many in a batch. Default: 1,4,16,64."),
     hidden: int = typer.Option(None, "--hidden", min=32, help="For adapters: width of the model. Default: 1024."),
-    explain: bool = typer.Option(False, "--explain", help="Print which kernels run where, and why; measure nothing."),
+    explain: bool = typer.Option(
+        False, "--explain", help="Print kernels, the path of each layer, what is cached, and why; measure nothing."
+    ),
 ) -> None:
     """Time training, evaluation and decoding against the frozen model, PEFT's LoRA and PEFT's OFT, in one process.
 
@@ -137,6 +139,31 @@ def _explain(as_json: bool) -> None:
         typer.echo(
             f"{row['operation']:<16} {row['device']:<5} {row['dtype']:<9} b={sizes:<27} {row['path']:<7} {row['why']}"
         )
+    for name, lines in layers().items():
+        typer.echo(f"\n{name}\n  " + lines.replace("\n", "\n  "))
+
+
+def layers() -> dict[str, str]:
+    """What each adapted layer of a small Llama block does in decoding, after one token: plan, cache, shared input."""
+    import torch
+
+    from orthotune.bench.cells import Cell
+    from orthotune.bench.contenders import LLAMA, stirred
+    from orthotune.bench.subject import subject
+    from orthotune.layers.base import OFTLayer
+    from orthotune.layers.plan import explain
+
+    cell = Cell(128, 1, 1, mode="decode")
+    frozen = subject(cell, torch.device("cpu"))
+    (ours,) = (one for one in LLAMA if one.name == "orthotune")
+    model = stirred(ours, frozen, cell)
+    with torch.no_grad():
+        frozen.call(model, frozen.x)
+    return {
+        name.removeprefix("base_model.model."): explain(module)
+        for name, module in model.named_modules()
+        if isinstance(module, OFTLayer)
+    }
 
 
 def paths() -> list[dict[str, Any]]:

@@ -526,11 +526,14 @@ class OFTLayer(nn.Module, Strengths, Merging):
         return adapted_weight(base, compute, [*inputs, base], self.slots[names[0]].settings.layer)
 
     def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__.get("_modules", {})
+        if name in modules:  # asked several times in every forward
+            return modules[name]
         try:
             return super().__getattr__(name)
         except AttributeError:
             # Not set yet, being unpickled, or what a host has noted about the wrapped module, as its hooks.
-            if name.startswith(("_", "ds_")) or "base_layer" not in self.__dict__.get("_modules", {}):
+            if name.startswith(("_", "ds_")) or "base_layer" not in modules:
                 raise
             base = self.get_base_layer()
             if isinstance(base.__dict__.get("_parameters", {}).get(name), Tensor) and name in self.base_parameters():

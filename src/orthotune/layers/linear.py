@@ -48,15 +48,16 @@ class Linear(OFTLayer):
 
     def own_path(self, x: Tensor | None) -> Plan:
         """Inputs are rotated; the weight is, where there are many rows and no gradient."""
-        if x is not None and not torch.compiler.is_compiling() and self._rows_rotate_slower(x):
+        if x is not None and not torch.is_grad_enabled() and x.dim() > 1 and self._rows_rotate_slower(x):
             return ROWS
         return SIDES if self.in_use.outputs_change else INPUT
 
     def _rows_rotate_slower(self, x: Tensor) -> bool:
         base = self.base_layer
         return (
-            type(base) is nn.Linear
-            and weight_turns(x.device.type, x.shape[:-1].numel(), base.out_features, torch.is_grad_enabled())
+            not torch.compiler.is_compiling()
+            and type(base) is nn.Linear
+            and weight_turns(x.device.type, x.numel() // base.in_features, base.out_features, gradients=False)
             and not self.training  # where blocks may be dropped
             and "forward" not in base.__dict__
             and not torch.is_autocast_enabled(x.device.type)

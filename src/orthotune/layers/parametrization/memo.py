@@ -14,21 +14,6 @@ _compare = _library.memcmp
 _compare.argtypes, _compare.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t), ctypes.c_int
 
 
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two dense tensors in a processor's memory hold the same bits in the same dtype, shape and order.
-
-    Example:
-        >>> import torch
-        >>> same_bits(torch.zeros(2), torch.zeros(2)), same_bits(torch.zeros(2), torch.tensor([0.0, -0.0]))
-        (True, False)
-    """
-    if one.dtype is not other.dtype or one.shape != other.shape:
-        return False
-    if not (one.is_contiguous() and other.is_contiguous()):
-        one, other = one.contiguous(), other.contiguous()
-    return not _compare(one.data_ptr(), other.data_ptr(), one.nbytes)
-
-
 class Memo:
     """Values computed from the numbers of one parameter: the rotation, its autograd node, its planes.
 
@@ -57,7 +42,7 @@ class Memo:
         #: counts how often everything was dropped
         self.epoch = 0
         # One tuple, so that a replica of the module in another thread never sees half of an entry.
-        self._entry: tuple[Tensor, dict[str, Any]] | None = None
+        self._entry: tuple[Tensor, dict[str, Any], int] | None = None
         self._why = "miss: nothing was computed yet"
 
     @staticmethod
@@ -73,7 +58,12 @@ class Memo:
         if not self.can_hold(weight):
             self.drop("miss: on this device a comparison costs more than computing")
             return None
-        if not same_bits(entry[0], weight):
+        numbers = entry[0]
+        if weight.dtype is not numbers.dtype or weight.shape != numbers.shape or not weight.is_contiguous():
+            same = False
+        else:
+            same = not _compare(entry[2], weight.data_ptr(), numbers.nbytes)
+        if not same:
             self.drop("miss: the numbers of the parameter have changed")
             return None
         return entry[1].get(name)
@@ -86,7 +76,8 @@ class Memo:
     def keep(self, weight: Tensor, numbers: Tensor, **values: Any) -> None:
         """Keep ``values`` computed from ``weight``, of whose numbers ``numbers`` is a copy, in place of all others."""
         if self.can_hold(weight):
-            self._entry, self._why = (numbers, values), "hit"
+            numbers = numbers.contiguous()
+            self._entry, self._why = (numbers, values, numbers.data_ptr()), "hit"
 
     def add(self, **values: Any) -> None:
         """Further values computed from the numbers that were compared last; without effect when nothing is kept."""

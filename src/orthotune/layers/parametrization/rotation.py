@@ -106,17 +106,17 @@ class Rotation(Exchanged):
     def known(self) -> Tensor:
         """The rotation without a gradient ``(copies * rows, b, b)``, from the memo while the numbers are the same."""
         R = self.memo.get(self.weight, "R")
-        if R is None or self.memo.peek("strength") != self.strength:
+        if R is None or self.memo.peek("strength") is not self.strength:
             R = self._renew()
         return R
 
     def current(self) -> Tensor | None:
         """What :meth:`known` would give if it need not compute: None where the numbers have changed."""
-        return self.memo.get(self.weight, "R") if self.memo.peek("strength") == self.strength else None
+        return self.memo.get(self.weight, "R") if self.memo.peek("strength") is self.strength else None
 
     def served(self) -> Tensor | None:
         """What :meth:`known` gave last, without a look at the parameter; its owner looks when it uses it."""
-        return self.memo.peek("R") if self.memo.peek("strength") == self.strength else None
+        return self.memo.peek("R") if self.memo.peek("strength") is self.strength else None
 
     def _renew(self) -> Tensor:
         weight = self.weight
@@ -133,7 +133,7 @@ class Rotation(Exchanged):
             found = dict(zip(peers, rotation_of(self.spec, numbers).split(rows), strict=True))
             for (peer, R), v in zip(found.items(), numbers.split(rows), strict=True):
                 planes = peer.memo.get(peer.weight, "planes")
-                peer.memo.keep(peer.weight, v, R=R, strength=FULL, planes=planes)
+                peer.memo.keep(peer.weight, v, R=R, strength=peer.strength, planes=planes)
             return found[self]
 
     def _with_gradient(self, R: Tensor) -> Tensor:

@@ -1,0 +1,94 @@
+"""Two versions of the library against one frozen model, in one process and in turns: what a change costs.
+
+    git worktree add ../before COMMIT
+    python benchmarks/before_after.py --before ../before/src --threads 2 --repetitions 25
+
+Each cell of ``orthotune bench targets`` (or of ``--selection``) is run with the frozen model, PEFT's LoRA, the version
+at ``--before`` and this one. A ratio is a time divided by the frozen model's in the same repetition.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def forget() -> None:
+    """Take the library out of the interpreter, so that another version can be imported; its objects live on."""
+    sys.modules["orthotune"].unregister()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "orthotune"]:
+        del sys.modules[name]
+
+
+def library(source: Path) -> Any:
+    """The library in a folder of sources, freshly imported and registered with PEFT."""
+    if "orthotune" in sys.modules:
+        forget()
+    sys.path.insert(0, str(source))
+    try:
+        found = importlib.import_module("orthotune")
+    finally:
+        sys.path.remove(str(source))
+    assert Path(found.__file__).is_relative_to(source), found.__file__
+    return found
+
+
+def adapted(source: Path, frozen: Any, cell: Any, names: list[str]) -> dict[str, torch.nn.Module]:
+    """The contenders ``names`` of the benchmark of one version, around the same frozen weights."""
+    library(source)
+    bench = importlib.import_module("orthotune.bench.contenders")
+    own = importlib.import_module("orthotune.bench.cells").Cell(**vars(cell))
+    return {one.name: bench.stirred(one, frozen, own) for one in bench.LLAMA if one.name in names}
+
+
+def main() -> None:
+    """Measure, print a table and write it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--before", type=Path, required=True, help="The src folder of the other version.")
+    parser.add_argument("--selection", default="targets")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repetitions", type=int, default=25)
+    parser.add_argument("--seconds", type=float, default=120.0, help="Of a cell, after five repetitions.")
+    parser.add_argument("--out", type=Path, help="A CSV file.")
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    here = Path(__file__).resolve().parents[1] / "src"
+    before = chosen.before.resolve()
+    library(here)
+    cells = importlib.import_module("orthotune.bench.cells").selection(chosen.selection)
+    rows = []
+    for cell in cells:
+        library(here)
+        device = torch.device("cpu")
+        frozen = importlib.import_module("orthotune.bench.subject").subject(cell, device)
+        models = {f"{name} before": model for name, model in adapted(before, frozen, cell, ["orthotune"]).items()}
+        models = adapted(here, frozen, cell, ["frozen", "lora", "orthotune"]) | models
+        step_of = importlib.import_module("orthotune.bench.step").step_of
+        measure = importlib.import_module("orthotune.bench.measure").measure
+        saved_bytes = importlib.import_module("orthotune.bench.saved_bytes").saved_bytes
+        steps = {name: step_of(frozen, model, cell.mode) for name, model in models.items()}
+        timings = measure(steps, device, chosen.repetitions, chosen.seconds)
+        print(f"\n{cell.label}")
+        for name, model in models.items():
+            run = partial(frozen.call, model, frozen.x)
+            held = saved_bytes(run, model) if cell.mode == "train" else 0
+            t = timings[name]
+            print(f"  {name:18} {t.median:.3f} ({t.p10:.3f}-{t.p90:.3f})  {held / 2**20:.1f} MiB", flush=True)
+            rows.append({"cell": cell.label, "contender": name, "median": t.median, "p10": t.p10, "p90": t.p90,
+                         "repetitions": t.repetitions, "saved_bytes": held})  # fmt: skip
+    if chosen.out:
+        with chosen.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
