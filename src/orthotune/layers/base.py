@@ -26,7 +26,7 @@ from orthotune.layers.merging import Merging
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.layers.plan import PARTS, InUse, Plan, hosted, opaque, plan
 from orthotune.layers.recomputation import Forwards, Under
-from orthotune.layers.settings import LayerSettings, Slot
+from orthotune.layers.settings import BySlot, LayerSettings, Slot
 from orthotune.layers.strength import Strengths
 from orthotune.quantized.plain import require_plain
 from orthotune.rotation.blocks import choose_layout
@@ -144,7 +144,8 @@ class OFTLayer(nn.Module, Strengths, Merging):
         if settings.spec.magnitude:
             self.oft_magnitude[name] = nn.Parameter(torch.ones(outputs, dtype=self._adapter_dtype()))
         chosen = next(iter(rotations.values())).spec
-        self.slots[name] = Slot(replace(settings, spec=chosen), resized=resized)
+        layout = next(iter(rotations.values())).layout
+        self.slots[name] = Slot(replace(settings, spec=chosen), blocks=layout.block_count, resized=resized)
         self.reset_oft_parameters(name, settings.init_weights)
         self._move_adapter_to_device_of_base_layer(name)
 
@@ -242,23 +243,32 @@ class OFTLayer(nn.Module, Strengths, Merging):
     @property
     def oft_settings(self) -> Mapping[str, LayerSettings]:
         """Adapter -> its settings, with the block size that was chosen."""
-        return {name: slot.settings for name, slot in self.slots.items()}
+        return BySlot(self.slots, lambda slot: slot.settings)
 
     @property
     def oft_block_size(self) -> Mapping[str, int]:
-        """Adapter -> size of a block."""
-        return {name: slot.settings.spec.block_size for name, slot in self.slots.items()}
+        """Adapter -> size of a block; 0 for a frozen map."""
+        return BySlot(self.slots, lambda slot: slot.settings.spec.block_size)
 
     @property
     def r(self) -> Mapping[str, int]:
-        """Adapter -> number of blocks."""
-        held = {name: self.rotations(name) for name in self.slots}
-        return {name: next(iter(found.values())).layout.block_count for name, found in held.items() if found}
+        """Adapter -> number of blocks; 0 for a frozen map."""
+        return BySlot(self.slots, lambda slot: slot.blocks)
 
     @property
     def resized(self) -> Mapping[str, str]:
         """Adapter -> how the wanted block size gave way, where it did."""
         return {name: slot.resized for name, slot in self.slots.items() if slot.resized is not None}
+
+    @property
+    def in_features(self) -> int:
+        """The width of the input, as PEFT's layers say it: channels of a convolution, tokens of an embedding."""
+        return int(next(iter(self.shapes().values()))[-1])
+
+    @property
+    def out_features(self) -> int:
+        """The width of the output."""
+        return int(next(iter(self.shapes().values()))[-2])
 
     # Which adapters act. Three things of PEFT's protocol decide it, and each of them ends what was derived from it.
 

@@ -38,6 +38,16 @@ class Conv(OFTLayer):
     def check_frozen(cls, settings: LayerSettings) -> None:
         """Convolutions hold frozen maps."""
 
+    @property
+    def in_features(self) -> int:
+        """The base's ``in_channels``."""
+        return int(self.get_base_layer().in_channels)
+
+    @property
+    def out_features(self) -> int:
+        """The base's ``out_channels``."""
+        return int(self.get_base_layer().out_channels)
+
     def matrices(self) -> dict[str, Tensor]:
         return {"": self.get_base_layer().weight.flatten(1)}
 

@@ -49,6 +49,16 @@ class Embedding(OFTLayer):
         """What is looked up is rotated."""
         return SIDES
 
+    @property
+    def in_features(self) -> int:
+        """The base's ``num_embeddings``."""
+        return int(self.get_base_layer().num_embeddings)
+
+    @property
+    def out_features(self) -> int:
+        """The base's ``embedding_dim``."""
+        return int(self.get_base_layer().embedding_dim)
+
     def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
         if kwargs and (batch := mixed_batch(self, kwargs, tokens)) is not None:
             here = [name for name in batch.rows if self.rotations(name)]

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from orthotune.layers.base import OFTLayer
+from orthotune.layers.settings import Slot
 
 #: ``base``: no adapter acts here. ``input``: the input is rotated and the base runs. ``sides``: the output is rotated
 #: or scaled, too. ``weight``: the weight is rotated and the kind's own function runs. ``call``: the base itself is
@@ -50,6 +49,25 @@ class InUse:
     why: str
 
 
+class Planned(Protocol):
+    """What a plan asks of an adapted layer."""
+
+    slots: dict[str, Slot]
+
+    @property
+    def in_use(self) -> InUse:
+        """The adapters that a forward has to apply."""
+
+    def opaque(self) -> str | None:
+        """Why the base may do more than the product with its weight."""
+
+    def own_path(self, x: Any) -> Plan:
+        """The path of a call whose base is known to be plain."""
+
+    def rotations(self, adapter_name: str) -> dict[str, Any]:
+        """Part name -> rotation of an adapter."""
+
+
 INPUT = Plan("input", "every active adapter rotates inputs alone")
 SIDES = Plan("sides", "an active adapter rotates or scales outputs")
 ROWS = Plan("weight", "so many rows that rotating the weight is less work")
@@ -57,7 +75,7 @@ KERNEL = Plan("weight", "overlapping patches cannot be rotated, their kernel can
 PARTS = Plan("call", "the layer's weights are read by a function of its own")
 
 
-def plan(layer: OFTLayer, x: Any = None) -> Plan:
+def plan(layer: Planned, x: Any = None) -> Plan:
     """The path that ``layer(x)`` takes now; nothing is changed.
 
     Args:
@@ -107,7 +125,7 @@ def hosted(base: nn.Module) -> bool:
     return "_hf_hook" in base.__dict__ or "_diffusers_hook" in base.__dict__
 
 
-def explain(layer: OFTLayer, x: Tensor | None = None) -> str:
+def explain(layer: Planned, x: Tensor | None = None) -> str:
     """One line for each thing that decides what a call of ``layer`` costs: its plan, memos and shared input.
 
     Args:

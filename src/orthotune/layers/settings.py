@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from orthotune.rotation.frozen import FrozenMap
 from orthotune.rotation.spec import RotationSpec
@@ -40,6 +41,8 @@ class Slot:
     """Everything that a layer knows of one adapter, beside its parameters."""
 
     settings: LayerSettings
+    #: how many blocks the layer is rotated with, 0 for a frozen map
+    blocks: int = 0
     strength: Strength = FULL
     #: how the wanted block size gave way to the layer's width, None when it did not
     resized: str | None = None
@@ -50,3 +53,25 @@ class Slot:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "shared": None}  # the neighbours of a copy are others
+
+
+Seen = TypeVar("Seen")
+
+
+class BySlot(Mapping[str, Seen]):
+    """Adapter -> one thing of its slot, always as the slots are now."""
+
+    def __init__(self, slots: Mapping[str, Slot], see: Callable[[Slot], Seen]) -> None:
+        self._slots, self._see = slots, see
+
+    def __getitem__(self, adapter: str) -> Seen:
+        return self._see(self._slots[adapter])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slots)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))

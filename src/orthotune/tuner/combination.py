@@ -6,9 +6,10 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from orthotune.errors import ConfigError, UnsupportedLayerError, nearest
@@ -21,12 +22,9 @@ from orthotune.layers.experts import ParamWrapper
 from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.joint_layer import TYPES, Combination, CombinationType
 
-if TYPE_CHECKING:
-    from orthotune.tuner.model import OFTModel
-
 
 def add_weighted_adapter(
-    tuner: OFTModel,
+    tuner: BaseTuner,
     adapters: Sequence[str],
     weights: Sequence[float],
     adapter_name: str | None = None,
@@ -105,7 +103,7 @@ class Joint:
         return f"{self.key}.{self.layer.parameter_name}" if isinstance(self.layer, ParamWrapper) else self.key
 
 
-def _check_names(tuner: OFTModel, adapters: Sequence[str]) -> None:
+def _check_names(tuner: BaseTuner, adapters: Sequence[str]) -> None:
     for adapter in adapters:
         if adapter not in tuner.peft_config:
             near = nearest(adapter, tuner.peft_config)
@@ -185,7 +183,7 @@ def _fill(joint: Sequence[Joint], name: str) -> None:
             one.layer.oft_magnitude[name].copy_(one.state.magnitude)
 
 
-def _frozen(tuner: OFTModel, active: Sequence[str]) -> bool:
+def _frozen(tuner: BaseTuner, active: Sequence[str]) -> bool:
     """Whether the active adapters were not being trained."""
     layers = [module for module in tuner.model.modules() if isinstance(module, OFTLayer)]
     held = [p for layer in layers for name in active for p in layer.stored(name)]
