@@ -17,6 +17,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import stateless
 
 from orthotune.errors import OrthotuneError, UnsupportedLayerError
 from orthotune.kernels.autograd import looked_through
@@ -454,11 +455,11 @@ class OFTLayer(nn.Module, Strengths, Merging):
         if not hosted(self.base_layer):
             prefix = self._path_to_base()
             weights = {prefix + name: W for name, W in self.adapted(names).items()}
-            return functional_call(self.base_layer, weights, args, dict(kwargs))
+            return _called(self.base_layer, weights, args, kwargs)
         # The host's wrapper would bring the base's own weights: it is opened by hand, and the forward inside is called.
         with _at_hand(self.base_layer), _without_wrapper(self.base_layer):
             weights = self.adapted(names)
-            return functional_call(self.base_layer, weights, args, dict(kwargs))
+            return _called(self.base_layer, weights, args, kwargs)
 
     def _path_to_base(self) -> str:
         base, path = self.base_layer, ""
@@ -524,6 +525,14 @@ def _reading(layer: OFTLayer, name: str, adapters: list[str]) -> Callable[[], Te
         return layer.adapted(adapters)[name]
 
     return compute
+
+
+def _called(base: nn.Module, weights: dict[str, Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """``base`` called with other weights; ``functional_call`` refuses to under ``torch.jit.trace``."""
+    if not torch._C._is_tracing():
+        return functional_call(base, weights, args, dict(kwargs))
+    with stateless._reparametrize_module(base, weights, tie_weights=True):
+        return base(*args, **kwargs)
 
 
 @contextmanager
