@@ -111,13 +111,23 @@ def test_a_compiled_module_has_no_more_frames_than_its_base(case: Case) -> None:
     assert frames <= base
 
 
+class Block(nn.Module):
+    """A block with a forward of its own: torch's own containers are not compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(12, 20), nn.Linear(20, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(nn.functional.gelu(self.up(x)))
+
+
 class Blocks(nn.Module):
     """Equal blocks, each compiled by itself as diffusers' ``compile_repeated_blocks`` does."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
-        blocks = [nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 12)) for _ in range(count)]
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList(Block() for _ in range(count))
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -141,7 +151,7 @@ def test_equal_blocks_share_one_compiled_frame(training: bool, fields: dict[str,
     torch.manual_seed(0)
     base, _ = frames(Blocks(4).train(training))
     torch.manual_seed(0)
-    config = OFTConfig(oft_block_size=4, target_modules=r"blocks\.\d\.[02]", **fields)
+    config = OFTConfig(oft_block_size=4, target_modules=["up", "down"], **fields)
     model = randomize(get_peft_model(Blocks(4), config)).train(training)
     count, found = frames(model)
     torch.compiler.reset()
@@ -151,7 +161,7 @@ def test_equal_blocks_share_one_compiled_frame(training: bool, fields: dict[str,
     finally:
         torch._dynamo.config.disable = kept
     torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)  # float32, sums in another order
-    assert count <= base
+    assert 0 < count <= base
 
 
 def test_every_kind_with_a_free_axis_is_here() -> None:
