@@ -29,7 +29,7 @@ def called(base: nn.Module, weights: dict[str, Tensor], args: tuple[Any, ...], k
         >>> called(nn.Linear(1, 1, bias=False), {"weight": torch.full((1, 1), 3.0)}, (torch.ones(1),), {})
         tensor([3.])
     """
-    if not torch._C._is_tracing():
+    if torch.compiler.is_compiling() or not torch._C._is_tracing():
         return functional_call(base, weights, args, dict(kwargs))
     with stateless._reparametrize_module(base, weights, tie_weights=True):
         return base(*args, **kwargs)
