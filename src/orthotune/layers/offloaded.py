@@ -73,7 +73,8 @@ def fetched(module: Any, name: str) -> Tensor:
     parameter: Tensor = module[name]
     if parameter.device.type == "meta":
         for hook in _hooks(module):
-            return hook.weights_map[name].to(hook.execution_device)  # type: ignore[no-any-return]
+            found: Tensor = hook.weights_map[name].to(hook.execution_device)
+            return found
     return parameter
 
 
