@@ -114,7 +114,7 @@ def _sizes(case: Case) -> list[Inputs]:
     if case.kind.name not in FREE:
         return [case.inputs()]
     first = FREE[case.kind.name][0]
-    alone = case.kind.name in ("linear_rank3", "conv2d_1x1", "embedding")
+    alone = case.kind.name == "linear_rank3"
     one = [tuple(x.narrow(first, 0, 1) for x in case.inputs())] if alone else []
     return [_twice(case), _grown(case, case.inputs(), 4), *one]
 
