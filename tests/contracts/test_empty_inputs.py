@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from contracts.cases import Case, cases, rotation_parameters
@@ -30,71 +31,54 @@ def _sized(case: Case, size: str) -> Inputs | None:
     return None if name == "linear_rank1" or name == "encoder_layer" else tuple(x.select(batch, 0) for x in inputs)
 
 
-def _merged(case: Case) -> nn.Module:
-    return case.trained().merge_and_unload()
+_pairs: dict[str, tuple[nn.Module, nn.Module]] = {}
 
 
-def _expected(case: Case, inputs: Inputs) -> Tensor | None:
-    """What the merged module gives; None where it refuses such inputs itself."""
+def _pair(case: Case) -> tuple[nn.Module, nn.Module]:
+    """The merged module, whose weights ask for gradients, and the adapted one; built once for each case."""
+    if str(case) not in _pairs:
+        _pairs[str(case)] = (case.trained().merge_and_unload().requires_grad_(True), case.trained())
+    for model in _pairs[str(case)]:
+        model.zero_grad()
+    return _pairs[str(case)]
+
+
+def _run(model: nn.Module, inputs: Inputs) -> tuple[Tensor, Inputs]:
+    leaves = tuple(x.clone().requires_grad_() if x.is_floating_point() else x for x in inputs)
+    return model(*leaves), leaves
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_outputs_and_gradients_are_those_of_the_merged_module(case: Case, size: str) -> None:
+    inputs = _sized(case, size)
+    if inputs is None:
+        return
+    merged, model = _pair(case)
     try:
-        return _merged(case)(*inputs)
+        expected, theirs = _run(merged.eval(), inputs)
     except (RuntimeError, ValueError, AssertionError, IndexError, NotImplementedError):
-        return None
-
-
-@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_outputs_are_those_of_the_merged_module(case: Case, size: str, training: bool) -> None:
-    inputs = _sized(case, size)
-    expected = None if inputs is None else _expected(case, inputs)
-    if inputs is None or expected is None:
+        return  # the base refuses such inputs itself
+    with torch.no_grad():
+        outputs = [model.eval()(*inputs)]
+    found, ours = _run(model.train(), inputs)
+    for output in (*outputs, found):
+        assert output.shape == expected.shape and output.dtype == expected.dtype
+        if expected.numel():
+            case.close(output.detach(), expected.detach())
+    if not expected.requires_grad:
         return
-    found = case.trained().train(training)(*inputs)
-    assert found.shape == expected.shape and found.dtype == expected.dtype
-    if expected.numel():
-        case.close(found, expected)
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_gradients_are_zeros_where_the_base_has_zeros(case: Case, size: str) -> None:
-    inputs = _sized(case, size)
-    if inputs is None or _expected(case, inputs) is None:
-        return
-    base, model = _merged(case).requires_grad_(True).train(), case.trained().train()
-    plain = base(*inputs)
-    if not plain.requires_grad:
-        return
-    plain.sum().backward()
-    turned = [base.get_parameter(turn.parameter).grad for turn in case.kind.turns]
-    found = model(*inputs)
+    expected.sum().backward()
     assert found.requires_grad
     found.sum().backward()
-    own = rotation_parameters(model)
-    if any(gradient is None for gradient in turned):
-        return  # the base's own graph does not reach its weight
-    assert all(parameter.grad is not None for parameter in own.values())
-    if not plain.numel():
-        assert not any(parameter.grad.any() for parameter in own.values() if parameter.grad is not None)
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_gradients_reach_the_inputs(case: Case, size: str) -> None:
-    inputs = _sized(case, size)
-    if inputs is None or not inputs[0].is_floating_point() or _expected(case, inputs) is None:
-        return
-    pairs = []
-    for model in (_merged(case), case.trained()):
-        leaves = tuple(x.clone().requires_grad_() if x.is_floating_point() else x for x in inputs)
-        found = model(*leaves)
-        if not pairs and not found.requires_grad:
-            return  # no input reaches the base's output
-        found.sum().backward()
-        pairs.append([x.grad for x in leaves])
-    for expected, own in zip(*pairs, strict=True):
-        assert (own is None) == (expected is None)
-        if expected is not None and expected.numel():
+    for own, other in zip(ours, theirs, strict=True):
+        assert (own.grad is None) == (other.grad is None)
+        if other.grad is not None and other.grad.numel():
             # two backward chains of the case's kind, each as long as its forward
-            case.close(own, expected, roundings=16)
+            case.close(own.grad, other.grad, roundings=16)
+    if any(merged.get_parameter(turn.parameter).grad is None for turn in case.kind.turns):
+        return  # the base's own graph does not reach its weight
+    gradients = [parameter.grad for parameter in rotation_parameters(model).values()]
+    assert all(gradient is not None for gradient in gradients)
+    if not expected.numel():
+        assert not any(gradient.any() for gradient in gradients)

@@ -93,12 +93,16 @@ OFFLOADS: dict[str, Callable[[nn.Module, Path], nn.Module]] = {
     "group-leaf": _group("leaf_level"),
     "group-block": _group("block_level"),
 }
+#: ``dispatch`` puts this layer on the disk, too
+FEW = {"disk": ("linear", "attention"), "group-block": ("linear", "conv2d", "embedding", "attention")}
 CASES = [
     (offload, layer, fields)
     for offload in OFFLOADS
     for layer in LAYERS
     for fields in FIELDS
-    if fields == "in" or (layer in ("linear", "conv2d", "embedding") and (layer, fields) != ("embedding", "out"))
+    if layer in FEW.get(offload, LAYERS)
+    and (fields == "in" or (layer in ("linear", "conv2d", "embedding") and offload not in FEW))
+    and (layer, fields) != ("embedding", "out")
 ]
 
 

@@ -9,22 +9,22 @@ first, the output passes ``M_1`` first, so ``W' = M_k .. M_1 W (R_1 .. R_k)^T``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from orthotune.errors import OrthotuneError, UnsupportedLayerError
 from orthotune.kernels.autograd import looked_through
 from orthotune.kernels.turn_weight import Step, turn_weight, turn_whole
 from orthotune.layers.adapted_weight import adapted_weight
 from orthotune.layers.merging import Merging
+from orthotune.layers.offloaded import at_hand, called, fetched, hosted
 from orthotune.layers.parametrization.rotation import Rotation
-from orthotune.layers.plan import PARTS, InUse, Plan, hosted, opaque, plan
+from orthotune.layers.plan import PARTS, InUse, Plan, opaque, plan
 from orthotune.layers.recomputation import Forwards, Under
 from orthotune.layers.settings import BySlot, LayerSettings, Slot
 from orthotune.layers.strength import Strengths
@@ -455,7 +455,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
         """Scale of each output neuron of a part ``(copies * out,)``, or None when the adapter has none."""
         if adapter_name not in self.oft_magnitude:
             return None
-        scales = self.oft_magnitude[adapter_name]
+        scales = fetched(self.oft_magnitude, adapter_name)
         if part:
             sizes = {name: self.output_count(shape) for name, shape in self.shapes().items()}
             start = sum(size for name, size in list(sizes.items())[: list(sizes).index(part)])
@@ -497,11 +497,11 @@ class OFTLayer(nn.Module, Strengths, Merging):
         if not hosted(self.base_layer):
             prefix = self._path_to_base()
             weights = {prefix + name: W for name, W in self.adapted(names).items()}
-            return functional_call(self.base_layer, weights, args, dict(kwargs))
+            return called(self.base_layer, weights, args, kwargs)
         # The host's wrapper would bring the base's own weights: it is opened by hand, and the forward inside is called.
-        with _at_hand(self.base_layer), _without_wrapper(self.base_layer):
+        with at_hand(self.base_layer):
             weights = self.adapted(names)
-            return functional_call(self.base_layer, weights, args, dict(kwargs))
+            return called(self.base_layer, weights, args, kwargs)
 
     def _path_to_base(self) -> str:
         base, path = self.base_layer, ""
@@ -572,38 +572,3 @@ def _reading(layer: OFTLayer, name: str, adapters: list[str]) -> Callable[[], Te
         return layer.adapted(adapters)[name]
 
     return compute
-
-
-@contextmanager
-def _at_hand(base: nn.Module) -> Iterator[None]:
-    """The weights of an offloaded module in memory until the end."""
-    hooks = [
-        hook
-        for module in base.modules()
-        for outer in [module.__dict__.get("_hf_hook")]
-        for hook in getattr(outer, "hooks", [outer])
-        if getattr(hook, "offload", False)
-    ]
-    modules = [module for module in base.modules() if module.__dict__.get("_hf_hook") is not None]
-    for module in modules if hooks else []:
-        cast(Any, module)._hf_hook.pre_forward(module)
-    try:
-        yield
-    finally:
-        for module in modules if hooks else []:
-            cast(Any, module)._hf_hook.post_forward(module, None)
-
-
-@contextmanager
-def _without_wrapper(base: nn.Module) -> Iterator[None]:
-    """Without the forwards that a host has put on the instances, until the end."""
-    taken = {
-        module: module.__dict__.pop("forward")
-        for module in base.modules()
-        if hosted(module) and "forward" in module.__dict__
-    }
-    try:
-        yield
-    finally:
-        for module, forward in taken.items():
-            module.forward = forward

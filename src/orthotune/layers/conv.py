@@ -11,7 +11,8 @@ from orthotune.kernels.autograd import looked_through
 from orthotune.kernels.rotate import rotate_channels
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import mixed_batch
-from orthotune.layers.plan import INPUT, KERNEL, Plan, hosted
+from orthotune.layers.offloaded import hosted
+from orthotune.layers.plan import INPUT, KERNEL, Plan
 from orthotune.layers.settings import LayerSettings
 
 _OWN = (nn.Conv1d._conv_forward, nn.Conv2d._conv_forward, nn.Conv3d._conv_forward)

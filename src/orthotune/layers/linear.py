@@ -14,6 +14,7 @@ from orthotune.kernels.choose import weight_turns
 from orthotune.kernels.rotate import rotate
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import MixedBatch, mixed_batch
+from orthotune.layers.offloaded import at_hand, hosted
 from orthotune.layers.plan import INPUT, ROWS, SIDES, Plan
 from orthotune.layers.settings import LayerSettings
 
@@ -40,6 +41,9 @@ class Linear(OFTLayer):
         if path == "base":
             return self.base_layer(x, *args, **kwargs)
         if path == "sides":
+            if hosted(self.base_layer):
+                with at_hand(self.base_layer):
+                    return self._with_bias(self._rotated_out(self._without_bias(self._rotated_in(x))))
             return self._with_bias(self._rotated_out(self._without_bias(self._rotated_in(x))))
         if path == "weight":
             weight = self.turned(list(self.in_use.adapters), rounded=True)["weight"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from orthotune.errors import MergeError
 from orthotune.kernels.finite import all_finite
+from orthotune.layers.offloaded import stay_in_memory
 from orthotune.layers.parametrization.sharding import refuse_parts
 from orthotune.layers.settings import Slot
 from orthotune.rotation.strength import FULL, Strength
@@ -113,6 +114,7 @@ class Merging(BaseTunerLayer):
         if not wanted:
             return
         self.check_mergeable(wanted)
+        stay_in_memory(self)
         # In the order in which they act un-merged, so that merging one of several active adapters changes nothing.
         names = self.in_order([*self.merged_adapters, *wanted])
         with self.unmerged() as originals:
@@ -134,6 +136,8 @@ class Merging(BaseTunerLayer):
 
     def unmerge(self) -> None:
         """Put the original base parameters back, bit for bit; without effect when nothing is merged."""
+        if self._stash:
+            stay_in_memory(self)
         self._put({name: self.original(name) for name in self._stash})
         self.start_unmerged()
 
@@ -150,4 +154,5 @@ class Merging(BaseTunerLayer):
             self.let_go()
         elif self.merged:
             self.unmerge()
+        stay_in_memory(self)
         return self.base_layer

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
+from orthotune.layers.offloaded import hosted
 from orthotune.layers.settings import Slot
 
 #: ``base``: no adapter acts here. ``input``: the input is rotated and the base runs. ``sides``: the output is rotated
@@ -113,16 +114,6 @@ def opaque(base: nn.Module, plain: tuple[Callable[..., Any], ...]) -> str | None
     if type(base).forward not in plain:
         return f"{type(base).__name__} has a forward of its own"
     return None
-
-
-def hosted(base: nn.Module) -> bool:
-    """Whether accelerate or diffusers has put its offloading around the forward of ``base``, which moves weights only.
-
-    Example:
-        >>> hosted(nn.Linear(2, 2))
-        False
-    """
-    return "_hf_hook" in base.__dict__ or "_diffusers_hook" in base.__dict__
 
 
 def explain(layer: Planned, x: Tensor | None = None) -> str:

@@ -43,33 +43,46 @@ def triangle(block_size: int, device: torch.device, lower: bool = False) -> Tens
 
     ``lower`` gives the mirrored positions, in the same order.
     """
+    if torch.compiler.is_compiling():  # an input of compiled code would tie its size to that of a batch
+        return _triangle(block_size, device, lower)
     key = (block_size, device, lower)
     if key not in _triangles:
         # An index made in inference mode could never take part in a later training step.
         with torch.inference_mode(False):
-            rows, cols = torch.triu_indices(block_size, block_size, 1, device=device).unbind()
-            index = cols * block_size + rows if lower else rows * block_size + cols
-        if torch.compiler.is_compiling() or type(index) is not torch.Tensor:
-            return index  # a traced or fake tensor must not outlive its trace
+            index = _triangle(block_size, device, lower)
+        if type(index) is not torch.Tensor:
+            return index  # a fake tensor must not outlive its trace
         _triangles[key] = index
     return _triangles[key]
 
 
+def _triangle(block_size: int, device: torch.device, lower: bool) -> Tensor:
+    rows, cols = torch.triu_indices(block_size, block_size, 1, device=device).unbind()
+    return cols * block_size + rows if lower else rows * block_size + cols
+
+
 def _square(block_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """For each place of a block, row by row: where its number is in the packed vector, and its sign (0, 1 or -1)."""
+    if torch.compiler.is_compiling():
+        return _places(block_size, device)
     key = (block_size, device)
     if key not in _squares:
         with torch.inference_mode(False):
-            place = torch.zeros(block_size * block_size, dtype=torch.int64, device=device)
-            sign = torch.zeros(block_size * block_size, device=device)
-            order = torch.arange(element_count(block_size), device=device)
-            for lower in (False, True):
-                where = triangle(block_size, device, lower)
-                place[where], sign[where] = order, -1.0 if lower else 1.0
-        if torch.compiler.is_compiling() or type(place) is not torch.Tensor:
+            place, sign = _places(block_size, device)
+        if type(place) is not torch.Tensor:
             return place, sign
         _squares[key] = place, sign
     return _squares[key]
+
+
+def _places(block_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    place = torch.zeros(block_size * block_size, dtype=torch.int64, device=device)
+    sign = torch.zeros(block_size * block_size, device=device)
+    order = torch.arange(element_count(block_size), device=device)
+    for lower in (False, True):
+        where = triangle(block_size, device, lower)
+        place[where], sign[where] = order, -1.0 if lower else 1.0
+    return place, sign
 
 
 def unpack(v: Tensor, block_size: int) -> Tensor:

@@ -47,6 +47,8 @@ class GradientCheck:
             return
         self._let_go(self._step)
         keep_float32(self._model)
+        # A hook on a layer would have each block that is compiled by itself compiled anew: all are taken to run there.
+        in_parts = any(_is_compiled(module) for module in self._model.modules())
         for name, module in self._model.named_modules():
             if not isinstance(module, OFTLayer) or module.merged or module.disable_adapters:
                 continue
@@ -54,7 +56,10 @@ class GradientCheck:
             learning = [p for adapter in names for p in module.stored(adapter) if p.requires_grad]
             if learning and all(type(p) is nn.Parameter and p.numel() for p in learning):
                 self._watching[name] = (module, learning)
-                self._step.append(module.register_forward_hook(self._note_run))
+                if in_parts:
+                    self._ran.add(id(module))
+                else:
+                    self._step.append(module.register_forward_hook(self._note_run))
                 self._step += [p.register_hook(self._note_gradient(p)) for p in learning]
 
     def stop(self) -> None:
@@ -113,6 +118,10 @@ class GradientCheck:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_model": None, "_watching": {}, "_step": [], "_callers": []}
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return module._compiled_call_impl is not None or isinstance(module, torch._dynamo.OptimizedModule)
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
