@@ -498,8 +498,9 @@ class OFTLayer(nn.Module, Strengths, Merging):
             if name.startswith(("_", "ds_")) or "base_layer" not in self.__dict__.get("_modules", {}):
                 raise
             base = self.get_base_layer()
-            if isinstance(base.__dict__.get("_parameters", {}).get(name), Tensor) and name in self.base_parameters():
-                return self.seen(name)
+            if isinstance(base.__dict__.get("_parameters", {}).get(name), Tensor):
+                # Of several wrappers of one module, each has a parameter of its own.
+                return self.seen(name) if name in self.base_parameters() else getattr(self.base_layer, name)
             return getattr(base, name)
 
     def _replicate_for_data_parallel(self) -> Any:
