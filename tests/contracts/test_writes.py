@@ -19,12 +19,23 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from contracts.cases import OPTIONS, Case, cases, randomize, rotation_parameters, snapshot
+from contracts.cases import OPTIONS, Case, cases, randomize, rotation_parameters, snapshot, within_rounding
 from contracts.layers import Inputs
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import UnsupportedLayerError
+from orthotune.layers.base import OFTLayer
+from orthotune.layers.parametrization.group import group
+from orthotune.layers.shared_input import share_inputs
 
-CASES = [case for case in cases("exact", "together") if case.options == "exact" or case.side == case.kind.sides[-1]]
+# every kind and side, one side with every option at once
+CASES = [c for c in cases("exact", "together") if (c.options == "exact") == (c.side == "in")] + [
+    c for c in cases("together") if c.kind.sides == ("in",)
+]
+# One kind of each layer class, for each compiles for a second or more.
+COMPILED = [case for case in cases("exact") if case.side == "in" and case.kind.name in (
+    "linear_rank2", "transposed_linear", "conv2d", "conv2d_1x1", "embedding", "attention_batch_first",
+    "attention_output", "experts", "parameter",
+)]  # fmt: skip
 Parameters = dict[str, nn.Parameter]
 # A write, after each step of which the output is compared.
 Write = Callable[[nn.Module, Parameters], Iterator[None] | None]
@@ -149,9 +160,28 @@ WRITES: dict[str, Write] = {
 }  # fmt: skip
 
 
+def _copied(model: Any) -> Any:
+    """A copy, which has no rotation yet, with its layers computed together as the model's are.
+
+    A copy's layers compute each for itself, in products of another shape, whose sums may round differently: that
+    would hide a change of one ulp.
+    """
+    copied = copy.deepcopy(model)
+    layers = [module for module in copied.modules() if isinstance(module, OFTLayer)]
+    for adapter in model.peft_config:
+        group(rotation for layer in layers for rotation in layer.rotations(adapter).values())
+        share_inputs(copied, adapter)
+    return copied
+
+
+def _some(case: Case, share: int) -> list[tuple[str, Write]]:
+    """Every second, or third, write, other ones for the next case: a kind's two sides see all of them."""
+    return list(WRITES.items())[CASES.index(case) % share :: share]
+
+
 def _same_as_a_copy(model: Any, inputs: Inputs, gradient: bool, what: str, **options: Any) -> None:
     """The outputs, and the gradients, are those of a copy of ``model``, which has no rotation yet, bit for bit."""
-    copied = copy.deepcopy(model)
+    copied = _copied(model) if isinstance(model, PeftModel) else copy.deepcopy(model)
     with torch.no_grad():
         assert torch.equal(model(*inputs, **options), copied(*inputs, **options)), what
     if not gradient:
@@ -159,7 +189,7 @@ def _same_as_a_copy(model: Any, inputs: Inputs, gradient: bool, what: str, **opt
     outputs = model(*inputs, **options), copied(*inputs, **options)
     assert torch.equal(*outputs), what
     found, wanted = (
-        torch.autograd.grad(y.sum() + (y * y).sum(), list(rotation_parameters(m).values()), allow_unused=True)
+        torch.autograd.grad(y.sum() + (y * y).sum(), _trained(m), allow_unused=True)
         for y, m in zip(outputs, (model, copied), strict=True)
     )
     for one, other in zip(found, wanted, strict=True):
@@ -167,6 +197,10 @@ def _same_as_a_copy(model: Any, inputs: Inputs, gradient: bool, what: str, **opt
         if one is not None and other is not None:
             # the products of one batch of several layers' gradients may be summed in another order than alone
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * other.abs().max().item(), msg=what)
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in rotation_parameters(model).values() if p.requires_grad]
 
 
 def _backward(model: Any, inputs: Inputs) -> None:
@@ -181,7 +215,7 @@ def test_no_write_is_missed(case: Case) -> None:
     states = itertools.cycle(itertools.product((1.0, 0.5), (False, True), (False, True)))
     for _ in range(CASES.index(case) % 8):
         next(states)
-    for (how, write), (strength, training, backward) in zip(WRITES.items(), states, strict=False):
+    for (how, write), (strength, training, backward) in zip(_some(case, 2), states, strict=False):
         model.train(training)
         model.base_model.set_scale("default", strength)
         if backward:
@@ -192,7 +226,7 @@ def test_no_write_is_missed(case: Case) -> None:
         for _ in (None,) if steps is None else steps:
             what = f"{how}, strength {strength}, training {training}, backward {backward}"
             _same_as_a_copy(model, inputs, backward, what)
-        # The next write is seen only if this one has changed something; a shared block or one ulp may change little.
+        # A shared block or one ulp may change little, and a permuted row nothing.
         if how in ("data", "numpy", "flipped", "sgd", "loaded"):
             assert not torch.equal(model(*inputs), before), how
 
@@ -258,6 +292,11 @@ def test_no_write_is_missed_by_layers_that_share_their_input(options: str, train
         model(X)
         steps = write(model, {n: p for n, p in rotation_parameters(model).items() if which in n})
         for _ in (None,) if steps is None else steps:
+            if which:
+                # The first call finds out that the rotations that it has put side by side are not all present ones:
+                # a layer rotates for itself then, in a product of another shape. From the second on, bit for bit.
+                with torch.no_grad():
+                    within_rounding(model(X), _copied(model)(X), torch.float32, 8)
             _same_as_a_copy(model, (X,), training, how)
 
 
@@ -271,15 +310,18 @@ def test_a_write_between_two_layers_that_share_their_input_is_seen(grad: bool) -
             base.q_proj(X)  # has rotated the input for the others
             steps = write(model, {n: p for n, p in rotation_parameters(model).items() if "k_proj" in n})
             for _ in (None,) if steps is None else steps:
-                fresh = copy.deepcopy(base)
+                fresh = _copied(model).base_model.model
+                fresh.q_proj(X)
                 assert torch.equal(base.k_proj(X), fresh.k_proj(X)), how
                 assert torch.equal(base.v_proj(X), fresh.v_proj(X)), how
                 base.q_proj(X)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.kind.name.endswith("rank1")], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_no_write_is_missed_by_mixed_batches(case: Case) -> None:
     model, inputs = case.trained(), case.inputs()
+    if case.kind.name in ("conv1d_same", "linear_rank1"):  # without a batch so far
+        inputs = (inputs[0][None],)
     model.add_adapter("other", OFTConfig(**case.config))
     randomize(model, seed=8, adapter="other").eval()
     names = (["default", "other", "__base__"] * 2)[: len(inputs[0])]
@@ -289,13 +331,13 @@ def test_no_write_is_missed_by_mixed_batches(case: Case) -> None:
     except UnsupportedLayerError:
         assert "attention" in case.kind.name or "encoder" in case.kind.name or "target_parameters" in case.config
         return
-    for how, write in WRITES.items():
+    for how, write in _some(case, 4):
         steps = write(model, rotation_parameters(model))
         for _ in (None,) if steps is None else steps:
-            _same_as_a_copy(model, inputs, how in ("data", "replaced"), how, adapter_names=names)
+            _same_as_a_copy(model, inputs, how in ("data", "ema"), how, adapter_names=names)
 
 
-@pytest.mark.parametrize("case", [case for case in cases("exact") if case.side == "in"], ids=str)
+@pytest.mark.parametrize("case", COMPILED, ids=str)
 def test_no_write_is_missed_by_compiled_code(case: Case) -> None:
     torch.compiler.reset()
     model, inputs = case.trained(), case.inputs()
@@ -305,7 +347,7 @@ def test_no_write_is_missed_by_compiled_code(case: Case) -> None:
         for how in ("data", "numpy", "kept_view", "storage", "one_ulp", "foreach", "adamw_fused", "loaded"):
             steps = WRITES[how](model, rotation_parameters(model))
             for _ in (None,) if steps is None else steps:
-                copied = copy.deepcopy(model)
+                copied = _copied(model)
                 # The compiled code may take a product of its own, which adds up in another order.
                 case.close(compiled(*inputs), copied(*inputs))
                 assert torch.equal(model(*inputs), copied(*inputs)), how
