@@ -521,8 +521,29 @@ class OFTLayer(nn.Module, Strengths, Merging):
 
 
 def _reading(layer: OFTLayer, name: str, adapters: list[str]) -> Callable[[], Tensor]:
+    """The adapted weight by the parameters of now: ``functional_call`` has put others back by a backward."""
+    places: list[tuple[dict[str, Any], str]] = []
+    for adapter in adapters:
+        places += [(rotation._parameters, "weight") for rotation in layer.rotations(adapter).values()]
+        places += [(layer.oft_magnitude._parameters, adapter)] if adapter in layer.oft_magnitude else []
+    for path in layer.base_parameters():
+        owner, _, leaf = path.rpartition(".")
+        places.append((layer.get_base_layer().get_submodule(owner)._parameters, leaf))
+    then = [holder[leaf] for holder, leaf in places]
+
+    def put(parameters: list[Any]) -> None:
+        for (holder, leaf), parameter in zip(places, parameters, strict=True):
+            holder[leaf] = parameter
+
     def compute() -> Tensor:
-        return layer.adapted(adapters)[name]
+        now = [holder[leaf] for holder, leaf in places]
+        if all(one is other for one, other in zip(now, then, strict=True)):
+            return layer.adapted(adapters)[name]
+        put(then)
+        try:
+            return layer.adapted(adapters)[name]
+        finally:
+            put(now)
 
     return compute
 
