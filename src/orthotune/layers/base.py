@@ -9,6 +9,7 @@ first, the output passes ``M_1`` first, so ``W' = M_k .. M_1 W (R_1 .. R_k)^T``.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -30,6 +31,9 @@ from orthotune.layers.strength import Strengths
 from orthotune.quantized.plain import require_plain
 from orthotune.rotation.blocks import choose_layout
 from orthotune.rotation.placed import placed
+
+#: While a base has other weights in the place of its own, another thread must neither call nor read it.
+_CALLS = threading.RLock()
 
 
 class OFTLayer(nn.Module, Strengths, Merging):
@@ -221,9 +225,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
         if adapter_name not in self.oft_magnitude:
             like = next(iter(self.rotations(adapter_name).values())).weight
             outputs = sum(self.output_count(shape) for shape in self.shapes().values())
-            self.oft_magnitude[adapter_name] = nn.Parameter(
-                torch.ones(outputs, dtype=like.dtype, device=like.device)
-            )
+            self.oft_magnitude[adapter_name] = nn.Parameter(torch.ones(outputs, dtype=like.dtype, device=like.device))
         slot.settings = replace(slot.settings, spec=replace(slot.settings.spec, magnitude=True))
         self.changed()
 
@@ -450,6 +452,12 @@ class OFTLayer(nn.Module, Strengths, Merging):
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], adapters: tuple[str, ...] | None = None) -> Any:
         """The base's own forward and hooks on the original input, with the weights that the layer computes with."""
+        if torch.compiler.is_compiling():
+            return self._call(args, kwargs, adapters)
+        with _CALLS:
+            return self._call(args, kwargs, adapters)
+
+    def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], adapters: tuple[str, ...] | None) -> Any:
         names = list(self.in_use.adapters if adapters is None else adapters)
         if not hosted(self.base_layer):
             prefix = self._path_to_base()
@@ -529,6 +537,7 @@ def _reading(layer: OFTLayer, name: str, adapters: list[str]) -> Callable[[], Te
     for path in layer.base_parameters():
         owner, _, leaf = path.rpartition(".")
         places.append((layer.get_base_layer().get_submodule(owner)._parameters, leaf))
+    places = [(holder, leaf) for holder, leaf in places if leaf in holder]  # a replica has none
     then = [holder[leaf] for holder, leaf in places]
 
     def put(parameters: list[Any]) -> None:
@@ -536,6 +545,10 @@ def _reading(layer: OFTLayer, name: str, adapters: list[str]) -> Callable[[], Te
             holder[leaf] = parameter
 
     def compute() -> Tensor:
+        with _CALLS:
+            return at_once()
+
+    def at_once() -> Tensor:
         now = [holder[leaf] for holder, leaf in places]
         if all(one is other for one, other in zip(now, then, strict=True)):
             return layer.adapted(adapters)[name]
@@ -545,7 +558,7 @@ def _reading(layer: OFTLayer, name: str, adapters: list[str]) -> Callable[[], Te
         finally:
             put(now)
 
-    return compute
+    return at_once if torch.compiler.is_compiling() else compute
 
 
 @contextmanager
