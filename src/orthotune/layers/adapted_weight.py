@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from orthotune.errors import OrthotuneError
 
@@ -29,8 +29,9 @@ class AdaptedWeight(Tensor):
     def like(base: Tensor, compute: Callable[[], Tensor], name: str) -> AdaptedWeight:
         """An adapted weight in the place of ``base``, whose numbers ``compute`` gives; ``name`` is for messages."""
         made = Tensor._make_wrapper_subclass(
-            AdaptedWeight, base.shape, strides=base.stride(), dtype=base.dtype, layout=base.layout, device=base.device
-        )
+            AdaptedWeight, base.shape, strides=base.stride(), storage_offset=base.storage_offset(),
+            dtype=base.dtype, layout=base.layout, device=base.device,
+        )  # fmt: skip
         made._compute, made._numbers, made._name = compute, None, name
         return made
 
@@ -38,7 +39,10 @@ class AdaptedWeight(Tensor):
         """The adapted numbers as an ordinary tensor without a graph."""
         if self._numbers is None:
             with torch.no_grad():
-                self._numbers = self._compute().detach()
+                found = self._compute().detach()
+                if found.stride() != self.stride():  # a view(-1) that the base's parameter has must be there
+                    found = found.new_empty_strided(self.shape, self.stride()).copy_(found)
+                self._numbers = found
         return self._numbers
 
     @classmethod
@@ -49,22 +53,49 @@ class AdaptedWeight(Tensor):
         if func is torch.ops.aten.detach.default and isinstance(first, AdaptedWeight):
             return AdaptedWeight.like(first, first.numbers, first._name)
         if func._schema.is_mutable:
-            for argument, value in zip(func._schema.arguments, args, strict=False):
-                alias = argument.alias_info
-                if isinstance(value, AdaptedWeight) and alias is not None and alias.is_write:
-                    raise OrthotuneError(
-                        f"a write into the weight of adapted layer '{value._name}' ({func._schema.name})",
-                        got="a weight that is computed from the base's and the adapter: the write would be lost",
-                        do="Write into layer.get_base_layer().weight, or merge the adapter first",
-                    )
+            names = [argument.name for argument in func._schema.arguments]
+            given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+            for argument in func._schema.arguments:
+                if argument.alias_info is None or not argument.alias_info.is_write:
+                    continue
+                for value in tree_leaves(given.get(argument.name)):
+                    if isinstance(value, AdaptedWeight):
+                        raise OrthotuneError(
+                            f"a write into the weight of adapted layer '{value._name}' ({func._schema.name})",
+                            got="a weight that is computed from the base's and the adapter: the write would be lost",
+                            do="Write into layer.get_base_layer().weight, or merge the adapter first",
+                        )
         plain = tree_map(lambda one: one.numbers() if isinstance(one, AdaptedWeight) else one, (args, kwargs or {}))
-        return func(*plain[0], **plain[1])
+        found = func(*plain[0], **plain[1])
+        if func._schema.is_mutable or all(one.alias_info is None for one in func._schema.returns):
+            return found
+        # A part of the weight is no place to write to either: W[0].add_(1), W[:, 0] = 0.
+        name = next(one._name for one in tree_leaves((args, kwargs)) if isinstance(one, AdaptedWeight))
+        return tree_map(lambda one: _part(one, name) if isinstance(one, Tensor) else one, found)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        array = self.numpy() if dtype is None else self.numpy().astype(dtype)
+        return array.copy() if copy else array
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """The numbers as an array that cannot be written into."""
+        array = self.numbers().numpy(force=force)
+        array.flags.writeable = False
+        return array
+
+    def tolist(self) -> Any:
+        """The numbers as nested lists."""
+        return self.numbers().tolist()
 
     def __deepcopy__(self, memo: Any) -> Tensor:
         return self.numbers().clone()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.numbers().__reduce_ex__(protocol)
+
+
+def _part(part: Tensor, name: str) -> AdaptedWeight:
+    return AdaptedWeight.like(part, lambda: part, name)
 
 
 class _Adapted(torch.autograd.Function):

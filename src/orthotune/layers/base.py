@@ -9,6 +9,7 @@ first, the output passes ``M_1`` first, so ``W' = M_k .. M_1 W (R_1 .. R_k)^T``.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -31,6 +32,9 @@ from orthotune.layers.strength import Strengths
 from orthotune.quantized.plain import require_plain
 from orthotune.rotation.blocks import choose_layout
 from orthotune.rotation.placed import placed
+
+#: While a base has other weights in the place of its own, another thread must neither call nor read it.
+_CALLS = threading.RLock()
 
 
 class OFTLayer(nn.Module, Strengths, Merging):
@@ -224,9 +228,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
         if adapter_name not in self.oft_magnitude:
             like = next(iter(self.rotations(adapter_name).values())).weight
             outputs = sum(self.output_count(shape) for shape in self.shapes().values())
-            self.oft_magnitude[adapter_name] = nn.Parameter(
-                torch.ones(outputs, dtype=like.dtype, device=like.device)
-            )
+            self.oft_magnitude[adapter_name] = nn.Parameter(torch.ones(outputs, dtype=like.dtype, device=like.device))
         slot.settings = replace(slot.settings, spec=replace(slot.settings.spec, magnitude=True))
         self.changed()
 
@@ -493,6 +495,12 @@ class OFTLayer(nn.Module, Strengths, Merging):
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], adapters: tuple[str, ...] | None = None) -> Any:
         """The base's own forward and hooks on the original input, with the weights that the layer computes with."""
+        if torch.compiler.is_compiling():
+            return self._call(args, kwargs, adapters)
+        with _CALLS:
+            return self._call(args, kwargs, adapters)
+
+    def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], adapters: tuple[str, ...] | None) -> Any:
         names = list(self.in_use.adapters if adapters is None else adapters)
         if not hosted(self.base_layer):
             prefix = self._path_to_base()
@@ -546,8 +554,9 @@ class OFTLayer(nn.Module, Strengths, Merging):
             if name.startswith(("_", "ds_")) or "base_layer" not in modules:
                 raise
             base = self.get_base_layer()
-            if isinstance(base.__dict__.get("_parameters", {}).get(name), Tensor) and name in self.base_parameters():
-                return self.seen(name)
+            if isinstance(base.__dict__.get("_parameters", {}).get(name), Tensor):
+                # Of several wrappers of one module, each has a parameter of its own.
+                return self.seen(name) if name in self.base_parameters() else getattr(self.base_layer, name)
             return getattr(base, name)
 
     def _replicate_for_data_parallel(self) -> Any:
@@ -568,7 +577,34 @@ class OFTLayer(nn.Module, Strengths, Merging):
 
 
 def _reading(layer: OFTLayer, name: str, adapters: list[str]) -> Callable[[], Tensor]:
-    def compute() -> Tensor:
-        return layer.adapted(adapters)[name]
+    """The adapted weight by the parameters of now: ``functional_call`` has put others back by a backward."""
+    places: list[tuple[dict[str, Any], str]] = []
+    for adapter in adapters:
+        places += [(rotation._parameters, "weight") for rotation in layer.rotations(adapter).values()]
+        places += [(layer.oft_magnitude._parameters, adapter)] if adapter in layer.oft_magnitude else []
+    for path in layer.base_parameters():
+        owner, _, leaf = path.rpartition(".")
+        places.append((layer.get_base_layer().get_submodule(owner)._parameters, leaf))
+    places = [(holder, leaf) for holder, leaf in places if leaf in holder]  # a replica has none
+    then = [holder[leaf] for holder, leaf in places]
 
-    return compute
+    def put(parameters: list[Any]) -> None:
+        for (holder, leaf), parameter in zip(places, parameters, strict=True):
+            holder[leaf] = parameter
+
+    def compute() -> Tensor:
+        with _CALLS:
+            return at_once()
+
+    def at_once() -> Tensor:
+        now = [holder[leaf] for holder, leaf in places]
+        if all(one is other for one, other in zip(now, then, strict=True)):
+            return layer.adapted(adapters)[name]
+        put(then)
+        try:
+            return layer.adapted(adapters)[name]
+        finally:
+            put(now)
+
+    return at_once if torch.compiler.is_compiling() else compute
+

@@ -79,7 +79,11 @@ class Rotation(Exchanged):
                 return looked_up(weight, self.number, self.layout.block_size)
             return self._compute(project=trained)
         if looked_through():
-            return self._compute() if trained or wrapped(weight) else self.known()
+            if trained or wrapped(weight):
+                return self._compute()
+            with torch._C._DisableFuncTorch():  # no tensor of the transform may outlive it in the memo
+                R = self.current()
+                return self._compute() if R is None else R
         if trained:
             self._stay_within_ball()
             if self.spec.exact or self.strength.partial:
