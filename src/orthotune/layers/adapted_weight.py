@@ -22,6 +22,7 @@ class AdaptedWeight(Tensor):
     _compute: Callable[[], Tensor]
     _numbers: Tensor | None
     _name: str
+    _keys: tuple[Any, Any]
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -33,12 +34,14 @@ class AdaptedWeight(Tensor):
             dtype=base.dtype, layout=base.layout, device=base.device,
         )  # fmt: skip
         made._compute, made._numbers, made._name = compute, None, name
+        made._keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
         return made
 
     def numbers(self) -> Tensor:
         """The adapted numbers as an ordinary tensor without a graph."""
         if self._numbers is None:
-            with torch.no_grad():
+            # As the reader would compute: below a dispatch, torch would take lazily conjugated numbers as they lie.
+            with torch.no_grad(), torch._C._ForceDispatchKeyGuard(*self._keys):
                 found = self._compute().detach()
                 if found.stride() != self.stride():  # a view(-1) that the base's parameter has must be there
                     found = found.new_empty_strided(self.shape, self.stride()).copy_(found)
