@@ -13,6 +13,7 @@ import argparse
 import csv
 import importlib
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", type=Path, required=True, help="The src folder of the other version.")
     parser.add_argument("--selection", default="targets")
+    parser.add_argument("--mode", help="Cells of this mode alone: train, eval or decode.")
+    parser.add_argument("--dtype", help="Another dtype for every cell, as float32.")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=25)
     parser.add_argument("--seconds", type=float, default=120.0, help="Of a cell, after five repetitions.")
@@ -63,6 +66,7 @@ def main() -> None:
     before = chosen.before.resolve()
     library(here)
     cells = importlib.import_module("orthotune.bench.cells").selection(chosen.selection)
+    cells = [replace(cell, dtype=chosen.dtype or cell.dtype) for cell in cells if chosen.mode in (None, cell.mode)]
     rows = []
     for cell in cells:
         library(here)

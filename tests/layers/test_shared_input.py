@@ -144,7 +144,7 @@ def test_cross_attention_of_diffusers_shares_key_and_value_only(turned):
     config = OFTConfig(oft_block_size=8, target_modules=["to_q", "to_k", "to_v"], init_weights=False)
     model = get_peft_model(Cross(), config)
     assert model(X, OTHER) == alone(model)(X, OTHER)
-    assert turned == [2]
+    assert turned == [1, 2]
 
 
 def test_a_result_without_gradient_is_not_used_where_one_is_wanted():
@@ -158,7 +158,7 @@ def test_a_result_without_gradient_is_not_used_where_one_is_wanted():
 def test_blocks_of_other_sizes_and_other_sides_stay_apart(turned):
     model = attention(block_size_pattern={"k_proj": 12})
     assert torch.equal(model(X), alone(model)(X))
-    assert turned == [2]
+    assert sorted(turned) == [1, 2]
     assert attention(side="out", oft_block_size=12).base_model.model.q_proj.slots["default"].shared is None
 
 

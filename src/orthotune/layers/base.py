@@ -276,7 +276,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
 
     def changed(self) -> None:
         """Adapters, strengths, merges or switches have changed: what was derived from them is derived anew."""
-        self.__dict__["_in_use"] = None
+        self.__dict__["_in_use"] = self.__dict__["_again"] = None
         for slot in self.__dict__.get("slots", {}).values():
             if slot.shared is not None:
                 slot.shared.resume()
@@ -562,11 +562,11 @@ class OFTLayer(nn.Module, Strengths, Merging):
     def _replicate_for_data_parallel(self) -> Any:
         replica = super()._replicate_for_data_parallel()
         replica.__dict__["slots"] = {name: replace(slot, shared=None) for name, slot in self.slots.items()}
-        replica.__dict__["_in_use"] = None
+        replica.__dict__["_in_use"] = replica.__dict__["_again"] = None
         return replica
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_in_use": None}
+        return {**self.__dict__, "_in_use": None, "_again": None}
 
     def train(self, mode: bool = True) -> Any:
         self.changed()

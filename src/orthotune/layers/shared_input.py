@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from orthotune.layers.parametrization.memo import Memo
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.layers.parametrization.sharding import is_zero
 
+#: numbers of an input that is rotated in so little time that what Python does around it counts
+SHORT = 1 << 18
 #: children of one module that get its input together, in calling order
 TOGETHER = (
     ("q_proj", "k_proj", "v_proj"),  # Llama, Mistral, Qwen, Gemma, OPT, CLIP
@@ -40,6 +42,66 @@ class _Pending(NamedTuple):
     outputs: dict[int, tuple[Tensor, Tensor | None]]
 
 
+class Again:
+    """One layer's part of a call without gradients that is like the last one: no plan is made anew.
+
+    Everything that a plan looks at is either compared here (the numbers of the rotation, hooks, a forward on the
+    instance) or ends this object (adapters, strengths, merges, the mode: :meth:`OFTLayer.changed`).
+    """
+
+    __slots__ = ("R", "base", "entry", "forward", "index", "layer", "memo", "parameters", "rotation", "shared")
+
+    def __init__(self, shared: SharedInput, index: int, layer: OFTLayer, rotation: Rotation, R: Tensor) -> None:
+        self.shared, self.index, self.R = shared, index, R
+        self.layer = weakref.ref(layer)
+        self.base: nn.Module = layer.base_layer
+        self.forward = self.base.__dict__.get("forward")
+        self.rotation, self.memo, self.entry = rotation, rotation.memo, rotation.memo.entry
+        self.parameters = rotation._parameters
+        layer.__dict__["_again"] = self
+
+    def forget(self) -> None:
+        """The next call makes a plan."""
+        layer = self.layer()
+        if layer is not None and layer.__dict__.get("_again") is self:
+            layer.__dict__["_again"] = None
+
+    def __call__(self, x: Tensor) -> Any:
+        """The layer's output for ``x``, or None when a plan has to be made. Gradients are off."""
+        base, weight = self.base, self.parameters.get("weight")
+        if base._forward_hooks or base._forward_pre_hooks or base.__dict__.get("forward") is not self.forward:
+            return None
+        if weight is None or self.rotation.training or looked_through() or not self.memo.still(self.entry, weight):
+            return None
+        shared = self.shared
+        count = len(shared._again)
+        if self.index:
+            pending = shared._pending.get(threading.get_ident())
+            layer = self.layer()
+            if pending is None or layer is None or x is not pending.x or x._version != pending.version:
+                return None
+            rotated, served = pending.outputs.pop(id(layer), (None, None))
+            if not pending.outputs:
+                shared._pending.pop(threading.get_ident(), None)
+            if rotated is None or pending.grad or (served is not None and served is not self.memo.peek("R")):
+                return None
+            return base(rotated)
+        size = x.numel()
+        if not 0 < size < SHORT or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return None
+        if count == 1:
+            return base(rotate_joined(x, self.R)[0])
+        thread = threading.get_ident()
+        if thread in shared._pending or x.is_inference() or any(a.memo.entry is not a.entry for a in shared._again):
+            return None
+        outputs = rotate_joined(x, self.R, count)
+        others: dict[int, tuple[Tensor, Tensor | None]] = {
+            id(again.layer()): (y, None) for again, y in zip(shared._again[1:], outputs[1:], strict=True)
+        }
+        shared._pending[thread] = _Pending(x, x._version, False, others)
+        return base(outputs[0])
+
+
 class SharedInput:
     """Layers that get one input under one adapter, in the order in which the model calls them; often a single one.
 
@@ -54,6 +116,8 @@ class SharedInput:
         self._pending: dict[int, _Pending] = {}  # by thread
         #: the rotations of all layers and their join, valid while each layer serves the very tensor
         self._joined: tuple[list[Tensor], Tensor] | None = None
+        #: what a call like the last one may do at once, one for each layer
+        self._again: list[Again] = []
         #: why every layer rotates its own input for now, None while they share
         self.why_not: str | None = None
         for layer in layers:
@@ -68,6 +132,7 @@ class SharedInput:
         """Share again: adapters or the mode have changed."""
         self._pending.clear()
         self._joined = self.why_not = None
+        self._forget()
 
     def rotated(self, layer: OFTLayer, x: Tensor) -> Tensor | None:
         """``x`` rotated for ``layer``; None when the layer must do it for itself."""
@@ -77,13 +142,15 @@ class SharedInput:
         pending = self._pending.get(thread)
         if layer is not self._layers[0]():
             return None if pending is None else self._taken(pending, thread, layer, x)
-        if pending is not None:
+        if pending is not None and pending.outputs:
             self._pause("the first layer was called again before the others")
             return None
         found = self._all(x)
         if found is None:
             return None
         rotations, outputs = found
+        if len(rotations) == 1:
+            return outputs[0]
         others = {
             id(kept()): (y, rotation.served())
             for kept, rotation, y in zip(self._layers[1:], rotations[1:], outputs[1:], strict=True)
@@ -130,10 +197,32 @@ class SharedInput:
         joint = self._joined
         if joint is None or any(a is not b for a, b in zip(joint[0], blocks, strict=True)):
             joint = self._joined = (blocks, joined(blocks))
+            self._remember(rotations, joint[1])
         return rotations, rotate_joined(x, joint[1], len(blocks))
+
+    def _remember(self, rotations: list[Rotation], R: Tensor) -> None:
+        """Let the layers repeat this call at once while nothing has changed, see :class:`Again`."""
+        self._forget()
+        layers = [kept() for kept in self._layers]
+        for layer, rotation in zip(layers, rotations, strict=True):
+            if layer is None or layer.opaque() is not None or layer.in_use.outputs_change:
+                return
+            if rotation.training or rotation.memo.entry is None:
+                return
+        self._again = [
+            Again(self, index, layer, rotation, R)
+            for index, (layer, rotation) in enumerate(zip(layers, rotations, strict=True))
+            if layer is not None
+        ]
+
+    def _forget(self) -> None:
+        for again in self._again:
+            again.forget()
+        self._again = []
 
     def _pause(self, why: str) -> None:
         self._pending.clear()
+        self._forget()
         self._joined, self.why_not = None, why
 
 
@@ -166,6 +255,8 @@ def share_inputs(model: nn.Module, adapter: str) -> None:
             if len(together) > 1:
                 alone.difference_update(together)
                 SharedInput(together, adapter)
+    for layer in alone:
+        SharedInput([layer], adapter)
 
 
 def _alike(one: OFTLayer, other: OFTLayer, adapter: str) -> bool:

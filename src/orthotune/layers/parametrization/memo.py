@@ -68,6 +68,25 @@ class Memo:
             return None
         return entry[1].get(name)
 
+    @property
+    def entry(self) -> object | None:
+        """What is kept now; another object when anything has changed."""
+        return self._entry
+
+    def still(self, entry: object, weight: Tensor) -> bool:
+        """Whether ``entry`` is what is kept, and ``weight`` holds the numbers that it was computed from."""
+        kept = self._entry
+        if kept is None or kept is not entry:
+            return False
+        numbers = kept[0]
+        return (
+            weight.dtype is numbers.dtype
+            and weight.shape == numbers.shape
+            and weight.is_cpu
+            and weight.is_contiguous()
+            and not _compare(kept[2], weight.data_ptr(), numbers.nbytes)
+        )
+
     def peek(self, name: str) -> Any:
         """The value ``name`` without looking at the parameter: for an owner that compares before it uses the value."""
         entry = self._entry
