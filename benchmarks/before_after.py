@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--selection", default="targets")
     parser.add_argument("--mode", help="Cells of this mode alone: train, eval or decode.")
     parser.add_argument("--dtype", help="Another dtype for every cell, as float32.")
+    parser.add_argument("--tokens", type=int, help="Cells of so many tokens alone.")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=25)
     parser.add_argument("--seconds", type=float, default=120.0, help="Of a cell, after five repetitions.")
@@ -67,6 +68,7 @@ def main() -> None:
     library(here)
     cells = importlib.import_module("orthotune.bench.cells").selection(chosen.selection)
     cells = [replace(cell, dtype=chosen.dtype or cell.dtype) for cell in cells if chosen.mode in (None, cell.mode)]
+    cells = [cell for cell in cells if chosen.tokens in (None, cell.tokens)]
     rows = []
     for cell in cells:
         library(here)

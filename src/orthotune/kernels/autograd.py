@@ -25,6 +25,16 @@ def looked_through() -> bool:
     """
     if torch.compiler.is_compiling():  # compiled code is traced through custom functions by itself
         return False
+    return looked_through_uncompiled()
+
+
+def looked_through_uncompiled() -> bool:
+    """:func:`looked_through` for callers that know that nothing is being compiled.
+
+    Example:
+        >>> looked_through_uncompiled()
+        False
+    """
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or torch._C._is_tracing()
 
 

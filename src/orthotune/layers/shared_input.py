@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from orthotune.kernels.autograd import looked_through
+from orthotune.kernels.autograd import looked_through, looked_through_uncompiled
 from orthotune.kernels.rotate import joined, rotate_each, rotate_joined
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.parametrization.memo import Memo
@@ -49,11 +49,11 @@ class Again:
     instance) or ends this object (adapters, strengths, merges, the mode: :meth:`OFTLayer.changed`).
     """
 
-    __slots__ = ("R", "base", "entry", "forward", "index", "layer", "memo", "parameters", "rotation", "shared")
+    __slots__ = ("R", "base", "entry", "forward", "id", "index", "layer", "memo", "parameters", "rotation", "shared")
 
     def __init__(self, shared: SharedInput, index: int, layer: OFTLayer, rotation: Rotation, R: Tensor) -> None:
         self.shared, self.index, self.R = shared, index, R
-        self.layer = weakref.ref(layer)
+        self.layer, self.id = weakref.ref(layer), id(layer)
         self.base: nn.Module = layer.base_layer
         self.forward = self.base.__dict__.get("forward")
         self.rotation, self.memo, self.entry = rotation, rotation.memo, rotation.memo.entry
@@ -71,18 +71,20 @@ class Again:
         base, weight = self.base, self.parameters.get("weight")
         if base._forward_hooks or base._forward_pre_hooks or base.__dict__.get("forward") is not self.forward:
             return None
-        if weight is None or self.rotation.training or looked_through() or not self.memo.still(self.entry, weight):
+        if weight is None or self.rotation.training or looked_through_uncompiled():
+            return None
+        if not self.memo.still(self.entry, weight):
             return None
         shared = self.shared
         count = len(shared._again)
         if self.index:
-            pending = shared._pending.get(threading.get_ident())
-            layer = self.layer()
-            if pending is None or layer is None or x is not pending.x or x._version != pending.version:
+            thread = threading.get_ident()
+            pending = shared._pending.get(thread)
+            if pending is None or x is not pending.x or x._version != pending.version:
                 return None
-            rotated, served = pending.outputs.pop(id(layer), (None, None))
+            rotated, served = pending.outputs.pop(self.id, (None, None))
             if not pending.outputs:
-                shared._pending.pop(threading.get_ident(), None)
+                shared._pending.pop(thread, None)
             if rotated is None or pending.grad or (served is not None and served is not self.memo.peek("R")):
                 return None
             return base(rotated)
@@ -96,7 +98,7 @@ class Again:
             return None
         outputs = rotate_joined(x, self.R, count)
         others: dict[int, tuple[Tensor, Tensor | None]] = {
-            id(again.layer()): (y, None) for again, y in zip(shared._again[1:], outputs[1:], strict=True)
+            again.id: (y, None) for again, y in zip(shared._again[1:], outputs[1:], strict=True)
         }
         shared._pending[thread] = _Pending(x, x._version, False, others)
         return base(outputs[0])
