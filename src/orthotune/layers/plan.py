@@ -134,7 +134,7 @@ def explain(layer: Planned, x: Tensor | None = None) -> str:
     for name, slot in layer.slots.items():
         for part, rotation in layer.rotations(name).items():
             lines.append(f"{name}{'.' * bool(part)}{part}: {rotation.memo.explain()}")
-        if slot.shared is not None:
+        if slot.shared is not None and slot.shared.count > 1:
             paused = slot.shared.why_not
             lines.append(f"{name}: " + (f"shares its input with {slot.shared.count - 1} others" if paused is None
                                         else f"rotates its own input: {paused}"))  # fmt: skip
