@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from orthotune.diffusion.adapter_settings import ATTENTION, WITH_CONVOLUTIONS, AdapterSettings
 from orthotune.diffusion.pipeline_family import PipelineFamily
@@ -91,4 +91,4 @@ def _is_clip(part: Any) -> bool:
 
 def _has_weight(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
-    return isinstance(weight, nn.Parameter) and weight.ndim >= 2
+    return isinstance(weight, Tensor) and weight.ndim >= 2
