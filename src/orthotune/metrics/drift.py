@@ -68,7 +68,7 @@ def text_drift(model: Any, rows: Sequence[TokenRow], base: nn.Module | None = No
 
 def _log_probabilities(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-    return logits.float().log_softmax(-1)
+    return logits.double().log_softmax(-1)  # in float32 a small divergence rounds below 0
 
 
 @contextmanager
