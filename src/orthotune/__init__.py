@@ -6,10 +6,10 @@ transformers and diffusers then use it for every OFT config and adapter. :func:`
 
 from peft import PeftModel, get_peft_model
 
-from orthotune.diagnosis.diagnose import diagnose
 from orthotune.errors import OrthotuneError
-from orthotune.loading.hotswap import hotswap_adapter
-from orthotune.loading.load import load_adapter
+from orthotune.operations.diagnosis.diagnose import diagnose
+from orthotune.operations.hotswap import hotswap_adapter
+from orthotune.operations.load import load_adapter
 from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.model import OFTModel
 from orthotune.tuner.register import register, unregister

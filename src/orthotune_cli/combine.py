@@ -66,7 +66,7 @@ def combine_adapters(
     """
     from orthotune.errors import ConfigError
     from orthotune.formats.roster import read_adapter
-    from orthotune_cli.place import new_folder
+    from orthotune.operations.place import new_folder
 
     if (how == "svd_lora") != (base is not None and rank is not None) or (how != "svd_lora" and (base or rank)):
         raise ConfigError(f"--type {how}", needed="--base and --rank for svd_lora, and for it alone")
@@ -90,9 +90,9 @@ def _one_adapter(
     from orthotune.formats.convert import convert
     from orthotune.formats.roster import read_adapter
     from orthotune.formats.writers import write_adapter
-    from orthotune.merging.combine_files import combine_states
+    from orthotune.operations.checkpoint.combine_files import combine_states
+    from orthotune.operations.place import new_folder
     from orthotune.tuner.joint_layer import Combination
-    from orthotune_cli.place import new_folder
 
     combination = Combination(tuple(weights), how, density)
     states = [read_adapter(path) for path in paths]
@@ -108,9 +108,9 @@ def _one_adapter(
 
 
 def _svd_lora(states: Sequence[Any], weights: Sequence[float], base: Path, rank: int, folder: Path) -> list[str]:
-    from orthotune.merging.combine_files import summed_changes
-    from orthotune.merging.lora_export import factors, write_lora
-    from orthotune.merging.stream import DenseMerge
+    from orthotune.operations.checkpoint.combine_files import summed_changes
+    from orthotune.operations.checkpoint.lora_export import factors, write_lora
+    from orthotune.operations.checkpoint.stream import DenseMerge
 
     merges = [DenseMerge(state, base) for state in states]
     layers = factors(merges[0], rank, None, None, summed_changes(merges, weights))

@@ -25,10 +25,10 @@ def demo(
 
     Example: orthotune demo
     """
+    from orthotune.operations.base_model import WORLD
     from orthotune.recipes import sft
     from orthotune.recipes.settings import SFTSettings
     from orthotune.training.quiet import quiet
-    from orthotune_cli.base_model import WORLD
     from orthotune_cli.merge import merge_adapter
     from orthotune_cli.report import report_on
 
@@ -85,7 +85,7 @@ def _continuation(model: str | Path) -> str:
     """How the model goes on after the prompt, always taking its likeliest token."""
     import torch
 
-    from orthotune_cli.base_model import load_base
+    from orthotune.operations.base_model import load_base
 
     loaded = load_base(str(model), "float32")
     tokenizer = loaded.companions[0]

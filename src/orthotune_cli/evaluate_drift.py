@@ -118,9 +118,9 @@ def measure(adapter: Path, data: str | None, base: str, max_length: int, limit: 
     from orthotune.errors import DataError
     from orthotune.metrics.drift import text_drift
     from orthotune.metrics.text_loss import token_rows
+    from orthotune.operations.base_model import WORLD
     from orthotune.training.causal_model import load_model, load_tokenizer
     from orthotune.worlds import text as text_world
-    from orthotune_cli.base_model import WORLD
 
     own = base == WORLD or base == str(text_world.MODEL)
     if data is None and not own:
@@ -137,9 +137,9 @@ def measure(adapter: Path, data: str | None, base: str, max_length: int, limit: 
 
 
 def _texts(data: str, limit: int) -> list[str]:
+    from orthotune.operations.base_model import WORLD
     from orthotune.training.text_data import load_examples
     from orthotune.worlds import text as text_world
-    from orthotune_cli.base_model import WORLD
 
     name, _, split = data.partition("/")
     if name == WORLD:

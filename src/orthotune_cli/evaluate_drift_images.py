@@ -44,8 +44,8 @@ def measure_images(
 
     from orthotune.diffusion.roster import open_family
     from orthotune.diffusion.saved_adapter import load_adapter
-    from orthotune.loading.load import load_adapter as load_file
     from orthotune.metrics.image_drift import image_drift
+    from orthotune.operations.load import load_adapter as load_file
     from orthotune.worlds import image as image_world
 
     prompts = _prompts(data, base, limit)

@@ -25,7 +25,7 @@ def run(
     import transformers
 
     from orthotune.metrics.roster import measure
-    from orthotune_cli.place import new_folder
+    from orthotune.operations.place import new_folder
 
     place = out or Path("runs") / f"evaluate-{name}"
     if overwrite:

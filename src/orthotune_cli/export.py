@@ -15,7 +15,7 @@ from orthotune_cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from orthotune.merging.stream import DenseMerge
+    from orthotune.operations.checkpoint.stream import DenseMerge
 
 
 class Kind(str, Enum):
@@ -96,9 +96,9 @@ def export_adapter(
     """
     from orthotune.formats.read_options import ReadOptions
     from orthotune.formats.roster import read_adapter
-    from orthotune.merging.stream import DenseMerge
+    from orthotune.operations.checkpoint.stream import DenseMerge
+    from orthotune.operations.place import lasting
     from orthotune_cli.own_place import refuse_place_of_adapter
-    from orthotune_cli.place import lasting
 
     _check_options(options or {})
     _check_base(base)
@@ -160,7 +160,7 @@ def _progress() -> Progress:
 
 def _dense(merge: DenseMerge, adapter: Path, folder: Path, out: Path, bar: Progress, said: list[str]) -> None:
     import orthotune
-    from orthotune.merging.journal import Journal, fingerprint
+    from orthotune.operations.checkpoint.journal import Journal, fingerprint
 
     own = [path for path in adapter.iterdir() if path.is_file()] if adapter.is_dir() else [adapter]
     weights = [shard.entries[0].path for part in merge.base.parts for shard in part.checkpoint.shards if shard.entries]
@@ -181,7 +181,7 @@ def _dense(merge: DenseMerge, adapter: Path, folder: Path, out: Path, bar: Progr
 
 
 def _diff(merge: DenseMerge, out: Path, told: Any) -> int:
-    from orthotune.merging.diff_export import write_changes
+    from orthotune.operations.checkpoint.diff_export import write_changes
 
     return write_changes(merge, out, told)
 
@@ -189,7 +189,7 @@ def _diff(merge: DenseMerge, out: Path, told: Any) -> int:
 def _lora(
     merge: DenseMerge, out: Path, rank: int | None, error: float | None, fields: dict[str, Any], bar: Progress, say: Any
 ) -> None:
-    from orthotune.merging.lora_export import Factors, factors, write_lora
+    from orthotune.operations.checkpoint.lora_export import Factors, factors, write_lora
 
     task = bar.add_task("decomposing", total=None)
 

@@ -27,8 +27,8 @@ def identify(
     """
     import json
 
-    from orthotune.formats.identify import identify as look
     from orthotune.formats.read_options import ReadOptions
+    from orthotune.operations.identify import identify as look
 
     facts = plain(asdict(look(adapter, ReadOptions(**said(series, coft, eps, project, boft_conv)))))
     if as_json:
@@ -42,7 +42,7 @@ def told(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """The facts as lines of two columns.
 
     Example:
-        >>> from orthotune.formats.identify import identify
+        >>> from orthotune.operations.identify import identify
         >>> told(asdict(identify("style.safetensors")))[0]  # doctest: +SKIP
         ('file', 'style.safetensors')
     """

@@ -71,9 +71,9 @@ def collect(state: AdapterState) -> dict[str, Any]:
         >>> collect(read_adapter("runs/demo/adapter"))["parameters"]  # doctest: +SKIP
         47616
     """
-    from orthotune.diagnosis.diagnose import diagnose_state
     from orthotune.formats.measure import measure
     from orthotune.formats.peft_oft import ID, ID_LEGACY, ID_OWN, beyond_stock
+    from orthotune.operations.diagnosis.diagnose import diagnose_state
 
     found = diagnose_state(state).record()
     more = {(row["layer"], row["part"]): row for row in found["layers"]}
@@ -110,7 +110,7 @@ def collect(state: AdapterState) -> dict[str, Any]:
 def _add_weights(facts: dict[str, Any], adapter: Path, base: str, options: dict[str, Any]) -> None:
     """What happens to the weights of the base: energy, spectrum and distance, into the rows of the layers."""
     from orthotune import diagnose, load_adapter
-    from orthotune_cli.base_model import load_base
+    from orthotune.operations.base_model import load_base
 
     model, report = load_adapter(load_base(base, "float32").model, adapter, "inspected", **options)
     found = diagnose(model, "inspected").record()["layers"]
@@ -142,7 +142,7 @@ def compared(one: AdapterState, other: AdapterState) -> dict[str, Any]:
     Raises:
         AdapterFileError: they turn no layer in common, or their blocks cannot be compared.
     """
-    from orthotune.diagnosis.comparison import compare_adapters
+    from orthotune.operations.diagnosis.comparison import compare_adapters
 
     rows, alone = compare_adapters(one, other)
     adapters = [str(one.source), str(other.source)]

@@ -75,7 +75,7 @@ def merge_adapter(
     """Merge ``adapter`` into ``base`` and save the model to ``out``, which appears when it is complete.
 
     ``dequantize`` makes a plain model of a quantized one; ``quantization`` quantizes the base on loading, with a word
-    of ``orthotune.training.quantization``. ``strength`` and ``kind`` as for
+    of ``orthotune.quantized.loading_options``. ``strength`` and ``kind`` as for
     :func:`~orthotune.tuner.strength.set_scale`.
 
     Raises:
@@ -91,9 +91,9 @@ def merge_adapter(
     from safetensors import SafetensorError
 
     from orthotune.errors import AdapterFileError, MergeError
-    from orthotune_cli.base_model import load_base
+    from orthotune.operations.base_model import load_base
+    from orthotune.operations.place import new_folder
     from orthotune_cli.own_place import refuse_place_of_adapter
-    from orthotune_cli.place import new_folder
 
     base = _base_of(adapter, base)
     if overwrite:
@@ -145,11 +145,11 @@ def stream_adapter(
         >>> stream_adapter(Path("runs/demo/adapter"), Path("merged"), base="models/llama")  # doctest: +SKIP
         PosixPath('merged')
     """
-    from orthotune.merging.stream import merge_checkpoint
+    from orthotune.operations.base_model import WORLD
+    from orthotune.operations.checkpoint.stream import merge_checkpoint
+    from orthotune.operations.place import new_folder
     from orthotune.worlds import text
-    from orthotune_cli.base_model import WORLD
     from orthotune_cli.own_place import refuse_place_of_adapter
-    from orthotune_cli.place import new_folder
 
     def tell(number: int, count: int, name: str) -> None:
         typer.echo(f"shard {number} of {count}  {name}", err=True)

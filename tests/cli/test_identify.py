@@ -10,7 +10,7 @@ import pytest
 
 from formats.producers import FIXTURES, Produced, produced
 from orthotune.formats.conversion_table import DIFF, TARGETS
-from orthotune.formats.identify import PRODUCERS, identify
+from orthotune.operations.identify import PRODUCERS, identify
 
 #: producer of the fixtures -> what the probable producer must name
 MEANT = {

@@ -12,7 +12,7 @@ from torch import nn
 
 from contracts.cases import randomize
 from orthotune import OFTConfig, OrthotuneError, get_peft_model
-from orthotune.loading.hotswap import hotswap_adapter
+from orthotune.operations.hotswap import hotswap_adapter
 
 
 def _net(seed: int = 1, **fields: Any) -> Any:

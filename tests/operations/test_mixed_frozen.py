@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from contracts.cases import randomize
 from formats.producers import Produced, produced
-from loading.bases import layer, network, numbers, places
+from operations.bases import layer, network, numbers, places
 from orthotune import OFTConfig, load_adapter
 from orthotune.errors import ConfigError
 from orthotune.layers.base import OFTLayer

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from formats.producers import FIXTURES
-from loading.adapter_files import lycoris, merged, onetrainer, state
-from loading.bases import lone, numbers, places, put
-from loading.image_models import pipeline, text_encoder, unet
-from merging.models import llama
+from operations.adapter_files import lycoris, merged, onetrainer, state
+from operations.bases import lone, numbers, places, put
+from operations.checkpoint.models import llama
+from operations.image_models import pipeline, text_encoder, unet
 from orthotune import OFTConfig, PeftModel, get_peft_model, load_adapter
 from orthotune.errors import AdapterFileError, BlockSizeError, ConfigError, TargetError
 from orthotune.formats.module_names_ldm import ldm_names

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from formats.producers import Produced, produced, turns_bias
-from loading.bases import network, numbers, places
+from operations.bases import network, numbers, places
 from orthotune import load_adapter
 from orthotune.layers.base import OFTLayer
 

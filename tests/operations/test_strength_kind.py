@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from formats.producers import Produced, produced
-from loading.bases import network, numbers, places
+from operations.bases import network, numbers, places
 from orthotune import load_adapter
 from orthotune.errors import ConfigError
 from orthotune.layers.base import OFTLayer

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from orthotune.errors import RecipeError
+from orthotune.quantized.loading_options import WHILE_LOADING, _installed
 from orthotune.training.causal_model import load_model
-from orthotune.training.quantization import WHILE_LOADING, _installed
 from orthotune.training.shared_base import check_shared_base
 from tiny_text import save_model, texts, write_jsonl
 

@@ -1,1 +1,1 @@
-"""Putting an adapter of any readable format on any model: matching names, fitting settings, loading the numbers."""
+"""What is done with adapter files: load, hotswap, identify, inspect, convert, merge, export, combine; one a file."""

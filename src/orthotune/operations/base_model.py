@@ -7,8 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: The model inside the package, by the name that recipes give it.
+import torch
+import transformers
+from safetensors import safe_open
+
+from orthotune.errors import OrthotuneError
+from orthotune.quantized.loading_options import loading_options
+
+#: The language model inside the package, by the name that recipes give it and that its adapters record.
 WORLD = "text-world"
+#: its folder; ``worlds/text.py`` has its data
+WORLD_MODEL = Path(__file__).parents[1] / "worlds" / "text" / "model"
 #: names under which quantized checkpoints keep what makes sense of their weights
 SCALES = {
     "weight_scale",
@@ -52,7 +61,10 @@ class BaseModel:
 def load_base(base: str, dtype: str = "auto", quantization: str | None = None) -> BaseModel:
     """The model at a path or on the hub; ``dtype`` ``auto`` keeps the one that it was saved in.
 
-    ``quantization`` is a word of ``orthotune.training.quantization``, for models of transformers.
+    Args:
+        base: path, name on the hub, or :data:`WORLD`.
+        dtype: ``auto``, or the name of a number type of torch.
+        quantization: a word of ``orthotune.quantized.loading_options``, for models of transformers.
 
     Raises:
         OrthotuneError: the path is no model, or its class is not known to the installed libraries.
@@ -61,10 +73,7 @@ def load_base(base: str, dtype: str = "auto", quantization: str | None = None) -
         >>> load_base("gpt2").model  # doctest: +SKIP
         GPT2LMHeadModel(...)
     """
-    from orthotune.errors import OrthotuneError
-    from orthotune.worlds import text
-
-    folder = text.MODEL if base == WORLD else Path(base)
+    folder = place_of(base)
     if folder.is_file():
         raise OrthotuneError(f"--base {base}", got="a file", needed="a folder with config.json, or a name on the hub")
     if folder.is_dir():
@@ -82,12 +91,17 @@ def load_base(base: str, dtype: str = "auto", quantization: str | None = None) -
     return _transformers(str(folder), dtype, quantization)
 
 
+def place_of(base: str) -> Path:
+    """The folder or file that a base's name means; a name on the hub is returned as it is.
+
+    Example:
+        >>> place_of("models/llama").as_posix(), place_of("text-world").name
+        ('models/llama', 'model')
+    """
+    return WORLD_MODEL if base == WORLD else Path(base)
+
+
 def _transformers(base: str, dtype: str, quantization: str | None) -> BaseModel:
-    import torch
-    import transformers
-
-    from orthotune.training.quantization import loading_options
-
     compute = torch.float32 if dtype == "auto" else getattr(torch, dtype)
     options = loading_options(quantization, base, compute) if quantization else {}
 
@@ -104,8 +118,6 @@ def _transformers(base: str, dtype: str, quantization: str | None) -> BaseModel:
 
 def _refuse_incomplete(base: str, found: dict[str, Any]) -> None:
     """What a checkpoint lacks would be random numbers, and scales that nobody asked for belong to quantized weights."""
-    from orthotune.errors import OrthotuneError
-
     missing = sorted(found.get("missing_keys") or ())
     scales = sorted(key for key in found.get("unexpected_keys") or () if key.rsplit(".", 1)[-1] in SCALES)
     for keys, what in (
@@ -120,8 +132,6 @@ def _refuse_incomplete(base: str, found: dict[str, Any]) -> None:
 
 
 def _companions(base: str) -> list[Any]:
-    import transformers
-
     found: list[Any] = []
     for kind in ("AutoTokenizer", "AutoImageProcessor", "AutoFeatureExtractor"):
         try:
@@ -134,8 +144,6 @@ def _companions(base: str) -> list[Any]:
 def _diffusers(folder: Path, dtype: str) -> BaseModel:
     import diffusers
 
-    from orthotune.errors import OrthotuneError
-
     name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
     kind: Any = getattr(diffusers, str(name), None)
     known = isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
@@ -147,8 +155,6 @@ def _diffusers(folder: Path, dtype: str) -> BaseModel:
 def _pipeline(folder: Path, dtype: str) -> BaseModel:
     import diffusers
 
-    from orthotune.errors import OrthotuneError
-
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **_torch_dtype(folder, dtype))
     component = next((name for name in ("unet", "transformer") if getattr(pipe, name, None) is not None), None)
     if component is None:
@@ -157,13 +163,9 @@ def _pipeline(folder: Path, dtype: str) -> BaseModel:
 
 
 def _torch_dtype(folder: Path, dtype: str) -> dict[str, Any]:
-    import torch
-
     if dtype != "auto":
         return {"torch_dtype": getattr(torch, dtype)}
     # diffusers loads in float32 when nothing is said; the first weight file says what was saved.
-    from safetensors import safe_open
-
     for file in sorted(folder.rglob("*diffusion_pytorch_model*.safetensors")):
         with safe_open(file, "pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 (it is no mapping)

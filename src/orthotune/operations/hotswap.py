@@ -17,7 +17,7 @@ from orthotune.formats.read_options import ReadOptions
 from orthotune.formats.roster import read_adapter
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.parametrization.rotation import Rotation
-from orthotune.loading.components import adaptable, bare
+from orthotune.operations.fitting.components import adaptable, bare
 from orthotune.rotation.packing import block_size_of, pack, unpack
 from orthotune.rotation.spec import RotationSpec
 

@@ -20,9 +20,9 @@ from orthotune.formats.module_names import match_names
 from orthotune.formats.read_options import ReadOptions
 from orthotune.formats.roster import read_adapter
 from orthotune.layers.base import OFTLayer
-from orthotune.loading.components import adaptable, bare, components_of
-from orthotune.loading.fit import Fit, config_for, fit
-from orthotune.loading.report import LoadReport
+from orthotune.operations.fitting.components import adaptable, bare, components_of
+from orthotune.operations.fitting.fit import Fit, config_for, fit
+from orthotune.operations.fitting.report import LoadReport
 from orthotune.tuner.old_names import todays_names
 
 #: fields of a PEFT config that stay true on whichever model the adapter is put

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from orthotune.errors import OutputError
+
 
 @contextmanager
 def new_folder(out: Path, *, overwrite: bool = False, named: str = "--out") -> Iterator[Path]:
@@ -26,8 +28,6 @@ def new_folder(out: Path, *, overwrite: bool = False, named: str = "--out") -> I
         >>> with new_folder(Path("merged")) as folder:  # doctest: +SKIP
         ...     (folder / "config.json").write_text("{}")
     """
-    from orthotune.errors import OutputError
-
     out = out.absolute()
     if out.exists() and not out.is_dir():
         raise OutputError(f"{named} {out}", got="a file", needed="a folder, or a name that is free")
@@ -61,8 +61,6 @@ def lasting(out: Path, *, file: bool = False, overwrite: bool = False, resume: b
         >>> with lasting(Path("merged.safetensors"), file=True) as folder:  # doctest: +SKIP
         ...     (folder / "merged.safetensors").write_bytes(b"")
     """
-    from orthotune.errors import OutputError
-
     out = out.absolute()
     if out.exists() and out.is_dir() == file:
         wanted = "a file" if file else "a folder"
@@ -98,8 +96,6 @@ def lasting(out: Path, *, file: bool = False, overwrite: bool = False, resume: b
 
 
 def _partial(out: Path, name: str, named: str) -> Path:
-    from orthotune.errors import OutputError
-
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = out.parent / name

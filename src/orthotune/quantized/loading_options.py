@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from orthotune.errors import RecipeError
-from orthotune.training import processes
 
 #: word -> (module that does it, extra that installs it): quantized while loading
 WHILE_LOADING: dict[str, tuple[str, str]] = {
@@ -29,8 +28,14 @@ STORED: dict[str, tuple[str, str]] = {
 }
 
 
-def loading_options(word: str, source: str, dtype: torch.dtype) -> dict[str, Any]:
+def loading_options(word: str, source: str, dtype: torch.dtype, processes: int = 1) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` for a base that is quantized as ``word`` says.
+
+    Args:
+        word: a key of :data:`WHILE_LOADING` or :data:`STORED`.
+        source: path or hub name of the model.
+        dtype: of the computation, and of what is not quantized.
+        processes: how many processes share the run; several need a storage that can be sharded.
 
     Raises:
         RecipeError: an unknown word, a library that is not installed, or a checkpoint that is not stored so.
@@ -59,7 +64,7 @@ def loading_options(word: str, source: str, dtype: torch.dtype) -> dict[str, Any
             got=f"a checkpoint stored with {stored}",
             do="Leave out quantization: the checkpoint says itself how it is quantized",
         )
-    return {"quantization_config": _config(word, dtype), "device_map": {"": place()}}
+    return {"quantization_config": _config(word, dtype, processes), "device_map": {"": place()}}
 
 
 def place() -> Any:
@@ -74,7 +79,7 @@ def _installed(module: str) -> bool:
         return False
 
 
-def _config(word: str, dtype: torch.dtype) -> Any:
+def _config(word: str, dtype: torch.dtype, processes: int) -> Any:
     import transformers
 
     if word in ("nf4", "fp4"):
@@ -85,7 +90,7 @@ def _config(word: str, dtype: torch.dtype) -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
             # FSDP2 shards floating types only; the bytes are the same.
-            bnb_4bit_quant_storage=dtype if processes.count() > 1 else torch.uint8,
+            bnb_4bit_quant_storage=dtype if processes > 1 else torch.uint8,
         )
     if word == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True)

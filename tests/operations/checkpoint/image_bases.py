@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from loading.image_models import pipeline, weights
+from operations.image_models import pipeline, weights
 from orthotune.formats.module_names_ldm import ldm_names
 
 

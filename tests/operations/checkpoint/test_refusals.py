@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from merging.models import llama, save_adapter, save_base
+from operations.checkpoint.models import llama, save_adapter, save_base
 from orthotune.errors import AdapterFileError, MergeError, OutputError
-from orthotune.merging import stream
-from orthotune.merging.stream import merge_checkpoint
+from orthotune.operations.checkpoint import stream
+from orthotune.operations.checkpoint.stream import merge_checkpoint
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 

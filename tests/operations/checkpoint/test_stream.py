@@ -14,8 +14,17 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from merging.models import EXPERTS, gpt2, llama, merged_in_memory, mixtral, same_model, save_adapter, save_base
-from orthotune.merging.stream import merge_checkpoint
+from operations.checkpoint.models import (
+    EXPERTS,
+    gpt2,
+    llama,
+    merged_in_memory,
+    mixtral,
+    same_model,
+    save_adapter,
+    save_base,
+)
+from orthotune.operations.checkpoint.stream import merge_checkpoint
 
 LINEAR = ["q_proj", "down_proj"]
 CASES: dict[str, tuple[Callable[[], nn.Module], torch.dtype, dict[str, Any]]] = {

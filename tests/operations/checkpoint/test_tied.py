@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from contracts.cases import randomize
-from merging.tied_models import TIED, fields, logits, make
+from operations.checkpoint.tied_models import TIED, fields, logits, make
 from orthotune import OFTConfig, PeftModel, get_peft_model
-from orthotune.merging.stream import merge_checkpoint
+from orthotune.operations.checkpoint.stream import merge_checkpoint
 
 #: PEFT's own words; ours about models that scale.
 pytestmark = pytest.mark.filterwarnings(

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from orthotune.diagnosis.advice import ORTHOGONALITY, advise
-from orthotune.diagnosis.rotation_facts import rotation_facts
+from orthotune.operations.diagnosis.advice import ORTHOGONALITY, advise
+from orthotune.operations.diagnosis.rotation_facts import rotation_facts
 from orthotune.rotation.cayley import cayley
 from orthotune.rotation.neumann import neumann
 from orthotune.rotation.spec import RotationSpec

@@ -10,10 +10,10 @@ from torch import nn
 
 import orthotune
 from layers.models import everything, linear, tokens
-from orthotune.diagnosis.comparison import compare_adapters
-from orthotune.diagnosis.diagnose import diagnose, diagnose_state
 from orthotune.errors import AdapterFileError, ConfigError
 from orthotune.formats import read_adapter
+from orthotune.operations.diagnosis.comparison import compare_adapters
+from orthotune.operations.diagnosis.diagnose import diagnose, diagnose_state
 
 
 def _angle(model, q: float) -> None:
@@ -88,7 +88,7 @@ def test_a_warning_names_the_remedy(fields, q, words, remedy) -> None:
 def diagnose_state_of_nan():
     from dataclasses import replace
 
-    from orthotune.diagnosis.advice import advise
+    from orthotune.operations.diagnosis.advice import advise
 
     row = diagnose(linear(), weights=False).rotations[0]
     return advise([replace(row, orthogonality_error=math.nan)])

@@ -1,1 +1,1 @@
-"""Merging an adapter into the files of a checkpoint, tensor by tensor, without loading the model."""
+"""The files of a base model, merged with an adapter tensor by tensor, without loading the model."""

@@ -9,9 +9,9 @@ from typing import Any
 
 from orthotune.errors import AdapterFileError
 from orthotune.formats.base_weights import INSIDE
-from orthotune.loading.components import ADAPTED
-from orthotune.merging.checkpoint import Checkpoint, Shard, open_checkpoint
-from orthotune.merging.tensor_file import read_header
+from orthotune.operations.checkpoint.model_folder import Checkpoint, Shard, open_checkpoint
+from orthotune.operations.checkpoint.tensor_file import read_header
+from orthotune.operations.fitting.components import ADAPTED
 
 
 @dataclass

@@ -11,8 +11,8 @@ from transformers.pytorch_utils import Conv1D
 from orthotune.errors import MergeError
 from orthotune.formats.safetensors_file import shortened
 from orthotune.layers.base import OFTLayer
-from orthotune.merging.plan import Plan
-from orthotune.merging.stream import DenseMerge
+from orthotune.operations.checkpoint.plan import Plan
+from orthotune.operations.checkpoint.stream import DenseMerge
 
 
 @dataclass(frozen=True)

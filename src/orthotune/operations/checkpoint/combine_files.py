@@ -9,8 +9,8 @@ from torch import Tensor
 
 from orthotune.errors import AdapterFileError
 from orthotune.formats.adapter_state import AdapterState
-from orthotune.merging.changes import Change, changes
-from orthotune.merging.stream import DenseMerge
+from orthotune.operations.checkpoint.changes import Change, changes
+from orthotune.operations.checkpoint.stream import DenseMerge
 from orthotune.tuner.combination import warn_series
 from orthotune.tuner.joint_layer import Combination
 
@@ -86,7 +86,7 @@ def summed_changes(merges: Sequence[DenseMerge], weights: Sequence[float]) -> li
     """``w_1 (W_1 - W) + w_2 (W_2 - W) + ...`` for every weight that one of the adapters changes.
 
     Raises:
-        MergeError: as for :func:`~orthotune.merging.changes.changes`.
+        MergeError: as for :func:`~orthotune.operations.checkpoint.changes.changes`.
     """
     terms: dict[tuple[str, str], list[tuple[float, Change]]] = {}
     for merge, weight in zip(merges, weights, strict=True):

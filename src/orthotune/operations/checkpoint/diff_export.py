@@ -14,9 +14,9 @@ from torch import Tensor
 
 from orthotune.formats.layer_names import spelled
 from orthotune.formats.module_names import told_by_tools
-from orthotune.merging.changes import Change, changes
-from orthotune.merging.stream import DenseMerge
-from orthotune.merging.tensor_file import Entry, write_file
+from orthotune.operations.checkpoint.changes import Change, changes
+from orthotune.operations.checkpoint.stream import DenseMerge
+from orthotune.operations.checkpoint.tensor_file import Entry, write_file
 
 
 def write_changes(merge: DenseMerge, out: Path, told: Callable[[int], None] | None = None) -> int:

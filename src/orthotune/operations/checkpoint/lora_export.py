@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from orthotune.errors import UnsupportedLayerError
 from orthotune.formats.layer_names import spelled
 from orthotune.formats.module_names import told_by_tools
-from orthotune.loading.fit import meaning
-from orthotune.merging.changes import Change, changes
-from orthotune.merging.low_rank import low_rank
-from orthotune.merging.stream import DenseMerge
-from orthotune.merging.tensor_file import writing
+from orthotune.operations.checkpoint.changes import Change, changes
+from orthotune.operations.checkpoint.low_rank import low_rank
+from orthotune.operations.checkpoint.stream import DenseMerge
+from orthotune.operations.checkpoint.tensor_file import writing
+from orthotune.operations.fitting.fit import meaning
 
 PIPELINE_FILE = "pytorch_lora_weights.safetensors"
 ERRORS_FILE = "lora_errors.json"
@@ -57,14 +57,14 @@ def factors(
 
     Args:
         merge: the adapter on its base.
-        rank: see :func:`~orthotune.merging.low_rank.low_rank`.
+        rank: see :func:`~orthotune.operations.checkpoint.low_rank.low_rank`.
         error: the same.
         told: called after each layer.
         wanted: the changes; those of ``merge`` if None.
 
     Raises:
         UnsupportedLayerError: a layer has no LoRA of this form: an embedding, or a convolution with groups.
-        ConfigError, MergeError: as for :func:`low_rank` and :func:`~orthotune.merging.changes.changes`.
+        ConfigError, MergeError: as for :func:`low_rank` and :func:`~orthotune.operations.checkpoint.changes.changes`.
     """
     found = []
     wanted = list(changes(merge)) if wanted is None else wanted

@@ -9,7 +9,7 @@ from typing import Any
 
 from orthotune.errors import AdapterFileError
 from orthotune.formats.safetensors_file import shortened
-from orthotune.merging.tensor_file import Entry, read_header
+from orthotune.operations.checkpoint.tensor_file import Entry, read_header
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 #: What the weights are called before ``.safetensors``: by transformers, and by diffusers.

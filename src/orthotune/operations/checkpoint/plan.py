@@ -10,10 +10,10 @@ from torch import Tensor
 from orthotune.errors import AdapterFileError, MergeError
 from orthotune.formats.safetensors_file import shortened
 from orthotune.layers.base import OFTLayer
-from orthotune.merging.checkpoint import Checkpoint
-from orthotune.merging.skeleton import ADAPTER, Skeleton
-from orthotune.merging.tensor_file import FLOATS, Entry, Room
-from orthotune.merging.weight_merge import merge_copy, merge_weight, release
+from orthotune.operations.checkpoint.model_folder import Checkpoint
+from orthotune.operations.checkpoint.skeleton import ADAPTER, Skeleton
+from orthotune.operations.checkpoint.tensor_file import FLOATS, Entry, Room
+from orthotune.operations.checkpoint.weight_merge import merge_copy, merge_weight, release
 from orthotune.tuner.tied import Untied, untied
 
 #: Layers whose rotations are kept, and experts whose other tensors wait for their turn: the tensors of two stacks of

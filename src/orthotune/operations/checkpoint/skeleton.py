@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from orthotune.errors import ConfigError, OrthotuneError
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.layers.base import OFTLayer
-from orthotune.loading.components import bare
-from orthotune.loading.load import apply_state
-from orthotune.loading.report import LoadReport
-from orthotune.merging.base_files import Base, Part
-from orthotune.merging.origin import Origin, origins
-from orthotune.merging.tensor_tree import module_tree
+from orthotune.operations.checkpoint.base_files import Base, Part
+from orthotune.operations.checkpoint.origin import Origin, origins
+from orthotune.operations.checkpoint.tensor_tree import module_tree
+from orthotune.operations.fitting.components import bare
+from orthotune.operations.fitting.report import LoadReport
+from orthotune.operations.load import apply_state
 from orthotune.rotation.strength import Kind
 
 ADAPTER = "default"

@@ -14,11 +14,11 @@ from torch import Tensor
 from orthotune.errors import OutputError
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.roster import read_adapter
-from orthotune.merging.base_files import Part, open_base
-from orthotune.merging.journal import Journal
-from orthotune.merging.plan import Plan
-from orthotune.merging.skeleton import build_skeletons
-from orthotune.merging.tensor_file import Entry, write_file, writing
+from orthotune.operations.checkpoint.base_files import Part, open_base
+from orthotune.operations.checkpoint.journal import Journal
+from orthotune.operations.checkpoint.plan import Plan
+from orthotune.operations.checkpoint.skeleton import build_skeletons
+from orthotune.operations.checkpoint.tensor_file import Entry, write_file, writing
 from orthotune.rotation.strength import Kind
 from orthotune.tuner.tied import Untied
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orthotune.diagnosis.rotation_facts import RotationFacts
+from orthotune.operations.diagnosis.rotation_facts import RotationFacts
 
 #: every series diverges where a skew block's largest singular value reaches 1
 SERIES_NORM = 0.9

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orthotune.diagnosis.advice import Advice, advise
-from orthotune.diagnosis.rotation_facts import RotationFacts, rotation_facts
-from orthotune.diagnosis.weight_facts import WeightFacts, weight_facts
 from orthotune.errors import ConfigError
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.kernels.turn_weight import turn_whole
 from orthotune.layers.base import OFTLayer
+from orthotune.operations.diagnosis.advice import Advice, advise
+from orthotune.operations.diagnosis.rotation_facts import RotationFacts, rotation_facts
+from orthotune.operations.diagnosis.weight_facts import WeightFacts, weight_facts
 
 
 @dataclass(frozen=True)
