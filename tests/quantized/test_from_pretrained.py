@@ -148,7 +148,7 @@ def test_the_recipe_trains_on_a_quantized_base(word: str, base: Path, data: Path
 def test_the_command_line_merges_a_quantized_base(base: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from orthotune_cli.main import app
+    from orthotune.cli.main import app
 
     model = adapted(base, "nf4")
     model.peft_config["default"].base_model_name_or_path = str(base)
@@ -168,7 +168,7 @@ def test_the_command_line_merges_a_quantized_base(base: Path, tmp_path: Path) ->
 def test_the_command_line_tells_what_cannot_be_saved_quantized(base: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from orthotune_cli.main import app
+    from orthotune.cli.main import app
 
     model = adapted(base, "quanto-int8")
     model.peft_config["default"].base_model_name_or_path = str(base)

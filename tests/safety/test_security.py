@@ -382,7 +382,7 @@ def test_code_beside_a_pipeline_is_never_run(tmp_path: Path) -> None:
 def test_text_from_a_file_moves_no_cursor(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from orthotune_cli.main import app
+    from orthotune.cli.main import app
 
     evil = "\x1b[2J\x1b]0;owned\x07[red]<script>alert(1)</script>"
     tensors = load_file(FIXTURES / "onetrainer-oftv2-2026-08" / "plain" / "adapter_internal.safetensors")

@@ -1,1 +1,1 @@
-"""The command line. A package beside ``orthotune``, so that asking for help does not load torch."""
+"""The command line: one file per verb, which parses, calls and prints. Nothing heavy is imported before a verb runs."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -36,90 +34,26 @@ def combine(
 
     Example: orthotune combine style:0.7 subject:0.3 --out both
     """
-    for line in combine_adapters(
-        adapters, out, how.value, density=density, base=base, rank=rank, overwrite=overwrite
-    ):  # fmt: skip
-        typer.echo(line)
+    from orthotune.operations.combine import combine as combined
 
-
-def combine_adapters(
-    adapters: Sequence[str],
-    out: Path,
-    how: str = "geodesic",
-    *,
-    density: float | None = None,
-    base: Path | None = None,
-    rank: int | None = None,
-    overwrite: bool = False,
-) -> list[str]:
-    """Combine the adapters at ``PATH:WEIGHT`` and return what is to be told.
-
-    Raises:
-        ConfigError: an option that is missing or has no meaning here.
-        AdapterFileError: an adapter is damaged, or they do not belong together.
-        UnsupportedLayerError: the adapters have no common form at a layer.
-        OutputError: ``out`` is taken or cannot be written to.
-
-    Example:
-        >>> combine_adapters(["style:0.7", "subject:0.3"], Path("both"))  # doctest: +SKIP
-        ['0.7           style', '0.3           subject', ...]
-    """
-    from orthotune.errors import ConfigError
-    from orthotune.formats.roster import read_adapter
-    from orthotune.operations.place import new_folder
-
-    if (how == "svd_lora") != (base is not None and rank is not None) or (how != "svd_lora" and (base or rank)):
-        raise ConfigError(f"--type {how}", needed="--base and --rank for svd_lora, and for it alone")
     parted = [_parted(word) for word in adapters]
-    lines = [f"{weight:<13g} {path}" for path, weight in parted]
-    weights = [weight for _, weight in parted]
-    if how == "svd_lora":
-        assert base is not None and rank is not None
-        with new_folder(out, overwrite=overwrite) as folder:
-            lines += _svd_lora([read_adapter(path) for path, _ in parted], weights, base, rank, folder)
-        return [*lines, f"written       {out}, a LoRA"]
-    lines += _one_adapter([path for path, _ in parted], weights, how, density, out, overwrite)
-    return [*lines, f"written       {out}"]
-
-
-def _one_adapter(
-    paths: Sequence[Path], weights: Sequence[float], how: Any, density: float | None, out: Path, overwrite: bool
-) -> list[str]:
-    import warnings
-
-    from orthotune.formats.convert import convert
-    from orthotune.formats.roster import read_adapter
-    from orthotune.formats.writers import write_adapter
-    from orthotune.operations.checkpoint.combine_files import combine_states
-    from orthotune.operations.place import new_folder
-    from orthotune.tuner.joint_layer import Combination
-
-    combination = Combination(tuple(weights), how, density)
-    states = [read_adapter(path) for path in paths]
-    with new_folder(out, overwrite=overwrite) as folder:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            combined = combine_states(states, combination)
-        ready, _ = convert(combined, "orthotune")
-        write_adapter(ready, folder, "orthotune")
-    order = ", the first acts first" if how == "product" else ""
-    notes = [f"note          {one.message}" for one in told]
-    return [*notes, f"layers        {len(combined.layers)}", f"type          {how}{order}"]
-
-
-def _svd_lora(states: Sequence[Any], weights: Sequence[float], base: Path, rank: int, folder: Path) -> list[str]:
-    from orthotune.operations.checkpoint.combine_files import summed_changes
-    from orthotune.operations.checkpoint.lora_export import factors, write_lora
-    from orthotune.operations.checkpoint.stream import DenseMerge
-
-    merges = [DenseMerge(state, base) for state in states]
-    layers = factors(merges[0], rank, None, None, summed_changes(merges, weights))
-    write_lora(merges[0], layers, folder, task_type=states[0].config.get("task_type"))
-    worst = max(layers, key=lambda layer: layer.error)
-    return [
-        f"layers        {len(layers)}", "type          svd_lora, an approximation",
-        f"error         {worst.error:.2e} at most (relative, of a change), in {worst.change.name}",
-    ]  # fmt: skip
+    done = combined(
+        [path for path, _ in parted], [weight for _, weight in parted], out, how.value, density=density, base=base,
+        rank=rank, overwrite=overwrite,
+    )  # fmt: skip
+    for path, weight in parted:
+        typer.echo(f"{weight:<13g} {path}")
+    for note in done.notes:
+        typer.echo(f"note          {note}")
+    typer.echo(f"layers        {done.layers}")
+    if how is CombinationType.SVD_LORA:
+        typer.echo("type          svd_lora, an approximation")
+        typer.echo(f"error         {done.error:.2e} at most (relative, of a change), in {done.layer}")
+        typer.echo(f"written       {out}, a LoRA")
+    else:
+        order = ", the first acts first" if how is CombinationType.PRODUCT else ""
+        typer.echo(f"type          {how.value}{order}")
+        typer.echo(f"written       {out}")
 
 
 def _parted(word: str) -> tuple[Path, float]:

@@ -45,9 +45,9 @@ def sft(
 
       orthotune compare sft methods=\[oft,lora] seeds=\[0,1] steps=100 --parallel 2
     """
+    from orthotune.cli.report import report_on
+    from orthotune.cli.train import recipe_and_settings
     from orthotune.recipes import compare as job
-    from orthotune_cli.report import report_on
-    from orthotune_cli.train import recipe_and_settings
 
     recipe, settings = recipe_and_settings(words or [])
     options = {"parallel": parallel, "output": output}
@@ -105,8 +105,8 @@ def control(
 
 
 def _compare_images(task: str, words: list[str], parallel: int | None, output: Path | None) -> None:
+    from orthotune.cli.train import recipe_and_settings
     from orthotune.training.quiet import quiet
-    from orthotune_cli.train import recipe_and_settings
 
     with quiet():  # importing pipelines, transformers remarks on image processors that nothing here uses
         from orthotune.recipes import compare_images as job

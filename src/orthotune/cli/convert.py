@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from orthotune_cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
+from orthotune.cli.bytes_bar import bytes_bar
+from orthotune.cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
 
 #: What --to takes, here once more so that help need not load the table; tests compare the two.
 TARGETS = (
@@ -16,9 +17,7 @@ TARGETS = (
 )
 
 if TYPE_CHECKING:
-    from orthotune.formats.adapter_state import AdapterState
-    from orthotune.formats.base_weights import BaseWeights
-    from orthotune.formats.convert import Plan
+    from orthotune.operations.convert import Converted
 
 
 def convert(
@@ -40,122 +39,42 @@ def convert(
 
     Example: orthotune convert runs/demo/adapter adapter.safetensors --to kohya-oft-v2 --approximate
     """
-    for line in convert_adapter(
-        adapter, out, to, base=base, dry_run=dry_run, approximate=approximate, linear=linear, overwrite=overwrite,
-        options=said(series, coft, eps, project, boft_conv),
-    ):  # fmt: skip
+    from orthotune.operations.convert import convert as converted
+
+    with bytes_bar() as progress:
+        done = converted(
+            adapter, out, to, base=base, dry_run=dry_run, approximate=approximate, linear=linear, overwrite=overwrite,
+            progress=progress, **said(series, coft, eps, project, boft_conv),
+        )  # fmt: skip
+    for line in lines(done):
         typer.echo(line)
 
 
-def convert_adapter(
-    adapter: Path,
-    out: Path,
-    to: str,
-    *,
-    base: Path | None = None,
-    dry_run: bool = False,
-    approximate: bool = False,
-    linear: bool = False,
-    overwrite: bool = False,
-    options: dict[str, Any] | None = None,
-) -> list[str]:
-    """Convert ``adapter`` and return what is to be told about it.
-
-    Args:
-        options: what the file does not say about itself, fields of :class:`orthotune.formats.ReadOptions`.
-
-    Raises:
-        AdapterFileError: the adapter or the base is damaged, or they do not belong together.
-        UnsupportedLayerError: a layer cannot be written for that tool.
-        OutputError: ``out`` is taken or cannot be written to.
+def lines(done: Converted) -> list[str]:
+    """What the verb prints.
 
     Example:
-        >>> convert_adapter(Path("oft.safetensors"), Path("comfy.safetensors"), "comfyui")  # doctest: +SKIP
-        ['layers        166', 'from          kohya-oft', 'to            comfyui (ComfyUI), lossless', ...]
+        >>> from orthotune.operations.convert import Converted
+        >>> lines(Converted("kohya-oft", "diff", 2))[0]
+        'layers        2'
     """
-    from orthotune.formats.base_weights import open_base
-    from orthotune.formats.conversion_table import DIFF, TARGETS
-    from orthotune.formats.convert import convert as made_ready
-    from orthotune.formats.convert import plan
-    from orthotune.formats.read_options import ReadOptions
-    from orthotune.formats.roster import read_adapter
-    from orthotune_cli.own_place import refuse_place_of_adapter
-
-    if overwrite:
-        refuse_place_of_adapter(out, adapter)
-    state = read_adapter(adapter, ReadOptions(**(options or {})))
-    weights = open_base(base) if base is not None and to != DIFF else None
-    shapes = {}
-    if weights is not None:
-        places = weights.of_layers([*state.layers, *state.transforms])
-        shapes = {name: weights.shapes[place] for name, place in places.items()}
-    folder = to in TARGETS and TARGETS[to].folder
-    lines = [f"layers        {len(state.layers) + len(state.transforms)}", f"from          {state.format}"]
-    lines += [f"note          {warning}" for warning in _notes(state, folder)]
-    if to == DIFF:
-        return lines + _diff(adapter, out, base, options or {}, dry_run, overwrite)
-    planned = plan(state, to, shapes, linear=linear)
-    lines.append(f"to            {to} ({TARGETS[to].tool}), {planned.verdict}")
-    lines += [f"note          {note}" for note in planned.notes]
-    if dry_run:
-        return lines + _why(planned)
-    converted, errors = made_ready(state, to, shapes, approximate=approximate, linear=linear)
-    if errors:
-        name = max(errors, key=lambda layer: errors[layer])
-        lines.append(f"error         {errors[name]:.2e} at most (relative change of a weight), in {name}")
-    _write(converted, out, to, weights, overwrite)
-    return [*lines, f"written       {out}"]
-
-
-def _notes(state: AdapterState, folder: bool) -> list[str]:
-    found = list(state.warnings)
-    if state.other and not (folder and "peft_type" in state.config):
-        names = ", ".join(list(state.other)[:3])
-        found.append(f"{len(state.other)} tensors beside the rotations are left out: {names}")
-    return found
-
-
-def _why(planned: Plan) -> list[str]:
-    lines = [f"because       {reason}: {len(names)} layers" for reason, names in planned.reasons.items()]
-    lines += [f"needs --base  {reason}: {len(names)} layers" for reason, names in planned.needs_base.items()]
-    return [*lines, "Nothing was written."]
-
-
-def _diff(
-    adapter: Path, out: Path, base: Path | None, options: dict[str, Any], dry_run: bool, overwrite: bool
-) -> list[str]:
-    from orthotune.errors import ConfigError
-    from orthotune_cli.export import export_adapter
-
-    if base is None:
-        raise ConfigError("--to diff", needed="the weights that change", do="Name the base with --base")
-    lines = ["to            diff, exact for this base alone, and no orthogonal adapter any more"]
-    if dry_run:
-        return [*lines, "Nothing was written."]
-    export_adapter(adapter, out, base, "diff", options=options, overwrite=overwrite, say=lines.append)
-    return lines
-
-
-def _write(state: AdapterState, out: Path, to: str, weights: BaseWeights | None, overwrite: bool) -> None:
+    found = [f"layers        {done.layers}", f"from          {done.source}"]
+    found += [f"note          {note}" for note in done.notes]
+    if done.plan is None:
+        found.append("to            diff, exact for this base alone, and no orthogonal adapter any more")
+        if done.exported is None:
+            return [*found, "Nothing was written."]
+        found += [str(done.exported.report), f"{done.exported.changes} tensors of change, exact for this base alone"]
+        return [*found, f"written  {done.written}"]
     from orthotune.formats.conversion_table import TARGETS
-    from orthotune.formats.writers import write_adapter
-    from orthotune.operations.place import new_folder
 
-    modules = None if weights is None else weights.modules
-    if TARGETS[to].folder:
-        with new_folder(out, overwrite=overwrite, named="OUT") as folder:
-            write_adapter(state, folder, to, modules)
-        return
-    _check_file(out, overwrite)
-    write_adapter(state, out, to, modules)
-
-
-def _check_file(out: Path, overwrite: bool) -> None:
-    from orthotune.errors import OutputError
-
-    if out.is_dir():
-        raise OutputError(f"OUT {out}", got="a folder", needed="the name of a file, as adapter.safetensors")
-    if out.suffix != ".safetensors":
-        raise OutputError(f"OUT {out}", needed="a name that ends in .safetensors, for one file is written")
-    if out.exists() and not overwrite:
-        raise OutputError(f"OUT {out}", got="a file", do="Add --overwrite, or name another")
+    found.append(f"to            {done.target} ({TARGETS[done.target].tool}), {done.plan.verdict}")
+    found += [f"note          {note}" for note in done.plan.notes]
+    if done.written is None:
+        found += [f"because       {reason}: {len(names)} layers" for reason, names in done.plan.reasons.items()]
+        found += [f"needs --base  {reason}: {len(names)} layers" for reason, names in done.plan.needs_base.items()]
+        return [*found, "Nothing was written."]
+    if done.errors:
+        name = max(done.errors, key=lambda layer: done.errors[layer])
+        found.append(f"error         {done.errors[name]:.2e} at most (relative change of a weight), in {name}")
+    return [*found, f"written       {done.written}"]

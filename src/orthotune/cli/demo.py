@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from orthotune_cli import demo_subject
+from orthotune.cli import demo_subject
 
 #: The beginning of a sentence as the new domain (prose about Python) has them; the old one is Python code.
 PROMPT = "The with statement is used to"
@@ -25,12 +25,12 @@ def demo(
 
     Example: orthotune demo
     """
+    from orthotune.cli.report import report_on
     from orthotune.operations.base_model import WORLD
+    from orthotune.operations.merge import merge
     from orthotune.recipes import sft
     from orthotune.recipes.settings import SFTSettings
     from orthotune.training.quiet import quiet
-    from orthotune_cli.merge import merge_adapter
-    from orthotune_cli.report import report_on
 
     folder = free_folder(out)
     if folder != out:
@@ -40,7 +40,7 @@ def demo(
 
     typer.echo("merging")
     with quiet():
-        merged = merge_adapter(folder / "adapter", folder / "merged", base=WORLD)
+        merged = merge(folder / "adapter", folder / "merged", base=WORLD)
         before, after = (_continuation(model) for model in (WORLD, merged))
     sample = [{"prompt": PROMPT, "before": before, "after": after}]
     (folder / "samples.json").write_text(json.dumps(sample, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -13,9 +13,9 @@ SHEET = "subject.png"
 
 def demo_subject(folder: Path, steps: int | None = None) -> Any:
     """Train the image world's subject in ``folder``, write a contact sheet and a report, and say what came of it."""
+    from orthotune.cli.report import report_on
     from orthotune.recipes import subject
     from orthotune.recipes.subject_settings import SubjectSettings
-    from orthotune_cli.report import report_on
 
     settings = SubjectSettings(**{"output": folder, "steps": steps} if steps else {"output": folder})
     record = subject.run(settings, say=typer.echo)

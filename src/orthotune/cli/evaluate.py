@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from orthotune_cli import evaluate_drift, evaluate_forgetting, evaluate_images, evaluate_weights
+from orthotune.cli import evaluate_drift, evaluate_forgetting, evaluate_images, evaluate_weights
 
 app = typer.Typer(no_args_is_help=True, help="Measure generated images, or what finetuning changed in a model.")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import typer
 
-from orthotune_cli.evaluate_drift_images import WORLD as IMAGE_WORLD
-from orthotune_cli.evaluate_drift_images import is_pipeline, measure_images
+from orthotune.cli.evaluate_drift_images import WORLD as IMAGE_WORLD
+from orthotune.cli.evaluate_drift_images import is_pipeline, measure_images
 
 STEPS = 20
 

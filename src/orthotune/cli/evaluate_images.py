@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from orthotune_cli.evaluation import run
+from orthotune.cli.evaluation import run
 
 RESULTS = typer.Argument(help="Folder of generated images.")
 MANIFEST = typer.Option(

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from orthotune_cli.evaluation import run
+from orthotune.cli.evaluation import run
 
 
 def energy(

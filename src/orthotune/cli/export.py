@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from orthotune_cli.merge import StrengthKind
-from orthotune_cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
+from orthotune.cli.bytes_bar import bytes_bar
+from orthotune.cli.merge import StrengthKind
+from orthotune.cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from orthotune.operations.checkpoint.stream import DenseMerge
+    from orthotune.operations.fitting.report import LoadReport
 
 
 class Kind(str, Enum):
@@ -60,145 +58,26 @@ def export(
         raise typer.BadParameter("--rank and --error are for --to lora")
     if to is Kind.LORA and rank is None and error is None:
         raise typer.BadParameter("--to lora needs --rank or --error")
-    options = said(series, coft, eps, project, boft_conv)
-    export_adapter(
-        adapter, out, base, to.value, rank=rank, error=error, options=options, strict=not partial, overwrite=overwrite,
-        say=typer.echo, strength=strength, kind=kind and kind.value,
-    )  # fmt: skip
+    from orthotune.operations.export import LowRankLayer
+    from orthotune.operations.export import export as exported
 
+    def tell(layer: LowRankLayer) -> None:
+        typer.echo(f"{layer.error:9.2e}  rank {layer.rank:<4} {layer.layer}")
 
-def export_adapter(
-    adapter: Path,
-    out: Path,
-    base: Path,
-    to: str,
-    *,
-    rank: int | None = None,
-    error: float | None = None,
-    options: dict[str, Any] | None = None,
-    strict: bool = True,
-    overwrite: bool = False,
-    say: Any = print,
-    strength: float = 1.0,
-    kind: Any = None,
-) -> Path:
-    """Export ``adapter`` on ``base`` to ``out``, which appears when it is complete.
+    def report(found: LoadReport) -> None:
+        typer.echo(str(found))
+        if to is Kind.LORA:
+            typer.echo("relative error of each layer")
 
-    Raises:
-        AdapterFileError: the adapter or a file of the base is damaged, or they do not belong together.
-        MergeError: a weight would hold NaN or infinity, or the adapter holds more than rotations.
-        UnsupportedLayerError: a layer that LoRA has no form for.
-        OutputError: ``out`` is taken or cannot be written to.
-
-    Example:
-        >>> export_adapter(Path("style.safetensors"), Path("merged"), Path("sd15"), "dense")  # doctest: +SKIP
-        PosixPath('merged')
-    """
-    from orthotune.formats.read_options import ReadOptions
-    from orthotune.formats.roster import read_adapter
-    from orthotune.operations.checkpoint.stream import DenseMerge
-    from orthotune.operations.place import lasting
-    from orthotune_cli.own_place import refuse_place_of_adapter
-
-    _check_options(options or {})
-    _check_base(base)
-    file = to == "diff" or base.is_file()
-    if file and out.suffix != ".safetensors":
-        from orthotune.errors import OutputError
-
-        raise OutputError(f"OUT {out}", needed="a name that ends in .safetensors, for one file is written")
-    if overwrite:
-        refuse_place_of_adapter(out, adapter)
-    state = read_adapter(adapter, ReadOptions(**(options or {})))
-    # The place before the work: to find it closed after an hour would be a waste.
-    with lasting(out, file=file, overwrite=overwrite, resume=to == "dense") as folder:
-        merge = DenseMerge(state, base, strict=strict, strength=strength, kind=kind)
-        say(str(merge.report))
-        place = folder / out.name if file else folder
-        with _progress() as bar:
-            if to == "dense":
-                _dense(merge, adapter, folder, out, bar, [json.dumps(options or {}, sort_keys=True), str(strict)])
-            elif to == "diff":
-                task = bar.add_task("changes", total=None)
-                count = _diff(merge, place, lambda size: bar.advance(task, size))
-                say(f"{count} tensors of change, exact for this base alone")
-            else:
-                _lora(merge, place, rank, error, {"task_type": state.config.get("task_type")}, bar, say)
-    say(f"written  {out}")
-    return out
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    from orthotune.errors import ConfigError
-
-    choices = {
-        "series": ("current", "legacy"),
-        "project": ("oft-control", "oft-db"),
-        "boft_conv": ("rows", "scrambled"),
-    }
-    for name, allowed in choices.items():
-        if options.get(name) not in (None, *allowed):
-            raise ConfigError(f"--{name.replace('_', '-')} {options[name]}", needed=" or ".join(allowed))
-
-
-def _check_base(base: Path) -> None:
-    from orthotune.errors import AdapterFileError
-
-    if not base.exists():
-        raise AdapterFileError(
-            f"There is no base at {base}", do="Check the path; a model on the hub must be downloaded first"
-        )
-
-
-def _progress() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
-def _dense(merge: DenseMerge, adapter: Path, folder: Path, out: Path, bar: Progress, said: list[str]) -> None:
-    import orthotune
-    from orthotune.operations.checkpoint.journal import Journal, fingerprint
-
-    own = [path for path in adapter.iterdir() if path.is_file()] if adapter.is_dir() else [adapter]
-    weights = [shard.entries[0].path for part in merge.base.parts for shard in part.checkpoint.shards if shard.entries]
-    small = [path for path in own if path.suffix in (".json", ".safetensors", ".bin") or path == adapter]
-    words = [orthotune.__version__, str(merge.base.path.absolute()), *said, *merge.said]
-    journal = Journal(folder, fingerprint(small, weights, words))
-    task = bar.add_task("merging", total=merge.size)
-    if merge.base.single_file:
-        # A lone file takes the name that was asked for.
-        merge.base.parts[0].checkpoint.shards[0].name = out.name
-    merge.write(
-        folder,
-        lambda number, count, name: bar.update(task, description=f"{number} of {count}  {name}"),
-        lambda size: bar.advance(task, size),
-        journal,
-    )
-    journal.close()
-
-
-def _diff(merge: DenseMerge, out: Path, told: Any) -> int:
-    from orthotune.operations.checkpoint.diff_export import write_changes
-
-    return write_changes(merge, out, told)
-
-
-def _lora(
-    merge: DenseMerge, out: Path, rank: int | None, error: float | None, fields: dict[str, Any], bar: Progress, say: Any
-) -> None:
-    from orthotune.operations.checkpoint.lora_export import Factors, factors, write_lora
-
-    task = bar.add_task("decomposing", total=None)
-
-    def told(layer: Factors) -> None:
-        bar.advance(task, layer.up.numel() * 4)
-        say(f"{layer.error:9.2e}  rank {layer.rank:<4} {layer.change.name}")
-
-    say("relative error of each layer")
-    layers = factors(merge, rank, error, told)
-    write_lora(merge, layers, out, **fields)
-    worst = max(layers, key=lambda layer: layer.error)
-    say(f"{worst.error:9.2e}  at most, in {worst.change.name}")
+    with bytes_bar() as progress:
+        done = exported(
+            adapter, out, base, to.value, rank=rank, error=error, strict=not partial, overwrite=overwrite,
+            strength=strength, kind=kind and kind.value, on_report=report, on_layer=tell, progress=progress,
+            **said(series, coft, eps, project, boft_conv),
+        )  # fmt: skip
+    if to is Kind.DIFF:
+        typer.echo(f"{done.changes} tensors of change, exact for this base alone")
+    if to is Kind.LORA:
+        worst = max(done.layers, key=lambda layer: layer.error)
+        typer.echo(f"{worst.error:9.2e}  at most, in {worst.layer}")
+    typer.echo(f"written  {out}")

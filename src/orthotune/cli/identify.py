@@ -8,8 +8,8 @@ from typing import Any
 
 import typer
 
-from orthotune_cli.plain_text import plain
-from orthotune_cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
+from orthotune.cli.plain_text import plain
+from orthotune.cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
 
 
 def identify(
@@ -27,10 +27,9 @@ def identify(
     """
     import json
 
-    from orthotune.formats.read_options import ReadOptions
-    from orthotune.operations.identify import identify as look
+    from orthotune.operations.identify import identify as identified
 
-    facts = plain(asdict(look(adapter, ReadOptions(**said(series, coft, eps, project, boft_conv)))))
+    facts = plain(asdict(identified(adapter, **said(series, coft, eps, project, boft_conv))))
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return

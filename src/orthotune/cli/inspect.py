@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from orthotune_cli.plain_text import plain
-from orthotune_cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
+from orthotune.cli.plain_text import plain
+from orthotune.cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-    from orthotune.formats.adapter_state import AdapterState
-
-WEIGHT_KEYS = ("energy_before", "energy_after", "spectrum_change", "weight_change")
 
 
 def inspect(
@@ -38,91 +33,26 @@ def inspect(
     """
     if compare is not None and base is not None:
         raise typer.BadParameter("--compare looks at two files; leave --base out")
-    from rich.console import Console
-
-    from orthotune.formats.read_options import ReadOptions
-    from orthotune.formats.roster import read_adapter
+    from orthotune.operations.distance import distance
+    from orthotune.operations.inspect import inspect as inspected
 
     options = said(series, coft, eps, project, boft_conv)
-    state = read_adapter(adapter, ReadOptions(**options))
     if compare is not None:
-        _compare(state, read_adapter(compare, ReadOptions(**options)), as_json)
+        _show_distance(plain(distance(adapter, compare, **options)), as_json)
         return
-    facts = collect(state)
-    if base is not None:
-        _add_weights(facts, adapter, base, options)
-    facts = plain(facts)
+    facts = plain(inspected(adapter, base=base, **options))
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return
+    from rich.console import Console
+
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)  # a file or a pipe has no width of its own; names must not be cut there
     _print(facts, console)
 
 
-def collect(state: AdapterState) -> dict[str, Any]:
-    """Everything that the verb says, as plain values ready for JSON.
-
-    Units: angles in radians.
-
-    Example:
-        >>> from orthotune.formats import read_adapter
-        >>> collect(read_adapter("runs/demo/adapter"))["parameters"]  # doctest: +SKIP
-        47616
-    """
-    from orthotune.formats.measure import measure
-    from orthotune.formats.peft_oft import ID, ID_LEGACY, ID_OWN, beyond_stock
-    from orthotune.operations.diagnosis.diagnose import diagnose_state
-
-    found = diagnose_state(state).record()
-    more = {(row["layer"], row["part"]): row for row in found["layers"]}
-    rows = [more.get((row.layer, row.part), {}) | asdict(row) for row in measure(state)]
-    planes = [row["blocks"] * (row["block_size"] // 2) for row in rows]
-    first = next(iter(state.layers.values()), None)
-    exact = first is None or first.spec.exact
-    return {
-        "adapter": str(state.source),
-        "base_model": state.config.get("base_model_name_or_path"),
-        "peft_type": state.config.get("peft_type"),
-        "peft_version": state.config.get("peft_version"),
-        "format": state.format,
-        # None: today's PEFT does not load the format at all
-        "beyond_stock_peft": beyond_stock(state.config) if state.format in (ID, ID_LEGACY, ID_OWN) else None,
-        "map": "exact" if first is None else first.spec.map,
-        "terms": None if first is None or exact else first.spec.terms,
-        "coft_eps": None if first is None else first.spec.eps,
-        "scaled": first is not None and first.spec.scaled,
-        "magnitudes": sum(layer.magnitude is not None for layer in state.layers.values()),
-        "transforms": list(state.transforms),
-        "warnings": list(state.warnings),
-        "other_tensors": {name: list(tensor.shape) for name, tensor in state.other.items()},
-        "parameters": state.parameters,
-        "angle_max": max(row["angle_max"] for row in rows),
-        "angle_mean": sum(row["angle_mean"] * n for row, n in zip(rows, planes, strict=True)) / max(sum(planes), 1),
-        "orthogonality_error": max(row["orthogonality_error"] for row in rows),
-        "angle_top": found["angle_top"],
-        "advice": found["advice"],
-        "layers": rows,
-    }
-
-
-def _add_weights(facts: dict[str, Any], adapter: Path, base: str, options: dict[str, Any]) -> None:
-    """What happens to the weights of the base: energy, spectrum and distance, into the rows of the layers."""
-    from orthotune import diagnose, load_adapter
-    from orthotune.operations.base_model import load_base
-
-    model, report = load_adapter(load_base(base, "float32").model, adapter, "inspected", **options)
-    found = diagnose(model, "inspected").record()["layers"]
-    measured = {(row["layer"], row["part"]): row for row in found}
-    for row in facts["layers"]:
-        place = report.matched.get(row["layer"], row["layer"])
-        held = measured.get((place, row["part"]), {})
-        row |= {key: held[key] for key in WEIGHT_KEYS if key in held}
-
-
-def _compare(one: AdapterState, other: AdapterState, as_json: bool) -> None:
-    found = plain(compared(one, other))
+def _show_distance(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
@@ -134,19 +64,6 @@ def _compare(one: AdapterState, other: AdapterState, as_json: bool) -> None:
     typer.echo(f"{len(rows)} rotations, {sum(row['angle_mean'] for row in rows) / len(rows):.4f} rad apart on average")
     if found["only_in_one"]:
         typer.echo(f"Only in one of them, or on another side: {', '.join(found['only_in_one'])}")
-
-
-def compared(one: AdapterState, other: AdapterState) -> dict[str, Any]:
-    """The angle between two adapters, layer by layer, as plain values ready for JSON. Units: radians.
-
-    Raises:
-        AdapterFileError: they turn no layer in common, or their blocks cannot be compared.
-    """
-    from orthotune.operations.diagnosis.comparison import compare_adapters
-
-    rows, alone = compare_adapters(one, other)
-    adapters = [str(one.source), str(other.source)]
-    return {"adapters": adapters, "layers": [asdict(row) for row in rows], "only_in_one": alone}
 
 
 def _print(facts: dict[str, Any], console: Console) -> None:

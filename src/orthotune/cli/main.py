@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from orthotune_cli import (
+from orthotune.cli import (
     bench,
     combine,
     compare,
@@ -20,7 +20,7 @@ from orthotune_cli import (
     toy,
     train,
 )
-from orthotune_cli.verbs import Verbs
+from orthotune.cli.verbs import Verbs
 
 app = typer.Typer(
     name="orthotune",

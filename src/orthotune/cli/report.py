@@ -50,19 +50,17 @@ def report_on(folder: Path, compare: Path | None = None) -> Path:
 
 
 def _beside(adapter: Path, other: Path) -> dict[str, Any]:
-    from orthotune.formats.roster import read_adapter
-    from orthotune_cli.inspect import compared
+    from orthotune.operations.distance import distance
 
     other = other / "adapter" if (other / "run.json").is_file() else other
-    return compared(read_adapter(adapter), read_adapter(other))
+    return distance(adapter, other)
 
 
 def _layers(adapter: Path) -> dict[str, Any] | None:
     from orthotune.errors import AdapterFileError
-    from orthotune.formats.roster import read_adapter
-    from orthotune_cli.inspect import collect
+    from orthotune.operations.inspect import inspect
 
     try:
-        return collect(read_adapter(adapter))
+        return inspect(adapter)
     except AdapterFileError:
         return None  # full finetuning leaves no adapter, LoRA one without rotations: the page does without the table

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from orthotune_cli import train_control, train_magnitude, train_subject, train_t2i
+from orthotune.cli import train_control, train_magnitude, train_subject, train_t2i
 
 app = typer.Typer(no_args_is_help=True, help="Finetune a model.")
 
@@ -44,9 +44,9 @@ def sft(
     settings += [f"{key}={value}" for key, value in options.items() if value is not None]
     checked = load.load_settings(SFTSettings, recipe, settings)
 
+    from orthotune.cli.report import report_on
     from orthotune.recipes import sft as job
     from orthotune.training.processes import is_main, leave
-    from orthotune_cli.report import report_on
 
     try:
         record = job.run(checked, say=typer.echo)

@@ -27,8 +27,8 @@ def control(
 
       orthotune train control preset=stable-diffusion model=models/sd15 data=photos conditions=depths signal=depth
     """
+    from orthotune.cli.train_images import train_images
     from orthotune.training.quiet import quiet
-    from orthotune_cli.train_images import train_images
 
     with quiet():  # importing pipelines, transformers remarks on image processors that nothing here uses
         from orthotune.recipes import control as recipe

@@ -12,8 +12,8 @@ def train_images(
     recipe: Any, kind: type[Any], words: Sequence[str], options: Mapping[str, object], dry_run: bool
 ) -> None:
     """Run ``recipe``, or print its plan, with settings of ``kind`` from a file, ``KEY=VALUE`` words and options."""
+    from orthotune.cli.train import recipe_and_settings
     from orthotune.recipes import load
-    from orthotune_cli.train import recipe_and_settings
 
     file, said = recipe_and_settings(list(words))
     said += [f"{key}={value}" for key, value in options.items() if value is not None]
@@ -22,8 +22,8 @@ def train_images(
         for line in recipe.plan(settings):
             typer.echo(line)
         return
-    from orthotune_cli.report import report_on
-    from orthotune_cli.train_magnitude import show_scores
+    from orthotune.cli.report import report_on
+    from orthotune.cli.train_magnitude import show_scores
 
     record = recipe.run(settings, say=typer.echo)
     page = report_on(settings.output)

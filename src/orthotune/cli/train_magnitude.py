@@ -28,9 +28,9 @@ def magnitude(
 
       orthotune train magnitude adapters/style recipe=t2i data=photos model=models/sd15
     """
+    from orthotune.cli.report import report_on
+    from orthotune.cli.train import recipe_and_settings, show
     from orthotune.recipes import magnitude as job
-    from orthotune_cli.report import report_on
-    from orthotune_cli.train import recipe_and_settings, show
 
     recipe, settings = recipe_and_settings(words or [])
     settings += [f"{key}={value}" for key, value in {"adapter": adapter, "output": output}.items() if value is not None]

@@ -28,8 +28,8 @@ def subject(
 
       orthotune train subject preset=sdxl model=models/sdxl --images dog/ --prompt "a sks dog" class_prompt="a dog"
     """
+    from orthotune.cli.train_images import train_images
     from orthotune.recipes import subject as recipe
-    from orthotune_cli.train_images import train_images
 
     said = {"instance_images": images, "instance_prompt": prompt}
     train_images(

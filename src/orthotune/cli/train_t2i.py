@@ -27,8 +27,8 @@ def t2i(
 
       orthotune train t2i --data birds/metadata.jsonl buckets=true caption="a bird" --dry-run
     """
+    from orthotune.cli.train_images import train_images
     from orthotune.recipes import text_to_image as recipe
-    from orthotune_cli.train_images import train_images
 
     options = {"data": data, "method": method, "preset": preset, "output": output}
     train_images(recipe, recipe.TextToImageSettings, words or [], options, dry_run)

@@ -7,8 +7,8 @@ import traceback
 import typer
 from typer.core import TyperGroup
 
-from orthotune_cli.failures import explain
-from orthotune_cli.plain_text import plain
+from orthotune.cli.failures import explain
+from orthotune.cli.plain_text import plain
 
 #: From the main job to the side ones, as help lists them.
 ORDER = (

@@ -1,20 +1,19 @@
-"""What an adapter file is, as far as the file alone tells."""
+"""``identify``: what an adapter file is, as far as the file alone tells."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 
-from orthotune.formats.adapter_file import open_adapter
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.conversion_table import DIFF, TARGETS, kind_of
 from orthotune.formats.convert import plan
 from orthotune.formats.measure import RotationMeasure, measure
-from orthotune.formats.read_options import ReadOptions
-from orthotune.formats.roster import format_of
+from orthotune.operations.adapter import read_once
 
 #: format -> who writes it
 PRODUCERS: dict[str, str] = {
@@ -75,8 +74,15 @@ class Identity:
     warnings: list[str]
 
 
-def identify(path: str | Path, options: ReadOptions | None = None) -> Identity:
-    """What the adapter at a path is.
+def identify(adapter: str | Path, **options: Any) -> Identity:
+    """What an adapter file is: format, probable producer, side, blocks, and what it can be converted into.
+
+    Args:
+        adapter: a file, or a folder with ``adapter_config.json``. It is read once.
+        options: what the file does not say about itself, see :class:`~orthotune.formats.read_options.ReadOptions`.
+
+    Returns:
+        What the file alone tells; no base is looked at.
 
     Raises:
         AdapterFileError: it is none that is known, or it is damaged.
@@ -91,8 +97,8 @@ def identify(path: str | Path, options: ReadOptions | None = None) -> Identity:
         >>> found.format, found.sides
         ('kohya-oft', ['out'])
     """
-    file = open_adapter(path)
-    state = format_of(file).read(file, options or ReadOptions())
+    opened = read_once(adapter, **options)
+    state = opened.state
     rows = list(measure(state))
     sizes: Counter[int] = Counter()
     for row in rows:
@@ -100,7 +106,7 @@ def identify(path: str | Path, options: ReadOptions | None = None) -> Identity:
     plans = {target: plan(state, target) for target in TARGETS}
     balls = {layer.spec.eps for layer in state.layers.values() if layer.spec.eps is not None}
     return Identity(
-        path=str(path),
+        path=str(adapter),
         format=state.format,
         producer=PRODUCERS.get(state.format, "unknown"),
         said=_said(state),
@@ -113,7 +119,7 @@ def identify(path: str | Path, options: ReadOptions | None = None) -> Identity:
         parameters=state.parameters,
         orthogonality_error=_worst(rows),
         coft_eps=max(balls) if balls else float(state.config.get("eps") or 0) if state.config.get("coft") else None,
-        dtypes=_dtypes(file.path),
+        dtypes=_dtypes(opened.file.path),
         conversions={**{target: str(found.verdict) for target, found in plans.items()}, DIFF: "lossless"},
         needs_base=[t for t, found in plans.items() if found.needs_base and found.verdict != "impossible"] + [DIFF],
         warnings=list(state.warnings),

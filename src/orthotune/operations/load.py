@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel, get_peft_model, inject_adapter_in_model
-from peft.utils import PeftType
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel, get_peft_model, inject_adapter_in_model
+from peft.utils import PeftType, set_peft_model_state_dict
 from torch import nn
 
 from orthotune.errors import AdapterFileError, ConfigError, nearest
 from orthotune.formats.adapter_file import told
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.module_names import match_names
-from orthotune.formats.read_options import ReadOptions
-from orthotune.formats.roster import read_adapter
 from orthotune.layers.base import OFTLayer
+from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.fitting.components import adaptable, bare, components_of
 from orthotune.operations.fitting.fit import Fit, config_for, fit
 from orthotune.operations.fitting.report import LoadReport
+from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.old_names import todays_names
 
 #: fields of a PEFT config that stay true on whichever model the adapter is put
@@ -64,15 +66,15 @@ def load_adapter(
         >>> report.matched
         {'lora_unet_blk_lin': 'unet.blk.lin'}
     """
-    return apply_state(model, read_adapter(path, ReadOptions(**options)), adapter_name, strict=strict)
+    return apply_adapter(model, read_once(path, **options), adapter_name, strict=strict)
 
 
-def apply_state(
-    model: Any, state: AdapterState, adapter_name: str = "default", *, strict: bool = True
+def apply_adapter(
+    model: Any, adapter: Adapter, adapter_name: str = "default", *, strict: bool = True
 ) -> tuple[Any, LoadReport]:
     """As :func:`load_adapter`, for an adapter that was read already."""
     components = components_of(model)
-    state = _with_todays_names(state, components)
+    state = _with_todays_names(adapter.state, components)
     modules = {component: adaptable(part) for component, part in components.items()}
     for part in components.values():
         _check_name(part, adapter_name)
@@ -87,7 +89,7 @@ def apply_state(
     if host and (strict or not report.unmatched) and all(layer == name for layer, name in matched[""].items()):
         if not experts:
             fit(state, matched[""], modules[""])  # the host looks at shapes only after it has changed the model
-        model = _by_host(model, state, adapter_name)
+        model = with_file_config(model, adapter, adapter_name)
         report.frozen = [
             name for name, layer in bare(model).named_modules()
             if isinstance(layer, OFTLayer) and layer.frozen_map(adapter_name) is not None
@@ -205,16 +207,56 @@ def _plain_transformers(model: nn.Module) -> bool:
     return hasattr(model, "get_input_embeddings") and not getattr(model, "_hf_peft_config_loaded", False)
 
 
-def _by_host(model: Any, state: AdapterState, adapter_name: str) -> Any:
-    folder = state.source if state.source is None or state.source.is_dir() else state.source.parent
-    if isinstance(model, PeftModel):
-        model.load_adapter(str(folder), adapter_name, is_trainable=True)
-        model.set_adapter(adapter_name)
-        return model
+def with_file_config(model: nn.Module, adapter: Adapter, adapter_name: str = "default") -> PeftModel:
+    """Put an adapter of PEFT's layout on a model whose modules have the names that the file has.
+
+    PEFT's host makes what the file's own config says, experts, biases and modules that are saved entirely included;
+    then the tensors are filled in.
+
+    Args:
+        model: an ``nn.Module`` or a ``PeftModel``.
+        adapter: with a config of PEFT.
+        adapter_name: name of the adapter in the model.
+
+    Returns:
+        The model with the adapter, which is active and trainable.
+
+    Raises:
+        AdapterFileError: the tensors do not fit the model.
+        OrthotuneError: the config means nothing in this model.
+    """
+    if _is_spread(model) and not isinstance(model, PeftModel):
+        # accelerate's hooks come off, and the model is spread anew around the adapter: by PEFT's own loading alone.
+        folder = adapter.file.path.parent
+        return PeftModel.from_pretrained(model, str(folder), adapter_name=adapter_name, is_trainable=True)
+    config = _config_of_file(adapter)
     # A base on the meta device gets its weights elsewhere; the adapter's numbers must still arrive.
     meta = any(parameter.device.type == "meta" for parameter in model.parameters())
-    place: dict[str, Any] = {"low_cpu_mem_usage": True, "torch_device": "cpu"} if meta else {}
-    return PeftModel.from_pretrained(model, str(folder), adapter_name=adapter_name, is_trainable=True, **place)
+    if isinstance(model, PeftModel):
+        new, meta = model, False
+        new.add_adapter(adapter_name, config)
+    else:
+        kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+        new = kind(model, config, adapter_name, low_cpu_mem_usage=meta)
+    found = set_peft_model_state_dict(new, adapter.tensors(), adapter_name, low_cpu_mem_usage=meta)
+    if missing := [key for key in found.missing_keys if "oft_" in key and adapter_name in key]:
+        warnings.warn(f"Found missing adapter keys while loading the checkpoint: {missing}.", stacklevel=3)
+    new.set_adapter(adapter_name)
+    return new
+
+
+def _is_spread(model: nn.Module) -> bool:
+    """Whether accelerate keeps a part of the model in main memory or on the disk."""
+    return bool({"cpu", "disk"} & set((getattr(model, "hf_device_map", None) or {}).values()))
+
+
+def _config_of_file(adapter: Adapter) -> Any:
+    config: Any = OFTConfig.from_peft_type(**deepcopy(dict(adapter.file.config or {})))
+    vars(config)["stored_numbers"] = sum(math.prod(shape) for shape in adapter.file.shapes.values())
+    config.inference_mode = False
+    if adapter.options.series is not None and config.use_cayley_neumann:
+        config.neumann_series = adapter.options.series
+    return config
 
 
 def _inject(model: nn.Module, config: Any, adapter_name: str, *, in_place: bool) -> nn.Module:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from orthotune.errors import ConfigError, OrthotuneError
-from orthotune.formats.adapter_state import AdapterState
 from orthotune.layers.base import OFTLayer
+from orthotune.operations.adapter import Adapter
 from orthotune.operations.checkpoint.base_files import Base, Part
 from orthotune.operations.checkpoint.origin import Origin, origins
 from orthotune.operations.checkpoint.tensor_tree import module_tree
 from orthotune.operations.fitting.components import bare
 from orthotune.operations.fitting.report import LoadReport
-from orthotune.operations.load import apply_state
+from orthotune.operations.load import apply_adapter
 from orthotune.rotation.strength import Kind
 
 ADAPTER = "default"
@@ -75,7 +75,7 @@ class Skeleton:
             layer.set_scale(ADAPTER, strength, kind)
 
 
-def build_skeletons(base: Base, state: AdapterState, *, strict: bool = True) -> tuple[list[Skeleton], LoadReport]:
+def build_skeletons(base: Base, adapter: Adapter, *, strict: bool = True) -> tuple[list[Skeleton], LoadReport]:
     """One skeleton for each part of ``base``, with the adapter on all of them together, and what matched.
 
     Raises:
@@ -86,7 +86,7 @@ def build_skeletons(base: Base, state: AdapterState, *, strict: bool = True) -> 
     models = {name: model for skeleton in skeletons for name, (model, _) in skeleton.models.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*")  # untied where that matters
-        tuned, report = apply_state(models[""] if list(models) == [""] else models, state, ADAPTER, strict=strict)
+        tuned, report = apply_adapter(models[""] if list(models) == [""] else models, adapter, ADAPTER, strict=strict)
     for skeleton in skeletons:
         for component, (_, prefix) in skeleton.models.items():
             skeleton.take(bare(tuned if not component else tuned[component]).eval(), prefix)

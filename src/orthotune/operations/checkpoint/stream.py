@@ -12,8 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from orthotune.errors import OutputError
-from orthotune.formats.adapter_state import AdapterState
-from orthotune.formats.roster import read_adapter
+from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.checkpoint.base_files import Part, open_base
 from orthotune.operations.checkpoint.journal import Journal
 from orthotune.operations.checkpoint.plan import Plan
@@ -53,14 +52,14 @@ def merge_checkpoint(
     Example:
         >>> merge_checkpoint("runs/sft/adapter", "models/llama", "merged")  # doctest: +SKIP
     """
-    DenseMerge(read_adapter(adapter), base, strength=strength, kind=kind).write(Path(out), progress)
+    DenseMerge(read_once(adapter), base, strength=strength, kind=kind).write(Path(out), progress)
 
 
 class DenseMerge:
     """A merge that was checked and can be written.
 
     Args:
-        state: the adapter.
+        adapter: the adapter.
         base: as for :func:`merge_checkpoint`.
         strict: an error for layers of the adapter that the base has not.
         strength: as for :func:`merge_checkpoint`.
@@ -77,7 +76,7 @@ class DenseMerge:
 
     def __init__(
         self,
-        state: AdapterState,
+        adapter: Adapter,
         base: str | Path,
         *,
         strict: bool = True,
@@ -86,7 +85,7 @@ class DenseMerge:
     ) -> None:
         self.said = [f"{kind or 'its own kind'} {strength!r}"] if strength != 1 else []
         self.base = open_base(base)
-        skeletons, self.report = build_skeletons(self.base, state, strict=strict)
+        skeletons, self.report = build_skeletons(self.base, adapter, strict=strict)
         for skeleton in skeletons if strength != 1 else ():
             skeleton.set_scale(strength, kind)
         self.plans = [
