@@ -77,13 +77,12 @@ def combine(
 
     Example:
         >>> import tempfile, torch
-        >>> from safetensors.torch import save_file
-        >>> from orthotune.formats import read_adapter
+        >>> from orthotune.formats import AdapterState, LayerState, read_adapter
         >>> home = Path(tempfile.mkdtemp())
         >>> for name, number in (("style", 1.0), ("subject", -1.0)):
-        ...     save_file({"blk.lin.oft_R.weight": torch.full((2, 1), number)}, home / f"{name}.safetensors")
-        >>> files = [home / "style.safetensors", home / "subject.safetensors"]
-        >>> done = combine(files, [1.0, 0.5], home / "both")
+        ...     layer = LayerState({"": torch.full((2, 1), number)})  # a quarter of a turn, and one back
+        ...     path = write_adapter(AdapterState({"blk.lin": layer}), home / name, "orthotune")
+        >>> done = combine([home / "style", home / "subject"], [1.0, 0.5], home / "both")
         >>> read_adapter(done.out).layers["blk.lin"].rotation()[0]  # an eighth of a turn is left
         tensor([[ 0.7071, -0.7071],
                 [ 0.7071,  0.7071]])

@@ -30,9 +30,9 @@ def distance(one: str | Path, other: str | Path, **options: Any) -> dict[str, An
         >>> import tempfile, torch
         >>> from safetensors.torch import save_file
         >>> path = f"{tempfile.mkdtemp()}/style.safetensors"
-        >>> save_file({"lora_unet_blk_lin.oft_R.weight": torch.ones(2, 1)}, path)
-        >>> distance(path, path)["layers"][0]["cosine"]
-        1.0
+        >>> save_file({"lora_unet_blk_lin.oft_R.weight": torch.full((2, 1), 0.1)}, path)
+        >>> distance(path, path)["layers"][0]["angle_max"]
+        0.0
     """
     first, second = read_once(one, **options).state, read_once(other, **options).state
     rows, alone = compare_adapters(first, second)

@@ -34,10 +34,10 @@ def inspect(adapter: str | Path, *, base: str | Path | None = None, **options: A
         >>> import tempfile, torch
         >>> from safetensors.torch import save_file
         >>> path = f"{tempfile.mkdtemp()}/style.safetensors"
-        >>> save_file({"lora_unet_blk_lin.oft_R.weight": torch.ones(2, 1)}, path)
+        >>> save_file({"lora_unet_blk_lin.oft_R.weight": torch.full((2, 1), 0.1)}, path)
         >>> facts = inspect(path)
         >>> facts["parameters"], facts["layers"][0]["block_size"], f"{facts['angle_max']:.2f}"
-        (2, 2, '1.57')
+        (2, 2, '0.20')
     """
     opened = read_once(adapter, **options)
     facts = _of_state(opened.state)

@@ -65,11 +65,11 @@ def merge(
         >>> from safetensors.torch import load_file, save_file
         >>> home = Path(tempfile.mkdtemp())
         >>> save_file({"blk.lin.weight": torch.eye(2)}, home / "base.safetensors")
-        >>> save_file({"lora_unet_blk_lin.oft_R.weight": torch.ones(1, 1)}, home / "adapter.safetensors")
+        >>> save_file({"lora_unet_blk_lin.oft_R.weight": torch.full((1, 1), 0.1)}, home / "adapter.safetensors")
         >>> out = merge(home / "adapter.safetensors", home / "merged", base=home / "base.safetensors", stream=True)
-        >>> load_file(out / "base.safetensors")["blk.lin.weight"]  # a quarter of a turn
-        tensor([[ 0., -1.],
-                [ 1.,  0.]])
+        >>> load_file(out / "base.safetensors")["blk.lin.weight"]  # by 0.2 radians
+        tensor([[ 0.9801, -0.1980],
+                [ 0.1980,  0.9801]])
     """
     if stream and (dtype != "auto" or dequantize or quantization):
         raise ConfigError(
