@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ MEANT = {
 
 @pytest.mark.parametrize("case", produced(), ids=str)
 def test_every_producer_is_told(case: Produced) -> None:
-    found = identify(case.adapter, case.options)
+    found = identify(case.adapter, **asdict(case.options))
     assert found.format in PRODUCERS
     assert MEANT.get(case.producer, "LyCORIS 2.1") in found.producer
     assert set(found.conversions) == {*TARGETS, DIFF}
