@@ -21,7 +21,7 @@ try:
     main()
 except SystemExit as done:
     assert not done.code, done.code
-heavy = {{"torch", "peft", "transformers", "numpy", "jinja2", "safetensors", "pydantic"}} & set(sys.modules)
+heavy = {{"torch", "peft", "transformers", "numpy", "jinja2", "safetensors"}} & set(sys.modules)
 assert not heavy, f"imported {{heavy}}"
 """
 
