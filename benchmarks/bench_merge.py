@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from orthotune import OFTConfig, PeftModel, get_peft_model
 from orthotune.bench import machine
-from orthotune.merging.stream import merge_checkpoint
+from orthotune.operations.checkpoint.stream import merge_checkpoint
 
 COPIED = 1 << 23
 

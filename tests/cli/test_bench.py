@@ -13,7 +13,7 @@ from typer.testing import Result
 
 from orthotune.bench.cells import SELECTIONS as KNOWN
 from orthotune.bench.results import read_rows
-from orthotune_cli.bench import SELECTIONS
+from orthotune.cli.bench import SELECTIONS
 
 
 def test_help_names_every_selection() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orthotune_cli.demo import free_folder
-from orthotune_cli.place import new_folder
+from orthotune.cli.demo import free_folder
+from orthotune.operations.place import new_folder
 
 
 def _fill(folder: Path) -> None:

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from orthotune.cli.failures import explain
 from orthotune.errors import OutputError, TrainingError
 from orthotune.recipes import sft
 from orthotune.recipes.settings import SFTSettings
 from orthotune.training.checkpoint_manifest import check
 from orthotune.training.checkpoint_on_signal import Stopped
-from orthotune_cli.failures import explain
 from safety.small_disk import fill, small_disk
 
 Job = dict[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import device as Device
 from torch import get_num_threads, nn
 
-import orthotune
+from orthotune import __version__
 from orthotune.bench import machine
 from orthotune.bench.cells import Cell
 from orthotune.bench.contenders import OTHERS, Contender, stirred
@@ -54,7 +54,7 @@ def run_cell(
                 threads=get_num_threads(),
                 load=load,
                 versions=machine.versions(),
-                orthotune=orthotune.__version__,
+                orthotune=__version__,
                 commit=machine.commit(),
             )
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from orthotune.diffusion.family import Family
 from orthotune.errors import AdapterFileError, ConfigError, DataError
-from orthotune.loading.components import bare
+from orthotune.operations.fitting.components import bare
 
 WEIGHTS, CONFIG = "hint_encoder.safetensors", "hint_encoder.json"
 _FIRST_WIDTH, _WIDEST = 16, 256

@@ -57,7 +57,7 @@ def load_adapter(family: PipelineFamily, folder: Path) -> None:
     Raises:
         AdapterFileError: the files are damaged or belong to another model.
     """
-    from orthotune.loading.load import load_adapter as load_rotations
+    from orthotune.operations.load import load_adapter as load_rotations
 
     if (folder / LORA_WEIGHTS).is_file():
         try:
