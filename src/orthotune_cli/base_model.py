@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,8 @@ def load_base(base: str, dtype: str = "auto", quantization: str | None = None) -
         >>> load_base("gpt2").model  # doctest: +SKIP
         GPT2LMHeadModel(...)
     """
-    from orthotune.errors import OrthotuneError
+    from orthotune.errors import AdapterFileError, OrthotuneError
+    from orthotune.files.json_file import read_json
     from orthotune.worlds import text
 
     folder = text.MODEL if base == WORLD else Path(base)
@@ -74,7 +74,7 @@ def load_base(base: str, dtype: str = "auto", quantization: str | None = None) -
             return _pipeline(folder, dtype)
         if not (folder / "config.json").is_file():
             raise OrthotuneError(f"--base {base}", got="a folder without config.json", needed="a saved model")
-        if "_class_name" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        if "_class_name" in read_json(folder / "config.json", error=AdapterFileError):
             return _diffusers(folder, dtype)
     elif base.startswith((".", "/", "~")) or base.count("/") > 1 or "\\" in base:
         # No name on the hub looks like this; asking the hub would end in a riddle.
@@ -135,8 +135,9 @@ def _diffusers(folder: Path, dtype: str) -> BaseModel:
     import diffusers
 
     from orthotune.errors import OrthotuneError
+    from orthotune.files.json_file import read_json
 
-    name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    name = read_json(folder / "config.json")["_class_name"]
     kind: Any = getattr(diffusers, str(name), None)
     known = isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
     if not known:

@@ -65,8 +65,8 @@ def combine_adapters(
         ['0.7           style', '0.3           subject', ...]
     """
     from orthotune.errors import ConfigError
+    from orthotune.files.output import new_folder
     from orthotune.formats.roster import read_adapter
-    from orthotune_cli.place import new_folder
 
     if (how == "svd_lora") != (base is not None and rank is not None) or (how != "svd_lora" and (base or rank)):
         raise ConfigError(f"--type {how}", needed="--base and --rank for svd_lora, and for it alone")
@@ -87,12 +87,12 @@ def _one_adapter(
 ) -> list[str]:
     import warnings
 
+    from orthotune.files.output import new_folder
     from orthotune.formats.convert import convert
     from orthotune.formats.roster import read_adapter
     from orthotune.formats.writers import write_adapter
     from orthotune.merging.combine_files import combine_states
     from orthotune.tuner.joint_layer import Combination
-    from orthotune_cli.place import new_folder
 
     combination = Combination(tuple(weights), how, density)
     states = [read_adapter(path) for path in paths]

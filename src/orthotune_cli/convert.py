@@ -137,9 +137,9 @@ def _diff(
 
 
 def _write(state: AdapterState, out: Path, to: str, weights: BaseWeights | None, overwrite: bool) -> None:
+    from orthotune.files.output import new_folder
     from orthotune.formats.conversion_table import TARGETS
     from orthotune.formats.writers import write_adapter
-    from orthotune_cli.place import new_folder
 
     modules = None if weights is None else weights.modules
     if TARGETS[to].folder:

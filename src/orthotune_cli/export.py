@@ -94,11 +94,11 @@ def export_adapter(
         >>> export_adapter(Path("style.safetensors"), Path("merged"), Path("sd15"), "dense")  # doctest: +SKIP
         PosixPath('merged')
     """
+    from orthotune.files.output import resumable
     from orthotune.formats.read_options import ReadOptions
     from orthotune.formats.roster import read_adapter
     from orthotune.merging.stream import DenseMerge
     from orthotune_cli.own_place import refuse_place_of_adapter
-    from orthotune_cli.place import lasting
 
     _check_options(options or {})
     _check_base(base)
@@ -111,7 +111,7 @@ def export_adapter(
         refuse_place_of_adapter(out, adapter)
     state = read_adapter(adapter, ReadOptions(**(options or {})))
     # The place before the work: to find it closed after an hour would be a waste.
-    with lasting(out, file=file, overwrite=overwrite, resume=to == "dense") as folder:
+    with resumable(out, file=file, overwrite=overwrite, resume=to == "dense") as folder:
         merge = DenseMerge(state, base, strict=strict, strength=strength, kind=kind)
         say(str(merge.report))
         place = folder / out.name if file else folder
@@ -160,7 +160,7 @@ def _progress() -> Progress:
 
 def _dense(merge: DenseMerge, adapter: Path, folder: Path, out: Path, bar: Progress, said: list[str]) -> None:
     import orthotune
-    from orthotune.merging.journal import Journal, fingerprint
+    from orthotune.files.journal import Journal, fingerprint
 
     own = [path for path in adapter.iterdir() if path.is_file()] if adapter.is_dir() else [adapter]
     weights = [shard.entries[0].path for part in merge.base.parts for shard in part.checkpoint.shards if shard.entries]

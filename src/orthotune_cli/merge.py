@@ -91,9 +91,9 @@ def merge_adapter(
     from safetensors import SafetensorError
 
     from orthotune.errors import AdapterFileError, MergeError
+    from orthotune.files.output import new_folder
     from orthotune_cli.base_model import load_base
     from orthotune_cli.own_place import refuse_place_of_adapter
-    from orthotune_cli.place import new_folder
 
     base = _base_of(adapter, base)
     if overwrite:
@@ -145,11 +145,11 @@ def stream_adapter(
         >>> stream_adapter(Path("runs/demo/adapter"), Path("merged"), base="models/llama")  # doctest: +SKIP
         PosixPath('merged')
     """
+    from orthotune.files.output import new_folder
     from orthotune.merging.stream import merge_checkpoint
     from orthotune.worlds import text
     from orthotune_cli.base_model import WORLD
     from orthotune_cli.own_place import refuse_place_of_adapter
-    from orthotune_cli.place import new_folder
 
     def tell(number: int, count: int, name: str) -> None:
         typer.echo(f"shard {number} of {count}  {name}", err=True)

@@ -23,9 +23,9 @@ def toy(
 
     Example: orthotune toy
     """
+    from orthotune.files.output import new_folder
     from orthotune.recipes import toy as job
     from orthotune_cli.demo import free_folder
-    from orthotune_cli.place import new_folder
 
     settings = job.ToySettings(steps=steps, patches=patches, seed=seed)
     place = free_folder(out)

@@ -22,10 +22,10 @@ from house.source import MODULES, ROOT, named
 from loading.bases import network
 from orthotune import OFTConfig, get_peft_model, load_adapter
 from orthotune.errors import AdapterFileError, ConfigError, OrthotuneError
+from orthotune.files.safetensors_file import read_tensors
+from orthotune.files.tensor_entries import read_header
 from orthotune.formats import read_adapter
-from orthotune.formats.safetensors_file import read_tensors
 from orthotune.merging.checkpoint import open_checkpoint
-from orthotune.merging.tensor_file import read_header
 from orthotune.tuner import patterns
 
 EXACT = Produced(FIXTURES / "peft-0.21.2-oft" / "exact", FIXTURES / "peft-0.21.2-oft" / "exact")

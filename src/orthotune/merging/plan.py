@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from orthotune.errors import AdapterFileError, MergeError
-from orthotune.formats.safetensors_file import shortened
+from orthotune.files.names import shortened
+from orthotune.files.tensor_entries import FLOATS, Entry, Room
 from orthotune.layers.base import OFTLayer
 from orthotune.merging.checkpoint import Checkpoint
 from orthotune.merging.skeleton import ADAPTER, Skeleton
-from orthotune.merging.tensor_file import FLOATS, Entry, Room
 from orthotune.merging.weight_merge import merge_copy, merge_weight, release
 from orthotune.tuner.tied import Untied, untied
 
