@@ -242,7 +242,8 @@ def test_a_device_is_written_to_directly() -> None:
 
 def test_leftovers_are_recognised_and_nothing_else_is_touched(tmp_path: Path) -> None:
     number = "0123456789ab"
-    for name in (f".a.json.{number}.part", ".adapter.0.part", f".gone.{number}{number}01234567.part", ".notes", ".x.old"):
+    earlier = "0123456789abcdef" * 2  # as versions before wrote them
+    for name in (f".a.json.{number}.part", ".adapter.0.part", f".gone.{earlier}.part", ".notes", ".x.old"):
         (tmp_path / name).touch()
     (tmp_path / f".folder.{number}.old").mkdir()
     (tmp_path / f".kept.{number}.old").mkdir()

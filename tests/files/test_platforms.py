@@ -149,7 +149,7 @@ home.claim({})
 with resumable(Path(sys.argv[1]) / "out") as folder:
     (folder / "a").touch()
 """
-    done = _run(WITHOUT.format(first=LIBRARIES) + code, str(tmp_path))
+    done = _run(NO_LOCKS + LIGHT + code, str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "cannot be locked (this system has no file locks): do not start it twice" in done.stdout
     assert (tmp_path / "run" / "settings.json").is_file() and (tmp_path / "out" / "a").is_file()

@@ -57,7 +57,7 @@ def _found(tree: ast.AST) -> Iterator[tuple[str, int, str]]:
 
 def _writes(mode: ast.expr) -> bool:
     value = mode.value if isinstance(mode, ast.Constant) else None
-    return isinstance(value, str) and len(value) <= 3 and bool(set(value) & set("wax+")) and set(value) <= set("rwaxbt+")
+    return isinstance(value, str) and bool(set(value) & set("wax+")) and set(value) <= set("rwaxbt+")
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if room_of(p) != "files"], ids=named)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from orthotune.errors import OutputError, RecipeError
-from orthotune.files.atomic import atomic_write
-from orthotune.files.json_file import read_json, write_json
+from orthotune.files.json_file import write_json
 from orthotune.training.run_directory import RunDirectory
 
 SETTINGS = {"steps": 4, "output": "x", "resume": "never"}
