@@ -20,11 +20,13 @@ from orthotune.errors import OutputError
 from orthotune.files.failed_write import writing
 from orthotune.files.platforms import flush_file, flush_folder
 
+#: A path as text or as an object.
+Location = str | os.PathLike[str]
 _NUMBER = r"\.[0-9a-f]{12,32}"
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: Location) -> Iterator[Path]:
     """A temporary sibling to write a file or a folder to; it takes the name ``path`` when the block ends well.
 
     A file or a folder of that name is replaced. Parents are made. A symbolic link keeps pointing where it does: what
@@ -66,7 +68,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             remove(partial)
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
+def write_bytes(path: Location, content: bytes) -> None:
     """Write a file, complete or not at all.
 
     Args:
@@ -80,7 +82,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         partial.write_bytes(content)
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: Location, text: str) -> None:
     """Write a UTF-8 text file, complete or not at all, with line ends as they are in ``text`` on every system.
 
     Args:

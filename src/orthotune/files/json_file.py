@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from orthotune.errors import DataError, OrthotuneError
-from orthotune.files.atomic import write_text
+from orthotune.files.atomic import Location, write_text
 
-#: A path as text or as an object.
-Location = str | os.PathLike[str]
 _KINDS: dict[type, str] = {dict: "object", list: "list", str: "text", bool: "truth value", type(None): "null"}
 
 

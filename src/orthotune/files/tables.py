@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from orthotune.errors import DataError, OrthotuneError
-from orthotune.files.atomic import write_text
+from orthotune.files.atomic import Location, write_text
 
 
-def write_table(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+def write_table(path: Location, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
     """Write a CSV file with a header, complete or not at all; None becomes an empty cell.
 
     Args:
@@ -39,7 +39,7 @@ def write_table(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Se
 
 
 def read_table(
-    path: str | Path, *, named: str = "", error: type[OrthotuneError] = DataError
+    path: Location, *, named: str = "", error: type[OrthotuneError] = DataError
 ) -> list[tuple[int, dict[str, str]]]:
     """The rows of a CSV file with a header, each with the number of its line.
 

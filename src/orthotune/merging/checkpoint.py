@@ -104,11 +104,12 @@ def _weights(folder: Path) -> tuple[Path | None, Path | None]:
 
 
 def _read_index(path: Path) -> dict[str, Any]:
-    index = read_json(path, error=AdapterFileError, do="Copy or download it again")
+    again = "Copy or download it again"
+    index = read_json(path, error=AdapterFileError, do=again)
     names = index.get("weight_map")
     if not isinstance(names, dict):
-        raise AdapterFileError(f"{path}", got="no weight_map", do="Copy or download it again")
+        raise AdapterFileError(f"{path}", got="no weight_map", do=again)
     # A name that leads out of the folder would be read, and later written, elsewhere.
     if wrong := [name for name in names.values() if not is_file_name(name)]:
-        raise AdapterFileError(f"{path}", got=f"the shard {wrong[0]!r}, which is no file name", do="Get it elsewhere")
+        raise AdapterFileError(f"{path}", got=f"a shard that is no file name: {ascii(wrong[0])[:80]}", do=again)
     return index

@@ -61,7 +61,7 @@ def read_records(
     pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
     samples: list[Mapping[str, Any]] = [row for row in _read(folder / SAMPLES, []) if isinstance(row, dict)]
     # A run that was cut off may have left half a line.
-    metrics = complete_json_lines(folder / METRICS)
+    metrics: list[Mapping[str, Any]] = [*complete_json_lines(folder / METRICS)]
     return Records(folder, run, comparison, samples, pictures, adapter or {}, metrics, compared or {})
 
 
