@@ -22,10 +22,10 @@ from house.source import MODULES, ROOT, named
 from operations.bases import network
 from orthotune import OFTConfig, get_peft_model, load_adapter
 from orthotune.errors import AdapterFileError, ConfigError, OrthotuneError
+from orthotune.files.safetensors_file import read_tensors
+from orthotune.files.tensor_entries import read_header
 from orthotune.formats import read_adapter
-from orthotune.formats.safetensors_file import read_tensors
 from orthotune.operations.checkpoint.model_folder import open_checkpoint
-from orthotune.operations.checkpoint.tensor_file import read_header
 from orthotune.tuner import patterns
 
 EXACT = Produced(FIXTURES / "peft-0.21.2-oft" / "exact", FIXTURES / "peft-0.21.2-oft" / "exact")

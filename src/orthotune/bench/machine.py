@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
 import torch
+
+from orthotune.files.platforms import processor_name
 
 LIBRARIES = ("torch", "peft", "transformers", "diffusers")
 
@@ -22,12 +23,7 @@ def device_name(device: torch.device) -> str:
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
+    return processor_name()
 
 
 def versions() -> str:
@@ -61,16 +57,3 @@ def commit() -> str:
         return subprocess.run(words, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def load() -> float | None:
-    """Mean number of processes that wanted to run in the last minute; None where the system does not say.
-
-    Example:
-        >>> (load() or 0.0) >= 0
-        True
-    """
-    try:
-        return round(os.getloadavg()[0], 2)
-    except (AttributeError, OSError):
-        return None

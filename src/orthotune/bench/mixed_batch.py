@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from orthotune.bench import llama, machine
 from orthotune.bench.cells import Cell
 from orthotune.bench.contenders import STIR
-from orthotune.training.run_directory import appearing
+from orthotune.files.tables import write_table
 from orthotune.tuner.config import OFTConfig
 
 #: different adapters in a batch
@@ -173,8 +172,4 @@ def _adapted(name: str, count: int, hidden: int, layers: int, dtype: str, device
 
 def write(rows: Sequence[Throughput], path: Path) -> None:
     """The rows as CSV, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with appearing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Throughput)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    write_table(path, map(asdict, rows), [field.name for field in fields(Throughput)])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orthotune.bench.cells import BASE, SAVED_TARGET, Cell, target_of
 from orthotune.bench.results import Row
-from orthotune.training.run_directory import appearing
+from orthotune.files.atomic import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -162,5 +162,5 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with appearing(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png", dpi=130)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, get_type_hints
 
 from orthotune.bench.cells import Cell
 from orthotune.errors import OrthotuneError
-from orthotune.training.run_directory import appearing
+from orthotune.files.tables import read_table, write_table
 
 
 @dataclass(frozen=True)
@@ -62,28 +61,23 @@ class Row:
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
     """Write a CSV file, whole or not at all; what was not measured is empty."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with appearing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Row)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    write_table(path, map(asdict, rows), [field.name for field in fields(Row)])
 
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a file that :func:`write_rows` wrote.
 
     Raises:
-        OrthotuneError: a column is missing, or a value is no number where one belongs.
+        OrthotuneError: the file is not there, a column is missing, or a value is no number where one belongs.
     """
     kinds = get_type_hints(Row)
     rows = []
-    with path.open(newline="", encoding="utf-8") as file:
-        for line, values in enumerate(csv.DictReader(file), start=2):
-            try:
-                rows.append(Row(**{name: _value(values[name], kind) for name, kind in kinds.items()}))
-            except (KeyError, ValueError, TypeError) as error:
-                said, needed = f"{path}, line {line}", "a row that `orthotune bench` wrote"
-                raise OrthotuneError(said, got=str(error), needed=needed) from None
+    for line, values in read_table(path, error=OrthotuneError):
+        try:
+            rows.append(Row(**{name: _value(values[name], kind) for name, kind in kinds.items()}))
+        except (KeyError, ValueError, TypeError) as error:
+            said, needed = f"{path}, line {line}", "a row that `orthotune bench` wrote"
+            raise OrthotuneError(said, got=str(error), needed=needed) from None
     return rows
 
 

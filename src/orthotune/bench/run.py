@@ -14,6 +14,7 @@ from orthotune.bench.results import Row
 from orthotune.bench.saved_bytes import peak_bytes, saved_bytes
 from orthotune.bench.step import step_of
 from orthotune.bench.subject import Subject, subject
+from orthotune.files.platforms import load_average
 
 
 def run_cell(
@@ -29,7 +30,7 @@ def run_cell(
         >>> run_cell(Cell(128, 4, 1), LLAMA[:1], Device("cpu"), repetitions=1)[0].median
         1.0
     """
-    load = machine.load()
+    load = load_average()
     frozen = subject(cell, device)
     models = {contender.name: stirred(contender, frozen, cell) for contender in contenders}
     steps = {name: step_of(frozen, model, cell.mode) for name, model in models.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,12 +59,9 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
 
 def _peft_config(adapter: Path) -> dict[str, Any] | None:
     from orthotune.errors import AdapterFileError
+    from orthotune.files.json_file import read_json
 
     file = adapter / "adapter_config.json"
     if not file.is_file():
         return None
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as fault:
-        raise AdapterFileError(f"adapter {file}", got="no JSON") from fault
-    return found if isinstance(found, dict) else None
+    return read_json(file, named="adapter", error=AdapterFileError)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from orthotune.errors import OrthotuneError
+from orthotune.errors import AdapterFileError, OrthotuneError
+from orthotune.files.json_file import read_json
 from orthotune.quantized.loading_options import loading_options
 
 #: The language model inside the package, by the name that recipes give it and that its adapters record.
@@ -83,7 +83,7 @@ def load_base(base: str, dtype: str = "auto", quantization: str | None = None) -
             return _pipeline(folder, dtype)
         if not (folder / "config.json").is_file():
             raise OrthotuneError(f"--base {base}", got="a folder without config.json", needed="a saved model")
-        if "_class_name" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        if "_class_name" in read_json(folder / "config.json", error=AdapterFileError):
             return _diffusers(folder, dtype)
     elif base.startswith((".", "/", "~")) or base.count("/") > 1 or "\\" in base:
         # No name on the hub looks like this; asking the hub would end in a riddle.
@@ -144,7 +144,7 @@ def _companions(base: str) -> list[Any]:
 def _diffusers(folder: Path, dtype: str) -> BaseModel:
     import diffusers
 
-    name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    name = read_json(folder / "config.json")["_class_name"]
     kind: Any = getattr(diffusers, str(name), None)
     known = isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
     if not known:

@@ -16,7 +16,7 @@ from peft.utils import PeftType, set_peft_model_state_dict
 from torch import nn
 
 from orthotune.errors import AdapterFileError, ConfigError, nearest
-from orthotune.formats.adapter_file import told
+from orthotune.files.names import escaped
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.module_names import match_names
 from orthotune.layers.base import OFTLayer
@@ -96,10 +96,10 @@ def apply_adapter(
         ]  # fmt: skip
         return model, report
     if state.other:
-        report.warnings.append(f"tensors that are no rotations were left out: {told(state.other)}")
+        report.warnings.append(f"tensors that are no rotations were left out: {escaped(state.other)}")
     if state.other and strict and state.config.get("peft_type"):
         raise AdapterFileError(
-            f"{state.source}", got=f"tensors beside the rotations: {told(state.other)}",
+            f"{state.source}", got=f"tensors beside the rotations: {escaped(state.other)}",
             needed="rotations only, for a model whose names differ or that is no PeftModel",
             do="Load it with PeftModel.from_pretrained, or with strict=False to leave them out",
         )  # fmt: skip
@@ -150,8 +150,8 @@ def _match(
         near = [n for name in match.unmatched[:3] for n in nearest(name.replace("_", "."), known, 1)]
         raise AdapterFileError(
             f"the adapter {state.source} for this model",
-            got=f"{len(match.unmatched)} of {len(layers)} layers that the model has not: {told(match.unmatched)}",
-            needed=f"modules under these names; the model has {told(near or known)}",
+            got=f"{len(match.unmatched)} of {len(layers)} layers that the model has not: {escaped(match.unmatched)}",
+            needed=f"modules under these names; the model has {escaped(near or known)}",
             do="Check the base model"
             + ("" if not match.matched else ", or leave them out: strict=False, --partial on the command line"),
         )

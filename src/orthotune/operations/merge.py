@@ -10,11 +10,12 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 from orthotune.errors import AdapterFileError, ConfigError, MergeError
+from orthotune.files.output import new_folder
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.base_model import load_base, place_of
 from orthotune.operations.checkpoint.stream import DenseMerge
 from orthotune.operations.load import apply_adapter, with_file_config
-from orthotune.operations.place import new_folder, refuse_place_of_adapter
+from orthotune.operations.place import refuse_place_of_adapter
 from orthotune.rotation.strength import Kind
 from orthotune.tuner.strength import set_scale
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from orthotune.files.atomic import write_bytes, write_text
+from orthotune.files.json_file import read_json, write_json
 from orthotune.worlds.text_corpus import Corpus, Document, collect
 from orthotune.worlds.text_pretrain import (
     Schedule,
@@ -68,7 +70,7 @@ def build_texts(out: Path) -> dict[str, object]:
     corpus = _write_texts(out)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "model", local_files_only=True)
     model = LlamaForCausalLM.from_pretrained(out / "model", local_files_only=True)
-    card = json.loads((out / "card.json").read_text())
+    card = read_json(out / "card.json")
     return _write_card(out, card | {"splits": measure(model.float(), tokenizer, corpus)})
 
 
@@ -94,22 +96,21 @@ def texts(docs: list[Document]) -> list[str]:
 
 def write_splits(corpus: Corpus, folder: Path) -> None:
     """One gzipped JSONL file per split."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, docs in corpus.splits.items():
         rows = "".join(json.dumps(doc, ensure_ascii=False) + "\n" for doc in docs)
         # No time stamp: the same texts give the same file.
-        (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(rows.encode(), mtime=0))
+        write_bytes(folder / f"{name}.jsonl.gz", gzip.compress(rows.encode(), mtime=0))
 
 
 def _write_texts(out: Path) -> Corpus:
     corpus = collect()
     write_splits(corpus, out / "data")
-    (out / "NOTICE").write_text(NOTICE.format(version=platform.python_version()))
+    write_text(out / "NOTICE", NOTICE.format(version=platform.python_version()))
     return corpus
 
 
 def _write_card(out: Path, card: dict[str, object]) -> dict[str, object]:
-    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    write_json(out / "card.json", card)
     return card
 
 

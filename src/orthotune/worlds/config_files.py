@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from orthotune.files.json_file import read_json, write_json
 
 
 def change_config(path: Path, **values: str) -> None:
     """Set ``values`` in the JSON file ``path`` and leave the others as they are."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | values, indent=2, sort_keys=True) + "\n")
+    write_json(path, read_json(path) | values, sort_keys=True, nan_as_null=False)

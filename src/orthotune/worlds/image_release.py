@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
+from orthotune.files.atomic import atomic_write, write_text
+from orthotune.files.json_file import read_json, write_json
 from orthotune.worlds.config_files import change_config
 from orthotune.worlds.image_captions import prompts
 from orthotune.worlds.image_judges import DIGITS, Judge, follows, load_judge
@@ -51,7 +53,7 @@ def release(
     sources.save(draft / "data.safetensors")
     for name, judge in judges.items():
         judge.save(draft / f"{name}_judge.safetensors")
-    (draft / "NOTICE").write_text(NOTICE)
+    write_text(draft / "NOTICE", NOTICE)
     # Measured on the weights that ship, rounded to half precision.
     shipped = StableDiffusionPipeline.from_pretrained(draft / "pipeline", torch_dtype=torch.float32)
     shipped.set_progress_bar_config(disable=True)
@@ -60,22 +62,18 @@ def release(
     shares = follows(digit, pictures_of(shipped, wanted, seed=0, steps=STEPS), wanted)
     scores = {name: round(share, 4) for name, share in shares.items()}
     card["follows"] = {"prompts": PROMPTS, "steps": STEPS, "guidance": GUIDANCE, **scores}
-    (draft / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    write_json(draft / "card.json", card)
     for path in draft.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     low = [f"{name} {scores[name]} of {least}" for name, least in GATES.items() if scores[name] < least]
     if low:
         raise WorseWorld(f"{', '.join(low)} needed. The draft is in {draft.name}/ of the work folder.")
     if (out / "card.json").is_file():
-        there = json.loads((out / "card.json").read_text())["follows"]
+        there = read_json(out / "card.json")["follows"]
         if sum(there[name] for name in GATES) > sum(scores[name] for name in GATES):
             raise WorseWorld(f"the world already there follows more of its prompts ({there}) than this one ({scores}).")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f"{out.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(draft, beside)
-    shutil.rmtree(out, ignore_errors=True)
-    beside.rename(out)
+    with atomic_write(out) as partial:
+        shutil.copytree(draft, partial)
     return card
 
 
@@ -90,4 +88,4 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     change_config(folder / "text_encoder" / "config.json", dtype="float32")
     # A merge to a line, indented, is most of this file.
     words = folder / "tokenizer" / "tokenizer.json"
-    words.write_text(json.dumps(json.loads(words.read_text()), separators=(",", ":")))
+    write_text(words, json.dumps(read_json(words), separators=(",", ":")))

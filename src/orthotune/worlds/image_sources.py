@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from orthotune.errors import DataError
+from orthotune.files.safetensors_file import write_tensors
 
 TEXTURES: tuple[str, ...] = ("grass", "bricks", "gravel")
 HELD_OUT = 360
@@ -39,7 +40,7 @@ class Sources:
 
     def save(self, path: Path) -> None:
         """Write them to one safetensors file."""
-        save_file({name: value.contiguous() for name, value in vars(self).items()}, path)
+        write_tensors(path, vars(self))
 
 
 def read_sources(path: Path) -> Sources:

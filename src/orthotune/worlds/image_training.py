@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from orthotune.files.atomic import atomic_write
+
 
 class OutOfTime(Exception):
     """The minutes given are over; the checkpoint holds what was done."""
@@ -54,9 +56,8 @@ def train(module: nn.Module, loss_at: Callable[[int], Tensor], plan: Plan, check
 
     def keep(step: int) -> None:
         state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "mean": mean}
-        partial = checkpoint.with_suffix(".part")
-        torch.save(state | {"step": step, "minutes": spent + (time.monotonic() - began) / 60}, partial)
-        partial.replace(checkpoint)
+        with atomic_write(checkpoint) as partial:
+            torch.save(state | {"step": step, "minutes": spent + (time.monotonic() - began) / 60}, partial)
 
     recent: list[float] = []
     for step in range(first, plan.steps):

@@ -7,10 +7,10 @@ alone is code that it was pretrained on: for ``keep`` of the recipe to hold on t
 from __future__ import annotations
 
 import gzip
-import json
 from pathlib import Path
 
 from orthotune.errors import DataError, nearest
+from orthotune.files.json_file import json_object
 
 _HOME = Path(__file__).parent / "text"
 
@@ -40,4 +40,4 @@ def load_split(name: str) -> list[dict[str, str]]:
             got=f"no file {path.name} in the installed package",
             do="Reinstall orthotune, or build the world again with python -m orthotune.worlds.build_text",
         )
-    return [json.loads(row) for row in gzip.decompress(path.read_bytes()).decode().splitlines()]
+    return [json_object(row) for row in gzip.decompress(path.read_bytes()).decode().splitlines()]

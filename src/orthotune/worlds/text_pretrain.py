@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from orthotune.files.atomic import atomic_write
 from orthotune.worlds.config_files import change_config
 
 END, PAD = "<|endoftext|>", "<|pad|>"
@@ -121,9 +122,8 @@ def pretrain(model: LlamaForCausalLM, tokens: torch.Tensor, plan: Schedule, chec
             print(f"step {step + 1}/{plan.steps}  loss {loss.item():.3f}  {minutes:.1f} min", flush=True)
         if (step + 1) % plan.keep_every == 0:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            partial = checkpoint.with_suffix(".part")
-            torch.save(state | {"step": step + 1, "minutes": minutes}, partial)
-            partial.replace(checkpoint)
+            with atomic_write(checkpoint) as partial:
+                torch.save(state | {"step": step + 1, "minutes": minutes}, partial)
     return spent + (time.monotonic() - began) / 60
 
 

@@ -1,4 +1,4 @@
-"""Single tensors of a safetensors file, read where they lie and written one after another."""
+"""Single tensors of a safetensors file, read from their place in the file and written one after another."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from orthotune.errors import AdapterFileError, OutputError
-from orthotune.formats.safetensors_file import check_header
+from orthotune.errors import AdapterFileError
+from orthotune.files.atomic import atomic_write
+from orthotune.files.safetensors_header import check_header
 
-#: The number types that a weight can turn in, by their name in a header.
+#: The number types that a weight can be rotated in, by their name in a header.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 #: Bytes that are copied at once.
 COPIED = 1 << 23
@@ -45,7 +46,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies: ``size`` bytes from ``start`` of ``path``, numbers of ``dtype`` as the header calls it."""
+    """Where a tensor is stored: ``size`` bytes from ``start`` of ``path``; ``dtype`` is the name in the header."""
 
     name: str
     dtype: str
@@ -66,7 +67,7 @@ class Entry:
                 needed=f"plain numbers of type {', '.join(FLOATS)}",
             )  # fmt: skip
         raw = torch.empty(self.size, dtype=torch.uint8) if room is None else room.take(self.size)
-        with self.path.open("rb", buffering=0) as file:
+        with _reading(self.path), self.path.open("rb", buffering=0) as file:
             file.seek(self.start)
             view, done = _bytes(raw), 0
             while done < self.size:
@@ -90,25 +91,23 @@ def read_header(path: Path) -> tuple[list[Entry], dict[str, str]]:
         >>> read_header(Path("model.safetensors"))  # doctest: +SKIP
         ([Entry(name='lm_head.weight', dtype='BF16', ...), ...], {'format': 'pt'})
     """
-    check_header(path)
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    metadata = header.pop("__metadata__", None) or {}
+    header = check_header(path)
     entries = []
-    for name, found in header.items():
+    for name, found in header.tensors.items():
         start, stop = found["data_offsets"]
-        entries.append(Entry(name, found["dtype"], tuple(found["shape"]), path, 8 + length + start, stop - start))
-    return sorted(entries, key=lambda entry: (entry.start, entry.size)), metadata
+        entries.append(
+            Entry(name, found["dtype"], tuple(found["shape"]), path, header.start + start, stop - start)
+        )
+    return sorted(entries, key=lambda entry: (entry.start, entry.size)), dict(header.metadata)
 
 
 def write_file(
     path: Path, entries: Sequence[Entry], metadata: dict[str, str], changed: Callable[[Entry], Tensor | None]
 ) -> None:
-    """A safetensors file of ``entries``, holding one of its tensors at a time.
+    """Write a safetensors file of ``entries``, complete or not at all, with one of its tensors in memory at a time.
 
     Args:
-        path: the new file.
+        path: the file; what is there is replaced.
         entries: what is in it, in this order; names may be new, the bytes come from where the entry points.
         metadata: text that goes into the header.
         changed: other numbers for an entry, of its dtype and shape, or None to copy its bytes.
@@ -124,17 +123,16 @@ def write_file(
         position += entry.size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with writing(path):
-        file = path.open("wb", buffering=0)  # nothing is left for the moment of closing, when an error would be lost
-    with file:
-        _write(file, memoryview(len(text).to_bytes(8, "little") + text), path)
+    with atomic_write(path) as partial, partial.open("wb", buffering=0) as file:
+        # Unbuffered: nothing is left for the moment of closing, when an error would be lost.
+        _write(file, memoryview(len(text).to_bytes(8, "little") + text))
         for entry in entries:
             tensor = changed(entry)
             if tensor is None:
-                _copy(entry, file, path)
+                _copy(entry, file)
             else:
                 assert tensor.dtype == FLOATS[entry.dtype] and tuple(tensor.shape) == entry.shape
-                _write(file, _bytes(tensor), path)
+                _write(file, _bytes(tensor))
                 del tensor  # before the next one is read
 
 
@@ -142,34 +140,29 @@ def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(cast(Any, tensor.contiguous().view(-1).view(torch.uint8).numpy()))
 
 
-def _write(file: FileIO, data: memoryview, path: Path) -> None:
-    with writing(path):
-        while len(data):
-            data = data[file.write(data) :]
+def _write(file: FileIO, data: memoryview) -> None:
+    while len(data):
+        data = data[file.write(data) :]
 
 
-def _copy(entry: Entry, file: FileIO, path: Path) -> None:
-    with entry.path.open("rb", buffering=0) as source:
+def _copy(entry: Entry, file: FileIO) -> None:
+    with _reading(entry.path):
+        source = entry.path.open("rb", buffering=0)
+    with source:
         source.seek(entry.start)
         buffer, left = memoryview(bytearray(min(COPIED, entry.size))), entry.size
         while left:
-            count = _some(source.readinto(buffer[: min(len(buffer), left)]), entry.path)
-            _write(file, buffer[:count], path)
+            with _reading(entry.path):
+                count = _some(source.readinto(buffer[: min(len(buffer), left)]), entry.path)
+            _write(file, buffer[:count])
             left -= count
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """What the system says about writing to ``path``, as an error in words.
-
-    Raises:
-        OutputError: an OSError inside the block.
-    """
+def _reading(path: Path) -> Iterator[None]:
+    """Within it, an error of the system is one about ``path``, not about the file that is being written."""
     try:
         yield
     except OSError as error:
-        raise OutputError(
-            f"{path.name} could not be written to {path.parent}",
-            got=error.strerror or str(error),
-            do="Free some space, or name another place",
-        ) from error
+        got = error.strerror or str(error)
+        raise AdapterFileError(f"{path} cannot be read", got=got, do="Copy or download the file again") from error

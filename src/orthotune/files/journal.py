@@ -1,13 +1,15 @@
-"""Which files of a long export are whole, so that an interrupted one goes on where it stopped."""
+"""Which files of a long export are complete, so that an interrupted one goes on where it stopped."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
+
+from orthotune.errors import DataError, OutputError
+from orthotune.files.atomic import remove, sweep
+from orthotune.files.json_file import read_json, write_json
 
 NAME = ".orthotune-export.json"
 
@@ -35,6 +37,9 @@ class Journal:
         folder: where the export is built; emptied unless its record is of the same inputs.
         inputs: their :func:`fingerprint`.
 
+    Raises:
+        OutputError: the folder cannot be emptied.
+
     Example:
         >>> journal = Journal(Path("out.partial"), "abc")  # doctest: +SKIP
         >>> journal.done("model-00001-of-00004.safetensors")  # doctest: +SKIP
@@ -45,25 +50,27 @@ class Journal:
         self.path, self.inputs = folder / NAME, inputs
         self.whole: list[str] = []
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
+            found = read_json(self.path)
             if found["inputs"] == inputs:
                 self.whole = [name for name in found["whole"] if (folder / name).is_file()]
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # none, or not of ours: start afresh
+        except (DataError, KeyError, TypeError):
+            pass  # no record, or another program's: start afresh
         if not self.whole:
-            for path in folder.iterdir():
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            for path in list(folder.iterdir()):
+                remove(path)
+            if left := list(folder.iterdir()):
+                raise OutputError(f"{left[0]}", got="left by an earlier export, not removable", do="Remove it")
+        for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+            sweep(inner)  # a killed export leaves the file that it was writing under a temporary name
 
     def done(self, name: str) -> bool:
-        """Whether a file was written whole before."""
+        """Whether a file was written completely before."""
         return name in self.whole
 
     def add(self, name: str) -> None:
-        """Note that a file is whole."""
+        """Note that a file is complete."""
         self.whole.append(name)
-        new = self.path.with_suffix(".new")
-        new.write_text(json.dumps({"inputs": self.inputs, "whole": self.whole}), encoding="utf-8")
-        os.replace(new, self.path)
+        write_json(self.path, {"inputs": self.inputs, "whole": self.whole})
 
     def close(self) -> None:
         """Remove the record: the export is complete."""

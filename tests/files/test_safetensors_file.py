@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from orthotune.errors import AdapterFileError
-from orthotune.formats.safetensors_file import read_tensors, refuse_non_finite
+from orthotune.files.safetensors_file import read_tensors, refuse_non_finite
 
 
 @pytest.fixture
