@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: The model inside the package, by the name that recipes give it.
+#: The built-in model, by the name that recipes give it.
 WORLD = "text-world"
 #: names under which quantized checkpoints keep what makes sense of their weights
 SCALES = {

@@ -62,6 +62,7 @@ def base_of(adapter: Path, base: str | None) -> str:
     """
     from orthotune.errors import AdapterFileError, OrthotuneError
     from orthotune.formats.roster import read_adapter
+    from orthotune.worlds.installed import current
 
     if base:
         return base
@@ -73,7 +74,7 @@ def base_of(adapter: Path, base: str | None) -> str:
             return IMAGE_WORLD
         raise
     if named := state.config.get("base_model_name_or_path"):
-        return str(named)
+        return current(str(named))
     if any("transformer_blocks" in name and "attentions" in name for name in (*state.layers, *state.transforms)):
         return IMAGE_WORLD
     raise OrthotuneError(f"the base model of {adapter}", got="none in its files", do="Name it with --base")
@@ -120,10 +121,10 @@ def measure(adapter: Path, data: str | None, base: str, max_length: int, limit: 
     from orthotune.metrics.text_loss import token_rows
     from orthotune.training.causal_model import load_model, load_tokenizer
     from orthotune.worlds import text as text_world
+    from orthotune.worlds.installed import world_of
     from orthotune_cli.base_model import WORLD
 
-    own = base == WORLD or base == str(text_world.MODEL)
-    if data is None and not own:
+    if data is None and base != WORLD and world_of(base) != "text":
         raise DataError(
             f"texts for {base}", got="none", needed="texts that are not about the task", do="Name them with --data"
         )

@@ -187,10 +187,10 @@ def _with_adapter(model: Any, adapter: Path, strength: float = 1.0) -> Any:
 def _base_of(adapter: Path, base: str | None) -> str:
     from orthotune.errors import ConfigError
     from orthotune.formats.roster import read_adapter
+    from orthotune.worlds.installed import current
 
     # Read once on its own: a damaged file is told before a large model is loaded.
     recorded = read_adapter(adapter).config.get("base_model_name_or_path")
-    base = base or recorded
-    if not base:
+    if not (base or recorded):
         raise ConfigError(f"{adapter} does not record its base model", do="Name it with --base")
-    return base
+    return base or current(recorded)

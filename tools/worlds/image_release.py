@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from orthotune.worlds.config_files import change_config
+from config_files import change_config
 from orthotune.worlds.image_captions import prompts
 from orthotune.worlds.image_judges import DIGITS, Judge, follows, load_judge
 from orthotune.worlds.image_pictures import GUIDANCE, STEPS, pictures_of

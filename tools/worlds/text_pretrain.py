@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from orthotune.worlds.config_files import change_config
+from config_files import change_config
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 VOCABULARY = 2048
