@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from orthotune.bench.cells import Cell
+from harness.cells import Cell
 from orthotune.errors import OrthotuneError
 from orthotune.training.run_directory import appearing
 
