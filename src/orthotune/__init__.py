@@ -14,7 +14,7 @@ from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.model import OFTModel
 from orthotune.tuner.register import register, unregister
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "OFTConfig",
     "OFTModel",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from house.source import MODULES, ROOMS, imports, named, room_of
+from house.source import BESIDE, MODULES, ROOMS, imports, named, room_of
 
 #: What each room may import of the package, besides itself and ``errors``. A new room is added here and to the map.
 BELOW: dict[str, set[str]] = {
@@ -28,7 +29,6 @@ BELOW: dict[str, set[str]] = {
     "training": {"rotation", "kernels", "quantized", "layers", "tuner", "formats", "metrics", "diagnosis"},
     "diffusion": {"rotation", "layers", "tuner", "formats", "loading", "metrics", "diagnosis", "training"},
     "worlds": {"training", "metrics", "diffusion"},
-    "bench": {"kernels", "layers", "tuner", "training"},
     "recipes": {
         "rotation",
         "layers",
@@ -90,6 +90,36 @@ def test_verbs_import_nothing_heavy_before_they_run(path: Path) -> None:
     head = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
     tops = {name.partition(".")[0] for name in imports(head)}
     assert tops <= set(sys.stdlib_module_names) | {"typer", "orthotune_cli"}
+
+
+def test_one_file_touches_the_tables_of_peft() -> None:
+    tables = re.compile(r"\bPEFT_TYPE_TO_\w+MAPPING\b")
+    touching = [named(path) for path in MODULES if tables.search(path.read_text(encoding="utf-8"))]
+    assert touching == ["src/orthotune/tuner/register.py"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_the_package_needs_nothing_of_the_clone(path: Path) -> None:
+    """Only ``worlds.installed`` knows the wheel of the data; no file imports the benchmark, the tools or the tests."""
+    beside = {p.relative_to(folder).parts[0].removesuffix(".py") for folder in BESIDE for p in folder.rglob("*.py")}
+    tops = {name.partition(".")[0] for name in imports(ast.parse(path.read_text(encoding="utf-8")))}
+    allowed = {"orthotune_worlds"} if named(path) == "src/orthotune/worlds/installed.py" else set()
+    assert not tops & (beside | {"tests", "orthotune_worlds"}) - allowed
+
+
+def test_no_circle_beside_the_package() -> None:
+    """Among the scripts and the harness of ``benchmarks`` and among the tools no file imports itself by others."""
+    for folder in BESIDE:
+        files = {".".join(p.relative_to(folder).with_suffix("").parts): p for p in folder.rglob("*.py")}
+        edges = {
+            name: {other for other in files for got in imports(ast.parse(path.read_text(encoding="utf-8")))
+                   if other != name and (got == other or got.startswith(f"{other}."))}
+            for name, path in files.items()
+        }  # fmt: skip
+        while ends := [name for name, below in edges.items() if not below & edges.keys()]:
+            for name in ends:
+                del edges[name]
+        assert not edges, f"import each other: {', '.join(sorted(edges))}"
 
 
 def test_importing_the_package_is_cheap_and_changes_no_environment() -> None:
