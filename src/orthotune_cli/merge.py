@@ -191,6 +191,8 @@ def _base_of(adapter: Path, base: str | None) -> str:
 
     # Read once on its own: a damaged file is told before a large model is loaded.
     recorded = read_adapter(adapter).config.get("base_model_name_or_path")
-    if not (base or recorded):
+    if base:
+        return base
+    if not recorded:
         raise ConfigError(f"{adapter} does not record its base model", do="Name it with --base")
-    return base or current(recorded)
+    return current(recorded)

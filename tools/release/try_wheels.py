@@ -133,7 +133,7 @@ def main() -> int:
 
 
 def check_contents(library: Path, worlds: Path, source: Path) -> None:
-    """Versions in step, nothing of the clone in the library, everything in the archive that building it needs."""
+    """Versions in step, nothing of the clone in the library, and the same library from the source archive."""
     versions = {path.name.removesuffix(".tar.gz").split("-")[1] for path in (library, worlds, source)}
     if len(versions) != 1:
         raise Failed(f"versions differ: {', '.join(sorted(versions))}")
@@ -147,11 +147,22 @@ def check_contents(library: Path, worlds: Path, source: Path) -> None:
     for wanted in ("orthotune/py.typed", "orthotune/recipes/presets/"):
         if not any(name.startswith(wanted) for name in names):
             raise Failed(f"{library.name} lacks {wanted}")
-    with tarfile.open(source) as archive:
-        inside = {name.partition("/")[2] for name in archive.getnames()}
-    lacking = {"pyproject.toml", "LICENSE", "README.md", "src/orthotune/__init__.py"} - inside
-    if lacking:
-        raise Failed(f"{source.name} lacks {', '.join(sorted(lacking))}")
+    again = _built_from(source)
+    if set(again) != set(names):
+        raise Failed(f"built from {source.name} the wheel differs by {', '.join(sorted(set(again) ^ set(names)))}")
+
+
+def _built_from(source: Path) -> list[str]:
+    """The names in the wheel that the source archive gives."""
+    with tempfile.TemporaryDirectory(prefix="orthotune-source-") as scratch:
+        with tarfile.open(source) as archive:
+            archive.extractall(scratch, filter="data")
+        (folder,) = Path(scratch).iterdir()
+        build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", scratch]
+        done = subprocess.run(build, cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            raise Failed(f"{source.name} gives no wheel: {done.stderr.strip()}")
+        return zipfile.ZipFile(_only(Path(scratch), "*.whl")).namelist()
 
 
 def try_out(environment: Environment, library: Path, worlds: Path) -> None:
