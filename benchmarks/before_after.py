@@ -68,7 +68,7 @@ def main() -> None:
     library(here)
     cells = importlib.import_module("harness.cells").selection(chosen.selection)
     cells = [replace(cell, dtype=chosen.dtype or cell.dtype) for cell in cells if chosen.mode in (None, cell.mode)]
-    cells = [cell for cell in cells if chosen.tokens in (None, cell.tokens)]
+    cells = [cell for cell in dict.fromkeys(cells) if chosen.tokens in (None, cell.tokens)]
     rows = []
     for cell in cells:
         library(here)
