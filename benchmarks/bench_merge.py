@@ -23,8 +23,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from harness import machine
 from orthotune import OFTConfig, PeftModel, get_peft_model
-from orthotune.bench import machine
 from orthotune.files.platforms import load_average
 from orthotune.operations.checkpoint.stream import merge_checkpoint
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from orthotune.tuner.register import register, unregister
     from orthotune.tuner.strength import set_scale
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "AdapterState",
     "ControlPipeline",

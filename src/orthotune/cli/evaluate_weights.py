@@ -42,10 +42,12 @@ def energy(
 
 
 def _recorded_base(adapter: Path) -> str | None:
+    from orthotune.files.installed_worlds import current
     from orthotune.formats.roster import read_adapter
 
     config = _peft_config(adapter) or read_adapter(adapter).config
-    return config.get("base_model_name_or_path")
+    recorded = config.get("base_model_name_or_path")
+    return current(recorded) if recorded else None
 
 
 def _with_adapter(model: Any, adapter: Path) -> Any:

@@ -11,13 +11,12 @@ import transformers
 from safetensors import safe_open
 
 from orthotune.errors import AdapterFileError, OrthotuneError
+from orthotune.files.installed_worlds import home
 from orthotune.files.json_file import read_json
 from orthotune.quantized.loading_options import loading_options
 
-#: The language model inside the package, by the name that recipes give it and that its adapters record.
+#: The built-in language model, by the name that recipes give it and that its adapters record.
 WORLD = "text-world"
-#: its folder; ``worlds/text.py`` has its data
-WORLD_MODEL = Path(__file__).parents[1] / "worlds" / "text" / "model"
 #: names under which quantized checkpoints keep what makes sense of their weights
 SCALES = {
     "weight_scale",
@@ -98,7 +97,7 @@ def place_of(base: str) -> Path:
         >>> place_of("models/llama").as_posix(), place_of("text-world").name
         ('models/llama', 'model')
     """
-    return WORLD_MODEL if base == WORLD else Path(base)
+    return home("text") / "model" if base == WORLD else Path(base)
 
 
 def _transformers(base: str, dtype: str, quantization: str | None) -> BaseModel:

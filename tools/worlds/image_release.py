@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
+from config_files import change_config
 from orthotune.files.atomic import atomic_write, write_text
 from orthotune.files.json_file import read_json, write_json
-from orthotune.worlds.config_files import change_config
 from orthotune.worlds.image_captions import prompts
 from orthotune.worlds.image_judges import DIGITS, Judge, follows, load_judge
 from orthotune.worlds.image_pictures import GUIDANCE, STEPS, pictures_of

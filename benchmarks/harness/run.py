@@ -5,15 +5,14 @@ from __future__ import annotations
 from torch import device as Device
 from torch import get_num_threads, nn
 
-from orthotune import __version__
-from orthotune.bench import machine
-from orthotune.bench.cells import Cell
-from orthotune.bench.contenders import OTHERS, Contender, stirred
-from orthotune.bench.measure import measure
-from orthotune.bench.results import Row
-from orthotune.bench.saved_bytes import peak_bytes, saved_bytes
-from orthotune.bench.step import step_of
-from orthotune.bench.subject import Subject, subject
+from harness import machine
+from harness.cells import Cell
+from harness.contenders import OTHERS, Contender, stirred
+from harness.measure import measure
+from harness.results import Row
+from harness.saved_bytes import peak_bytes, saved_bytes
+from harness.step import step_of
+from harness.subject import Subject, subject
 from orthotune.files.platforms import load_average
 
 
@@ -23,10 +22,10 @@ def run_cell(
     """Measure ``contenders`` in ``cell``; the first of them is the floor.
 
     Args:
-        repetitions, seconds: see :func:`orthotune.bench.measure.measure`.
+        repetitions, seconds: see :func:`harness.measure.measure`.
 
     Example:
-        >>> from orthotune.bench.contenders import LLAMA
+        >>> from harness.contenders import LLAMA
         >>> run_cell(Cell(128, 4, 1), LLAMA[:1], Device("cpu"), repetitions=1)[0].median
         1.0
     """
@@ -55,7 +54,7 @@ def run_cell(
                 threads=get_num_threads(),
                 load=load,
                 versions=machine.versions(),
-                orthotune=__version__,
+                orthotune=orthotune.__version__,
                 commit=machine.commit(),
             )
         )

@@ -15,9 +15,9 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType
 from torch import nn
 
-from orthotune.bench import llama, unet
-from orthotune.bench.cells import Cell
-from orthotune.bench.subject import Subject
+from harness import llama, unet
+from harness.cells import Cell
+from harness.subject import Subject
 from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.model import OFTModel
 from orthotune.tuner.register import register, unregister

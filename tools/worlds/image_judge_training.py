@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from image_training import Plan, train
 from orthotune.worlds.image_data import as_input, compose_all, draw_scene
 from orthotune.worlds.image_judges import DIGITS, DIRECTIONS, Judge, digits_seen, directions
 from orthotune.worlds.image_sources import Sources
-from orthotune.worlds.image_training import Plan, train
 
 EVERY_DIGIT: tuple[int, ...] = tuple(range(10))
 VIEWS = 12

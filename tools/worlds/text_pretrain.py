@@ -15,8 +15,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from config_files import change_config
 from orthotune.files.atomic import atomic_write
-from orthotune.worlds.config_files import change_config
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 VOCABULARY = 2048

@@ -1,4 +1,4 @@
-"""Build the text world from the running Python's standard library: ``python -m orthotune.worlds.build_text --out DIR``.
+"""Build the text world from the running Python's standard library: ``python tools/worlds/build_text.py --out DIR``.
 
 Takes about 15 minutes on two idle CPU cores, and goes on from its last checkpoint when it was stopped.
 """
@@ -15,8 +15,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from orthotune.files.atomic import write_bytes, write_text
 from orthotune.files.json_file import read_json, write_json
-from orthotune.worlds.text_corpus import Corpus, Document, collect
-from orthotune.worlds.text_pretrain import (
+from text_corpus import Corpus, Document, collect
+from text_pretrain import (
     Schedule,
     nats_per_token,
     new_model,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from orthotune.bench.cells import Cell
+from harness.cells import Cell
 from orthotune.errors import OrthotuneError
 from orthotune.files.tables import read_table, write_table
 

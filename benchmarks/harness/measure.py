@@ -11,7 +11,7 @@ from statistics import median, quantiles
 
 import torch
 
-from orthotune.bench.step import Step
+from harness.step import Step
 
 #: a shorter step is repeated within one timing: the clock and the scheduler disturb it too much
 SHORTEST = 0.02

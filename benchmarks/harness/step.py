@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from orthotune.bench.cells import Mode
-from orthotune.bench.subject import Subject
+from harness.cells import Mode
+from harness.subject import Subject
 
 #: what an update multiplies trained numbers by: some units in the last place of a float32
 DRIFT = 1 + 1e-6

@@ -14,9 +14,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from orthotune.bench import llama, machine
-from orthotune.bench.cells import Cell
-from orthotune.bench.contenders import STIR
+from harness import llama, machine
+from harness.cells import Cell
+from harness.contenders import STIR
 from orthotune.files.tables import write_table
 from orthotune.tuner.config import OFTConfig
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from orthotune.bench.cells import Cell
+from harness.cells import Cell
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def subject(cell: Cell, device: torch.device) -> Subject:
         torch.Size([1, 5, 128])
     """
     # Imported here: diffusers is optional.
-    from orthotune.bench import llama, unet
+    from harness import llama, unet
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

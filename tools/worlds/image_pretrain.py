@@ -14,8 +14,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from orthotune.worlds.image_tokenizer import LENGTH
-from orthotune.worlds.image_training import Plan, train
+from image_tokenizer import LENGTH
+from image_training import Plan, train
 
 _SNR_CEILING = 5.0
 

@@ -12,10 +12,10 @@ from peft import get_peft_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from orthotune.bench.cells import Mode
-from orthotune.bench.saved_bytes import saved_bytes
-from orthotune.bench.step import step_of
-from orthotune.bench.subject import Subject
+from harness.cells import Mode
+from harness.saved_bytes import saved_bytes
+from harness.step import step_of
+from harness.subject import Subject
 from orthotune.tuner.config import OFTConfig
 
 #: They only describe a tensor anew: no kernel runs.

@@ -1,7 +1,7 @@
-"""Build the image world: ``python -m orthotune.worlds.build_image --out DIR``.
+"""Build the image world: ``python tools/worlds/build_image.py --out DIR``.
 
-Everything is made from what scikit-learn and scikit-image ship (extra ``world``). A stopped build goes on from its last
-checkpoint. What does not pass the gates, or is worse than the world already in DIR, is not installed.
+Everything is made from what scikit-learn and scikit-image ship (extra ``build-worlds``). A stopped build goes on from
+its last checkpoint. What does not pass the gates, or is worse than the world already in DIR, is not installed.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from pathlib import Path
 
 import torch
 
+from image_collect import collect_sources, photo_crops
+from image_judge_training import VIEWS, examine, train_digit_judge, train_subject_judge, views
+from image_pretrain import as_pipeline, new_text_encoder, new_unet, token_ids, train_denoiser
+from image_release import WorseWorld, release
+from image_tokenizer import new_tokenizer
+from image_training import OutOfTime, Plan
+from image_vae import encode, new_vae, signal_to_noise, train_vae
 from orthotune.worlds.image_captions import SUBJECT, WORDS, caption
 from orthotune.worlds.image_data import SIDE, Scene, compose_all, draw_scene
-from orthotune.worlds.image_judge_training import VIEWS, examine, train_digit_judge, train_subject_judge, views
-from orthotune.worlds.image_pretrain import as_pipeline, new_text_encoder, new_unet, token_ids, train_denoiser
-from orthotune.worlds.image_release import WorseWorld, release
-from orthotune.worlds.image_sources import Sources, collect_sources, photo_crops
-from orthotune.worlds.image_tokenizer import new_tokenizer
-from orthotune.worlds.image_training import OutOfTime, Plan
-from orthotune.worlds.image_vae import encode, new_vae, signal_to_noise, train_vae
+from orthotune.worlds.image_sources import Sources
 
 SCENES, PHOTOS = 24_000, 3_000
 VAE_STEPS, JUDGE_STEPS, STEPS = 4_200, 2_000, 7_000

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orthotune.bench.cells import BASE, SAVED_TARGET, Cell, target_of
-from orthotune.bench.results import Row
+from harness.cells import BASE, SAVED_TARGET, Cell, target_of
+from harness.results import Row
 from orthotune.files.atomic import atomic_write
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from image_training import Plan, train
 from orthotune.worlds.image_data import SIDE, as_input
-from orthotune.worlds.image_training import Plan, train
 
 #: Of the pull of the latents towards a normal distribution, in units of the mean error of a pixel.
 _KL = 1e-4
