@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import device as Device
 from torch import get_num_threads, nn
 
+import orthotune
 from harness import machine
 from harness.cells import Cell
 from harness.contenders import OTHERS, Contender, stirred
