@@ -15,8 +15,8 @@ class RunLock(FileLock):
         path: the lock file in the run directory, which exists.
 
     Example:
-        >>> import tempfile
-        >>> home = Path(tempfile.mkdtemp())
+        >>> import pathlib, tempfile
+        >>> home = pathlib.Path(tempfile.mkdtemp())
         >>> lock = RunLock(home / ".lock")
         >>> lock.take(print)
         >>> lock.release()
