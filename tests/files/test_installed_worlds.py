@@ -54,9 +54,9 @@ def test_without_the_data_the_message_says_what_to_install(use: Callable[[], Any
 
 @pytest.mark.usefixtures("no_data")
 def test_without_the_data_a_recipe_ends_in_words_and_other_models_are_not_asked(tmp_path: Path) -> None:
+    from orthotune.cli.evaluate_drift import measure
     from orthotune.recipes import sft
     from orthotune.recipes.settings import SFTSettings
-    from orthotune_cli.evaluate_drift import measure
 
     with pytest.raises(DataError, match=r"orthotune\[worlds\]"):
         sft.run(SFTSettings(output=tmp_path / "run", steps=1))
@@ -99,7 +99,7 @@ def test_an_adapter_of_an_older_version_is_merged(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from orthotune_cli.merge import merge_adapter, stream_adapter
+    from orthotune.operations.merge import merge
 
     model = AutoModelForCausalLM.from_pretrained(text.MODEL, dtype=torch.float32)
     config = orthotune.OFTConfig(oft_block_size=8, target_modules=["q_proj"])
@@ -115,7 +115,7 @@ def test_an_adapter_of_an_older_version_is_merged(tmp_path: Path) -> None:
     expected = tuned.eval()(ids).logits
     with tuned.disable_adapter():
         assert (tuned(ids).logits - expected).abs().max() > 0.1
-    for merge in (merge_adapter, stream_adapter):
-        folder = merge(tmp_path / "adapter", tmp_path / merge.__name__)
+    for stream in (False, True):
+        folder = merge(tmp_path / "adapter", tmp_path / f"stream-{stream}", stream=stream)
         merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         torch.testing.assert_close(merged(ids).logits, expected, atol=2e-2, rtol=0)  # files in half precision

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from orthotune.rotation.strength import Kind
 
 from orthotune.cli.bytes_bar import bytes_bar
 from orthotune.cli.merge import StrengthKind
@@ -72,7 +75,7 @@ def export(
     with bytes_bar() as progress:
         done = exported(
             adapter, out, base, to.value, rank=rank, error=error, strict=not partial, overwrite=overwrite,
-            strength=strength, kind=kind and kind.value, on_report=report, on_layer=tell, progress=progress,
+            strength=strength, kind=cast("Kind | None", kind and kind.value), on_report=report, on_layer=tell, progress=progress,
             **said(series, coft, eps, project, boft_conv),
         )  # fmt: skip
     if to is Kind.DIFF:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from orthotune.rotation.strength import Kind
 
 
 class StrengthKind(str, Enum):
@@ -56,6 +60,6 @@ def merge(
 
     merged(
         adapter, out, base=base, dtype=dtype.value, stream=stream, overwrite=overwrite, dequantize=dequantize,
-        quantization=quantization, strength=strength, kind=kind and kind.value, progress=tell,
+        quantization=quantization, strength=strength, kind=cast("Kind | None", kind and kind.value), progress=tell,
     )  # fmt: skip
     typer.echo(f"merged model  {out}")
