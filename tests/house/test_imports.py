@@ -51,7 +51,7 @@ BELOW["cli"] = set(BELOW)
 #: Rooms that need few libraries say which; the standard library is free.
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
-    "files": {"torch", "safetensors"},
+    "files": {"torch", "safetensors", "orthotune_worlds"},
     "rotation": {"torch"},
     "kernels": {"torch", "triton"},
     "formats": {"torch", "safetensors"},
