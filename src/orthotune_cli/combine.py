@@ -91,7 +91,7 @@ def _one_adapter(
     from orthotune.formats.roster import read_adapter
     from orthotune.formats.writers import write_adapter
     from orthotune.merging.combine_files import combine_states
-    from orthotune.tuner.joint_layer import Combination
+    from orthotune.tuner.combination import Combination
     from orthotune_cli.place import new_folder
 
     combination = Combination(tuple(weights), how, density)

@@ -23,7 +23,7 @@ from orthotune.layers.base import OFTLayer
 from orthotune.loading.components import adaptable, bare, components_of
 from orthotune.loading.fit import Fit, config_for, fit
 from orthotune.loading.report import LoadReport
-from orthotune.tuner.old_names import todays_names
+from orthotune.tuner.old_files import todays_names
 
 #: fields of a PEFT config that stay true on whichever model the adapter is put
 KEPT = ("base_model_name_or_path", "task_type", "module_dropout", "revision")
