@@ -86,6 +86,21 @@ def test_an_adapter_beside_default_does_not_get_its_weights(llama, turn, tmp_pat
     assert model.active_adapters == ["mine"]
 
 
+@pytest.mark.parametrize("name", ["default", "mine"])
+def test_an_adapter_that_transformers_holds(llama, tmp_path, name):
+    model = llama()
+    model.add_adapter(config(), adapter_name=name)
+    trained(model, tmp_path)
+
+    def same(step):
+        written = load_file(tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors")
+        found = {f"base_model.model.{key.replace(f'.{name}.', '.')}": p for key, p in numbers(model, name).items()}
+        assert found.keys() == written.keys() and found
+        return all(torch.equal(found[key], tensor) for key, tensor in written.items())
+
+    assert same(BEST) and not same(STEPS)
+
+
 @pytest.mark.parametrize("names", [["mine", "default"], ["default", "mine"]])
 def test_every_active_adapter(llama, tmp_path, names):
     model = get_peft_model(llama(), config())

@@ -11,7 +11,7 @@
     Reports no missing keys of our adapters: those of the file were checked, and PEFT takes weights of the base for an
     adapter's where names are alike, and warns.
 ``transformers.Trainer._load_best_model``
-    Each active adapter gets its own weights of the best checkpoint, whatever it is called.
+    Each active adapter gets its own weights of the best checkpoint, whatever it is called and whoever holds it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from peft.config import PeftConfigMixin
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners import MixedModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from transformers import PreTrainedModel
 
 from orthotune.errors import AdapterFileError, ConfigError, nearest
 from orthotune.tuner.config import OFTConfig
@@ -189,27 +190,35 @@ def _missing_nothing(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _loading_each_adapter(original: Callable[[Any], None]) -> Callable[[Any], None]:
-    """``Trainer._load_best_model``, where every active adapter is loaded from its own folder in the best checkpoint.
+    """``Trainer._load_best_model``, where every active adapter is loaded from where the best checkpoint has it.
 
-    The Trainer looks for an adapter at the top of a checkpoint alone, where PEFT saves the one called "default". With
-    another name it keeps the last weights and logs a line; beside a "default" it loads the weights of that one.
+    The Trainer looks for an adapter at the top of a checkpoint alone, where a PeftModel saves the one called "default".
+    With another name it keeps the last weights and logs a line; beside a "default" it loads the weights of that one.
+    Of a model of transformers with an adapter of its own it looks for all weights, and ends with a FileNotFoundError.
     """
 
     @wraps(original)
     def _load_best_model(self: Any) -> None:
         model, folder = self.model, self.state.best_model_checkpoint
-        rotated = isinstance(model, PeftModel) and all(isinstance(c, OFTConfig) for c in model.peft_config.values())
-        names = list(model.active_adapters) if rotated else []
-        if names in ([], ["default"]) or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        inside, holds = isinstance(model, PeftModel), isinstance(model, PreTrainedModel)
+        configs = getattr(model, "peft_config", None) if inside or holds else None
+        ours = bool(configs) and all(isinstance(config, OFTConfig) for config in configs.values())
+        if not ours or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            original(self)
+            return
+        names = list(model.active_adapters if inside else model.active_adapters())
+        if inside and names == ["default"]:
             original(self)
             return
         missing = []
         for name in names:
-            own = os.path.join(folder, name) if name != "default" else folder
-            if any(os.path.exists(os.path.join(own, file)) for file in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+            own = os.path.join(folder, name) if inside and name != "default" else folder
+            if not any(os.path.exists(os.path.join(own, file)) for file in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+                missing.append(f"'{name}' (in {own})")
+            elif inside:
                 model.load_adapter(own, name)
             else:
-                missing.append(f"'{name}' (in {own})")
+                peft.set_peft_model_state_dict(model, peft.load_peft_weights(own, device="cpu"), adapter_name=name)
         if missing:
             warnings.warn(
                 f"load_best_model_at_end: the best checkpoint has no weights of the active adapters "
