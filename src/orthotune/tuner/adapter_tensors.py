@@ -87,7 +87,7 @@ def own_state(
         raise AdapterFileError(
             f"saving adapter '{adapter_name}' from a state_dict of your own",
             got=f"no key {missing[0]!r} in it" + (f", and {len(missing) - 1} more" if len(missing) > 1 else ""),
-            needed="the whole state of the model, and other adapters whose names are no names of its modules",
+            needed="the full state of the model, and other adapters whose names are no names of its modules",
             do="Leave state_dict out, or give the adapters other names",
         )
     return {key: state[key] for key in keys}

@@ -67,7 +67,7 @@ def refuse_name(adapter_name: object) -> None:
     """Refuse a name that torch cannot use as a key of its containers, or that no folder can have.
 
     Raises:
-        ConfigError: says what a name may be.
+        ConfigError: names what a name may be.
 
     Example:
         >>> refuse_name("style"), refuse_name("oft_R")
@@ -103,19 +103,19 @@ def refuse_endless(config: Any, names: Iterable[str]) -> None:
         >>> refuse_endless(OFTConfig(target_modules=r".*\\.q_proj"), ["layers.0.q_proj"])
     """
     known: list[str] | None = None
-    for field, pattern, how, whole in _patterns(config):
-        said = f"{field}={shown(pattern)}"
+    for field, pattern, how, expression in _patterns(config):
+        given = f"{field}={shown(pattern)}"
         if not isinstance(pattern, str) or len(pattern) > LONGEST:
-            raise ConfigError(said, needed="a regular expression, or a list of names")
+            raise ConfigError(given, needed="a regular expression, or a list of names")
         try:
-            re.compile(whole)
+            re.compile(expression)
         except (re.error, RecursionError, OverflowError) as error:
-            raise ConfigError(said, got=f"no regular expression: {error}", needed="one, or a list of names") from error
+            raise ConfigError(given, got=f"no regular expression: {error}", needed="one, or a list of names") from error
         if not harmless(pattern):
             known = list(names) if known is None else known
-            if not _ends(how, whole, known):
+            if not _ends(how, expression, known):
                 raise ConfigError(
-                    said,
+                    given,
                     got=f"a pattern that does not end within {SECONDS:g} s on the names of {len(known)} modules",
                     needed="a list of names, or a pattern without a repetition inside a repetition",
                 )
@@ -141,7 +141,7 @@ def harmless(pattern: str) -> bool:
 
 
 def shown(pattern: Any) -> str:
-    """A pattern for a message: as plain text, and not all of it."""
+    """A pattern for a message, as plain text; a long one is cut."""
     text = ascii(pattern)
     return text if len(text) <= 80 else f"{text[:80]}... ({len(text)} characters)"
 
@@ -170,10 +170,10 @@ def _ends(how: str, pattern: str, names: list[str]) -> bool:
     # An interpreter that is embedded in another program may not be one that can be started.
     if not os.path.basename(sys.executable or "").lower().startswith(("python", "pypy")):
         return False
-    words = [sys.executable, "-I", "-S", "-c", _TRY]
+    command = [sys.executable, "-I", "-S", "-c", _TRY]
     try:
         done = subprocess.run(
-            words, input=json.dumps([how, pattern, names]).encode(), timeout=SECONDS, check=False,
+            command, input=json.dumps([how, pattern, names]).encode(), timeout=SECONDS, check=False,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
     except (subprocess.TimeoutExpired, OSError):

@@ -32,9 +32,9 @@ from orthotune.tuner.places import adapted_layers, plain_name
 
 CombinationType = Literal["geodesic", "product", "tangent", "ties"]
 TYPES = ("geodesic", "product", "tangent", "ties")
-#: a series may be that far from a rotation; beyond it there is none that could be called its own
+#: a series may be at most that far from a rotation, so that the nearest one is unambiguous
 _SERIES = 0.5
-#: a Cayley number beyond this is a half turn for all that float32 can tell
+#: the largest Cayley number; beyond it the angle is pi up to float32 rounding
 _HALF_TURN = 1e6
 
 
@@ -43,7 +43,8 @@ class Combination:
     """How adapters are combined.
 
     Args:
-        weights: one for each adapter, as strengths are: 1 is the whole adapter, 0.5 half of every angle, below 0 back.
+        weights: one for each adapter, as strengths are: 1 is the adapter as trained, 0.5 half of
+            every angle, below 0 the inverse.
         kind: ``geodesic``, ``product``, ``tangent`` or ``ties``.
         density: for ``ties``, the share of the numbers that is kept, above 0 and at most 1.
         majority_sign_method: for ``ties``, PEFT's ``total`` or ``frequency``.
@@ -78,7 +79,7 @@ class Combination:
         blocks that hold them all, of their least common multiple.
 
         Raises:
-            UnsupportedLayerError: the layers have no common form; says why.
+            UnsupportedLayerError: the layers have no common form; the message has the reason.
         """
         held = [layer for layer in layers if layer is not None]
         first = held[0]
@@ -115,7 +116,7 @@ class Combination:
             Q = torch.full_like(found, math.inf)
         if not bool((Q.abs() < _HALF_TURN).all()):
             raise OrthotuneError(
-                "the combined rotation", got="a half turn, which no stored number stands for",
+                "the combined rotation", got="an angle of pi, which the Cayley parametrization cannot represent",
                 do="Change the weights a little",
             )  # fmt: skip
         return pack(Q).float()
@@ -148,19 +149,19 @@ class Combination:
 
 
 def _check(name: str, held: Sequence[LayerState]) -> None:
-    first, said = held[0], f"layer '{name}'"
-    for what in ("side", "embedding", "ragged"):  # a layer says the side of its spec
+    first, where = held[0], f"layer '{name}'"
+    for what in ("side", "embedding", "ragged"):  # the side is that of the layer's spec
         found = sorted({str(getattr(layer, what)) for layer in held})
         if len(found) > 1:
             raise UnsupportedLayerError(
-                said, got=f"{what} {' and '.join(found)}", needed="the same in all adapters",
+                where, got=f"{what} {' and '.join(found)}", needed="the same in all adapters",
                 do="No single rotation does what both do: merge one, or activate them together",
             )  # fmt: skip
     if any(layer.rotations.keys() != first.rotations.keys() for layer in held):
-        raise UnsupportedLayerError(said, got="adapters with unlike parts", needed="the same parts")
+        raise UnsupportedLayerError(where, got="adapters with unlike parts", needed="the same parts")
     if any(layer.conv_reversed for layer in held):
         raise UnsupportedLayerError(
-            said, got="a file whose convolutions turn the other way, and which does not say what they are",
+            where, got="a file whose convolutions rotate the other way, without a record of which layers those are",
             do="Convert it first: orthotune convert ADAPTER OUT --to orthotune --base BASE",
         )  # fmt: skip
 
@@ -186,15 +187,15 @@ def _alike(name: str, blocks: Sequence[Tensor | None], shared: Sequence[bool]) -
     """Blocks ``(adapters, rows, b, b)`` of one size and number, and whether each stands for many."""
     held = [(R, own) for R, own in zip(blocks, shared, strict=True) if R is not None]
     size = math.lcm(*(R.shape[-1] for R, _ in held))
-    whole = [R.shape[0] * R.shape[-1] for R, own in held if not own]
+    full = [R.shape[0] * R.shape[-1] for R, own in held if not own]
     copies = [R.shape[0] for R, own in held if own]  # a shared block is stored once for each expert
-    together = not whole
-    if len(set(whole)) > 1 or len(set(copies)) > 1 or (whole and copies and whole[0] % copies[0]):
+    together = not full
+    if len(set(full)) > 1 or len(set(copies)) > 1 or (full and copies and full[0] % copies[0]):
         counts = ", ".join(f"{R.shape[0]} x {R.shape[-1]}{' shared' * own}" for R, own in held)
         raise UnsupportedLayerError(
             f"layer '{name}'", got=f"blocks {counts}", needed="blocks of one and the same weight"
         )
-    features = whole[0] if whole else copies[0] * size
+    features = full[0] if full else copies[0] * size
     if features % size or (copies and (features // copies[0]) % size):
         raise UnsupportedLayerError(
             f"layer '{name}'",
@@ -226,11 +227,11 @@ def add_weighted_adapter(
 
     Args:
         tuner: the model of adapters.
-        adapters: whole, whatever strength is set for them.
-        weights: as strengths are: 1 is the whole adapter. Those of ``geodesic`` need not sum to 1.
+        adapters: their names; each counts at strength 1, whatever strength is set for it.
+        weights: as strengths are: 1 is the adapter as trained. Those of ``geodesic`` need not sum to 1.
         adapter_name: the new one; ``A_then_B_product`` or ``A_and_B_geodesic`` without a name.
-        combination_type: ``geodesic``: the weighted mean on the geodesics (Karcher), turned on by the sum of the
-            weights. ``product``: the first turns first, ``R_1^w1 R_2^w2 ...``, what activating them in this order at
+        combination_type: ``geodesic``: the weighted mean on the geodesics (Karcher), scaled by the sum of the
+            weights. ``product``: the first acts first, ``R_1^w1 R_2^w2 ...``, what activating them in this order at
             these strengths does. ``tangent``: ``exp(w_1 log R_1 + ...)``. ``ties``: the same, with PEFT's TIES of the
             logarithms. Only the product depends on the order.
         density: share of the numbers that ``ties`` keeps.
@@ -266,7 +267,11 @@ def add_weighted_adapter(
 
 
 def name_of(adapters: Sequence[str], combination_type: str) -> str:
-    """A name that tells the order where it matters.
+    """A name for a combination, with the order of the adapters where it matters.
+
+    Args:
+        adapters: their names.
+        combination_type: as in :func:`add_weighted_adapter`.
 
     Example:
         >>> name_of(["A", "B"], "product"), name_of(["A", "B"], "geodesic")
@@ -284,7 +289,7 @@ class Joint:
 
     @property
     def target(self) -> str:
-        """What a config calls it."""
+        """Its name in ``target_modules`` or ``target_parameters``."""
         return f"{self.key}.{self.layer.parameter_name}" if isinstance(self.layer, ParamWrapper) else self.key
 
 
@@ -324,7 +329,11 @@ def _joint_layers(model: nn.Module, adapters: Sequence[str], how: Combination) -
 
 
 def warn_series(off: dict[str, float]) -> None:
-    """Say how far Neumann series were from the rotations that took their place; layer -> spectral norm."""
+    """Warn how far Neumann series were from the rotations that took their place.
+
+    Args:
+        off: layer -> spectral norm of the difference, relative to the weight.
+    """
     worst = max(off, key=lambda key: off[key], default=None)
     if worst is not None and off[worst] > 0:
         warnings.warn(
@@ -339,7 +348,7 @@ def _state(layer: OFTLayer, name: str) -> LayerState:
     vectors = {}
     for part, rotation in layer.rotations(name).items():
         v = rotation.weight.detach()
-        # COFT's ball goes by the blocks of one expert.
+        # COFT's radius depends on the number of blocks of one expert.
         vectors[part] = rotation.spec.within_ball(v.view(rotation.copies, -1, v.shape[-1])).reshape(v.shape)
     magnitude = layer.oft_magnitude[name].detach() if name in layer.oft_magnitude else None
     spec = replace(layer.oft_settings[name].spec, eps=None)

@@ -82,21 +82,21 @@ class OFTConfig(PeftOFTConfig):
         init_weights: True starts from the identity, False from random rotations.
         layers_to_transform: indices of the layers to adapt; ``layers_pattern`` names their list.
         modules_to_save: further modules that are trained in full and saved.
-        coft: keep every rotation within a ball of radius ``eps / sqrt(blocks)`` (Frobenius norm of the skew matrix).
+        coft: keep every rotation within a radius of ``eps / sqrt(blocks)`` (Frobenius norm of the skew matrix).
         eps: freedom of COFT.
-        block_share: one block for a whole layer.
-        use_cayley_neumann: PEFT's truncated series instead of the exact map; it turns the other way and is not
+        block_share: all blocks of a layer are the same one.
+        use_cayley_neumann: PEFT's truncated series instead of the exact map; it rotates the other way and is not
             orthogonal, for files that were trained with it. ``num_cayley_neumann_terms`` is its length.
         rank_pattern: ``{name or regex: r}``; ``block_size_pattern``: ``{name or regex: block size}``.
         alpha_pattern: refused, OFT has no alpha; ignored with a warning when an old file carries it.
-        side: ``"in"`` turns the inputs of a layer (``W' = W R^T``), ``"out"`` its outputs (``W' = R W``).
+        side: ``"in"`` rotates the inputs of a layer (``W' = W R^T``), ``"out"`` its outputs (``W' = R W``).
         magnitude: train a scale for each output neuron beside the rotation, 1 at first.
         scaled: divide the stored numbers by ``2 sqrt(b - 1)``, so that one learning rate fits every block size.
         block_size_fallback: ``"error"`` for a size that does not divide a layer, ``"nearest"`` for PEFT's nearest
         divisor.
             By default an error for a size that you gave, the nearest divisor for the default and for PEFT's configs.
         target_parameters: names of parameters without a module of their own (experts).
-        neumann_series: ``"legacy"`` is the series of PEFT 0.16-0.17; files say it themselves.
+        neumann_series: ``"legacy"`` is the series of PEFT 0.16-0.17; read from the file.
         layer_settings: ``{exact module name: {field: value}}`` for layers that differ from the rest, with the keys of
             :mod:`orthotune.formats.layer_settings`; filled in when another tool's adapter is loaded.
         needs_orthotune_for: filled in when layers are adapted that stock PEFT computes differently or not at all.
@@ -150,7 +150,7 @@ class OFTConfig(PeftOFTConfig):
             raise ConfigError(f"{wrong[0]}={wrong[1]}", needed=wrong[2])
         old_version = self.peft_version
         try:
-            PeftConfig.__post_init__(self)  # the class between knows neither our defaults nor our words
+            PeftConfig.__post_init__(self)  # the class between has neither our defaults nor our messages
         except ValueError as fault:  # PEFT checks the kind of task
             raise ConfigError(f"task_type={ascii(self.task_type)[:80]}", got=str(fault)) from fault
         self.peft_type = PeftType.OFT
@@ -342,7 +342,7 @@ def settings_for(config: OFTConfig, layer: str) -> LayerSettings:
 
 
 def settings_by_names(config: OFTConfig, names: Sequence[str]) -> LayerSettings:
-    """What ``config`` asks of a layer with several names: the first of them that the config speaks of counts.
+    """What ``config`` asks of a layer with several names: the first of them that the config mentions counts.
 
     Args:
         config: patterns and settings by name.

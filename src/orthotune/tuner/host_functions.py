@@ -116,7 +116,7 @@ def check_json(path: str | os.PathLike[str]) -> None:
 
 
 def check_type(path: str | os.PathLike[str], fields: dict[str, Any], known: Collection[Any]) -> None:
-    """Refuse the fields of an adapter folder's config that do not say which method it is.
+    """Refuse the fields of an adapter folder's config that do not name a method.
 
     Args:
         path: the file; one of another name is let through.

@@ -37,8 +37,8 @@ class HostedTuner(MergingTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter; what was there before stays as trainable as it was."""
         with _trainable_as_before(model), self._placed_in(model), warnings.catch_warnings():
-            for words in PEFTS_OWN:
-                warnings.filterwarnings("ignore", message=words)
+            for message in PEFTS_OWN:
+                warnings.filterwarnings("ignore", message=message)
             self._join_twins(model, adapter_name)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         config = self.peft_config[adapter_name]
@@ -103,9 +103,9 @@ class HostedTuner(MergingTuner):
     # Switching.
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter; where it was the only active one, another takes its place in the whole model.
+        """Delete an adapter; where it was the only active one, another takes its place in every layer.
 
-        The other one is as trainable as its config says, with the modules that it saves whole. Adapters that stay
+        The other one is as trainable as its config says, with the modules that it trains in full. Adapters that stay
         active, or were not, stay as they were.
         """
         if adapter_name not in self.peft_config:

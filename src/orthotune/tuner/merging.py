@@ -24,9 +24,9 @@ from orthotune.tuner.tied import apart_in, own_numbers, put_back, roots, untied
 
 
 class MergingTuner(BaseTuner):
-    """A tuner of :class:`OFTLayer` s that merges once every layer has said that it can."""
+    """A tuner of :class:`OFTLayer` s that merges once every layer was checked."""
 
-    #: configs that a merge has changed, and what they said before
+    #: configs that a merge has changed, with their values before
     _fields_before: list[tuple[Any, Any]] | None = None
 
     def _check_merge_allowed(self) -> None:
@@ -54,7 +54,7 @@ class MergingTuner(BaseTuner):
                 layer.merged_parameters(layers[layer], safe=True)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge into the base weights, once every layer said that it can; ``safe_merge`` looks at the numbers too."""
+        """Merge into the base weights, once every layer was checked; with ``safe_merge`` also for infinite numbers."""
         self._check_merge(adapter_names, safe_merge)
         with warn_lost(self.model):
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
@@ -66,7 +66,7 @@ class MergingTuner(BaseTuner):
         self._tie_again()
 
     def _untie(self, unloaded: bool = False) -> None:
-        """Make configs say which weights a merge took apart."""
+        """Record in configs which tied weights a merge took apart."""
         for root in roots(self.model):
             found = untied(root, apart_in(root))
             self._fields_before = [*(self._fields_before or []), *found.set()]
@@ -91,7 +91,7 @@ class MergingTuner(BaseTuner):
             safe_merge: look for NaN and infinity, before anything is changed.
             adapter_names: which to merge.
             dequantize: every quantized layer becomes an ``nn.Linear``, merged in float32 and rounded to the dtype of
-                the model's other weights; the model and its config no longer say that it is quantized.
+                the model's other weights; the model and its config are no longer marked as quantized.
 
         Raises:
             MergeError: a layer cannot merge; nothing was changed.
@@ -217,7 +217,7 @@ def float_dtype(model: nn.Module) -> torch.dtype:
 
 
 def forget_quantization(model: nn.Module) -> None:
-    """Take away what transformers and diffusers noted about quantization: the saved model loads as a plain one."""
+    """Remove the marks of quantization by transformers and diffusers: the saved model loads as a plain one."""
     for owner in model.modules():
         config: Any = getattr(owner, "config", None)
         if isinstance(config, Mapping) and "quantization_config" in config:  # diffusers' frozen dictionary

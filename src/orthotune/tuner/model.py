@@ -153,7 +153,7 @@ class OFTModel(HostedTuner):
             target.update_layer(adapter_name, settings)
             new = target
         elif isinstance(parent, OFTLayer):
-            return  # part of an attention that is adapted as a whole
+            return  # part of an attention that is adapted as one layer
         else:
             new = self._create_new_module(oft_config, adapter_name, target, settings, parameter_name)
             if adapter_name not in self.active_adapters:
@@ -192,7 +192,8 @@ class OFTModel(HostedTuner):
             for _, layer in adapted_layers(self.model, adapter_name)
             if adapter_name in layer.resized
         }
-        if layers and self.peft_config[adapter_name].load_context.old_fields is None:  # there the tensors say the sizes
+        # In an old file the tensors have the sizes.
+        if layers and self.peft_config[adapter_name].load_context.old_fields is None:
             listed = "; ".join(f"{name}: {change}" for name, change in layers.items())
             warnings.warn(
                 f"The block size does not divide {len(layers)} layers, which got the nearest that does: {listed}. "

@@ -25,7 +25,7 @@ from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.read_options import ReadOptions
 from orthotune.formats.roster import format_of
 from orthotune.layers.settings import LayerSettings
-from orthotune.tuner.places import adapted_layers, calls_some, plain_name
+from orthotune.tuner.places import adapted_layers, base_of, calls_some, plain_name
 
 OldLayout = Literal["0.8", "0.14"]
 
@@ -144,8 +144,7 @@ def todays_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
         Every name that is not the model's, or none: where one of them has no module today, the adapter belongs to
         another model.
     """
-    around: Any = model
-    base = around.get_base_model() if hasattr(around, "get_base_model") else around
+    base = base_of(model)
     renaming = _renaming(base)
     if renaming is None:
         return {}

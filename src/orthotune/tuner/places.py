@@ -59,6 +59,11 @@ def adapted_layers(model: nn.Module, adapter_name: str, *, every_name: bool = Fa
     ]
 
 
+def base_of(model: Any) -> Any:
+    """The model inside a ``PeftModel``; any other model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 class Places:
     """Where the modules of a model are, at one moment.
 

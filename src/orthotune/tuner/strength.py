@@ -17,15 +17,15 @@ from orthotune.tuner.places import adapted_layers
 def set_scale(model: nn.Module, adapter: str, scale: float, kind: Kind | None = None) -> None:
     """Set how strongly an adapter acts in every layer that has it.
 
-    The rotation becomes ``R^t``: each of its planes turns by ``t`` times its angle, so that it stays orthogonal for
+    The rotation becomes ``R^t``: each of its planes rotates by ``t`` times its angle, so that it stays orthogonal for
     every ``t``; a magnitude becomes ``m^t``. Files know no strength: they hold the adapter at 1.
 
     Args:
         model: any module that holds adapted layers: a ``PeftModel``, a diffusers model, a part of one.
         adapter: its name.
-        scale: ``t``; 0 is the base, 1 the adapter, below 0 turns back, above 1 goes on.
+        scale: ``t``; 0 is the base, 1 the adapter, below 0 the inverse, above 1 extrapolated.
         kind: ``geodesic``; ``linear`` for ``W + t (W' - W)``; ``rotation`` to blend the rotation linearly with the
-            identity and leave the magnitude whole. As before if None, at first ``geodesic``.
+            identity and keep the magnitude as it is. As before if None, at first ``geodesic``.
 
     Raises:
         ConfigError: no layer has the adapter, the strength is no finite number, or a magnitude has no such power. No
@@ -97,8 +97,8 @@ def free_magnitudes(model: nn.Module, adapter_name: str = "default") -> dict[str
     for config in _configs(model, adapter_name):
         config.magnitude, config.inference_mode = True, False
         config.layer_settings = {
-            layer: {key: value for key, value in said.items() if key != "magnitude"}
-            for layer, said in config.layer_settings.items()
+            layer: {key: value for key, value in own.items() if key != "magnitude"}
+            for layer, own in config.layer_settings.items()
         }
     return found
 

@@ -56,7 +56,7 @@ AT_ROOT = re.compile(r"(?:[^.]+\.)?(?P<idx>\d+)\.")
 #: elsewhere: the first numbered name counts, as PEFT has it
 BELOW = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
 
-#: what PEFT warns about by itself, in part, and this module as a whole
+#: warnings of PEFT about a part of what is warned about here
 PEFTS_OWN = ("The following rank_pattern keys did not match", "You have passed exclude_modules=")
 
 
@@ -145,7 +145,7 @@ def include_all_linear(config: PeftConfig, model: nn.Module) -> None:
     heads = tuple(f"{key}." for key, _ in model.named_modules() if ends and key.endswith(ends))
     wanted = {key for key in wanted if not key.startswith(inside) and not f"{key}.".startswith(heads)}
     wanted = {key for key in wanted if not _trained_in_full(config, key)}
-    layers = wanted_layers(config)  # whole names pass PEFT's own check of the layer
+    layers = wanted_layers(config)  # full names pass PEFT's own check of the layer
     if layers and not (wanted := {key for key in wanted if layer_index(config, key) in layers}):
         raise TargetError(
             f'target_modules="all-linear" with layers_to_transform={config.layers_to_transform}',
@@ -198,8 +198,8 @@ def no_match(targets: Any, parameters: Any, model: nn.Module, because: str) -> T
 def warn_unmatched_keys(config: Any, adapter_name: str, model: nn.Module) -> None:
     """Warn about keys, names and indices of a config that fit no layer, with the nearest names.
 
-    A config that was read from a file is asked for its ``layer_settings`` alone: the tensors beside it say which layers
-    it has, and what its writer's model did not have is none of the reader's business.
+    Of a config that was read from a file only ``layer_settings`` are checked: its layers are those of the tensors
+    beside it, and names that the writer's model did not have are no mistake of the reader's.
 
     Args:
         config: an ``OFTConfig``, its adapter in the model.
@@ -232,8 +232,8 @@ def warn_unmatched_keys(config: Any, adapter_name: str, model: nn.Module) -> Non
 
 def _unused(field: str, keys: Iterable[str], known: Iterable[str]) -> Iterator[str]:
     for key in keys:
-        whole, last = list(known), list(dict.fromkeys(name.rpartition(".")[2] for name in known))
-        near = nearest(key, whole) if "." in key else nearest(key, last)
+        full, last = list(known), list(dict.fromkeys(name.rpartition(".")[2] for name in known))
+        near = nearest(key, full) if "." in key else nearest(key, last)
         hint = f" (the nearest names are {', '.join(near)})" if near else ""
         yield f"{field} has '{key[:80]}', which fits no layer{hint}"
 
