@@ -201,7 +201,7 @@ def _loading_each_adapter(original: Callable[[Any], None]) -> Callable[[Any], No
     def _load_best_model(self: Any) -> None:
         model, folder = self.model, self.state.best_model_checkpoint
         inside, holds = isinstance(model, PeftModel), isinstance(model, PreTrainedModel)
-        configs = getattr(model, "peft_config", None) if inside or holds else None
+        configs: dict[str, Any] = getattr(model, "peft_config", {}) if inside or holds else {}
         ours = bool(configs) and all(isinstance(config, OFTConfig) for config in configs.values())
         if not ours or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             original(self)
