@@ -25,7 +25,7 @@ from orthotune.operations.fitting.components import adaptable, bare, components_
 from orthotune.operations.fitting.fit import Fit, config_for, fit
 from orthotune.operations.fitting.report import LoadReport
 from orthotune.tuner.config import OFTConfig
-from orthotune.tuner.old_names import todays_names
+from orthotune.tuner.old_files import todays_names
 
 #: fields of a PEFT config that stay true on whichever model the adapter is put
 KEPT = ("base_model_name_or_path", "task_type", "module_dropout", "revision")

@@ -1,5 +1,7 @@
-"""At the first training step: which adapters got no gradient, and why. A residual path keeps a loss differentiable
-over layers without a backward, so that nothing else would tell."""
+"""The first training step: rotations on a quantized base stay float32, and adapters without a gradient are named.
+
+A residual path keeps a loss differentiable over layers without a backward, so that nothing else would show it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from torch import Tensor, nn
 
 from orthotune.files.names import shortened
 from orthotune.layers.base import OFTLayer
-from orthotune.tuner.float32 import keep_float32
+from orthotune.layers.quantized_linear import QuantizedLinear
+from orthotune.tuner.host_functions import serve_trainer
 
 _WHY = {
     "not run": "the layer took no part in this forward, as an expert without tokens does not",
@@ -47,6 +50,7 @@ class GradientCheck:
             return
         self._let_go(self._step)
         keep_float32(self._model)
+        serve_trainer()
         # A hook on a layer would have each block that is compiled by itself compiled anew: all are taken to run there.
         in_parts = any(_is_compiled(module) for module in self._model.modules())
         for name, module in self._model.named_modules():
@@ -133,3 +137,20 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, (list, tuple)):
         for value in output:
             yield from _tensors(value)
+
+
+def keep_float32(model: nn.Module) -> int:
+    """Give adapter parameters on quantized layers float32 back, and return how many there were.
+
+    TRL stores everything that is trained on a base loaded in 4 or 8 bits in bfloat16, as QLoRA's paper did. A stored
+    number of a rotation is near 0.1, where bfloat16 has steps of 4e-4: most updates would be rounded away.
+    """
+    changed = 0
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            for name in module.oft_settings:
+                for parameter in module.stored(name):
+                    if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+                        parameter.data = parameter.data.float()
+                        changed += 1
+    return changed

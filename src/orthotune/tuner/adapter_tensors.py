@@ -1,24 +1,28 @@
-"""Which keys of a model's state belong to an adapter: found by the adapted layers, never by what a key looks like.
+"""The tensors of an adapter: which keys of a model's state they have, their names in a file, and whether a file fits.
 
-A key ``lin.oft_R.style.weight`` of the model is ``lin.oft_R.weight`` in a file. Adapters may be called as modules are,
-and modules as the containers of adapters are, so no pattern can tell one from the other.
+Keys are found by the adapted layers, never by what a key looks like: a key ``lin.oft_R.style.weight`` of the model is
+``lin.oft_R.weight`` in a file, adapters may be called as modules are, and modules as the containers of adapters are, so
+no pattern can distinguish one from the other.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from orthotune.errors import AdapterFileError, ConfigError
+from orthotune.errors import AdapterFileError
+from orthotune.files.names import shortened
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.parametrization.sharding import is_zero
-from orthotune.tuner.old_names import rename_keys
+from orthotune.tuner.old_files import PREFIX, is_old_key, rename_keys
+from orthotune.tuner.places import adapted_layers
 
-#: what PEFT's host puts before every key of a PeftModel, in files too
-PREFIX = "base_model.model."
+#: what a key looks like that the model does not have, and that some model has for a rotation
+ROTATION = re.compile(r"(^|\.)(oft_R|oft_embedding_R|oft_magnitude)(\.|$)")
 FSDP = "_fsdp_wrapped_module."
 
 
@@ -83,7 +87,7 @@ def own_state(
         raise AdapterFileError(
             f"saving adapter '{adapter_name}' from a state_dict of your own",
             got=f"no key {missing[0]!r} in it" + (f", and {len(missing) - 1} more" if len(missing) > 1 else ""),
-            needed="the whole state of the model, and other adapters whose names are no names of its modules",
+            needed="the full state of the model, and other adapters whose names are no names of its modules",
             do="Leave state_dict out, or give the adapters other names",
         )
     return {key: state[key] for key in keys}
@@ -163,26 +167,74 @@ def _modules(model: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[
         yield key.removeprefix(FSDP), module
 
 
-def refuse_name(adapter_name: object) -> None:
-    """Refuse a name that torch cannot use as a key of its containers, or that no folder can have.
+def check_state(model: nn.Module, adapter_name: str, state: dict[str, Tensor]) -> None:
+    """Stop before an adapter is loaded that does not belong to this model, or that holds no usable numbers.
+
+    ``state`` has the model's own keys. Tensors of ``modules_to_save`` and biases are left to the host.
 
     Raises:
-        ConfigError: says what a name may be.
-
-    Example:
-        >>> refuse_name("style"), refuse_name("oft_R")
-        (None, None)
+        AdapterFileError: an old layout, layers that the model has not or the file has not, other shapes, NaN or
+        infinity.
     """
-    plain = isinstance(adapter_name, str) and 0 < len(adapter_name) <= 200 and adapter_name.isprintable()
-    if not plain or any(mark in str(adapter_name) for mark in "./\\"):
-        raise ConfigError(
-            f"adapter_name={str(adapter_name)[:80]!r}", needed="a name without dots, slashes and control characters"
+    # The model's own keys come first: a module may be called as the container of rotations is.
+    known = {k.removeprefix(PREFIX) for k, _ in model.named_parameters(remove_duplicate=False)}
+    known |= {k.removeprefix(PREFIX) for k, _ in model.named_buffers(remove_duplicate=False)}
+    found = {k.removeprefix(PREFIX): k for k in state}
+    foreign = [k for k in found if k not in known]
+    old = [k for k in foreign if is_old_key(k)]
+    if old:
+        raise AdapterFileError(
+            "the adapter",
+            got=f"tensors of PEFT before 0.16 (key {old[0]!r}) under the config of a later version",
+            needed="keys that end in oft_R.weight, or the adapter_config.json that was saved with the tensors",
         )
-    name = str(adapter_name)
-    if hasattr(nn.ModuleDict({}), name) or hasattr(nn.ParameterDict({}), name):
-        raise ConfigError(
-            f"adapter_name={name!r}",
-            got="the name of an attribute of torch's containers",
-            needed="a name that torch.nn.ModuleDict can hold",
-            do=f"Call it '{name.strip('_')}_adapter', for example",
+    expected = {k.removeprefix(PREFIX): p for k, p in adapter_keys(model, adapter_name)}
+    strange = [k for k in foreign if ROTATION.search(k)]
+    missing = [k for k in expected if k not in found]
+    if strange or missing:
+        raise AdapterFileError(
+            "the adapter for this model",
+            got="; ".join(
+                f"{len(names)} rotations that {who} has not, the first {names[0]!r}"
+                for names, who in ((strange, "the model"), (missing, "the file"))
+                if names
+            ),
+            needed="the base model that the adapter was trained on, or one with the same layers",
+            do="Check base_model_name_or_path in adapter_config.json",
+        )
+    shapes = [(k, tuple(state[found[k]].shape), tuple(p.shape)) for k, p in expected.items()]
+    wrong = [(k, a, b) for k, a, b in shapes if a != b]
+    if wrong:
+        name, file_shape, model_shape = wrong[0]
+        raise AdapterFileError(
+            f"the adapter for this model: {len(wrong)} of {len(shapes)} rotations have another shape",
+            got=f"{file_shape} in the file for {name!r}",
+            needed=f"{model_shape} for this base model",
+            do="Load the adapter on the base model that it was trained on",
+        )
+    for key in expected:
+        if state[found[key]].device.type != "meta" and not torch.isfinite(state[found[key]]).all():
+            raise AdapterFileError(
+                f"tensor {key!r} of the adapter",
+                got="NaN or infinite values",
+                do="Use an earlier checkpoint: this one was saved after the training diverged",
+            )
+
+
+def refuse_frozen(model: nn.Module, adapter_name: str) -> None:
+    """Refuse to save an adapter of which a part is no rotation and would be missing in the file.
+
+    Raises:
+        AdapterFileError: names the layers.
+    """
+    frozen = [
+        layer.oft_settings[adapter_name].layer
+        for _, layer in adapted_layers(model, adapter_name)
+        if layer.frozen_map(adapter_name) is not None
+    ]
+    if frozen:
+        raise AdapterFileError(
+            f"saving adapter '{adapter_name}'",
+            got=f"{len(frozen)} frozen layers that no adapter file of ours can hold: {shortened(frozen)}",
+            do="Keep the file that it was loaded from, or merge it and save the model",
         )
