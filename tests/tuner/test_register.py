@@ -34,6 +34,7 @@ def test_import_is_light_and_sets_nothing():
 
 
 def test_unregister_gives_oft_back_and_register_takes_it_again():
+    orthotune.register()
     assert PEFT_TYPE_TO_TUNER_MAPPING[PeftType.OFT] is orthotune.OFTModel
     try:
         orthotune.unregister()
