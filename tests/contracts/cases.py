@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,14 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """The same random numbers every time, of the processor alone: a seed for all devices takes a millisecond."""
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 @dataclass(frozen=True)
 class Case:
     """A layer kind under one choice of options."""
@@ -48,14 +58,12 @@ class Case:
 
     def base(self) -> nn.Module:
         """The module before it is adapted, frozen as a host freezes it, the same numbers every time."""
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
+        with seeded(1):
             return self.kind.build().to(self.dtype).eval().requires_grad_(False)
 
     def inputs(self) -> Inputs:
         """The batch, the same numbers every time."""
-        with torch.random.fork_rng():
-            torch.manual_seed(2)
+        with seeded(2):
             return tuple(x.to(self.dtype) if x.is_floating_point() else x for x in self.kind.inputs())
 
     def fresh(self) -> PeftModel:
@@ -111,6 +119,15 @@ def cases(*options: str, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> 
 def every_case() -> list[Case]:
     """Every kind, side and option in float32; in the other dtypes the plainest and the fullest option."""
     return cases() + cases("exact", "together", dtypes=DTYPES[1:])
+
+
+def switched_cases() -> list[Case]:
+    """Every kind and side in every dtype, for what does not depend on the map: switching off, merging and back.
+
+    In float32 the exact map, a series, and all options together stand for each option alone, which
+    :func:`every_case` has.
+    """
+    return cases("exact", "neumann", "together") + cases("exact", "together", dtypes=DTYPES[1:])
 
 
 def plain_and_full() -> list[Case]:
@@ -175,8 +192,7 @@ def two_alike(case: Case) -> PeftModel:
 
 def projections(**fields: Any) -> PeftModel:
     """:class:`~contracts.layers.Projections` with an adapter on each of the three."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
+    with seeded(1):
         base = Projections()
     config = OFTConfig(oft_block_size=4, target_modules=["q_proj", "k_proj", "v_proj"], **fields)
     return randomize(get_peft_model(base, config))
