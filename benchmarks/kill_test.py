@@ -123,13 +123,13 @@ def prepare(folder: Path, recipe: str) -> None:
     import matplotlib.figure  # noqa: F401
     import torch
 
-    from orthotune.training.quiet import quiet
+    from orthotune.runs.quiet import quiet
 
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     if recipe == "subject":
-        from diffusion.tiny_pipelines import save_tiny
         from orthotune.recipes import subject  # noqa: F401
         from orthotune.worlds.image_folders import write_subject
+        from tests.support.tiny_pipelines import save_tiny
 
         save_tiny("sd15", folder / "unet")
         write_subject(folder / "pictures")
@@ -137,7 +137,7 @@ def prepare(folder: Path, recipe: str) -> None:
     import trl  # noqa: F401
 
     from orthotune.recipes import sft  # noqa: F401
-    from tiny_text import save_model, texts, write_jsonl
+    from tests.support.tiny_text import save_model, texts, write_jsonl
 
     with quiet():
         save_model(folder / "model", dtype="float32")

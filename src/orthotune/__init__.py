@@ -14,12 +14,12 @@ from orthotune.errors import OrthotuneError
 if TYPE_CHECKING:
     from peft import PeftModel, get_peft_model
 
-    from orthotune.diffusion.control_pipeline import ControlPipeline
-    from orthotune.diffusion.roster import open_family
     from orthotune.formats.adapter_state import AdapterState
     from orthotune.formats.read_options import ReadOptions
     from orthotune.formats.roster import read_adapter
     from orthotune.formats.writers import write_adapter
+    from orthotune.image.control.pipeline import ControlPipeline
+    from orthotune.image.families.registry import open_family
     from orthotune.layers.plan import explain
     from orthotune.operations.combine import combine
     from orthotune.operations.convert import convert
@@ -71,7 +71,7 @@ __all__ = [
 #: Public name -> the module that has it. ``TYPE_CHECKING`` above says the same to type checkers; a test compares them.
 HOMES = {
     "AdapterState": "orthotune.formats.adapter_state",
-    "ControlPipeline": "orthotune.diffusion.control_pipeline",
+    "ControlPipeline": "orthotune.image.control.pipeline",
     "LoadReport": "orthotune.operations.fitting.report",
     "OFTConfig": "orthotune.tuner.config",
     "OFTModel": "orthotune.tuner.model",
@@ -90,7 +90,7 @@ HOMES = {
     "inspect": "orthotune.operations.inspect",
     "load_adapter": "orthotune.operations.load",
     "merge": "orthotune.operations.merge",
-    "open_family": "orthotune.diffusion.roster",
+    "open_family": "orthotune.image.families.registry",
     "read_adapter": "orthotune.formats.roster",
     "register": "orthotune.tuner.register",
     "set_scale": "orthotune.tuner.strength",

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
-from contracts.cases import Case, cases, randomize, rotation_parameters
-from contracts.layers import KINDS, Inputs
 from orthotune import OFTConfig, get_peft_model
+from tests.support.contract_cases import Case, cases, randomize, rotation_parameters
+from tests.support.contract_layers import KINDS, Inputs
 
 #: kind -> axes of every input that may have any size: batch and length
 FREE: dict[str, tuple[int, ...]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from contracts.cases import Case, base_parameters, cases, every_case, same_bits, snapshot, switched_cases
+from tests.support.contract_cases import Case, base_parameters, cases, every_case, same_bits, snapshot, switched_cases
 
 
 @pytest.mark.parametrize("case", switched_cases(), ids=str)

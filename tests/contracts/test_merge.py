@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from contracts.cases import (
+from tests.support.contract_cases import (
     NAMES,
     Case,
     base_parameters,
@@ -16,7 +16,7 @@ from contracts.cases import (
     snapshot,
     switched_cases,
 )
-from contracts.reference import run
+from tests.support.contract_reference import run
 
 
 @pytest.mark.parametrize("case", switched_cases(), ids=str)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from peft import PeftModel
 
-from contracts.cases import Case, base_parameters, cases, rotation_parameters, same_bits, snapshot
-from contracts.reference import run
 from orthotune.errors import ConfigError
 from orthotune.layers.base import OFTLayer
+from tests.support.contract_cases import Case, base_parameters, cases, rotation_parameters, same_bits, snapshot
+from tests.support.contract_reference import run
 
 
 def at(model: PeftModel, t: float, kind: str = "geodesic") -> PeftModel:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from formats.producers import comparisons, produced
 from orthotune.formats.conversion_table import TARGETS, kind_of, verdict
 from orthotune.formats.roster import FORMATS
+from tests.support.producers import comparisons, produced
 
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->\n"

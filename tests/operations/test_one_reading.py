@@ -12,12 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import orthotune
-from operations.checkpoint.models import EXPERTS, llama, mixtral, save_adapter, save_base
 from orthotune import PeftModel, load_adapter
 from orthotune.operations import adapter as adapter_module
 from orthotune.operations import combine, convert, distance, export, identify, inspect, load, merge
 from orthotune.operations.adapter import read_once
 from orthotune.operations.checkpoint import stream
+from tests.support.checkpoint_models import EXPERTS, llama, mixtral, save_adapter, save_base
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from contracts.cases import randomize
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import MergeError
 from orthotune.quantized import roster
 from orthotune.tuner.first_step import keep_float32
-from quantized.adapter_checks import ADAPTER_CHECKS, check_a_wrong_write_is_undone
-from quantized.layer_checks import CHECKS, Subject, check_files
-from quantized.toy import TOYS, FixedLinear, InferenceLinear, RoundedLibrary, RoundedLinear
+from tests.quantized.adapter_checks import ADAPTER_CHECKS, check_a_wrong_write_is_undone
+from tests.quantized.layer_checks import CHECKS, Subject, check_files
+from tests.quantized.toy import TOYS, FixedLinear, InferenceLinear, RoundedLibrary, RoundedLinear
+from tests.support.contract_cases import randomize
 
 
 @pytest.fixture(autouse=True)

@@ -19,15 +19,15 @@ from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
 
-from formats.producers import Produced, produced
-from kept_results import keep_result
-from operations.bases import network
 from orthotune import load_adapter
 from orthotune.errors import OrthotuneError
 from orthotune.formats import ReadOptions, read_adapter
 from orthotune.layers.base import OFTLayer
 from orthotune.tuner import admission
-from safety.mutations import mutated
+from tests.safety.mutations import mutated
+from tests.support.bases import network
+from tests.support.kept_results import keep_result
+from tests.support.producers import Produced, produced
 
 COUNT = 1000
 CASES = produced()

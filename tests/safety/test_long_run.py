@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from safety.long_runs import Footprint, lives, training, watched
+from tests.support.long_runs import Footprint, lives, training, watched
 
 #: Python's caches add an object now and then; a leak of one small object a step, or of five a life, is above this.
 SLACK = 25

@@ -17,9 +17,6 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from formats.producers import FIXTURES, Produced
-from house.source import MODULES, ROOT, named
-from operations.bases import network
 from orthotune import OFTConfig, get_peft_model, load_adapter
 from orthotune.errors import AdapterFileError, ConfigError, OrthotuneError
 from orthotune.files.safetensors_file import read_tensors
@@ -27,6 +24,9 @@ from orthotune.files.tensor_entries import read_header
 from orthotune.formats import read_adapter
 from orthotune.operations.checkpoint.model_folder import open_checkpoint
 from orthotune.tuner import admission
+from tests.support.bases import network
+from tests.support.producers import FIXTURES, Produced
+from tests.support.source import MODULES, ROOT, named
 
 EXACT = Produced(FIXTURES / "peft-0.21.2-oft" / "exact", FIXTURES / "peft-0.21.2-oft" / "exact")
 
@@ -318,7 +318,7 @@ _CODE = "from pathlib import Path\nPath({mark!r}).touch()\n"
 
 
 def _model_with_code(folder: Path, mark: Path) -> Path:
-    from tiny_text import make_tokenizer
+    from tests.support.tiny_text import make_tokenizer
 
     folder.mkdir()
     (folder / "modeling_evil.py").write_text(_CODE.format(mark=str(mark)))
@@ -339,7 +339,7 @@ def test_code_beside_a_model_is_never_run(tmp_path: Path) -> None:
     from orthotune.operations.base_model import load_base
     from orthotune.operations.checkpoint.base_files import open_base
     from orthotune.operations.checkpoint.skeleton import _empty_model
-    from orthotune.training.causal_model import load_model
+    from orthotune.text.causal_model import load_model
 
     mark, folder = tmp_path / "ran", tmp_path / "model"
     _model_with_code(folder, mark)

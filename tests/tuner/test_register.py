@@ -15,7 +15,7 @@ from peft.tuners import MixedModel
 from peft.utils import PeftType
 
 import orthotune
-from house.source import ROOT, SRC
+from tests.support.source import ROOT, SRC
 
 IMPORT = """
 import os, sys
