@@ -20,17 +20,31 @@ from orthotune.recipes.settings import SFTSettings
 
 @pytest.fixture
 def grid(model_path: Path, text_path: Path, old_path: Path, tmp_path: Path) -> CompareSettings:
-    job = {"model": str(model_path), "data": str(text_path), "old_data": str(old_path), "batch_size": 2}
+    return _settings(model_path, text_path, old_path, tmp_path / "grid")
+
+
+def _settings(model: Path, data: Path, old_data: Path, output: Path) -> CompareSettings:
+    job = {"model": str(model), "data": str(data), "old_data": str(old_data), "batch_size": 2}
     return CompareSettings(
         methods=["oft", "lora"],
         learning_rates={"oft": [1e-3, 1e-2], "lora": [1e-2]},
-        output=tmp_path / "grid",
+        output=output,
         sft=job | {"steps": 2, "max_length": 32, "block_size": 16},
     )
 
 
-def test_a_grid_is_run_once_and_written_down(grid: CompareSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = compare.run(grid, say=lambda _: None)
+Ran = tuple[CompareSettings, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def ran(model_path: Path, text_path: Path, old_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """A comparison whose runs are finished, one after another, and its rows."""
+    settings = _settings(model_path, text_path, old_path, tmp_path_factory.mktemp("ran") / "grid")
+    return settings, compare.run(settings, say=lambda _: None)
+
+
+def test_a_grid_is_run_once_and_written_down(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, rows = ran
     assert [row["run"] for row in rows] == ["oft-lr0.001-seed0", "oft-lr0.01-seed0", "lora-lr0.01-seed0"]
     assert rows[0]["gain"] != rows[1]["gain"]
     assert rows[0]["orthogonality_error"] < 5e-6 and rows[2]["orthogonality_error"] is None
@@ -89,9 +103,9 @@ def test_variants_are_measured_at_strengths_chosen_and_tested(grid: CompareSetti
 
 
 @pytest.mark.slow
-def test_parallel_runs_give_the_same(grid: CompareSettings, tmp_path: Path) -> None:
+def test_parallel_runs_give_the_same(ran: Ran, tmp_path: Path) -> None:
     # Not equal: runs of their own may use another number of threads, which round sums differently.
-    alone = compare.run(grid, say=lambda _: None)
+    grid, alone = ran
     both = compare.run(grid.model_copy(update={"parallel": 2, "output": tmp_path / "both"}), say=lambda _: None)
     assert [row["new_after"] for row in both] == pytest.approx([row["new_after"] for row in alone], rel=1e-5)
 
