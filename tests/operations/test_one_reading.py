@@ -109,6 +109,28 @@ def test_the_model_is_what_pefts_loading_makes(name: str, meta: bool, tmp_path: 
         assert parameter.device.type == "meta" or torch.equal(one[key], parameter), key
 
 
+def test_a_model_of_another_task_is_what_pefts_loading_makes(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    fields = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_labels": 3, "pad_token_id": 0}
+
+    def model() -> Any:
+        torch.manual_seed(0)
+        return LlamaForSequenceClassification(LlamaConfig(**fields, **heads))
+
+    config = orthotune.OFTConfig(oft_block_size=4, target_modules=["q_proj"], task_type="SEQ_CLS", init_weights=False)
+    orthotune.get_peft_model(model(), config).save_pretrained(tmp_path / "adapter")
+    expected = PeftModel.from_pretrained(model(), str(tmp_path / "adapter"), is_trainable=True)
+    found, _ = load_adapter(model(), tmp_path / "adapter")
+    assert type(found) is type(expected) is not PeftModel
+    assert found.peft_config["default"].to_dict() == expected.peft_config["default"].to_dict()
+    one, other = (dict(m.named_parameters()) for m in (found, expected))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in other)
+    assert all(one[key].requires_grad == other[key].requires_grad for key in other)
+
+
 def test_a_second_adapter_is_what_pefts_loading_makes(tmp_path: Path) -> None:
     base = _base("", tmp_path / "base")
     first = save_adapter(base, tmp_path / "first", target_modules=["q_proj"])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from orthotune.cli.bytes_bar import bytes_bar
-from orthotune.cli.merge import StrengthKind
+from orthotune.cli.merge import StrengthKind, word_of
 from orthotune.cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def export(
     with bytes_bar() as progress:
         done = exported(
             adapter, out, base, to.value, rank=rank, error=error, strict=not partial, overwrite=overwrite,
-            strength=strength, kind=kind and kind.value, on_report=report, on_layer=tell, progress=progress,
+            strength=strength, kind=word_of(kind), on_report=report, on_layer=tell, progress=progress,
             **said(series, coft, eps, project, boft_conv),
         )  # fmt: skip
     if to is Kind.DIFF:
