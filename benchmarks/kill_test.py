@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("src", "tests", "tools/worlds", "worlds/src")]
 
 Job = tuple[str, str]  # recipe, method
 #: What the audit hook counts: CPython tells of these before it does them.
@@ -176,11 +176,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepare(folder, chosen.recipe)
-        attempt(folder, folder / "whole", job, Moment(), folder / "log")
-        expected = result(folder / "whole")
         began = time.monotonic()
-        events = _count_events(folder, job)
+        events = _count_events(folder, folder / "whole", job)
         seconds = time.monotonic() - began
+        expected = result(folder / "whole")
         print(f"uninterrupted: {seconds:.1f} s, {events} file events, {len(expected['tensors'])} tensors", flush=True)
         rows = []
         for number in range(chosen.moments):
@@ -198,9 +197,8 @@ def main() -> None:
     raise SystemExit(0 if same == len(rows) else 1)
 
 
-def _count_events(folder: Path, job: Job) -> int:
-    """How many file events a whole run has: the kill that lies beyond the last one never comes."""
-    output = folder / "count"
+def _count_events(folder: Path, output: Path, job: Job) -> int:
+    """How many file events an uninterrupted run has: the kill that lies beyond the last one never comes."""
     counter = folder / "events"
     child = os.fork()
     if child == 0:
@@ -214,10 +212,15 @@ def _count_events(folder: Path, job: Job) -> int:
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             run(folder, output, *job)
-        finally:
             counter.write_text(str(seen))
             os._exit(0)
-    os.waitpid(child, 0)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+    if os.waitpid(child, 0)[1]:
+        raise SystemExit("the run that nothing interrupts failed, see above")
     return int(counter.read_text())
 
 

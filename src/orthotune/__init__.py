@@ -33,12 +33,11 @@ if TYPE_CHECKING:
     from orthotune.operations.load import load_adapter
     from orthotune.operations.merge import merge
     from orthotune.tuner.config import OFTConfig
-    from orthotune.tuner.magnitude import free_magnitudes
     from orthotune.tuner.model import OFTModel
     from orthotune.tuner.register import register, unregister
-    from orthotune.tuner.strength import set_scale
+    from orthotune.tuner.strength import free_magnitudes, set_scale
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "AdapterState",
     "ControlPipeline",
@@ -84,7 +83,7 @@ HOMES = {
     "distance": "orthotune.operations.distance",
     "explain": "orthotune.layers.plan",
     "export": "orthotune.operations.export",
-    "free_magnitudes": "orthotune.tuner.magnitude",
+    "free_magnitudes": "orthotune.tuner.strength",
     "get_peft_model": "peft",
     "hotswap_adapter": "orthotune.operations.hotswap",
     "identify": "orthotune.operations.identify",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,25 +11,26 @@ from pathlib import Path
 import pytest
 
 import orthotune
-from house.source import MODULES, ROOMS, imports, named, room_of
+from house.source import BESIDE, MODULES, ROOMS, imports, named, room_of
 
 #: What each room may import of the package, besides itself and ``errors``. A new room is added here and to the map.
 BELOW: dict[str, set[str]] = {
     "errors": set(),
+    "files": set(),
     "rotation": set(),
     "kernels": {"rotation"},
     "quantized": {"rotation"},
     "layers": {"rotation", "kernels", "quantized"},
-    "tuner": {"rotation", "kernels", "quantized", "layers", "formats"},
-    "formats": {"rotation"},
-    "operations": {"rotation", "kernels", "quantized", "layers", "tuner", "formats"},
-    "metrics": {"rotation"},
-    "report": set(),
-    "training": {"rotation", "kernels", "quantized", "layers", "tuner", "formats", "metrics", "operations"},
-    "diffusion": {"rotation", "layers", "tuner", "formats", "operations", "metrics", "training"},
-    "worlds": {"training", "metrics", "diffusion"},
-    "bench": {"kernels", "layers", "tuner", "training"},
+    "tuner": {"files", "rotation", "kernels", "quantized", "layers", "formats"},
+    "formats": {"files", "rotation"},
+    "operations": {"files", "rotation", "kernels", "quantized", "layers", "tuner", "formats"},
+    "metrics": {"files", "rotation"},
+    "report": {"files"},
+    "training": {"files", "rotation", "kernels", "quantized", "layers", "tuner", "formats", "metrics", "operations"},
+    "diffusion": {"files", "rotation", "layers", "tuner", "formats", "operations", "metrics", "training"},
+    "worlds": {"files", "training", "metrics", "diffusion"},
     "recipes": {
+        "files",
         "rotation",
         "layers",
         "quantized",
@@ -49,6 +51,7 @@ BELOW["cli"] = set(BELOW)
 #: Rooms that need few libraries say which; the standard library is free.
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
+    "files": {"torch", "safetensors", "orthotune_worlds"},
     "rotation": {"torch"},
     "kernels": {"torch", "triton"},
     "formats": {"torch", "safetensors"},
@@ -92,6 +95,36 @@ def test_verbs_import_nothing_heavy_before_they_run(path: Path) -> None:
     head = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
     foreign = {name for name in imports(head) if not f"{name}.".startswith("orthotune.cli.")}
     assert {name.partition(".")[0] for name in foreign} <= set(sys.stdlib_module_names) | {"typer"}
+
+
+def test_one_file_touches_the_tables_of_peft() -> None:
+    tables = re.compile(r"\bPEFT_TYPE_TO_\w+MAPPING\b")
+    touching = [named(path) for path in MODULES if tables.search(path.read_text(encoding="utf-8"))]
+    assert touching == ["src/orthotune/tuner/register.py"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_the_package_needs_nothing_of_the_clone(path: Path) -> None:
+    """Only ``files.installed_worlds`` knows the wheel of the data; no file imports the benchmark, tools or tests."""
+    beside = {p.relative_to(folder).parts[0].removesuffix(".py") for folder in BESIDE for p in folder.rglob("*.py")}
+    tops = {name.partition(".")[0] for name in imports(ast.parse(path.read_text(encoding="utf-8")))}
+    allowed = {"orthotune_worlds"} if named(path) == "src/orthotune/files/installed_worlds.py" else set()
+    assert not tops & (beside | {"tests", "orthotune_worlds"}) - allowed
+
+
+def test_no_circle_beside_the_package() -> None:
+    """Among the scripts and the harness of ``benchmarks`` and among the tools no file imports itself by others."""
+    for folder in BESIDE:
+        files = {".".join(p.relative_to(folder).with_suffix("").parts): p for p in folder.rglob("*.py")}
+        edges = {
+            name: {other for other in files for got in imports(ast.parse(path.read_text(encoding="utf-8")))
+                   if other != name and (got == other or got.startswith(f"{other}."))}
+            for name, path in files.items()
+        }  # fmt: skip
+        while ends := [name for name, below in edges.items() if not below & edges.keys()]:
+            for name in ends:
+                del edges[name]
+        assert not edges, f"import each other: {', '.join(sorted(edges))}"
 
 
 def test_importing_the_package_loads_nothing_and_changes_nothing() -> None:

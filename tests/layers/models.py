@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from contracts.cases import randomize
+from contracts.cases import randomize, seeded
 from contracts.layers import Net
 from orthotune import OFTConfig, get_peft_model
 from orthotune.layers.parametrization.rotation import Rotation
@@ -40,16 +40,14 @@ def tokens() -> Tensor:
 
 def everything(*, trained: bool = True, **fields: Any) -> PeftModel:
     """:class:`Everything` with an adapter on each layer."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
+    with seeded(1):
         model = get_peft_model(Everything(), OFTConfig(**{"oft_block_size": 4, "target_modules": TARGETS} | fields))
     return (randomize(model) if trained else model).eval()
 
 
 def linear(*, trained: bool = True, base: nn.Module | None = None, **fields: Any) -> PeftModel:
     """One rotated ``nn.Linear(12, 20)``, or ``base``."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
+    with seeded(1):
         net = Net(base or nn.Linear(12, 20))
     model = get_peft_model(net, OFTConfig(**{"oft_block_size": 4, "target_modules": ["layer"]} | fields))
     return (randomize(model) if trained else model).eval()

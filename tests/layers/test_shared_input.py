@@ -48,13 +48,18 @@ def alone(model):
 
     def call(*args):
         kept = [(slot, slot.shared) for layer in layers(model) for slot in layer.slots.values()]
+        repeated = [(layer, layer.__dict__.get("_again")) for layer in layers(model)]
         for slot, _ in kept:
             slot.shared = None
+        for layer, _ in repeated:
+            layer.__dict__["_again"] = None
         try:
             return model(*args)
         finally:
             for slot, shared in kept:
                 slot.shared = shared
+            for layer, again in repeated:
+                layer.__dict__["_again"] = again
 
     return call
 
@@ -231,6 +236,62 @@ def test_what_stands_in_evaluation_falls_with_any_change(change):
         for _ in range(2):
             # One layer's new numbers renew its batch, which may then take one factor more: float32.
             torch.testing.assert_close(model(x), alone(model)(x), atol=2e-6, rtol=2e-6)
+
+
+def other_class(base, monkeypatch):
+    base.__class__ = type("Doubled", (nn.Linear,), {"forward": lambda self, x: 2 * nn.Linear.forward(self, x)})
+
+
+def own_forward(base, monkeypatch):
+    base.forward = lambda x: 2 * nn.Linear.forward(base, x)
+
+
+def hook(base, monkeypatch):
+    base.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def patched_class(base, monkeypatch):
+    plain = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: plain(self, x) * (2 if self is base else 1))
+
+
+def hook_of_every_module(base, monkeypatch):
+    registered = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: 2 * output if module is base else output
+    )
+    base.registered = registered
+
+
+def weight_and_bias_replaced(base, monkeypatch):
+    base.weight, base.bias = nn.Parameter(2 * base.weight), nn.Parameter(2 * base.bias)
+
+
+def weight_moved(base, monkeypatch):
+    base.weight.data, base.bias.data = 2 * base.weight.data, 2 * base.bias.data
+
+
+@pytest.mark.parametrize("name", ["q_proj", "v_proj"])
+@pytest.mark.parametrize(
+    "change",
+    [other_class, own_forward, hook, patched_class, hook_of_every_module, weight_and_bias_replaced, weight_moved],
+)
+def test_a_repeated_call_sees_what_was_done_to_the_wrapped_layer(change, name, monkeypatch):
+    """Each change doubles the output of one layer."""
+    model = attention().eval()
+    with torch.no_grad():
+        for _ in range(2):
+            before = model(X).split([36, 12, 12], -1)
+        base = getattr(model.base_model.model, name).base_layer
+        change(base, monkeypatch)
+        try:
+            for _ in range(3):
+                after = model(X).split([36, 12, 12], -1)
+                for layer, y, z in zip(["q_proj", "k_proj", "v_proj"], before, after, strict=True):
+                    # float32, of a product that may round elsewhere
+                    torch.testing.assert_close(z, y * (2 if layer == name else 1), atol=2e-6, rtol=2e-6)
+        finally:
+            if hasattr(base, "registered"):
+                base.registered.remove()
 
 
 def test_a_copy_shares_nothing_with_the_original():

@@ -13,7 +13,7 @@ from contracts.cases import randomize
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import MergeError
 from orthotune.quantized import roster
-from orthotune.tuner.float32 import keep_float32
+from orthotune.tuner.first_step import keep_float32
 from quantized.adapter_checks import ADAPTER_CHECKS, check_a_wrong_write_is_undone
 from quantized.layer_checks import CHECKS, Subject, check_files
 from quantized.toy import TOYS, FixedLinear, InferenceLinear, RoundedLibrary, RoundedLinear

@@ -26,7 +26,7 @@ from orthotune import load_adapter
 from orthotune.errors import OrthotuneError
 from orthotune.formats import ReadOptions, read_adapter
 from orthotune.layers.base import OFTLayer
-from orthotune.tuner import patterns
+from orthotune.tuner import admission
 from safety.mutations import mutated
 
 COUNT = 1000
@@ -112,7 +112,7 @@ def _alike(found: Any, expected: Tensor, before: Tensor) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no guard against a hang")
 def test_a_thousand_spoilt_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patterns, "SECONDS", 1.0)
+    monkeypatch.setattr(admission, "SECONDS", 1.0)
     seen: Counter[str] = Counter()
     for number in range(COUNT):
         draw = random.Random(number)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
-
-if TYPE_CHECKING:
-    from orthotune.bench.results import Row
 
 BLOCKS = (8, 16, 32, 64, 128, 256)
 SELECTIONS = "targets, growth, blocks, grid, others, unet, gpu or smoke"
@@ -30,7 +26,8 @@ def bench(
 ) -> None:
     """Time training, evaluation and decoding against the frozen model, PEFT's LoRA and PEFT's OFT, in one process.
 
-    Figures are ratios to the frozen model's own step of the same repetition. Runs on the GPU if there is one.
+    Figures are ratios to the frozen model's own step of the same repetition. Runs on the GPU if there is one. The
+    benchmark is in a clone of the repository and not in the wheel; --explain works everywhere.
 
     Examples:
 
@@ -41,92 +38,39 @@ def bench(
     if explain:
         _explain(as_json)
         return
-    import torch
-
+    harness = _harness(selection)
     if selection == "adapters":
-        if threads is not None:
-            torch.set_num_threads(threads)
-        _adapters(out, repetitions, as_json, adapters, hidden)
+        harness.run_adapters(out, repetitions, as_json, threads, adapters, hidden)
         return
     if adapters is not None or hidden is not None:
         raise typer.BadParameter("--adapters and --hidden are for `orthotune bench adapters`")
-    from orthotune.bench.cells import selection as cells_of
-    from orthotune.bench.contenders import contenders
-    from orthotune.bench.results import write_rows
-    from orthotune.bench.run import run_cell
-
-    cells = cells_of(selection)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    table = out / f"{selection}-{device.type}.csv"
-    rows: list[Row] = []
-    for number, cell in enumerate(cells, start=1):
-        typer.echo(f"{number}/{len(cells)}  {cell.label}", err=True)
-        found = run_cell(cell, contenders(selection, cell), device, repetitions)
-        rows += found
-        write_rows(rows, table)  # after every cell: an interruption loses one
-        if not as_json:
-            _show(found)
-    if as_json:
-        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
-    typer.echo(f"table    {table}", err=True)
-    typer.echo(f"picture  {_picture(selection, rows, table.with_suffix('.png'))}", err=True)
+    harness.run_selection(selection, out, repetitions, as_json, threads)
 
 
-def _adapters(out: Path, repetitions: int, as_json: bool, counts: str | None, hidden: int | None) -> None:
-    from orthotune.bench.mixed_batch import COUNTS, ROWS, measure, write
+def _harness(selection: str) -> Any:
+    """``benchmarks/harness/verb.py`` of the clone that orthotune is installed from.
 
-    try:
-        wanted = COUNTS if counts is None else tuple(int(word) for word in counts.split(","))
-    except ValueError:
-        wanted = ()
-    if not wanted or any(not 0 < count <= ROWS for count in wanted):
-        raise typer.BadParameter(f"--adapters {counts}: give numbers from 1 to {ROWS}, with commas, as 1,4,16")
-    if hidden is not None and hidden % 32:
-        raise typer.BadParameter(f"--hidden {hidden}: give a multiple of 32, the blocks' size")
-    rows = measure(hidden or 1024, counts=wanted, repetitions=repetitions)
-    table = out / f"adapters-{rows[0].device}.csv"
-    write(rows, table)
-    if as_json:
-        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
-    for row in rows if not as_json else ():
-        length = f"{row.rows} rows of {row.tokens}"
-        speed = f"{row.tokens_per_second:>12,.0f} tokens/s  {row.time_ratio:.2f} of the frozen model's time"
-        typer.echo(f"{row.adapters:>3} adapters, {length:<14} {row.contender:<10} {speed}")
-    typer.echo(f"table    {table}", err=True)
+    Raises:
+        OrthotuneError: orthotune is installed from a wheel, which leaves the benchmark out.
+    """
+    import importlib.util
+    import sys
 
+    from orthotune.errors import OrthotuneError
 
-def _picture(selection: str, rows: list[Row], path: Path) -> Path:
-    from orthotune.bench.plot import draw_bars, draw_growth
-
-    (draw_growth if selection == "growth" else draw_bars)(rows, path)
-    return path
-
-
-def _show(rows: list[Row]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from orthotune.bench.cells import target_of
-
-    first = rows[0]
-    gpu = first.device == "cuda"
-    target = target_of(first.cell, first.device)
-    title = first.cell.label if target is None else f"{first.cell.label} (target {target:.2f})"
-    table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("contender")
-    for name in ("time / frozen", "10% - 90%", "saved MiB", *(("ms", "peak MiB") if gpu else ())):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        cells = [row.contender, f"{row.median:.3f}", f"{row.p10:.3f} - {row.p90:.3f}", _mib(row.saved_bytes)]
-        cells += [f"{row.milliseconds or 0:.3f}", _mib(row.peak_bytes)] if gpu else []
-        table.add_row(*cells)
-    Console().print(table)
-
-
-def _mib(count: int | None) -> str:
-    return "-" if count is None else f"{count / 2**20:.1f}"
+    found = importlib.util.find_spec("orthotune")
+    # Beside the installed package alone, not in the working directory: code of an unknown folder is not run.
+    folder = Path(str(found and found.origin)).parents[2] / "benchmarks"
+    if not (folder / "harness" / "verb.py").is_file():
+        raise OrthotuneError(
+            f"orthotune bench {selection}",
+            got="no benchmark beside the installed package: the wheel leaves it out, with the methods it compares",
+            needed="a clone of orthotune's repository that is installed with make install",
+            do="Run make bench in the clone, or orthotune bench from its .venv; orthotune bench --explain works here",
+        )
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    return importlib.import_module("harness.verb")
 
 
 def _explain(as_json: bool) -> None:
@@ -146,19 +90,25 @@ def _explain(as_json: bool) -> None:
 def layers() -> dict[str, str]:
     """What each adapted layer of a small Llama block does in decoding, after one token: plan, cache, shared input."""
     import torch
+    from transformers import LlamaConfig, LlamaModel
 
-    from orthotune.bench.cells import Cell
-    from orthotune.bench.contenders import LLAMA, stirred
-    from orthotune.bench.subject import subject
+    from orthotune import OFTConfig, get_peft_model
     from orthotune.layers.base import OFTLayer
     from orthotune.layers.plan import explain
 
-    cell = Cell(128, 1, 1, mode="decode")
-    frozen = subject(cell, torch.device("cpu"))
-    (ours,) = (one for one in LLAMA if one.name == "orthotune")
-    model = stirred(ours, frozen, cell)
-    with torch.no_grad():
-        frozen.call(model, frozen.x)
+    shape = LlamaConfig(
+        vocab_size=8, hidden_size=128, intermediate_size=384, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=8,
+    )  # fmt: skip
+    projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config = OFTConfig(oft_block_size=32, use_cayley_neumann=False, target_modules=projections)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = get_peft_model(LlamaModel(shape).to(torch.bfloat16), config).eval()
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.01)  # a rotation that is none would be left out of the plan
+        model(inputs_embeds=torch.randn(1, 1, 128, dtype=torch.bfloat16), use_cache=False)
     return {
         name.removeprefix("base_model.model."): explain(module)
         for name, module in model.named_modules()

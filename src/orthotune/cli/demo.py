@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ def demo(
     Example: orthotune demo
     """
     from orthotune.cli.report import report_on
+    from orthotune.files.json_file import write_json
     from orthotune.operations.base_model import WORLD
     from orthotune.operations.merge import merge
     from orthotune.recipes import sft
@@ -43,7 +43,7 @@ def demo(
         merged = merge(folder / "adapter", folder / "merged", base=WORLD)
         before, after = (_continuation(model) for model in (WORLD, merged))
     sample = [{"prompt": PROMPT, "before": before, "after": after}]
-    (folder / "samples.json").write_text(json.dumps(sample, indent=2, ensure_ascii=False), encoding="utf-8")
+    write_json(folder / "samples.json", sample, ascii_only=False)
     page = report_on(folder)
 
     typer.echo("")

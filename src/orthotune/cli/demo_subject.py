@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +41,17 @@ def subject_sheet(run: Path, path: Path) -> None:
     import numpy
     from PIL import Image
 
+    from orthotune.diffusion.samples import read_samples
+    from orthotune.files.atomic import atomic_write
     from orthotune.metrics.contact_sheet import draw_sheet
-    from orthotune.training.run_directory import appearing
     from orthotune.worlds.image_folders import subject_pictures
 
-    entries = json.loads((run / "samples.json").read_text(encoding="utf-8"))
+    entries = read_samples(run)
     last = max(entry["step"] for entry in entries)
     rows = [("learned from these", [picture.pixels() for picture in subject_pictures()])]
     for prompt in dict.fromkeys(entry["prompt"] for entry in entries):
         for word, step in (("before", 0), ("after", last)):
             files = [entry["file"] for entry in entries if (entry["prompt"], entry["step"]) == (prompt, step)]
             rows.append((f"{word}: {prompt}", [numpy.asarray(Image.open(run / file)) for file in files]))
-    with appearing(path) as partial:
+    with atomic_write(path) as partial:
         draw_sheet([""] * max(len(pictures) for _, pictures in rows), rows, partial)

@@ -61,6 +61,7 @@ def base_of(adapter: Path, base: str | None) -> str:
         OrthotuneError: none is known.
     """
     from orthotune.errors import AdapterFileError, OrthotuneError
+    from orthotune.files.installed_worlds import current
     from orthotune.formats.roster import read_adapter
 
     if base:
@@ -73,7 +74,7 @@ def base_of(adapter: Path, base: str | None) -> str:
             return IMAGE_WORLD
         raise
     if named := state.config.get("base_model_name_or_path"):
-        return str(named)
+        return current(str(named))
     if any("transformer_blocks" in name and "attentions" in name for name in (*state.layers, *state.transforms)):
         return IMAGE_WORLD
     raise OrthotuneError(f"the base model of {adapter}", got="none in its files", do="Name it with --base")
@@ -116,14 +117,14 @@ def measure(adapter: Path, data: str | None, base: str, max_length: int, limit: 
 
     from orthotune import load_adapter
     from orthotune.errors import DataError
+    from orthotune.files.installed_worlds import world_of
     from orthotune.metrics.drift import text_drift
     from orthotune.metrics.text_loss import token_rows
     from orthotune.operations.base_model import WORLD
     from orthotune.training.causal_model import load_model, load_tokenizer
     from orthotune.worlds import text as text_world
 
-    own = base == WORLD or base == str(text_world.MODEL)
-    if data is None and not own:
+    if data is None and base != WORLD and world_of(base) != "text":
         raise DataError(
             f"texts for {base}", got="none", needed="texts that are not about the task", do="Name them with --data"
         )

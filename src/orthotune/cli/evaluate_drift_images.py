@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-#: The pipeline inside the package, by the name that recipes give it.
+#: The built-in pipeline, by the name that recipes give it.
 WORLD = "image-world"
 PROMPTS = 24
 

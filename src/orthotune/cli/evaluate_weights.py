@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,10 +42,12 @@ def energy(
 
 
 def _recorded_base(adapter: Path) -> str | None:
+    from orthotune.files.installed_worlds import current
     from orthotune.formats.roster import read_adapter
 
     config = _peft_config(adapter) or read_adapter(adapter).config
-    return config.get("base_model_name_or_path")
+    recorded = config.get("base_model_name_or_path")
+    return current(recorded) if recorded else None
 
 
 def _with_adapter(model: Any, adapter: Path) -> Any:
@@ -60,12 +61,9 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
 
 def _peft_config(adapter: Path) -> dict[str, Any] | None:
     from orthotune.errors import AdapterFileError
+    from orthotune.files.json_file import read_json
 
     file = adapter / "adapter_config.json"
     if not file.is_file():
         return None
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as fault:
-        raise AdapterFileError(f"adapter {file}", got="no JSON") from fault
-    return found if isinstance(found, dict) else None
+    return read_json(file, named="adapter", error=AdapterFileError)

@@ -24,8 +24,9 @@ def run(
     """
     import transformers
 
+    from orthotune.files.output import new_folder
     from orthotune.metrics.roster import measure
-    from orthotune.operations.place import new_folder
+
 
     place = out or Path("runs") / f"evaluate-{name}"
     if overwrite:
@@ -52,19 +53,13 @@ def _refuse_inputs(place: Path, *inputs: Any) -> None:
 
 def write(measured: Measured, folder: Path) -> None:
     """Write ``NAME.json``, and, where there are rows and pictures, ``NAME.csv`` and ``NAME.png``."""
-    import csv
-    import json
-
+    from orthotune.files.json_file import write_json
+    from orthotune.files.tables import write_table
     from orthotune.metrics.contact_sheet import draw_sheet
-    from orthotune.training.run_directory import finite
 
-    record = json.dumps(finite(measured.record()), indent=2, ensure_ascii=False)
-    (folder / f"{measured.measure}.json").write_text(record + "\n", encoding="utf-8")
+    write_json(folder / f"{measured.measure}.json", measured.record(), ascii_only=False)
     if measured.rows:
-        with (folder / f"{measured.measure}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(measured.rows[0]))
-            writer.writeheader()
-            writer.writerows(measured.rows)
+        write_table(folder / f"{measured.measure}.csv", measured.rows)
     if measured.sheet:
         draw_sheet(measured.columns, measured.sheet, folder / f"{measured.measure}.png")
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import typer
 
 from orthotune.cli.bytes_bar import bytes_bar
-from orthotune.cli.merge import StrengthKind, word_of
+from orthotune.cli.merge import StrengthKind
 from orthotune.cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
 
 if TYPE_CHECKING:
     from orthotune.operations.fitting.report import LoadReport
+    from orthotune.rotation import strength as strengths
 
 
 class Kind(str, Enum):
@@ -72,8 +73,8 @@ def export(
     with bytes_bar() as progress:
         done = exported(
             adapter, out, base, to.value, rank=rank, error=error, strict=not partial, overwrite=overwrite,
-            strength=strength, kind=word_of(kind), on_report=report, on_layer=tell, progress=progress,
-            **said(series, coft, eps, project, boft_conv),
+            strength=strength, kind=cast("strengths.Kind | None", kind and kind.value), on_report=report, on_layer=tell,
+            progress=progress, **said(series, coft, eps, project, boft_conv),
         )  # fmt: skip
     if to is Kind.DIFF:
         typer.echo(f"{done.changes} tensors of change, exact for this base alone")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from orthotune.rotation.strength import Kind
 
 
 class StrengthKind(str, Enum):
@@ -15,16 +18,6 @@ class StrengthKind(str, Enum):
     GEODESIC = "geodesic"
     LINEAR = "linear"
     ROTATION = "rotation"
-
-
-def word_of(kind: StrengthKind | None) -> Any:
-    """The value of the option, None where it was left out.
-
-    Example:
-        >>> word_of(StrengthKind.LINEAR), word_of(None)
-        ('linear', None)
-    """
-    return None if kind is None else kind.value
 
 
 class DType(str, Enum):
@@ -67,6 +60,6 @@ def merge(
 
     merged(
         adapter, out, base=base, dtype=dtype.value, stream=stream, overwrite=overwrite, dequantize=dequantize,
-        quantization=quantization, strength=strength, kind=word_of(kind), progress=tell,
+        quantization=quantization, strength=strength, kind=cast("Kind | None", kind and kind.value), progress=tell,
     )  # fmt: skip
     typer.echo(f"merged model  {out}")

@@ -24,7 +24,7 @@ def toy(
     Example: orthotune toy
     """
     from orthotune.cli.demo import free_folder
-    from orthotune.operations.place import new_folder
+    from orthotune.files.output import new_folder
     from orthotune.recipes import toy as job
 
     settings = job.ToySettings(steps=steps, patches=patches, seed=seed)

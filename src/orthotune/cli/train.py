@@ -26,7 +26,7 @@ def sft(
     preset: str = typer.Option(None, "--preset", help="Settings for a model family, see `orthotune presets`."),
     output: Path = typer.Option(None, "--output", "-o", help="Run directory. Default: runs/sft-METHOD."),
 ) -> None:
-    """Finetune a language model; without arguments the small one inside the package, on the texts beside it.
+    """Finetune a language model; without arguments the small built-in one, on the texts beside it.
 
     Examples:
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.nn.modules.module import _has_any_global_hook
 
 from orthotune.kernels.autograd import looked_through, looked_through_uncompiled
 from orthotune.kernels.rotate import joined, rotate_each, rotate_joined
@@ -17,6 +19,7 @@ from orthotune.layers.parametrization.memo import Memo
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.layers.parametrization.sharding import is_zero
 
+_forward_of_linear = nn.Linear.forward
 #: numbers of an input that is rotated in so little time that what Python does around it counts
 SHORT = 1 << 18
 #: children of one module that get its input together, in calling order
@@ -76,32 +79,45 @@ class Again:
         if not self.memo.still(self.entry, weight):
             return None
         shared = self.shared
-        count = len(shared._again)
         if self.index:
             thread = threading.get_ident()
             pending = shared._pending.get(thread)
-            if pending is None or x is not pending.x or x._version != pending.version:
+            if pending is None or x is not pending.x or x._version != pending.version or pending.grad:
                 return None
             rotated, served = pending.outputs.pop(self.id, (None, None))
             if not pending.outputs:
                 shared._pending.pop(thread, None)
-            if rotated is None or pending.grad or (served is not None and served is not self.memo.peek("R")):
+            if rotated is None or (served is not None and served is not self.memo.peek("R")):
                 return None
-            return base(rotated)
-        size = x.numel()
-        if not 0 < size < SHORT or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return self.run(rotated)
+        if not 0 < x.numel() < SHORT or not x.is_cpu or torch.is_autocast_enabled("cpu"):
             return None
+        count = len(shared._again)
         if count == 1:
-            return base(rotate_joined(x, self.R)[0])
+            return self.run(rotate_joined(x, self.R)[0])
         thread = threading.get_ident()
-        if thread in shared._pending or x.is_inference() or any(a.memo.entry is not a.entry for a in shared._again):
+        if thread in shared._pending or x.is_inference():
             return None
+        for again in shared._again:
+            if again.memo.entry is not again.entry:
+                return None
         outputs = rotate_joined(x, self.R, count)
-        others: dict[int, tuple[Tensor, Tensor | None]] = {
-            again.id: (y, None) for again, y in zip(shared._again[1:], outputs[1:], strict=True)
-        }
+        others: dict[int, tuple[Tensor, Tensor | None]] = {}
+        for again, y in zip(shared._again, outputs, strict=True):
+            others[again.id] = (y, None)
+        del others[self.id]
         shared._pending[thread] = _Pending(x, x._version, False, others)
-        return base(outputs[0])
+        return self.run(outputs[0])
+
+    def run(self, x: Tensor) -> Any:
+        """The base for an input that is rotated already; a plain linear layer without the way through its module."""
+        base = self.base
+        if type(base) is not nn.Linear or self.forward is not None or _has_any_global_hook():
+            return base(x)
+        if nn.Linear.forward is not _forward_of_linear:
+            return base(x)
+        own = base._parameters
+        return linear(x, cast(Tensor, own["weight"]), own["bias"])
 
 
 class SharedInput:

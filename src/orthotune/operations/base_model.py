@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from orthotune.errors import OrthotuneError
+from orthotune.errors import AdapterFileError, OrthotuneError
+from orthotune.files.installed_worlds import home
+from orthotune.files.json_file import read_json
 from orthotune.quantized.loading_options import loading_options
 
-#: The language model inside the package, by the name that recipes give it and that its adapters record.
+#: The built-in language model, by the name that recipes give it and that its adapters record.
 WORLD = "text-world"
-#: its folder; ``worlds/text.py`` has its data
-WORLD_MODEL = Path(__file__).parents[1] / "worlds" / "text" / "model"
 #: names under which quantized checkpoints keep what makes sense of their weights
 SCALES = {
     "weight_scale",
@@ -83,7 +82,7 @@ def load_base(base: str, dtype: str = "auto", quantization: str | None = None) -
             return _pipeline(folder, dtype)
         if not (folder / "config.json").is_file():
             raise OrthotuneError(f"--base {base}", got="a folder without config.json", needed="a saved model")
-        if "_class_name" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+        if "_class_name" in read_json(folder / "config.json", error=AdapterFileError):
             return _diffusers(folder, dtype)
     elif base.startswith((".", "/", "~")) or base.count("/") > 1 or "\\" in base:
         # No name on the hub looks like this; asking the hub would end in a riddle.
@@ -98,7 +97,7 @@ def place_of(base: str) -> Path:
         >>> place_of("models/llama").as_posix(), place_of("text-world").name
         ('models/llama', 'model')
     """
-    return WORLD_MODEL if base == WORLD else Path(base)
+    return home("text") / "model" if base == WORLD else Path(base)
 
 
 def _transformers(base: str, dtype: str, quantization: str | None) -> BaseModel:
@@ -144,7 +143,7 @@ def _companions(base: str) -> list[Any]:
 def _diffusers(folder: Path, dtype: str) -> BaseModel:
     import diffusers
 
-    name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    name = read_json(folder / "config.json")["_class_name"]
     kind: Any = getattr(diffusers, str(name), None)
     known = isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
     if not known:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orthotune.errors import ConfigError
+from orthotune.files.output import new_folder
 from orthotune.formats.convert import convert
 from orthotune.formats.writers import write_adapter
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.checkpoint.combine_files import combine_states, summed_changes
 from orthotune.operations.checkpoint.lora_export import factors, write_lora
 from orthotune.operations.checkpoint.stream import DenseMerge
-from orthotune.operations.place import new_folder
-from orthotune.tuner.joint_layer import Combination
+from orthotune.tuner.combination import Combination
 
 CombinationType = Literal["geodesic", "product", "tangent", "ties", "svd_lora"]
 

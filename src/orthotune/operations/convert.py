@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from orthotune.errors import ConfigError, OutputError
+from orthotune.files.output import new_folder
 from orthotune.formats import convert as conversion
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.base_weights import BaseWeights, open_base
 from orthotune.formats.conversion_table import DIFF, TARGETS
 from orthotune.formats.writers import write_adapter
 from orthotune.operations.adapter import Adapter, read_once
-from orthotune.operations.place import new_folder, refuse_place_of_adapter
+from orthotune.operations.place import refuse_place_of_adapter
 
 
 @dataclass(frozen=True)

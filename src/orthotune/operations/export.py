@@ -10,14 +10,15 @@ from typing import Any, Literal
 
 from orthotune import __version__
 from orthotune.errors import AdapterFileError, ConfigError, OutputError
+from orthotune.files.journal import Journal, fingerprint
+from orthotune.files.output import resumable
 from orthotune.formats.read_options import CHOICES
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.checkpoint.diff_export import write_changes
-from orthotune.operations.checkpoint.journal import Journal, fingerprint
 from orthotune.operations.checkpoint.lora_export import Factors, factors, write_lora
 from orthotune.operations.checkpoint.stream import DenseMerge
 from orthotune.operations.fitting.report import LoadReport
-from orthotune.operations.place import lasting, refuse_place_of_adapter
+from orthotune.operations.place import refuse_place_of_adapter
 from orthotune.rotation.strength import Kind
 
 #: What is being done, the bytes that were done since the last call, and how many there are; None if that is not known.
@@ -121,7 +122,7 @@ def export(
         refuse_place_of_adapter(out, path)
     opened = adapter if isinstance(adapter, Adapter) else read_once(path, **options)
     # The place before the work: to find it closed after an hour would be a waste.
-    with lasting(out, file=file, overwrite=overwrite, resume=to == "dense") as folder:
+    with resumable(out, file=file, overwrite=overwrite, resume=to == "dense") as folder:
         merge = DenseMerge(opened, base, strict=strict, strength=strength, kind=kind)
         if on_report is not None:
             on_report(merge.report)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from orthotune.errors import AdapterFileError, ConfigError
-from orthotune.formats.adapter_file import told
+from orthotune.files.names import escaped
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.layer_settings import series_of
 from orthotune.formats.module_names import match_names
@@ -49,7 +49,7 @@ def hotswap_adapter(model: Any, path: str | Path, adapter_name: str = "default",
         raise ConfigError(f"adapter_name='{adapter_name}'", got="no rotation of that name in the model")
     if merged := [name for name, layer in layers.items() if adapter_name in layer.merged_adapters]:
         raise ConfigError(
-            f"adapter '{adapter_name}'", got=f"merged into {told(merged)}", do="Call unmerge_adapter first"
+            f"adapter '{adapter_name}'", got=f"merged into {escaped(merged)}", do="Call unmerge_adapter first"
         )
     new: list[tuple[Tensor, Tensor]] = []
     for name, held in _placed(state, model, layers).items():
@@ -71,7 +71,7 @@ def _placed(state: AdapterState, model: Any, layers: dict[str, OFTLayer]) -> dic
         raise AdapterFileError(
             f"{state.source} in the place of another adapter",
             got="; ".join(
-                f"{what}: {told(found)}"
+                f"{what}: {escaped(found)}"
                 for what, found in (("only in the file", strange), ("only in the model", missing))
                 if found
             ),

@@ -16,7 +16,7 @@ from peft.utils import PeftType, set_peft_model_state_dict
 from torch import nn
 
 from orthotune.errors import AdapterFileError, ConfigError, nearest
-from orthotune.formats.adapter_file import told
+from orthotune.files.names import escaped
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.module_names import match_names
 from orthotune.layers.base import OFTLayer
@@ -25,7 +25,7 @@ from orthotune.operations.fitting.components import adaptable, bare, components_
 from orthotune.operations.fitting.fit import Fit, config_for, fit
 from orthotune.operations.fitting.report import LoadReport
 from orthotune.tuner.config import OFTConfig
-from orthotune.tuner.old_names import todays_names
+from orthotune.tuner.old_files import todays_names
 
 #: fields of a PEFT config that stay true on whichever model the adapter is put
 KEPT = ("base_model_name_or_path", "task_type", "module_dropout", "revision")
@@ -96,10 +96,10 @@ def apply_adapter(
         ]  # fmt: skip
         return model, report
     if state.other:
-        report.warnings.append(f"tensors that are no rotations were left out: {told(state.other)}")
+        report.warnings.append(f"tensors that are no rotations were left out: {escaped(state.other)}")
     if state.other and strict and state.config.get("peft_type"):
         raise AdapterFileError(
-            f"{state.source}", got=f"tensors beside the rotations: {told(state.other)}",
+            f"{state.source}", got=f"tensors beside the rotations: {escaped(state.other)}",
             needed="rotations only, for a model whose names differ or that is no PeftModel",
             do="Load it with PeftModel.from_pretrained, or with strict=False to leave them out",
         )  # fmt: skip
@@ -150,8 +150,8 @@ def _match(
         near = [n for name in match.unmatched[:3] for n in nearest(name.replace("_", "."), known, 1)]
         raise AdapterFileError(
             f"the adapter {state.source} for this model",
-            got=f"{len(match.unmatched)} of {len(layers)} layers that the model has not: {told(match.unmatched)}",
-            needed=f"modules under these names; the model has {told(near or known)}",
+            got=f"{len(match.unmatched)} of {len(layers)} layers that the model has not: {escaped(match.unmatched)}",
+            needed=f"modules under these names; the model has {escaped(near or known)}",
             do="Check the base model"
             + ("" if not match.matched else ", or leave them out: strict=False, --partial on the command line"),
         )
@@ -252,7 +252,8 @@ def _is_spread(model: nn.Module) -> bool:
 
 def _config_of_file(adapter: Adapter) -> Any:
     config: Any = OFTConfig.from_peft_type(**deepcopy(dict(adapter.file.config or {})))
-    vars(config)["stored_numbers"] = sum(math.prod(shape) for shape in adapter.file.shapes.values())
+    numbers = sum(math.prod(shape) for shape in adapter.file.shapes.values())
+    config.load_context = replace(config.load_context, stored_numbers=numbers)
     config.inference_mode = False
     if adapter.options.series is not None and config.use_cayley_neumann:
         config.neumann_series = adapter.options.series

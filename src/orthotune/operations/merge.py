@@ -10,11 +10,13 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 from orthotune.errors import AdapterFileError, ConfigError, MergeError
+from orthotune.files.installed_worlds import current
+from orthotune.files.output import new_folder
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.base_model import load_base, place_of
 from orthotune.operations.checkpoint.stream import DenseMerge
 from orthotune.operations.load import apply_adapter, with_file_config
-from orthotune.operations.place import new_folder, refuse_place_of_adapter
+from orthotune.operations.place import refuse_place_of_adapter
 from orthotune.rotation.strength import Kind
 from orthotune.tuner.strength import set_scale
 
@@ -78,9 +80,10 @@ def merge(
             do="Leave them out, or merge without stream",
         )
     opened = read_once(adapter, **options)  # before a large model is loaded
-    base = str(base or opened.state.config.get("base_model_name_or_path") or "")
-    if not base:
+    recorded = opened.state.config.get("base_model_name_or_path")
+    if not base and not recorded:
         raise ConfigError(f"{adapter} does not record its base model", do="Name it with --base")
+    base = str(base) if base else current(str(recorded))
     out = Path(out)
     if overwrite:
         refuse_place_of_adapter(out, Path(adapter))

@@ -12,7 +12,7 @@ from typing import Any
 from orthotune.operations.load import load_adapter
 from orthotune.recipes.method_settings import MethodSettings
 from orthotune.training.run_record import RunRecord
-from orthotune.tuner.magnitude import free_magnitudes
+from orthotune.tuner.strength import free_magnitudes
 
 Say = Callable[[str], None]
 

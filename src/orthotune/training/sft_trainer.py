@@ -17,7 +17,7 @@ from orthotune.errors import DataError
 from orthotune.metrics.text_loss import TokenRow, token_rows
 from orthotune.training.keep_outputs import KeepingTrainer, counted
 from orthotune.training.text_data import Examples
-from orthotune.tuner.float32 import keep_float32
+from orthotune.tuner.first_step import keep_float32
 
 #: the domain of the texts on which outputs are kept: tokenized with the others, and not measured
 KEPT = "kept"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orthotune.errors import AdapterFileError
+from orthotune.files.json_file import read_json
+from orthotune.files.names import is_file_name
+from orthotune.files.tensor_entries import read_header
 from orthotune.formats.base_weights import INSIDE
 from orthotune.operations.checkpoint.model_folder import Checkpoint, Shard, open_checkpoint
-from orthotune.operations.checkpoint.tensor_file import read_header
 from orthotune.operations.fitting.components import ADAPTED
 
 
@@ -81,7 +82,7 @@ def _pipeline(path: Path) -> Base:
     parts, taken = [], set()
     for name, value in sorted(index.items()):
         known = isinstance(value, list) and name.startswith(ADAPTED) and (path / name / "config.json").is_file()
-        if known and Path(name).name == name:
+        if known and is_file_name(name):
             part = Part(name, Path(name), open_checkpoint(path / name))
             parts.append(part)
             taken |= {path / name / shard.name for shard in part.checkpoint.shards}
@@ -103,10 +104,4 @@ def _pipeline(path: Path) -> Base:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AdapterFileError(f"{path} cannot be read", got=str(error), do="Copy or download it again") from error
-    if not isinstance(found, dict):
-        raise AdapterFileError(f"{path} is not a config", got=type(found).__name__, needed="a JSON object")
-    return found
+    return read_json(path, error=AdapterFileError, do="Copy or download it again")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from orthotune.errors import MergeError
-from orthotune.formats.safetensors_file import shortened
+from orthotune.files.names import shortened
 from orthotune.layers.base import OFTLayer
 from orthotune.operations.checkpoint.plan import Plan
 from orthotune.operations.checkpoint.stream import DenseMerge

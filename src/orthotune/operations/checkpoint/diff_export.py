@@ -12,11 +12,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from orthotune.files.tensor_entries import Entry, write_file
 from orthotune.formats.layer_names import spelled
 from orthotune.formats.module_names import told_by_tools
 from orthotune.operations.checkpoint.changes import Change, changes
 from orthotune.operations.checkpoint.stream import DenseMerge
-from orthotune.operations.checkpoint.tensor_file import Entry, write_file
 
 
 def write_changes(merge: DenseMerge, out: Path, told: Callable[[int], None] | None = None) -> int:

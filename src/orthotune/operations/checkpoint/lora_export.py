@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from orthotune.errors import UnsupportedLayerError
+from orthotune.files.json_file import write_json
+from orthotune.files.safetensors_file import write_tensors
 from orthotune.formats.layer_names import spelled
 from orthotune.formats.module_names import told_by_tools
 from orthotune.operations.checkpoint.changes import Change, changes
 from orthotune.operations.checkpoint.low_rank import low_rank
 from orthotune.operations.checkpoint.stream import DenseMerge
-from orthotune.operations.checkpoint.tensor_file import writing
 from orthotune.operations.fitting.fit import meaning
 
 PIPELINE_FILE = "pytorch_lora_weights.safetensors"
@@ -98,14 +98,13 @@ def write_lora(merge: DenseMerge, layers: list[Factors], out: Path, **fields: An
     """
     errors = {layer.change.name: {"rank": layer.rank, "relative_error": layer.error} for layer in layers}
     if merge.base.single_file:
-        _save(_kohya(layers), out, {"orthotune_lora_errors": json.dumps(errors)})
+        write_tensors(out, _kohya(layers), {"orthotune_lora_errors": json.dumps(errors)})
         return
     if any(part.component for part in merge.base.parts):
-        _save(_diffusers(layers), out / PIPELINE_FILE, {"format": "pt"})
+        write_tensors(out / PIPELINE_FILE, _diffusers(layers), {"format": "pt"})
     else:
         _peft(merge, layers, out, fields)
-    with writing(out / ERRORS_FILE):
-        (out / ERRORS_FILE).write_text(json.dumps(errors, indent=2) + "\n", encoding="utf-8")
+    write_json(out / ERRORS_FILE, errors)
 
 
 def _diffusers(layers: list[Factors]) -> dict[str, Tensor]:
@@ -146,15 +145,9 @@ def _peft(merge: DenseMerge, layers: list[Factors], out: Path, fields: dict[str,
     for layer in layers:
         stem = f"base_model.model.{layer.change.module}"
         tensors |= {f"{stem}.lora_A.weight": layer.down, f"{stem}.lora_B.weight": layer.up}
-    _save(tensors, out / "adapter_model.safetensors", {"format": "pt"})
-    with writing(out / "adapter_config.json"):
-        (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_tensors(out / "adapter_model.safetensors", tensors, {"format": "pt"})
+    write_json(out / "adapter_config.json", config, sort_keys=True)
 
 
 def _named(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name.replace(".base_layer", ""), module) for name, module in model.named_modules() if ".oft_" not in name]
-
-
-def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    with writing(path):
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orthotune.errors import AdapterFileError
-from orthotune.formats.safetensors_file import shortened
-from orthotune.operations.checkpoint.tensor_file import Entry, read_header
+from orthotune.files.json_file import read_json
+from orthotune.files.names import is_file_name, shortened
+from orthotune.files.tensor_entries import Entry, read_header
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 #: What the weights are called before ``.safetensors``: by transformers, and by diffusers.
@@ -104,12 +104,12 @@ def _weights(folder: Path) -> tuple[Path | None, Path | None]:
 
 
 def _read_index(path: Path) -> dict[str, Any]:
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        names = index["weight_map"].values()
-        # A name that leads out of the folder would be read, and later written, elsewhere.
-        if not all(isinstance(name, str) and Path(name).name == name for name in names):
-            raise ValueError("a shard that is no file name")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AdapterFileError(f"{path} cannot be read", got=str(error), do="Copy or download it again") from error
+    again = "Copy or download it again"
+    index = read_json(path, error=AdapterFileError, do=again)
+    names = index.get("weight_map")
+    if not isinstance(names, dict):
+        raise AdapterFileError(f"{path}", got="no weight_map", do=again)
+    # A name that leads out of the folder would be read, and later written, elsewhere.
+    if wrong := [name for name in names.values() if not is_file_name(name)]:
+        raise AdapterFileError(f"{path}", got=f"a shard that is no file name: {ascii(wrong[0])[:80]}", do=again)
     return index

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from orthotune.errors import AdapterFileError, MergeError
-from orthotune.formats.safetensors_file import shortened
+from orthotune.files.names import shortened
+from orthotune.files.tensor_entries import FLOATS, Entry, Room
 from orthotune.layers.base import OFTLayer
 from orthotune.operations.checkpoint.model_folder import Checkpoint
 from orthotune.operations.checkpoint.skeleton import ADAPTER, Skeleton
-from orthotune.operations.checkpoint.tensor_file import FLOATS, Entry, Room
 from orthotune.operations.checkpoint.weight_merge import merge_copy, merge_weight, release
 from orthotune.tuner.tied import Untied, untied
 

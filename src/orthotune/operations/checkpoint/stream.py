@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -12,12 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from orthotune.errors import OutputError
+from orthotune.files.failed_write import writing
+from orthotune.files.journal import Journal
+from orthotune.files.json_file import read_json, write_json
+from orthotune.files.tensor_entries import Entry, write_file
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.checkpoint.base_files import Part, open_base
-from orthotune.operations.checkpoint.journal import Journal
 from orthotune.operations.checkpoint.plan import Plan
 from orthotune.operations.checkpoint.skeleton import build_skeletons
-from orthotune.operations.checkpoint.tensor_file import Entry, write_file, writing
 from orthotune.rotation.strength import Kind
 from orthotune.tuner.tied import Untied
 
@@ -180,12 +181,10 @@ def _write_index(part: Part, out: Path) -> None:
         metadata["total_parameters"] += numbers
     places = {entry.name: shard.name for shard in checkpoint.shards for entry in shard.entries}
     index: dict[str, Any] = {**checkpoint.index, "metadata": metadata, "weight_map": dict(sorted(places.items()))}
-    with writing(out / checkpoint.index_name):
-        (out / checkpoint.index_name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(out / checkpoint.index_name, index, nan_as_null=False)
 
 
 def _untie_config(found: Untied, path: Path) -> None:
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     found.write(config)
-    with writing(path):
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(path, config, nan_as_null=False)

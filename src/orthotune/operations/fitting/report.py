@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from orthotune.formats.adapter_file import told
+from orthotune.files.names import escaped
 
 
 @dataclass
@@ -40,11 +40,11 @@ class LoadReport:
         total = len(self.matched) + len(self.unmatched)
         lines = [f"{self.format}: {len(self.matched)} of {total} layers loaded, {self._trainable()}."]
         if self.unmatched:
-            lines.append(f"{_count(self.unmatched, 'layer')} of the file without a module: {told(self.unmatched)}")
+            lines.append(f"{_count(self.unmatched, 'layer')} of the file without a module: {escaped(self.unmatched)}")
         if self.frozen:
-            lines.append(f"{_count(self.frozen, 'layer')} frozen, run as exact weight maps: {told(self.frozen)}")
+            lines.append(f"{_count(self.frozen, 'layer')} frozen, run as exact weight maps: {escaped(self.frozen)}")
         if self.untouched:
-            lines.append(f"{_count(self.untouched, 'module')} without this adapter: {told(self.untouched)}")
+            lines.append(f"{_count(self.untouched, 'module')} without this adapter: {escaped(self.untouched)}")
         if self.strength != "geodesic":
             lines.append(f"Strengths other than 1 are of kind '{self.strength}', as in the file's own tool.")
         return "\n".join([*lines, *(f"Note: {text}" for text in self.warnings)])
