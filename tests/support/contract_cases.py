@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -160,7 +160,8 @@ def several(case: Case, frozen: str = "") -> tuple[PeftModel, dict[str, dict[str
         config = OFTConfig(**configs[name])
         if name == frozen:
             maps = {turn: frozen_map(case, turn, configs[name]) for turn in frozen_turns(case)}
-            config.__dict__["transforms"] = {turn.module: held for turn, held in maps.items()}
+            held_by = {turn.module: held for turn, held in maps.items()}
+            config.load_context = replace(config.load_context, frozen_maps=held_by)
             configs[name] = configs[name] | {"frozen": maps}
         model.add_adapter(name, config)
         randomize(model, seed=7 + seed, adapter=name)
