@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def _parameter(parameter: Any) -> str:
     default = getattr(parameter.default, "value", parameter.default)
     if isinstance(default, str | int | float | Path) and not isinstance(default, bool) and "efault" not in meaning:
         meaning += f" Default: `{default}`."
-    return f"| `{_cell(name)}` | {'required. ' if parameter.required else ''}{_cell(meaning.strip())} |"
+    return f"| `{name}` | {'required. ' if parameter.required else ''}{_cell(meaning.strip())} |"
 
 
 # Settings and presets
@@ -158,33 +159,67 @@ def _parameter(parameter: Any) -> str:
 def _settings(place: str) -> str:
     """The fields of a settings class, ``module:Class``, as a table; those of its bases are in tables of their own."""
     module, _, name = place.partition(":")
-    tree = ast.parse((SRC / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8"))
+    tree = _tree(module)
     kind = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    rows = [row for node in kind.body if isinstance(node, ast.AnnAssign) and (row := _field(node))]
+    known = _constants(module)
+    rows = [row for node in kind.body if isinstance(node, ast.AnnAssign) and (row := _field(node, known))]
     return "\n".join(["| setting | type | default | meaning |", "|---|---|---|---|", *rows])
 
 
-def _field(node: ast.AnnAssign) -> str | None:
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse((SRC / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8"))
+
+
+@cache
+def _constants(module: str) -> dict[str, str]:
+    """Names of a module, and those that it imports from another one here, that stand for a literal or for choices."""
+    found = {}
+    for node in _tree(module).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("orthotune."):
+            path = SRC / (str(node.module).replace(".", "/") + ".py")
+            if path.is_file():
+                there = _constants(str(node.module))
+                found |= {alias.asname or alias.name: there[alias.name] for alias in node.names if alias.name in there}
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            shown = ast.unparse(node.value)
+            if isinstance(node.value, ast.Constant) or shown.startswith("Literal["):
+                found[node.targets[0].id] = shown
+    return found
+
+
+def _field(node: ast.AnnAssign, known: dict[str, str]) -> str | None:
     kind, name = ast.unparse(node.annotation), ast.unparse(node.target)
     if kind.startswith("ClassVar") or name.startswith("_"):
         return None
     call = node.value if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "Field" else None
     inner = re.fullmatch(r"Annotated\[(.+), Field\((.*)\)\]", kind)
-    default, meaning, limits = "required", "", inner[2] if inner else ""
+    default, meaning, limits = "required, or from the preset", "", inner[2] if inner else ""
     if call is not None:
-        said = {word.arg: word.value for word in call.keywords}
+        given = {word.arg: word.value for word in call.keywords}
         if call.args:
-            default = f"`{ast.unparse(call.args[0])}`"
-        meaning = _text(said.pop("description")) if "description" in said else ""
-        limits = ", ".join([limits] * bool(limits) + [f"{key}={ast.unparse(value)}" for key, value in said.items()])
+            default = f"`{_known(ast.unparse(call.args[0]), known)}`"
+        meaning = _text(given.pop("description")) if "description" in given else ""
+        limits = ", ".join([limits] * bool(limits) + [f"{key}={ast.unparse(value)}" for key, value in given.items()])
     elif node.value is not None:
-        default = f"`{ast.unparse(node.value)}`"
-    kind = (inner[1] if inner else kind).replace("Positive", "int > 0")
+        default = f"`{_known(ast.unparse(node.value), known)}`"
+    kind = _choices(_known((inner[1] if inner else kind).replace("Positive", "int > 0"), known))
     signs = {"gt=": "> ", "ge=": "≥ ", "lt=": "< ", "le=": "≤ ", "min_length=": "at least ", "allow_inf_nan=False": ""}
     for sign, shown in signs.items():
         limits = limits.replace(sign, shown)
     limits = limits.strip(", ")
-    return f"| `{name}` | `{_cell(kind)}`{', ' + limits if limits else ''} | {_cell(default)} | {_cell(meaning)} |"
+    return f"| `{name}` | {kind}{', ' + limits if limits else ''} | {default} | {_cell(meaning)} |"
+
+
+def _known(text: str, known: dict[str, str]) -> str:
+    return re.sub(r"\b[A-Za-z_]\w*\b", lambda found: known.get(found[0], found[0]), text)
+
+
+def _choices(kind: str) -> str:
+    """A type as a reader of settings writes it: choices one by one."""
+    if found := re.fullmatch(r"Literal\[(.+)\]", kind):
+        return ", ".join(f"`{choice}`" for choice in ast.literal_eval(f"[{found[1]}]"))
+    return f"`{kind}`"
 
 
 def _text(node: ast.expr) -> str:
