@@ -12,8 +12,10 @@ QUANT   ?= a b c
 # Cells of tests/matrix/cells.ini; none named: all of them. SHORT=yes: the short list of tests.
 CELLS   ?=
 SHORT   ?=
+# Where `make dist` puts the two wheels and the source archive.
+DIST    ?= dist
 
-.PHONY: help demo test test-quant quant-table test-matrix matrix-table check docs test-docs bench install clean
+.PHONY: help demo test test-quant quant-table test-matrix matrix-table check docs test-docs bench dist test-dist install clean
 
 help:
 	@echo "make demo   finetune a small language model and a small image model, write reports (under 6 minutes on 2 cores)"
@@ -27,6 +29,8 @@ help:
 	@echo "make docs   the documents as a site, into build/site; fails at a link that leads nowhere"
 	@echo "make test-docs    every guide and notebook run from beginning to end (some minutes)"
 	@echo "make bench  the table of docs/evidence/speed.md (about 10 minutes on 2 quiet cores)"
+	@echo "make dist   the wheels of orthotune and orthotune-worlds and the source archive, into DIST=$(DIST)"
+	@echo "make test-dist    the same, and the wheels tried in an environment that sees no clone"
 	@echo "make clean  remove $(VENV), those of test-quant, test-matrix and docs, the site and the caches"
 
 demo: $(STAMP)
@@ -38,7 +42,7 @@ test: $(STAMP)
 .PRECIOUS: $(VENV)-quant-%/.installed
 test-quant: $(QUANT:%=test-quant-%)
 
-$(VENV)-quant-%/.installed: pyproject.toml constraints.txt constraints-quant-%.txt
+$(VENV)-quant-%/.installed: pyproject.toml worlds/pyproject.toml constraints.txt constraints-quant-%.txt
 	$(MAKE) --no-print-directory VENV="$(@D)" "$(@D)/bin/python"
 	@echo "installing group $* into $(@D); the first time this takes some minutes"
 	$(@D)/bin/python -m pip install --quiet "$$(grep -m 1 '^torch==' constraints.txt)"
@@ -46,7 +50,7 @@ $(VENV)-quant-%/.installed: pyproject.toml constraints.txt constraints-quant-%.t
 	awk -F'[=; ]' '/^#/ {next} NR == FNR {own[$$1]; print; next} !($$1 in own)' \
 	  constraints-quant-$*.txt constraints.txt > "$(@D)/constraints.txt"
 	extras=$$(sed -n 's/^# extras: //p' constraints-quant-$*.txt | tr ' ' ','); \
-	  $(@D)/bin/python -m pip install --quiet -c "$(@D)/constraints.txt" -e ".[text,test,$$extras]"
+	  $(@D)/bin/python -m pip install --quiet -c "$(@D)/constraints.txt" -e ./worlds -e ".[text,test,$$extras]"
 	bare=$$(sed -n 's/^# no-deps: //p' constraints-quant-$*.txt); \
 	  [ -z "$$bare" ] || { $(@D)/bin/python -m pip install --quiet setuptools wheel && \
 	    $(@D)/bin/python -m pip install --quiet --no-deps --no-build-isolation $$bare; }
@@ -87,6 +91,15 @@ test-docs: $(VENV)-docs/.installed
 bench: $(STAMP)
 	$(BIN)/orthotune bench targets --out benchmarks/results $(ARGS)
 
+# Without isolation: the tools are those of the environment, and nothing is fetched.
+dist: $(STAMP)
+	rm -f "$(DIST)"/orthotune-*.whl "$(DIST)"/orthotune-*.tar.gz "$(DIST)"/orthotune_worlds-*.whl
+	$(BIN)/python -m hatchling build -d "$(DIST)"
+	cd worlds && "$(abspath $(BIN))/python" -m hatchling build -t wheel -d "$(abspath $(DIST))"
+
+test-dist: dist
+	$(BIN)/python tools/release/try_wheels.py "$(DIST)"
+
 install: $(STAMP)
 
 # The first Python on the path that the package supports; PYTHON=... chooses another.
@@ -100,10 +113,10 @@ $(BIN)/python:
 	  "or name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1
 
 # torch goes first and alone: with its exact version the resolver has nothing to search.
-$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+$(STAMP): pyproject.toml worlds/pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV); the first time this takes some minutes"
 	$(PIP) install --quiet "$$(grep -m 1 '^torch==' constraints.txt)"
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) install --quiet -c constraints.txt -e ./worlds -e '.[dev,worlds]'
 	@touch $@
 
 clean:

@@ -22,9 +22,9 @@ import torch
 
 
 def forget() -> None:
-    """Take the library out of the interpreter, so that another version can be imported; its objects live on."""
+    """Take the library, and the harness that has imported it, out of the interpreter; their objects live on."""
     sys.modules["orthotune"].unregister()
-    for name in [name for name in sys.modules if name.partition(".")[0] == "orthotune"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("orthotune", "harness")]:
         del sys.modules[name]
 
 
@@ -42,10 +42,10 @@ def library(source: Path) -> Any:
 
 
 def adapted(source: Path, frozen: Any, cell: Any, names: list[str]) -> dict[str, torch.nn.Module]:
-    """The contenders ``names`` of the benchmark of one version, around the same frozen weights."""
+    """The contenders ``names`` with the library of one version, around the same frozen weights."""
     library(source)
-    bench = importlib.import_module("orthotune.bench.contenders")
-    own = importlib.import_module("orthotune.bench.cells").Cell(**vars(cell))
+    bench = importlib.import_module("harness.contenders")
+    own = importlib.import_module("harness.cells").Cell(**vars(cell))
     return {one.name: bench.stirred(one, frozen, own) for one in bench.LLAMA if one.name in names}
 
 
@@ -66,19 +66,19 @@ def main() -> None:
     here = Path(__file__).resolve().parents[1] / "src"
     before = chosen.before.resolve()
     library(here)
-    cells = importlib.import_module("orthotune.bench.cells").selection(chosen.selection)
+    cells = importlib.import_module("harness.cells").selection(chosen.selection)
     cells = [replace(cell, dtype=chosen.dtype or cell.dtype) for cell in cells if chosen.mode in (None, cell.mode)]
     cells = [cell for cell in dict.fromkeys(cells) if chosen.tokens in (None, cell.tokens)]
     rows = []
     for cell in cells:
         library(here)
         device = torch.device("cpu")
-        frozen = importlib.import_module("orthotune.bench.subject").subject(cell, device)
+        frozen = importlib.import_module("harness.subject").subject(cell, device)
         models = {f"{name} before": model for name, model in adapted(before, frozen, cell, ["orthotune"]).items()}
         models = adapted(here, frozen, cell, ["frozen", "lora", "orthotune"]) | models
-        step_of = importlib.import_module("orthotune.bench.step").step_of
-        measure = importlib.import_module("orthotune.bench.measure").measure
-        saved_bytes = importlib.import_module("orthotune.bench.saved_bytes").saved_bytes
+        step_of = importlib.import_module("harness.step").step_of
+        measure = importlib.import_module("harness.measure").measure
+        saved_bytes = importlib.import_module("harness.saved_bytes").saved_bytes
         steps = {name: step_of(frozen, model, cell.mode) for name, model in models.items()}
         timings = measure(steps, device, chosen.repetitions, chosen.seconds)
         print(f"\n{cell.label}")

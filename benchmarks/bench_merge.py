@@ -23,9 +23,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from harness import machine
 from orthotune import OFTConfig, PeftModel, get_peft_model
-from orthotune.bench import machine
-from orthotune.merging.stream import merge_checkpoint
+from orthotune.files.platforms import load_average
+from orthotune.operations.checkpoint.stream import merge_checkpoint
 
 COPIED = 1 << 23
 
@@ -131,7 +132,7 @@ def main() -> None:
         "to_copy_files": {name: round(statistics.median(found), 3) for name, found in ratios.items()},
         "spread": {name: [round(min(found), 3), round(max(found), 3)] for name, found in ratios.items()},
         "settings": {key: value for key, value in vars(options).items() if key != "folder"},
-        "threads": torch.get_num_threads(), "load": machine.load(), "versions": machine.versions(),
+        "threads": torch.get_num_threads(), "load": load_average(), "versions": machine.versions(),
         "device_name": machine.device_name(torch.device("cpu")), "commit": machine.commit(),
     }  # fmt: skip
     json.dump(result, sys.stdout, indent=2)

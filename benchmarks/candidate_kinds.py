@@ -6,13 +6,12 @@ At strength 0 every kind gives the frozen weight; between, a rotation's generato
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from rotation_candidates import Settings
+from candidate_settings import Settings
 
 
 def skew(packed: Tensor, size: int) -> Tensor:

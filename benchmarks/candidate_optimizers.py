@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from candidate_kinds import Rotation
 from torch import Tensor, nn
+
+from candidate_kinds import Rotation
 
 
 class SharedAdam(torch.optim.Optimizer):

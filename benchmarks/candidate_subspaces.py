@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from rotation_candidates import Settings
+from candidate_settings import Settings
 
 ROWS, BATCH = 64, 8
 Choose = Callable[[int, Tensor], Tensor]

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rotation_candidates import _chunks, _rows
 from torch import Tensor, nn
 
 from orthotune.metrics.text_loss import mean_loss
 from orthotune.training.causal_model import load_model, load_tokenizer
 from orthotune.worlds import text
+from rotation_candidates import _chunks, _rows
 
 #: Nats by which the loss would fall if it were linear.
 AIMS = (0.02, 0.06, 0.09, 0.12, 0.15, 0.2, 0.3)

@@ -27,10 +27,10 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from harness import llama, machine
+from harness.cells import Cell
+from harness.saved_bytes import peak_bytes, saved_bytes
 from orthotune import OFTConfig, get_peft_model
-from orthotune.bench import llama, machine
-from orthotune.bench.cells import Cell
-from orthotune.bench.saved_bytes import peak_bytes, saved_bytes
 
 CONTENDERS = ("orthotune", "peft_lora")
 STEPS = 5

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from orthotune import PeftModel
+from orthotune.files.atomic import atomic_write
 from orthotune.metrics.text_loss import nats_per_token
 from orthotune.training.causal_model import load_model, load_tokenizer
-from orthotune.training.run_directory import appearing
 from orthotune.worlds import text
 
 KINDS = ("geodesic", "linear")
@@ -60,7 +60,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    with appearing(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png", dpi=130)
 
 

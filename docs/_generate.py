@@ -116,7 +116,7 @@ def _command_line() -> str:
     sys.path.insert(0, str(SRC))
     import typer
 
-    from orthotune_cli.main import app
+    from orthotune.cli.main import app
 
     return "\n".join(_verbs("orthotune", typer.main.get_command(app)))
 

@@ -1,31 +1,115 @@
 """Orthogonal finetuning (OFT) that is exact, right on every layer, and readable by every tool.
 
-Importing orthotune makes it serve OFT on PEFT's host: ``get_peft_model``, ``PeftModel.from_pretrained``, TRL,
-transformers and diffusers then use it for every OFT config and adapter. :func:`unregister` gives OFT back to PEFT.
+Importing orthotune loads nothing: each name below is imported when it is first used. The first one that needs PEFT's
+host also registers orthotune there: ``get_peft_model``, ``PeftModel.from_pretrained``, TRL, transformers and diffusers
+then use it for every OFT config and adapter. :func:`register` does so at once, for code that calls those libraries
+alone; :func:`unregister` gives OFT back to PEFT.
 """
 
-from peft import PeftModel, get_peft_model
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from orthotune.diagnosis.diagnose import diagnose
 from orthotune.errors import OrthotuneError
-from orthotune.loading.hotswap import hotswap_adapter
-from orthotune.loading.load import load_adapter
-from orthotune.tuner.config import OFTConfig
-from orthotune.tuner.model import OFTModel
-from orthotune.tuner.register import register, unregister
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from peft import PeftModel, get_peft_model
+
+    from orthotune.diffusion.control_pipeline import ControlPipeline
+    from orthotune.diffusion.roster import open_family
+    from orthotune.formats.adapter_state import AdapterState
+    from orthotune.formats.read_options import ReadOptions
+    from orthotune.formats.roster import read_adapter
+    from orthotune.formats.writers import write_adapter
+    from orthotune.layers.plan import explain
+    from orthotune.operations.combine import combine
+    from orthotune.operations.convert import convert
+    from orthotune.operations.diagnosis.diagnose import diagnose
+    from orthotune.operations.distance import distance
+    from orthotune.operations.export import export
+    from orthotune.operations.fitting.report import LoadReport
+    from orthotune.operations.hotswap import hotswap_adapter
+    from orthotune.operations.identify import identify
+    from orthotune.operations.inspect import inspect
+    from orthotune.operations.load import load_adapter
+    from orthotune.operations.merge import merge
+    from orthotune.tuner.config import OFTConfig
+    from orthotune.tuner.magnitude import free_magnitudes
+    from orthotune.tuner.model import OFTModel
+    from orthotune.tuner.register import register, unregister
+    from orthotune.tuner.strength import set_scale
+
+__version__ = "0.2.0.dev0"
 __all__ = [
+    "AdapterState",
+    "ControlPipeline",
+    "LoadReport",
     "OFTConfig",
     "OFTModel",
     "OrthotuneError",
     "PeftModel",
+    "ReadOptions",
+    "combine",
+    "convert",
     "diagnose",
+    "distance",
+    "explain",
+    "export",
+    "free_magnitudes",
     "get_peft_model",
     "hotswap_adapter",
+    "identify",
+    "inspect",
     "load_adapter",
+    "merge",
+    "open_family",
+    "read_adapter",
     "register",
+    "set_scale",
     "unregister",
+    "write_adapter",
 ]
 
-register()
+#: Public name -> the module that has it. ``TYPE_CHECKING`` above says the same to type checkers; a test compares them.
+HOMES = {
+    "AdapterState": "orthotune.formats.adapter_state",
+    "ControlPipeline": "orthotune.diffusion.control_pipeline",
+    "LoadReport": "orthotune.operations.fitting.report",
+    "OFTConfig": "orthotune.tuner.config",
+    "OFTModel": "orthotune.tuner.model",
+    "PeftModel": "peft",
+    "ReadOptions": "orthotune.formats.read_options",
+    "combine": "orthotune.operations.combine",
+    "convert": "orthotune.operations.convert",
+    "diagnose": "orthotune.operations.diagnosis.diagnose",
+    "distance": "orthotune.operations.distance",
+    "explain": "orthotune.layers.plan",
+    "export": "orthotune.operations.export",
+    "free_magnitudes": "orthotune.tuner.magnitude",
+    "get_peft_model": "peft",
+    "hotswap_adapter": "orthotune.operations.hotswap",
+    "identify": "orthotune.operations.identify",
+    "inspect": "orthotune.operations.inspect",
+    "load_adapter": "orthotune.operations.load",
+    "merge": "orthotune.operations.merge",
+    "open_family": "orthotune.diffusion.roster",
+    "read_adapter": "orthotune.formats.roster",
+    "register": "orthotune.tuner.register",
+    "set_scale": "orthotune.tuner.strength",
+    "unregister": "orthotune.tuner.register",
+    "write_adapter": "orthotune.formats.writers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'orthotune' has no attribute {name!r}")
+    if home == "peft":  # whoever takes PEFT's functions from here wants ours behind them
+        import_module("orthotune.tuner")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,1 +1,3 @@
-"""The command line. A package beside ``orthotune``, so that asking for help does not load torch."""
+"""The command line by its former name: scripts that start ``-m orthotune_cli.main`` keep working."""
+
+from orthotune.cli import __path__ as __path__

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orthotune.bench.cells import BLOCKS, MEANING, SELECTIONS, TARGETS, Cell, selection, target_of
-from orthotune.bench.llama import intermediate
+from harness.cells import BLOCKS, MEANING, SELECTIONS, TARGETS, Cell, selection, target_of
+from harness.llama import intermediate
 from orthotune.errors import OrthotuneError
 
 

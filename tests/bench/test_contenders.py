@@ -11,9 +11,9 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType
 
 import orthotune
-from orthotune.bench.cells import Cell
-from orthotune.bench.contenders import FLOOR, LLAMA, OTHERS, UNET, Contender, contenders, fresh, stirred
-from orthotune.bench.subject import subject
+from harness.cells import Cell
+from harness.contenders import FLOOR, LLAMA, OTHERS, UNET, Contender, contenders, fresh, stirred
+from harness.subject import subject
 
 CPU = torch.device("cpu")
 TINY = Cell(hidden=128, tokens=5, layers=1, dtype="float32")

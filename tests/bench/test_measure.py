@@ -9,9 +9,9 @@ from functools import partial
 import pytest
 import torch
 
-from orthotune.bench.measure import FEWEST, WARM_UP, Timing, measure, summary
-from orthotune.bench.step import Step, step_of
-from orthotune.bench.subject import Subject
+from harness.measure import FEWEST, WARM_UP, Timing, measure, summary
+from harness.step import Step, step_of
+from harness.subject import Subject
 
 CPU = torch.device("cpu")
 NOTHING = Step(lambda: None)
@@ -39,7 +39,7 @@ def test_one_repetition_is_its_own_spread() -> None:
 
 def test_contenders_alternate_and_each_begins_once(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("orthotune.bench.measure.SHORTEST", 0.0)  # one call each
+    monkeypatch.setattr("harness.measure.SHORTEST", 0.0)  # one call each
     measure({name: Step(partial(said.append, name)) for name in "abc"}, CPU, repetitions=3)
     assert "".join(said[: 3 * WARM_UP + 1]) == "abc" * WARM_UP + "a"  # the last finds out how long a step takes
     assert "".join(said[3 * WARM_UP + 1 :]) == "abc" + "bca" + "cab"
@@ -47,7 +47,7 @@ def test_contenders_alternate_and_each_begins_once(monkeypatch: pytest.MonkeyPat
 
 def test_a_contender_may_settle_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("orthotune.bench.measure.SHORTEST", 0.0)
+    monkeypatch.setattr("harness.measure.SHORTEST", 0.0)
     measure({name: Step(partial(said.append, name)) for name in "ab"}, CPU, repetitions=2, settle=True)
     assert "".join(said[2 * WARM_UP + 1 :]) == "aabb" + "bbaa"
 

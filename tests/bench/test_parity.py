@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.cells import Cell
+from harness.llama import PROJECTIONS, build
 from orthotune import OFTConfig, get_peft_model
-from orthotune.bench.cells import Cell
-from orthotune.bench.llama import PROJECTIONS, build
 from orthotune.layers.linear import Linear
 
 CELL = Cell(hidden=128, tokens=24, layers=2, block_size=16)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from orthotune.bench import machine
-from orthotune.bench.cells import BASE, Cell
-from orthotune.bench.contenders import LLAMA
-from orthotune.bench.plot import draw_bars, draw_growth
-from orthotune.bench.results import Row, read_rows, write_rows
-from orthotune.bench.run import run_cell
+from harness import machine
+from harness.cells import BASE, Cell
+from harness.contenders import LLAMA
+from harness.plot import draw_bars, draw_growth
+from harness.results import Row, read_rows, write_rows
+from harness.run import run_cell
 from orthotune.errors import OrthotuneError
 
 TINY = Cell(hidden=128, tokens=4, layers=1)

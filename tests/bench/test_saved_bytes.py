@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from orthotune.bench.saved_bytes import peak_bytes, saved_bytes
+from harness.saved_bytes import peak_bytes, saved_bytes
 
 CPU = torch.device("cpu")
 

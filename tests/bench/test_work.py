@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from orthotune.bench.work import added_work, aten_calls
+from harness.work import added_work, aten_calls
 
 T, N, B = 24, 64, 16
 # Parameters to R: 21 calls forward (two look-ups of the dtype, unpacking 3, a copy of the numbers for the cache, 15 for

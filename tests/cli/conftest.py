@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 @pytest.fixture
 def call() -> Callable[..., Result]:
     """Runs ``orthotune`` with some words; stdout and stderr are kept apart."""
-    from orthotune_cli.main import app
+    from orthotune.cli.main import app
 
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
 

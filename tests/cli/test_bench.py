@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import Result
 
-from orthotune.bench.cells import SELECTIONS as KNOWN
-from orthotune.bench.results import read_rows
-from orthotune_cli.bench import SELECTIONS
+from harness.cells import SELECTIONS as KNOWN
+from harness.results import read_rows
+from orthotune.cli.bench import SELECTIONS
 
 
 def test_help_names_every_selection() -> None:
@@ -93,3 +94,14 @@ def test_wrong_words_for_adapters(
     # the terminal may break the line
     assert done.exit_code == 2 and said in " ".join(done.stderr.replace("│", " ").split())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_wheel_says_where_the_benchmark_is(
+    call: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = tmp_path / "lib" / "site-packages" / "orthotune" / "__init__.py"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: ModuleSpec(name, None, origin=str(origin)))
+    for words in (("smoke",), ("adapters", "--hidden", 64)):
+        done = call("bench", *words, "--out", tmp_path / "out")
+        assert done.exit_code == 2 and "a clone of orthotune's repository" in done.stderr
+        assert "Run make bench in the clone" in done.stderr and not (tmp_path / "out").exists()

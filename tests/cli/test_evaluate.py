@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from metrics.pictures import dino, noise, save, step
+from orthotune.cli import evaluate
 from orthotune.metrics.roster import ROSTER
-from orthotune_cli import evaluate
 
 
 def test_every_measure_of_the_roster_has_a_command() -> None:

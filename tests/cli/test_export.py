@@ -16,9 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from loading.adapter_files import lycoris, merged, onetrainer
-from merging.image_bases import STYLE, load_pipeline, save_pipeline, save_single_file
-from merging.models import gpt2, llama, save_base
+from operations.adapter_files import lycoris, merged, onetrainer
+from operations.checkpoint.image_bases import STYLE, load_pipeline, save_pipeline, save_single_file
+from operations.checkpoint.models import gpt2, llama, save_base
 
 #: float32 on both sides, and the models are a few layers deep
 CLOSE: dict[str, float] = {"rtol": 0, "atol": 1e-5}
@@ -113,7 +113,7 @@ def test_interrupted_it_goes_on_where_it_stopped(
     base = save_base(llama(), tmp_path / "base", shard="6KB")
     adapter = onetrainer(tmp_path / "style.safetensors", {"model.layers.0.mlp.up_proj": 16})
     words = ("export", adapter, tmp_path / "out", "--base", base, "--to", "dense")
-    from orthotune.merging import stream
+    from orthotune.operations.checkpoint import stream
 
     write, written, stop = stream.write_file, [], [3]
 
@@ -272,7 +272,7 @@ def test_what_was_told_before_an_interruption_counts(
     first, second = tmp_path / "a.pt", tmp_path / "b.pt"
     torch.save(load_file(adapter), first)
     torch.save({name: -tensor for name, tensor in load_file(adapter).items()}, second)
-    from orthotune.merging import stream
+    from orthotune.operations.checkpoint import stream
 
     write, written, stop = stream.write_file, [], [2]
 

@@ -12,9 +12,9 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from orthotune.cli.failures import explain
+from orthotune.cli.verbs import Verbs
 from orthotune.errors import DataError
-from orthotune_cli.failures import explain
-from orthotune_cli.verbs import Verbs
 
 
 def _run(error: BaseException, *words: str) -> Result:

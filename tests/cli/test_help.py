@@ -15,13 +15,13 @@ VERBS = [
 
 CODE = """
 import sys
-from orthotune_cli.main import main
+from orthotune.cli.main import main
 sys.argv = ["orthotune", *{args!r}]
 try:
     main()
 except SystemExit as done:
     assert not done.code, done.code
-heavy = {{"torch", "peft", "transformers", "orthotune", "numpy", "jinja2"}} & set(sys.modules)
+heavy = {{"torch", "peft", "transformers", "numpy", "jinja2", "safetensors"}} & set(sys.modules)
 assert not heavy, f"imported {{heavy}}"
 """
 
@@ -29,6 +29,13 @@ assert not heavy, f"imported {{heavy}}"
 ASKED = [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)]
 ASKED += [["train", "sft", "--help"], ["compare", "sft", "--help"], ["evaluate", "canny", "--help"]]
 ASKED += [["train", recipe, "--help"] for recipe in ("subject", "control", "t2i", "magnitude")]
+
+
+@pytest.mark.parametrize("module", ["orthotune", "orthotune.cli.main", "orthotune_cli.main"])
+def test_the_command_line_is_a_module(module: str) -> None:
+    """Launchers start a module; scripts of an earlier release name the last one."""
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("orthotune "), done.stderr
 
 
 @pytest.mark.parametrize("args", ASKED, ids=" ".join)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from formats.producers import FIXTURES, Produced, produced
 from orthotune.formats.conversion_table import DIFF, TARGETS
-from orthotune.formats.identify import PRODUCERS, identify
+from orthotune.operations.identify import PRODUCERS, identify
 
 #: producer of the fixtures -> what the probable producer must name
 MEANT = {
@@ -25,7 +26,7 @@ MEANT = {
 
 @pytest.mark.parametrize("case", produced(), ids=str)
 def test_every_producer_is_told(case: Produced) -> None:
-    found = identify(case.adapter, case.options)
+    found = identify(case.adapter, **asdict(case.options))
     assert found.format in PRODUCERS
     assert MEANT.get(case.producer, "LyCORIS 2.1") in found.producer
     assert set(found.conversions) == {*TARGETS, DIFF}

@@ -179,7 +179,7 @@ def test_streaming_into_a_place_below_a_file(call: Callable, trained: Path) -> N
 
 @pytest.mark.parametrize("more", [[], ["--stream"]])
 def test_adapters_of_other_tools_merge_too(call: Callable, trained: Path, more: list[str]) -> None:
-    from loading.adapter_files import onetrainer
+    from operations.adapter_files import onetrainer
     from orthotune.formats.roster import read_adapter
 
     name = "model.layers.0.mlp.up_proj"

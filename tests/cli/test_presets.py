@@ -3,8 +3,8 @@ from __future__ import annotations
 import yaml
 from typer.testing import CliRunner
 
+from orthotune.cli.main import app
 from orthotune.recipes import preset
-from orthotune_cli.main import app
 
 
 def test_all_presets_are_listed_with_their_reason() -> None:

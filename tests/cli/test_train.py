@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from orthotune_cli.main import app
-from orthotune_cli.train import recipe_and_settings
+from orthotune.cli.main import app
+from orthotune.cli.train import recipe_and_settings
 from tiny_text import save_model, texts, write_jsonl
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from orthotune_cli.main import app
+from orthotune.cli.main import app
 from tiny_text import save_model, texts, write_jsonl
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from contracts.layers import KINDS, Inputs, Kind
+from contracts.layers import KINDS, Inputs, Kind, Projections, Turn
 from orthotune import OFTConfig, get_peft_model
+from orthotune.rotation.frozen import Blocks
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "exact": {},
@@ -22,6 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "coft": {"coft": True, "eps": 0.6},
     "together": {"block_share": True, "magnitude": True, "scaled": True, "coft": True, "eps": 0.6},
 }
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -108,6 +111,75 @@ def cases(*options: str, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> 
 def every_case() -> list[Case]:
     """Every kind, side and option in float32; in the other dtypes the plainest and the fullest option."""
     return cases() + cases("exact", "together", dtypes=DTYPES[1:])
+
+
+def plain_and_full() -> list[Case]:
+    """Every kind, its inputs turned plainly, its outputs (or its inputs once more) with every option at once."""
+    found = [case for case in cases("exact", "together") if (case.options == "exact") == (case.side == "in")]
+    return found + [case for case in cases("together") if case.kind.sides == ("in",)]
+
+
+def batched(case: Case) -> Inputs:
+    """The inputs of ``case``, with a batch as their first dimension where it has none."""
+    inputs = case.inputs()
+    return (inputs[0][None],) if case.kind.name in ("conv1d_same", "linear_rank1") else inputs
+
+
+#: adapters of :func:`several`
+NAMES = ("default", "second", "third")
+
+
+def several(case: Case, frozen: str = "") -> tuple[PeftModel, dict[str, dict[str, Any]]]:
+    """Three adapters of unlike size, side and options on one module, and the arguments of their configs.
+
+    The adapter ``frozen`` is a map of the weight as a file brings it, wherever a layer can hold one. Its config says
+    the map's numbers under "frozen".
+    """
+    second = {"side": case.kind.sides[-1], "magnitude": True, "block_share": True, "oft_block_size": 2}
+    third = {"side": "in", "oft_block_size": 2, "use_cayley_neumann": True}
+    configs = {"default": case.config, "second": case.config | second, "third": case.config | third}
+    model = case.trained()
+    for seed, name in enumerate(NAMES[1:]):
+        config = OFTConfig(**configs[name])
+        if name == frozen:
+            maps = {turn: frozen_map(case, turn, configs[name]) for turn in frozen_turns(case)}
+            config.__dict__["transforms"] = {turn.module: held for turn, held in maps.items()}
+            configs[name] = configs[name] | {"frozen": maps}
+        model.add_adapter(name, config)
+        randomize(model, seed=7 + seed, adapter=name)
+    return model.eval(), configs
+
+
+def frozen_turns(case: Case) -> list[Turn]:
+    """The matrices of ``case`` that can be under a frozen map: those of linear layers and convolutions."""
+    layers = dict(case.base().named_modules())
+    return [t for t in case.kind.turns if isinstance(layers.get(t.module), (nn.Linear, Conv1D, *CONVOLUTIONS))]
+
+
+def frozen_map(case: Case, turn: Turn, config: dict[str, Any]) -> Blocks:
+    """Blocks of 2 that are not orthogonal, for the matrix of ``turn``, on the side that ``config`` says."""
+    W = dict(case.base().named_parameters())[turn.parameter]
+    out, fan_in = (W.T if turn.stored == "in_out" else W.flatten(1)).shape
+    generator = torch.Generator().manual_seed(13)
+    noise = torch.randn((fan_in if config["side"] == "in" else out) // 2, 2, 2, generator=generator)
+    scale = 1 + 0.3 * torch.randn(out, generator=generator) if config.get("magnitude") else None
+    return Blocks(torch.eye(2) + 0.4 * noise, config["side"], scale)
+
+
+def two_alike(case: Case) -> PeftModel:
+    """``case`` with a second adapter ``other`` of the same config and other numbers."""
+    model = case.trained()
+    model.add_adapter("other", OFTConfig(**case.config))
+    return randomize(model, seed=8, adapter="other").eval()
+
+
+def projections(**fields: Any) -> PeftModel:
+    """:class:`~contracts.layers.Projections` with an adapter on each of the three."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        base = Projections()
+    config = OFTConfig(oft_block_size=4, target_modules=["q_proj", "k_proj", "v_proj"], **fields)
+    return randomize(get_peft_model(base, config))
 
 
 def rotation_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

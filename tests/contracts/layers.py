@@ -70,6 +70,17 @@ class AttentionNet(Net):
         return self.layer(*inputs, need_weights=self.need_weights)[0]
 
 
+class Projections(nn.Module):
+    """Query, key and value of one input, which is rotated for all of them together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = nn.Linear(12, 20), nn.Linear(12, 8), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], -1)
+
+
 class Experts(nn.Module):
     """A hand-made mixture: every expert on every token, weights ``(experts, out, in)`` or ``(experts, in, out)``."""
 

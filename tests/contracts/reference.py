@@ -27,7 +27,9 @@ def skew(v: Tensor) -> Tensor:
 
 
 def rotation(v: Tensor, config: dict[str, Any]) -> Tensor:
-    """Stored numbers of one matrix ``(rows, n)`` -> its blocks ``(rows, b, b)``."""
+    """Stored numbers of one matrix ``(rows, n)`` -> its blocks ``(rows, b, b)``, which a frozen map has already."""
+    if v.dim() == 3:
+        return part(v, config | {"kind": "linear"})
     size = round((1 + math.sqrt(1 + 8 * v.shape[-1])) / 2)
     Q = skew(v / (2 * math.sqrt(size - 1)) if config.get("scaled") else v)
     if config.get("coft"):
@@ -134,6 +136,11 @@ def run(
     for turn in case.kind.turns:
         own = []
         for name, config in adapters.items():
+            if turn in config.get("frozen", {}):
+                held = config["frozen"][turn]
+                scale = None if held.magnitude is None else held.magnitude.double()
+                own.append((config, held.matrices.double(), scale))
+                continue
             v, scale = _numbers(model, turn, name, leaves)
             if scale is not None and config.get("kind", "geodesic") == "geodesic":
                 scale = scale ** config.get("strength", 1)

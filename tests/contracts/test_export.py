@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -139,7 +140,7 @@ def _adapted(case: Case) -> Any:
     return randomize(get_peft_model(Pair(case), OFTConfig(**case.config)))
 
 
-def _same_as_its_base(case: Case, training: bool) -> None:
+def _same_as_its_base(case: Case, training: bool, more: int = 0) -> int:
     model = _adapted(case).train(training)
     with torch.set_grad_enabled(training):
         frames, found = _frames(model.base_model.model, case)
@@ -149,7 +150,8 @@ def _same_as_its_base(case: Case, training: bool) -> None:
         base = 1 if frames == 1 else _frames_of_the_base(case.kind.name, training)
     for one, other in zip(chain(*found), chain(*plain), strict=True):
         case.close(one, other)
-    assert 0 < frames <= base
+    assert 0 < frames <= base + more
+    return frames
 
 
 @pytest.mark.parametrize("case", [case for case in FEWER + SCALED if case.kind.name not in CUT], ids=str)
@@ -160,6 +162,26 @@ def test_equal_blocks_compile_to_no_more_frames_than_their_bases(case: Case) -> 
 @pytest.mark.parametrize("case", [case for case in FEWER + SCALED if case.kind.name == "linear_rank3"], ids=str)
 def test_equal_blocks_in_training_compile_to_no_more_frames_than_their_bases(case: Case) -> None:
     _same_as_its_base(case, training=True)
+
+
+LOOPS = [case for case in FEWER if case.kind.name in CUT]
+
+
+@pytest.mark.parametrize("case", LOOPS, ids=str)
+def test_experts_that_cut_the_graph_of_their_base_add_one_frame_to_it(case: Case) -> None:
+    """The rotated weights of all parameters, which cannot join the frames of a call that is cut inside."""
+    _same_as_its_base(case, training=False, more=1)
+
+
+@pytest.mark.parametrize(("case", "how"), list(zip(LOOPS, ("batched_mm", "grouped_mm"), strict=True)), ids=str)
+def test_experts_in_one_product_compile_to_one_frame(case: Case, how: str) -> None:
+    case = replace(case, kind=replace(case.kind, build=lambda: _implemented(KINDS[case.kind.name].build(), how)))
+    assert _same_as_its_base(case, training=False) == 1
+
+
+def _implemented(net: Any, how: str) -> Any:
+    net.layer.config._experts_implementation = how
+    return net
 
 
 def test_every_kind_with_a_free_axis_is_here() -> None:

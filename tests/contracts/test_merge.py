@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from peft import PeftModel
 
 from contracts.cases import (
+    NAMES,
     Case,
     base_parameters,
     cases,
     every_case,
-    randomize,
     rotation_parameters,
     same_bits,
+    several,
     snapshot,
 )
 from contracts.reference import run
-from orthotune import OFTConfig
 
 
 @pytest.mark.parametrize("case", every_case(), ids=str)
@@ -35,26 +32,10 @@ def test_unmerge_gives_the_weights_back_bit_for_bit(case: Case) -> None:
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
 
 
-def _several(case: Case) -> tuple[PeftModel, dict[str, dict[str, Any]]]:
-    """Three adapters of unlike shape on one module; the second turns the outputs and scales where it can."""
-    other = {"side": case.kind.sides[-1], "magnitude": True, "block_share": True, "oft_block_size": 2}
-    third = {"side": "in", "oft_block_size": 2, "use_cayley_neumann": True}
-    configs = {
-        "default": case.config,
-        "second": case.config | other,
-        "third": case.config | third,
-    }
-    model = case.trained()
-    for seed, name in enumerate(list(configs)[1:]):
-        model.add_adapter(name, OFTConfig(**configs[name]))
-        randomize(model, seed=7 + seed, adapter=name)
-    return model.eval(), configs
-
-
 @pytest.mark.parametrize("case", cases("exact"), ids=str)
-@pytest.mark.parametrize("order", [("default", "second", "third"), ("third", "second", "default")], ids="-".join)
-def test_several_adapters_act_in_the_order_of_their_names(case: Case, order: tuple[str, ...]) -> None:
-    model, configs = _several(case)
+def test_several_adapters_act_in_the_order_of_their_names(case: Case) -> None:
+    order = NAMES if case.side == "in" else NAMES[::-1]
+    model, configs = several(case)
     model.base_model.set_adapter(list(order))
     inputs = case.inputs()
     leaves = {name: p.detach().double() for name, p in rotation_parameters(model).items()}
@@ -75,7 +56,7 @@ def test_several_adapters_act_in_the_order_of_their_names(case: Case, order: tup
 @pytest.mark.filterwarnings("ignore:Already following adapters", "ignore:All adapters are already merged")  # PEFT's
 @pytest.mark.parametrize("case", cases("exact") + cases("together", dtypes=(torch.bfloat16,)), ids=str)
 def test_merging_one_after_another_equals_merging_together(case: Case) -> None:
-    model, _ = _several(case)
+    model, _ = several(case)
     before = snapshot(base_parameters(model))
     model.merge_adapter(["default", "second"])
     together = snapshot(base_parameters(model))

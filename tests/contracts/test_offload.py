@@ -11,10 +11,9 @@ import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
 from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from contracts.cases import randomize, within_rounding
-from contracts.layers import AttentionNet
+from contracts.layers import KINDS, Inputs
 from orthotune import OFTConfig, get_peft_model
 
 CPU = torch.device("cpu")
@@ -23,46 +22,23 @@ WHOLE = ["MultiheadAttention"]
 
 
 class Chain(nn.Module):
-    """A layer between two that are not adapted, so that there is a device to offload from and to."""
+    """A module of one kind before a layer that is not adapted, so that there is a device to offload from and to."""
 
-    def __init__(self, layer: nn.Module, width: int) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
-        self.layer, self.after = layer, nn.Linear(width, 5)
-        self.channels_first = isinstance(layer, (nn.Conv1d, nn.Conv2d))
+        self.layer, self.after = KINDS[kind].build(), nn.Linear(WIDTHS[kind], 5)
+        self.channels_first = kind.startswith("conv")
 
     def forward(self, *inputs: Tensor) -> Tensor:
         found = self.layer(*inputs)
         return self.after(found.movedim(1, -1) if self.channels_first else found)
 
 
-def _noisy_transposed() -> nn.Module:
-    layer = Conv1D(20, 12)
-    nn.init.normal_(layer.weight, std=0.4)
-    nn.init.normal_(layer.bias)
-    return layer
-
-
-class SelfAttention(nn.Module):
-    """Attention on one input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = AttentionNet(nn.MultiheadAttention(8, 2, batch_first=True))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.attention(x, x, x)
-
-
-#: layer, width of its outputs, shape of its inputs, name of the target
-LAYERS: dict[str, tuple[Callable[[], nn.Module], int, tuple[int, ...], str]] = {
-    "linear": (lambda: nn.Linear(12, 20), 20, (3, 5, 12), "layer"),
-    "conv1d": (lambda: nn.Conv1d(8, 12, 3, padding=1), 12, (3, 8, 7), "layer"),
-    "conv2d": (lambda: nn.Conv2d(4, 8, (3, 1)), 8, (3, 4, 7, 6), "layer"),
-    "conv2d_1x1": (lambda: nn.Conv2d(8, 12, 1), 12, (3, 8, 5, 4), "layer"),
-    "embedding": (lambda: nn.Embedding(11, 12), 12, (3, 5), "layer"),
-    "transposed_linear": (_noisy_transposed, 20, (3, 5, 12), "layer"),
-    "attention": (SelfAttention, 8, (3, 5, 8), "layer.attention.layer"),
-}
+#: kind -> width of its outputs
+WIDTHS = {
+    "linear_rank3": 20, "conv1d_circular": 8, "conv2d": 8, "conv2d_1x1": 12, "embedding": 12, "transposed_linear": 20,
+    "attention": 8, "experts": 8, "mixtral_experts": 8,
+}  # fmt: skip
 FIELDS: dict[str, dict[str, Any]] = {"in": {}, "out": {"side": "out"}, "magnitude": {"magnitude": True}}
 
 
@@ -94,47 +70,54 @@ OFFLOADS: dict[str, Callable[[nn.Module, Path], nn.Module]] = {
     "group-block": _group("block_level"),
 }
 #: ``dispatch`` puts this layer on the disk, too
-FEW = {"disk": ("linear", "attention"), "group-block": ("linear", "conv2d", "embedding", "attention")}
+FEW = {
+    "disk": ("linear_rank3", "attention", "mixtral_experts"),
+    "group-block": ("linear_rank3", "conv2d", "embedding", "attention", "experts"),
+}
+SOME = ("linear_rank3", "conv2d", "embedding")
 CASES = [
-    (offload, layer, fields)
+    (offload, kind, fields)
     for offload in OFFLOADS
-    for layer in LAYERS
+    for kind in WIDTHS
     for fields in FIELDS
-    if layer in FEW.get(offload, LAYERS)
-    and (fields == "in" or (layer in ("linear", "conv2d", "embedding") and offload not in FEW))
-    and (layer, fields) != ("embedding", "out")
+    if kind in FEW.get(offload, WIDTHS)
+    and (fields == "in" or (kind in SOME and offload not in FEW))
+    and (kind, fields) != ("embedding", "out")
 ]
 
 
-def _base(layer: str) -> nn.Module:
-    build, width, _, _ = LAYERS[layer]
+def _base(kind: str) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return Chain(build(), width).eval().requires_grad_(False)
+        return Chain(kind).eval().requires_grad_(False)
 
 
-def _inputs(layer: str) -> Tensor:
-    shape, draw = LAYERS[layer][2], torch.Generator().manual_seed(2)
-    if layer == "embedding":
-        return torch.randint(11, shape, generator=draw)
-    return torch.randn(shape, generator=draw)
+def _inputs(kind: str) -> Inputs:
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        return KINDS[kind].inputs()
 
 
-def _config(layer: str, fields: str) -> OFTConfig:
-    return OFTConfig(oft_block_size=4, target_modules=[LAYERS[layer][3]], **FIELDS[fields])
+def _config(kind: str, fields: str) -> OFTConfig:
+    targets = dict(KINDS[kind].targets)
+    if targets["target_modules"]:
+        targets["target_modules"] = [f"layer.{name}" for name in targets["target_modules"]]
+    else:
+        targets["target_parameters"] = [f"layer.{name}" for name in targets["target_parameters"]]
+    return OFTConfig(**{"oft_block_size": 4} | targets | FIELDS[fields])
 
 
-def _plain(layer: str, fields: str) -> Any:
-    return randomize(get_peft_model(_base(layer), _config(layer, fields)).eval())
+def _plain(kind: str, fields: str) -> Any:
+    return randomize(get_peft_model(_base(kind), _config(kind, fields)).eval())
 
 
-def _offloaded(offload: str, layer: str, fields: str, first: str, folder: Path) -> Any:
+def _offloaded(offload: str, kind: str, fields: str, first: str, folder: Path) -> Any:
     if first == "adapter":
-        tuned = _plain(layer, fields)
+        tuned = _plain(kind, fields)
         OFFLOADS[offload](tuned.base_model.model, folder)
         return tuned
-    base = OFFLOADS[offload](_base(layer), folder)
-    return randomize(get_peft_model(base, _config(layer, fields)).eval())
+    base = OFFLOADS[offload](_base(kind), folder)
+    return randomize(get_peft_model(base, _config(kind, fields)).eval())
 
 
 def _close(found: Tensor, expected: Tensor) -> None:
@@ -142,31 +125,32 @@ def _close(found: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("first", ["adapter", "offload"])
-@pytest.mark.parametrize(("offload", "layer", "fields"), CASES)
+@pytest.mark.parametrize(("offload", "kind", "fields"), CASES)
 def test_an_offloaded_model_computes_what_the_plain_one_does(
-    offload: str, layer: str, fields: str, first: str, tmp_path: Path
+    offload: str, kind: str, fields: str, first: str, tmp_path: Path
 ) -> None:
-    plain, x = _plain(layer, fields), _inputs(layer)
-    model = _offloaded(offload, layer, fields, first, tmp_path)
+    plain, x = _plain(kind, fields), _inputs(kind)
+    model = _offloaded(offload, kind, fields, first, tmp_path)
     with torch.no_grad():
         for _ in range(2):  # what was put off after the first forward is fetched again
-            _close(model(x), plain(x))
+            _close(model(*x), plain(*x))
         with model.disable_adapter():
-            _close(model(x), _base(layer)(x))
+            _close(model(*x), _base(kind)(*x))
 
 
 @pytest.mark.parametrize("first", ["adapter", "offload"])
-@pytest.mark.parametrize(("offload", "layer", "fields"), CASES)
+@pytest.mark.parametrize(("offload", "kind", "fields"), CASES)
 def test_gradients_are_those_of_the_plain_model(
-    offload: str, layer: str, fields: str, first: str, tmp_path: Path
+    offload: str, kind: str, fields: str, first: str, tmp_path: Path
 ) -> None:
-    plain, x = _plain(layer, fields), _inputs(layer)
-    model = _offloaded(offload, layer, fields, first, tmp_path)
-    ours, theirs = (x.clone().requires_grad_(x.is_floating_point()) for _ in range(2))
-    model(ours).square().sum().backward()
-    plain(theirs).square().sum().backward()
-    if x.is_floating_point():
-        _close(ours.grad, theirs.grad)
+    plain, x = _plain(kind, fields), _inputs(kind)
+    model = _offloaded(offload, kind, fields, first, tmp_path)
+    ours, theirs = (tuple(one.clone().requires_grad_(one.is_floating_point()) for one in x) for _ in range(2))
+    model(*ours).square().sum().backward()
+    plain(*theirs).square().sum().backward()
+    for one, other in zip(ours, theirs, strict=True):
+        if one.is_floating_point():
+            _close(one.grad, other.grad)
     if first == "adapter" and not offload.startswith("group"):
         # accelerate puts parameters of an adapter that it offloads back on the meta device: no gradient to keep there.
         return
@@ -179,23 +163,23 @@ def test_gradients_are_those_of_the_plain_model(
 
 
 @pytest.mark.parametrize("first", ["adapter", "offload"])
-@pytest.mark.parametrize(("offload", "layer", "fields"), CASES)
+@pytest.mark.parametrize(("offload", "kind", "fields"), CASES)
 def test_merging_and_unmerging_act_on_what_is_offloaded(
-    offload: str, layer: str, fields: str, first: str, tmp_path: Path
+    offload: str, kind: str, fields: str, first: str, tmp_path: Path
 ) -> None:
-    plain, x = _plain(layer, fields), _inputs(layer)
-    model = _offloaded(offload, layer, fields, first, tmp_path)
+    plain, x = _plain(kind, fields), _inputs(kind)
+    model = _offloaded(offload, kind, fields, first, tmp_path)
     with torch.no_grad():
-        turned = plain(x)
+        turned = plain(*x)
         model.merge_adapter()
-        _close(model(x), turned)
-        _close(model(x), turned)
+        _close(model(*x), turned)
+        _close(model(*x), turned)
         model.unmerge_adapter()
-        _close(model(x), turned)
+        _close(model(*x), turned)
         with model.disable_adapter():
-            _close(model(x), _base(layer)(x))
+            _close(model(*x), _base(kind)(*x))
         merged = model.merge_and_unload()
-        _close(merged(x), turned)
+        _close(merged(*x), turned)
         if not offload.startswith("group"):
             remove_hook_from_module(merged, recurse=True)
-            _close(merged(x), turned)
+            _close(merged(*x), turned)

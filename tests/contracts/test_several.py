@@ -1,4 +1,7 @@
-"""Several adapters on one layer: merging some of them, in any order, never changes what the model computes."""
+"""Several adapters on one layer: merging some of them, in any order, never changes what the model computes.
+
+One of them may be a frozen map of the weight, as files of other tools bring it, beside rotations.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,33 @@ import pytest
 import torch
 from peft import PeftModel
 
-from contracts.cases import Case, base_parameters, cases, randomize, rotation_parameters, same_bits, snapshot
+from contracts.cases import (
+    NAMES,
+    Case,
+    base_parameters,
+    cases,
+    frozen_turns,
+    rotation_parameters,
+    same_bits,
+    several,
+    snapshot,
+)
 from contracts.reference import run
 from orthotune import OFTConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already following adapters", "ignore:All adapters are already merged")
-NAMES = ("default", "second", "third")
-CASES = cases("exact")
-
-
-def _several(case: Case) -> tuple[PeftModel, dict[str, dict[str, Any]]]:
-    """Three adapters of unlike size, side and options."""
-    other = {"side": case.kind.sides[-1], "magnitude": True, "block_share": True, "oft_block_size": 2}
-    third = {"side": "in", "oft_block_size": 2, "use_cayley_neumann": True}
-    configs = {"default": case.config, "second": case.config | other, "third": case.config | third}
-    model = case.trained()
-    for seed, name in enumerate(NAMES[1:]):
-        model.add_adapter(name, OFTConfig(**configs[name]))
-        randomize(model, seed=7 + seed, adapter=name)
-    return model.eval(), configs
+# A case, and which of its adapters is a frozen map: the second one maps outputs and scales them, the third maps inputs.
+# The other one of the two is a rotation then, and the first one rotates what the map does not.
+CASES = [(case, "") for case in cases("exact")] + [
+    (case, "second" if case.side == "in" else "third") for case in cases("exact") if frozen_turns(case)
+]
+# What both of them do on the side that the first one rotates, for each way that a frozen map is applied.
+CASES += [
+    (case, "third" if case.side == "in" else "second")
+    for case in cases("exact")
+    if case.kind.name in ("linear_rank3", "transposed_linear", "conv2d")
+]
+every_case = pytest.mark.parametrize(("case", "frozen"), CASES, ids=lambda part: str(part) or "rotations")
 
 
 def _wanted(case: Case, model: PeftModel, configs: dict[str, Any], order: tuple[str, ...]) -> torch.Tensor:
@@ -36,20 +47,20 @@ def _wanted(case: Case, model: PeftModel, configs: dict[str, Any], order: tuple[
     return run(case, model, case.inputs(), {name: configs[name] for name in order}, leaves)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_merging_some_of_the_active_adapters_changes_no_output(case: Case) -> None:
-    model, configs = _several(case)
+@every_case
+def test_merging_some_of_the_active_adapters_changes_no_output(case: Case, frozen: str) -> None:
+    model, configs = several(case, frozen)
     inputs, before = case.inputs(), snapshot(base_parameters(model))
     orders = [o for count in (2, 3) for o in itertools.permutations(NAMES, count)]
     # every order and subset is met by a few kinds, every kind meets a few of them
-    for index, order in enumerate(orders[CASES.index(case) % 6 :: 6]):
+    for index, order in enumerate(orders[CASES.index((case, frozen)) % 6 :: 6]):
         model.base_model.set_adapter(list(order))
         wanted = _wanted(case, model, configs, order)
         with torch.no_grad():
             turned = model(*inputs)
             case.close(turned, wanted)
             subsets = [*itertools.permutations(order, 1), *itertools.permutations(order, 2)]
-            for subset in subsets[(CASES.index(case) + index) % 3 :: 3]:
+            for subset in subsets[(CASES.index((case, frozen)) + index) % 3 :: 3]:
                 for name in subset:  # one after another, in an order of its own
                     model.merge_adapter([name])
                     case.close(model(*inputs), wanted)
@@ -64,11 +75,11 @@ def test_merging_some_of_the_active_adapters_changes_no_output(case: Case) -> No
                 assert torch.equal(model(*inputs), turned)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_any_walk_of_merges_and_switches_computes_the_active_adapters(case: Case) -> None:
-    model, configs = _several(case)
+@every_case
+def test_any_walk_of_merges_and_switches_computes_the_active_adapters(case: Case, frozen: str) -> None:
+    model, configs = several(case, frozen)
     inputs, before = case.inputs(), snapshot(base_parameters(model))
-    dice = random.Random(CASES.index(case))
+    dice = random.Random(CASES.index((case, frozen)))
     merged: list[str] = []
     order: tuple[str, ...] = ("default",)
     known: dict[tuple[str, ...], torch.Tensor] = {}
@@ -99,10 +110,10 @@ def test_any_walk_of_merges_and_switches_computes_the_active_adapters(case: Case
     same_bits(base_parameters(model), before)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_one_is_trained_beside_another_that_is_merged(case: Case) -> None:
-    model, configs = _several(case)
-    order = ("second", "default") if CASES.index(case) % 2 else ("default", "second")
+@every_case
+def test_one_is_trained_beside_another_that_is_merged(case: Case, frozen: str) -> None:
+    model, configs = several(case, frozen)
+    order = ("second", "default") if CASES.index((case, frozen)) % 2 else ("default", "second")
     model.base_model.set_adapter(list(order))
     inputs = case.inputs()
     leaves = {n: p.detach().double() for n, p in rotation_parameters(model).items()}
@@ -130,9 +141,9 @@ def test_one_is_trained_beside_another_that_is_merged(case: Case) -> None:
         case.close(model(*inputs), _wanted(case, model, configs, order))
 
 
-@pytest.mark.parametrize("case", cases("exact"), ids=str)
-def test_adapters_at_strengths_of_their_own(case: Case) -> None:
-    model, configs = _several(case)
+@every_case
+def test_adapters_at_strengths_of_their_own(case: Case, frozen: str) -> None:
+    model, configs = several(case, frozen)
     order = ("default", "second")
     model.base_model.set_adapter(list(order))
     model.base_model.set_scale("default", 0.5)
@@ -156,7 +167,7 @@ def test_adapters_at_strengths_of_their_own(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [case for case in cases("exact") if len(case.kind.turns) == 1], ids=str)
 def test_one_alone_is_what_it_is_without_the_others(case: Case) -> None:
-    model, configs = _several(case)
+    model, configs = several(case)
     with torch.no_grad():
         for name in NAMES:
             model.set_adapter(name)

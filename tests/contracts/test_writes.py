@@ -16,21 +16,28 @@ import torch
 import torch.multiprocessing as mp
 from diffusers.training_utils import EMAModel
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from contracts.cases import OPTIONS, Case, cases, randomize, rotation_parameters, snapshot, within_rounding
+from contracts.cases import (
+    OPTIONS,
+    Case,
+    batched,
+    cases,
+    plain_and_full,
+    projections,
+    rotation_parameters,
+    snapshot,
+    two_alike,
+    within_rounding,
+)
 from contracts.layers import Inputs
-from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import UnsupportedLayerError
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.parametrization.group import group
 from orthotune.layers.shared_input import share_inputs
 
-# every kind and side, one side with every option at once
-CASES = [c for c in cases("exact", "together") if (c.options == "exact") == (c.side == "in")] + [
-    c for c in cases("together") if c.kind.sides == ("in",)
-]
+CASES = plain_and_full()
 # One kind for each path that a call can take, for each compiles for a second or more.
 COMPILED = [case for case in cases("exact") if case.side == "in" and case.kind.name in (
     "linear_rank2", "conv2d", "embedding", "attention_batch_first", "experts",
@@ -258,25 +265,6 @@ def test_an_averaged_model_computes_with_its_averages(case: Case) -> None:
         _same_as_a_copy(model, inputs, False, "the model itself")
 
 
-class Projections(nn.Module):
-    """Query, key and value of one input, which is rotated for all of them together."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q_proj, self.k_proj, self.v_proj = nn.Linear(12, 20), nn.Linear(12, 8), nn.Linear(12, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], -1)
-
-
-def _projections(**fields: Any) -> PeftModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        base = Projections()
-    config = OFTConfig(oft_block_size=4, target_modules=["q_proj", "k_proj", "v_proj"], **fields)
-    return randomize(get_peft_model(base, config))
-
-
 X = torch.randn(5, 12, generator=torch.Generator().manual_seed(4))
 
 
@@ -286,7 +274,7 @@ PARTLY = [("exact", training, which) for training in (False, True) for which in 
 
 @pytest.mark.parametrize(("options", "training", "which"), TOGETHER + PARTLY)
 def test_no_write_is_missed_by_layers_that_share_their_input(options: str, training: bool, which: str) -> None:
-    model = _projections(**OPTIONS[options]).train(training)
+    model = projections(**OPTIONS[options]).train(training)
     for how, write in list(WRITES.items()) if which else list(WRITES.items())[training::2]:
         if training:
             _backward(model, (X,))
@@ -303,7 +291,7 @@ def test_no_write_is_missed_by_layers_that_share_their_input(options: str, train
 
 @pytest.mark.parametrize("grad", [False, True])
 def test_a_write_between_two_layers_that_share_their_input_is_seen(grad: bool) -> None:
-    model = _projections().eval()
+    model = projections().eval()
     base = model.base_model.model
     with torch.set_grad_enabled(grad):
         for how, write in WRITES.items():
@@ -320,11 +308,7 @@ def test_a_write_between_two_layers_that_share_their_input_is_seen(grad: bool) -
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_no_write_is_missed_by_mixed_batches(case: Case) -> None:
-    model, inputs = case.trained(), case.inputs()
-    if case.kind.name in ("conv1d_same", "linear_rank1"):  # without a batch so far
-        inputs = (inputs[0][None],)
-    model.add_adapter("other", OFTConfig(**case.config))
-    randomize(model, seed=8, adapter="other").eval()
+    model, inputs = two_alike(case), batched(case)
     names = (["default", "other", "__base__"] * 2)[: len(inputs[0])]
     try:
         with torch.no_grad():
@@ -358,7 +342,7 @@ def test_no_write_is_missed_by_compiled_code(case: Case) -> None:
 def test_every_write_changes_its_parameter() -> None:
     """The writes themselves do what they are here for."""
     for how, write in WRITES.items():
-        model = _projections()
+        model = projections()
         before = snapshot(rotation_parameters(model))
         steps = write(model, rotation_parameters(model))
         for _ in () if steps is None else steps:

@@ -132,5 +132,5 @@ def test_what_cannot_be_used_is_worded(family: Family, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"00000.png \(no whole image"):
         draw(family, tmp_path / "c", count=1)
     (tmp_path / "c" / MANIFEST).write_text("{")
-    with pytest.raises(DataError, match="no JSON"):
+    with pytest.raises(DataError, match="class images .*line 1: not JSON.*Remove the folder"):
         draw(family, tmp_path / "c", count=1)

@@ -68,7 +68,7 @@ def test_an_unknown_family_is_told_what_is_supported(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda folder: (folder / "model_index.json").write_text("{"), "no JSON"),
+        (lambda folder: (folder / "model_index.json").write_text("{"), "line 1: not JSON"),
         (lambda folder: (folder / "model_index.json").unlink(), "without model_index.json"),
         (lambda folder: shutil.rmtree(folder / "vae"), "whole StableDiffusionPipeline"),
         (lambda folder: next((folder / "unet").glob("*.safetensors")).write_bytes(b"cut"), "download it again"),

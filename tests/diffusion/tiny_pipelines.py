@@ -139,7 +139,7 @@ def _vae(**fields: Any) -> Any:
 
 
 def _clip_tokenizer() -> Any:
-    from orthotune.worlds.image_tokenizer import new_tokenizer
+    from image_tokenizer import new_tokenizer
 
     return new_tokenizer(WORDS)
 

@@ -16,6 +16,8 @@ from distributed.jobs import make_files, pictures_of, settings_of
 from orthotune.recipes import sft, subject
 
 TESTS = Path(__file__).parents[1]
+#: folders of the clone that a launched process imports from, as pytest does
+PLACES = ("src", "tests", "tools/worlds", "worlds/src")
 #: seconds after which a launch hangs; it takes about 20 on a quiet core
 LONG = 240
 
@@ -47,7 +49,7 @@ def _launch(home: Path) -> None:
     make_files(home)
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)]),
+        "PYTHONPATH": os.pathsep.join(str(TESTS.parent / folder) for folder in PLACES),
         "OMP_NUM_THREADS": "1",
         "TINY_MODEL": str(home / "model"),
     }

@@ -64,4 +64,4 @@ def test_the_examples_are_read() -> None:
     assert settings.distributed == "fsdp2" and settings.batch_size % 16 == 0
     tasks = yaml.safe_load((EXAMPLES / "skypilot.yaml").read_text())
     for words in (tasks["run"], (EXAMPLES / "slurm.sbatch").read_text()):
-        assert "-m orthotune_cli.main train sft examples/scale-out/recipe.yaml" in words
+        assert "-m orthotune train sft examples/scale-out/recipe.yaml" in words

@@ -38,6 +38,13 @@ def blocks(page: Path, *languages: str) -> list[Block]:
     ]
 
 
+def steps(page: Path) -> list[Block]:
+    """What a reader types who follows a guide: the blocks of its steps, before it says what there is now."""
+    text = page.read_text(encoding="utf-8")
+    end = text.count("\n", 0, text.index("**You have now**"))
+    return [block for block in blocks(page, "bash", "python") if block.line <= end]
+
+
 def commands(block: Block) -> list[str]:
     """The commands of a block, each on one line, comments left away."""
     found: list[str] = []

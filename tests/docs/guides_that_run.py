@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from docs.blocks import DOCS, GUIDES, blocks
+from docs.blocks import DOCS, GUIDES, steps
 from docs.test_pages import named
 
 pytestmark = pytest.mark.timeout(1200)
@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("page", [page for page in GUIDES if page.parent.name == "how-to"], ids=named)
 def test_guide_runs(page: Path, folder: Path) -> None:
     names: dict[str, Any] = {"__name__": "__guide__"}
-    for block in blocks(page, "bash", "python"):
+    for block in steps(page):
         if block.needs and find_spec(block.needs) is None:
             continue
         where = f"{page.name}:{block.line}"

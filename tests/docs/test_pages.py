@@ -19,7 +19,7 @@ from orthotune.recipes.control import ControlSettings
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.subject_settings import SubjectSettings
 from orthotune.recipes.text_to_image import TextToImageSettings
-from orthotune_cli.main import app
+from orthotune.cli.main import app
 
 SETTINGS: dict[tuple[str, ...], tuple[Any, ...]] = {
     ("train", "sft"): (SFTSettings,),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from loading.image_models import text_encoder, unet, weights
+from operations.image_models import text_encoder, unet, weights
 from orthotune.errors import AdapterFileError
 from orthotune.formats.layer_names import component_of, places
 from orthotune.formats.module_names import ModuleNames, match_names

@@ -147,7 +147,7 @@ def test_tensor_that_is_no_triangle_is_named(adapter: Path) -> None:
 
 def test_broken_config_and_missing_files_are_named(adapter: Path, tmp_path: Path) -> None:
     (adapter / "adapter_config.json").write_text("{")
-    with pytest.raises(AdapterFileError, match=r"adapter_config\.json is not JSON"):
+    with pytest.raises(AdapterFileError, match=r"adapter_config\.json, line 1: not JSON"):
         read_adapter(adapter)
     (tmp_path / "empty").mkdir()
     with pytest.raises(AdapterFileError, match=r"empty is not an adapter.*adapter_config\.json"):

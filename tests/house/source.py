@@ -10,6 +10,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src"
 MODULES = sorted(SRC.rglob("*.py"))
+#: Folders of scripts beside the package, from which each script imports its neighbours by their names.
+BESIDE = [ROOT / "benchmarks", ROOT / "tools" / "worlds", ROOT / "tools" / "release"]
+#: Modules outside of the package that are more than one script.
+SHARED = sorted(p for name in ("benchmarks/harness", "tools", "worlds/src") for p in (ROOT / name).rglob("*.py"))
 ROOMS = sorted(p.name for p in (SRC / "orthotune").iterdir() if p.is_dir() and any(p.rglob("*.py")))
 
 

@@ -3,49 +3,55 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from house.source import MODULES, ROOMS, imports, named, room_of
+import orthotune
+from house.source import BESIDE, MODULES, ROOMS, imports, named, room_of
 
 #: What each room may import of the package, besides itself and ``errors``. A new room is added here and to the map.
 BELOW: dict[str, set[str]] = {
     "errors": set(),
+    "files": set(),
     "rotation": set(),
     "kernels": {"rotation"},
     "quantized": {"rotation"},
     "layers": {"rotation", "kernels", "quantized"},
-    "tuner": {"rotation", "kernels", "quantized", "layers", "formats"},
-    "formats": {"rotation"},
-    "loading": {"rotation", "layers", "tuner", "formats"},
-    "merging": {"rotation", "kernels", "layers", "tuner", "formats", "loading"},
-    "metrics": {"rotation"},
-    "diagnosis": {"rotation", "kernels", "layers", "formats"},
-    "report": set(),
-    "training": {"rotation", "kernels", "quantized", "layers", "tuner", "formats", "metrics", "diagnosis"},
-    "diffusion": {"rotation", "layers", "tuner", "formats", "loading", "metrics", "diagnosis", "training"},
-    "worlds": {"training", "metrics", "diffusion"},
-    "bench": {"kernels", "layers", "tuner", "training"},
+    "tuner": {"files", "rotation", "kernels", "quantized", "layers", "formats"},
+    "formats": {"files", "rotation"},
+    "operations": {"files", "rotation", "kernels", "quantized", "layers", "tuner", "formats"},
+    "metrics": {"files", "rotation"},
+    "report": {"files"},
+    "training": {"files", "rotation", "kernels", "quantized", "layers", "tuner", "formats", "metrics", "operations"},
+    "diffusion": {"files", "rotation", "layers", "tuner", "formats", "operations", "metrics", "training"},
+    "worlds": {"files", "training", "metrics", "diffusion"},
     "recipes": {
+        "files",
         "rotation",
         "layers",
+        "quantized",
         "tuner",
         "formats",
-        "loading",
+        "operations",
         "metrics",
         "report",
         "training",
         "diffusion",
         "worlds",
     },
-    "__init__": {"tuner", "loading", "diagnosis"},
+    "__init__": {"layers", "tuner", "formats", "operations", "diffusion"},
+    "__main__": {"cli"},
+    "orthotune_cli": {"cli"},
 }
+BELOW["cli"] = set(BELOW)
 #: Rooms that need few libraries say which; the standard library is free.
 LIBRARIES: dict[str, set[str]] = {
     "errors": set(),
+    "files": {"torch", "safetensors"},
     "rotation": {"torch"},
     "kernels": {"torch", "triton"},
     "formats": {"torch", "safetensors"},
@@ -54,15 +60,14 @@ LIBRARIES: dict[str, set[str]] = {
 
 
 def _edges(path: Path) -> set[str]:
-    """Rooms that a file imports; a public name of the package itself counts as the tuner, which defines it."""
+    """Rooms that a file imports; a public name of the package counts as the room that defines it."""
     edges = set()
     for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
         top, _, rest = name.partition(".")
-        if top == "orthotune_cli":
-            edges.add(top)
-        elif top == "orthotune":
-            room = rest.split(".")[0]
-            edges.add(room if room in BELOW else "tuner")
+        if top == "orthotune" and rest != "__version__":
+            first = rest.partition(".")[0]
+            home = orthotune.HOMES.get(first, first)
+            edges.add("tuner" if home == "peft" else home.removeprefix("orthotune.").partition(".")[0])
     return edges
 
 
@@ -70,7 +75,7 @@ def test_every_room_is_on_the_map() -> None:
     assert set(ROOMS) <= set(BELOW)
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if room_of(p) != "orthotune_cli"], ids=named)
+@pytest.mark.parametrize("path", MODULES, ids=named)
 def test_imports_look_down(path: Path) -> None:
     room = room_of(path)
     upward = _edges(path) - BELOW[room] - {room, "errors"}
@@ -84,22 +89,98 @@ def test_lean_rooms_stay_lean(path: Path) -> None:
     assert not extra, f"{room_of(path)} may not import {', '.join(sorted(extra))}"
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if room_of(p) == "orthotune_cli"], ids=named)
+@pytest.mark.parametrize("path", [p for p in MODULES if room_of(p) == "cli"], ids=named)
 def test_verbs_import_nothing_heavy_before_they_run(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     head = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
-    tops = {name.partition(".")[0] for name in imports(head)}
-    assert tops <= set(sys.stdlib_module_names) | {"typer", "orthotune_cli"}
+    foreign = {name for name in imports(head) if not f"{name}.".startswith("orthotune.cli.")}
+    assert {name.partition(".")[0] for name in foreign} <= set(sys.stdlib_module_names) | {"typer"}
 
 
-def test_importing_the_package_is_cheap_and_changes_no_environment() -> None:
+def test_one_file_touches_the_tables_of_peft() -> None:
+    tables = re.compile(r"\bPEFT_TYPE_TO_\w+MAPPING\b")
+    touching = [named(path) for path in MODULES if tables.search(path.read_text(encoding="utf-8"))]
+    assert touching == ["src/orthotune/tuner/register.py"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_the_package_needs_nothing_of_the_clone(path: Path) -> None:
+    """Only ``files.installed_worlds`` knows the wheel of the data; no file imports the benchmark, tools or tests."""
+    beside = {p.relative_to(folder).parts[0].removesuffix(".py") for folder in BESIDE for p in folder.rglob("*.py")}
+    tops = {name.partition(".")[0] for name in imports(ast.parse(path.read_text(encoding="utf-8")))}
+    allowed = {"orthotune_worlds"} if named(path) == "src/orthotune/files/installed_worlds.py" else set()
+    assert not tops & (beside | {"tests", "orthotune_worlds"}) - allowed
+
+
+def test_no_circle_beside_the_package() -> None:
+    """Among the scripts and the harness of ``benchmarks`` and among the tools no file imports itself by others."""
+    for folder in BESIDE:
+        files = {".".join(p.relative_to(folder).with_suffix("").parts): p for p in folder.rglob("*.py")}
+        edges = {
+            name: {other for other in files for got in imports(ast.parse(path.read_text(encoding="utf-8")))
+                   if other != name and (got == other or got.startswith(f"{other}."))}
+            for name, path in files.items()
+        }  # fmt: skip
+        while ends := [name for name, below in edges.items() if not below & edges.keys()]:
+            for name in ends:
+                del edges[name]
+        assert not edges, f"import each other: {', '.join(sorted(edges))}"
+
+
+def test_importing_the_package_loads_nothing_and_changes_nothing() -> None:
     # a fresh process: this one has imported everything already
     code = (
-        "import os, sys; before = dict(os.environ); import peft; had = set(sys.modules); import orthotune;"
-        "heavy = {'diffusers', 'trl', 'datasets', 'matplotlib', 'jinja2', 'typer', 'rich', 'pydantic', 'pandas'};"
-        "new = {m.partition('.')[0] for m in set(sys.modules) - had} & heavy;"
-        "assert not new, f'imports {new}';"
+        "import os, sys; before = dict(os.environ); import orthotune;"
+        "heavy = {'torch', 'numpy', 'peft', 'transformers', 'diffusers', 'safetensors', 'typer', 'rich', 'pydantic'};"
+        "assert not heavy & set(sys.modules), f'imports {heavy & set(sys.modules)}';"
         "assert dict(os.environ) == before, 'changes the environment'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_reading_a_file_needs_no_host() -> None:
+    code = (
+        "import sys, orthotune; orthotune.read_adapter, orthotune.ReadOptions, orthotune.write_adapter;"
+        "heavy = {'peft', 'transformers', 'diffusers'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names_are_what_type_checkers_see() -> None:
+    tree = ast.parse(Path(orthotune.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert seen == orthotune.HOMES
+    assert sorted([*seen, "OrthotuneError"]) == orthotune.__all__
+
+
+@pytest.mark.parametrize("name", orthotune.__all__)
+def test_a_public_name_is_there_and_documented(name: str) -> None:
+    found = getattr(orthotune, name)
+    assert found.__name__ == name and found.__doc__
+    assert name in dir(orthotune)
+
+
+def test_what_is_no_public_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'frobnicate'"):
+        orthotune.frobnicate  # noqa: B018
+
+
+FIRST_USE = """
+import orthotune
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as table
+from peft.utils import PeftType
+assert table[PeftType.OFT].__module__.startswith("peft."), "importing alone changes PEFT"
+orthotune.{name}
+assert table[PeftType.OFT].__module__.startswith("orthotune."), "not registered"
+"""
+
+
+@pytest.mark.parametrize("name", ["OFTConfig", "get_peft_model", "PeftModel", "load_adapter", "register()"])
+def test_the_first_name_that_needs_the_host_registers(name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", FIRST_USE.format(name=name)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

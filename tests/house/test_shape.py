@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from house.source import MODULES, ROOT, named
+from house.source import MODULES, ROOT, SHARED, named
 
 FORBIDDEN = {"util", "utils", "helper", "helpers", "common", "misc", "stuff", "base2"}
 #: Hooks of torch, PEFT and transformers whose meaning is theirs; saying it again would drift.
@@ -18,13 +18,13 @@ HOOKS = re.compile(r"forward|backward|setup_context|train|extra_repr|on_\w+")
 
 
 def test_no_drawer_for_everything() -> None:
-    folders = [ROOT / name for name in ("src", "tests", "benchmarks", "examples")]
+    folders = [ROOT / name for name in ("src", "tests", "benchmarks", "tools", "worlds", "examples")]
     paths = [p.relative_to(ROOT) for folder in folders for p in folder.rglob("*.py")]
     bad = [p for p in paths if FORBIDDEN & {Path(part).stem for part in p.parts}]
     assert not bad, f"say what is in it: {', '.join(map(str, bad))}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=named)
+@pytest.mark.parametrize("path", MODULES + SHARED, ids=named)
 def test_public_names_have_docstrings(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     bare = [name for name, node in _public(tree) if ast.get_docstring(node) is None]

@@ -262,7 +262,7 @@ def hook_of_every_module(base, monkeypatch):
     base.registered = registered
 
 
-def weight_and_bias_of_another_tensor(base, monkeypatch):
+def weight_and_bias_replaced(base, monkeypatch):
     base.weight, base.bias = nn.Parameter(2 * base.weight), nn.Parameter(2 * base.bias)
 
 
@@ -273,7 +273,7 @@ def weight_moved(base, monkeypatch):
 @pytest.mark.parametrize("name", ["q_proj", "v_proj"])
 @pytest.mark.parametrize(
     "change",
-    [other_class, own_forward, hook, patched_class, hook_of_every_module, weight_and_bias_of_another_tensor, weight_moved],
+    [other_class, own_forward, hook, patched_class, hook_of_every_module, weight_and_bias_replaced, weight_moved],
 )
 def test_a_repeated_call_sees_what_was_done_to_the_wrapped_layer(change, name, monkeypatch):
     """Each change doubles the output of one layer."""

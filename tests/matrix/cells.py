@@ -10,7 +10,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 #: Optional parts of the package that are installed in every cell; the others need a GPU or an environment of their own.
-EXTRAS = ("text", "image", "metrics", "toy", "world", "triton", "test")
+EXTRAS = ("text", "image", "metrics", "toy", "build-worlds", "triton", "test")
 ANY = "any"
 
 

@@ -46,7 +46,8 @@ def find_python(version: str) -> str:
 def install(cell: Cell, folder: Path) -> Path:
     """The Python of the cell's environment; it is made, or made anew, when what it is made from has changed."""
     constraints, python = cell.constraints(), folder / "bin" / "python"
-    made_from = [constraints, cell.python, cell.torch, (ROOT / "pyproject.toml").read_text(encoding="utf-8"), *EXTRAS]
+    projects = [(ROOT / folder / "pyproject.toml").read_text(encoding="utf-8") for folder in ("", "worlds")]
+    made_from = [constraints, cell.python, cell.torch, *projects, *EXTRAS]
     if ANY in (cell.torch, cell.versions):
         made_from.append(str(date.today()))
     stamp, mark = folder / ".installed", hashlib.sha256("\n".join(made_from).encode()).hexdigest()
@@ -58,8 +59,8 @@ def install(cell: Cell, folder: Path) -> Path:
     pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
     # torch goes first and alone: with its version settled the resolver has nothing to search.
     _run([*pip, "install", "--quiet", "torch" if cell.torch == ANY else f"torch=={cell.torch}"], folder)
-    project = f"{ROOT}[{','.join(EXTRAS)}]"
-    _run([*pip, "install", "--quiet", "-c", str(folder / "constraints.txt"), "-e", project], folder)
+    project = ["-e", str(ROOT / "worlds"), "-e", f"{ROOT}[{','.join(EXTRAS)}]"]
+    _run([*pip, "install", "--quiet", "-c", str(folder / "constraints.txt"), *project], folder)
     _run([*pip, "check"], folder)
     stamp.write_text(mark)
     return python

@@ -103,8 +103,8 @@ def test_manifest_pairs_and_speaks_of_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "line 1. Found: no JSON"),
-        ("[1]", "Found: list"),
+        ("{", "line 1: not JSON"),
+        ("[1]", "line 1. Found: a JSON list"),
         ('{"condition": "a.png"}', "Found: no result"),
         ('{"result": "a.png", "promt": "x"}', "promt='x'"),
         ('{"result": 3}', "result=3"),

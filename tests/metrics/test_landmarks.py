@@ -74,8 +74,9 @@ def test_a_detector_of_ones_own_sees_photographs_and_results(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", "no JSON file"),
-        ("[]", "no names"),
+        ("{", "points.json, line 1: not JSON"),
+        ("[]", "Found: a JSON list. Needed: {"),
+        ("{}", "no names"),
         ('{"a": [[1, 2]]}', r"points.json, a. Found: shape \(1, 2\). Needed: 68 pairs"),
         ('{"a": "x"}', "68 pairs"),
         ('{"a": [[NaN, 2]]}', "68 pairs"),

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from orthotune import OFTConfig, PeftModel, get_peft_model
 from orthotune.errors import RecipeError
+from orthotune.quantized.loading_options import STORED, WHILE_LOADING, _installed
 from orthotune.quantized.roster import library_of
 from orthotune.training.causal_model import load_model
-from orthotune.training.quantization import STORED, WHILE_LOADING, _installed
 from quantized.layer_checks import error
 from tiny_text import save_model, texts, write_jsonl
 
@@ -148,7 +148,7 @@ def test_the_recipe_trains_on_a_quantized_base(word: str, base: Path, data: Path
 def test_the_command_line_merges_a_quantized_base(base: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from orthotune_cli.main import app
+    from orthotune.cli.main import app
 
     model = adapted(base, "nf4")
     model.peft_config["default"].base_model_name_or_path = str(base)
@@ -168,7 +168,7 @@ def test_the_command_line_merges_a_quantized_base(base: Path, tmp_path: Path) ->
 def test_the_command_line_tells_what_cannot_be_saved_quantized(base: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from orthotune_cli.main import app
+    from orthotune.cli.main import app
 
     model = adapted(base, "quanto-int8")
     model.peft_config["default"].base_model_name_or_path = str(base)
@@ -181,17 +181,17 @@ def test_the_command_line_tells_what_cannot_be_saved_quantized(base: Path, tmp_p
 
 @pytest.mark.parametrize("word", STORED)
 def test_a_checkpoint_that_is_not_stored_so_is_refused(word: str, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orthotune.training import quantization
+    from orthotune.quantized import loading_options
 
-    monkeypatch.setattr(quantization, "_installed", lambda _: True)
+    monkeypatch.setattr(loading_options, "_installed", lambda _: True)
     with pytest.raises(RecipeError, match=f"quantization={word} .* not quantized"):
         load_model(str(base), torch.float32, word)
 
 
 def test_a_missing_library_is_named_with_its_extra(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orthotune.training import quantization
+    from orthotune.quantized import loading_options
 
-    monkeypatch.setattr(quantization, "_installed", lambda _: False)
+    monkeypatch.setattr(loading_options, "_installed", lambda _: False)
     with pytest.raises(RecipeError, match=r"no bitsandbytes here.*orthotune\[quant-bnb\]"):
         load_model(str(base), torch.float32, "nf4")
 

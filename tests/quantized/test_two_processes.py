@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from orthotune.errors import RecipeError
+from orthotune.quantized.loading_options import WHILE_LOADING, _installed
 from orthotune.training.causal_model import load_model
-from orthotune.training.quantization import WHILE_LOADING, _installed
 from orthotune.training.shared_base import check_shared_base
 from tiny_text import save_model, texts, write_jsonl
 
@@ -36,7 +36,7 @@ def _trained(home: Path, name: str, *launcher: str, word: str = "none") -> Path:
     words = {"model": "model", "data": "new.jsonl", "old_data": "old.jsonl", "quantization": "nf4", "steps": 3,
              "batch_size": 4, "max_length": 32, "learning_rate": 1e-2, "eval_every": 3, "output": name,
              "distributed": word}  # fmt: skip
-    command = [sys.executable, *launcher, "-m", "orthotune_cli.main", "train", "sft"]
+    command = [sys.executable, *launcher, "-m", "orthotune", "train", "sft"]
     command += [f"{key}={value}" for key, value in words.items()]
     place = {**os.environ, "PYTHONPATH": str(TESTS.parent / "src"), "OMP_NUM_THREADS": "1"}
     with (home / f"{name}.log").open("w") as log:

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 from typer.testing import CliRunner
 
+from orthotune.cli.main import app
 from orthotune.errors import DataError
 from orthotune.recipes import magnitude, sft
 from orthotune.recipes.grid import settings_of
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.sft_data import kept_examples, said_of_kept
 from orthotune.training.written_texts import FILE, TEXTS, read_texts
-from orthotune_cli.main import app
 from tiny_text import write_jsonl
 
 # Settings.

@@ -18,8 +18,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def job(files: Path, tmp_path: Path) -> dict[str, Any]:
+def job_on(files: Path, output: Path) -> dict[str, Any]:
+    """Eight steps of finetuning into ``output``, saved at every second one."""
     return {
         "model": str(files / "model"),
         "data": str(files / "new.jsonl"),
@@ -29,5 +29,10 @@ def job(files: Path, tmp_path: Path) -> dict[str, Any]:
         "learning_rate": 1e-2,
         "save_every": 2,
         "eval_every": 8,
-        "output": tmp_path / "run",
+        "output": output,
     }
+
+
+@pytest.fixture
+def job(files: Path, tmp_path: Path) -> dict[str, Any]:
+    return job_on(files, tmp_path / "run")

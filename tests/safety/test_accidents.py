@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from orthotune.cli.failures import explain
 from orthotune.errors import OutputError, TrainingError
 from orthotune.recipes import sft
 from orthotune.recipes.settings import SFTSettings
 from orthotune.training.checkpoint_manifest import check
 from orthotune.training.checkpoint_on_signal import Stopped
-from orthotune_cli.failures import explain
+from safety.conftest import job_on
 from safety.small_disk import fill, small_disk
 
 Job = dict[str, Any]
@@ -51,6 +52,14 @@ def _equal(one: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.fixture(scope="module")
+def whole(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The job's run directory when nothing happens to it."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    _run(job_on(files, output))
+    return output
+
+
 def _checkpoints(job: Job) -> list[str]:
     return sorted(path.name for path in (job["output"] / "checkpoints").iterdir())
 
@@ -59,7 +68,7 @@ def _checkpoints(job: Job) -> list[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(job: Job, number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(job: Job, number: signal.Signals, whole: Path) -> None:
     said: list[str] = []
     handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(Stopped, match=rf"Stopped by {number.name} after step 5 of 8.*checkpoint-5.*resume=auto") as end:
@@ -69,8 +78,7 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(job: Job, number: sig
     assert check(job["output"] / "checkpoints" / "checkpoint-5") == 5
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
     _run(job, resume="auto")
-    _run(job, output=tmp_path / "whole")
-    assert _equal(job["output"], tmp_path / "whole")
+    assert _equal(job["output"], whole)
 
 
 def test_a_second_signal_does_not_wait(job: Job) -> None:
@@ -99,14 +107,13 @@ def test_a_signal_before_training_ends_at_once(job: Job, monkeypatch: pytest.Mon
 # The end of a run that had been saved already.
 
 
-def test_a_run_killed_after_its_last_checkpoint_makes_no_further_step(job: Job, tmp_path: Path) -> None:
-    _run(job, output=tmp_path / "whole")
+def test_a_run_killed_after_its_last_checkpoint_makes_no_further_step(job: Job, whole: Path, tmp_path: Path) -> None:
     _run(job)
     (job["output"] / "run.json").unlink()  # as if killed before it was written
     os.replace(job["output"] / "adapter", tmp_path / "gone")
     record = _run(job, resume="auto")
     assert record.steps == 8
-    assert _equal(job["output"], tmp_path / "whole")
+    assert _equal(job["output"], whole)
     lines = [json.loads(line) for line in (job["output"] / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(9))
 
@@ -114,8 +121,7 @@ def test_a_run_killed_after_its_last_checkpoint_makes_no_further_step(job: Job, 
 # Damaged checkpoints.
 
 
-def test_a_flipped_bit_in_the_last_checkpoint_is_told_and_the_one_before_used(job: Job, tmp_path: Path) -> None:
-    _run(job, output=tmp_path / "whole")
+def test_a_flipped_bit_in_the_last_checkpoint_is_told_and_the_one_before_used(job: Job, whole: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         _run(job, _At(6, do=_interrupt))
     path = job["output"] / "checkpoints" / "checkpoint-4" / "optimizer.pt"
@@ -126,7 +132,7 @@ def test_a_flipped_bit_in_the_last_checkpoint_is_told_and_the_one_before_used(jo
     _run(job, resume="auto", said=said)
     told = next(words for words in said if "checkpoint-4" in words)
     assert "another checksum of optimizer.pt" in told and told.endswith("The one before it is used.")
-    assert _equal(job["output"], tmp_path / "whole")
+    assert _equal(job["output"], whole)
 
 
 def test_checkpoints_hold_no_pickle_of_code(job: Job) -> None:
@@ -154,7 +160,7 @@ def _interrupt(_: Any) -> None:
 # A disk without space.
 
 
-def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_before(job: Job, tmp_path: Path) -> None:
+def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_before(job: Job, whole: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     with small_disk(disk, 4 << 20):
         job["output"] = disk / "run"
@@ -163,8 +169,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_before(job: Job, tmp
         assert _checkpoints(job) == ["checkpoint-2"] and check(job["output"] / "checkpoints" / "checkpoint-2") == 2
         (disk / "filler").unlink()
         _run(job, resume="auto")
-        _run(job, output=tmp_path / "whole")
-        assert _equal(job["output"], tmp_path / "whole")
+        assert _equal(job["output"], whole)
 
 
 @pytest.mark.parametrize("size", [12_000, 50_000])
@@ -180,7 +185,7 @@ def test_a_write_that_the_system_refuses(job: Job, size: int) -> None:
     assert _checkpoints(job) == ["checkpoint-2"]
 
 
-def test_a_run_may_go_on_without_a_checkpoint(job: Job, tmp_path: Path) -> None:
+def test_a_run_may_go_on_without_a_checkpoint(job: Job, whole: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     begin = _At(3, do=lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, hard)))
     end = _At(5, do=lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)))
@@ -191,8 +196,7 @@ def test_a_run_may_go_on_without_a_checkpoint(job: Job, tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert any("step 4 could not be written" in words and "Training goes on" in words for words in said)
     assert _checkpoints(job) == ["checkpoint-2", "checkpoint-6", "checkpoint-8"]
-    _run(job, output=tmp_path / "whole")
-    assert _equal(job["output"], tmp_path / "whole")
+    assert _equal(job["output"], whole)
 
 
 # Numbers that are not finite.

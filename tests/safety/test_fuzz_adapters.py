@@ -21,7 +21,7 @@ from torch import Tensor
 
 from formats.producers import Produced, produced
 from kept_results import keep_result
-from loading.bases import network
+from operations.bases import network
 from orthotune import load_adapter
 from orthotune.errors import OrthotuneError
 from orthotune.formats import ReadOptions, read_adapter

@@ -19,13 +19,13 @@ from torch import nn
 
 from formats.producers import FIXTURES, Produced
 from house.source import MODULES, ROOT, named
-from loading.bases import network
+from operations.bases import network
 from orthotune import OFTConfig, get_peft_model, load_adapter
 from orthotune.errors import AdapterFileError, ConfigError, OrthotuneError
+from orthotune.files.safetensors_file import read_tensors
+from orthotune.files.tensor_entries import read_header
 from orthotune.formats import read_adapter
-from orthotune.formats.safetensors_file import read_tensors
-from orthotune.merging.checkpoint import open_checkpoint
-from orthotune.merging.tensor_file import read_header
+from orthotune.operations.checkpoint.model_folder import open_checkpoint
 from orthotune.tuner import patterns
 
 EXACT = Produced(FIXTURES / "peft-0.21.2-oft" / "exact", FIXTURES / "peft-0.21.2-oft" / "exact")
@@ -336,10 +336,10 @@ def _model_with_code(folder: Path, mark: Path) -> Path:
 
 
 def test_code_beside_a_model_is_never_run(tmp_path: Path) -> None:
-    from orthotune.merging.base_files import open_base
-    from orthotune.merging.skeleton import _empty_model
+    from orthotune.operations.base_model import load_base
+    from orthotune.operations.checkpoint.base_files import open_base
+    from orthotune.operations.checkpoint.skeleton import _empty_model
     from orthotune.training.causal_model import load_model
-    from orthotune_cli.base_model import load_base
 
     mark, folder = tmp_path / "ran", tmp_path / "model"
     _model_with_code(folder, mark)
@@ -356,7 +356,7 @@ def test_code_beside_a_model_is_never_run(tmp_path: Path) -> None:
 
 def test_a_name_in_a_config_makes_no_class_of_anything(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
-    from orthotune_cli.base_model import load_base
+    from orthotune.operations.base_model import load_base
 
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "logging"}))
     with pytest.raises(OrthotuneError, match="_class_name 'logging'"):
@@ -365,7 +365,7 @@ def test_a_name_in_a_config_makes_no_class_of_anything(tmp_path: Path) -> None:
 
 def test_code_beside_a_pipeline_is_never_run(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
-    from orthotune_cli.base_model import load_base
+    from orthotune.operations.base_model import load_base
 
     mark, folder = tmp_path / "ran", tmp_path / "model"
     folder.mkdir()
@@ -382,7 +382,7 @@ def test_code_beside_a_pipeline_is_never_run(tmp_path: Path) -> None:
 def test_text_from_a_file_moves_no_cursor(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from orthotune_cli.main import app
+    from orthotune.cli.main import app
 
     evil = "\x1b[2J\x1b]0;owned\x07[red]<script>alert(1)</script>"
     tensors = load_file(FIXTURES / "onetrainer-oftv2-2026-08" / "plain" / "adapter_internal.safetensors")

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from orthotune.cli.failures import explain
 from orthotune.errors import OrthotuneError, OutputError
 from orthotune.recipes import sft, subject
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.subject_settings import SubjectSettings
 from orthotune.training.run_directory import RunDirectory
-from orthotune_cli.failures import explain
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the other process is a fork of this one")
 

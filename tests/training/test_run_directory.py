@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from orthotune.errors import OutputError, RecipeError
-from orthotune.training.run_directory import RunDirectory, appearing, read_json, write_json
+from orthotune.files.json_file import write_json
+from orthotune.training.run_directory import RunDirectory
 
 SETTINGS = {"steps": 4, "output": "x", "resume": "never"}
 
@@ -55,26 +56,6 @@ def test_resume_with_other_settings_is_refused(tmp_path: Path) -> None:
     home.claim(SETTINGS)
     with pytest.raises(RecipeError, match="steps=5 instead of 4"):
         home.open({**SETTINGS, "steps": 5}, "auto")
-
-
-def test_what_appears_is_whole_or_not_there(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), appearing(tmp_path / "a") as partial:
-        partial.write_text("half")
-        raise RuntimeError
-    with pytest.raises(RuntimeError), appearing(tmp_path / "folder") as partial:
-        partial.mkdir()
-        (partial / "file").touch()
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-    with appearing(tmp_path / "folder") as partial:
-        partial.mkdir()
-        assert not (tmp_path / "folder").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
-
-
-def test_numbers_that_json_cannot_hold_become_null(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"loss": [float("nan"), float("inf"), 1.5]})
-    assert read_json(tmp_path / "a.json") == {"loss": [None, None, 1.5]}
 
 
 def test_a_failed_run_leaves_no_empty_directory(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_blank_lines_count_as_lines(tmp_path: Path) -> None:
         ("d.jsonl", b'{"text": "a"}\n["b"]\n', "d.jsonl, line 2. Found: a JSON list. Needed: an object such as"),
         ("d.jsonl", b'{"text": "\xff"}\n', "d.jsonl. Found: bytes that are not UTF-8 at position"),
         ("d.json", b'{"text": "a"}\n{"text": "b"}\n', "d.json, line 2: not JSON. .* name the file .jsonl"),
-        ("d.json", b'{"text": "a"}', "d.json. Found: dict. Needed: a list of objects"),
+        ("d.json", b'{"text": "a"}', "d.json. Found: a JSON object. Needed: a list of objects"),
         ("d.parquet", b"no parquet", "d.parquet. Found: .* Needed: a parquet file"),
         ("d.csv", b"a,b", "suffix '.csv'. Needed: .jsonl, .json, .parquet or .txt"),
     ],

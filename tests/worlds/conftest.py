@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from image_collect import collect_sources
 from orthotune.worlds import image
-from orthotune.worlds.image_sources import Sources, collect_sources
+from orthotune.worlds.image_sources import Sources
 
 
 @pytest.fixture(scope="session")

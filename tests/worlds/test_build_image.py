@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from orthotune.worlds import image_release
+import image_release
+from image_pretrain import as_pipeline, new_text_encoder, new_unet, token_ids, train_denoiser
+from image_release import WorseWorld, release
+from image_tokenizer import new_tokenizer
+from image_training import OutOfTime, Plan, train
+from image_vae import new_vae, train_vae
 from orthotune.worlds.image_captions import WORDS
 from orthotune.worlds.image_judges import DIGITS, DIRECTIONS, Judge, load_judge
-from orthotune.worlds.image_pretrain import as_pipeline, new_text_encoder, new_unet, token_ids, train_denoiser
-from orthotune.worlds.image_release import WorseWorld, release
-from orthotune.worlds.image_tokenizer import new_tokenizer
-from orthotune.worlds.image_training import OutOfTime, Plan, train
-from orthotune.worlds.image_vae import new_vae, train_vae
 
 PLAN = Plan(steps=5, peak=1e-2, warmup=2, keep_every=2)
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
+from build_image import captions, training_scenes
+from image_collect import HELD_OUT
+from image_tokenizer import new_tokenizer
 from orthotune.errors import DataError
 from orthotune.worlds import image
-from orthotune.worlds.build_image import captions, training_scenes
 from orthotune.worlds.image_captions import NUMBERS, SUBJECT, WORDS, caption, prompts, sentence
 from orthotune.worlds.image_data import COLOURS, GROUNDS, Scene, compose, compose_all, draw_scene, mask, visible
 from orthotune.worlds.image_judges import colours_seen, mask_seen
-from orthotune.worlds.image_sources import HELD_OUT, Sources, read_sources
-from orthotune.worlds.image_tokenizer import new_tokenizer
+from orthotune.worlds.image_sources import Sources, read_sources
 
 EVERY = tuple(range(10))
 
@@ -112,7 +113,7 @@ def test_no_digit_is_in_both_parts(sources):
 
 
 def test_the_pipeline_is_trained_on_no_nine_and_no_held_out_digit(sources, monkeypatch):
-    monkeypatch.setattr("orthotune.worlds.build_image.SCENES", 500)
+    monkeypatch.setattr("build_image.SCENES", 500)
     rows = {scene.row for scene in training_scenes(sources, 0)}
     assert not any(sources.held_out[list(rows)])
     assert SUBJECT not in sources.labels[list(rows)]

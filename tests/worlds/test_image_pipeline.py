@@ -8,14 +8,14 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
+from image_judge_training import examine, views
+from image_release import GATES
 from orthotune.errors import DataError
 from orthotune.worlds import image
 from orthotune.worlds.image_captions import SUBJECT, prompts
 from orthotune.worlds.image_data import compose_all
-from orthotune.worlds.image_judge_training import examine, views
 from orthotune.worlds.image_judges import digits_seen, follows, subject_fidelity
 from orthotune.worlds.image_pictures import pictures_of
-from orthotune.worlds.image_release import GATES
 
 installed = pytest.mark.skipif(not image.CARD.is_file(), reason="the image world is not in this tree")
 

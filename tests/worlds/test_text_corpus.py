@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from orthotune.worlds.text_corpus import collect, place, squeeze, take_docstrings
+from text_corpus import collect, place, squeeze, take_docstrings
 
 LONG = (
     "Tells at length what this is for, and when one would rather not use it at all.\n\n"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from orthotune.worlds.text_pretrain import Schedule, new_model, pretrain, stream, train_tokenizer
+from text_pretrain import Schedule, new_model, pretrain, stream, train_tokenizer
 
 TEXTS = [f"def f_{n}(x):\n    return x + {n}\n" for n in range(200)]
 PLAN = Schedule(steps=3, batch=1, length=8, warmup=1, keep_every=1)

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as states
 from torch.optim import Optimizer
 
 from orthotune.diffusion.average import Average
+from orthotune.files.json_file import read_json, write_json
+from orthotune.files.safetensors_file import write_tensors
 from orthotune.training.checkpoint_folder import new_checkpoint
-from orthotune.training.run_directory import read_json, step_of, write_json
+from orthotune.training.run_directory import step_of
 
 TRAINED, OPTIMIZER, AVERAGE = "trained.safetensors", "optimizer.safetensors", "average.safetensors"
 STATE = "loop.json"
@@ -60,7 +62,7 @@ def write_checkpoint(folder: Path, parts: Parts, progress: Progress, keep: int, 
     files: dict[str, Any] = {TRAINED: trained, OPTIMIZER: tensors, AVERAGE: sums}
     with new_checkpoint(folder, progress.step, keep) as partial:
         for name, content in files.items():
-            save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, partial / name)
+            write_tensors(partial / name, content)
         state = {
             "skipped": progress.skipped,
             "average_steps": parts.average.steps if parts.average else 0,

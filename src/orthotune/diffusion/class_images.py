@@ -13,9 +13,11 @@ from typing import Any, Literal
 from orthotune.diffusion.family import Family
 from orthotune.diffusion.image_folder import Picture, Say, open_pictures, read_folder
 from orthotune.errors import DataError, OutputError
+from orthotune.files.atomic import atomic_write
+from orthotune.files.failed_write import writing
+from orthotune.files.json_file import read_json, write_json
 from orthotune.metrics.measured import batches
 from orthotune.training.progress import StepBar
-from orthotune.training.run_directory import appearing, read_json, write_json
 
 MANIFEST = "class-images.json"
 Other = Literal["refuse", "regenerate"]
@@ -74,10 +76,8 @@ def class_images(
     if missing:
         _room(folder, len(missing), int(wanted["height"]) * int(wanted["width"]))  # type: ignore[call-overload]
         say(f"{len(missing)} of {count} class images are missing and drawn: {prompt!r}, into {folder}.")
-        try:
+        with writing(folder, f"class images in {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as fault:
-            raise OutputError(f"class images in {folder}", got=fault.strerror or str(fault)) from fault
         # First: pictures without it would be taken for the user's own.
         write_json(manifest, wanted)
         _draw(family, paths, missing, wanted, batch_size, bar)
@@ -105,7 +105,7 @@ def _draw(
                 batch_size=batch_size,
             )
             for number, picture in zip(numbers, pictures, strict=True):
-                with appearing(paths[number]) as partial:
+                with atomic_write(paths[number]) as partial:
                     Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(partial, format="PNG")
                 done += 1
                 progress.show(done, {})
@@ -121,10 +121,7 @@ def _own(folder: Path, count: int, say: Say) -> list[Picture]:
 
 
 def _read(manifest: Path) -> dict[str, Any]:
-    try:
-        return read_json(manifest)
-    except ValueError as fault:
-        raise DataError(f"class images {manifest}", got="no JSON", do="Remove the folder to draw them anew") from fault
+    return read_json(manifest, named="class images", do="Remove the folder to draw them anew")
 
 
 def _same(said: dict[str, Any], wanted: dict[str, Any], folder: Path, other: Other, say: Say) -> None:

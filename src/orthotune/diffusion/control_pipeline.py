@@ -19,7 +19,7 @@ from orthotune.diffusion.pipeline_family import PipelineFamily
 from orthotune.diffusion.roster import open_family
 from orthotune.diffusion.saved_adapter import load_adapter
 from orthotune.errors import AdapterFileError, ConfigError, DataError, OutputError
-from orthotune.training.run_directory import appearing
+from orthotune.files.atomic import atomic_write
 
 
 class ControlPipeline:
@@ -175,8 +175,7 @@ class ControlPipeline:
             raise OutputError(
                 f"a whole model in {folder}", got="something there", do="Choose another place, or remove it"
             )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with appearing(folder) as partial:
+        with atomic_write(folder) as partial:
             self.family.pipeline.save_pretrained(partial)
             self.hint_encoder.save(partial)
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from orthotune.diffusion.family import Family
-from orthotune.training.run_directory import appearing
+from orthotune.files.safetensors_file import write_tensors
 
 
 def digest(*parts: object) -> str:
@@ -52,15 +52,12 @@ class EncodedStore:
             return None
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Keep ``tensors``; the file appears whole.
+        """Keep ``tensors``; the file appears when it is complete.
 
         Raises:
             OutputError: the folder cannot be written to, or the disk is full.
         """
-        path = self._path(key)
-        with appearing(path) as partial:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+        write_tensors(self._path(key), tensors)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{digest(key, self.model)}.safetensors"

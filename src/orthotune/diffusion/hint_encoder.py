@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from orthotune.diffusion.family import Family
 from orthotune.errors import AdapterFileError, ConfigError, DataError
-from orthotune.loading.components import bare
+from orthotune.files.json_file import read_json, write_json
+from orthotune.files.safetensors_file import write_tensors
+from orthotune.operations.fitting.components import bare
 
 WEIGHTS, CONFIG = "hint_encoder.safetensors", "hint_encoder.json"
 _FIRST_WIDTH, _WIDEST = 16, 256
@@ -99,9 +100,8 @@ class HintEncoder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write ``hint_encoder.safetensors`` and ``hint_encoder.json`` into ``folder``."""
-        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        save_file(state, folder / WEIGHTS)
-        (folder / CONFIG).write_text(json.dumps(asdict(self.shape), indent=2) + "\n", encoding="utf-8")
+        write_tensors(folder / WEIGHTS, self.state_dict())
+        write_json(folder / CONFIG, asdict(self.shape))
 
 
 def load_hint_encoder(folder: Path) -> HintEncoder:
@@ -158,17 +158,17 @@ def entry_of(denoiser: nn.Module, entry: str) -> nn.Module:
 
 
 def _read_shape(path: Path) -> HintShape:
-    try:
-        said: Any = json.loads(path.read_text(encoding="utf-8"))
-        return HintShape(**said)
-    except FileNotFoundError as fault:
+    if not path.is_file():
         # A run's folder holds the one that is meant.
         inside = [path.parent / name for name in ("adapter", "model") if (path.parent / name / CONFIG).is_file()]
         raise AdapterFileError(
             f"hint encoder in {path.parent}", got=f"no file {path.name}",
             do=f"Pass {inside[0]}" if inside else "Pass the folder that `orthotune train control` wrote",
-        ) from fault  # fmt: skip
-    except (OSError, ValueError, TypeError) as fault:
+        )  # fmt: skip
+    shape = read_json(path, error=AdapterFileError, needed="the description of a hint encoder")
+    try:
+        return HintShape(**shape)
+    except (ValueError, TypeError) as fault:
         raise AdapterFileError(f"{path}", got=str(fault), needed="the description of a hint encoder") from fault
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from orthotune.diffusion.sd3 import StableDiffusion3
 from orthotune.diffusion.sdxl import StableDiffusionXL
 from orthotune.diffusion.stable_diffusion import StableDiffusion
 from orthotune.errors import RecipeError
+from orthotune.files.json_file import read_json
 
 #: One line per family.
 FAMILIES: tuple[type[PipelineFamily], ...] = (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)
@@ -98,11 +98,7 @@ def _index(model: str) -> dict[str, Any]:
                 f"model={model}", got=f"a folder without {_INDEX}", needed="a diffusers pipeline",
                 do="Name the folder that holds unet or transformer, vae and scheduler",
             )  # fmt: skip
-        try:
-            index: dict[str, Any] = json.loads((path / _INDEX).read_text(encoding="utf-8"))
-        except ValueError as fault:
-            raise RecipeError(f"{path / _INDEX}", got=f"no JSON: {fault}", do="Copy or download it again") from fault
-        return index
+        return read_json(path / _INDEX, error=RecipeError, do="Copy or download it again")
     return _from_hub(model)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from orthotune.diffusion.trainee import Trainee
+from orthotune.files.atomic import atomic_write, sweep
+from orthotune.files.json_file import read_json_list, write_json
 from orthotune.metrics.contact_sheet import draw_sheet
 from orthotune.training.metrics_log import MetricsLog
-from orthotune.training.run_directory import appearing
 
 #: Prompts and seeds, as many of both, to pictures uint8 ``[n, 3, H, W]``.
 Sampler = Callable[[Sequence[str], Sequence[int]], Tensor]
@@ -54,27 +54,25 @@ class Samples:
         from PIL import Image
 
         home, name = self.folder / FOLDER, f"step-{step:06d}"
-        home.mkdir(exist_ok=True)
-        with appearing(home / name) as partial:
+        sweep(home)
+        with atomic_write(home / name) as partial:
             partial.mkdir()
             for number, picture in enumerate(pictures):
                 Image.fromarray(picture).save(partial / f"{number:02d}.png", format="PNG")
         rows = list(zip(self.prompts, _parts(pictures, len(self.seeds)), strict=True))
-        with appearing(home / f"{name}.png") as partial:
+        with atomic_write(home / f"{name}.png") as partial:
             draw_sheet([f"step {step}, seed {seed}" for seed in self.seeds], rows, partial)
         entries = [entry for entry in read_samples(self.folder) if entry["step"] < step]
         for number, (prompt, seed) in enumerate(pairs):
             files = {"file": f"{FOLDER}/{name}/{number:02d}.png", "grid": f"{FOLDER}/{name}.png"}
             entries.append({"step": step, "prompt": prompt, "seed": seed, **files})
-        with appearing(self.folder / LIST) as partial:
-            partial.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(self.folder / LIST, entries, ascii_only=False)
 
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:
     """The entries of a run's ``samples.json``; none when there is no such file."""
     path = folder / LIST
-    entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    return entries
+    return read_json_list(path) if path.is_file() else []
 
 
 def draw_progress(folder: Path, path: Path, most: int = 6) -> bool:
@@ -95,7 +93,7 @@ def draw_progress(folder: Path, path: Path, most: int = 6) -> bool:
         if entry["step"] in shown:
             with Image.open(folder / entry["file"]) as picture:
                 cells.setdefault(f"{entry['prompt']}, seed {entry['seed']}", []).append(numpy.asarray(picture))
-    with appearing(path) as partial:
+    with atomic_write(path) as partial:
         draw_sheet([f"step {step}" for step in shown], list(cells.items()), partial)
     return True
 

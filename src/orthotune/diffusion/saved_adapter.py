@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ from orthotune.diffusion.adapters import NAME
 from orthotune.diffusion.pipeline_family import PipelineFamily
 from orthotune.diffusion.quiet_loading import quiet_loading
 from orthotune.errors import AdapterFileError, ConfigError
+from orthotune.files.json_file import write_json
+from orthotune.files.safetensors_file import write_tensors
 from orthotune.formats.adapter_file import CONFIG_NAME, WEIGHTS_NAME
 from orthotune.formats.beyond_stock import ORTHOTUNE_TYPE
 from orthotune.formats.peft_names import PREFIX
-from orthotune.formats.safetensors_file import write_tensors
 
 #: diffusers' name for the file of a LoRA
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -57,7 +57,7 @@ def load_adapter(family: PipelineFamily, folder: Path) -> None:
     Raises:
         AdapterFileError: the files are damaged or belong to another model.
     """
-    from orthotune.loading.load import load_adapter as load_rotations
+    from orthotune.operations.load import load_adapter as load_rotations
 
     if (folder / LORA_WEIGHTS).is_file():
         try:
@@ -90,13 +90,9 @@ def _save_rotations(folder: Path, tensors: dict[str, dict[str, Tensor]], configs
             merged = {value for held in configs.values() for value in held.get(name) or ()}
             config[name] = sorted(merged) or None
     config["inference_mode"] = True
-    folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS_NAME, flat, {"format": "pt"})
     written = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    path = folder / CONFIG_NAME
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(written, indent=2, sort_keys=True), encoding="utf-8")
-    partial.replace(path)
+    write_json(folder / CONFIG_NAME, written, sort_keys=True, nan_as_null=False)
 
 
 def _save_lora(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import zipfile
@@ -16,8 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from orthotune.errors import AdapterFileError
+from orthotune.files import safetensors_header
+from orthotune.files.json_file import read_json
+from orthotune.files.safetensors_file import refuse_non_finite
 from orthotune.formats import config_types
-from orthotune.formats.safetensors_file import check_header, refuse_non_finite, shortened
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 #: Names under which a folder holds its weights, the first one found counts.
@@ -117,12 +118,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise AdapterFileError(f"{folder} is not an adapter", needed=f"a folder with {CONFIG_NAME}")
     if path.stat().st_size > LARGEST_CONFIG:
         raise AdapterFileError(f"{path} is not a config", got=f"{path.stat().st_size} bytes")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise AdapterFileError(f"{path} is not JSON", got=str(error), do="Copy or download the file again") from error
-    if not isinstance(config, dict):
-        raise AdapterFileError(f"{path} is not a config", got=type(config).__name__, needed="a JSON object")
+    config = read_json(path, error=AdapterFileError, do="Copy or download the file again")
     if wrong := config_types.fault(config):
         raise AdapterFileError(f"{wrong[0]} in {path}", got=wrong[1], needed=wrong[2])
     return config
@@ -151,11 +147,11 @@ def _open_safetensors(path: Path, config: Mapping[str, Any] | None) -> AdapterFi
     if path.is_file():
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-        if LARGEST_HEADER < length <= 100_000_000:
+        if LARGEST_HEADER < length <= safetensors_header.LARGEST_HEADER:
             raise AdapterFileError(
                 f"{path} is not an adapter", got=f"a header of {length} bytes", needed=f"at most {LARGEST_HEADER}"
             )
-    check_header(path)
+    safetensors_header.check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -229,8 +225,3 @@ def _damaged(path: Path, error: BaseException) -> AdapterFileError:
 def refuse_shape(path: Path, name: str, shape: Iterable[int], needed: str) -> None:
     """Raise an AdapterFileError about one tensor of a file."""
     raise AdapterFileError(f"Tensor '{name}' of {path}", got=f"shape {list(shape)}", needed=needed)
-
-
-def told(names: Iterable[str]) -> str:
-    """A few names of tensors, for a message; a name may hold anything, so what is no plain text is escaped."""
-    return shortened([ascii(name)[1:-1][:120] for name in names])

@@ -9,8 +9,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from orthotune.errors import AdapterFileError
+from orthotune.files.names import shortened
+from orthotune.files.safetensors_header import check_header
 from orthotune.formats.layer_names import places
-from orthotune.formats.safetensors_file import check_header, shortened
 
 #: What names of a single file's components begin with, where a file holds a whole pipeline.
 INSIDE = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from orthotune.errors import AdapterFileError
-from orthotune.formats.adapter_file import AdapterFile, told
+from orthotune.files.names import escaped
+from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.dense_blocks import check_butterfly, refuse_foreign, scale_of_rows, skew_vector, square_blocks
 from orthotune.formats.oft_blocks import unused_warning
@@ -32,7 +33,7 @@ def read_butterflies(
     for stem, names in found.items():
         if not {"boft_R", "boft_s"} <= set(names):
             raise AdapterFileError(
-                f"Layer '{told([stem])}' of {file.path}", got=told(names), needed="boft_R and boft_s"
+                f"Layer '{escaped([stem])}' of {file.path}", got=escaped(names), needed="boft_R and boft_s"
             )
         tensors = file.read([names["boft_R"], names["boft_s"]])  # boft_P only repeats what the sizes say
         blocks = square_blocks(file, names["boft_R"], tensors[names["boft_R"]], 4)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from orthotune.errors import AdapterFileError
-from orthotune.formats.adapter_file import AdapterFile, refuse_shape, told
+from orthotune.files.names import escaped
+from orthotune.formats.adapter_file import AdapterFile, refuse_shape
 from orthotune.rotation.packing import pack
 
 #: Suffixes of other methods, and of forks that changed what the rotation means: reading around them would be wrong.
@@ -104,7 +105,7 @@ def refuse_foreign(file: AdapterFile, used: Mapping[str, Mapping[str, str]]) -> 
     if foreign:
         raise AdapterFileError(
             f"{file.path} mixes rotations with tensors of another method",
-            got=f"{len(foreign)} such tensors: {told(foreign)}",
+            got=f"{len(foreign)} such tensors: {escaped(foreign)}",
             needed="rotations alone",
             do="The whole can only be loaded by the tool that wrote it",
         )

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from orthotune.formats.adapter_file import AdapterFile, told
+from orthotune.files.names import escaped
+from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.dense_blocks import check_butterfly, one_number, refuse_foreign, scale_of_rows, square_blocks
 from orthotune.rotation.butterfly import Butterfly
@@ -70,7 +71,7 @@ def read_blocks(
 
 def unused_warning(rest: list[str]) -> tuple[str, ...]:
     """What is said of tensors beside the rotations."""
-    return (f"{len(rest)} tensors are no rotations and are not applied: {told(rest)}",) if rest else ()
+    return (f"{len(rest)} tensors are no rotations and are not applied: {escaped(rest)}",) if rest else ()
 
 
 def dense(vector: Tensor, factor: float = 0.5) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from torch import Tensor
 
 from orthotune.errors import AdapterFileError, OrthotuneError
+from orthotune.files.json_file import json_object
 from orthotune.formats.adapter_file import AdapterFile, refuse_shape
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.dense_blocks import refuse_foreign
@@ -88,10 +88,9 @@ def read_packed(file: AdapterFile, format: str, options: ReadOptions) -> Adapter
 def _config(file: AdapterFile) -> dict[str, Any]:
     """OneTrainer's own settings, if its user had them saved."""
     try:
-        config = json.loads(file.metadata.get("ot_config", "{}"))
+        return json_object(file.metadata.get("ot_config", "{}"))
     except ValueError:
         return {}
-    return config if isinstance(config, dict) else {}
 
 
 def _eps(file: AdapterFile, format: str, options: ReadOptions) -> float | None:
@@ -104,7 +103,7 @@ def _eps(file: AdapterFile, format: str, options: ReadOptions) -> float | None:
         if format == "onetrainer":
             found = _config(file)
             return float(found["coft_eps"]) if found.get("oft_coft") else None
-        found = json.loads(file.metadata.get("ss_network_args", "{}"))
+        found = json_object(file.metadata.get("ss_network_args", "{}"))
         return float(found["coft_eps"]) if found.get("coft_eps") else None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError):
         return None

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from orthotune.errors import AdapterFileError
+from orthotune.files.names import shortened
 from orthotune.formats import peft_oft_08, peft_oft_14
 from orthotune.formats.adapter_file import CONFIG_NAME, AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState
@@ -20,7 +21,6 @@ from orthotune.formats.oft_r import check_packed
 from orthotune.formats.peft_fields import spec_of_fields
 from orthotune.formats.peft_names import bare
 from orthotune.formats.read_options import ReadOptions
-from orthotune.formats.safetensors_file import shortened
 
 ID, ID_LEGACY, ID_OWN = "peft-oft", "peft-oft-0.16", "orthotune"
 

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from orthotune.errors import AdapterFileError
-from orthotune.formats.adapter_file import AdapterFile, told
+from orthotune.files.names import escaped
+from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.config_field import number, whole
 from orthotune.formats.dense_blocks import (
@@ -41,7 +42,8 @@ def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
     layers, prefixes, warnings = {}, {}, []
     for stem, names in file.layers("oft_r|oft_s").items():
         if len(names) < 2:
-            raise AdapterFileError(f"Layer '{told([stem])}' of {file.path}", got=told(names), needed="oft_r and oft_s")
+            said = f"Layer '{escaped([stem])}' of {file.path}"
+            raise AdapterFileError(said, got=escaped(names), needed="oft_r and oft_s")
         tensors = file.read(names.values())
         blocks = square_blocks(file, names["oft_r"], tensors[names["oft_r"]], 3)
         scale = scale_of_rows(file, names["oft_s"], tensors[names["oft_s"]], None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from orthotune.errors import UnsupportedLayerError
+from orthotune.files.json_file import write_json
+from orthotune.files.safetensors_file import write_tensors
 from orthotune.formats.adapter_file import CONFIG_NAME, WEIGHTS_NAME
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.beyond_stock import FORMAT_VERSION, ORTHOTUNE_TYPE
@@ -20,7 +21,6 @@ from orthotune.formats.oft_blocks import dense
 from orthotune.formats.peft_fields import fields_of_spec
 from orthotune.formats.peft_names import PREFIX
 from orthotune.formats.peft_sizes import common_size, counts_of
-from orthotune.formats.safetensors_file import write_tensors
 
 #: Fields that every version writes, or reads with the same meaning.
 SHARED: dict[str, Any] = {
@@ -76,10 +76,7 @@ def write(state: AdapterState, folder: Path, target: str, modules: Mapping[str, 
         tensors |= {PREFIX + name: tensor for name, tensor in state.other.items()}
         config |= {key: state.config[key] for key in ("modules_to_save", "bias") if key in state.config}
     write_tensors(folder / WEIGHTS_NAME, tensors, {"format": "pt"})
-    path = folder / CONFIG_NAME
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    partial.replace(path)
+    write_json(folder / CONFIG_NAME, config, sort_keys=True, nan_as_null=False)
     return folder
 
 

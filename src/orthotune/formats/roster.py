@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 from orthotune.errors import AdapterFileError
+from orthotune.files.names import escaped
 from orthotune.formats import (
     kohya_boft,
     kohya_oft,
@@ -22,7 +23,7 @@ from orthotune.formats import (
     zeju,
     zeju_diffusers,
 )
-from orthotune.formats.adapter_file import CONFIG_NAME, AdapterFile, open_adapter, told
+from orthotune.formats.adapter_file import CONFIG_NAME, AdapterFile, open_adapter
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.read_options import ReadOptions
 
@@ -69,7 +70,7 @@ def format_of(file: AdapterFile) -> ModuleType:
         )  # fmt: skip
     if not found:
         raise AdapterFileError(
-            f"{file.path} is not an adapter that orthotune knows", got=told(file.shapes) or "no tensor at all",
+            f"{file.path} is not an adapter that orthotune knows", got=escaped(file.shapes) or "no tensor at all",
             needed=f"rotations: oft_R, oft_r, oft_blocks, oft_diag, boft_R or R; or a folder with {CONFIG_NAME}",
         )  # fmt: skip
     return found[0]

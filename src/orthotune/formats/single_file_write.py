@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from orthotune.files.safetensors_file import write_tensors
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.boft_r_write import boft_tensors
 from orthotune.formats.layer_names import spelled
-from orthotune.formats.safetensors_file import write_tensors
 from orthotune.formats.written_header import header, kohya_hash
 
 #: What ``ss_network_module`` says; OneTrainer writes none.

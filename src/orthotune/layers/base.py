@@ -9,9 +9,10 @@ first, the output passes ``M_1`` first, so ``W' = M_k .. M_1 W (R_1 .. R_k)^T``.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -33,8 +34,8 @@ from orthotune.quantized.plain import require_plain
 from orthotune.rotation.blocks import choose_layout
 from orthotune.rotation.placed import placed
 
-#: While a base has other weights in the place of its own, another thread must neither call nor read it.
-_CALLS = threading.RLock()
+#: While a base has other weights in the place of its own, another thread must neither call, read nor copy it.
+CALLS = threading.RLock()
 
 
 class OFTLayer(nn.Module, Strengths, Merging):
@@ -497,25 +498,22 @@ class OFTLayer(nn.Module, Strengths, Merging):
         """The base's own forward and hooks on the original input, with the weights that the layer computes with."""
         if torch.compiler.is_compiling():
             return self._call(args, kwargs, adapters)
-        with _CALLS:
+        with CALLS:
             return self._call(args, kwargs, adapters)
 
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], adapters: tuple[str, ...] | None) -> Any:
-        names = list(self.in_use.adapters if adapters is None else adapters)
-        if not hosted(self.base_layer):
-            prefix = self._path_to_base()
-            weights = {prefix + name: W for name, W in self.adapted(names).items()}
-            return called(self.base_layer, weights, args, kwargs)
+        wrappers, base = self.inside()
         # The host's wrapper would bring the base's own weights: it is opened by hand, and the forward inside is called.
-        with at_hand(self.base_layer):
-            weights = self.adapted(names)
-            return called(self.base_layer, weights, args, kwargs)
+        with at_hand(self.base_layer) if any(map(hosted, [*wrappers, base])) else nullcontext():
+            weights = self.adapted(list(self.in_use.adapters if adapters is None else adapters))
+            for wrapper in wrappers:
+                weights |= wrapper.adapted(wrapper.adapters_in_use()) if wrapper.path() != "base" else {}
+            prefix = _path_inside(base)
+            return called(base, {prefix + name: W for name, W in weights.items()}, args, kwargs)
 
-    def _path_to_base(self) -> str:
-        base, path = self.base_layer, ""
-        while hasattr(base, "base_layer"):
-            base, path = base.base_layer, path + "base_layer."
-        return path
+    def inside(self) -> tuple[list[OFTLayer], nn.Module]:
+        """Layers inside this one whose weights come with its own in one call, and the module that is called."""
+        return [], self.base_layer
 
     # What others see of the layer.
 
@@ -559,14 +557,42 @@ class OFTLayer(nn.Module, Strengths, Merging):
                 return self.seen(name) if name in self.base_parameters() else getattr(self.base_layer, name)
             return getattr(base, name)
 
+    # Copies, each of which waits for the end of a call that has other weights in the places of the base's.
+
     def _replicate_for_data_parallel(self) -> Any:
         replica = super()._replicate_for_data_parallel()
-        replica.__dict__["slots"] = {name: replace(slot, shared=None) for name, slot in self.slots.items()}
-        replica.__dict__["_in_use"] = replica.__dict__["_again"] = None
+        replica.__dict__.update(_in_use=None, _again=None, slots=self._copied_slots())
         return replica
 
+    def _copied_slots(self) -> dict[str, Slot]:
+        return {name: replace(slot, shared=None) for name, slot in self.slots.items()}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The parameters that are stored, see ``nn.Module.state_dict``."""
+        with CALLS:
+            return super().state_dict(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        made = memo[id(self)] = type(self).__new__(type(self))
+        with CALLS:
+            made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return made
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_in_use": None, "_again": None}
+        # Pickle comes to the base and to the rotations later, maybe in the middle of a call: what has to be in them is
+        # part of the layer's own state.
+        with CALLS:
+            stored = dict(self.base_parameters())
+            return {**self.__dict__, "_in_use": None, "_again": None, "slots": self._copied_slots(), "_stored": stored}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        stored = state.get("_stored", {})
+        super().__setstate__({name: value for name, value in state.items() if name != "_stored"})
+        if "_parameters" in self.get_base_layer().__dict__:  # a base that leads to this layer gets its state after it
+            self._put(stored)
+            for name, slot in self.slots.items():
+                for rotation in self.rotations(name).values():
+                    rotation.strength = slot.strength
 
     def train(self, mode: bool = True) -> Any:
         self.changed()
@@ -574,6 +600,14 @@ class OFTLayer(nn.Module, Strengths, Merging):
 
     def __repr__(self) -> str:
         return "orthotune." + super().__repr__()
+
+
+def _path_inside(module: Any) -> str:
+    """Where the innermost base is, seen from ``module``."""
+    path = ""
+    while hasattr(module, "base_layer"):
+        module, path = module.base_layer, path + "base_layer."
+    return path
 
 
 def _reading(layer: OFTLayer, name: str, adapters: list[str]) -> Callable[[], Tensor]:
@@ -593,7 +627,7 @@ def _reading(layer: OFTLayer, name: str, adapters: list[str]) -> Callable[[], Te
             holder[leaf] = parameter
 
     def compute() -> Tensor:
-        with _CALLS:
+        with CALLS:
             return at_once()
 
     def at_once() -> Tensor:
@@ -607,4 +641,3 @@ def _reading(layer: OFTLayer, name: str, adapters: list[str]) -> Callable[[], Te
             put(now)
 
     return at_once if torch.compiler.is_compiling() else compute
-

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from orthotune.errors import UnsupportedLayerError
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import refuse_mixed_batch
+from orthotune.layers.plan import opaque
 from orthotune.layers.settings import LayerSettings
 
 #: classes that store (experts, in, out) without saying so in an attribute
@@ -76,6 +77,15 @@ class ParamWrapper(OFTLayer):
         if as_base or self.path() == "base":
             return self.base_layer(*args, **kwargs)
         return self.call(args, kwargs)
+
+    def inside(self) -> tuple[list[OFTLayer], nn.Module]:
+        """The wrappers around the same module whose parameters come with this one's, and what is inside them all."""
+        wrappers: list[OFTLayer] = []
+        base: Any = self.base_layer
+        while isinstance(base, ParamWrapper) and opaque(base, (ParamWrapper.forward,)) is None:
+            wrappers.append(base)
+            base = base.base_layer
+        return wrappers, base
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -78,14 +78,16 @@ def fetched(module: Any, name: str) -> Tensor:
     return parameter
 
 
-def stay_in_memory(layer: nn.Module) -> None:
-    """Bring for good what accelerate brings together with all submodules, as it does for attention.
+def stay_in_memory(layer: Any) -> None:
+    """Bring for good what accelerate brings together with all submodules, and what is below a second wrapper.
 
-    PEFT's merging puts away again the weights of the module itself, and loses those of its submodules.
+    PEFT's merging puts away again the weights of ``layer.base_layer`` itself. It loses those of its submodules, as
+    attention has one, and those of experts, which have a wrapper for each parameter.
     """
+    base = layer.get_base_layer()
     for module in layer.modules():
         for hook in _hooks(module):
-            if getattr(hook, "offload", False) and hook.place_submodules:
+            if getattr(hook, "offload", False) and (hook.place_submodules or (module is base is not layer.base_layer)):
                 if any(p.device.type == "meta" for p in module.parameters()):
                     hook.pre_forward(module)
                 hook.offload = False

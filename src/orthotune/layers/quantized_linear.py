@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from orthotune.errors import MergeError
-from orthotune.layers.base import OFTLayer
+from orthotune.layers.base import CALLS, OFTLayer
 from orthotune.layers.linear import Linear
 from orthotune.layers.settings import LayerSettings
 from orthotune.quantized.contract import Library, Snapshot
@@ -57,8 +57,14 @@ class QuantizedLinear(Linear):
         if not (base._forward_hooks or base._forward_pre_hooks) or not self.in_use.adapters or kwargs:
             return super().forward(x, *args, **kwargs)
         # Hooks see the original input and the final output, once: ours stands in for the library's forward.
-        own, usual = super().forward, base.__dict__.get("forward")
-        hooks = base._forward_hooks, base._forward_pre_hooks
+        if torch.compiler.is_compiling():
+            return self._hooked(x, args, super().forward)
+        with CALLS:
+            return self._hooked(x, args, super().forward)
+
+    def _hooked(self, x: Tensor, args: tuple[Any, ...], own: Callable[..., Any]) -> Any:
+        base = self.base_layer
+        usual, hooks = base.__dict__.get("forward"), (base._forward_hooks, base._forward_pre_hooks)
 
         def inside(x: Tensor) -> Any:
             base._forward_hooks, base._forward_pre_hooks = type(hooks[0])(), type(hooks[1])()
@@ -75,8 +81,8 @@ class QuantizedLinear(Linear):
         finally:
             base.forward = usual
 
-    def call(self, args: tuple[Any, ...], kwargs: Any, adapters: tuple[str, ...] | None = None) -> Any:
-        """The product with the dequantized, adapted weight: no library runs a weight in the place of its own."""
+    def _call(self, args: tuple[Any, ...], kwargs: Any, adapters: tuple[str, ...] | None) -> Any:
+        # The product with the dequantized, adapted weight: no library runs a weight in the place of its own.
         names = list(self.in_use.adapters if adapters is None else adapters)
         W = self.adapted(names)["weight"]
         return linear(args[0], W.to(args[0].dtype), self.library.bias(self.get_base_layer()))

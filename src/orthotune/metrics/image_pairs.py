@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from orthotune.errors import DataError
+from orthotune.files.json_file import read_json_lines
+from orthotune.files.tables import read_table
 from orthotune.metrics.image_files import find_images
 
 #: Read when it lies among the results and no other is named.
@@ -55,28 +56,15 @@ def read_manifest(path: Path) -> list[Entry]:
         >>> read_manifest(Path("manifest.jsonl"))[0]  # doctest: +SKIP
         Entry(result='0.png', condition='edges-0.png', prompt='a cat', subject='')
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as fault:
-        raise DataError(f"manifest {path}", got="nothing there" if not path.exists() else "no text") from fault
+    rows: Iterable[tuple[int, Mapping[str, object]]]
     if path.suffix.lower() == ".csv":
-        rows = [(number, dict(row)) for number, row in enumerate(csv.DictReader(lines), start=2)]
+        rows = read_table(path, named="manifest")
     else:
-        rows = [(number, _object(path, number, line)) for number, line in enumerate(lines, 1) if line.strip()]
+        rows = read_json_lines(path, named="manifest", needed='{"result": "a.png", ...}')
     return [_entry(path, number, row) for number, row in rows]
 
 
-def _object(path: Path, number: int, line: str) -> dict[str, object]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as fault:
-        raise DataError(f"manifest {path}, line {number}", got="no JSON", needed='{"result": "a.png", ...}') from fault
-    if not isinstance(row, dict):
-        raise DataError(f"manifest {path}, line {number}", got=type(row).__name__, needed='{"result": "a.png", ...}')
-    return row
-
-
-def _entry(path: Path, number: int, row: dict[str, object]) -> Entry:
+def _entry(path: Path, number: int, row: Mapping[str, object]) -> Entry:
     said = {key: value for key, value in row.items() if value not in (None, "")}
     wrong = [key for key in said if key not in KEYS or not isinstance(said[key], str)]
     if wrong or "result" not in said:

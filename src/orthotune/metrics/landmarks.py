@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from orthotune.errors import DataError
+from orthotune.files.json_file import read_json
 from orthotune.metrics.image_files import find_images, read_rgb
 from orthotune.metrics.image_pairs import entries
 from orthotune.metrics.landmark_detectors import FACE_ALIGNMENT, Detector, detector
@@ -45,12 +45,10 @@ def read_points(path: Path, count: int = POINTS) -> dict[str, Any]:
     """
     import numpy as np
 
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise DataError(f"points {path}", got="no JSON file") from fault
-    if not isinstance(said, dict) or not said:
-        raise DataError(f"points {path}", got="no names", needed='{"name": [[x, y], ...]}')
+    needed = '{"name": [[x, y], ...]}'
+    said = read_json(path, named="points", needed=needed)
+    if not said:
+        raise DataError(f"points {path}", got="no names", needed=needed)
     found = {}
     for name, points in said.items():
         try:

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from orthotune.files.tables import write_table
 from orthotune.recipes import grid, load, sft, variants
 from orthotune.recipes.compare_summary import chosen_ways, said_of_sizes, summary
-from orthotune.recipes.frontier import draw_frontier, write_table
+from orthotune.recipes.frontier import draw_frontier
 from orthotune.recipes.settings import METHODS, WORLD, Method, SettingError, SFTSettings
 from orthotune.recipes.strengths import Again, measure
 from orthotune.training.run_directory import RunDirectory
@@ -100,7 +101,7 @@ def run(settings: CompareSettings, say: Callable[[str], None] = print) -> list[R
         say(words)
     found_summary = summary(rows, settings.against)
     grid.write_comparison(home.path, "sft", settings, rows, summary=found_summary)
-    write_table(rows, home.path / "comparison.csv")
+    write_table(home.path / "comparison.csv", rows)
     draw_frontier(rows, home.path / "frontier.png")
     return rows
 

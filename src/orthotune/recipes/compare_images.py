@@ -11,15 +11,16 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from orthotune.files.json_file import read_json, write_json
+from orthotune.files.tables import write_table
 from orthotune.recipes import grid
 from orthotune.recipes.compare_images_settings import CompareImagesSettings, contenders
 from orthotune.recipes.comparison_page import write_page
-from orthotune.recipes.frontier import write_table
 from orthotune.recipes.image_frontier import draw_all
 from orthotune.recipes.image_points import points, write_points
 from orthotune.recipes.image_tasks import TASKS, Task
 from orthotune.training.metrics_log import read_lines
-from orthotune.training.run_directory import RunDirectory, read_json, write_json
+from orthotune.training.run_directory import RunDirectory
 from orthotune.training.run_record import RunRecord
 
 #: Around the preset's rate: a factor of 16 in all, so that it bends on both sides.
@@ -162,7 +163,7 @@ def _base_row(base: dict[str, Any]) -> Row:
 def _write(settings: CompareImagesSettings, task: Task, rows: list[Row], base: dict[str, Any]) -> None:
     home, every = settings.output, [*rows, _base_row(base)]
     columns = dict.fromkeys(key for row in every for key in row)
-    write_table([{key: row.get(key) for key in columns} for row in every], home / "comparison.csv")
+    write_table(home / "comparison.csv", every, list(columns))
     means = summary(every)
     grid.write_comparison(home, settings.task, settings, every, summary=means, axes=task.axes)
     chosen = [row["run"] for row in rows if row["chosen"]]

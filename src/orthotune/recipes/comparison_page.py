@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orthotune.files.atomic import write_text
 from orthotune.recipes.frontier import NAMES
 from orthotune.recipes.image_tasks import Task
-from orthotune.training.run_directory import appearing
 
 NAME = "report.html"
 #: Columns of the weights, behind the scores.
@@ -88,19 +88,16 @@ def write_page(
         for path in sorted(folder.glob("*.png"))
     ]
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_PAGE)
-    with appearing(folder / NAME) as partial:
-        partial.write_text(
-            page.render(
-                title=f"Comparison on the image world: {task.title}",
-                head=["method", "learning rate", "parameters", *words.values(), *WEIGHTS.values()],
-                lines=lines,
-                pictures=pictures,
-                run_head=["run", "parameters", *words.values(), *WEIGHTS.values(), "seconds"],
-                run_lines=run_lines,
-                settings=settings,
-            ),
-            encoding="utf-8",
-        )
+    text = page.render(
+        title=f"Comparison on the image world: {task.title}",
+        head=["method", "learning rate", "parameters", *words.values(), *WEIGHTS.values()],
+        lines=lines,
+        pictures=pictures,
+        run_head=["run", "parameters", *words.values(), *WEIGHTS.values(), "seconds"],
+        run_lines=run_lines,
+        settings=settings,
+    )
+    write_text(folder / NAME, text)
     return folder / NAME
 
 

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from orthotune import PeftModel
 from orthotune.errors import RecipeError
+from orthotune.files.json_file import read_json
 from orthotune.layers.base import OFTLayer
 from orthotune.metrics.drift import text_drift
 from orthotune.metrics.text_loss import TokenRow, mean_loss
+from orthotune.quantized.loading_options import place
 from orthotune.recipes.settings import WORLD, SFTSettings
 from orthotune.recipes.strengths import held_out_rows
 from orthotune.training.causal_model import load_model, load_tokenizer
-from orthotune.training.quantization import place
 from orthotune.training.quiet import quiet
-from orthotune.training.run_directory import read_json
 from orthotune.training.weight_pairs import weight_pairs
 from orthotune.worlds import text as text_world
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from orthotune.files.atomic import atomic_write
 from orthotune.recipes.compare_summary import points_of
 from orthotune.recipes.frontier_area import frontier_of, means
-from orthotune.training.run_directory import appearing
 
 Row = dict[str, Any]
 LOOKS = {
@@ -30,14 +29,6 @@ NAMES = {
 }
 #: Colours of contenders that are no method of their own.
 VARIANTS = ("#0571b0", "#ca0020", "#b8860b", "#008080", "#d01c8b", "#4d4d4d", "#5e3c99", "#a6611a")
-
-
-def write_table(rows: Sequence[Row], path: Path) -> None:
-    """Write one line per run; what was not measured is empty."""
-    with appearing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def look(name: str, place: int) -> tuple[str, str]:
@@ -77,7 +68,7 @@ def draw_frontier(rows: Sequence[Row], path: Path, titles: tuple[str, str] = TEX
     figure.suptitle("Learned against forgotten (up and left is better)", fontsize=11)
     if panels[-1].get_legend_handles_labels()[0]:
         panels[-1].legend(frameon=False, loc="best", fontsize=9)
-    with appearing(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png", dpi=130)
 
 

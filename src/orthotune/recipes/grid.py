@@ -15,9 +15,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from orthotune.errors import RecipeError
+from orthotune.files.json_file import write_json
+from orthotune.files.platforms import processors
 from orthotune.recipes import load
 from orthotune.recipes.method_settings import METHODS, MethodSettings
-from orthotune.training.run_directory import write_json
 from orthotune.training.run_record import versions
 
 #: What a grid varies or does for every run, and what is written instead of it.
@@ -102,7 +103,7 @@ def records(
         for name, settings in cells:
             yield name, run(settings, say)
         return
-    threads = max(1, (os.cpu_count() or 1) // parallel)
+    threads = max(1, processors() // parallel)
     # spawn: a forked process would share the parent's thread pools and GPU state.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(parallel, mp_context=spawn, initializer=_begin, initargs=(threads,)) as pool:

@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from orthotune.files.atomic import atomic_write
 from orthotune.recipes.frontier import NAMES, looks
 from orthotune.recipes.image_tasks import Task
-from orthotune.training.run_directory import appearing
 
 Row = dict[str, Any]
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -155,5 +155,5 @@ def _figure(draw: Callable[[Any], None], path: Path, title: str, size: tuple[flo
     for axes in figure.axes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    with appearing(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png", dpi=120)

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from orthotune.files.json_file import read_json, write_json
+from orthotune.files.tables import write_table
 from orthotune.recipes.compare_summary import chosen_ways, summary
-from orthotune.recipes.frontier import draw_frontier, write_table
+from orthotune.recipes.frontier import draw_frontier
 from orthotune.recipes.image_tasks import Scores, Task
-from orthotune.training.run_directory import read_json, write_json
 from orthotune.worlds.image_scores import Split
 
 FILE = "strengths.json"
@@ -51,7 +52,7 @@ def write_points(task: Task, found: list[Row], against: str, folder: Path) -> di
     """Write ``points.csv``, ``equal-gain.png`` and ``equal-gain.json``; the last one's content is returned."""
     columns = dict.fromkeys(key for row in found for key in row)
     columns |= dict.fromkeys(("test_gain", "test_forgetting"))
-    write_table([{key: row.get(key) for key in columns} for row in found], folder / "points.csv")
+    write_table(folder / "points.csv", found, list(columns))
     draw_frontier(found, folder / "equal-gain.png", titles=(f"gain in {task.words[task.learned]}", _lost(task)))
     beside = summary(found, against)
     write_json(folder / "equal-gain.json", beside)

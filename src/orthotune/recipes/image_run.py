@@ -16,13 +16,15 @@ from orthotune.diffusion.loop_options import LoopOptions
 from orthotune.diffusion.samples import Sampler, Samples, draw_progress
 from orthotune.diffusion.saved_adapter import save_adapter
 from orthotune.diffusion.trainee import Trainee
+from orthotune.files.atomic import atomic_write
+from orthotune.files.json_file import read_json, write_json
 from orthotune.recipes.image_job import ImageJob, adapt, open_model
 from orthotune.recipes.image_settings import ImageSettings
 from orthotune.training import adapters, processes
 from orthotune.training.curve import draw_scores
 from orthotune.training.metrics_log import MetricsLog
 from orthotune.training.quiet import quiet
-from orthotune.training.run_directory import RunDirectory, appearing, read_json, write_json
+from orthotune.training.run_directory import RunDirectory
 from orthotune.training.run_record import RunRecord, device_name, versions
 from orthotune.training.weight_pairs import weight_change
 
@@ -128,7 +130,7 @@ class _Run:
         return draw
 
     def _save(self, trainee: Trainee, folder: Path) -> None:
-        with appearing(folder) as partial:
+        with atomic_write(folder) as partial:
             if self.settings.method == "full":
                 trainee.family.pipeline.save_pretrained(partial)
             else:

@@ -11,6 +11,7 @@ from typing import Any
 
 from orthotune.diffusion.family import Family
 from orthotune.diffusion.hint_encoder import load_hint_encoder
+from orthotune.files.json_file import read_json
 from orthotune.recipes import control, subject
 from orthotune.recipes.control import ControlSettings
 from orthotune.recipes.control_scores import DrawnScores
@@ -18,7 +19,6 @@ from orthotune.recipes.image_run import ADAPTER, MODEL, run_image
 from orthotune.recipes.image_settings import ImageSettings
 from orthotune.recipes.image_strength import finished
 from orthotune.recipes.subject_settings import SubjectSettings
-from orthotune.training.run_directory import read_json
 from orthotune.training.run_record import RunRecord
 from orthotune.worlds.image_scores import Split, SubjectScores, base_family
 

@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import Field, create_model
 
 from orthotune.errors import RecipeError
+from orthotune.files.json_file import read_json
 from orthotune.formats.adapter_file import CONFIG_NAME
 from orthotune.recipes import load
 from orthotune.recipes.magnitude_kinds import KINDS
 from orthotune.recipes.method_settings import MethodSettings
-from orthotune.training.run_directory import read_json
 from orthotune.training.run_record import RunRecord
 
 Say = Callable[[str], None]

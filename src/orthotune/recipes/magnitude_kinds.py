@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from orthotune.loading.load import load_adapter
+from orthotune.operations.load import load_adapter
 from orthotune.recipes.method_settings import MethodSettings
 from orthotune.training.run_record import RunRecord
 from orthotune.tuner.magnitude import free_magnitudes

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from orthotune.files.atomic import atomic_write
+from orthotune.files.json_file import read_json, write_json
 from orthotune.metrics.drift import text_drift
 from orthotune.recipes.settings import WORLD, SFTSettings
 from orthotune.recipes.sft_data import examples_for, kept_examples, said_of_kept, said_of_old
@@ -25,7 +27,7 @@ from orthotune.training.keep_outputs import KeepOutputs
 from orthotune.training.metrics_log import MetricsLog
 from orthotune.training.progress import ProgressBar
 from orthotune.training.quiet import quiet
-from orthotune.training.run_directory import RunDirectory, appearing, read_json, step_of, write_json
+from orthotune.training.run_directory import RunDirectory, step_of
 from orthotune.training.run_record import RunRecord, WeightChange, device_name, versions
 from orthotune.training.sharded_model import is_sharded
 from orthotune.training.weight_pairs import weight_change
@@ -153,7 +155,7 @@ def _train(
     kept = "model" if full else "adapter"
     whole = trainer.whole_state()
     if main:
-        with appearing(home.path / kept) as partial:
+        with atomic_write(home.path / kept) as partial:
             trainer.model.save_pretrained(partial, state_dict=whole)
             tokenizer.save_pretrained(partial)
         draw_curve(log.lines, home.path / "curve.png", f"{settings.method}, learning rate {settings.learning_rate:g}")

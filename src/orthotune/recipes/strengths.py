@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from orthotune import PeftModel
 from orthotune.errors import RecipeError
+from orthotune.files.json_file import read_json, write_json
 from orthotune.metrics.text_loss import TokenRow, mean_loss
+from orthotune.quantized.loading_options import place
 from orthotune.recipes.settings import WORLD, SFTSettings
 from orthotune.recipes.sft_data import examples_for
 from orthotune.training import sft_trainer
 from orthotune.training.causal_model import load_model, load_tokenizer
-from orthotune.training.quantization import place
 from orthotune.training.quiet import quiet
-from orthotune.training.run_directory import read_json, write_json
 from orthotune.training.text_data import Examples
 from orthotune.worlds import text as text_world
 

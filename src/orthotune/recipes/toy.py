@@ -145,12 +145,12 @@ def correlation(one: Tensor, other: Tensor) -> float:
 
 def write(result: ToyResult, settings: ToySettings, folder: Path) -> None:
     """Write ``toy.json``, ``toy.csv`` and ``toy.png`` into ``folder``, which exists."""
-    from orthotune.recipes.frontier import write_table
+    from orthotune.files.json_file import write_json
+    from orthotune.files.tables import write_table
     from orthotune.recipes.toy_picture import draw
-    from orthotune.training.run_directory import write_json
 
     rows = [found.row() for found in result.reconstructions]
     facts = {"mean_colour_error": result.mean_colour_error, "seconds": result.seconds}
     write_json(folder / "toy.json", {"settings": settings.model_dump(), "reconstructions": rows, **facts})
-    write_table(rows, folder / "toy.csv")
+    write_table(folder / "toy.csv", rows)
     draw(result, folder / "toy.png")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orthotune.training.run_directory import appearing
+from orthotune.files.atomic import atomic_write
 
 if TYPE_CHECKING:
     from orthotune.recipes.toy import ToyResult
@@ -42,5 +42,5 @@ def draw(result: ToyResult, path: Path) -> None:
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    with appearing(path) as partial:
+    with atomic_write(path) as partial:
         picture.quantize(256).save(partial, format="PNG")  # a third of the bytes, and no difference to the eye

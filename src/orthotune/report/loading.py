@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orthotune.report.records import Records
 
-#: Names in the settings that stand for the model inside the package.
+#: Names in the settings that stand for the built-in models.
 TEXT_WORLD, IMAGE_WORLD = "text-world", "image-world"
 
 

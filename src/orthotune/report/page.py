@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orthotune.errors import DataError, OutputError
+from orthotune.errors import DataError
+from orthotune.files.atomic import write_bytes
 from orthotune.report import wording
 from orthotune.report.comparison import comparison
 from orthotune.report.curves import charts
@@ -44,15 +44,9 @@ def write_report(
     """
     records = read_records(run_dir, adapter, compared)
     page = render(records)
-    path, partial = records.folder / NAME, records.folder / f".{NAME}.{os.getpid()}.partial"
-    try:
-        # A record can hold halves of surrogate pairs, which no file can.
-        partial.write_text(page, encoding="utf-8", errors="replace")
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"writing {path}", got=error.strerror or str(error)) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    path = records.folder / NAME
+    # A record can hold halves of surrogate pairs, which no file can.
+    write_bytes(path, page.encode("utf-8", errors="replace"))
     return path
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orthotune.errors import DataError
+from orthotune.files.json_file import complete_json_lines, read_json, read_json_list
 
 RUN, COMPARISON, SAMPLES, METRICS = "run.json", "comparison.json", "samples.json", "metrics.jsonl"
 
@@ -60,30 +60,13 @@ def read_records(
         )
     pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
     samples: list[Mapping[str, Any]] = [row for row in _read(folder / SAMPLES, []) if isinstance(row, dict)]
-    metrics = _lines(folder / METRICS)
+    # A run that was cut off may have left half a line.
+    metrics: list[Mapping[str, Any]] = [*complete_json_lines(folder / METRICS)]
     return Records(folder, run, comparison, samples, pictures, adapter or {}, metrics, compared or {})
-
-
-def _lines(path: Path) -> list[Mapping[str, Any]]:
-    """The lines that can be read: a run that was cut off may have left half a line."""
-    found: list[Mapping[str, Any]] = []
-    try:
-        texts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        for text in texts:
-            line = json.loads(text)
-            found += [line] if isinstance(line, dict) else []
-    except (OSError, ValueError):
-        return found
-    return found
 
 
 def _read(path: Path, empty: Any) -> Any:
     if not path.is_file():
         return empty
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read", got=str(error), do="Run the training again") from error
-    if not isinstance(content, type(empty)):
-        raise DataError(f"{path} is no record", got=type(content).__name__, needed=type(empty).__name__)
-    return content
+    read = read_json if isinstance(empty, dict) else read_json_list
+    return read(path, do="Run the training again")

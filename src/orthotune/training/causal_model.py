@@ -11,7 +11,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orthotune.errors import RecipeError
-from orthotune.training.quantization import loading_options
+from orthotune.quantized.loading_options import loading_options
+from orthotune.training import processes
 
 
 def choose_dtype(name: str) -> torch.dtype:
@@ -26,12 +27,12 @@ def load_model(source: str, dtype: torch.dtype, quantization: str | None = None)
     """The model in ``source`` (path or hub name), in ``dtype`` whatever it is stored in, without dropout.
 
     Dropout is off so that a loss means the same in training and in measuring, and runs can be repeated.
-    ``quantization`` is a word of ``training/quantization.py``; what is not quantized is in ``dtype``.
+    ``quantization`` is a word of ``quantized/loading_options.py``; what is not quantized is in ``dtype``.
 
     Raises:
         RecipeError: no such model, it has code of its own, which is never run, or it cannot be quantized so.
     """
-    options = loading_options(quantization, source, dtype) if quantization else {}
+    options = loading_options(quantization, source, dtype, processes.count()) if quantization else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, **options)
     except (OSError, ValueError, SafetensorError) as fault:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from orthotune.errors import OutputError
-from orthotune.training.checkpoint_manifest import MANIFEST, check, seal, to_disk
+from orthotune.files import atomic
+from orthotune.files.json_file import read_json
+from orthotune.training.checkpoint_manifest import MANIFEST, check, seal
 
 #: The step in a checkpoint's name, which only orders them; what counts is the step inside.
 _NAME = re.compile(r"checkpoint-(\d{1,18})")
-_LEFT_OVER = re.compile(r"\.checkpoint-\d+\.(part|old)")
 Say = Callable[[str], None]
 
 
@@ -33,7 +31,7 @@ def new_checkpoint(home: Path, step: int, keep: int | None = None) -> Iterator[P
         keep: how many stay, this one included; all of them if None.
 
     Raises:
-        OSError, or what the block raises: nothing has appeared, and nothing was removed.
+        OSError, OutputError, or what the block raises: nothing has appeared, and nothing was removed.
 
     Example:
         >>> with new_checkpoint(Path("runs/a/checkpoints"), 50, keep=2) as folder:  # doctest: +SKIP
@@ -41,18 +39,17 @@ def new_checkpoint(home: Path, step: int, keep: int | None = None) -> Iterator[P
     """
     final, partial = home / f"checkpoint-{step}", home / f".checkpoint-{step}.part"
     home.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
+    atomic.remove(partial)
     try:
         partial.mkdir()
         yield partial
         seal(partial, step)
-        _exchange(partial, final)
-        to_disk(home)
+        atomic.put_in_place(partial, final)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        atomic.remove(partial)
     if keep is not None:
         for old in [path for path in by_step(home) if path != final][max(1, keep) - 1 :]:
-            shutil.rmtree(old, ignore_errors=True)
+            atomic.remove(old)
 
 
 def newest(home: Path, say: Say | None = None) -> Path | None:
@@ -83,35 +80,18 @@ def by_step(home: Path) -> list[Path]:
 
 def sweep(home: Path) -> None:
     """Remove what a process that was killed left of a checkpoint, except one that was just about to be exchanged."""
-    for path in home.glob(".checkpoint-*") if home.is_dir() else ():
-        if _LEFT_OVER.fullmatch(path.name):
-            final = home / path.name.removeprefix(".").rpartition(".")[0]
-            if path.suffix == ".old" and not final.exists():
-                os.replace(path, final)
-            else:
-                shutil.rmtree(path, ignore_errors=True)
+    atomic.sweep(home, names=r"checkpoint-\d+")
 
 
 def state_is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint without a manifest was written to its end: the trainer writes its state last."""
     try:
         return isinstance(trainer_step(checkpoint), int)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return False
 
 
 def trainer_step(checkpoint: Path) -> int:
     """The step that the trainer's own state of a checkpoint tells."""
-    step: int = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    step: int = read_json(checkpoint / "trainer_state.json")["global_step"]
     return step
-
-
-def _exchange(partial: Path, final: Path) -> None:
-    if not final.exists():
-        os.replace(partial, final)
-        return
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    os.replace(final, old)
-    os.replace(partial, final)
-    shutil.rmtree(old, ignore_errors=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from orthotune.errors import OutputError
+from orthotune.files.atomic import flush
+from orthotune.files.json_file import read_json, write_json
 
 MANIFEST, VERSION = "manifest.json", 1
 #: Bytes of a file that are held at once.
@@ -20,21 +20,14 @@ def seal(folder: Path, step: int) -> None:
     """Bring every file of a checkpoint to the disk, then write ``manifest.json``: step, and sha256 and size by file.
 
     Raises:
-        OSError: a file cannot be read, or the manifest not written.
+        OSError, OutputError: a file cannot be read, or the manifest not written.
     """
+    flush(folder)
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST):
-        with path.open("r+b") as file:
-            os.fsync(file.fileno())
         files[path.relative_to(folder).as_posix()] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
     content: dict[str, Any] = {"version": VERSION, "step": step, "files": files}
-    text = json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n"
-    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    for inner in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
-        to_disk(inner)
+    write_json(folder / MANIFEST, {**content, "sha256": _digest(content)})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -43,13 +36,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         OutputError: there is none, or it is no longer what was written; says which.
     """
+    if not (folder / MANIFEST).is_file():
+        raise OutputError(f"checkpoint {folder}", got=f"no {MANIFEST}, so it was cut off in writing")
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found = read_json(folder / MANIFEST)
         kept = {name: value for name, value in found.items() if name != "sha256"}
         whole = found["sha256"] == _digest(kept) and isinstance(kept["step"], int) and isinstance(kept["files"], dict)
-    except FileNotFoundError as fault:
-        raise OutputError(f"checkpoint {folder}", got=f"no {MANIFEST}, so it was cut off in writing") from fault
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
+    except (ValueError, KeyError, TypeError) as fault:
         raise OutputError(f"checkpoint {folder}", got=f"a {MANIFEST} that cannot be read") from fault
     if not whole:
         raise OutputError(f"checkpoint {folder}", got=f"a {MANIFEST} that was altered")
@@ -82,16 +75,6 @@ def check(folder: Path) -> int:
         if not same:
             raise OutputError(f"checkpoint {folder}", got=f"another checksum of {name} than when it was written")
     return int(manifest["step"])
-
-
-def to_disk(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the system can do that."""
-    with suppress(OSError):
-        place = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(place)
-        finally:
-            os.close(place)
 
 
 def _sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from orthotune.files.platforms import ending_signals
 
 
 class Stopped(KeyboardInterrupt):
@@ -55,7 +55,7 @@ class StopOnSignal:
 
     def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._on_signal) for number in ending_signals()}
         return self
 
     def __exit__(

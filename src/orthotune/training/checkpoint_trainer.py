@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
+from orthotune.files.atomic import put_in_place
+from orthotune.files.json_file import read_json_list, write_json
 from orthotune.training.checkpoint_folder import new_checkpoint
 from orthotune.training.checkpoint_on_signal import StopOnSignal
 from orthotune.training.failed_save import OnFailedSave, bearing
@@ -73,7 +74,7 @@ class CheckpointTrainer(SFTTrainer):
         if isinstance(resume_from_checkpoint, str):
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, "trainer_state.json")))
             kept = Path(resume_from_checkpoint, SKIPPED)
-            self.skipped = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
+            self.skipped = read_json_list(kept) if kept.is_file() else []
             if 0 < state.max_steps <= state.global_step:
                 self._load_from_checkpoint(resume_from_checkpoint)
                 self.state = state
@@ -171,7 +172,7 @@ class CheckpointTrainer(SFTTrainer):
                 self._save_into(folder, model, trial)
                 wait()
                 _flatten(folder, f"checkpoint-{step}")
-                (folder / SKIPPED).write_text(json.dumps(self.skipped), encoding="utf-8")
+                write_json(folder / SKIPPED, self.skipped)
         wait()
 
     def _save_into(self, folder: Path, model: Any, trial: Any) -> None:
@@ -213,5 +214,5 @@ def _flatten(folder: Path, inner: str) -> None:
         if path.name in ("training_args.bin", "README.md"):
             path.unlink()
         else:
-            path.rename(folder / path.name)
+            put_in_place(path, folder / path.name)
     (folder / inner).rmdir()

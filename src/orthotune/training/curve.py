@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from orthotune.files.atomic import atomic_write
 from orthotune.training.metrics_log import Line
-from orthotune.training.run_directory import appearing
 
 NEW, OLD, TRAINING = "#1b7837", "#b2182b", "#9e9e9e"
 
@@ -47,7 +47,7 @@ def draw_curve(lines: Sequence[Line], path: Path, title: str) -> None:
         axes.set_ylabel("loss, nats/token")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    with appearing(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png", dpi=130)
 
 
@@ -79,7 +79,7 @@ def draw_scores(lines: Sequence[Line], path: Path, title: str, names: Sequence[s
         axes.set_xlabel("step")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    with appearing(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png", dpi=130)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from orthotune.diagnosis.diagnose import Diagnosis, diagnose
 from orthotune.layers.base import OFTLayer
+from orthotune.operations.diagnosis.diagnose import Diagnosis, diagnose
 from orthotune.training.clipping import before_clipping
 from orthotune.training.metrics_log import Line, MetricsLog
 from orthotune.training.sharded_model import is_sharded

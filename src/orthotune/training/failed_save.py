@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from safetensors import SafetensorError
-
 from orthotune.errors import OutputError
+from orthotune.files.failed_write import is_failed_write, reason
 from orthotune.training.checkpoint_folder import by_step
 
 OnFailedSave = Literal["stop", "go-on"]
@@ -37,7 +36,7 @@ def bearing(home: Path, step: int, on_failed_save: OnFailedSave, say: Callable[[
     try:
         yield
     except Exception as fault:
-        if not is_refused_write(fault):
+        if not is_failed_write(fault):
             raise
         error = OutputError(
             f"the checkpoint of step {step} could not be written to {home}",
@@ -57,25 +56,3 @@ def kept(home: Path) -> str:
         'there is no checkpoint yet'
     """
     return next((f"{path.name} is kept" for path in by_step(home)), "there is no checkpoint yet")
-
-
-def is_refused_write(fault: BaseException) -> bool:
-    """Whether an error is that of a file that could not be written, by whichever library wrote it."""
-    return isinstance(fault, (OSError, SafetensorError, OutputError)) or _is_torch_writer(fault)
-
-
-def reason(fault: BaseException) -> str:
-    """Why a write was refused, in the system's words where a library passes them on."""
-    if isinstance(fault, OSError) and fault.strerror:
-        return fault.strerror
-    if isinstance(fault, OutputError) and fault.got:
-        return fault.got
-    if _is_torch_writer(fault):
-        return "a write that the system refused (the disk is full?)"
-    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
-
-
-def _is_torch_writer(fault: BaseException) -> bool:
-    """torch tells of a write that failed by where in its archive writer it happened."""
-    marks = ("inline_container", "PytorchStreamWriter", "file write failed")
-    return isinstance(fault, RuntimeError) and any(mark in str(fault) for mark in marks)

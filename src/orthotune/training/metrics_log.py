@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from orthotune.errors import OutputError
-from orthotune.training.failed_save import OnFailedSave, reason
-from orthotune.training.run_directory import appearing, finite
+from orthotune.files.atomic import write_bytes
+from orthotune.files.failed_write import reason
+from orthotune.files.json_file import complete_json_lines, finite, json_line
+from orthotune.training.failed_save import OnFailedSave
 
 Line = dict[str, Any]
 
@@ -51,8 +52,7 @@ class MetricsLog:
         if path is None:
             return
         self.lines = [line for line in read_lines(path) if line["step"] <= from_step] if from_step else []
-        with appearing(path) as partial:
-            partial.write_bytes(b"".join(map(_text, self.lines)))
+        write_bytes(path, b"".join(map(_text, self.lines)))
         self._bytes = path.stat().st_size
 
     def attach(self, step: int, values: Line) -> None:
@@ -73,6 +73,7 @@ class MetricsLog:
         attached, self._attached = self._attached, {}
         if attached and attached["step"] != line["step"]:
             self.append(attached)
+        # The same lines in memory as in the file, which has no NaN.
         line = finite(attached | line if attached.get("step") == line["step"] else line)
         self.lines.append(line)
         if self.path is not None:
@@ -116,17 +117,9 @@ class MetricsLog:
 
 
 def _text(line: Line) -> bytes:
-    return (json.dumps(line) + "\n").encode()
+    return json_line(line).encode()
 
 
 def read_lines(path: Path) -> list[Line]:
     """The lines of the file; a last line that was cut off in writing is left out."""
-    if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+    return complete_json_lines(path)

@@ -49,7 +49,7 @@ def check_launch(word: str) -> None:
             needed="one process" if word == "none" else "two or more",
             do="Say distributed=ddp, or fsdp2, zero2 or zero3"
             if word == "none"
-            else f"Launch it: torchrun --nproc-per-node 2 -m orthotune_cli.main train sft ... distributed={word}, "
+            else f"Launch it: torchrun --nproc-per-node 2 -m orthotune train sft ... distributed={word}, "
             "or leave distributed out",
         )
     for variable, engine in ENGINES.items():

@@ -1,23 +1,18 @@
-"""A run's directory: refused before any training when it cannot be used; what appears in it appears whole."""
+"""A run's directory: refused before any training when it cannot be used; what appears in it is complete."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import shutil
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from orthotune.errors import OutputError, RecipeError
+from orthotune.files.atomic import sweep
+from orthotune.files.json_file import read_json, write_json
 from orthotune.training import checkpoint_folder
-from orthotune.training.checkpoint_manifest import MANIFEST, check, read_manifest, to_disk
-from orthotune.training.failed_save import reason
+from orthotune.training.checkpoint_manifest import MANIFEST, check, read_manifest
 from orthotune.training.run_lock import RunLock
 
 # Settings that may differ between a run and its continuation without changing what comes out.
@@ -70,10 +65,10 @@ class RunDirectory:
         try:
             checkpoint = self._checked(settings, resume, say)
         except BaseException:
-            self._lock.give_back()
+            self._lock.release()
             raise
         if self.finished:
-            self._lock.give_back()
+            self._lock.release()
         return checkpoint
 
     def _checked(self, settings: dict[str, Any], resume: str, say: Callable[[str], None] | None) -> Path | None:
@@ -89,14 +84,13 @@ class RunDirectory:
 
     def claim(self, settings: dict[str, Any]) -> None:
         """Note what is run here, and remove what a killed process left half-written; another run is refused now."""
-        for left in self.path.glob(".*.part"):
-            _remove(left)
+        sweep(self.path)
         checkpoint_folder.sweep(self.checkpoints)
         write_json(self.settings, settings)
 
     def drop_if_empty(self) -> None:
         """Let others open the directory again; remove it when the run failed before it wrote anything."""
-        self._lock.give_back()
+        self._lock.release()
         with suppress(OSError):
             self.path.rmdir()
 
@@ -155,59 +149,3 @@ def _given(checkpoint: Path) -> Path:
     except OutputError as fault:
         raise RecipeError(said, got=fault.got, do=do) from fault
     return checkpoint
-
-
-@contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write a file or a directory to; it takes the name ``path`` when all went well.
-
-    Example:
-        >>> with appearing(Path("a.txt")) as partial:  # doctest: +SKIP
-        ...     partial.write_text("whole or not at all")
-    """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield partial
-        for file in partial.rglob("*") if partial.is_dir() else [partial]:
-            if file.is_file():
-                with file.open("r+b") as written:
-                    os.fsync(written.fileno())  # a rename may reach the disk before the bytes do
-        if path.is_dir():
-            os.replace(path, old := partial.with_suffix(".old.part"))
-            os.replace(partial, path)
-            _remove(old)
-        else:
-            os.replace(partial, path)
-        to_disk(path.parent)
-    except (OSError, SafetensorError) as fault:
-        raise OutputError(f"writing {path}", got=reason(fault)) from fault
-    finally:
-        _remove(partial)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` as an indented JSON file, whole or not at all."""
-    with appearing(path) as partial:
-        partial.write_text(json.dumps(finite(content), indent=2) + "\n", encoding="utf-8")
-
-
-def finite(content: Any) -> Any:
-    """``content`` with numbers that JSON cannot hold (a loss that diverged) as None."""
-    if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in the file."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from orthotune.errors import DataError
+from orthotune.files.json_file import read_json_lines, read_json_list
 
 Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".json", ".parquet", ".txt")
+NEEDED = 'an object such as {"text": "..."}'
 
 
 def read_rows(path: Path) -> list[tuple[str, Row]]:
@@ -48,28 +49,17 @@ def _read_file(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Row]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                place = f"{path}, line {number}"
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as fault:
-                    raise DataError(f"{place}: not JSON", got=f"{fault.msg} at column {fault.colno}") from fault
-                yield place, _object(row, place)
+    for number, row in read_json_lines(path, needed=NEEDED):
+        yield f"{path}, line {number}", row
 
 
 def _json_list(path: Path) -> Iterator[tuple[str, Row]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as fault:
-        do = "If each line is an object of its own, name the file .jsonl"
-        raise DataError(f"{path}, line {fault.lineno}: not JSON", got=fault.msg, do=do) from fault
-    if not isinstance(rows, list):
-        raise DataError(f"data file {path}", got=type(rows).__name__, needed="a list of objects")
-    for number, row in enumerate(rows):
+    hint = "If each line is an object of its own, name the file .jsonl"
+    for number, row in enumerate(read_json_list(path, needed="a list of objects", do=hint)):
         place = f"{path}, row {number}"
-        yield place, _object(row, place)
+        if not isinstance(row, dict):
+            raise DataError(place, got=f"a JSON {type(row).__name__}", needed=NEEDED)
+        yield place, row
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
@@ -82,12 +72,6 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
         raise DataError(f"data file {path}", got=str(fault).splitlines()[0], needed="a parquet file") from fault
     for number, row in enumerate(table.to_pylist()):
         yield f"{path}, row {number}", row
-
-
-def _object(row: Any, place: str) -> Row:
-    if not isinstance(row, dict):
-        raise DataError(place, got=f"a JSON {type(row).__name__}", needed='an object such as {"text": "..."}')
-    return row
 
 
 def _or(names: tuple[str, ...]) -> str:

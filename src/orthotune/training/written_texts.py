@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,11 @@ from transformers import GenerationConfig
 from trl import SFTTrainer
 
 from orthotune.errors import DataError
+from orthotune.files.atomic import write_bytes, write_text
+from orthotune.files.json_file import json_line, read_json_lines
 from orthotune.metrics.text_loss import TokenRow
 from orthotune.training.adapter_off import adapter_off
-from orthotune.training.run_directory import RunDirectory, appearing
+from orthotune.training.run_directory import RunDirectory
 
 #: how many are written, and how many at the same time, which a cache of keys and values must fit beside
 TEXTS, AT_ONCE = 64, 16
@@ -36,8 +37,7 @@ def write_texts(model: Any, tokenizer: Any, path: Path, max_length: int, seed: i
             rows += _write(model, tokenizer, min(AT_ONCE, count - start), max_length)
     # The tokens too: what was cut in the middle of a letter would come back from its text as others.
     lines = [{"text": tokenizer.decode(row[1:], skip_special_tokens=True), "input_ids": row} for row in rows]
-    with appearing(path) as partial:
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_text(path, "".join(map(json_line, lines)))
 
 
 def read_texts(path: Path) -> list[TokenRow]:
@@ -47,14 +47,14 @@ def read_texts(path: Path) -> list[TokenRow]:
         DataError: it is missing or damaged.
     """
     try:
-        lines = [json.loads(line)["input_ids"] for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line["input_ids"] for _, line in read_json_lines(path)]
         rows = [TokenRow([int(token) for token in ids], [int(token) for token in ids]) for ids in lines]
         if not rows:
             raise ValueError("no text in it")
-    except (OSError, ValueError, TypeError, KeyError) as fault:
+    except (ValueError, TypeError, KeyError) as fault:
         raise DataError(
             f"texts in {path}",
-            got="no such file" if isinstance(fault, FileNotFoundError) else f"{type(fault).__name__}: {fault}",
+            got="no such file" if not path.exists() else f"{type(fault).__name__}: {fault}",
             needed="the texts that this run began with",
             do="Put the file back, or begin a new run with output=PATH",
         ) from fault
@@ -74,8 +74,7 @@ def texts_of_run(home: RunDirectory, checkpoint: Path | None, trainer: SFTTraine
     before = checkpoint.parents[1] / FILE
     rows = read_texts(before)
     if before.resolve() != path.resolve():  # a checkpoint of another folder
-        with appearing(path) as partial:
-            partial.write_bytes(before.read_bytes())
+        write_bytes(path, before.read_bytes())
     return rows
 
 

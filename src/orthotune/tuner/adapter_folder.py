@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from peft.utils import CONFIG_NAME
 
 from orthotune.errors import AdapterFileError, nearest
+from orthotune.files.json_file import read_json
 
 NEEDED = "the JSON object of an adapter's settings, with its peft_type"
 AGAIN = "Get adapter_config.json and the weights from the same place again"
@@ -20,24 +20,8 @@ def check_json(path: str | os.PathLike[str]) -> None:
 
     Raises:
         AdapterFileError: names the file, and where it breaks off.
-        OSError: it cannot be read.
     """
-    with open(path, "rb") as file:
-        raw = file.read()
-    try:
-        # The encoding that PEFT's own open() has, by which it reads the same bytes next.
-        fields = json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as fault:
-        got = f"bytes that are no text, from byte {fault.start} on"
-    except json.JSONDecodeError as fault:
-        got = f"no JSON: {fault.msg} in line {fault.lineno}" if raw.strip() else "an empty file"
-    except RecursionError:
-        got = "JSON that is nested too deep"
-    else:
-        if isinstance(fields, dict):
-            return
-        got = f"JSON that is no object but {ascii(fields)[:60]}"
-    raise AdapterFileError(f"the adapter's config {path}", got=got, needed=NEEDED, do=AGAIN) from None
+    read_json(path, named="the adapter's config", error=AdapterFileError, needed=NEEDED, do=AGAIN)
 
 
 def check_type(path: str | os.PathLike[str], fields: dict[str, Any], known: Collection[Any]) -> None:

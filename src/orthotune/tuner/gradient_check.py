@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orthotune.formats.safetensors_file import shortened
+from orthotune.files.names import shortened
 from orthotune.layers.base import OFTLayer
 from orthotune.tuner.float32 import keep_float32
 

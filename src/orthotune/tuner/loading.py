@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from orthotune.errors import AdapterFileError
-from orthotune.formats.safetensors_file import shortened
+from orthotune.files.names import shortened
 from orthotune.layers.base import OFTLayer
 from orthotune.tuner.adapter_keys import PREFIX, adapter_keys
 

@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch import nn
 
 from orthotune.errors import ConfigError
-from orthotune.formats.safetensors_file import shortened
+from orthotune.files.names import shortened
 from orthotune.layers.base import OFTLayer
 
 

@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from orthotune.errors import MergeError
-from orthotune.formats.safetensors_file import shortened
+from orthotune.files.names import shortened
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.parametrization.sharding import cannot_merge, refuse_parts
 from orthotune.layers.quantized_linear import QuantizedLinear

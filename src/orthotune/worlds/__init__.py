@@ -1,1 +1,1 @@
-"""The embedded default models and data, with the scripts that built them."""
+"""The built-in models and their data: how they are loaded, drawn and scored. The files are in ``orthotune_worlds``."""

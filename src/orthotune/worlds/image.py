@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orthotune.errors import DataError
+from orthotune.files.installed_worlds import home, need
 
 if TYPE_CHECKING:
     import torch
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
     from orthotune.worlds.image_judges import Judge
     from orthotune.worlds.image_sources import Sources
 
-_HOME = Path(__file__).parent / "image"
-
-PIPELINE: Path = _HOME / "pipeline"
-CARD: Path = _HOME / "card.json"
-DATA: Path = _HOME / "data.safetensors"
-JUDGES: dict[str, Path] = {"digit": _HOME / "digit_judge.safetensors", "subject": _HOME / "subject_judge.safetensors"}
+#: The folder that ``from_pretrained`` reads, the model card, the digits and textures, and the judges by name.
+PIPELINE: Path
+CARD: Path
+DATA: Path
+JUDGES: dict[str, Path]
+_JUDGES = ("digit", "subject")
 
 #: What the subject's pictures and those of its class are called.
 SUBJECT_PROMPT, CLASS_PROMPT = "a sks digit", "a digit"
@@ -41,9 +42,9 @@ def load_pipeline(dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    _need(PIPELINE / "model_index.json", "pipeline")
+    folder = need(home("image") / "pipeline" / "model_index.json", "pipeline of the image world").parent
     pipeline = StableDiffusionPipeline.from_pretrained(
-        PIPELINE, torch_dtype=dtype or torch.float32, local_files_only=True, safety_checker=None
+        folder, torch_dtype=dtype or torch.float32, local_files_only=True, safety_checker=None
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -53,18 +54,17 @@ def load_sources() -> Sources:
     """The digits and textures that the scenes are drawn with."""
     from orthotune.worlds.image_sources import read_sources
 
-    return read_sources(DATA)
+    return read_sources(home("image") / "data.safetensors")
 
 
 def load_judge(name: str) -> Judge:
     """``"digit"`` names the digit of a picture, ``"subject"`` says how alike two handwritten digits are."""
     from orthotune.worlds import image_judges
 
-    if name not in JUDGES:
-        raise DataError(f"judge {name!r} of the image world", needed=f"one of {', '.join(JUDGES)}")
-    _need(JUDGES[name], f"judge {name!r}")
-    outputs = image_judges.DIGITS if name == "digit" else image_judges.DIRECTIONS
-    return image_judges.load_judge(JUDGES[name], outputs)
+    if name not in _JUDGES:
+        raise DataError(f"judge {name!r} of the image world", needed=f"one of {', '.join(_JUDGES)}")
+    path = need(home("image") / f"{name}_judge.safetensors", f"judge {name!r} of the image world")
+    return image_judges.load_judge(path, image_judges.DIGITS if name == "digit" else image_judges.DIRECTIONS)
 
 
 def subject_scenes(sources: Sources) -> list[Scene]:
@@ -95,10 +95,10 @@ def control_scenes(sources: Sources, count: int, seed: int, held_out: bool) -> l
     return [draw_scene(rows, chance, textured=0.0) for _ in range(count)]
 
 
-def _need(path: Path, what: str) -> None:
-    if not path.is_file():
-        raise DataError(
-            f"{what} of the image world",
-            got=f"no file {path.name} in the installed package",
-            do="Reinstall orthotune, or build the world again with python -m orthotune.worlds.build_image",
-        )
+def __getattr__(name: str) -> Any:
+    """The paths are looked up when they are used: importing this module needs no file of the world."""
+    if name == "JUDGES":
+        return {judge: home("image") / f"{judge}_judge.safetensors" for judge in _JUDGES}
+    if name in ("PIPELINE", "CARD", "DATA"):
+        return home("image") / {"PIPELINE": "pipeline", "CARD": "card.json", "DATA": "data.safetensors"}[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from orthotune.diffusion.captions import METADATA, Example
 from orthotune.diffusion.image_folder import Picture, picture_of
 from orthotune.errors import DataError, OutputError
-from orthotune.training.run_directory import appearing
+from orthotune.files.atomic import atomic_write
 from orthotune.worlds import image
 from orthotune.worlds.image_captions import NUMBERS, SUBJECT, sentence
 from orthotune.worlds.image_data import Scene, compose, draw_scene, mask
@@ -103,7 +103,7 @@ def write_control(folder: Path, kind: str, count: int = 1500, seed: int = 0, hel
     they are not made of the pictures, and a ``metadata.jsonl`` that pairs and captions them.
     """
     examples = control_examples(kind, count, seed, held_out)
-    with appearing(_free(folder)) as partial:
+    with atomic_write(_free(folder)) as partial:
         for place in ("images", "conditions")[: 2 if kind == "segm" else 1]:
             (partial / place).mkdir(parents=True)
         lines = []
@@ -120,7 +120,7 @@ def write_control(folder: Path, kind: str, count: int = 1500, seed: int = 0, hel
 
 
 def _write(folder: Path, examples: Sequence[Example], texts: bool) -> Path:
-    with appearing(_free(folder)) as partial:
+    with atomic_write(_free(folder)) as partial:
         partial.mkdir(parents=True)
         for one in examples:
             (partial / f"{one.picture.name}.png").write_bytes(one.picture.content())

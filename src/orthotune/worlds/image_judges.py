@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from orthotune.files.safetensors_file import write_tensors
 from orthotune.worlds.image_captions import Prompt
 from orthotune.worlds.image_data import COLOURS, GROUNDS, TONES, as_input, visible
 
@@ -37,7 +38,7 @@ class Judge(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write the weights in half precision."""
-        save_file({name: value.half() for name, value in self.state_dict().items()}, path)
+        write_tensors(path, {name: value.half() for name, value in self.state_dict().items()})
 
 
 def load_judge(path: Path, outputs: int) -> Judge:

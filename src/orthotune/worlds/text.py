@@ -7,20 +7,23 @@ alone is code that it was pretrained on: for ``keep`` of the recipe to hold on t
 from __future__ import annotations
 
 import gzip
-import json
 from pathlib import Path
 
 from orthotune.errors import DataError, nearest
+from orthotune.files.installed_worlds import home, need
+from orthotune.files.json_file import json_object
 
-_HOME = Path(__file__).parent / "text"
-
-MODEL: Path = _HOME / "model"
-CARD: Path = _HOME / "card.json"
+#: The folder that ``from_pretrained`` reads, and the model card.
+MODEL: Path
+CARD: Path
 SPLITS: tuple[str, ...] = ("new_train", "new_validation", "new_test", "old_train", "old_validation", "old_test")
 
 
 def load_split(name: str) -> list[dict[str, str]]:
     """The documents of one of ``SPLITS``, each with its ``text`` and its ``source``.
+
+    Raises:
+        DataError: there is no such split, or its file is not installed.
 
     Example:
         >>> sorted(load_split("new_test")[0])
@@ -33,11 +36,12 @@ def load_split(name: str) -> list[dict[str, str]]:
             needed=f"one of {', '.join(SPLITS)}",
             do=f"Did you mean {close[0]!r}?" if close else None,
         )
-    path = _HOME / "data" / f"{name}.jsonl.gz"
-    if not path.is_file():
-        raise DataError(
-            f"split {name!r} of the text world",
-            got=f"no file {path.name} in the installed package",
-            do="Reinstall orthotune, or build the world again with python -m orthotune.worlds.build_text",
-        )
-    return [json.loads(row) for row in gzip.decompress(path.read_bytes()).decode().splitlines()]
+    path = need(home("text") / "data" / f"{name}.jsonl.gz", f"split {name!r} of the text world")
+    return [json_object(row) for row in gzip.decompress(path.read_bytes()).decode().splitlines()]
+
+
+def __getattr__(name: str) -> Path:
+    """``MODEL`` and ``CARD`` are looked up when they are used: importing this module needs no file of the world."""
+    if name in ("MODEL", "CARD"):
+        return home("text") / {"MODEL": "model", "CARD": "card.json"}[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,80 @@
+"""``orthotune convert``: an adapter file becomes one that another tool loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from orthotune.cli.bytes_bar import bytes_bar
+from orthotune.cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
+
+#: What --to takes, here once more so that help need not load the table; tests compare the two.
+TARGETS = (
+    "comfyui, lycoris, kohya-oft, kohya-oft-v2, kohya-boft, onetrainer, peft, peft-0.16, peft-0.14, peft-0.8, "
+    "peft-boft, orthotune; or diff."
+)
+
+if TYPE_CHECKING:
+    from orthotune.operations.convert import Converted
+
+
+def convert(
+    adapter: Path = typer.Argument(help="Adapter: a folder as PEFT writes it, or one file."),
+    out: Path = typer.Argument(help="What is written: a file, or a folder for the formats of PEFT and orthotune."),
+    to: str = typer.Option(..., "--to", help=TARGETS),
+    base: Path = typer.Option(None, "--base", "-b", help="Base model on this machine, where names or shapes need it."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, and write nothing."),
+    approximate: bool = typer.Option(False, "--approximate", help="Allow what is nearly the same; prints the error."),
+    linear: bool = typer.Option(False, "--linear", help="No layer of the adapter is a convolution."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is at OUT."),
+    series: str = SERIES,
+    coft: bool = COFT,
+    eps: float = EPS,
+    project: str = PROJECT,
+    boft_conv: str = BOFT_CONV,
+) -> None:
+    """Write an adapter for the tool that is to load it: without loss, or not at all unless --approximate is given.
+
+    Example: orthotune convert runs/demo/adapter adapter.safetensors --to kohya-oft-v2 --approximate
+    """
+    from orthotune.operations.convert import convert as converted
+
+    with bytes_bar() as progress:
+        done = converted(
+            adapter, out, to, base=base, dry_run=dry_run, approximate=approximate, linear=linear, overwrite=overwrite,
+            progress=progress, **said(series, coft, eps, project, boft_conv),
+        )  # fmt: skip
+    for line in lines(done):
+        typer.echo(line)
+
+
+def lines(done: Converted) -> list[str]:
+    """What the verb prints.
+
+    Example:
+        >>> from orthotune.operations.convert import Converted
+        >>> lines(Converted("kohya-oft", "diff", 2))[0]
+        'layers        2'
+    """
+    found = [f"layers        {done.layers}", f"from          {done.source}"]
+    found += [f"note          {note}" for note in done.notes]
+    if done.plan is None:
+        found.append("to            diff, exact for this base alone, and no orthogonal adapter any more")
+        if done.exported is None:
+            return [*found, "Nothing was written."]
+        found += [str(done.exported.report), f"{done.exported.changes} tensors of change, exact for this base alone"]
+        return [*found, f"written  {done.written}"]
+    from orthotune.formats.conversion_table import TARGETS
+
+    found.append(f"to            {done.target} ({TARGETS[done.target].tool}), {done.plan.verdict}")
+    found += [f"note          {note}" for note in done.plan.notes]
+    if done.written is None:
+        found += [f"because       {reason}: {len(names)} layers" for reason, names in done.plan.reasons.items()]
+        found += [f"needs --base  {reason}: {len(names)} layers" for reason, names in done.plan.needs_base.items()]
+        return [*found, "Nothing was written."]
+    if done.errors:
+        name = max(done.errors, key=lambda layer: done.errors[layer])
+        found.append(f"error         {done.errors[name]:.2e} at most (relative change of a weight), in {name}")
+    return [*found, f"written       {done.written}"]

@@ -1,0 +1,107 @@
+"""``orthotune evaluate drift`` for image models: what base and adapted pipeline draw of the same prompts and seeds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+#: The built-in pipeline, by the name that recipes give it.
+WORLD = "image-world"
+PROMPTS = 24
+
+
+def is_pipeline(base: str) -> bool:
+    """Whether ``base`` is a pipeline of diffusers, or the embedded one.
+
+    Example:
+        >>> is_pipeline("image-world"), is_pipeline("text-world")
+        (True, False)
+    """
+    return base == WORLD or (Path(base).expanduser() / "model_index.json").is_file()
+
+
+def measure_images(
+    adapter: Path, data: str | None, base: str, *, limit: int, seed: int, steps: int, guidance: float | None,
+    model: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The drift of an adapter of the pipeline ``base``, as plain values ready for JSON.
+
+    Args:
+        adapter: a folder or a file of any format.
+        data: text file with one prompt per line; those of the image world's digits by default, for that pipeline.
+        base: ``image-world``, or the folder of a pipeline.
+        limit: prompts at most.
+        seed: of the first picture's noise; the others count on.
+        steps: of each drawing.
+        guidance: the pipeline's usual one if None.
+        model: path or hub name of a vision model; the image world's judge for its own pictures, none for others.
+
+    Raises:
+        OrthotuneError: the pipeline, the adapter, the prompts or the vision model cannot be used.
+    """
+    import torch
+
+    from orthotune.diffusion.roster import open_family
+    from orthotune.diffusion.saved_adapter import load_adapter
+    from orthotune.metrics.image_drift import image_drift
+    from orthotune.operations.load import load_adapter as load_file
+    from orthotune.worlds import image as image_world
+
+    prompts = _prompts(data, base, limit)
+    features, seen_by = _features(model, base)
+    family = open_family(image_world.PIPELINE if base == WORLD else base, torch.float32, "cpu")
+    seeds = list(range(seed, seed + len(prompts)))
+    before = family.generate(prompts, seeds, steps=steps, guidance=guidance)
+    if adapter.is_dir():
+        load_adapter(family, adapter)
+    else:
+        load_file(family.pipeline, adapter)
+    after = family.generate(prompts, seeds, steps=steps, guidance=guidance)
+    found = asdict(image_drift(before, after, features))
+    return {"adapter": str(adapter), "base": base, "data": data or WORLD, "seen_by": seen_by, **found}
+
+
+def _prompts(data: str | None, base: str, limit: int) -> list[str]:
+    from orthotune.errors import DataError
+
+    if data in (None, WORLD):
+        if base != WORLD:
+            raise DataError(
+                f"prompts for {base}", got="none", needed="a text file with one prompt per line, not about the task",
+                do="Name it with --data",
+            )  # fmt: skip
+        from orthotune.worlds.image_captions import prompts
+
+        return [prompt.text for prompt in prompts(min(limit, PROMPTS), seed=1)]
+    path = Path(str(data))
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as fault:
+        got = "nothing there" if isinstance(fault, FileNotFoundError) else str(fault)
+        raise DataError(f"--data {data}", got=got, needed="a text file with one prompt per line") from fault
+    found = [line.strip() for line in lines if line.strip()][:limit]
+    if not found:
+        raise DataError(f"--data {data}", got="no line with words", needed="one prompt per line")
+    return found
+
+
+def _features(model: str | None, base: str) -> tuple[Any, str | None]:
+    """What turns pictures into vectors, and its name; neither where no model was named for a foreign pipeline."""
+    from orthotune.metrics import vision_model
+    from orthotune.worlds import image as image_world
+
+    if model is not None:
+        loaded = vision_model.load(model, "cpu")
+
+        def embedded(pictures: Any) -> Any:
+            return vision_model.image_embeddings((one.permute(1, 2, 0).numpy() for one in pictures), *loaded)
+
+        return embedded, model
+    if base != WORLD:
+        return None, None
+    from orthotune.worlds.image_data import as_input
+
+    # Before its last layer the judge still sees colours and places.
+    judge = image_world.load_judge("digit")
+    return (lambda pictures: judge.trunk(as_input(pictures))), "the image world's judge of digits"

@@ -1,0 +1,69 @@
+"""``orthotune evaluate energy``: the hyperspherical energy of each layer before and after finetuning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from orthotune.cli.evaluation import run
+
+
+def energy(
+    tuned: Path = typer.Argument(help="Adapter, or the folder of a model that was finetuned in full."),
+    base: str = typer.Option(None, "--base", "-b", help="Path or hub name. Default: the one that the adapter records."),
+    s: float = typer.Option(1.0, "--power", min=0, help="s of the energy: 0, 1 and 2 are usual."),
+    half_space: bool = typer.Option(False, "--half-space", help="Count a neuron's line, not its direction."),
+    out: Path = typer.Option(None, "--out", "-o", help="Output folder. Default: runs/evaluate-energy."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is at --out."),
+) -> None:
+    """Compare the energy of every linear layer, and of all, before and after finetuning.
+
+    Example: orthotune evaluate energy runs/demo/adapter
+    """
+    from orthotune.operations.base_model import load_base
+    from orthotune.training.weight_pairs import weight_pairs
+
+    whole = (tuned / "config.json").is_file() and not (tuned / "adapter_config.json").is_file()
+    before = base or (None if whole else _recorded_base(tuned))
+    if not before:
+        raise typer.BadParameter("the base is not recorded there: add --base")
+
+    def pairs() -> Iterator[Any]:  # models are loaded when the output folder is known to be free
+        model = load_base(before, "float32").model
+        if whole:
+            yield from weight_pairs(load_base(str(tuned), "float32").model, model)
+        else:
+            yield from weight_pairs(_with_adapter(model, tuned))
+
+    run("energy", out, overwrite, pairs(), inputs=(tuned, before), s=s, half_space=half_space)
+
+
+def _recorded_base(adapter: Path) -> str | None:
+    from orthotune.files.installed_worlds import current
+    from orthotune.formats.roster import read_adapter
+
+    config = _peft_config(adapter) or read_adapter(adapter).config
+    recorded = config.get("base_model_name_or_path")
+    return current(recorded) if recorded else None
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    from orthotune import PeftModel, load_adapter
+
+    # Other methods of PEFT have an energy, too: that LoRA changes it is what the figure is for.
+    if (_peft_config(adapter) or {}).get("peft_type", "OFT") not in ("OFT", "BOFT", "ORTHOTUNE"):
+        return PeftModel.from_pretrained(model, adapter)
+    return load_adapter(model, adapter)[0]
+
+
+def _peft_config(adapter: Path) -> dict[str, Any] | None:
+    from orthotune.errors import AdapterFileError
+    from orthotune.files.json_file import read_json
+
+    file = adapter / "adapter_config.json"
+    if not file.is_file():
+        return None
+    return read_json(file, named="adapter", error=AdapterFileError)

@@ -1,0 +1,91 @@
+"""What every ``orthotune evaluate`` leaves behind: JSON, CSV, a contact sheet, and a table on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from orthotune.metrics.measured import Measured
+
+
+def run(
+    name: str, out: Path | None, overwrite: bool, *arguments: Any, inputs: Sequence[Any] = (), **settings: Any
+) -> None:
+    """Take the measure ``name`` of the roster and deliver what it gives to ``out``, refused before measuring if taken.
+
+    ``inputs`` are paths that ``out`` must not replace; paths among the arguments are none either.
+
+    Example:
+        >>> run("canny", None, False, Path("results"), Path("edges"))  # doctest: +SKIP
+    """
+    import transformers
+
+    from orthotune.files.output import new_folder
+    from orthotune.metrics.roster import measure
+
+
+    place = out or Path("runs") / f"evaluate-{name}"
+    if overwrite:
+        _refuse_inputs(place, *inputs, *arguments, *settings.values())
+    transformers.utils.logging.disable_progress_bar()
+    with new_folder(place, overwrite=overwrite) as folder:
+        measured = measure(name).function(*arguments, **settings)
+        write(measured, folder)
+    show(measured, measure(name).headline)
+    for file in sorted(place.iterdir()):
+        typer.echo(f"{file.name:<16} {file}")
+
+
+def _refuse_inputs(place: Path, *inputs: Any) -> None:
+    from orthotune.errors import OutputError
+
+    for path in inputs:
+        if not isinstance(path, str | Path) or not Path(path).exists():
+            continue
+        found = Path(path).resolve()
+        if place.resolve() in (found, *found.parents):
+            raise OutputError(f"--out {place}", got=f"the place of {path}, which is read", do="Name another place")
+
+
+def write(measured: Measured, folder: Path) -> None:
+    """Write ``NAME.json``, and, where there are rows and pictures, ``NAME.csv`` and ``NAME.png``."""
+    from orthotune.files.json_file import write_json
+    from orthotune.files.tables import write_table
+    from orthotune.metrics.contact_sheet import draw_sheet
+
+    write_json(folder / f"{measured.measure}.json", measured.record(), ascii_only=False)
+    if measured.rows:
+        write_table(folder / f"{measured.measure}.csv", measured.rows)
+    if measured.sheet:
+        draw_sheet(measured.columns, measured.sheet, folder / f"{measured.measure}.png")
+
+
+def show(measured: Measured, headline: tuple[str, ...]) -> None:
+    """Print the figures, and on stderr what was left out."""
+    from rich.console import Console
+    from rich.table import Table
+
+    keys = [key for key in headline if key in measured.summary]
+    keys += [key for key in measured.summary if key not in keys]
+    counted = (
+        f", {len(measured.rows)} {'layers' if measured.measure == 'energy' else 'images'}" if measured.rows else ""
+    )
+    table = Table(title=measured.measure + counted, title_justify="left", header_style="bold")
+    for key in keys:
+        table.add_column(key.replace("_", " "), justify="right")
+    table.add_row(*(_figure(measured.summary[key]) for key in keys))
+    Console().print(table)
+    for why in measured.skipped[:5]:
+        typer.echo(f"left out: {why}", err=True)
+    if measured.skipped:
+        typer.echo(f"{len(measured.skipped)} left out, all named in {measured.measure}.json", err=True)
+
+
+def _figure(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3e}" if value and abs(value) < 1e-3 else f"{value:,.4f}"

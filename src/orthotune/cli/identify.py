@@ -1,0 +1,67 @@
+"""``orthotune identify``: what an adapter file is, and what it can become."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from orthotune.cli.plain_text import plain
+from orthotune.cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
+
+
+def identify(
+    adapter: Path = typer.Argument(help="A file, or a folder with adapter_config.json."),
+    series: str = SERIES,
+    coft: bool = COFT,
+    eps: float = EPS,
+    project: str = PROJECT,
+    boft_conv: str = BOFT_CONV,
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of text."),
+) -> None:
+    """Say what an adapter file is: format, probable producer, side, blocks, and what it can be converted into.
+
+    Example: orthotune identify style.safetensors
+    """
+    import json
+
+    from orthotune.operations.identify import identify as identified
+
+    facts = plain(asdict(identified(adapter, **said(series, coft, eps, project, boft_conv))))
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    for name, text in told(facts):
+        typer.echo(f"{name:<14} {text}")
+
+
+def told(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The facts as lines of two columns.
+
+    Example:
+        >>> from orthotune.operations.identify import identify
+        >>> told(asdict(identify("style.safetensors")))[0]  # doctest: +SKIP
+        ('file', 'style.safetensors')
+    """
+    sizes = facts["block_sizes"].items()
+    lines = [
+        ("file", facts["path"]),
+        ("format", facts["format"]),
+        ("producer", facts["producer"] + "".join(f"; {name} {value}" for name, value in facts["said"].items())),
+        ("layers", f"{facts['layers']}: " + ", ".join(f"{n} {kind}" for kind, n in facts["kinds"].items())),
+        ("side", " and ".join(facts["sides"])),
+        ("blocks", f"{facts['blocks']}, by size: " + ", ".join(f"{count} of {size}" for size, count in sizes)),
+        ("shared", f"{facts['shared']} layers have one block for all places") if facts["shared"] else ("", ""),
+        ("parameters", f"{facts['parameters']:,}"),
+        ("orthogonality", f"{facts['orthogonality_error']:.1e} from orthogonal at most"),
+        ("COFT", f"eps {facts['coft_eps']:g}") if facts["coft_eps"] is not None else ("", ""),
+        ("numbers", ", ".join(f"{dtype} in {count} tensors" for dtype, count in facts["dtypes"].items())),
+    ]
+    for verdict in ("lossless", "approximate", "impossible"):
+        targets = [name for name, found in facts["conversions"].items() if found == verdict]
+        targets = [f"{name} (needs --base)" if name in facts["needs_base"] else name for name in targets]
+        lines.append((verdict, ", ".join(targets)))
+    lines += [("note", warning) for warning in facts["warnings"]]
+    return [(name, text) for name, text in lines if text]

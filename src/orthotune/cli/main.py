@@ -1,0 +1,82 @@
+"""The tree of verbs. Nothing here or above a verb's own function may import torch: help must be instant."""
+
+from __future__ import annotations
+
+import typer
+
+from orthotune.cli import (
+    bench,
+    combine,
+    compare,
+    convert,
+    demo,
+    evaluate,
+    export,
+    identify,
+    inspect,
+    merge,
+    presets,
+    report,
+    toy,
+    train,
+)
+from orthotune.cli.verbs import Verbs
+
+app = typer.Typer(
+    name="orthotune",
+    cls=Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Orthogonal finetuning of large models: train, compare, merge and look inside.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib import metadata
+
+    try:
+        version = metadata.version("orthotune")
+    except metadata.PackageNotFoundError:
+        version = "from a source tree that is not installed"
+    typer.echo(f"orthotune {version}")
+    raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback when something fails."),
+) -> None:
+    """Orthogonal finetuning of large models: train, compare, merge and look inside."""
+
+
+app.add_typer(train.app, name="train")
+app.add_typer(compare.app, name="compare")
+app.add_typer(evaluate.app, name="evaluate")
+app.command("presets")(presets.presets)
+app.command("merge")(merge.merge)
+app.command("inspect")(inspect.inspect)
+app.command("identify")(identify.identify)
+app.command("combine")(combine.combine)
+app.command("convert")(convert.convert)
+app.command("export")(export.export)
+app.command("report")(report.report)
+app.command("demo")(demo.demo)
+app.command("bench")(bench.bench)
+app.command("toy")(toy.toy)
+
+
+def main() -> None:
+    """The ``orthotune`` command.
+
+    Example:
+        >>> main()  # doctest: +SKIP
+    """
+    app(prog_name="orthotune")
+
+
+if __name__ == "__main__":  # torchrun and accelerate launch take a module
+    main()

@@ -1,0 +1,50 @@
+"""``orthotune toy``: why angles matter, on photographs, in about a minute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from orthotune.recipes.toy import ToyResult
+
+
+def toy(
+    out: Path = typer.Option(Path("runs/toy"), "--out", "-o", help="Output folder; a free number is added if taken."),
+    steps: int = typer.Option(800, min=1, help="Training steps of 32 patches."),
+    patches: int = typer.Option(400, min=8, help="Training patches of each photograph."),
+    seed: int = typer.Option(0, help="Of patches, initial weights and batches."),
+) -> None:
+    """Reconstruct photographs from the angles of activations only, and from their magnitudes only.
+
+    A small autoencoder is trained with ordinary activations on photographs that ship with scikit-image.
+
+    Example: orthotune toy
+    """
+    from orthotune.cli.demo import free_folder
+    from orthotune.files.output import new_folder
+    from orthotune.recipes import toy as job
+
+    settings = job.ToySettings(steps=steps, patches=patches, seed=seed)
+    place = free_folder(out)
+    with new_folder(place) as folder:
+        result = job.run(settings, say=typer.echo)
+        job.write(result, settings, folder)
+    _show(result)
+    for name in ("toy.json", "toy.csv", "toy.png"):
+        typer.echo(f"{name:<9} {place / name}")
+
+
+def _show(result: ToyResult) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("activations", "in", title="held-out patches, brought back", title_justify="left")
+    table.add_column("error", justify="right")
+    table.add_column("correlation", justify="right")
+    for found in result.reconstructions:
+        table.add_row(found.part, found.where or "-", f"{found.error:.4f}", f"{found.correlation:+.3f}")
+    table.add_row("the mean colour of each patch", "-", f"{result.mean_colour_error:.4f}", "-")
+    Console().print(table)

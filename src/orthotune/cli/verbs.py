@@ -1,0 +1,52 @@
+"""The group of verbs: their order, ``--debug`` anywhere on the line, and failures that end in words."""
+
+from __future__ import annotations
+
+import traceback
+
+import typer
+from typer.core import TyperGroup
+
+from orthotune.cli.failures import explain
+from orthotune.cli.plain_text import plain
+
+#: From the main job to the side ones, as help lists them.
+ORDER = (
+    "train", "compare", "evaluate", "presets", "inspect", "identify", "merge", "combine", "convert", "export", "report",
+    "demo", "toy", "bench",
+)  # fmt: skip
+
+
+class Verbs(TyperGroup):
+    """A group of verbs whose failures become a message on stderr and an exit status.
+
+    Example:
+        >>> typer.Typer(cls=Verbs)  # doctest: +SKIP
+    """
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """The verbs in the order of help; one that is not in ``ORDER`` comes last."""
+        return sorted(super().list_commands(ctx), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Read the command line, with ``--debug`` moved to where the group looks for it."""
+        if "--debug" in args:
+            args = ["--debug", *(word for word in args if word != "--debug")]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        """Run the verb; a failure becomes a message on stderr and an exit status."""
+        try:
+            return super().invoke(ctx)
+        except typer.Abort:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if hasattr(error, "exit_code"):  # Typer's own: exit, and words about a wrong command line
+                raise
+            if isinstance(error, BrokenPipeError):  # `orthotune inspect ... | head`
+                raise
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            message, status = explain(error)
+            typer.echo(plain(message), err=True)  # it may quote a name from a file
+            raise typer.Exit(status) from error

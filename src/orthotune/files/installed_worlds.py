@@ -1,0 +1,95 @@
+"""Where the files of the worlds are: in the package ``orthotune_worlds``, which is a wheel of its own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from orthotune.errors import DataError
+
+#: What brings the files.
+INSTALL = 'pip install "orthotune[worlds]" (in a clone of the repository: pip install ./worlds)'
+#: How the path of a world's model ends. Until version 0.2 it was inside of orthotune.
+_MODEL = re.compile(r"(?:^|[/\\])orthotune(?:_worlds|[/\\]worlds)[/\\](text[/\\]model|image[/\\]pipeline)[/\\]?$")
+
+
+def home(world: str) -> Path:
+    """The folder of a world's files.
+
+    Args:
+        world: ``text`` or ``image``.
+
+    Raises:
+        DataError: ``orthotune_worlds`` is not installed, or lacks the folder.
+
+    Example:
+        >>> (home("text") / "card.json").is_file()
+        True
+    """
+    try:
+        import orthotune_worlds
+    except ModuleNotFoundError as missing:
+        if missing.name != "orthotune_worlds":
+            raise
+        raise DataError(
+            f"the model and data of the built-in {world} world",
+            got="no package orthotune_worlds in this environment",
+            do=f"Run {INSTALL}",
+        ) from None
+    try:
+        return orthotune_worlds.path(world)
+    except FileNotFoundError as missing:
+        raise DataError(f"the built-in {world} world", got=str(missing), do=f"Run {INSTALL}") from None
+
+
+def need(path: Path, what: str) -> Path:
+    """``path``, if that file is there.
+
+    Args:
+        path: a file of a world.
+        what: named in the message.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    if not path.is_file():
+        raise DataError(what, got=f"no file {path.name} in {path.parent}", do=f"Install it again: {INSTALL}")
+    return path
+
+
+def world_of(base: str) -> str | None:
+    """The world whose model a path leads to, in whichever environment; None for any other path or name.
+
+    Args:
+        base: a path or a name of a model, as adapters record that of their base.
+
+    Example:
+        >>> world_of("/old/site-packages/orthotune/worlds/text/model"), world_of("gpt2")
+        ('text', None)
+    """
+    found = _MODEL.search(base)
+    return re.split(r"[/\\]", found[1])[0] if found else None
+
+
+def current(base: str) -> str:
+    """Where the model ``base`` is in this environment.
+
+    Adapters record the path of their base. That of a world's model is another one in every environment, and was inside
+    of orthotune until version 0.2. A path that exists, and any other name, is given back as it is.
+
+    Args:
+        base: a path or a name of a model.
+
+    Raises:
+        DataError: it is the path of a world's model elsewhere, and ``orthotune_worlds`` is not installed here.
+
+    Example:
+        >>> current("gpt2")
+        'gpt2'
+        >>> Path(current("/old/site-packages/orthotune/worlds/text/model")) == home("text") / "model"
+        True
+    """
+    world = world_of(base)
+    if world is None or Path(base).exists():
+        return base
+    return str(home(world) / {"text": "model", "image": "pipeline"}[world])

@@ -1,0 +1,148 @@
+"""What differs between operating systems; no other file of the package imports a module that one of them lacks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+fcntl: Any
+msvcrt: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+try:
+    import msvcrt
+except ImportError:  # Linux, macOS
+    msvcrt = None
+
+#: On Windows a lock is a range of bytes that nobody else can read: one far beyond the content of a lock file.
+LOCKED_BYTE = 1 << 30
+#: Whether the name of an open file can be removed, which Windows refuses.
+REMOVES_OPEN_FILES = sys.platform != "win32" and fcntl is not None
+_NOT_POSSIBLE = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+def lock(file: BinaryIO) -> None:
+    """Lock an open file for this process without waiting; the lock ends with :func:`unlock` or with the process.
+
+    Args:
+        file: opened for writing, unbuffered.
+
+    Raises:
+        BlockingIOError: another process, or another open file of this one, has locked it.
+        OSError: this system or this file system has no locks.
+    """
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    elif msvcrt is not None:
+        file.seek(LOCKED_BYTE)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as fault:
+            if fault.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                raise BlockingIOError(errno.EAGAIN, "another process has locked it") from fault
+            raise
+        finally:
+            file.seek(0)
+    else:
+        raise OSError(errno.ENOSYS, "this system has no file locks")
+
+
+def unlock(file: BinaryIO) -> None:
+    """Undo :func:`lock`, on a file that it has locked."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_UN)
+    elif msvcrt is not None:
+        file.seek(LOCKED_BYTE)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+
+
+def flush_file(path: Path) -> None:
+    """Bring the bytes of a file to the disk, where the file system can do that.
+
+    Raises:
+        OSError: the bytes could not be written after all.
+    """
+    # Windows flushes only what is open for writing; elsewhere reading is enough, and a file may be read-only.
+    _flush(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+
+
+def flush_folder(path: Path) -> None:
+    """Bring the names in a folder to the disk; Windows cannot open folders and keeps names without being asked.
+
+    Raises:
+        OSError: the names could not be written after all.
+    """
+    if sys.platform == "win32":
+        return
+    with suppress(PermissionError):  # a folder that may be written to and not listed
+        _flush(path, os.O_RDONLY)
+
+
+def _flush(path: Path, flags: int) -> None:
+    opened = os.open(path, flags)
+    try:
+        os.fsync(opened)
+    except OSError as fault:
+        if fault.errno not in _NOT_POSSIBLE:
+            raise
+    finally:
+        os.close(opened)
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """The signals that ask a program to end, as far as this system has them.
+
+    Example:
+        >>> ending_signals()[0].name
+        'SIGINT'
+    """
+    names = ("SIGINT", "SIGTERM", "SIGBREAK")
+    return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
+
+
+def processors() -> int:
+    """How many processors this process may use.
+
+    Example:
+        >>> processors() >= 1
+        True
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """The model of the processor, as the system calls it.
+
+    Example:
+        >>> bool(processor_name())
+        True
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def load_average() -> float | None:
+    """Mean number of processes that wanted to run in the last minute; None where the system does not count them.
+
+    Example:
+        >>> (load_average() or 0.0) >= 0
+        True
+    """
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):
+        return None

@@ -1,0 +1,67 @@
+"""An adapter's file, read once: what it means, and its tensors under the names of the file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from orthotune.formats.adapter_file import AdapterFile, open_adapter
+from orthotune.formats.adapter_state import AdapterState
+from orthotune.formats.read_options import ReadOptions
+from orthotune.formats.roster import format_of
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter that was read.
+
+    Attributes:
+        path: as it was named.
+        state: what the file means.
+        file: the file; its tensors are in memory, and reading them again opens nothing.
+        options: what the file does not say about itself.
+    """
+
+    path: Path
+    state: AdapterState
+    file: AdapterFile
+    options: ReadOptions
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor under its name in the file."""
+        return self.file.load(list(self.file.shapes))
+
+
+def read_once(path: str | Path, **options: Any) -> Adapter:
+    """Read the adapter at a path, for an operation that needs it in several places.
+
+    Args:
+        path: a file, or a folder with ``adapter_config.json``.
+        options: fields of :class:`~orthotune.formats.read_options.ReadOptions`.
+
+    Raises:
+        AdapterFileError: no format knows the file, or it is damaged.
+        ConfigError: an option has no meaning.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from safetensors.torch import save_file
+        >>> path = f"{tempfile.mkdtemp()}/style.safetensors"
+        >>> save_file({"lora_unet_blk_lin.oft_R.weight": torch.ones(2, 3)}, path)
+        >>> adapter = read_once(path)
+        >>> adapter.state.format, list(adapter.tensors())
+        ('onetrainer', ['lora_unet_blk_lin.oft_R.weight'])
+    """
+    opened, answers = open_adapter(path), ReadOptions(**options)
+    read: dict[str, Tensor] = {}
+
+    def load(names: list[str]) -> dict[str, Tensor]:
+        if missing := [name for name in names if name not in read]:
+            read.update(opened.load(missing))
+        return {name: read[name] for name in names}
+
+    file = replace(opened, load=load)
+    return Adapter(Path(path), format_of(file).read(file, answers), file, answers)

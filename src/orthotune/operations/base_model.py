@@ -1,0 +1,174 @@
+"""Loading the model that an adapter was trained on, whichever library it belongs to, and saving it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+
+from orthotune.errors import AdapterFileError, OrthotuneError
+from orthotune.files.installed_worlds import home
+from orthotune.files.json_file import read_json
+from orthotune.quantized.loading_options import loading_options
+
+#: The built-in language model, by the name that recipes give it and that its adapters record.
+WORLD = "text-world"
+#: names under which quantized checkpoints keep what makes sense of their weights
+SCALES = {
+    "weight_scale",
+    "weight_scale_inv",
+    "scales",
+    "qzeros",
+    "g_idx",
+    "SCB",
+    "absmax",
+    "quant_map",
+    "weight_format",
+}
+
+
+@dataclass
+class BaseModel:
+    """A loaded base model.
+
+    Args:
+        model: the module that the adapter goes into.
+        companions: what is saved beside it (tokenizer, image processor).
+        pipeline: the diffusers pipeline around it, with the name of the component, if the base is a pipeline.
+    """
+
+    model: Any
+    companions: list[Any] = field(default_factory=list)
+    pipeline: tuple[Any, str] | None = None
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write ``model`` in place of the base, in the layout that the base came in."""
+        if self.pipeline is not None:
+            pipe, component = self.pipeline
+            setattr(pipe, component, model)
+            pipe.save_pretrained(folder)
+            return
+        model.save_pretrained(folder)
+        for companion in self.companions:
+            companion.save_pretrained(folder)
+
+
+def load_base(base: str, dtype: str = "auto", quantization: str | None = None) -> BaseModel:
+    """The model at a path or on the hub; ``dtype`` ``auto`` keeps the one that it was saved in.
+
+    Args:
+        base: path, name on the hub, or :data:`WORLD`.
+        dtype: ``auto``, or the name of a number type of torch.
+        quantization: a word of ``orthotune.quantized.loading_options``, for models of transformers.
+
+    Raises:
+        OrthotuneError: the path is no model, or its class is not known to the installed libraries.
+
+    Example:
+        >>> load_base("gpt2").model  # doctest: +SKIP
+        GPT2LMHeadModel(...)
+    """
+    folder = place_of(base)
+    if folder.is_file():
+        raise OrthotuneError(f"--base {base}", got="a file", needed="a folder with config.json, or a name on the hub")
+    if folder.is_dir():
+        if quantization and not (folder / "config.json").is_file():
+            raise OrthotuneError(f"--quantization {quantization}", got="a pipeline", needed="a model of transformers")
+        if (folder / "model_index.json").is_file():
+            return _pipeline(folder, dtype)
+        if not (folder / "config.json").is_file():
+            raise OrthotuneError(f"--base {base}", got="a folder without config.json", needed="a saved model")
+        if "_class_name" in read_json(folder / "config.json", error=AdapterFileError):
+            return _diffusers(folder, dtype)
+    elif base.startswith((".", "/", "~")) or base.count("/") > 1 or "\\" in base:
+        # No name on the hub looks like this; asking the hub would end in a riddle.
+        raise OrthotuneError(f"The base model {base} does not exist", do="Check the path, or name another with --base")
+    return _transformers(str(folder), dtype, quantization)
+
+
+def place_of(base: str) -> Path:
+    """The folder or file that a base's name means; a name on the hub is returned as it is.
+
+    Example:
+        >>> place_of("models/llama").as_posix(), place_of("text-world").name
+        ('models/llama', 'model')
+    """
+    return home("text") / "model" if base == WORLD else Path(base)
+
+
+def _transformers(base: str, dtype: str, quantization: str | None) -> BaseModel:
+    compute = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+    options = loading_options(quantization, base, compute) if quantization else {}
+
+    # False, not None: then nobody is asked whether code from the model's own files may run, either.
+    config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=False)
+    named = getattr(transformers, str((config.architectures or [None])[0]), None)
+    own = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+    loader: Any = named if own else transformers.AutoModelForCausalLM
+    options |= {"trust_remote_code": False}
+    model, found = loader.from_pretrained(base, dtype=dtype, output_loading_info=True, **options)
+    _refuse_incomplete(base, found)
+    return BaseModel(model, _companions(base))
+
+
+def _refuse_incomplete(base: str, found: dict[str, Any]) -> None:
+    """What a checkpoint lacks would be random numbers, and scales that nobody asked for belong to quantized weights."""
+    missing = sorted(found.get("missing_keys") or ())
+    scales = sorted(key for key in found.get("unexpected_keys") or () if key.rsplit(".", 1)[-1] in SCALES)
+    for keys, what in (
+        (missing, "no numbers for"),
+        (scales, "scales of quantized weights, without a config for them:"),
+    ):
+        if keys:
+            shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+            raise OrthotuneError(
+                f"The base model {base} cannot be merged into", got=f"{what} {shown}", do="Copy or download it again"
+            )
+
+
+def _companions(base: str) -> list[Any]:
+    found: list[Any] = []
+    for kind in ("AutoTokenizer", "AutoImageProcessor", "AutoFeatureExtractor"):
+        try:
+            found.append(getattr(transformers, kind).from_pretrained(base, trust_remote_code=False))
+        except (OSError, ValueError, KeyError, ImportError):
+            continue  # a model without words has no tokenizer, one without pictures no image processor
+    return found
+
+
+def _diffusers(folder: Path, dtype: str) -> BaseModel:
+    import diffusers
+
+    name = read_json(folder / "config.json")["_class_name"]
+    kind: Any = getattr(diffusers, str(name), None)
+    known = isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
+    if not known:
+        raise OrthotuneError(f"--base {folder}", got=f"_class_name {name!r}", needed="a model of diffusers'")
+    return BaseModel(kind.from_pretrained(folder, **_torch_dtype(folder, dtype)))
+
+
+def _pipeline(folder: Path, dtype: str) -> BaseModel:
+    import diffusers
+
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **_torch_dtype(folder, dtype))
+    component = next((name for name in ("unet", "transformer") if getattr(pipe, name, None) is not None), None)
+    if component is None:
+        raise OrthotuneError(f"--base {folder}", got="a pipeline without unet or transformer", do="Name the component")
+    return BaseModel(getattr(pipe, component), pipeline=(pipe, component))
+
+
+def _torch_dtype(folder: Path, dtype: str) -> dict[str, Any]:
+    if dtype != "auto":
+        return {"torch_dtype": getattr(torch, dtype)}
+    # diffusers loads in float32 when nothing is said; the first weight file says what was saved.
+    for file in sorted(folder.rglob("*diffusion_pytorch_model*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (it is no mapping)
+                if tensors.get_slice(key).get_dtype() in ("F16", "BF16"):
+                    return {"torch_dtype": tensors.get_tensor(key).dtype}
+                break
+    return {}

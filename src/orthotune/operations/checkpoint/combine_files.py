@@ -1,0 +1,98 @@
+"""Adapter files combined into one, without their base; or into a LoRA, with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from orthotune.errors import AdapterFileError
+from orthotune.formats.adapter_state import AdapterState
+from orthotune.operations.checkpoint.changes import Change, changes
+from orthotune.operations.checkpoint.stream import DenseMerge
+from orthotune.tuner.combination import warn_series
+from orthotune.tuner.joint_layer import Combination
+
+
+def combine_states(states: Sequence[AdapterState], how: Combination) -> AdapterState:
+    """One adapter for several; layers that only some have are the identity in the others.
+
+    Raises:
+        AdapterFileError: an adapter holds more than rotations, or none of its layers is another's.
+        UnsupportedLayerError: the adapters have no common form at a layer.
+
+    Example:
+        >>> import torch
+        >>> from orthotune.formats.adapter_state import LayerState
+        >>> quarter = AdapterState({"q": LayerState({"": torch.ones(2, 1)})})
+        >>> half = combine_states([quarter], Combination([0.5])).layers["q"]
+        >>> half.rotation()[0]
+        tensor([[ 0.7071, -0.7071],
+                [ 0.7071,  0.7071]])
+    """
+    for state in states:
+        what = f"combining {state.source or 'an adapter'}"
+        if state.transforms:
+            names = list(state.transforms)
+            raise AdapterFileError(
+                what, got=f"{len(names)} layers that are no block rotation, as '{names[0]}'", needed="rotations"
+            )
+        if state.other:
+            raise AdapterFileError(
+                what, got=f"{len(state.other)} tensors beside the rotations", needed="an adapter of rotations alone"
+            )
+    if len(states) > 1:
+        for state in states:
+            others = {name for other in states if other is not state for name in other.layers}
+            if not others & set(state.layers):
+                raise AdapterFileError(
+                    f"combining {state.source or 'an adapter'}",
+                    got=f"no layer in common with the others, as '{next(iter(state.layers), '')}' "
+                    f"and '{next(iter(others), '')}'",
+                    do="Adapters of unlike formats spell their layers in unlike ways: convert them to one first",
+                )
+    names = list(dict.fromkeys(name for state in states for name in state.layers))
+    layers, off = {}, {}
+    for name in names:
+        held = [state.layers.get(name) for state in states]
+        known = [layer.for_weight((1,) * layer.dims) if layer is not None and layer.dims else layer for layer in held]
+        layers[name], off[name] = how.joint(name, known)
+    warn_series(off)
+    prefixes = {name: prefix for state in reversed(states) for name, prefix in state.prefixes.items()}
+    first = states[0]
+    bases = {state.config.get("base_model_name_or_path") for state in states} - {None}
+    config = {"task_type": first.config.get("task_type")}
+    if len(bases) == 1:
+        config["base_model_name_or_path"] = bases.pop()
+    return AdapterState(layers, config, prefixes=prefixes, format=first.format)
+
+
+@dataclass(frozen=True)
+class SumOfChanges(Change):
+    """The weighted sum of what several adapters change in one weight."""
+
+    terms: tuple[tuple[float, Change], ...] = ()
+
+    def compute(self) -> Tensor:
+        (weight, first), *rest = self.terms
+        total = weight * first.compute()
+        for weight, change in rest:
+            total = total + weight * change.compute()
+        return total
+
+
+def summed_changes(merges: Sequence[DenseMerge], weights: Sequence[float]) -> list[Change]:
+    """``w_1 (W_1 - W) + w_2 (W_2 - W) + ...`` for every weight that one of the adapters changes.
+
+    Raises:
+        MergeError: as for :func:`~orthotune.operations.checkpoint.changes.changes`.
+    """
+    terms: dict[tuple[str, str], list[tuple[float, Change]]] = {}
+    for merge, weight in zip(merges, weights, strict=True):
+        for change in changes(merge):
+            terms.setdefault((change.component, change.module), []).append((weight, change))
+    return [
+        SumOfChanges(**{name: getattr(own[0][1], name) for name in Change.__dataclass_fields__}, terms=tuple(own))
+        for own in terms.values()
+    ]

@@ -1,0 +1,153 @@
+"""An adapter as LoRA: the change of each weight, cut to a low rank, in the layout that its base is loaded with.
+
+A model of transformers gets a PEFT folder, which PEFT and vLLM load; a diffusers folder gets
+``pytorch_lora_weights.safetensors``, which ``load_lora_weights`` reads; a single file gets one file with the names of
+sd-scripts, which ComfyUI and the A1111 web UIs read. The scale is 1 throughout: ``alpha`` is the rank of the layer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orthotune.errors import UnsupportedLayerError
+from orthotune.files.json_file import write_json
+from orthotune.files.safetensors_file import write_tensors
+from orthotune.formats.layer_names import spelled
+from orthotune.formats.module_names import told_by_tools
+from orthotune.operations.checkpoint.changes import Change, changes
+from orthotune.operations.checkpoint.low_rank import low_rank
+from orthotune.operations.checkpoint.stream import DenseMerge
+from orthotune.operations.fitting.fit import meaning
+
+PIPELINE_FILE = "pytorch_lora_weights.safetensors"
+ERRORS_FILE = "lora_errors.json"
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One layer of a LoRA: ``W + up down``, and how far that is from the exact change."""
+
+    change: Change
+    down: Tensor
+    up: Tensor
+    error: float
+
+    @property
+    def rank(self) -> int:
+        """Columns of ``up``."""
+        return self.up.shape[1]
+
+
+def factors(
+    merge: DenseMerge,
+    rank: int | None,
+    error: float | None,
+    told: Callable[[Factors], None] | None = None,
+    wanted: Sequence[Change] | None = None,
+) -> list[Factors]:
+    """Every changed weight as LoRA factors, ``(r, in, *kernel)`` and ``(out, r, 1...)``.
+
+    Args:
+        merge: the adapter on its base.
+        rank: see :func:`~orthotune.operations.checkpoint.low_rank.low_rank`.
+        error: the same.
+        told: called after each layer.
+        wanted: the changes; those of ``merge`` if None.
+
+    Raises:
+        UnsupportedLayerError: a layer has no LoRA of this form: an embedding, or a convolution with groups.
+        ConfigError, MergeError: as for :func:`low_rank` and :func:`~orthotune.operations.checkpoint.changes.changes`.
+    """
+    found = []
+    wanted = list(changes(merge)) if wanted is None else wanted
+    for change in wanted:
+        if isinstance(change.base, nn.Embedding) or getattr(change.base, "groups", 1) > 1:
+            raise UnsupportedLayerError(
+                f"layer '{change.name}'", got=f"a {type(change.base).__name__}",
+                needed="linear layers and convolutions without groups", do="Export with --to dense or --to diff",
+            )  # fmt: skip
+    for change in wanted:
+        B, A, off = low_rank(change.compute().flatten(1).float(), rank, error)
+        kernel = change.shape[2:]
+        up, down = B.view(*B.shape, *(1 for _ in kernel)), A.view(A.shape[0], change.shape[1], *kernel)
+        found.append(Factors(change, down, up, off))
+        if told is not None:
+            told(found[-1])
+    return found
+
+
+def write_lora(merge: DenseMerge, layers: list[Factors], out: Path, **fields: Any) -> None:
+    """Write the factors for the tools that load such a base.
+
+    Args:
+        merge: the adapter on its base, whose kind chooses the layout.
+        layers: from :func:`factors`.
+        out: an existing, empty folder, or the name of a file for a base that is one file.
+        fields: further fields of a PEFT config (``base_model_name_or_path``, ``task_type``).
+
+    Raises:
+        OutputError: the place cannot be written to.
+    """
+    errors = {layer.change.name: {"rank": layer.rank, "relative_error": layer.error} for layer in layers}
+    if merge.base.single_file:
+        write_tensors(out, _kohya(layers), {"orthotune_lora_errors": json.dumps(errors)})
+        return
+    if any(part.component for part in merge.base.parts):
+        write_tensors(out / PIPELINE_FILE, _diffusers(layers), {"format": "pt"})
+    else:
+        _peft(merge, layers, out, fields)
+    write_json(out / ERRORS_FILE, errors)
+
+
+def _diffusers(layers: list[Factors]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for layer in layers:
+        stem = told_by_tools(layer.change.component, layer.change.module)
+        # load_lora_weights knows CLIP's layers by names of its own
+        text = layer.change.component.startswith("text_encoder")
+        down, up = ("lora_linear_layer.down", "lora_linear_layer.up") if text else ("lora_A", "lora_B")
+        found |= {f"{stem}.{down}.weight": layer.down, f"{stem}.{up}.weight": layer.up}
+    return found
+
+
+def _kohya(layers: list[Factors]) -> dict[str, Tensor]:
+    stems = {f.change: told_by_tools(f.change.component, f.change.module) for f in layers}
+    names = spelled(stems.values(), "comfyui")
+    found: dict[str, Tensor] = {}
+    for layer in layers:
+        name = names[stems[layer.change]]
+        found |= {f"{name}.lora_down.weight": layer.down, f"{name}.lora_up.weight": layer.up}
+        found[f"{name}.alpha"] = torch.tensor(float(layer.rank))
+    return found
+
+
+def _peft(merge: DenseMerge, layers: list[Factors], out: Path, fields: dict[str, Any]) -> None:
+    ranks = {layer.change.module: layer.rank for layer in layers}
+    most = max(ranks.values())
+    # PEFT and vLLM take a key for the end of other names unless it says that the name starts there.
+    own = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most}
+    modules = [name for plan in merge.plans for model, _ in plan.skeleton.models.values() for name, _ in _named(model)]
+    config = {
+        "peft_type": "LORA", "r": most, "lora_alpha": most, "rank_pattern": own, "alpha_pattern": own,
+        "target_modules": meaning(list(ranks), modules), "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
+        "fan_in_fan_out": any(layer.change.stored_transposed for layer in layers), "modules_to_save": None,
+        "task_type": None, "base_model_name_or_path": str(merge.base.path), **fields,
+    }  # fmt: skip
+    tensors: dict[str, Tensor] = {}
+    for layer in layers:
+        stem = f"base_model.model.{layer.change.module}"
+        tensors |= {f"{stem}.lora_A.weight": layer.down, f"{stem}.lora_B.weight": layer.up}
+    write_tensors(out / "adapter_model.safetensors", tensors, {"format": "pt"})
+    write_json(out / "adapter_config.json", config, sort_keys=True)
+
+
+def _named(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name.replace(".base_layer", ""), module) for name, module in model.named_modules() if ".oft_" not in name]

@@ -1,0 +1,119 @@
+"""``combine``: several adapters become one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from orthotune.errors import ConfigError
+from orthotune.files.output import new_folder
+from orthotune.formats.convert import convert
+from orthotune.formats.writers import write_adapter
+from orthotune.operations.adapter import Adapter, read_once
+from orthotune.operations.checkpoint.combine_files import combine_states, summed_changes
+from orthotune.operations.checkpoint.lora_export import factors, write_lora
+from orthotune.operations.checkpoint.stream import DenseMerge
+from orthotune.tuner.joint_layer import Combination
+
+CombinationType = Literal["geodesic", "product", "tangent", "ties", "svd_lora"]
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What :func:`combine` wrote.
+
+    Attributes:
+        out: the folder.
+        layers: how many layers the new adapter has.
+        notes: what must be known of it.
+        error: with ``svd_lora``, the largest relative error of a change in the Frobenius norm; None otherwise.
+        layer: the layer of that error.
+    """
+
+    out: Path
+    layers: int
+    notes: tuple[str, ...] = ()
+    error: float | None = None
+    layer: str = ""
+
+
+def combine(
+    adapters: Sequence[str | Path],
+    weights: Sequence[float],
+    out: str | Path,
+    combination_type: CombinationType = "geodesic",
+    *,
+    density: float | None = None,
+    base: str | Path | None = None,
+    rank: int | None = None,
+    overwrite: bool = False,
+) -> Combined:
+    """Combine adapters of one base into a single one that loads like any other.
+
+    ``geodesic``, ``tangent`` and ``ties`` do not depend on the order. ``product`` does: the first adapter acts first.
+    ``svd_lora`` adds up the changes of the weights and cuts them to a low rank, which is no rotation any more.
+
+    Args:
+        adapters: files or folders of any readable format, in their order. Each is read once.
+        weights: one for each adapter; 1 is the adapter as it was trained.
+        out: folder of the new adapter; it appears when it is complete.
+        combination_type: how they are combined.
+        density: with ``ties``, the share of the numbers that is kept.
+        base: with ``svd_lora``, the base as for :func:`~orthotune.operations.export.export`.
+        rank: with ``svd_lora``, the rank of every layer.
+        overwrite: replace what is at ``out``.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ConfigError: an argument that is missing or has no meaning here.
+        AdapterFileError: an adapter is damaged, or they do not belong together.
+        UnsupportedLayerError: the adapters have no common form at a layer.
+        OutputError: ``out`` is taken or cannot be written to.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from orthotune.formats import AdapterState, LayerState, read_adapter
+        >>> home = Path(tempfile.mkdtemp())
+        >>> for name, number in (("style", 1.0), ("subject", -1.0)):
+        ...     layer = LayerState({"": torch.full((2, 1), number)})  # a quarter of a turn, and one back
+        ...     path = write_adapter(AdapterState({"blk.lin": layer}), home / name, "orthotune")
+        >>> done = combine([home / "style", home / "subject"], [1.0, 0.5], home / "both")
+        >>> read_adapter(done.out).layers["blk.lin"].rotation()[0]  # an eighth of a turn is left
+        tensor([[ 0.7071, -0.7071],
+                [ 0.7071,  0.7071]])
+    """
+    out = Path(out)
+    lora = combination_type == "svd_lora"
+    if lora != (base is not None and rank is not None) or (not lora and (base or rank)):
+        raise ConfigError(f"--type {combination_type}", needed="--base and --rank for svd_lora, and for it alone")
+    if len(adapters) != len(weights):
+        raise ConfigError(f"{len(weights)} weights for {len(adapters)} adapters", needed="one for each")
+    if lora:
+        assert base is not None and rank is not None
+        with new_folder(out, overwrite=overwrite) as folder:
+            return _svd_lora([read_once(path) for path in adapters], weights, base, rank, folder, out)
+    how: Any = combination_type
+    combination = Combination(tuple(weights), how, density)
+    states = [read_once(path).state for path in adapters]
+    with new_folder(out, overwrite=overwrite) as folder:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            combined = combine_states(states, combination)
+        ready, _ = convert(combined, "orthotune")
+        write_adapter(ready, folder, "orthotune")
+    return Combined(out, len(combined.layers), tuple(str(one.message) for one in caught))
+
+
+def _svd_lora(
+    adapters: Sequence[Adapter], weights: Sequence[float], base: str | Path, rank: int, folder: Path, out: Path
+) -> Combined:
+    merges = [DenseMerge(adapter, base) for adapter in adapters]
+    layers = factors(merges[0], rank, None, None, summed_changes(merges, weights))
+    write_lora(merges[0], layers, folder, task_type=adapters[0].state.config.get("task_type"))
+    worst = max(layers, key=lambda layer: layer.error)
+    return Combined(out, len(layers), error=worst.error, layer=worst.change.name)

@@ -1,0 +1,144 @@
+"""``identify``: what an adapter file is, as far as the file alone tells."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from orthotune.formats.adapter_state import AdapterState
+from orthotune.formats.conversion_table import DIFF, TARGETS, kind_of
+from orthotune.formats.convert import plan
+from orthotune.formats.measure import RotationMeasure, measure
+from orthotune.operations.adapter import read_once
+
+#: format -> who writes it
+PRODUCERS: dict[str, str] = {
+    "peft-oft": "PEFT 0.18 or later, or 0.16 and later with exact rotations",
+    "peft-oft-0.16": "PEFT 0.16 or 0.17",
+    "peft-oft-0.14": "PEFT 0.14 or 0.15",
+    "peft-oft-0.8": "PEFT 0.8 to 0.13",
+    "peft-boft": "PEFT's BOFT, 0.14 or later, or linear layers of an older one",
+    "peft-boft-0.11": "PEFT's BOFT, 0.11 to 0.13",
+    "orthotune": "orthotune",
+    "lycoris-oft": "LyCORIS 2.1 or later, Diag-OFT",
+    "lycoris-oft-2.0": "LyCORIS 2.0, Diag-OFT",
+    "lycoris-boft": "LyCORIS 2.1 or later, BOFT",
+    "kohya-oft": "sd-scripts, networks.oft",
+    "kohya-oft-flux": "sd-scripts, networks.oft_flux",
+    "kohya-oft-v2": "sd-scripts, networks.oft_v2",
+    "kohya-boft": "sd-scripts, networks.boft",
+    "onetrainer": "OneTrainer, OFT_2",
+    "oft-control": "the original program, oft-control",
+    "oft-db": "the original program, oft-db",
+    "oft-t2i": "the original program, oft-t2i",
+}
+#: what a header may say of the producer itself
+_SAID = ("ss_network_module", "ss_sd_scripts_commit_hash", "ot_branch", "ot_revision", "modelspec.implementation")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What :func:`identify` found.
+
+    Attributes:
+        producer: who probably wrote it; ``said`` is what the file itself says of that.
+        kinds: kind of layer -> how many, in the words of the conversion table.
+        block_sizes: size -> number of stored blocks.
+        orthogonality_error: the largest Frobenius norm of ``R Rᵀ - I`` of a block.
+        coft_eps: radius of the ball that the run kept to, in the units of its tool; None if the file tells of none.
+        dtypes: number type -> tensors.
+        conversions: target -> ``lossless``, ``approximate`` or ``impossible``; ``needs_base`` names the targets for
+            which the base's shapes are needed.
+    """
+
+    path: str
+    format: str
+    producer: str
+    said: dict[str, str]
+    layers: int
+    kinds: dict[str, int]
+    sides: list[str]
+    block_sizes: dict[int, int]
+    blocks: int
+    shared: int
+    parameters: int
+    orthogonality_error: float
+    coft_eps: float | None
+    dtypes: dict[str, int]
+    conversions: dict[str, str]
+    needs_base: list[str]
+    warnings: list[str]
+
+
+def identify(adapter: str | Path, **options: Any) -> Identity:
+    """What an adapter file is: format, probable producer, side, blocks, and what it can be converted into.
+
+    Args:
+        adapter: a file, or a folder with ``adapter_config.json``. It is read once.
+        options: what the file does not say about itself, see :class:`~orthotune.formats.read_options.ReadOptions`.
+
+    Returns:
+        What the file alone tells; no base is looked at.
+
+    Raises:
+        AdapterFileError: it is none that is known, or it is damaged.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from safetensors.torch import save_file
+        >>> path = f"{tempfile.mkdtemp()}/style.safetensors"
+        >>> lin = {"oft_blocks": torch.zeros(2, 3, 3), "alpha": torch.tensor(0.1)}
+        >>> save_file({f"oft_unet_blk_lin.{name}": tensor for name, tensor in lin.items()}, path)
+        >>> found = identify(path)
+        >>> found.format, found.sides
+        ('kohya-oft', ['out'])
+    """
+    opened = read_once(adapter, **options)
+    state = opened.state
+    rows = list(measure(state))
+    sizes: Counter[int] = Counter()
+    for row in rows:
+        sizes[row.block_size] += row.blocks
+    plans = {target: plan(state, target) for target in TARGETS}
+    balls = {layer.spec.eps for layer in state.layers.values() if layer.spec.eps is not None}
+    return Identity(
+        path=str(adapter),
+        format=state.format,
+        producer=PRODUCERS.get(state.format, "unknown"),
+        said=_said(state),
+        layers=len(state.layers) + len(state.transforms),
+        kinds=dict(Counter(map(kind_of, [*state.layers.values(), *state.transforms.values()])).most_common()),
+        sides=sorted({row.side for row in rows}),
+        block_sizes=dict(sorted(sizes.items())),
+        blocks=sum(sizes.values()),
+        shared=sum(layer.spec.shared for layer in state.layers.values()),
+        parameters=state.parameters,
+        orthogonality_error=_worst(rows),
+        coft_eps=max(balls) if balls else float(state.config.get("eps") or 0) if state.config.get("coft") else None,
+        dtypes=_dtypes(opened.file.path),
+        conversions={**{target: str(found.verdict) for target, found in plans.items()}, DIFF: "lossless"},
+        needs_base=[t for t, found in plans.items() if found.needs_base and found.verdict != "impossible"] + [DIFF],
+        warnings=list(state.warnings),
+    )
+
+
+def _worst(rows: list[RotationMeasure]) -> float:
+    return max((row.orthogonality_error for row in rows), default=0.0)
+
+
+def _said(state: AdapterState) -> dict[str, str]:
+    found = {name: str(state.metadata[name]) for name in _SAID if name in state.metadata}
+    version = state.config.get("peft_version")
+    return found | ({"peft_version": str(version)} if version else {})
+
+
+def _dtypes(path: Path) -> dict[str, int]:
+    """Number types of a safetensors file; a pickle's are not told."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return dict(Counter(file.get_slice(name).get_dtype() for name in file.keys()).most_common())  # noqa: SIM118

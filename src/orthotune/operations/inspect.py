@@ -1,0 +1,93 @@
+"""``inspect``: what an adapter holds and how far it rotates, layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from orthotune.formats.adapter_state import AdapterState
+from orthotune.formats.measure import measure
+from orthotune.formats.peft_oft import ID, ID_LEGACY, ID_OWN, beyond_stock
+from orthotune.operations.adapter import Adapter, read_once
+from orthotune.operations.diagnosis.diagnose import diagnose, diagnose_state
+
+WEIGHT_KEYS = ("energy_before", "energy_after", "spectrum_change", "weight_change")
+
+
+def inspect(adapter: str | Path, *, base: str | Path | None = None, **options: Any) -> dict[str, Any]:
+    """Blocks, sides, parameters, angles and orthogonality of an adapter, layer by layer, and warnings.
+
+    Args:
+        adapter: a folder as PEFT writes it, or one file of any readable format. It is read once.
+        base: path or hub name of a model: its weights are measured, too.
+        options: what the file does not say about itself, see :class:`~orthotune.formats.read_options.ReadOptions`.
+
+    Returns:
+        Plain values ready for JSON. Angles are in radians, errors Frobenius norms; ``layers`` has one row for each
+        rotation.
+
+    Raises:
+        AdapterFileError: the adapter is damaged, or does not belong to the base.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from safetensors.torch import save_file
+        >>> path = f"{tempfile.mkdtemp()}/style.safetensors"
+        >>> save_file({"lora_unet_blk_lin.oft_R.weight": torch.full((2, 1), 0.1)}, path)
+        >>> facts = inspect(path)
+        >>> facts["parameters"], facts["layers"][0]["block_size"], f"{facts['angle_max']:.2f}"
+        (2, 2, '0.20')
+    """
+    opened = read_once(adapter, **options)
+    facts = _of_state(opened.state)
+    if base is not None:
+        _add_weights(facts, opened, str(base))
+    return facts
+
+
+def _of_state(state: AdapterState) -> dict[str, Any]:
+    found = diagnose_state(state).record()
+    more = {(row["layer"], row["part"]): row for row in found["layers"]}
+    rows = [more.get((row.layer, row.part), {}) | asdict(row) for row in measure(state)]
+    planes = [row["blocks"] * (row["block_size"] // 2) for row in rows]
+    first = next(iter(state.layers.values()), None)
+    exact = first is None or first.spec.exact
+    return {
+        "adapter": str(state.source),
+        "base_model": state.config.get("base_model_name_or_path"),
+        "peft_type": state.config.get("peft_type"),
+        "peft_version": state.config.get("peft_version"),
+        "format": state.format,
+        # None: today's PEFT does not load the format at all
+        "beyond_stock_peft": beyond_stock(state.config) if state.format in (ID, ID_LEGACY, ID_OWN) else None,
+        "map": "exact" if first is None else first.spec.map,
+        "terms": None if first is None or exact else first.spec.terms,
+        "coft_eps": None if first is None else first.spec.eps,
+        "scaled": first is not None and first.spec.scaled,
+        "magnitudes": sum(layer.magnitude is not None for layer in state.layers.values()),
+        "transforms": list(state.transforms),
+        "warnings": list(state.warnings),
+        "other_tensors": {name: list(tensor.shape) for name, tensor in state.other.items()},
+        "parameters": state.parameters,
+        "angle_max": max(row["angle_max"] for row in rows),
+        "angle_mean": sum(row["angle_mean"] * n for row, n in zip(rows, planes, strict=True)) / max(sum(planes), 1),
+        "orthogonality_error": max(row["orthogonality_error"] for row in rows),
+        "angle_top": found["angle_top"],
+        "advice": found["advice"],
+        "layers": rows,
+    }
+
+
+def _add_weights(facts: dict[str, Any], adapter: Adapter, base: str) -> None:
+    """What happens to the weights of the base: energy, spectrum and distance, into the rows of the layers."""
+    from orthotune.operations.base_model import load_base  # transformers and PEFT: only where a base is looked at
+    from orthotune.operations.load import apply_adapter
+
+    model, report = apply_adapter(load_base(base, "float32").model, adapter, "inspected")
+    found = diagnose(model, "inspected").record()["layers"]
+    measured = {(row["layer"], row["part"]): row for row in found}
+    for row in facts["layers"]:
+        place = report.matched.get(row["layer"], row["layer"])
+        held = measured.get((place, row["part"]), {})
+        row |= {key: held[key] for key in WEIGHT_KEYS if key in held}

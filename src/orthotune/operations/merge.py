@@ -1,0 +1,147 @@
+"""``merge``: an adapter and its base become an ordinary model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from peft import PeftModel
+from safetensors import SafetensorError
+
+from orthotune.errors import AdapterFileError, ConfigError, MergeError
+from orthotune.files.installed_worlds import current
+from orthotune.files.output import new_folder
+from orthotune.operations.adapter import Adapter, read_once
+from orthotune.operations.base_model import load_base, place_of
+from orthotune.operations.checkpoint.stream import DenseMerge
+from orthotune.operations.load import apply_adapter, with_file_config
+from orthotune.operations.place import refuse_place_of_adapter
+from orthotune.rotation.strength import Kind
+from orthotune.tuner.strength import set_scale
+
+
+def merge(
+    adapter: str | Path,
+    out: str | Path,
+    *,
+    base: str | Path | None = None,
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto",
+    stream: bool = False,
+    overwrite: bool = False,
+    dequantize: bool = False,
+    quantization: str | None = None,
+    strength: float = 1.0,
+    kind: Kind | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    **options: Any,
+) -> Path:
+    """Merge an adapter into its base and save an ordinary model, with its tokenizer.
+
+    Args:
+        adapter: of any readable format: a folder or a file. It is read once.
+        out: folder of the merged model; it appears when it is complete.
+        base: path or hub name of the base; the one that the adapter records if None.
+        dtype: number type of the merged model; ``auto`` keeps the base's.
+        stream: merge from file to file, with one tensor in memory at a time, instead of loading the model.
+        overwrite: replace what is at ``out``.
+        dequantize: make a plain model of a quantized one.
+        quantization: quantize the base on loading, with a word of :mod:`orthotune.quantized.loading_options`.
+        strength: how strongly the adapter acts: 0 is the base, 1 the adapter as it was trained.
+        kind: what lies between; None for what the file's own tool does, ``geodesic`` where that knows no strength.
+        progress: with ``stream``, called before each file with its number from 1, the number of files and its name.
+        options: what the file does not say about itself, see :class:`~orthotune.formats.read_options.ReadOptions`.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        AdapterFileError: the adapter or the base is damaged, or they do not belong together.
+        ConfigError: no base is known, or two arguments contradict each other.
+        MergeError: a merged weight would hold NaN or infinity, or a quantized layer cannot be merged into.
+        RecipeError: the base cannot be quantized so.
+        OutputError: ``out`` is taken or cannot be written to.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from safetensors.torch import load_file, save_file
+        >>> home = Path(tempfile.mkdtemp())
+        >>> save_file({"blk.lin.weight": torch.eye(2)}, home / "base.safetensors")
+        >>> save_file({"lora_unet_blk_lin.oft_R.weight": torch.full((1, 1), 0.1)}, home / "adapter.safetensors")
+        >>> out = merge(home / "adapter.safetensors", home / "merged", base=home / "base.safetensors", stream=True)
+        >>> load_file(out / "base.safetensors")["blk.lin.weight"]  # by 0.2 radians
+        tensor([[ 0.9801, -0.1980],
+                [ 0.1980,  0.9801]])
+    """
+    if stream and (dtype != "auto" or dequantize or quantization):
+        raise ConfigError(
+            "stream=True with dtype, dequantize or quantization",
+            needed="the number types of the base's files",
+            do="Leave them out, or merge without stream",
+        )
+    opened = read_once(adapter, **options)  # before a large model is loaded
+    recorded = opened.state.config.get("base_model_name_or_path")
+    if not base and not recorded:
+        raise ConfigError(f"{adapter} does not record its base model", do="Name it with --base")
+    base = str(base) if base else current(str(recorded))
+    out = Path(out)
+    if overwrite:
+        refuse_place_of_adapter(out, Path(adapter))
+    # The place first: to find it closed after loading a large model would be a waste.
+    with new_folder(out, overwrite=overwrite) as folder:
+        if stream:
+            DenseMerge(opened, place_of(base), strength=strength, kind=kind).write(folder, progress)
+        else:
+            _in_memory(opened, base, folder, dtype, dequantize, quantization, strength, kind)
+    return out
+
+
+def _in_memory(
+    adapter: Adapter,
+    base: str,
+    folder: Path,
+    dtype: str,
+    dequantize: bool,
+    quantization: str | None,
+    strength: float,
+    kind: Kind | None,
+) -> None:
+    try:
+        loaded = load_base(base, dtype, quantization)
+    except SafetensorError as error:
+        raise AdapterFileError(
+            f"the base model {base} is damaged", got=str(error), do="Copy or download it again"
+        ) from error
+    tuned = _with_adapter(loaded.model, adapter, strength)
+    if strength != 1:
+        set_scale(tuned, "default", strength, kind)
+    merged = tuned.merge_and_unload(safe_merge=True, dequantize=dequantize)
+    try:
+        loaded.save(merged, folder)
+    except ValueError as error:
+        if "not serializable" not in str(error):
+            raise
+        raise MergeError(
+            f"the merged model of {base}",
+            got=f"a {type(merged).__name__} whose quantization transformers cannot save",
+            do="Add --dequantize to save a plain model",
+        ) from error
+
+
+def _with_adapter(model: Any, adapter: Adapter, strength: float) -> Any:
+    state = adapter.state
+    if strength != 1 and state.other:
+        raise ConfigError(
+            f"--strength {strength:g}", got=f"{len(state.other)} tensors that the adapter holds whole, which have none",
+            needed="an adapter of rotations alone",
+        )  # fmt: skip
+    if state.config.get("peft_type") in ("OFT", "ORTHOTUNE"):
+        return with_file_config(model, adapter)
+    tuned, _ = apply_adapter(model, adapter)
+    if not isinstance(tuned, PeftModel):
+        raise ConfigError(
+            f"merging {adapter.path} ({state.format}) into a {type(model).__name__}",
+            needed="an adapter in PEFT's layout",
+            do="Merge it from file to file: orthotune export ADAPTER OUT --base BASE --to dense",
+        )
+    return tuned

@@ -1,0 +1,91 @@
+"""Score a trained image world as its users will load it, and install it if it passes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from config_files import change_config
+from orthotune.files.atomic import atomic_write, write_text
+from orthotune.files.json_file import read_json, write_json
+from orthotune.worlds.image_captions import prompts
+from orthotune.worlds.image_judges import DIGITS, Judge, follows, load_judge
+from orthotune.worlds.image_pictures import GUIDANCE, STEPS, pictures_of
+from orthotune.worlds.image_sources import Sources
+
+#: Shares of prompts that must be followed.
+GATES: dict[str, float] = {"digit": 0.95, "ink": 0.98, "ground": 0.98}
+PROMPTS = 120
+
+NOTICE = """The digits in data.safetensors, and those that the pipeline and the judges were trained on, are
+scikit-learn's load_digits: the test part of "Optical Recognition of Handwritten Digits" by E. Alpaydin and C. Kaynak,
+UCI Machine Learning Repository, https://doi.org/10.24432/C50P49, licensed under CC BY 4.0.
+
+The textures in it are scikit-image's grass (linolafett, DeviantArt), brick and gravel (CC0Textures), all CC0; they
+were reduced and made equally bright.
+
+The autoencoder was also trained on crops of scikit-image's coffee, rocket, retina, hubble_deep_field,
+immunohistochemistry and coins, which are CC0, in the public domain or without known restrictions. None of them
+is contained here.
+"""
+
+
+class WorseWorld(Exception):
+    """The world did not pass the gates, or a better one is already there."""
+
+
+def release(
+    out: Path, draft: Path, card: dict[str, object], pipeline: StableDiffusionPipeline, sources: Sources,
+    judges: dict[str, Judge],
+) -> dict[str, object]:  # fmt: skip
+    """Write everything to ``draft``, score what was written, and move it to ``out``; return the card with its scores.
+
+    Raises:
+        WorseWorld: it stays in ``draft``, and ``out`` as it was.
+    """
+    shutil.rmtree(draft, ignore_errors=True)
+    save_pipeline(pipeline, draft / "pipeline")
+    sources.save(draft / "data.safetensors")
+    for name, judge in judges.items():
+        judge.save(draft / f"{name}_judge.safetensors")
+    write_text(draft / "NOTICE", NOTICE)
+    # Measured on the weights that ship, rounded to half precision.
+    shipped = StableDiffusionPipeline.from_pretrained(draft / "pipeline", torch_dtype=torch.float32)
+    shipped.set_progress_bar_config(disable=True)
+    digit = load_judge(draft / "digit_judge.safetensors", DIGITS)
+    wanted = prompts(PROMPTS, seed=1)
+    shares = follows(digit, pictures_of(shipped, wanted, seed=0, steps=STEPS), wanted)
+    scores = {name: round(share, 4) for name, share in shares.items()}
+    card["follows"] = {"prompts": PROMPTS, "steps": STEPS, "guidance": GUIDANCE, **scores}
+    write_json(draft / "card.json", card)
+    for path in draft.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    low = [f"{name} {scores[name]} of {least}" for name, least in GATES.items() if scores[name] < least]
+    if low:
+        raise WorseWorld(f"{', '.join(low)} needed. The draft is in {draft.name}/ of the work folder.")
+    if (out / "card.json").is_file():
+        there = read_json(out / "card.json")["follows"]
+        if sum(there[name] for name in GATES) > sum(scores[name] for name in GATES):
+            raise WorseWorld(f"the world already there follows more of its prompts ({there}) than this one ({scores}).")
+    with atomic_write(out) as partial:
+        shutil.copytree(draft, partial)
+    return card
+
+
+def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Write the pipeline in half precision, in the layout of Stable Diffusion 1.5; ``pipeline`` keeps its dtype."""
+    parts = {
+        name: deepcopy(part).half() if isinstance(part, torch.nn.Module) else part
+        for name, part in pipeline.components.items()
+    }
+    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
+    # Stored in half precision to be small, but meant to be trained: without a dtype, loading gives float32.
+    change_config(folder / "text_encoder" / "config.json", dtype="float32")
+    # A merge to a line, indented, is most of this file.
+    words = folder / "tokenizer" / "tokenizer.json"
+    write_text(words, json.dumps(read_json(words), separators=(",", ":")))
