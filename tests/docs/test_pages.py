@@ -13,13 +13,13 @@ import pytest
 import typer
 
 from docs.blocks import DOCS, GUIDES, PAGES, ROOT, blocks, commands
+from orthotune.cli.main import app
 from orthotune.recipes.compare import CompareSettings
 from orthotune.recipes.compare_images_settings import CompareImagesSettings
 from orthotune.recipes.control import ControlSettings
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.subject_settings import SubjectSettings
 from orthotune.recipes.text_to_image import TextToImageSettings
-from orthotune.cli.main import app
 
 SETTINGS: dict[tuple[str, ...], tuple[Any, ...]] = {
     ("train", "sft"): (SFTSettings,),
