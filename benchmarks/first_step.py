@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from orthotune.metrics.text_loss import mean_loss
-from orthotune.training.causal_model import load_model, load_tokenizer
+from orthotune.text.causal_model import load_model, load_tokenizer
 from orthotune.worlds import text
 from rotation_candidates import _chunks, _rows
 

@@ -123,13 +123,13 @@ def prepare(folder: Path, recipe: str) -> None:
     import matplotlib.figure  # noqa: F401
     import torch
 
-    from orthotune.training.quiet import quiet
+    from orthotune.runs.quiet import quiet
 
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     if recipe == "subject":
-        from diffusion.tiny_pipelines import save_tiny
         from orthotune.recipes import subject  # noqa: F401
         from orthotune.worlds.image_folders import write_subject
+        from tests.support.tiny_pipelines import save_tiny
 
         save_tiny("sd15", folder / "unet")
         write_subject(folder / "pictures")
@@ -137,7 +137,7 @@ def prepare(folder: Path, recipe: str) -> None:
     import trl  # noqa: F401
 
     from orthotune.recipes import sft  # noqa: F401
-    from tiny_text import save_model, texts, write_jsonl
+    from tests.support.tiny_text import save_model, texts, write_jsonl
 
     with quiet():
         save_model(folder / "model", dtype="float32")
@@ -176,11 +176,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepare(folder, chosen.recipe)
-        attempt(folder, folder / "whole", job, Moment(), folder / "log")
-        expected = result(folder / "whole")
         began = time.monotonic()
-        events = _count_events(folder, job)
+        events = _count_events(folder, folder / "whole", job)
         seconds = time.monotonic() - began
+        expected = result(folder / "whole")
         print(f"uninterrupted: {seconds:.1f} s, {events} file events, {len(expected['tensors'])} tensors", flush=True)
         rows = []
         for number in range(chosen.moments):
@@ -198,9 +197,8 @@ def main() -> None:
     raise SystemExit(0 if same == len(rows) else 1)
 
 
-def _count_events(folder: Path, job: Job) -> int:
-    """How many file events a whole run has: the kill that lies beyond the last one never comes."""
-    output = folder / "count"
+def _count_events(folder: Path, output: Path, job: Job) -> int:
+    """How many file events an uninterrupted run has: the kill that lies beyond the last one never comes."""
     counter = folder / "events"
     child = os.fork()
     if child == 0:
@@ -214,10 +212,15 @@ def _count_events(folder: Path, job: Job) -> int:
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             run(folder, output, *job)
-        finally:
             counter.write_text(str(seen))
             os._exit(0)
-    os.waitpid(child, 0)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+    if os.waitpid(child, 0)[1]:
+        raise SystemExit("the run that nothing interrupts failed, see above")
     return int(counter.read_text())
 
 

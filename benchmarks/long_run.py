@@ -76,7 +76,7 @@ def main() -> None:
     chosen = parser.parse_args()
     import torch
 
-    from safety.long_runs import lives, training, watched
+    from tests.support.long_runs import lives, training, watched
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

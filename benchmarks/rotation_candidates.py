@@ -35,7 +35,7 @@ from candidate_optimizers import SharedAdam, recentre
 from candidate_settings import Settings
 from candidate_subspaces import directions_for, frames_for
 from orthotune.metrics.text_loss import mean_loss, token_rows
-from orthotune.training.causal_model import load_model, load_tokenizer
+from orthotune.text.causal_model import load_model, load_tokenizer
 from orthotune.worlds import text
 
 LENGTH = 256

@@ -18,7 +18,7 @@ import torch
 from orthotune import PeftModel
 from orthotune.files.atomic import atomic_write
 from orthotune.metrics.text_loss import nats_per_token
-from orthotune.training.causal_model import load_model, load_tokenizer
+from orthotune.text.causal_model import load_model, load_tokenizer
 from orthotune.worlds import text
 
 KINDS = ("geodesic", "linear")

@@ -1,8 +1,11 @@
-"""What holds for every test: one thread per xdist worker, no network, no display."""
+"""What holds for every test: one thread per xdist worker, no network, no display; a tiny language model and texts."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Two workers with two threads each on two cores run slower than with one each.
@@ -14,3 +17,24 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Without a GPU Triton's kernels run in its interpreter; it reads this when a kernel is defined.
 if not os.path.exists("/dev/nvidia0"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.support.tiny_text import save_model
+
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def text_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.support.tiny_text import texts, write_jsonl
+
+    return write_jsonl(tmp_path_factory.mktemp("data") / "new.jsonl", texts(24, "blue"))
+
+
+@pytest.fixture(scope="session")
+def old_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.support.tiny_text import texts, write_jsonl
+
+    return write_jsonl(tmp_path_factory.mktemp("data") / "old.jsonl", texts(4, "RED-"))

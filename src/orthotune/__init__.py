@@ -14,12 +14,12 @@ from orthotune.errors import OrthotuneError
 if TYPE_CHECKING:
     from peft import PeftModel, get_peft_model
 
-    from orthotune.diffusion.control_pipeline import ControlPipeline
-    from orthotune.diffusion.roster import open_family
     from orthotune.formats.adapter_state import AdapterState
     from orthotune.formats.read_options import ReadOptions
     from orthotune.formats.roster import read_adapter
     from orthotune.formats.writers import write_adapter
+    from orthotune.image.control.pipeline import ControlPipeline
+    from orthotune.image.families.registry import open_family
     from orthotune.layers.plan import explain
     from orthotune.operations.combine import combine
     from orthotune.operations.convert import convert
@@ -33,10 +33,9 @@ if TYPE_CHECKING:
     from orthotune.operations.load import load_adapter
     from orthotune.operations.merge import merge
     from orthotune.tuner.config import OFTConfig
-    from orthotune.tuner.magnitude import free_magnitudes
     from orthotune.tuner.model import OFTModel
     from orthotune.tuner.register import register, unregister
-    from orthotune.tuner.strength import set_scale
+    from orthotune.tuner.strength import free_magnitudes, set_scale
 
 __version__ = "0.2.0.dev0"
 __all__ = [
@@ -72,7 +71,7 @@ __all__ = [
 #: Public name -> the module that has it. ``TYPE_CHECKING`` above says the same to type checkers; a test compares them.
 HOMES = {
     "AdapterState": "orthotune.formats.adapter_state",
-    "ControlPipeline": "orthotune.diffusion.control_pipeline",
+    "ControlPipeline": "orthotune.image.control.pipeline",
     "LoadReport": "orthotune.operations.fitting.report",
     "OFTConfig": "orthotune.tuner.config",
     "OFTModel": "orthotune.tuner.model",
@@ -84,14 +83,14 @@ HOMES = {
     "distance": "orthotune.operations.distance",
     "explain": "orthotune.layers.plan",
     "export": "orthotune.operations.export",
-    "free_magnitudes": "orthotune.tuner.magnitude",
+    "free_magnitudes": "orthotune.tuner.strength",
     "get_peft_model": "peft",
     "hotswap_adapter": "orthotune.operations.hotswap",
     "identify": "orthotune.operations.identify",
     "inspect": "orthotune.operations.inspect",
     "load_adapter": "orthotune.operations.load",
     "merge": "orthotune.operations.merge",
-    "open_family": "orthotune.diffusion.roster",
+    "open_family": "orthotune.image.families.registry",
     "read_adapter": "orthotune.formats.roster",
     "register": "orthotune.tuner.register",
     "set_scale": "orthotune.tuner.strength",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from cli.conftest import small_llama
+from tests.cli.conftest import small_llama
 
 #: float32, two layers of 16 features: the order of additions differs
 CLOSE: dict[str, float] = {"rtol": 0, "atol": 1e-5}

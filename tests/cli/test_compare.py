@@ -5,7 +5,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from orthotune.cli.main import app
-from tiny_text import save_model, texts, write_jsonl
+from tests.support.tiny_text import save_model, texts, write_jsonl
 
 
 def test_a_grid_is_run_and_shown(tmp_path: Path) -> None:

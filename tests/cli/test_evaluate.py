@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metrics.pictures import dino, noise, save, step
 from orthotune.cli import evaluate
 from orthotune.metrics.roster import ROSTER
+from tests.support.images import dino, noise, save, step
 
 
 def test_every_measure_of_the_roster_has_a_command() -> None:

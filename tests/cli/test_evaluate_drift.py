@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from contracts.cases import randomize
-from metrics.pictures import dino
 from orthotune import OFTConfig, get_peft_model
 from orthotune.worlds import image, text
+from tests.support.contract_cases import randomize
+from tests.support.images import dino
 
 
 def _saved(model: Any, folder: Path, base: str | None, targets: list[str], std: float) -> Path:

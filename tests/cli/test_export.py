@@ -16,9 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from operations.adapter_files import lycoris, merged, onetrainer
-from operations.checkpoint.image_bases import STYLE, load_pipeline, save_pipeline, save_single_file
-from operations.checkpoint.models import gpt2, llama, save_base
+from tests.support.adapter_files import lycoris, merged, onetrainer
+from tests.support.checkpoint_models import gpt2, llama, save_base
+from tests.support.image_bases import STYLE, load_pipeline, save_pipeline, save_single_file
 
 #: float32 on both sides, and the models are a few layers deep
 CLOSE: dict[str, float] = {"rtol": 0, "atol": 1e-5}

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from formats.producers import FIXTURES, Produced, produced
 from orthotune.formats.conversion_table import DIFF, TARGETS
 from orthotune.operations.identify import PRODUCERS, identify
+from tests.support.producers import FIXTURES, Produced, produced
 
 #: producer of the fixtures -> what the probable producer must name
 MEANT = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cli.conftest import small_llama
+from tests.cli.conftest import small_llama
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

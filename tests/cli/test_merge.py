@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cli.conftest import small_llama
+from tests.cli.conftest import small_llama
 
 
 def _left(folder: Path) -> set[str]:
@@ -179,8 +179,8 @@ def test_streaming_into_a_place_below_a_file(call: Callable, trained: Path) -> N
 
 @pytest.mark.parametrize("more", [[], ["--stream"]])
 def test_adapters_of_other_tools_merge_too(call: Callable, trained: Path, more: list[str]) -> None:
-    from operations.adapter_files import onetrainer
     from orthotune.formats.roster import read_adapter
+    from tests.support.adapter_files import onetrainer
 
     name = "model.layers.0.mlp.up_proj"
     adapter = onetrainer(trained / "style.safetensors", {f"transformer.{name}": 16})

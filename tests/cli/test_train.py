@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from orthotune.cli.main import app
 from orthotune.cli.train import recipe_and_settings
-from tiny_text import save_model, texts, write_jsonl
+from tests.support.tiny_text import save_model, texts, write_jsonl
 
 
 def test_a_recipe_comes_first_or_not_at_all(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from typer.testing import Result
 
-from diffusion.tiny_pipelines import save_tiny
 from orthotune.worlds.image_folders import write_control
+from tests.support.tiny_pipelines import save_tiny
 
 Call = Callable[..., Result]
 

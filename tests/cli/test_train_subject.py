@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.tiny_pipelines import save_tiny
 from orthotune.worlds.image_folders import write_subject
+from tests.support.tiny_pipelines import save_tiny
 
 
 def test_a_subject_is_trained_and_reported(call: Callable, tmp_path: Path) -> None:

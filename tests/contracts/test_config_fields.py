@@ -16,10 +16,10 @@ import torch
 from peft import PeftModel, PeftModelForCausalLM
 from torch import Tensor, nn
 
-from contracts.cases import randomize, rotation_parameters
-from contracts.layers import Experts, Net
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import BlockSizeError, ConfigError
+from tests.support.contract_cases import randomize, rotation_parameters
+from tests.support.contract_layers import Experts, Net
 
 
 class Tower(nn.Module):

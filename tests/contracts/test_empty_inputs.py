@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contracts.cases import Case, cases, rotation_parameters
-from contracts.layers import Inputs
+from tests.support.contract_cases import Case, cases, rotation_parameters
+from tests.support.contract_layers import Inputs
 
 #: kind -> the axis of tokens; kinds that are not here have a batch alone
 TOKENS = {"linear_rank3": 1, "linear_rank4": 1, "transposed_linear": 1, "embedding": 1, "attention": 0,

@@ -9,8 +9,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from contracts.cases import Case, cases, rotation_parameters
 from orthotune import OFTConfig
+from tests.support.contract_cases import Case, cases, rotation_parameters
 
 
 @pytest.mark.parametrize("case", cases("exact", "legacy", "together"), ids=str)

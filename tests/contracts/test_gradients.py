@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from contracts.cases import Case, base_parameters, cases, rotation_parameters, snapshot
 from orthotune.kernels.from_parameters import rotation_of
 from orthotune.kernels.rotate import rotate, rotate_rows, rotate_stack
 from orthotune.rotation.ball import project
@@ -17,6 +16,7 @@ from orthotune.rotation.cayley import cayley
 from orthotune.rotation.neumann import neumann
 from orthotune.rotation.packing import pack, unpack
 from orthotune.rotation.spec import RotationSpec
+from tests.support.contract_cases import Case, base_parameters, cases, rotation_parameters, snapshot
 
 
 def _loss(case: Case, output: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from contracts.cases import Case, base_parameters, cases, rotation_parameters, same_bits, snapshot
 from orthotune.errors import OrthotuneError
 from orthotune.layers.base import OFTLayer
+from tests.support.contract_cases import Case, base_parameters, cases, rotation_parameters, same_bits, snapshot
 
 EVERY = [case for case in cases("exact", "together") if case.options == "exact" or case.side == case.kind.sides[-1]]
 DTYPES = cases("exact", dtypes=(torch.float64,)) + cases("together", dtypes=(torch.bfloat16,))

@@ -14,10 +14,10 @@ from torch.nn.functional import conv1d, conv2d, embedding, layer_norm, linear
 from torch.nn.utils import prune, spectral_norm, weight_norm
 from transformers.pytorch_utils import Conv1D
 
-from contracts.cases import Case, cases, randomize
-from contracts.layers import KINDS, AttentionNet, Kind, Net
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import UnsupportedLayerError
+from tests.support.contract_cases import Case, cases, randomize
+from tests.support.contract_layers import KINDS, AttentionNet, Kind, Net
 
 
 class ScaledInput(nn.Linear):

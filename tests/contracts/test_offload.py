@@ -12,9 +12,9 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 
-from contracts.cases import randomize, within_rounding
-from contracts.layers import KINDS, Inputs
 from orthotune import OFTConfig, get_peft_model
+from tests.support.contract_cases import randomize, seeded, within_rounding
+from tests.support.contract_layers import KINDS, Inputs
 
 CPU = torch.device("cpu")
 #: attention reads the weight of the layer inside it past that layer's hook, adapted or not
@@ -87,14 +87,12 @@ CASES = [
 
 
 def _base(kind: str) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
+    with seeded(1):
         return Chain(kind).eval().requires_grad_(False)
 
 
 def _inputs(kind: str) -> Inputs:
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
+    with seeded(2):
         return KINDS[kind].inputs()
 
 

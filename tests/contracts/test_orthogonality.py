@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from contracts.cases import Case, cases
-from contracts.layers import Turn
-from contracts.reference import wrapper
 from orthotune.kernels.from_parameters import rotation_of
 from orthotune.rotation.cayley import cayley
 from orthotune.rotation.energy import hyperspherical_energy
 from orthotune.rotation.measure import orthogonality_error
 from orthotune.rotation.packing import pack
 from orthotune.rotation.spec import RotationSpec
+from tests.support.contract_cases import Case, cases
+from tests.support.contract_layers import Turn
+from tests.support.contract_reference import wrapper
 
 SIZES = (2, 3, 8, 16, 17, 31, 32, 64, 128, 256)
 

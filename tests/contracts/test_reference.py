@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from contracts.cases import Case, every_case, rotation_parameters
-from contracts.reference import run
+from tests.support.contract_cases import Case, every_case, rotation_parameters
+from tests.support.contract_reference import run
 
 
 @pytest.mark.parametrize("case", every_case(), ids=str)

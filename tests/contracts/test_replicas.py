@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contracts.cases import (
+from orthotune.errors import UnsupportedLayerError
+from orthotune.layers.base import OFTLayer
+from tests.support.contract_cases import (
     Case,
     base_parameters,
     batched,
@@ -25,9 +27,7 @@ from contracts.cases import (
     snapshot,
     two_alike,
 )
-from contracts.layers import Inputs
-from orthotune.errors import UnsupportedLayerError
-from orthotune.layers.base import OFTLayer
+from tests.support.contract_layers import Inputs
 
 EVERY = plain_and_full()
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from contracts.cases import (
+from orthotune import OFTConfig
+from tests.support.contract_cases import (
     NAMES,
     Case,
     base_parameters,
@@ -24,8 +25,7 @@ from contracts.cases import (
     several,
     snapshot,
 )
-from contracts.reference import run
-from orthotune import OFTConfig
+from tests.support.contract_reference import run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already following adapters", "ignore:All adapters are already merged")
 # A case, and which of its adapters is a frozen map: the second one maps outputs and scales them, the third maps inputs.

@@ -8,10 +8,10 @@ import pytest
 import torch
 from peft import PeftModel
 
-from contracts.cases import Case, base_parameters, cases, rotation_parameters, same_bits, snapshot
-from contracts.reference import run
 from orthotune.errors import ConfigError
 from orthotune.layers.base import OFTLayer
+from tests.support.contract_cases import Case, base_parameters, cases, rotation_parameters, same_bits, snapshot
+from tests.support.contract_reference import run
 
 
 def at(model: PeftModel, t: float, kind: str = "geodesic") -> PeftModel:
@@ -24,7 +24,8 @@ def expected(case: Case, model: PeftModel, t: float, **more: Any) -> torch.Tenso
     return run(case, model, case.inputs(), {"default": case.config | {"strength": t} | more}, leaves)
 
 
-EVERY = cases("exact", "shared", "neumann", "together") + cases("together", dtypes=(torch.bfloat16, torch.float64))
+# one block for every place is part of "together"
+EVERY = cases("exact", "neumann", "together") + cases("together", dtypes=(torch.bfloat16, torch.float64))
 
 
 @pytest.mark.parametrize("case", EVERY, ids=str)

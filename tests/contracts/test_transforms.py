@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from contracts.cases import Case, cases, rotation_parameters
-from contracts.reference import run
 from orthotune.errors import OrthotuneError
+from tests.support.contract_cases import Case, cases, rotation_parameters
+from tests.support.contract_reference import run
 
 F64 = (torch.float64,)
 EVERY = [

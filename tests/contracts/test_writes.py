@@ -19,7 +19,11 @@ from peft import PeftModel
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from contracts.cases import (
+from orthotune.errors import UnsupportedLayerError
+from orthotune.layers.base import OFTLayer
+from orthotune.layers.parametrization.group import group
+from orthotune.layers.shared_input import share_inputs
+from tests.support.contract_cases import (
     OPTIONS,
     Case,
     batched,
@@ -31,11 +35,7 @@ from contracts.cases import (
     two_alike,
     within_rounding,
 )
-from contracts.layers import Inputs
-from orthotune.errors import UnsupportedLayerError
-from orthotune.layers.base import OFTLayer
-from orthotune.layers.parametrization.group import group
-from orthotune.layers.shared_input import share_inputs
+from tests.support.contract_layers import Inputs
 
 CASES = plain_and_full()
 # One kind for each path that a call can take, for each compiles for a second or more.

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from orthotune import OFTConfig, get_peft_model
-from tiny_text import make_model
+from tests.support.tiny_text import make_model
 
 TOKENS = torch.arange(24).view(2, 12)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from distributed.jobs import make_files, pictures_of, settings_of
 from orthotune.recipes import sft, subject
+from tests.distributed.jobs import make_files, pictures_of, settings_of
 
 TESTS = Path(__file__).parents[1]
 #: folders of the clone that a launched process imports from, as pytest does

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from diffusion.tiny_pipelines import save_tiny
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.subject_settings import SubjectSettings
 from orthotune.worlds.image_folders import write_subject
-from tiny_text import save_model, texts, write_jsonl
+from tests.support.tiny_pipelines import save_tiny
+from tests.support.tiny_text import save_model, texts, write_jsonl
 
 #: by name: how two processes run the same recipe, and which run of one process it must equal
 JOBS: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distributed.by_hand import OPTIONS
+from tests.distributed.by_hand import OPTIONS
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from distributed.jobs import KEEPING
-from distributed.test_training import CURVE, NUMBERS, lines
+from tests.distributed.jobs import KEEPING
+from tests.distributed.test_training import CURVE, NUMBERS, lines
 
 SHARED = [name for name in KEEPING if name != "keep"]
 

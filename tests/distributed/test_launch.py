@@ -11,7 +11,7 @@ import yaml
 from orthotune.errors import RecipeError
 from orthotune.recipes.load import load_settings
 from orthotune.recipes.settings import SFTSettings
-from orthotune.training import engines, processes
+from orthotune.runs import engines, processes
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "scale-out"
 

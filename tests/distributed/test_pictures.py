@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from distributed.test_training import lines, told
-from kept_results import keep_result
-from orthotune.training.checkpoint_manifest import check
+from orthotune.runs.checkpoint_manifest import check
+from tests.distributed.test_training import lines, told
+from tests.support.kept_results import keep_result
 
 #: The mean of two means, in another order than the sum of both: parts of 1e-7.
 CURVE = 1e-5

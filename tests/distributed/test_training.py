@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distributed.jobs import JOBS
-from kept_results import keep_result
-from orthotune.training.checkpoint_manifest import check
+from orthotune.runs.checkpoint_manifest import check
+from tests.distributed.jobs import JOBS
+from tests.support.kept_results import keep_result
 
 SHARED = [name for name in JOBS if name != "none"]
 #: Sums over the examples of a step are taken in another order, which moves a loss by parts of 1e-7.

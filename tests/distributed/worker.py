@@ -15,9 +15,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from distributed.jobs import JOBS, KEEPING, pictures_of, settings_of
 from orthotune.recipes import sft, subject
-from orthotune.training.processes import leave
+from orthotune.runs.processes import leave
+from tests.distributed.jobs import JOBS, KEEPING, pictures_of, settings_of
 
 
 class _Accident(TrainerCallback):
@@ -51,7 +51,7 @@ def draw(home: Path) -> None:
 
 
 if __name__ == "__main__":
-    from distributed.by_hand import shard_by_hand
+    from tests.distributed.by_hand import shard_by_hand
 
     home = Path(sys.argv[1])
     warnings.simplefilter("ignore")

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from docs.blocks import DOCS, GUIDES, steps
-from docs.test_pages import named
+from tests.docs.test_pages import named
+from tests.support.page_blocks import DOCS, GUIDES, steps
 
 pytestmark = pytest.mark.timeout(1200)
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import typer
 
-from docs.blocks import DOCS, GUIDES, PAGES, ROOT, blocks, commands
 from orthotune.cli.main import app
-from orthotune.recipes.compare import CompareSettings
-from orthotune.recipes.compare_images_settings import CompareImagesSettings
+from orthotune.experiments.compare import CompareSettings
+from orthotune.experiments.compare_images_settings import CompareImagesSettings
 from orthotune.recipes.control import ControlSettings
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.subject_settings import SubjectSettings
 from orthotune.recipes.text_to_image import TextToImageSettings
+from tests.support.page_blocks import DOCS, GUIDES, PAGES, ROOT, blocks, commands
 
 SETTINGS: dict[tuple[str, ...], tuple[Any, ...]] = {
     ("train", "sft"): (SFTSettings,),

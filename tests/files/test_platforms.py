@@ -63,9 +63,9 @@ def _run(code: str, *words: str) -> subprocess.CompletedProcess[str]:
 def test_every_module_of_the_engine_and_every_verb_imports(tmp_path: Path) -> None:
     code = """
 import importlib, pkgutil
-import orthotune, orthotune.files, orthotune.training, orthotune.operations.checkpoint, orthotune.cli
+import orthotune, orthotune.files, orthotune.runs, orthotune.text, orthotune.operations.checkpoint, orthotune.cli
 operations = (orthotune.operations, orthotune.operations.checkpoint)
-for package in (orthotune.files, orthotune.training, *operations, orthotune.cli):
+for package in (orthotune.files, orthotune.runs, orthotune.text, *operations, orthotune.cli):
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
 """
@@ -143,7 +143,7 @@ def test_a_run_begins_without_locks_and_an_export_too(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from orthotune.files.output import resumable
-from orthotune.training.run_directory import RunDirectory
+from orthotune.runs.directory import RunDirectory
 home = RunDirectory(Path(sys.argv[1]) / "run")
 home.open({}, "auto", print)
 home.claim({})

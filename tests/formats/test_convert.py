@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from formats.producers import Produced, base_layer, produced
 from orthotune.errors import ConfigError, OrthotuneError, UnsupportedLayerError
 from orthotune.formats import AdapterState, LayerState, ReadOptions, read_adapter
 from orthotune.formats.conversion_table import TARGETS
 from orthotune.formats.convert import convert, plan
 from orthotune.formats.writers import write_adapter
 from orthotune.rotation.spec import RotationSpec
+from tests.support.producers import Produced, base_layer, produced
 
 #: Modules of a model that every layer of the fixtures can mean.
 MODULES = {"": ["blk.lin", "blk.conv", "lin", "conv", "to_q", "in_layers", "double_blocks.0.img_attn.qkv"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from formats.format_table import PAGE, known_formats, tables, written
+from tests.formats.format_table import PAGE, known_formats, tables, written
 
 
 def test_the_page_is_up_to_date() -> None:

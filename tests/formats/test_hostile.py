@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from formats.producers import FIXTURES, Produced, produced
 from orthotune.errors import AdapterFileError, OrthotuneError
 from orthotune.formats import read_adapter
 from orthotune.formats.adapter_file import MOST_TENSORS
+from tests.support.producers import FIXTURES, Produced, produced
 
 #: One adapter of each format and layout.
 SAMPLES = [case for case in produced() if case.folder.name in (

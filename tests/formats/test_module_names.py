@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from operations.image_models import text_encoder, unet, weights
 from orthotune.errors import AdapterFileError
 from orthotune.formats.layer_names import component_of, places
 from orthotune.formats.module_names import ModuleNames, match_names
 from orthotune.formats.module_names_ldm import diffusers_names, ldm_names
+from tests.support.image_models import text_encoder, unet, weights
 
 
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])

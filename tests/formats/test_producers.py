@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from formats.producers import Produced, comparisons, produced
+from tests.support.producers import Produced, comparisons, produced
 
 
 @pytest.mark.parametrize("case", produced(), ids=str)

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from formats.producers import FIXTURES
 from orthotune.errors import AdapterFileError, OrthotuneError
 from orthotune.formats import LayerState, ReadOptions, read_adapter
 from orthotune.rotation.cayley import cayley
 from orthotune.rotation.frozen import Blocks, SplitRows
 from orthotune.rotation.packing import pack
 from orthotune.rotation.spec import RotationSpec
+from tests.support.producers import FIXTURES
 
 
 def _file(tmp_path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import orthotune
-from formats.producers import FIXTURES
 from orthotune.formats import read_adapter
 from orthotune.formats.convert import convert
 from orthotune.formats.writers import write_adapter
+from tests.support.producers import FIXTURES
 
 
 @pytest.fixture

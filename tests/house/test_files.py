@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from house.source import MODULES, imports, named, room_of
+from tests.support.source import MODULES, imports, named, room_of
 
 #: Calls that belong to the room, as they are written, and what to call instead.
 CALLS = {
@@ -29,9 +29,9 @@ METHODS = {
 LACKING = {"fcntl", "msvcrt", "resource", "termios", "pwd", "grp", "winreg", "tempfile"}
 #: file -> what is allowed there, and why.
 ALLOWED = {
-    "src/orthotune/training/metrics_log.py": {"open"},  # a log grows line by line; a line is complete or cut off again
+    "src/orthotune/runs/metrics_log.py": {"open"},  # a log grows line by line; a line is complete or cut off again
     "src/orthotune/worlds/image_folders.py": {"write_text", "write_bytes"},  # into the folder of an atomic_write
-    "src/orthotune/recipes/strengths.py": {"tempfile"},  # a folder that is gone when the function returns
+    "src/orthotune/experiments/strengths.py": {"tempfile"},  # a folder that is gone when the function returns
 }
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import orthotune
-from house.source import ROOMS, ROOT, named, project_files
+from tests.support.source import ROOMS, ROOT, named, project_files
 
 
 def _text(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import orthotune
-from house.source import ROOT, project_files
+from tests.support.source import ROOT, project_files
 
 tomllib = pytest.importorskip("tomllib", reason="reads pyproject.toml; part of Python from 3.11 on")
 Requirement = pytest.importorskip("packaging.requirements").Requirement

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from house.source import MODULES, ROOT, SHARED, named
+from tests.support.source import MODULES, ROOT, SHARED, named
 
 FORBIDDEN = {"util", "utils", "helper", "helpers", "common", "misc", "stuff", "base2"}
 #: Hooks of torch, PEFT and transformers whose meaning is theirs; saying it again would drift.

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from contracts.cases import randomize
-from layers.models import linear
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import UnsupportedLayerError
+from tests.support.contract_cases import randomize
+from tests.support.layer_models import linear
 
 
 class Packed(nn.Module):

@@ -7,11 +7,11 @@ import warnings
 import pytest
 import torch
 
-from contracts.cases import Case, cases, randomize, rotation_parameters
-from contracts.layers import KINDS
-from layers.models import everything, linear, tokens
 from orthotune import OFTConfig
 from orthotune.errors import BlockSizeError, ConfigError, UnsupportedLayerError
+from tests.support.contract_cases import Case, cases, randomize, rotation_parameters
+from tests.support.contract_layers import KINDS
+from tests.support.layer_models import everything, linear, tokens
 
 
 @pytest.mark.parametrize("case", cases("exact"), ids=str)

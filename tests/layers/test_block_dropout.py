@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from contracts.cases import Case
-from contracts.layers import KINDS
-from layers.models import linear, rotations
 from orthotune.layers.parametrization.rotation import drop_blocks
+from tests.support.contract_cases import Case
+from tests.support.contract_layers import KINDS
+from tests.support.layer_models import linear, rotations
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])

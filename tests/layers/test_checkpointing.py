@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from layers.models import everything, rotations
+from tests.support.layer_models import everything, rotations
 
 
 def _gradients(how: str, **fields: object) -> list[Tensor]:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from contracts.cases import rotation_parameters
-from layers.models import linear
 from orthotune.kernels.from_parameters import rotation_of
 from orthotune.layers import parametrization
 from orthotune.rotation.spec import RotationSpec
+from tests.support.contract_cases import rotation_parameters
+from tests.support.layer_models import linear
 
 FIELDS: dict[str, dict[str, Any]] = {
     "exact": {},

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layers.models import linear
 from orthotune import OFTConfig, get_peft_model
+from tests.support.layer_models import linear
 
 
 class Weighted(nn.Conv2d):

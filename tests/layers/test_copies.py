@@ -9,8 +9,8 @@ import pickle
 import pytest
 import torch
 
-from contracts.cases import Case, base_parameters, cases, randomize, same_bits, snapshot
-from layers.models import everything, rotations, tokens
+from tests.support.contract_cases import Case, base_parameters, cases, randomize, same_bits, snapshot
+from tests.support.layer_models import everything, rotations, tokens
 
 
 @pytest.mark.parametrize("case", cases("together"), ids=str)

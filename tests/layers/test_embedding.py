@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from layers.models import linear
 from orthotune.errors import MergeError
+from tests.support.layer_models import linear
 
 
 def test_the_padding_row_stays_zero() -> None:

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from transformers import GptOssConfig, GptOssForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from contracts.cases import randomize, rotation_parameters, snapshot
-from contracts.layers import Experts, Net
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import UnsupportedLayerError
 from orthotune.layers.experts import ParamWrapper
+from tests.support.contract_cases import randomize, rotation_parameters, snapshot
+from tests.support.contract_layers import Experts, Net
 
 NAMES = ["experts.gate_up_proj", "experts.down_proj"]
 IDS = torch.arange(14).view(2, 7)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contracts.cases import randomize, rotation_parameters
-from layers.models import linear
+from tests.support.contract_cases import randomize, rotation_parameters
+from tests.support.layer_models import linear
 
 
 class Doubling(nn.Linear):

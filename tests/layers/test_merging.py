@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contracts.cases import base_parameters, randomize, same_bits, snapshot
-from layers.models import Everything, everything, linear, rotations, tokens
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import MergeError, OrthotuneError
 from orthotune.layers.base import OFTLayer
+from tests.support.contract_cases import base_parameters, randomize, same_bits, snapshot
+from tests.support.layer_models import Everything, everything, linear, rotations, tokens
 
 
 class Tied(nn.Module):

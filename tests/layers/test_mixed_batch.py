@@ -10,12 +10,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from contracts.cases import randomize
-from contracts.layers import Net
-from layers.models import everything, tokens
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import ConfigError, OrthotuneError, UnsupportedLayerError
 from orthotune.layers.mixed_batch import BASE, MixedBatch
+from tests.support.contract_cases import randomize
+from tests.support.contract_layers import Net
+from tests.support.layer_models import everything, tokens
 
 NAMES = ["b", BASE, "a", "a", "c", BASE, "b", "a"]
 #: by adapter; together every option that changes how a row is turned, and two block sizes

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contracts.cases import Case, cases, rotation_parameters
-from contracts.reference import run
-from layers.models import linear, rotations
 from orthotune.rotation.measure import orthogonality_error
+from tests.support.contract_cases import Case, cases, rotation_parameters
+from tests.support.contract_reference import run
+from tests.support.layer_models import linear, rotations
 
 LOW = (torch.bfloat16, torch.float16)
 

@@ -11,9 +11,9 @@ import torch
 from peft import PeftModel
 from torch.utils.checkpoint import checkpoint
 
-from contracts.cases import Case, cases, randomize
 from orthotune import OFTConfig
 from orthotune.errors import OrthotuneError
+from tests.support.contract_cases import Case, cases, randomize
 
 CASES = cases("exact")
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.utils.checkpoint
 
-from layers.models import linear, rotations
 from orthotune.kernels.from_parameters import rotation_of
 from orthotune.layers import parametrization
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.rotation.blocks import BlockLayout
 from orthotune.rotation.spec import RotationSpec
+from tests.support.layer_models import linear, rotations
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from contracts.cases import randomize
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import ConfigError
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.parametrization import rotation
+from tests.support.contract_cases import randomize
 
 LAYERS = ("q", "k", "v")
 

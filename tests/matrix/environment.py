@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
-from matrix.cells import ANY, EXTRAS, ROOT, Cell
+from tests.matrix.cells import ANY, EXTRAS, ROOT, Cell
 
 
 class Broken(Exception):

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from xml.etree.ElementTree import ParseError
 
-from matrix.cells import ROOT, Cell, read_cells
-from matrix.environment import Broken, child_environment, install, installed
-from matrix.table import Result, count, markdown, put_in_page
+from tests.matrix.cells import ROOT, Cell, read_cells
+from tests.matrix.environment import Broken, child_environment, install, installed
+from tests.matrix.table import Result, count, markdown, put_in_page
 
 
 def run_cell(cell: Cell, kind: str, tests: list[str], into: Path, options: list[str]) -> Result:

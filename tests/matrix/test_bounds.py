@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from matrix.cells import EXTRAS, HERE, ROOT, read_cells, stated
+from tests.matrix.cells import EXTRAS, HERE, ROOT, read_cells, stated
 
 tomllib = pytest.importorskip("tomllib", reason="reads pyproject.toml; part of Python from 3.11 on")
 requirements = pytest.importorskip("packaging.requirements")

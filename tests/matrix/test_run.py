@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from matrix import run
-from matrix.cells import Cell
-from matrix.environment import Broken, find_python, install
-from matrix.table import BEGIN, END, Result, count, markdown, put_in_page
+from tests.matrix import run
+from tests.matrix.cells import Cell
+from tests.matrix.environment import Broken, find_python, install
+from tests.matrix.table import BEGIN, END, Result, count, markdown, put_in_page
 
 NOWHERE = Cell("nowhere", python="9.9", torch="2.13.0", versions="any")
 

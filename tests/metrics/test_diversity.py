@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from metrics.pictures import noise, save
 from orthotune.errors import ConfigError, DataError
 from orthotune.metrics.diversity import Perceptual, summed_distance
 from orthotune.metrics.subject import measure_subject
+from tests.support.images import noise, save
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metrics.pictures import noise, save, step
 from orthotune.errors import DataError
 from orthotune.metrics.edges import canny, edge_scores, measure_edges
+from tests.support.images import noise, save, step
 
 
 def test_scores_of_four_pixels_by_hand() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from metrics.pictures import dino, noise, save
 from orthotune.errors import DataError
+from tests.support.images import dino, noise, save
 
 pytest.importorskip("torchmetrics")
 

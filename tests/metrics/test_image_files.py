@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metrics.pictures import noise, save
 from orthotune.errors import DataError
 from orthotune.metrics.image_files import find_images, read_labels, read_rgb
 from orthotune.metrics.image_pairs import Entry, entries, pair, read_manifest
 from orthotune.metrics.measured import Measured, noted, readable, same_size
+from tests.support.images import noise, save
 
 
 def test_names_are_paths_without_suffix_and_other_files_are_passed_over(tmp_path: Path) -> None:

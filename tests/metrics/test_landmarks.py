@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metrics.pictures import noise, save
 from orthotune.errors import ConfigError, DataError
 from orthotune.metrics.landmark_detectors import detector
 from orthotune.metrics.landmarks import measure_landmarks, point_error, read_points
+from tests.support.images import noise, save
 
 FACE = np.stack([np.arange(68) % 20, np.arange(68) // 20 * 4], axis=1).astype(float)
 SHIFT = np.array([3.0, 4.0])

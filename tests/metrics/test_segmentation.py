@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from metrics.pictures import noise, save, segformer
 from orthotune.errors import DataError
 from orthotune.metrics.segmentation import colours, confusion, measure_segmentation, segmentation_scores
+from tests.support.images import noise, save, segformer
 
 
 def _save_map(folder: Path, name: str, classes: torch.Tensor) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from metrics.pictures import clip, dino, noise, save
 from orthotune.errors import ConfigError, DataError
 from orthotune.metrics.subject import among_themselves, mean_similarity, measure_subject
 from orthotune.metrics.vision_model import image_embeddings, load
+from tests.support.images import clip, dino, noise, save
 
 
 def test_similarity_by_hand() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from orthotune.metrics import text_loss
 from orthotune.metrics.text_loss import TokenRow, mean_loss, nats_per_token, token_rows
-from tiny_text import make_model, make_tokenizer
+from tests.support.tiny_text import make_model, make_tokenizer
 
 TEXTS = ["a short one", "a text that is a good deal longer than the other one", "mid length text"]
 

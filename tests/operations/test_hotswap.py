@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from contracts.cases import randomize
 from orthotune import OFTConfig, OrthotuneError, get_peft_model
 from orthotune.operations.hotswap import hotswap_adapter
+from tests.support.contract_cases import randomize
 
 
 def _net(seed: int = 1, **fields: Any) -> Any:

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contracts.cases import randomize
-from formats.producers import Produced, produced
-from operations.bases import layer, network, numbers, places
 from orthotune import OFTConfig, load_adapter
 from orthotune.errors import ConfigError
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import BASE
+from tests.support.bases import layer, network, numbers, places
+from tests.support.contract_cases import randomize
+from tests.support.producers import Produced, produced
 
 FROZEN = [case for case in produced() if case.read().transforms]
 NAMES = ["turned", BASE, "file", "file", "again", BASE, "file", "turned"]

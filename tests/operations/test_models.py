@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from formats.producers import FIXTURES
-from operations.adapter_files import lycoris, merged, onetrainer, state
-from operations.bases import lone, numbers, places, put
-from operations.checkpoint.models import llama
-from operations.image_models import pipeline, text_encoder, unet
 from orthotune import OFTConfig, PeftModel, get_peft_model, load_adapter
 from orthotune.errors import AdapterFileError, BlockSizeError, ConfigError, TargetError
 from orthotune.formats.module_names_ldm import ldm_names
 from orthotune.rotation.placed import placed
+from tests.support.adapter_files import lycoris, merged, onetrainer, state
+from tests.support.bases import lone, numbers, places, put
+from tests.support.checkpoint_models import llama
+from tests.support.image_models import pipeline, text_encoder, unet
+from tests.support.producers import FIXTURES
 
 #: float32, some twenty layers deep; the adapters move the outputs by more than 1e-2
 CLOSE: dict[str, float] = {"rtol": 0, "atol": 1e-4}

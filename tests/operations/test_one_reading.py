@@ -12,12 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import orthotune
-from operations.checkpoint.models import EXPERTS, llama, mixtral, save_adapter, save_base
 from orthotune import PeftModel, load_adapter
 from orthotune.operations import adapter as adapter_module
 from orthotune.operations import combine, convert, distance, export, identify, inspect, load, merge
 from orthotune.operations.adapter import read_once
 from orthotune.operations.checkpoint import stream
+from tests.support.checkpoint_models import EXPERTS, llama, mixtral, save_adapter, save_base
 
 
 @pytest.fixture
@@ -98,8 +98,8 @@ def test_the_model_is_what_pefts_loading_makes(name: str, meta: bool, tmp_path: 
     found, report = load_adapter(model(), adapter)
     assert type(found) is type(expected) and report.matched
     assert found.peft_config["default"].to_dict() == expected.peft_config["default"].to_dict()
-    one, other = (vars(m.peft_config["default"]) for m in (found, expected))
-    assert one["stored_numbers"] == other["stored_numbers"]
+    one, other = (m.peft_config["default"].load_context for m in (found, expected))
+    assert one == other and one.stored_numbers
     assert found.active_adapters == expected.active_adapters and found.training == expected.training
     one, other = (dict(m.named_parameters()) for m in (found, expected))
     assert one.keys() == other.keys()
@@ -107,6 +107,28 @@ def test_the_model_is_what_pefts_loading_makes(name: str, meta: bool, tmp_path: 
         assert one[key].requires_grad == parameter.requires_grad, key
         assert one[key].dtype == parameter.dtype and one[key].device == parameter.device, key
         assert parameter.device.type == "meta" or torch.equal(one[key], parameter), key
+
+
+def test_a_model_of_another_task_is_what_pefts_loading_makes(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    fields = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_labels": 3, "pad_token_id": 0}
+
+    def model() -> Any:
+        torch.manual_seed(0)
+        return LlamaForSequenceClassification(LlamaConfig(**fields, **heads))
+
+    config = orthotune.OFTConfig(oft_block_size=4, target_modules=["q_proj"], task_type="SEQ_CLS", init_weights=False)
+    orthotune.get_peft_model(model(), config).save_pretrained(tmp_path / "adapter")
+    expected = PeftModel.from_pretrained(model(), str(tmp_path / "adapter"), is_trainable=True)
+    found, _ = load_adapter(model(), tmp_path / "adapter")
+    assert type(found) is type(expected) is not PeftModel
+    assert found.peft_config["default"].to_dict() == expected.peft_config["default"].to_dict()
+    one, other = (dict(m.named_parameters()) for m in (found, expected))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in other)
+    assert all(one[key].requires_grad == other[key].requires_grad for key in other)
 
 
 def test_a_second_adapter_is_what_pefts_loading_makes(tmp_path: Path) -> None:

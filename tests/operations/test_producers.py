@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from formats.producers import Produced, produced, turns_bias
-from operations.bases import network, numbers, places
 from orthotune import load_adapter
 from orthotune.layers.base import OFTLayer
+from tests.support.bases import network, numbers, places
+from tests.support.producers import Produced, produced, turns_bias
 
 #: float32 on both sides, outputs of about 5 that sum up to 72 products
 CLOSE: dict[str, float] = {"rtol": 0, "atol": 1e-5}

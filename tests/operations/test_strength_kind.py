@@ -7,11 +7,11 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from formats.producers import Produced, produced
-from operations.bases import network, numbers, places
 from orthotune import load_adapter
 from orthotune.errors import ConfigError
 from orthotune.layers.base import OFTLayer
+from tests.support.bases import network, numbers, places
+from tests.support.producers import Produced, produced
 
 #: float32 on both sides, weights of about 1 that sum up to 8 products
 CLOSE = {"rtol": 0, "atol": 2e-6}

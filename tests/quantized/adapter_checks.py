@@ -12,11 +12,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from contracts.cases import randomize
-from contracts.layers import Net
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import ConfigError, MergeError
-from quantized.layer_checks import BLOCK, OUT, Subject, assert_same, eps, error, parts, stored
+from tests.quantized.layer_checks import BLOCK, OUT, Subject, assert_same, eps, error, parts, stored
+from tests.support.contract_cases import randomize
+from tests.support.contract_layers import Net
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "in": {"magnitude": True},

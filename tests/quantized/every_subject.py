@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quantized.layer_checks import Subject
+from tests.quantized.layer_checks import Subject
 
 
 def every_subject() -> dict[str, Subject]:

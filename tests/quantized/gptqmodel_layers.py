@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from quantized.layer_checks import finetune, quantize_layers, tiny_llama, tokens
+from tests.quantized.layer_checks import finetune, quantize_layers, tiny_llama, tokens
 
 pytest.importorskip("gptqmodel")
 

@@ -17,13 +17,13 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from contracts.cases import randomize
-from contracts.layers import Net
-from contracts.reference import dense, rotation
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import MergeError
 from orthotune.quantized.contract import Library
 from orthotune.quantized.roster import library_of
+from tests.support.contract_cases import randomize
+from tests.support.contract_layers import Net
+from tests.support.contract_reference import dense, rotation
 
 IN, OUT, BLOCK = 64, 96, 16
 

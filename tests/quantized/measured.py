@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from contracts.reference import dense, rotation
 from orthotune.errors import MergeError
-from quantized.layer_checks import (
+from tests.quantized.layer_checks import (
     IN,
     OUT,
     Subject,
@@ -23,6 +22,7 @@ from quantized.layer_checks import (
     stored,
     tiny_llama,
 )
+from tests.support.contract_reference import dense, rotation
 
 
 def measure(name: str, subject: Subject) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from quantized.layer_checks import CHECKS, Subject, check_files
+from tests.quantized.layer_checks import CHECKS, Subject, check_files
 
 # Its kernel for 8-bit codebooks sums in several threads into the same numbers: with one it can be compared.
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from quantized.layer_checks import CHECKS, Subject, check_files, check_llama, quantize_layers
+from tests.quantized.layer_checks import CHECKS, Subject, check_files, check_llama, quantize_layers
 
 # Where triton is, AutoAWQ sends a CPU's tensors to it.
 _triton = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "triton"}

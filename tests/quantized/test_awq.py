@@ -11,8 +11,8 @@ import torch
 from transformers import AwqConfig
 
 from orthotune.quantized.roster import library_of
-from quantized.gptqmodel_layers import AwqTorchLinear, awq, finetune_loaded, load, packed
-from quantized.layer_checks import CHECKS, Subject, check_files, check_llama, error, quantize_layers, tokens
+from tests.quantized.gptqmodel_layers import AwqTorchLinear, awq, finetune_loaded, load, packed
+from tests.quantized.layer_checks import CHECKS, Subject, check_files, check_llama, error, quantize_layers, tokens
 
 #: The torch kernel rounds the input, the product and the output to float16 when the input is float32; the CPU's kernel
 #: multiplies in the input's dtype, until it is packed.

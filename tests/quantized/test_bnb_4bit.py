@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from orthotune import OFTConfig, get_peft_model
-from quantized.layer_checks import CHECKS, Subject, check_files, error
+from tests.quantized.layer_checks import CHECKS, Subject, check_files, error
 
 bnb = pytest.importorskip("bitsandbytes")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from quantized.layer_checks import CHECKS, Subject, check_files
+from tests.quantized.layer_checks import CHECKS, Subject, check_files
 
 bnb = pytest.importorskip("bitsandbytes")
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations import eetq as integration
 
-from quantized.layer_checks import CHECKS, Subject, check_files, check_llama, quantize_layers
+from tests.quantized.layer_checks import CHECKS, Subject, check_files, check_llama, quantize_layers
 
 
 def quant_weights(weight: Tensor, dtype: torch.dtype, _: bool) -> tuple[Tensor, Tensor]:

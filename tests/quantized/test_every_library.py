@@ -13,11 +13,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from quantized.adapter_checks import ADAPTER_CHECKS, check_a_wrong_write_is_undone
-from quantized.every_subject import every_subject
-from quantized.layer_checks import Subject, eps
-from quantized.measured import measure
-from quantized.test_eetq import kernel  # noqa: F401 (a fixture that serves EETQ's layers here, too)
+from tests.quantized.adapter_checks import ADAPTER_CHECKS, check_a_wrong_write_is_undone
+from tests.quantized.every_subject import every_subject
+from tests.quantized.layer_checks import Subject, eps
+from tests.quantized.measured import measure
+from tests.quantized.test_eetq import kernel  # noqa: F401 (a fixture that serves EETQ's layers here, too)
 
 EVERY = every_subject()
 each = pytest.mark.parametrize(("name", "subject"), EVERY.items(), ids=list(EVERY))

@@ -16,9 +16,9 @@ from orthotune import OFTConfig, PeftModel, get_peft_model
 from orthotune.errors import RecipeError
 from orthotune.quantized.loading_options import STORED, WHILE_LOADING, _installed
 from orthotune.quantized.roster import library_of
-from orthotune.training.causal_model import load_model
-from quantized.layer_checks import error
-from tiny_text import save_model, texts, write_jsonl
+from orthotune.text.causal_model import load_model
+from tests.quantized.layer_checks import error
+from tests.support.tiny_text import save_model, texts, write_jsonl
 
 WORDS = [word for word, (module, _) in WHILE_LOADING.items() if _installed(module)]
 #: transformers saves models in these; it refuses optimum-quanto's.

@@ -12,8 +12,8 @@ from transformers import GPTQConfig
 
 from orthotune.errors import MergeError
 from orthotune.quantized.roster import library_of
-from quantized.gptqmodel_layers import TorchLinear, finetune_loaded, gptq, load, packed
-from quantized.layer_checks import CHECKS, Subject, check_files, check_llama, error, quantize_layers, tokens
+from tests.quantized.gptqmodel_layers import TorchLinear, finetune_loaded, gptq, load, packed
+from tests.quantized.layer_checks import CHECKS, Subject, check_files, check_llama, error, quantize_layers, tokens
 
 FITTED = "codes that were fitted to calibration data"
 #: The torch kernels multiply in the input's dtype; others, and packed ones, in bfloat16.

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from quantized.inc import FP8Config, convert, prepare
-from quantized.layer_checks import CHECKS, Subject, check_files, check_llama, error, parts, tokens
+from tests.quantized.inc import FP8Config, convert, prepare
+from tests.quantized.layer_checks import CHECKS, Subject, check_files, check_llama, error, parts, tokens
 
 
 def convert_all(model: Any, run: Callable[[Any], Any]) -> Any:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from quantized.inc import RTNConfig, convert, prepare
-from quantized.layer_checks import CHECKS, Subject, check_files, check_llama, parts, quantize_layers
+from tests.quantized.inc import RTNConfig, convert, prepare
+from tests.quantized.layer_checks import CHECKS, Subject, check_files, check_llama, parts, quantize_layers
 
 
 def rtn(linear: nn.Linear, bits: int = 4, **options: Any) -> nn.Module:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from contracts.cases import randomize
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import MergeError
 from orthotune.quantized import roster
-from orthotune.tuner.float32 import keep_float32
-from quantized.adapter_checks import ADAPTER_CHECKS, check_a_wrong_write_is_undone
-from quantized.layer_checks import CHECKS, Subject, check_files
-from quantized.toy import TOYS, FixedLinear, InferenceLinear, RoundedLibrary, RoundedLinear
+from orthotune.tuner.first_step import keep_float32
+from tests.quantized.adapter_checks import ADAPTER_CHECKS, check_a_wrong_write_is_undone
+from tests.quantized.layer_checks import CHECKS, Subject, check_files
+from tests.quantized.toy import TOYS, FixedLinear, InferenceLinear, RoundedLibrary, RoundedLinear
+from tests.support.contract_cases import randomize
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +74,19 @@ def test_what_runs_in_inference_mode_may_stand_before_what_learns(targets: list[
     assert model.base_model.model[1].oft_R["default"].weight.grad.abs().max() > 0
     with torch.inference_mode():
         assert model(torch.randn(3, 8)).is_inference()
+
+
+def test_threads_call_one_hooked_layer() -> None:
+    model = _adapted(target_modules=["1"]).eval()
+    layer = model.base_model.model[1]
+    layer.get_base_layer().register_forward_pre_hook(lambda *_: time.sleep(0.01))  # another thread comes meanwhile
+    inputs = [torch.randn(3, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    with torch.no_grad():
+        expected = [layer(x) for x in inputs]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda x: layer(x).detach(), inputs * 3))
+    for one, other in zip(found, expected * 3, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)  # R with or without a graph, float32
 
 
 def test_all_linear_finds_quantized_layers() -> None:

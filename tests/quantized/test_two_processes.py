@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from orthotune.errors import RecipeError
 from orthotune.quantized.loading_options import WHILE_LOADING, _installed
-from orthotune.training.causal_model import load_model
-from orthotune.training.shared_base import check_shared_base
-from tiny_text import save_model, texts, write_jsonl
+from orthotune.text.causal_model import load_model
+from orthotune.text.shared_base import check_shared_base
+from tests.support.tiny_text import save_model, texts, write_jsonl
 
 TESTS = Path(__file__).parents[1]
 #: seconds after which a launch hangs; it takes about 15 on a quiet core

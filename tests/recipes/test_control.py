@@ -15,15 +15,15 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffusion.tiny_pipelines import FAMILIES, save_tiny
-from orthotune.diffusion.control_pipeline import ControlPipeline
 from orthotune.errors import ConfigError, DataError
+from orthotune.image.control.pipeline import ControlPipeline
 from orthotune.recipes import control
 from orthotune.recipes.control import ControlSettings
 from orthotune.recipes.control_scores import DrawnScores
 from orthotune.recipes.image_run import ADAPTER, MODEL
 from orthotune.worlds.image_folders import write_control
 from orthotune.worlds.image_scores import base_family
+from tests.support.tiny_pipelines import FAMILIES, save_tiny
 
 #: Another order of the same float32 sums, on latents near 1.
 NEAR = 1e-4

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from orthotune.diffusion.loop_options import LoopOptions
 from orthotune.errors import RecipeError
+from orthotune.image.loop.options import LoopOptions
 from orthotune.recipes import preset
 from orthotune.recipes.image_settings import LEARNING_RATES, ImageSettings
 from orthotune.recipes.load import load_settings

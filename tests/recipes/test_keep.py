@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 
 from orthotune.cli.main import app
 from orthotune.errors import DataError
+from orthotune.experiments.grid import settings_of
 from orthotune.recipes import magnitude, sft
-from orthotune.recipes.grid import settings_of
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.sft_data import kept_examples, said_of_kept
-from orthotune.training.written_texts import FILE, TEXTS, read_texts
-from tiny_text import write_jsonl
+from orthotune.text.written_texts import FILE, TEXTS, read_texts
+from tests.support.tiny_text import write_jsonl
 
 # Settings.
 

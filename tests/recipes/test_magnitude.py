@@ -1,4 +1,4 @@
-"""Fitting magnitudes beside a finished rotation of a language model; images are in tests/diffusion."""
+"""Fitting magnitudes beside a finished rotation of a language model; images are in tests/image."""
 
 from __future__ import annotations
 

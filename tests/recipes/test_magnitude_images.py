@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orthotune.diffusion.roster import open_family
-from orthotune.diffusion.saved_adapter import load_adapter
+from orthotune.image.adapter.saved_adapter import load_adapter
+from orthotune.image.families.registry import open_family
 from orthotune.recipes import control, magnitude, subject
 from orthotune.recipes.control import ControlSettings
 from orthotune.recipes.magnitude import load_magnitude

@@ -12,8 +12,8 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from orthotune.diffusion.loop_options import LoopOptions
-from orthotune.diffusion.optimizer import make_optimizer, rate, set_rate
+from orthotune.image.loop.optimizer import make_optimizer, rate, set_rate
+from orthotune.image.loop.options import LoopOptions
 from orthotune.recipes import magnitude, sft
 from orthotune.recipes.magnitude import load_magnitude
 from orthotune.recipes.method_settings import MAGNITUDE_RATE

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from orthotune.errors import BlockSizeError, DataError, OutputError, RecipeError
 from orthotune.recipes import sft
 from orthotune.recipes.settings import METHODS, SFTSettings
-from tiny_text import save_model, write_jsonl
+from tests.support.tiny_text import save_model, write_jsonl
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ def test_a_run_learns_and_leaves_everything_behind(job: dict[str, Any], method: 
 def test_a_saved_adapter_loads_with_the_loss_that_was_recorded(job: dict[str, Any], text_path: Path) -> None:
     from orthotune import PeftModel
     from orthotune.metrics.text_loss import nats_per_token
-    from orthotune.training.causal_model import load_model, load_tokenizer
-    from orthotune.training.text_data import hold_out, load_examples
+    from orthotune.text.causal_model import load_model, load_tokenizer
+    from orthotune.text.data import hold_out, load_examples
 
     record = _run(job)
     base = load_model(job["model"], torch.float32)

@@ -10,17 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.tiny_pipelines import save_tiny
-from orthotune.diffusion.roster import open_family
-from orthotune.diffusion.saved_adapter import load_adapter
 from orthotune.errors import DataError, OutputError, RecipeError
+from orthotune.image.adapter.saved_adapter import load_adapter
+from orthotune.image.families.registry import open_family
 from orthotune.recipes import subject
 from orthotune.recipes.image_run import run_image
 from orthotune.recipes.method_settings import METHODS
 from orthotune.recipes.subject_settings import SubjectSettings
-from orthotune.training.run_record import RunRecord
+from orthotune.runs.record import RunRecord
 from orthotune.worlds.image import PIPELINE
 from orthotune.worlds.image_folders import write_subject
+from tests.support.tiny_pipelines import save_tiny
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from orthotune.errors import DataError
 from orthotune.report import write_report
-from report import chromium
+from tests.report import chromium
 
 BAD = '<img src=x onerror="window.hacked=1">\'"><script>window.hacked=1</script></style>{{ 7 * 7 }}'
 STEPS, SEEDS = (0, 40, 80, 120), (0, 1, 2)

@@ -13,7 +13,7 @@ from orthotune.report.curves import charts, smoothed
 from orthotune.report.frontier import frontier
 from orthotune.report.heat_map import heat_maps
 from orthotune.report.histograms import histograms
-from report import chromium
+from tests.report import chromium
 
 ROWS = [
     {

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tiny_text import save_model, texts, write_jsonl
+from tests.support.tiny_text import save_model, texts, write_jsonl
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from formats.producers import Produced
+from tests.support.producers import Produced
 
 Tensors = dict[str, Tensor]
 ODD: list[Any] = [

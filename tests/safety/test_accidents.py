@@ -19,10 +19,10 @@ from orthotune.cli.failures import explain
 from orthotune.errors import OutputError, TrainingError
 from orthotune.recipes import sft
 from orthotune.recipes.settings import SFTSettings
-from orthotune.training.checkpoint_manifest import check
-from orthotune.training.checkpoint_on_signal import Stopped
-from safety.conftest import job_on
-from safety.small_disk import fill, small_disk
+from orthotune.runs.checkpoint_manifest import check
+from orthotune.runs.checkpoint_on_signal import Stopped
+from tests.safety.conftest import job_on
+from tests.support.small_disk import fill, small_disk
 
 Job = dict[str, Any]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from orthotune.errors import OutputError, RecipeError
-from orthotune.training.checkpoint_folder import by_step, new_checkpoint, newest, sweep
-from orthotune.training.checkpoint_manifest import MANIFEST, check
-from orthotune.training.run_directory import RunDirectory, step_of
+from orthotune.runs.checkpoint_folder import by_step, new_checkpoint, newest, sweep
+from orthotune.runs.checkpoint_manifest import MANIFEST, check
+from orthotune.runs.directory import RunDirectory, step_of
 
 
 def _write(home: Path, step: int, keep: int | None = None) -> Path:
@@ -67,7 +67,7 @@ def test_a_byte_of_the_manifest_itself_is_covered(tmp_path: Path) -> None:
 
 
 def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
-    from orthotune.training import checkpoint_manifest as module
+    from orthotune.runs import checkpoint_manifest as module
 
     path = _write(tmp_path, 3) / MANIFEST
     content = json.loads(path.read_text())

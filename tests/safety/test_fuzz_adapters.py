@@ -19,15 +19,15 @@ from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
 
-from formats.producers import Produced, produced
-from kept_results import keep_result
-from operations.bases import network
 from orthotune import load_adapter
 from orthotune.errors import OrthotuneError
 from orthotune.formats import ReadOptions, read_adapter
 from orthotune.layers.base import OFTLayer
-from orthotune.tuner import patterns
-from safety.mutations import mutated
+from orthotune.tuner import admission
+from tests.safety.mutations import mutated
+from tests.support.bases import network
+from tests.support.kept_results import keep_result
+from tests.support.producers import Produced, produced
 
 COUNT = 1000
 CASES = produced()
@@ -112,7 +112,7 @@ def _alike(found: Any, expected: Tensor, before: Tensor) -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no guard against a hang")
 def test_a_thousand_spoilt_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patterns, "SECONDS", 1.0)
+    monkeypatch.setattr(admission, "SECONDS", 1.0)
     seen: Counter[str] = Counter()
     for number in range(COUNT):
         draw = random.Random(number)

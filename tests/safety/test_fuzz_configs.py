@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kept_results import keep_result
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import OrthotuneError, RecipeError
 from orthotune.recipes.load import load_settings
 from orthotune.recipes.settings import SFTSettings
+from tests.support.kept_results import keep_result
 
 THOUSAND = settings(
     max_examples=1000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kept_results import keep_result
+from tests.support.kept_results import keep_result
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,16 +17,16 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from formats.producers import FIXTURES, Produced
-from house.source import MODULES, ROOT, named
-from operations.bases import network
 from orthotune import OFTConfig, get_peft_model, load_adapter
 from orthotune.errors import AdapterFileError, ConfigError, OrthotuneError
 from orthotune.files.safetensors_file import read_tensors
 from orthotune.files.tensor_entries import read_header
 from orthotune.formats import read_adapter
 from orthotune.operations.checkpoint.model_folder import open_checkpoint
-from orthotune.tuner import patterns
+from orthotune.tuner import admission
+from tests.support.bases import network
+from tests.support.producers import FIXTURES, Produced
+from tests.support.source import MODULES, ROOT, named
 
 EXACT = Produced(FIXTURES / "peft-0.21.2-oft" / "exact", FIXTURES / "peft-0.21.2-oft" / "exact")
 
@@ -204,14 +204,14 @@ def _long() -> nn.Module:
 
 @pytest.mark.parametrize("pattern", HOSTILE)
 def test_a_hostile_pattern_is_refused_in_time(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patterns, "SECONDS", 0.3)
+    monkeypatch.setattr(admission, "SECONDS", 0.3)
     with pytest.raises(ConfigError, match="target_modules=.*does not end within 0.3 s on the names of"):
         get_peft_model(_long(), OFTConfig(r=2, target_modules=pattern))
 
 
 @pytest.mark.parametrize("field", ["exclude_modules", "modules_to_save", "rank_pattern", "layers_pattern"])
 def test_every_field_with_patterns_is_tried(field: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(patterns, "SECONDS", 0.3)
+    monkeypatch.setattr(admission, "SECONDS", 0.3)
     values: dict[str, Any] = {
         "exclude_modules": "(.*)*$x",
         "modules_to_save": ["((.*)*x)"],
@@ -250,9 +250,9 @@ def test_patterns_that_people_use_mean_what_they_did(pattern: str) -> None:
 
 
 def test_plain_patterns_need_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patterns, "_ends", lambda *_: pytest.fail("a process was started"))
+    monkeypatch.setattr(admission, "_ends", lambda *_: pytest.fail("a process was started"))
     for pattern in (r".*\.(q_proj|v_proj)", r"model\.layers\.\d+\..*", "q|k|v", r".*[qv]_proj"):
-        patterns.refuse_endless(OFTConfig(target_modules=pattern), ["a"])
+        admission.refuse_endless(OFTConfig(target_modules=pattern), ["a"])
 
 
 def test_what_counts_as_plain_is_quick_on_the_worst_names() -> None:
@@ -260,12 +260,12 @@ def test_what_counts_as_plain_is_quick_on_the_worst_names() -> None:
     import re
 
     for pattern in (".*.*!", "[^x]+.*!", r"\w*\w*(a|b)!", "(?:a|aa|aaa)!", ".+x?!", "a*!|b*!"):
-        assert patterns.harmless(pattern)
+        assert admission.harmless(pattern)
         for name in ("a" * 1000, "a." * 500):
             assert re.match(rf"(.*\.)?({pattern})$", name[:200]) is None
             assert re.fullmatch(pattern, name) is None
     for pattern in HOSTILE:
-        assert not patterns.harmless(pattern)
+        assert not admission.harmless(pattern)
 
 
 # Sizes.
@@ -318,7 +318,7 @@ _CODE = "from pathlib import Path\nPath({mark!r}).touch()\n"
 
 
 def _model_with_code(folder: Path, mark: Path) -> Path:
-    from tiny_text import make_tokenizer
+    from tests.support.tiny_text import make_tokenizer
 
     folder.mkdir()
     (folder / "modeling_evil.py").write_text(_CODE.format(mark=str(mark)))
@@ -339,7 +339,7 @@ def test_code_beside_a_model_is_never_run(tmp_path: Path) -> None:
     from orthotune.operations.base_model import load_base
     from orthotune.operations.checkpoint.base_files import open_base
     from orthotune.operations.checkpoint.skeleton import _empty_model
-    from orthotune.training.causal_model import load_model
+    from orthotune.text.causal_model import load_model
 
     mark, folder = tmp_path / "ran", tmp_path / "model"
     _model_with_code(folder, mark)

@@ -16,7 +16,7 @@ from orthotune.errors import OrthotuneError, OutputError
 from orthotune.recipes import sft, subject
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.subject_settings import SubjectSettings
-from orthotune.training.run_directory import RunDirectory
+from orthotune.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the other process is a fork of this one")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 
@@ -193,3 +195,42 @@ def test_a_module_that_an_earlier_adapter_is_called_as_is_not_saved_whole():
     model = get_peft_model(net(), OFTConfig(oft_block_size=4, target_modules=["lin"]), adapter_name="head")
     with pytest.raises(ConfigError, match="modules_to_save"):
         model.add_adapter("a", config())
+
+
+#: names that are contained in "oft_", what PEFT's parameters of OFT begin with
+CONTAINED = ["o", "f", "t", "_", "of", "ft", "t_", "oft", "ft_", "oft_"]
+
+
+@pytest.mark.parametrize("name", CONTAINED)
+def test_a_name_within_the_prefix_is_right_and_not_warned_about(name, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        first = get_peft_model(net(), config(), adapter_name=name)
+        second = get_peft_model(net(), config())
+        second.add_adapter(name, config())
+        second.set_adapter(name)
+        for model in (first, second):
+            fill(model, 1)
+            expected = model.eval()(IDS)
+            model.save_pretrained(str(tmp_path))
+            again = PeftModel.from_pretrained(net(), folder_of(tmp_path, name), adapter_name=name).eval()
+            assert torch.equal(again(IDS), expected)
+
+
+def test_pefts_own_methods_keep_their_warning():
+    with pytest.warns(UserWarning, match="should not be contained in the prefix 'lora_'"):
+        get_peft_model(nn.Sequential(nn.Linear(4, 4)), LoraConfig(r=2, target_modules=["0"]), adapter_name="lora")
+
+
+@pytest.mark.parametrize("name", [*NAMES, *CONTAINED])
+def test_transformers_own_loading_and_saving_takes_every_name(llama, ids, turn, tmp_path, name):
+    fields = {"oft_block_size": 8, "target_modules": ["q_proj", "embed_tokens"], "magnitude": True}
+    model = llama()
+    model.add_adapter(OFTConfig(**fields), adapter_name=name)
+    expected = turn(model)(ids).logits
+    model.save_pretrained(str(tmp_path))
+    again = llama()
+    found = again.load_adapter(str(tmp_path), adapter_name=name)
+    # transformers finds an adapter's keys by its name as text, and so reports weights of the base as missing
+    assert not [key for key in found.missing_keys if "oft_" in key] and not found.unexpected_keys
+    assert torch.equal(again(ids).logits, expected)

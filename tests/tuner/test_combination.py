@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from contracts.cases import KINDS, Case, randomize
 from orthotune import OFTConfig, PeftModel, get_peft_model
 from orthotune.errors import ConfigError, UnsupportedLayerError
+from tests.support.contract_cases import KINDS, Case, randomize
 
 X = torch.randn(5, 24, generator=torch.Generator().manual_seed(1))
 

@@ -174,6 +174,29 @@ def test_older_layouts_are_saved_as_todays(folder, tmp_path):
     torch.testing.assert_close(lin(io["lin.x"]), io["lin.y"], atol=1e-5, rtol=0)  # as above
 
 
+@pytest.mark.parametrize("folder", ["peft-0.8.2-oft/plain", "peft-0.15.2-oft/plain"])
+def test_an_adapter_from_an_older_file_takes_todays_tensors_again(folder, tmp_path):
+    """As when a trainer goes back to a checkpoint; and the older file once more."""
+    io = load_file(str(FIXTURES / folder / "io.safetensors"))
+    model = PeftModel.from_pretrained(_base(io), str(FIXTURES / folder))
+    model.save_pretrained(tmp_path)
+    lin = model.eval().base_model.model.lin
+    for source in (str(tmp_path), str(FIXTURES / folder)):
+        with torch.no_grad():
+            lin.oft_R["default"].weight.zero_()
+        model.load_adapter(source, "default")
+        torch.testing.assert_close(lin(io["lin.x"]), io["lin.y"], atol=1e-5, rtol=0)  # as above
+
+
+def test_one_config_serves_several_models():
+    folder = FIXTURES / "peft-0.8.2-oft/plain"
+    io = load_file(str(folder / "io.safetensors"))
+    config = OFTConfig.from_pretrained(str(folder))
+    for _ in range(2):
+        lin = PeftModel.from_pretrained(_base(io), str(folder), config=config).eval().base_model.model.lin
+        torch.testing.assert_close(lin(io["lin.x"]), io["lin.y"], atol=1e-5, rtol=0)  # as above
+
+
 def test_older_tensors_under_a_config_of_today_are_refused(tmp_path):
     folder = FIXTURES / "peft-0.13.2-oft/plain"
     io = load_file(str(folder / "io.safetensors"))

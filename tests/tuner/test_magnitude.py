@@ -10,7 +10,7 @@ from torch import nn
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import ConfigError
 from orthotune.layers.base import OFTLayer
-from orthotune.tuner.magnitude import free_magnitudes
+from orthotune.tuner.strength import free_magnitudes
 
 
 @pytest.mark.parametrize("side", ["in", "out"])

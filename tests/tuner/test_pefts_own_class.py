@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import fields
 
@@ -45,6 +46,19 @@ def test_a_saved_config_is_what_it_was(tmp_path):
         "modules_to_save", "num_cayley_neumann_terms", "oft_block_size", "peft_type", "peft_version", "r", "revision",
         "target_modules", "task_type", "use_cayley_neumann",
     ]  # fmt: skip
+
+
+def test_what_is_known_of_a_file_belongs_to_one_config_and_is_never_saved(tmp_path):
+    OFTConfig(oft_block_size=4, target_modules=["0"]).save_pretrained(str(tmp_path))
+    text = (tmp_path / "adapter_config.json").read_text()
+    read = OFTConfig.from_pretrained(str(tmp_path))
+    made = OFTConfig(oft_block_size=4, target_modules=["0"])
+    assert read.load_context.saved and not made.load_context.saved and not hasattr(OFTConfig, "load_context")
+    assert "load_context" not in str(read) and "load_context" not in {f.name for f in fields(OFTConfig)}
+    assert copy.deepcopy(read).load_context == copy.copy(read).load_context == read.load_context
+    read.save_pretrained(str(tmp_path))
+    again = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert again == json.loads(text)
 
 
 @pytest.mark.parametrize("mixed_first", [True, False])

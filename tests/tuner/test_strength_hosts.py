@@ -6,10 +6,10 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from contracts.cases import randomize
 from orthotune import OFTConfig
 from orthotune.layers.base import OFTLayer
 from orthotune.tuner.strength import set_scale
+from tests.support.contract_cases import randomize
 
 X, HIDDEN = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 32)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from orthotune.diffusion.captions import read_examples
-from orthotune.diffusion.conditions.roster import condition
-from orthotune.diffusion.control_data import control_examples as read_control
-from orthotune.diffusion.image_folder import read_folder
 from orthotune.errors import DataError, OutputError
+from orthotune.image.control.conditions.registry import condition
+from orthotune.image.control.data import control_examples as read_control
+from orthotune.image.data.captions import read_examples
+from orthotune.image.data.image_folder import read_folder
 from orthotune.worlds import image, image_folders
 from orthotune.worlds.image_data import compose, mask
 

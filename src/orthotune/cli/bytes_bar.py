@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 @contextmanager
 def bytes_bar() -> Iterator[Callable[[str, int, int | None], None]]:
     """A function that moves the bar: what is being done, how many bytes more, and how many there are if that is known.
 
+    The bar appears with the first call.
+
     Example:
         >>> with bytes_bar() as progress:
         ...     progress("merging", 100, 200)
     """
+    shown: list[Progress] = []
+    with ExitStack() as end:
+
+        def advance(what: str, size: int, total: int | None) -> None:
+            if not shown:
+                shown.append(end.enter_context(_bar()))
+                shown[0].add_task(what, total=total)
+            shown[0].update(shown[0].task_ids[0], description=what, advance=size)
+
+        yield advance
+
+
+def _bar() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-
-        def advance(what: str, size: int, total: int | None) -> None:
-            task = bar.task_ids[0] if bar.task_ids else bar.add_task(what, total=total)
-            bar.update(task, description=what, advance=size)
-
-        yield advance
+    return Progress(*columns, console=Console(stderr=True), transient=True)

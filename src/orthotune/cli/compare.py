@@ -47,7 +47,7 @@ def sft(
     """
     from orthotune.cli.report import report_on
     from orthotune.cli.train import recipe_and_settings
-    from orthotune.recipes import compare as job
+    from orthotune.experiments import compare as job
 
     recipe, settings = recipe_and_settings(words or [])
     options = {"parallel": parallel, "output": output}
@@ -106,11 +106,11 @@ def control(
 
 def _compare_images(task: str, words: list[str], parallel: int | None, output: Path | None) -> None:
     from orthotune.cli.train import recipe_and_settings
-    from orthotune.training.quiet import quiet
+    from orthotune.runs.quiet import quiet
 
     with quiet():  # importing pipelines, transformers remarks on image processors that nothing here uses
-        from orthotune.recipes import compare_images as job
-        from orthotune.recipes.compare_images_settings import load_compare
+        from orthotune.experiments import compare_images as job
+        from orthotune.experiments.compare_images_settings import load_compare
 
     recipe, settings = recipe_and_settings(words or [])
     options = {"parallel": parallel, "output": output}
@@ -128,7 +128,7 @@ def show_summary(rows: list[dict[str, Any]], summary: dict[str, dict[str, tuple[
     from rich.console import Console
     from rich.table import Table
 
-    from orthotune.recipes.image_tasks import TASKS
+    from orthotune.experiments.image_tasks import TASKS
 
     names = TASKS[task].told
     table = Table("method", "lr", "trained", *names, title="test split, means over the seeds")

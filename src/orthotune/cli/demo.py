@@ -30,7 +30,7 @@ def demo(
     from orthotune.operations.merge import merge
     from orthotune.recipes import sft
     from orthotune.recipes.settings import SFTSettings
-    from orthotune.training.quiet import quiet
+    from orthotune.runs.quiet import quiet
 
     folder = free_folder(out)
     if folder != out:

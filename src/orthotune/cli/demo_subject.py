@@ -41,8 +41,8 @@ def subject_sheet(run: Path, path: Path) -> None:
     import numpy
     from PIL import Image
 
-    from orthotune.diffusion.samples import read_samples
     from orthotune.files.atomic import atomic_write
+    from orthotune.image.loop.samples import read_samples
     from orthotune.metrics.contact_sheet import draw_sheet
     from orthotune.worlds.image_folders import subject_pictures
 

@@ -121,7 +121,7 @@ def measure(adapter: Path, data: str | None, base: str, max_length: int, limit: 
     from orthotune.metrics.drift import text_drift
     from orthotune.metrics.text_loss import token_rows
     from orthotune.operations.base_model import WORLD
-    from orthotune.training.causal_model import load_model, load_tokenizer
+    from orthotune.text.causal_model import load_model, load_tokenizer
     from orthotune.worlds import text as text_world
 
     if data is None and base != WORLD and world_of(base) != "text":
@@ -139,7 +139,7 @@ def measure(adapter: Path, data: str | None, base: str, max_length: int, limit: 
 
 def _texts(data: str, limit: int) -> list[str]:
     from orthotune.operations.base_model import WORLD
-    from orthotune.training.text_data import load_examples
+    from orthotune.text.data import load_examples
     from orthotune.worlds import text as text_world
 
     name, _, split = data.partition("/")

@@ -42,8 +42,8 @@ def measure_images(
     """
     import torch
 
-    from orthotune.diffusion.roster import open_family
-    from orthotune.diffusion.saved_adapter import load_adapter
+    from orthotune.image.adapter.saved_adapter import load_adapter
+    from orthotune.image.families.registry import open_family
     from orthotune.metrics.image_drift import image_drift
     from orthotune.operations.load import load_adapter as load_file
     from orthotune.worlds import image as image_world

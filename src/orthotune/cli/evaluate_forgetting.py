@@ -28,7 +28,7 @@ def forgetting(
 
       orthotune evaluate forgetting runs/sft-oft
     """
-    from orthotune.recipes.forgetting import parts_of
+    from orthotune.experiments.forgetting import parts_of
 
     found = parts_of(run, say=lambda name: None if as_json else typer.echo(f"measured: {name}", err=True))
     if as_json:

@@ -24,7 +24,7 @@ def energy(
     Example: orthotune evaluate energy runs/demo/adapter
     """
     from orthotune.operations.base_model import load_base
-    from orthotune.training.weight_pairs import weight_pairs
+    from orthotune.text.weight_pairs import weight_pairs
 
     whole = (tuned / "config.json").is_file() and not (tuned / "adapter_config.json").is_file()
     before = base or (None if whole else _recorded_base(tuned))

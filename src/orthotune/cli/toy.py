@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from orthotune.recipes.toy import ToyResult
+    from orthotune.experiments.toy.experiment import ToyResult
 
 
 def toy(
@@ -24,8 +24,8 @@ def toy(
     Example: orthotune toy
     """
     from orthotune.cli.demo import free_folder
+    from orthotune.experiments.toy import experiment as job
     from orthotune.files.output import new_folder
-    from orthotune.recipes import toy as job
 
     settings = job.ToySettings(steps=steps, patches=patches, seed=seed)
     place = free_folder(out)

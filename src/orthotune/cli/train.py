@@ -46,7 +46,7 @@ def sft(
 
     from orthotune.cli.report import report_on
     from orthotune.recipes import sft as job
-    from orthotune.training.processes import is_main, leave
+    from orthotune.runs.processes import is_main, leave
 
     try:
         record = job.run(checked, say=typer.echo)

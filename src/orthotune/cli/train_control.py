@@ -28,7 +28,7 @@ def control(
       orthotune train control preset=stable-diffusion model=models/sd15 data=photos conditions=depths signal=depth
     """
     from orthotune.cli.train_images import train_images
-    from orthotune.training.quiet import quiet
+    from orthotune.runs.quiet import quiet
 
     with quiet():  # importing pipelines, transformers remarks on image processors that nothing here uses
         from orthotune.recipes import control as recipe

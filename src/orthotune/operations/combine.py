@@ -16,7 +16,7 @@ from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.checkpoint.combine_files import combine_states, summed_changes
 from orthotune.operations.checkpoint.lora_export import factors, write_lora
 from orthotune.operations.checkpoint.stream import DenseMerge
-from orthotune.tuner.joint_layer import Combination
+from orthotune.tuner.combination import Combination
 
 CombinationType = Literal["geodesic", "product", "tangent", "ties", "svd_lora"]
 

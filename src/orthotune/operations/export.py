@@ -133,6 +133,7 @@ def export(
         if to == "diff":
             tell("changes", 0, None)
             return Exported(out, merge.report, write_changes(merge, place, lambda size: tell("changes", size, None)))
+        tell("decomposing", 0, None)
         layers = factors(merge, rank, error, lambda layer: _of_lora(layer, on_layer, tell))
         write_lora(merge, layers, place, task_type=opened.state.config.get("task_type"))
         return Exported(out, merge.report, layers=[_low_rank(layer) for layer in layers])

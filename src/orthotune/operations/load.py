@@ -25,7 +25,7 @@ from orthotune.operations.fitting.components import adaptable, bare, components_
 from orthotune.operations.fitting.fit import Fit, config_for, fit
 from orthotune.operations.fitting.report import LoadReport
 from orthotune.tuner.config import OFTConfig
-from orthotune.tuner.old_names import todays_names
+from orthotune.tuner.old_files import todays_names
 
 #: fields of a PEFT config that stay true on whichever model the adapter is put
 KEPT = ("base_model_name_or_path", "task_type", "module_dropout", "revision")
@@ -252,7 +252,8 @@ def _is_spread(model: nn.Module) -> bool:
 
 def _config_of_file(adapter: Adapter) -> Any:
     config: Any = OFTConfig.from_peft_type(**deepcopy(dict(adapter.file.config or {})))
-    vars(config)["stored_numbers"] = sum(math.prod(shape) for shape in adapter.file.shapes.values())
+    numbers = sum(math.prod(shape) for shape in adapter.file.shapes.values())
+    config.load_context = replace(config.load_context, stored_numbers=numbers)
     config.inference_mode = False
     if adapter.options.series is not None and config.use_cayley_neumann:
         config.neumann_series = adapter.options.series

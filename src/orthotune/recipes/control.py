@@ -12,20 +12,20 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from orthotune.diffusion.cache import PictureData
-from orthotune.diffusion.conditions.roster import KINDS, condition
-from orthotune.diffusion.control_data import control_examples
-from orthotune.diffusion.family import Family
-from orthotune.diffusion.hint_encoder import HintEncoder, HintShape
-from orthotune.diffusion.trainee import Trainee
 from orthotune.errors import nearest
+from orthotune.image.control.conditions.registry import KINDS, condition
+from orthotune.image.control.data import control_examples
+from orthotune.image.control.hint_encoder import HintEncoder, HintShape
+from orthotune.image.data.cache import PictureData
+from orthotune.image.families.family import Family
+from orthotune.image.loop.trainee import Trainee
 from orthotune.recipes.control_samples import control_sampler
 from orthotune.recipes.control_scores import DrawnScores
 from orthotune.recipes.image_job import ImageJob, plan_image
 from orthotune.recipes.image_run import run_image
 from orthotune.recipes.image_settings import WORLD, ImageSettings
 from orthotune.recipes.method_settings import SettingError
-from orthotune.training.run_record import RunRecord
+from orthotune.runs.record import RunRecord
 from orthotune.worlds import image_folders
 from orthotune.worlds.image_scores import Split
 
@@ -76,7 +76,7 @@ def run(settings: ControlSettings, say: Callable[[str], None] = print, bar: bool
     """Train as ``settings`` say and return the record that is also in ``run.json`` of the output.
 
     The output's ``adapter`` (or ``model``) also holds the hint encoder, and is what
-    :class:`~orthotune.diffusion.control_pipeline.ControlPipeline` loads.
+    :class:`~orthotune.image.control.pipeline.ControlPipeline` loads.
 
     Raises:
         ConfigError, DataError: pictures without control pictures, of another size, or of a kind that is not made here.

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthotune.diffusion.cache import PictureData
-from orthotune.diffusion.captions import Example
-from orthotune.diffusion.conditions.kind import Condition
-from orthotune.diffusion.family import Family
-from orthotune.diffusion.hint_encoder import HintEncoder
-from orthotune.diffusion.hinted import generate_hinted
-from orthotune.diffusion.samples import Sampler
-from orthotune.diffusion.trainee import Trainee
+from orthotune.image.control.conditions.kind import Condition
+from orthotune.image.control.hint_encoder import HintEncoder
+from orthotune.image.control.hinted import generate_hinted
+from orthotune.image.data.cache import PictureData
+from orthotune.image.data.captions import Example
+from orthotune.image.families.family import Family
+from orthotune.image.loop.samples import Sampler
+from orthotune.image.loop.trainee import Trainee
 from orthotune.recipes.image_settings import ImageSettings
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthotune.diffusion.conditions.roster import condition
-from orthotune.diffusion.family import Family
-from orthotune.diffusion.hint_encoder import HintEncoder
-from orthotune.diffusion.hinted import generate_hinted
+from orthotune.image.control.conditions.registry import condition
+from orthotune.image.control.hint_encoder import HintEncoder
+from orthotune.image.control.hinted import generate_hinted
+from orthotune.image.families.family import Family
 from orthotune.worlds.image_control_scores import ControlScores
 from orthotune.worlds.image_pictures import GUIDANCE, STEPS
 from orthotune.worlds.image_scores import COUNT, Split

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from orthotune.diffusion.accelerator import check_precision, storage_dtype
-from orthotune.diffusion.adapters import AdapterSettings, add_adapter, matching_rank
-from orthotune.diffusion.family import Family
-from orthotune.diffusion.order import Dataset
-from orthotune.diffusion.roster import open_family
-from orthotune.diffusion.samples import Sampler
-from orthotune.diffusion.trackers import check_trackers
-from orthotune.diffusion.trainee import Trainee
+from orthotune.image.adapter.adapters import AdapterSettings, add_adapter, matching_rank
+from orthotune.image.families.family import Family
+from orthotune.image.families.registry import open_family
+from orthotune.image.loop.accelerator import check_precision, storage_dtype
+from orthotune.image.loop.order import Dataset
+from orthotune.image.loop.samples import Sampler
+from orthotune.image.loop.trackers import check_trackers
+from orthotune.image.loop.trainee import Trainee
 from orthotune.recipes.image_settings import WORLD, ImageSettings
-from orthotune.training import adapters
-from orthotune.training.quiet import quiet
+from orthotune.runs import adapters
+from orthotune.runs.quiet import quiet
 from orthotune.worlds import image as image_world
 
 #: Step and family to numbers by name; what the image world's scores are.
@@ -58,7 +58,7 @@ def plan_image(settings: ImageSettings, job: ImageJob) -> list[str]:
     Raises:
         RecipeError, DataError, TargetError, BlockSizeError: as the run itself would.
     """
-    from orthotune.diffusion.memory_estimate import estimate_memory
+    from orthotune.image.loop.memory_estimate import estimate_memory
 
     check_precision(settings.mixed_precision)
     check_trackers(settings.trackers)

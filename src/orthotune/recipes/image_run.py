@@ -9,24 +9,24 @@ from typing import Any
 
 import torch
 
-from orthotune.diffusion.accelerator import make_accelerator, start_trackers
-from orthotune.diffusion.family import Family
-from orthotune.diffusion.loop import Every, train
-from orthotune.diffusion.loop_options import LoopOptions
-from orthotune.diffusion.samples import Sampler, Samples, draw_progress
-from orthotune.diffusion.saved_adapter import save_adapter
-from orthotune.diffusion.trainee import Trainee
 from orthotune.files.atomic import atomic_write
 from orthotune.files.json_file import read_json, write_json
+from orthotune.image.adapter.saved_adapter import save_adapter
+from orthotune.image.families.family import Family
+from orthotune.image.loop.accelerator import make_accelerator, start_trackers
+from orthotune.image.loop.loop import Every, train
+from orthotune.image.loop.options import LoopOptions
+from orthotune.image.loop.samples import Sampler, Samples, draw_progress
+from orthotune.image.loop.trainee import Trainee
 from orthotune.recipes.image_job import ImageJob, adapt, open_model
 from orthotune.recipes.image_settings import ImageSettings
-from orthotune.training import adapters, processes
-from orthotune.training.curve import draw_scores
-from orthotune.training.metrics_log import MetricsLog
-from orthotune.training.quiet import quiet
-from orthotune.training.run_directory import RunDirectory
-from orthotune.training.run_record import RunRecord, device_name, versions
-from orthotune.training.weight_pairs import weight_change
+from orthotune.runs import adapters, processes
+from orthotune.runs.curve import draw_scores
+from orthotune.runs.directory import RunDirectory
+from orthotune.runs.metrics_log import MetricsLog
+from orthotune.runs.quiet import quiet
+from orthotune.runs.record import RunRecord, device_name, versions
+from orthotune.text.weight_pairs import weight_change
 
 Say = Callable[[str], None]
 ADAPTER, MODEL, SHEET, CURVE = "adapter", "model", "samples.png", "curve.png"

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from orthotune.diffusion.loop_options import Precision
+from orthotune.image.loop.options import Precision
 from orthotune.recipes.method_settings import MethodSettings, Positive
 
 WORLD = "image-world"

@@ -17,7 +17,7 @@ from orthotune.formats.adapter_file import CONFIG_NAME
 from orthotune.recipes import load
 from orthotune.recipes.magnitude_kinds import KINDS
 from orthotune.recipes.method_settings import MethodSettings
-from orthotune.training.run_record import RunRecord
+from orthotune.runs.record import RunRecord
 
 Say = Callable[[str], None]
 #: On the text world, where the rotation was trained with 1e-3: this forgets next to nothing, 1e-2 learns half as much

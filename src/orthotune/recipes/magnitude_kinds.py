@@ -11,8 +11,8 @@ from typing import Any
 
 from orthotune.operations.load import load_adapter
 from orthotune.recipes.method_settings import MethodSettings
-from orthotune.training.run_record import RunRecord
-from orthotune.tuner.magnitude import free_magnitudes
+from orthotune.runs.record import RunRecord
+from orthotune.tuner.strength import free_magnitudes
 
 Say = Callable[[str], None]
 
@@ -44,7 +44,7 @@ def _text(settings: Any, say: Say, bar: bool) -> RunRecord:
 
 
 def _image(settings: Any, say: Say, bar: bool) -> RunRecord:
-    from orthotune.diffusion.hint_encoder import load_hint_encoder
+    from orthotune.image.control.hint_encoder import load_hint_encoder
     from orthotune.recipes.image_run import run_image
 
     def adapt(family: Any) -> list[str]:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from orthotune.recipes import method_settings
 from orthotune.recipes.method_settings import METHODS, Method, MethodSettings, Positive, SettingError
-from orthotune.training.processes import Distributed
+from orthotune.runs.processes import Distributed
 
 __all__ = ["LEARNING_RATES", "METHODS", "ONLY_FOR", "RIVALS", "WORLD", "Method", "SFTSettings", "SettingError"]
 

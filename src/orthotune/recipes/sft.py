@@ -15,23 +15,24 @@ from orthotune.files.json_file import read_json, write_json
 from orthotune.metrics.drift import text_drift
 from orthotune.recipes.settings import WORLD, SFTSettings
 from orthotune.recipes.sft_data import examples_for, kept_examples, said_of_kept, said_of_old
-from orthotune.training import adapters, engines, processes, sft_trainer
-from orthotune.training.causal_model import choose_dtype, load_model, load_tokenizer
-from orthotune.training.checkpoint_on_signal import StopOnSignal
-from orthotune.training.clipping import GradientLog
-from orthotune.training.curve import draw_curve
-from orthotune.training.diagnosis_log import DiagnosisLog
-from orthotune.training.domain_loss import DomainLoss
-from orthotune.training.failed_save import kept as kept_checkpoint
-from orthotune.training.keep_outputs import KeepOutputs
-from orthotune.training.metrics_log import MetricsLog
-from orthotune.training.progress import ProgressBar
-from orthotune.training.quiet import quiet
-from orthotune.training.run_directory import RunDirectory, step_of
-from orthotune.training.run_record import RunRecord, WeightChange, device_name, versions
-from orthotune.training.sharded_model import is_sharded
-from orthotune.training.weight_pairs import weight_change
-from orthotune.training.written_texts import texts_of_run
+from orthotune.runs import adapters, engines, processes
+from orthotune.runs.checkpoint_on_signal import StopOnSignal
+from orthotune.runs.clipping import GradientLog
+from orthotune.runs.curve import draw_curve
+from orthotune.runs.directory import RunDirectory, step_of
+from orthotune.runs.failed_save import kept as kept_checkpoint
+from orthotune.runs.metrics_log import MetricsLog
+from orthotune.runs.progress import ProgressBar
+from orthotune.runs.quiet import quiet
+from orthotune.runs.record import RunRecord, WeightChange, device_name, versions
+from orthotune.runs.sharded_model import is_sharded
+from orthotune.text import sft_trainer
+from orthotune.text.causal_model import choose_dtype, load_model, load_tokenizer
+from orthotune.text.diagnosis_log import DiagnosisLog
+from orthotune.text.domain_loss import DomainLoss
+from orthotune.text.keep_outputs import KeepOutputs
+from orthotune.text.weight_pairs import weight_change
+from orthotune.text.written_texts import texts_of_run
 from orthotune.worlds import text as text_world
 
 Say = Callable[[str], None]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from orthotune.errors import DataError, nearest
 from orthotune.recipes.settings import GENERATED, WORLD, SFTSettings
-from orthotune.training.text_data import Examples, examples_of, hold_out, load_examples
-from orthotune.training.written_texts import FILE, TEXTS
+from orthotune.text.data import Examples, examples_of, hold_out, load_examples
+from orthotune.text.written_texts import FILE, TEXTS
 from orthotune.worlds import text as text_world
 
 #: word for no old domain

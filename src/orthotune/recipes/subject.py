@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from orthotune.diffusion.cache import PictureData
-from orthotune.diffusion.captions import Example, all_said, read_examples
-from orthotune.diffusion.class_images import class_images
-from orthotune.diffusion.family import Family
-from orthotune.diffusion.image_folder import Picture, read_folder
-from orthotune.diffusion.order import Dataset
-from orthotune.diffusion.prior import WithPrior
+from orthotune.image.adapter.prior import WithPrior
+from orthotune.image.data.cache import PictureData
+from orthotune.image.data.captions import Example, all_said, read_examples
+from orthotune.image.data.class_images import class_images
+from orthotune.image.data.image_folder import Picture, read_folder
+from orthotune.image.families.family import Family
+from orthotune.image.loop.order import Dataset
 from orthotune.recipes.image_job import ImageJob, Score, plan_image
 from orthotune.recipes.image_run import run_image
 from orthotune.recipes.image_settings import WORLD
 from orthotune.recipes.subject_settings import SubjectSettings, warnings
-from orthotune.training.run_record import RunRecord
+from orthotune.runs.record import RunRecord
 
 #: Where class pictures are drawn into, in the output of the run.
 CLASSES = "class-images"

@@ -8,14 +8,14 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from orthotune.diffusion.cache import PictureData
-from orthotune.diffusion.captions import Example, read_examples
-from orthotune.diffusion.family import Family
+from orthotune.image.data.cache import PictureData
+from orthotune.image.data.captions import Example, read_examples
+from orthotune.image.families.family import Family
 from orthotune.recipes.image_job import ImageJob, plan_image
 from orthotune.recipes.image_run import run_image
 from orthotune.recipes.image_settings import WORLD, ImageSettings
 from orthotune.recipes.method_settings import SettingError
-from orthotune.training.run_record import RunRecord
+from orthotune.runs.record import RunRecord
 
 #: Captions of the data that are drawn as samples, when no prompts are given.
 SHOWN = 4

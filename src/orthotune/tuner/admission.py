@@ -1,24 +1,48 @@
-"""Asked of an adapter before a model is touched: a plain name, patterns that end, sizes that its file bears out."""
+"""What is checked of an adapter before a model is changed: its name, that its patterns end, and its sizes.
+
+``re`` backtracks: ``(a+)+$`` takes twice as long for each further letter, and nothing interrupts it. PEFT matches the
+patterns of ``adapter_config.json`` against every module's name, so a file could keep a process busy for ever. What is
+not plainly harmless is therefore tried first in a process that can be ended.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from orthotune.errors import AdapterFileError, ConfigError
 from orthotune.layers.base import OFTLayer
-from orthotune.tuner.adapter_keys import refuse_name
-from orthotune.tuner.patterns import refuse_endless
 
-#: A config may be off, and then the shapes are told in detail; or be used again, for a larger model. It may not ask for
-#: a multiple of what its file holds that is also a good part of the layers themselves.
+#: A config may be wrong, and then a later error names the shapes; or it is used again, for a larger model. It may not
+#: ask for a multiple of the numbers in its file that is also a good part of the layers themselves.
 SLACK, ALWAYS, SHARE = 4, 1 << 20, 8
+
+#: A pattern of a real adapter takes milliseconds on all names of a model.
+SECONDS = 10.0
+LONGEST = 1 << 20
+
+_TRY = """
+import json, re, sys
+how, pattern, names = json.load(sys.stdin)
+for name in names:
+    getattr(re, how)(pattern, name)
+"""
 
 
 def admit_adapter(config: Any, adapter_name: str, model: nn.Module) -> None:
     """Check an adapter's name, which becomes the name of a folder when it is saved, and its config's patterns.
+
+    Args:
+        config: an ``OFTConfig``.
+        adapter_name: the adapter.
+        model: the model that it is for, with the adapters that it has already.
 
     Raises:
         ConfigError: the name is none of a folder or of torch's containers, or one that PEFT takes for a module to save;
@@ -39,25 +63,144 @@ def admit_adapter(config: Any, adapter_name: str, model: nn.Module) -> None:
     refuse_endless(config, keys)
 
 
+def refuse_name(adapter_name: object) -> None:
+    """Refuse a name that torch cannot use as a key of its containers, or that no folder can have.
+
+    Raises:
+        ConfigError: names what a name may be.
+
+    Example:
+        >>> refuse_name("style"), refuse_name("oft_R")
+        (None, None)
+    """
+    plain = isinstance(adapter_name, str) and 0 < len(adapter_name) <= 200 and adapter_name.isprintable()
+    if not plain or any(mark in str(adapter_name) for mark in "./\\"):
+        raise ConfigError(
+            f"adapter_name={str(adapter_name)[:80]!r}", needed="a name without dots, slashes and control characters"
+        )
+    name = str(adapter_name)
+    if hasattr(nn.ModuleDict({}), name) or hasattr(nn.ParameterDict({}), name):
+        raise ConfigError(
+            f"adapter_name={name!r}",
+            got="the name of an attribute of torch's containers",
+            needed="a name that torch.nn.ModuleDict can hold",
+            do=f"Call it '{name.strip('_')}_adapter', for example",
+        )
+
+
+def refuse_endless(config: Any, names: Iterable[str]) -> None:
+    """Try the patterns of a config on the names of a model's modules.
+
+    Args:
+        config: an ``OFTConfig``.
+        names: what PEFT will match them with.
+
+    Raises:
+        ConfigError: a pattern is no regular expression, or does not end within ``SECONDS``; names the field.
+
+    Example:
+        >>> from orthotune import OFTConfig
+        >>> refuse_endless(OFTConfig(target_modules=r".*\\.q_proj"), ["layers.0.q_proj"])
+    """
+    known: list[str] | None = None
+    for field, pattern, how, expression in _patterns(config):
+        given = f"{field}={shown(pattern)}"
+        if not isinstance(pattern, str) or len(pattern) > LONGEST:
+            raise ConfigError(given, needed="a regular expression, or a list of names")
+        try:
+            re.compile(expression)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ConfigError(given, got=f"no regular expression: {error}", needed="one, or a list of names") from error
+        if not harmless(pattern):
+            known = list(names) if known is None else known
+            if not _ends(how, expression, known):
+                raise ConfigError(
+                    given,
+                    got=f"a pattern that does not end within {SECONDS:g} s on the names of {len(known)} modules",
+                    needed="a list of names, or a pattern without a repetition inside a repetition",
+                )
+
+
+def harmless(pattern: str) -> bool:
+    """Whether matching takes at most the square of a name's length, whatever the name: judged on the safe side.
+
+    At most two repetitions, and one group that is not repeated itself; ways through several groups would multiply.
+
+    Example:
+        >>> harmless(r".*\\.(q_proj|v_proj)"), harmless("(a+)+$")
+        (True, False)
+    """
+    bare = re.sub(r"\\.", "x", pattern, flags=re.DOTALL)
+    bare = re.sub(r"\[\^?\]?[^\]]*\]", "x", bare).replace("(?:", "(")
+    groups = bare.count("(")
+    # Flags and the like may change what the rest means, down to where a class of letters begins.
+    if groups > 1 or any(mark in bare for mark in (")*", ")+", ")?", "){", "(?")):
+        return False
+    repeats = sum(bare.count(mark) for mark in "*+?{")
+    return repeats <= 2 and (groups == 0 or bare.count("|") <= 50)
+
+
+def shown(pattern: Any) -> str:
+    """A pattern for a message, as plain text; a long one is cut."""
+    text = ascii(pattern)
+    return text if len(text) <= 80 else f"{text[:80]}... ({len(text)} characters)"
+
+
+def _patterns(config: Any) -> Iterable[tuple[str, Any, str, str]]:
+    """Field, pattern, the function of ``re`` it goes to, and the expression that PEFT or ``config.py`` makes of it."""
+    for field in ("target_modules", "exclude_modules"):
+        value = getattr(config, field, None)
+        if isinstance(value, str) and value.lower() != "all-linear":
+            yield field, value, "fullmatch", value
+    for name in _listed(getattr(config, "modules_to_save", None)):
+        yield "modules_to_save", name, "match", rf"(^|.*\.){name}($|\..*)"
+    for name in _listed(getattr(config, "layers_pattern", None)):
+        yield "layers_pattern", name, "match", rf"(?:^|.*?\.){name}\.(?P<idx>\d+)\."
+    for field in ("rank_pattern", "block_size_pattern", "alpha_pattern"):
+        value = getattr(config, field, None)
+        for name in value if isinstance(value, Mapping) else ():
+            yield field, name, "match", rf"(.*\.)?({name})$"
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return [value] if isinstance(value, str) else list(value or ())
+
+
+def _ends(how: str, pattern: str, names: list[str]) -> bool:
+    # An interpreter that is embedded in another program may not be one that can be started.
+    if not os.path.basename(sys.executable or "").lower().startswith(("python", "pypy")):
+        return False
+    command = [sys.executable, "-I", "-S", "-c", _TRY]
+    try:
+        done = subprocess.run(
+            command, input=json.dumps([how, pattern, names]).encode(), timeout=SECONDS, check=False,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+    except (subprocess.TimeoutExpired, OSError):
+        return False
+    return done.returncode == 0
+
+
 def refuse_oversized(config: Any, tried: Iterable[OFTLayer]) -> None:
     """Refuse a config from a file that asks for far more memory than the file has numbers.
 
     Args:
-        config: an ``OFTConfig``; its ``stored_numbers`` are those of its file, None for a config of one's own.
+        config: an ``OFTConfig``; its ``load_context`` has the number of values in its file, None without a file.
         tried: the layers that it makes, without memory.
 
     Raises:
         AdapterFileError: before anything is allocated.
     """
-    if config.stored_numbers is None:
+    stored = config.load_context.stored_numbers
+    if stored is None:
         return
     layers = list(tried)
     wanted = sum(rotation.weight.numel() for layer in layers for rotation in layer.rotations("check").values())
     bases = sum(parameter.numel() for layer in layers for parameter in layer.get_base_layer().parameters())
-    if wanted > max(SLACK * config.stored_numbers + ALWAYS, bases // SHARE):
+    if wanted > max(SLACK * stored + ALWAYS, bases // SHARE):
         raise AdapterFileError(
             "the adapter's config",
-            got=f"rotations of {wanted:,} numbers for this model, and {config.stored_numbers:,} in the file",
+            got=f"rotations of {wanted:,} numbers for this model, and {stored:,} in the file",
             needed="r, oft_block_size and target_modules as the adapter was trained with",
             do="Get adapter_config.json and the weights from the same place",
         )

@@ -1,26 +1,217 @@
-"""Adapters of a model combined into another one: ``add_weighted_adapter``."""
+"""Adapters combined into one: their rotations at a layer, and all layers of a model by ``add_weighted_adapter``."""
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
-from torch import nn
+from peft.utils.merge_utils import ties
+from torch import Tensor, nn
 
-from orthotune.errors import ConfigError, UnsupportedLayerError, nearest
+from orthotune.errors import ConfigError, OrthotuneError, UnsupportedLayerError, nearest
 from orthotune.formats.adapter_state import LayerState
 from orthotune.formats.layer_settings import in_common
 from orthotune.formats.peft_fields import fields_of_spec
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.embedding import Embedding
 from orthotune.layers.experts import ParamWrapper
+from orthotune.rotation.cayley import inverse_cayley
+from orthotune.rotation.geodesic import nearest_rotation
+from orthotune.rotation.mean import geodesic_combination, logarithms, product
+from orthotune.rotation.packing import pack, unpack
+from orthotune.rotation.spec import RotationSpec
+from orthotune.tuner.admission import refuse_name
 from orthotune.tuner.config import OFTConfig
-from orthotune.tuner.joint_layer import TYPES, Combination, CombinationType
+from orthotune.tuner.places import adapted_layers, plain_name
+
+CombinationType = Literal["geodesic", "product", "tangent", "ties"]
+TYPES = ("geodesic", "product", "tangent", "ties")
+#: a series may be at most that far from a rotation, so that the nearest one is unambiguous
+_SERIES = 0.5
+#: the largest Cayley number; beyond it the angle is pi up to float32 rounding
+_HALF_TURN = 1e6
+
+
+@dataclass(frozen=True)
+class Combination:
+    """How adapters are combined.
+
+    Args:
+        weights: one for each adapter, as strengths are: 1 is the adapter as trained, 0.5 half of
+            every angle, below 0 the inverse.
+        kind: ``geodesic``, ``product``, ``tangent`` or ``ties``.
+        density: for ``ties``, the share of the numbers that is kept, above 0 and at most 1.
+        majority_sign_method: for ``ties``, PEFT's ``total`` or ``frequency``.
+
+    Raises:
+        ConfigError: one of them has no meaning.
+    """
+
+    weights: Sequence[float]
+    kind: CombinationType = "geodesic"
+    density: float | None = None
+    majority_sign_method: Literal["total", "frequency"] = "total"
+
+    def __post_init__(self) -> None:
+        if self.kind not in TYPES:
+            raise ConfigError(
+                f"combination_type='{self.kind}'", needed=" or ".join(TYPES),
+                do="A LoRA is no adapter of this model: orthotune combine A:0.7 B:0.3 --type svd_lora --base BASE "
+                "--out C" if str(self.kind) == "svd_lora" else None,
+            )  # fmt: skip
+        if not self.weights or not all(math.isfinite(weight) for weight in self.weights):
+            raise ConfigError(f"weights {list(self.weights)}", needed="one finite number for each adapter")
+        if (self.kind == "ties") != (self.density is not None):
+            raise ConfigError("density", got=f"{self.density} for '{self.kind}'", needed="a share for ties alone")
+        if self.density is not None and not 0 < self.density <= 1:
+            raise ConfigError(f"density={self.density}", needed="above 0, at most 1")
+
+    def joint(self, name: str, layers: Sequence[LayerState | None]) -> tuple[LayerState, float]:
+        """One layer for several, and how far series among them were from rotations.
+
+        An adapter that does not have the layer is the identity there. Blocks of unlike sizes are put into the smallest
+        blocks that hold them all, of their least common multiple.
+
+        Raises:
+            UnsupportedLayerError: the layers have no common form; the message has the reason.
+        """
+        held = [layer for layer in layers if layer is not None]
+        first = held[0]
+        _check(name, held)
+        rotations, off = {}, 0.0
+        blocks: list[Tensor | None]
+        for part in first.rotations:
+            blocks = []
+            for layer in layers:
+                found, far = (None, 0.0) if layer is None else _rotation(name, layer, part)
+                blocks.append(found)
+                off = max(off, far)
+            alike, shared = _alike(name, blocks, [layer is not None and layer.spec.shared for layer in layers])
+            try:
+                rotations[part] = self._vector(alike, first)
+            except OrthotuneError as error:
+                raise UnsupportedLayerError(f"layer '{name}': {error.said}", got=error.got, do=error.do) from error
+        magnitude = self._magnitude(name, layers, first.spec.side)
+        spec = RotationSpec(side=first.spec.side, shared=shared)
+        made = LayerState(rotations, spec, magnitude, first.embedding, ragged=first.ragged, dims=first.dims)
+        return made, off
+
+    def _vector(self, R: Tensor, like: LayerState) -> Tensor:
+        if self.kind == "geodesic":
+            found = geodesic_combination(R, self.weights)
+        elif self.kind == "product":
+            found = product(R, self.weights, last_first=like.spec.side == "out")
+        else:
+            tangents = pack(logarithms(R))
+            found = torch.linalg.matrix_exp(unpack(self._summed(tangents), R.shape[-1]))
+        try:
+            Q = inverse_cayley(found)
+        except torch.linalg.LinAlgError:
+            Q = torch.full_like(found, math.inf)
+        if not bool((Q.abs() < _HALF_TURN).all()):
+            raise OrthotuneError(
+                "the combined rotation", got="an angle of pi, which the Cayley parametrization cannot represent",
+                do="Change the weights a little",
+            )  # fmt: skip
+        return pack(Q).float()
+
+    def _summed(self, tangents: Tensor) -> Tensor:
+        weights = torch.tensor(self.weights, dtype=tangents.dtype, device=tangents.device)
+        if self.kind == "ties":
+            assert self.density is not None
+            summed: Tensor = ties(list(tangents), weights, self.density, self.majority_sign_method)
+            return summed
+        return torch.einsum("k,k...->...", weights, tangents)
+
+    def _magnitude(self, name: str, layers: Sequence[LayerState | None], side: str) -> Tensor | None:
+        scales = [None if layer is None else layer.magnitude for layer in layers]
+        given = [scale for scale in scales if scale is not None]
+        if not given:
+            return None
+        if self.kind == "product" and side == "out" and any(scale is not None for scale in scales[:-1]):
+            raise UnsupportedLayerError(
+                f"layer '{name}'", got="a magnitude between two rotations of the outputs, which no single adapter has",
+                do="Combine with 'geodesic' or 'tangent'",
+            )  # fmt: skip
+        if any(bool((scale <= 0).any()) for scale in given):
+            raise UnsupportedLayerError(f"layer '{name}'", got="a magnitude of 0 or below, which has no logarithm")
+        if len({scale.numel() for scale in given}) > 1:
+            raise UnsupportedLayerError(f"layer '{name}'", got="magnitudes of unlike sizes")
+        one = torch.ones(given[0].numel(), dtype=torch.float64, device=given[0].device)
+        logs = torch.stack([one.log() if s is None else s.double().flatten().log() for s in scales])
+        return self._summed(logs).exp().float()
+
+
+def _check(name: str, held: Sequence[LayerState]) -> None:
+    first, where = held[0], f"layer '{name}'"
+    for what in ("side", "embedding", "ragged"):  # the side is that of the layer's spec
+        found = sorted({str(getattr(layer, what)) for layer in held})
+        if len(found) > 1:
+            raise UnsupportedLayerError(
+                where, got=f"{what} {' and '.join(found)}", needed="the same in all adapters",
+                do="No single rotation does what both do: merge one, or activate them together",
+            )  # fmt: skip
+    if any(layer.rotations.keys() != first.rotations.keys() for layer in held):
+        raise UnsupportedLayerError(where, got="adapters with unlike parts", needed="the same parts")
+    if any(layer.conv_reversed for layer in held):
+        raise UnsupportedLayerError(
+            where, got="a file whose convolutions rotate the other way, without a record of which layers those are",
+            do="Convert it first: orthotune convert ADAPTER OUT --to orthotune --base BASE",
+        )  # fmt: skip
+
+
+def _rotation(name: str, layer: LayerState, part: str) -> tuple[Tensor, float]:
+    wide = {key: vector.double() for key, vector in layer.rotations.items()}
+    R = replace(layer, rotations=wide).rotation(part)
+    if not bool(R.isfinite().all()):
+        raise UnsupportedLayerError(f"layer '{name}'", got="NaN or infinite numbers")
+    if layer.spec.exact:
+        return R, 0.0
+    try:
+        near = nearest_rotation(R, _SERIES)
+    except OrthotuneError as error:
+        raise UnsupportedLayerError(
+            f"layer '{name}'", got=f"a Neumann series that is no rotation: {error.got}",
+            do="Combine with svd_lora, or convert the adapter first",
+        ) from error  # fmt: skip
+    return near, float(torch.linalg.matrix_norm(near - R, ord=2).max())
+
+
+def _alike(name: str, blocks: Sequence[Tensor | None], shared: Sequence[bool]) -> tuple[Tensor, bool]:
+    """Blocks ``(adapters, rows, b, b)`` of one size and number, and whether each stands for many."""
+    held = [(R, own) for R, own in zip(blocks, shared, strict=True) if R is not None]
+    size = math.lcm(*(R.shape[-1] for R, _ in held))
+    full = [R.shape[0] * R.shape[-1] for R, own in held if not own]
+    copies = [R.shape[0] for R, own in held if own]  # a shared block is stored once for each expert
+    together = not full
+    if len(set(full)) > 1 or len(set(copies)) > 1 or (full and copies and full[0] % copies[0]):
+        counts = ", ".join(f"{R.shape[0]} x {R.shape[-1]}{' shared' * own}" for R, own in held)
+        raise UnsupportedLayerError(
+            f"layer '{name}'", got=f"blocks {counts}", needed="blocks of one and the same weight"
+        )
+    features = full[0] if full else copies[0] * size
+    if features % size or (copies and (features // copies[0]) % size):
+        raise UnsupportedLayerError(
+            f"layer '{name}'",
+            got=f"blocks of {' and '.join(str(R.shape[-1]) for R, _ in held)} in {features} features",
+            needed="sizes with a common multiple that divides the features",
+        )  # fmt: skip
+    out = []
+    for R, own in zip(blocks, shared, strict=True):
+        if R is None:
+            eye = torch.eye(size, dtype=torch.float64, device=held[0][0].device)
+            out.append(eye.expand(features // size, size, size))
+            continue
+        rows = R.repeat_interleave(features // (R.shape[0] * R.shape[-1]), 0) if own else R
+        groups = rows.view(features // size, -1, *R.shape[1:])
+        out.append(groups[:, 0] if R.shape[-1] == size else torch.stack([torch.block_diag(*group) for group in groups]))
+    return torch.stack(out), together
 
 
 def add_weighted_adapter(
@@ -36,11 +227,11 @@ def add_weighted_adapter(
 
     Args:
         tuner: the model of adapters.
-        adapters: whole, whatever strength is set for them.
-        weights: as strengths are: 1 is the whole adapter. Those of ``geodesic`` need not sum to 1.
+        adapters: their names; each counts at strength 1, whatever strength is set for it.
+        weights: as strengths are: 1 is the adapter as trained. Those of ``geodesic`` need not sum to 1.
         adapter_name: the new one; ``A_then_B_product`` or ``A_and_B_geodesic`` without a name.
-        combination_type: ``geodesic``: the weighted mean on the geodesics (Karcher), turned on by the sum of the
-            weights. ``product``: the first turns first, ``R_1^w1 R_2^w2 ...``, what activating them in this order at
+        combination_type: ``geodesic``: the weighted mean on the geodesics (Karcher), scaled by the sum of the
+            weights. ``product``: the first acts first, ``R_1^w1 R_2^w2 ...``, what activating them in this order at
             these strengths does. ``tangent``: ``exp(w_1 log R_1 + ...)``. ``ties``: the same, with PEFT's TIES of the
             logarithms. Only the product depends on the order.
         density: share of the numbers that ``ties`` keeps.
@@ -54,19 +245,14 @@ def add_weighted_adapter(
         >>> model.add_weighted_adapter(["style", "subject"], [0.7, 0.3], "both")  # doctest: +SKIP
         'both'
     """
-    if combination_type not in TYPES:
-        raise ConfigError(
-            f"combination_type='{combination_type}'", needed=" or ".join(TYPES),
-            do="A LoRA is no adapter of this model: orthotune combine A:0.7 B:0.3 --type svd_lora --base BASE --out C"
-            if combination_type == "svd_lora" else None,
-        )  # fmt: skip
+    how = Combination(tuple(weights), combination_type, density, majority_sign_method)
     if len(adapters) != len(weights):
         raise ConfigError(f"{len(weights)} weights", needed=f"one for each of the {len(adapters)} adapters")
-    how = Combination(tuple(weights), combination_type, density, majority_sign_method)
     _check_names(tuner, adapters)
     name = adapter_name or name_of(adapters, combination_type)
-    if name in tuner.peft_config or not name or "." in name or hasattr(nn.ModuleDict, name):
-        raise ConfigError(f"adapter name '{name}'", needed="a name that is free, no word of torch's, without a dot")
+    refuse_name(name)
+    if name in tuner.peft_config:
+        raise ConfigError(f"adapter name '{name}'", got="an adapter of that name", needed="a name that is free")
     joint = _joint_layers(tuner.model, adapters, how)
     tuner.peft_config[name] = _config(joint, tuner.peft_config[adapters[0]])
     active = list(tuner.active_adapters)
@@ -81,7 +267,11 @@ def add_weighted_adapter(
 
 
 def name_of(adapters: Sequence[str], combination_type: str) -> str:
-    """A name that tells the order where it matters.
+    """A name for a combination, with the order of the adapters where it matters.
+
+    Args:
+        adapters: their names.
+        combination_type: as in :func:`add_weighted_adapter`.
 
     Example:
         >>> name_of(["A", "B"], "product"), name_of(["A", "B"], "geodesic")
@@ -99,7 +289,7 @@ class Joint:
 
     @property
     def target(self) -> str:
-        """What a config calls it."""
+        """Its name in ``target_modules`` or ``target_parameters``."""
         return f"{self.key}.{self.layer.parameter_name}" if isinstance(self.layer, ParamWrapper) else self.key
 
 
@@ -124,7 +314,7 @@ def _joint_layers(model: nn.Module, adapters: Sequence[str], how: Combination) -
     for key, layer in model.named_modules():
         if not isinstance(layer, OFTLayer) or not any(name in layer.oft_settings for name in adapters):
             continue
-        key = key.replace(".base_layer", "")
+        key = plain_name(key)
         for name in adapters:
             if layer.frozen_map(name) is not None:
                 raise UnsupportedLayerError(
@@ -139,7 +329,11 @@ def _joint_layers(model: nn.Module, adapters: Sequence[str], how: Combination) -
 
 
 def warn_series(off: dict[str, float]) -> None:
-    """Say how far Neumann series were from the rotations that took their place; layer -> spectral norm."""
+    """Warn how far Neumann series were from the rotations that took their place.
+
+    Args:
+        off: layer -> spectral norm of the difference, relative to the weight.
+    """
     worst = max(off, key=lambda key: off[key], default=None)
     if worst is not None and off[worst] > 0:
         warnings.warn(
@@ -154,7 +348,7 @@ def _state(layer: OFTLayer, name: str) -> LayerState:
     vectors = {}
     for part, rotation in layer.rotations(name).items():
         v = rotation.weight.detach()
-        # COFT's ball goes by the blocks of one expert.
+        # COFT's radius depends on the number of blocks of one expert.
         vectors[part] = rotation.spec.within_ball(v.view(rotation.copies, -1, v.shape[-1])).reshape(v.shape)
     magnitude = layer.oft_magnitude[name].detach() if name in layer.oft_magnitude else None
     spec = replace(layer.oft_settings[name].spec, eps=None)
@@ -185,6 +379,5 @@ def _fill(joint: Sequence[Joint], name: str) -> None:
 
 def _frozen(tuner: BaseTuner, active: Sequence[str]) -> bool:
     """Whether the active adapters were not being trained."""
-    layers = [module for module in tuner.model.modules() if isinstance(module, OFTLayer)]
-    held = [p for layer in layers for name in active for p in layer.stored(name)]
+    held = [p for name in active for _, layer in adapted_layers(tuner.model, name) for p in layer.stored(name)]
     return not any(p.requires_grad for p in held)

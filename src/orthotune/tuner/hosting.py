@@ -15,28 +15,30 @@ from torch import Tensor, nn
 from orthotune.errors import TargetError
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.settings import LayerSettings
-from orthotune.tuner.adapter_keys import AdapterKey, own_state, placed
-from orthotune.tuner.layer_index import is_target
-from orthotune.tuner.loading import check_state, refuse_frozen
+from orthotune.tuner.adapter_tensors import AdapterKey, check_state, own_state, placed, refuse_frozen
+from orthotune.tuner.config import OFTConfig, settings_by_names, settle_order
 from orthotune.tuner.merging import MergingTuner
-from orthotune.tuner.old_tensors import translated_state
-from orthotune.tuner.places import Places, part_untied, settings_by_names, twins
-from orthotune.tuner.unmatched import PEFTS_OWN, settle_order, warn_unmatched_keys
+from orthotune.tuner.old_files import is_old_key, translated_state
+from orthotune.tuner.places import Places, part_untied, twins
+from orthotune.tuner.targets import PEFTS_OWN, is_target, warn_unmatched_keys
 from orthotune.tuner.vocabulary import SavedState
 
 
 class HostedTuner(MergingTuner):
     """A tuner of :class:`OFTLayer` s in PEFT's host."""
 
+    #: where modules are, while some of them are replaced
     _places: Places | None = None
+    #: parameter by id, with its ``requires_grad``, while adapters are switched off
+    _trainable_before: dict[int, tuple[nn.Parameter, bool]] | None = None
 
     # Putting adapters in.
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter; what was there before stays as trainable as it was."""
         with _trainable_as_before(model), self._placed_in(model), warnings.catch_warnings():
-            for words in PEFTS_OWN:
-                warnings.filterwarnings("ignore", message=words)
+            for message in PEFTS_OWN:
+                warnings.filterwarnings("ignore", message=message)
             self._join_twins(model, adapter_name)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         config = self.peft_config[adapter_name]
@@ -68,11 +70,11 @@ class HostedTuner(MergingTuner):
     def _placed_in(self, model: nn.Module) -> Iterator[None]:
         """Look up once where the modules of ``model`` are, while they are replaced."""
         before = self._places
-        self.__dict__["_places"] = Places(model)
+        self._places = Places(model)
         try:
             yield
         finally:
-            self.__dict__["_places"] = before
+            self._places = before
 
     def _names(self, key: str) -> list[str]:
         """All names of a module; an adapted one is called as the layer that it stands for."""
@@ -101,9 +103,9 @@ class HostedTuner(MergingTuner):
     # Switching.
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter; where it was the only active one, another takes its place in the whole model.
+        """Delete an adapter; where it was the only active one, another takes its place in every layer.
 
-        The other one is as trainable as its config says, with the modules that it saves whole. Adapters that stay
+        The other one is as trainable as its config says, with the modules that it trains in full. Adapters that stay
         active, or were not, stay as they were.
         """
         if adapter_name not in self.peft_config:
@@ -138,26 +140,27 @@ class HostedTuner(MergingTuner):
 
     def disable_adapter_layers(self) -> None:
         """Switch every adapter off; :meth:`enable_adapter_layers` finds it as trainable as it was."""
-        if "_trainable" not in self.__dict__:
-            self.__dict__["_trainable"] = _trainable(self.model)
+        if self._trainable_before is None:
+            self._trainable_before = _trainable(self.model)
         super().disable_adapter_layers()
 
     def enable_adapter_layers(self) -> None:
         """Switch the active adapters on again; frozen ones stay frozen."""
         super().enable_adapter_layers()
-        for parameter, flag in self.__dict__.pop("_trainable", {}).values():
+        for parameter, flag in (self._trainable_before or {}).values():
             parameter.requires_grad_(flag)
+        self._trainable_before = None
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Make an adapter the active one, or several; trainable unless ``inference_mode``."""
         super().set_adapter(adapter_name, inference_mode=inference_mode)
-        if "_trainable" in self.__dict__:  # switched off at the moment: this is what is found again
-            self.__dict__["_trainable"] = _trainable(self.model)
+        if self._trainable_before is not None:  # switched off at the moment: this is what is found again
+            self._trainable_before = _trainable(self.model)
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
         """Make adapters trainable or not, whether they are switched on or off."""
         super().set_requires_grad(adapter_names, requires_grad)
-        kept = self.__dict__.get("_trainable", {})
+        kept = self._trainable_before or {}
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
             for parameter in _held(self.model, name):
                 if id(parameter) in kept:
@@ -187,8 +190,9 @@ class HostedTuner(MergingTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        old: Any = getattr(config, "old_fields", None)
-        if old is not None:
+        old = config.load_context.old_fields if isinstance(config, OFTConfig) else None
+        # An adapter that came from an old file is saved, and loaded again, as any other one.
+        if old is not None and any(map(is_old_key, state_dict)):
             state_dict = translated_state(model, old, adapter_name, state_dict)
         renamed = placed(model, adapter_name, state_dict)
         check_state(model, adapter_name, renamed)

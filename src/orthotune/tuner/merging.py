@@ -1,13 +1,14 @@
-"""Merging over a whole model: all layers or none, and what to tell about quantized and replicated ones."""
+"""Merging in a model: all layers or none, quantized layers made plain ones, and warnings about what a merge lost."""
 
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
@@ -16,13 +17,17 @@ from orthotune.files.names import shortened
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.parametrization.sharding import cannot_merge, refuse_parts
 from orthotune.layers.quantized_linear import QuantizedLinear
+from orthotune.quantized.dense import dense as dense_linear
 from orthotune.quantized.gradient import detach
-from orthotune.tuner.dense import make_dense
+from orthotune.quantized.roster import library_of
 from orthotune.tuner.tied import apart_in, own_numbers, put_back, roots, untied
 
 
 class MergingTuner(BaseTuner):
-    """A tuner of :class:`OFTLayer` s that merges once every layer has said that it can."""
+    """A tuner of :class:`OFTLayer` s that merges once every layer was checked."""
+
+    #: configs that a merge has changed, with their values before
+    _fields_before: list[tuple[Any, Any]] | None = None
 
     def _check_merge_allowed(self) -> None:
         with warnings.catch_warnings():
@@ -49,7 +54,7 @@ class MergingTuner(BaseTuner):
                 layer.merged_parameters(layers[layer], safe=True)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge into the base weights, once every layer said that it can; ``safe_merge`` looks at the numbers too."""
+        """Merge into the base weights, once every layer was checked; with ``safe_merge`` also for infinite numbers."""
         self._check_merge(adapter_names, safe_merge)
         with warn_lost(self.model):
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
@@ -61,15 +66,16 @@ class MergingTuner(BaseTuner):
         self._tie_again()
 
     def _untie(self, unloaded: bool = False) -> None:
-        """Make configs say which weights a merge took apart."""
+        """Record in configs which tied weights a merge took apart."""
         for root in roots(self.model):
             found = untied(root, apart_in(root))
-            self.__dict__.setdefault("_fields_before", []).extend(found.set())
+            self._fields_before = [*(self._fields_before or []), *found.set()]
             if unloaded:
                 own_numbers(root, found.pairs)
 
     def _tie_again(self) -> None:
-        put_back(self.__dict__.pop("_fields_before", []))
+        put_back(self._fields_before or [])
+        self._fields_before = None
 
     def merge_and_unload(
         self,
@@ -85,7 +91,7 @@ class MergingTuner(BaseTuner):
             safe_merge: look for NaN and infinity, before anything is changed.
             adapter_names: which to merge.
             dequantize: every quantized layer becomes an ``nn.Linear``, merged in float32 and rounded to the dtype of
-                the model's other weights; the model and its config no longer say that it is quantized.
+                the model's other weights; the model and its config are no longer marked as quantized.
 
         Raises:
             MergeError: a layer cannot merge; nothing was changed.
@@ -109,8 +115,6 @@ class MergingTuner(BaseTuner):
             self._untie(unloaded=True)
         for module in unloaded.modules():
             detach(module)
-        for check in self.__dict__.pop("gradient_checks", []):
-            check.stop()
         return unloaded
 
 
@@ -170,3 +174,61 @@ def warn_lost(model: nn.Module) -> Iterator[None]:
             f"{shortened(lost)}. merge_and_unload(dequantize=True) keeps it.",
             stacklevel=4,
         )
+
+
+def make_dense(model: nn.Module, adapter_names: list[str] | None) -> None:
+    """Put an ``nn.Linear`` in the place of every quantized layer of ``model``, adapted or not.
+
+    Args:
+        model: its layers are replaced in place.
+        adapter_names: adapters to merge; the active ones by default. What is merged already stays merged.
+    """
+    dtype, made = float_dtype(model), dict[int, nn.Linear]()
+    for key, module in list(model.named_modules(remove_duplicate=False)):
+        library = None if isinstance(module, OFTLayer) else library_of(module)
+        inside = key.rpartition(".")[2] == "base_layer"  # replaced with the adapter around it
+        if inside or not (isinstance(module, QuantizedLinear) or library):
+            continue
+        if id(module) not in made:
+            if isinstance(module, QuantizedLinear):
+                names = [name for name in adapter_names or module.active_adapters if module.rotations(name)]
+                made[id(module)] = module.dense(names, dtype)
+            elif library:
+                made[id(module)] = dense_linear(module, library, dtype)
+        parent, _, name = key.rpartition(".")
+        setattr(model.get_submodule(parent), name, made[id(module)])
+    forget_quantization(model)
+
+
+def float_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of most of the numbers that are not quantized, which is what the layers around compute in.
+
+    Example:
+        >>> float_dtype(nn.Linear(2, 2, dtype=torch.bfloat16))
+        torch.bfloat16
+    """
+    counts: Counter[torch.dtype] = Counter()
+    for module in model.modules():
+        if not isinstance(module, OFTLayer) and library_of(module) is None:
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.dtype.is_floating_point and parameter.dtype.itemsize > 1 and "oft_" not in name:
+                    counts[parameter.dtype] += parameter.numel()
+    return counts.most_common(1)[0][0] if counts else torch.float32
+
+
+def forget_quantization(model: nn.Module) -> None:
+    """Remove the marks of quantization by transformers and diffusers: the saved model loads as a plain one."""
+    for owner in model.modules():
+        config: Any = getattr(owner, "config", None)
+        if isinstance(config, Mapping) and "quantization_config" in config:  # diffusers' frozen dictionary
+            kept = {key: value for key, value in config.items() if key != "quantization_config"}
+            owner._internal_dict = type(config)(kept)  # type: ignore[assignment, call-arg]
+        elif hasattr(config, "quantization_config"):
+            del config.quantization_config
+        if hasattr(config, "_is_quantized"):
+            del config._is_quantized
+        for name in ("hf_quantizer", "quantization_method", "quantization_config"):
+            owner.__dict__.pop(name, None)
+        for name in ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit", "hqq_quantized"):
+            if name in owner.__dict__:
+                setattr(owner, name, False)

@@ -1,4 +1,4 @@
-"""The tuner: finds the targets, wraps them, unwraps them."""
+"""The tuner: finds the targets of an adapter and puts adapted layers in their place."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ from orthotune.rotation.strength import Kind
 from orthotune.tuner.admission import admit_adapter, refuse_oversized
 from orthotune.tuner.combination import add_weighted_adapter
 from orthotune.tuner.config import OFTConfig
-from orthotune.tuner.gradient_check import GradientCheck
+from orthotune.tuner.first_step import GradientCheck
+from orthotune.tuner.host_functions import serve_trainer
 from orthotune.tuner.hosting import HostedTuner
 from orthotune.tuner.mixed_batch import handed_down
-from orthotune.tuner.old_names import use_todays_names
+from orthotune.tuner.old_files import use_todays_names
+from orthotune.tuner.places import adapted_layers, is_called, plain_name
 from orthotune.tuner.strength import set_scale
 from orthotune.tuner.targets import (
     TRANSFORMERS_TARGETS,
@@ -39,7 +41,7 @@ from orthotune.tuner.targets import (
 
 
 class OFTModel(HostedTuner):
-    """A model whose target layers turn. Made by ``get_peft_model``, or directly.
+    """A model whose target layers are rotated. Made by ``get_peft_model``, or directly.
 
     Args:
         model: any ``nn.Module``; its layers are replaced in place.
@@ -59,6 +61,7 @@ class OFTModel(HostedTuner):
     prefix: str = "oft_"
     tuner_layer_cls = OFTLayer
     target_module_mapping = TRANSFORMERS_TARGETS
+    _gradient_checks: tuple[GradientCheck, ...] = ()
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter; nothing is replaced when a target cannot be adapted."""
@@ -85,8 +88,16 @@ class OFTModel(HostedTuner):
             library = None if isinstance(module, OFTLayer) else library_of(module)
             if library:  # also where there is no adapter: the gradient passes through to the adapters before it
                 attach(module, library)
+        serve_trainer()
         if not self.peft_config[adapter_name].inference_mode:
-            self.__dict__.setdefault("gradient_checks", []).append(GradientCheck(model, [model, self]))
+            self._gradient_checks = (*self._gradient_checks, GradientCheck(model, [model, self]))
+
+    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
+        unloaded = super()._unload_and_optionally_merge(merge=merge, **kwargs)
+        for check in self._gradient_checks:
+            check.stop()
+        self._gradient_checks = ()
+        return unloaded
 
     def _prepare_adapter_config(self, peft_config: OFTConfig, model_config: dict[str, Any]) -> OFTConfig:
         if peft_config.target_modules is None and not peft_config.target_parameters:
@@ -114,9 +125,9 @@ class OFTModel(HostedTuner):
                 check_holds(kind, settings)
                 tried.append(kind(base, "check", settings))
         for key, _ in model.named_parameters() if config.target_parameters else ():
-            key = key.replace(".base_layer", "")
+            key = plain_name(key)
             owner, _, name = key.rpartition(".")
-            if any(key == t or key.endswith(f".{t}") for t in config.target_parameters or []):
+            if any(is_called(key, target) for target in config.target_parameters or []):
                 holder = model.get_submodule(owner)
                 holder = holder.get_base_layer() if isinstance(holder, OFTLayer) else holder
                 settings = self._settings(config, key)
@@ -142,7 +153,7 @@ class OFTModel(HostedTuner):
             target.update_layer(adapter_name, settings)
             new = target
         elif isinstance(parent, OFTLayer):
-            return  # part of an attention that is adapted as a whole
+            return  # part of an attention that is adapted as one layer
         else:
             new = self._create_new_module(oft_config, adapter_name, target, settings, parameter_name)
             if adapter_name not in self.active_adapters:
@@ -177,11 +188,12 @@ class OFTModel(HostedTuner):
 
     def _report_resized(self, adapter_name: str) -> None:
         layers = {
-            module.oft_settings[adapter_name].layer: module.resized[adapter_name]
-            for module in self.model.modules()
-            if isinstance(module, OFTLayer) and adapter_name in module.resized
+            layer.oft_settings[adapter_name].layer: layer.resized[adapter_name]
+            for _, layer in adapted_layers(self.model, adapter_name)
+            if adapter_name in layer.resized
         }
-        if layers and self.peft_config[adapter_name].old_fields is None:  # there the tensors say the sizes
+        # In an old file the tensors have the sizes.
+        if layers and self.peft_config[adapter_name].load_context.old_fields is None:
             listed = "; ".join(f"{name}: {change}" for name, change in layers.items())
             warnings.warn(
                 f"The block size does not divide {len(layers)} layers, which got the nearest that does: {listed}. "
@@ -192,13 +204,13 @@ class OFTModel(HostedTuner):
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Parameters are float32 from the start; ``autocast_adapter_dtype=False`` asks for the base's dtype."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        for module in self.model.modules() if not autocast_adapter_dtype else ():
-            if isinstance(module, OFTLayer) and adapter_name in module.oft_settings and module.base_parameters():
-                dtype = next(iter(module.base_parameters().values())).dtype
-                for rotation in module.rotations(adapter_name).values():
+        for _, layer in adapted_layers(self.model, adapter_name) if not autocast_adapter_dtype else ():
+            if layer.base_parameters():
+                dtype = next(iter(layer.base_parameters().values())).dtype
+                for rotation in layer.rotations(adapter_name).values():
                     rotation.to(dtype)
-                if adapter_name in module.oft_magnitude:
-                    module.oft_magnitude[adapter_name].data = module.oft_magnitude[adapter_name].data.to(dtype)
+                if adapter_name in layer.oft_magnitude:
+                    layer.oft_magnitude[adapter_name].data = layer.oft_magnitude[adapter_name].data.to(dtype)
 
     def set_scale(self, adapter: str, scale: float, kind: Kind | None = None) -> None:
         """Set how strongly an adapter acts, see :func:`orthotune.tuner.strength.set_scale`."""

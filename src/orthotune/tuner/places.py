@@ -1,22 +1,67 @@
-"""A module that is registered several times: all its names, and all places where it is replaced.
+"""The modules of a model by name: plain names, adapted layers, and modules that are registered in several places.
 
-Older T5 holds its table of words as ``shared``, ``encoder.embed_tokens`` and ``decoder.embed_tokens``: one module.
-PEFT goes by the first name alone, and replaces the module there alone. Today's holds three modules with one weight, of
-which ``shared`` is never called: who targets it means the others.
+Older T5 holds its embedding as ``shared``, ``encoder.embed_tokens`` and ``decoder.embed_tokens``: one module. PEFT goes
+by the first name alone, and replaces the module there alone. Today's T5 holds three modules with one weight, of which
+``shared`` is never called: a target ``shared`` means the other two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import Any
 
 from torch import nn
 
 from orthotune.layers.base import OFTLayer
-from orthotune.layers.settings import LayerSettings
-from orthotune.tuner.config import OFTConfig
-from orthotune.tuner.sizes import _lookup, settings_for
+
+_BASE_LAYER = re.compile(r"\.base_layer(?=\.|$)")
+
+
+def plain_name(key: str) -> str:
+    """The name of a module in the model without adapters.
+
+    Example:
+        >>> plain_name("blk.mha.base_layer.out_proj")
+        'blk.mha.out_proj'
+    """
+    return _BASE_LAYER.sub("", key)
+
+
+def is_called(key: str, name: str) -> bool:
+    """Whether a name in a list of a config means the module ``key``: its full name, or the end of it.
+
+    Example:
+        >>> is_called("layers.0.q_proj", "q_proj"), is_called("layers.0.my_q_proj", "q_proj")
+        (True, False)
+    """
+    return key == name or key.endswith(f".{name}")
+
+
+def calls_some(name: str, keys: Iterable[str]) -> bool:
+    """Whether a name in a list of a config means any of the modules ``keys``."""
+    return any(is_called(key, name) for key in keys)
+
+
+def adapted_layers(model: nn.Module, adapter_name: str, *, every_name: bool = False) -> list[tuple[str, OFTLayer]]:
+    """The layers of a model that have an adapter, with their names in the adapted model.
+
+    Args:
+        model: any module that holds adapted layers.
+        adapter_name: the adapter.
+        every_name: a layer that is registered several times comes with each of its names.
+    """
+    return [
+        (key, module)
+        for key, module in model.named_modules(remove_duplicate=not every_name)
+        if isinstance(module, OFTLayer) and adapter_name in module.oft_settings
+    ]
+
+
+def base_of(model: Any) -> Any:
+    """The model inside a ``PeftModel``; any other model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 class Places:
@@ -56,7 +101,7 @@ class Places:
             self._owners.setdefault(id(module), {}).update(self._owners.get(id(other), {}))
 
     def owners(self, module: nn.Module) -> list[tuple[nn.Module, str]]:
-        """Every module that holds ``module``, and as what."""
+        """Every module that holds ``module``, and under which attribute."""
         return list(self._owners.get(id(module), {}).values())
 
 
@@ -83,7 +128,7 @@ def _alike(module: nn.Module, table: nn.Embedding) -> bool:
 def part_untied(model: nn.Module) -> None:
     """Give an embedding in several places a copy for each, once a merge has untied it from the output.
 
-    A saved model that says that nothing is tied must hold the weight of each place, and one weight is written once.
+    A saved model whose config ties no weights must hold the weight of each place, and one weight is written once.
     """
     ask: Any = getattr(model, "get_input_embeddings", None)
     if ask is None or getattr(getattr(model, "config", None), "tie_word_embeddings", True):
@@ -92,19 +137,3 @@ def part_untied(model: nn.Module) -> None:
     held = [(owner, name) for owner in model.modules() for name, child in owner._modules.items() if child is table]
     for owner, name in held[1:]:
         setattr(owner, name, deepcopy(table))
-
-
-def settings_by_names(config: OFTConfig, names: Sequence[str]) -> LayerSettings:
-    """What ``config`` asks of a layer with several names: the first of them that the config speaks of counts.
-
-    Args:
-        config: patterns and settings by name.
-        names: of one module; the first is what messages call it.
-
-    Raises:
-        BlockSizeError, ConfigError: see :func:`~orthotune.tuner.sizes.settings_for`.
-    """
-    spoken = [name for name in names if name in config.layer_settings or name in config.transforms]
-    for pattern in (config.rank_pattern, config.block_size_pattern):
-        spoken += [name for name in names if _lookup(pattern, name) is not None]
-    return settings_for(config, spoken[0] if spoken else names[0])

@@ -1,19 +1,27 @@
-"""Which modules are adapted when the user does not say, and which names were probably meant."""
+"""Which modules a config means, and which of its names mean none: one warning when the adapter is put in."""
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from peft import PeftConfig
-from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import (
+    _ExcludedModule,
+    _maybe_include_all_linear_layers,
+    check_target_module_exists,
+)
 from peft.utils import TRANSFORMERS_MODELS_TO_OFT_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from orthotune.errors import TargetError, nearest
 from orthotune.quantized.roster import library_of
-from orthotune.tuner.layer_index import layer_index, wanted_layers
+from orthotune.tuner.config import size_key_means
+from orthotune.tuner.places import Places, adapted_layers, calls_some, is_called, plain_name
 
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 _JOINT_ATTENTION = [*_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
@@ -36,13 +44,20 @@ TRANSFORMERS_TARGETS: dict[str, list[str] | str] = {
     "clip_text_model": ["q_proj", "k_proj", "v_proj", "out_proj"],
 }
 
-
 #: kind of task -> what PEFT's host trains in full: modules whose names end so, with all that is in them
 HEADS = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
+
+#: the list is the model itself, or one of its own children
+AT_ROOT = re.compile(r"(?:[^.]+\.)?(?P<idx>\d+)\.")
+#: elsewhere: the first numbered name counts, as PEFT has it
+BELOW = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
+
+#: warnings of PEFT about a part of what is warned about here
+PEFTS_OWN = ("The following rank_pattern keys did not match", "You have passed exclude_modules=")
 
 
 def default_targets(model_config: dict[str, Any], model: nn.Module) -> set[str] | str:
@@ -67,6 +82,54 @@ def default_targets(model_config: dict[str, Any], model: nn.Module) -> set[str] 
     return found if isinstance(found, str) else set(found)
 
 
+def wanted_layers(config: Any) -> list[int]:
+    """The indices of ``layers_to_transform``; none when every layer is meant."""
+    found = getattr(config, "layers_to_transform", None)
+    return [] if found is None else [found] if isinstance(found, int) else list(found)
+
+
+def layer_index(config: Any, key: str) -> int | None:
+    """The index of the layer that the module ``key`` is in; None when it is in no layer.
+
+    Example:
+        >>> from orthotune import OFTConfig
+        >>> layer_index(OFTConfig(), "layers.1.experts.0.up"), layer_index(OFTConfig(), "model.layers.2.up")
+        (1, 2)
+    """
+    patterns = getattr(config, "layers_pattern", None) or []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if match := re.match(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.", key):
+            return int(match["idx"])
+    if patterns:
+        return None
+    match = AT_ROOT.match(key) or BELOW.match(key)
+    return int(match["idx"]) if match else None
+
+
+def is_target(config: Any, names: Sequence[str]) -> Any:
+    """Whether a config means the module with these names: PEFT's rules, for each of them.
+
+    Args:
+        config: an ``OFTConfig``.
+        names: all names of one module.
+
+    Returns:
+        True or a match; False; or PEFT's mark for a module that is left out on purpose, which counts as False.
+    """
+    found: Any = False
+    for name in names:
+        one = check_target_module_exists(config, name)
+        if isinstance(one, _ExcludedModule):
+            return one
+        targets = config.target_modules
+        listed = isinstance(targets, (list, set, tuple)) and name not in targets
+        if listed and wanted_layers(config) and any(name.endswith(f".{target}") for target in targets):
+            # PEFT looks for a list below the root only, and takes an expert's number for a layer's.
+            one = layer_index(config, name) in wanted_layers(config)
+        found = found or one
+    return found
+
+
 def include_all_linear(config: PeftConfig, model: nn.Module) -> None:
     """Replace ``target_modules="all-linear"`` by names, as PEFT does, which passes over most quantized layers."""
     targets = getattr(config, "target_modules", None)
@@ -75,16 +138,14 @@ def include_all_linear(config: PeftConfig, model: nn.Module) -> None:
     _maybe_include_all_linear_layers(config, model)
     ask: Any = getattr(model, "get_output_embeddings", None)
     head = ask() if ask else None
-    found, quantized = (
-        vars(config)["target_modules"],
-        [key for key, module in model.named_modules() if module is not head and library_of(module)],
-    )
-    wanted = {*found, *(key.removesuffix(".base_layer") for key in quantized)}
+    quantized = [key for key, module in model.named_modules() if module is not head and library_of(module)]
+    wanted = {*vars(config)["target_modules"], *(key.removesuffix(".base_layer") for key in quantized)}
     inside = tuple(f"{key}." for key in quantized)  # such as the float layer that HQQ can keep
     ends = HEADS.get(str(getattr(config.task_type, "value", config.task_type)), ())
     heads = tuple(f"{key}." for key, _ in model.named_modules() if ends and key.endswith(ends))
     wanted = {key for key in wanted if not key.startswith(inside) and not f"{key}.".startswith(heads)}
-    layers = wanted_layers(config)  # whole names pass PEFT's own check of the layer
+    wanted = {key for key in wanted if not _trained_in_full(config, key)}
+    layers = wanted_layers(config)  # full names pass PEFT's own check of the layer
     if layers and not (wanted := {key for key in wanted if layer_index(config, key) in layers}):
         raise TargetError(
             f'target_modules="all-linear" with layers_to_transform={config.layers_to_transform}',
@@ -112,7 +173,7 @@ def _last_names(model: nn.Module) -> list[str]:
 def warn_unmatched(targets: Any, matched: list[str], model: nn.Module) -> None:
     """Warn about names of a list that no module has: PEFT passes over a misspelt one in silence."""
     for name in sorted(targets) if isinstance(targets, (set, list)) else ():
-        if not any(key == name or key.endswith(f".{name}") for key in matched):
+        if not calls_some(name, matched):
             near = nearest(name.rpartition(".")[2], _last_names(model))
             hint = f" The nearest names are {', '.join(near)}." if near else ""
             warnings.warn(
@@ -132,3 +193,97 @@ def no_match(targets: Any, parameters: Any, model: nn.Module, because: str) -> T
         needed=f"names of modules of {type(model).__name__}, such as {', '.join((near or linear_names(model))[:6])}",
         do='Correct target_modules, or use "all-linear"',
     )
+
+
+def warn_unmatched_keys(config: Any, adapter_name: str, model: nn.Module) -> None:
+    """Warn about keys, names and indices of a config that fit no layer, with the nearest names.
+
+    Of a config that was read from a file only ``layer_settings`` are checked: its layers are those of the tensors
+    beside it, and names that the writer's model did not have are no mistake of the reader's.
+
+    Args:
+        config: an ``OFTConfig``, its adapter in the model.
+        adapter_name: the adapter.
+        model: the adapted model.
+    """
+    places = Places(model)
+    adapted = dict.fromkeys(
+        plain_name(name)
+        for key, layer in adapted_layers(model, adapter_name)
+        for name in (*places.names(key), layer.oft_settings[adapter_name].layer)
+    )
+    known = [plain_name(key) for key, _ in model.named_modules(remove_duplicate=False) if key]
+    parameters = [plain_name(key) for key, _ in model.named_parameters(remove_duplicate=False)]
+    wrong = list(_unused("layer_settings", [k for k in config.layer_settings if k not in adapted], adapted))
+    if not config.load_context.saved:
+        for field in ("rank_pattern", "block_size_pattern"):
+            wrong += _unused(field, _never_chosen(getattr(config, field), adapted), adapted)
+        wrong += _unused("exclude_modules", _excluding_nothing(config.exclude_modules, known), known)
+        wrong += _unused("modules_to_save", _saving_nothing(config.modules_to_save, known), known)
+        wrong += _saved_targets(config, known)
+        missing = [t for t in config.target_parameters or [] if not calls_some(t, parameters)]
+        wrong += _unused("target_parameters", missing, parameters)
+        wrong += _layers(config, adapted, known)
+    if wrong:
+        warnings.warn(
+            f"Adapter '{adapter_name}': {'; '.join(wrong)}. What they ask for applies to no layer.", stacklevel=5
+        )
+
+
+def _unused(field: str, keys: Iterable[str], known: Iterable[str]) -> Iterator[str]:
+    for key in keys:
+        full, last = list(known), list(dict.fromkeys(name.rpartition(".")[2] for name in known))
+        near = nearest(key, full) if "." in key else nearest(key, last)
+        hint = f" (the nearest names are {', '.join(near)})" if near else ""
+        yield f"{field} has '{key[:80]}', which fits no layer{hint}"
+
+
+def _never_chosen(pattern: Mapping[str, int], adapted: Iterable[str]) -> list[str]:
+    """Keys that give no layer its size: none fits, or an earlier key fits the same layers."""
+    chosen = set()
+    for name in adapted:
+        chosen.add(next((key for key in pattern if size_key_means(key, name)), None))
+    return [key for key in pattern if key not in chosen]
+
+
+def _excluding_nothing(excluded: Any, known: list[str]) -> list[str]:
+    if isinstance(excluded, str):
+        return [] if not excluded or any(re.fullmatch(excluded, name) for name in known) else [excluded]
+    return [name for name in sorted(excluded or []) if not calls_some(name, known)]
+
+
+def _saving_nothing(saved: Any, known: list[str]) -> list[str]:
+    added = set(chain.from_iterable(HEADS.values()))  # by the kind of task, whichever the model has
+    wanted = [name for name in saved or [] if name not in added]
+    return [name for name in wanted if not any(key.endswith(name) for key in known)]
+
+
+def _trained_in_full(config: Any, key: str) -> bool:
+    """Whether ``modules_to_save`` has the module, or one around it: PEFT's host puts no adapter on those."""
+    return any(re.match(rf"(^|.*\.){name}($|\..*)", key) for name in config.modules_to_save or [])
+
+
+def _saved_targets(config: Any, known: list[str]) -> Iterator[str]:
+    targets = config.target_modules
+    for target in sorted(targets) if isinstance(targets, (list, set)) else ():
+        called = [key for key in known if is_called(key, target)]
+        if called and all(_trained_in_full(config, key) for key in called):
+            yield f"target_modules has '{target}', which modules_to_save trains in full instead of rotating it"
+
+
+def _layers(config: Any, adapted: Iterable[str], known: list[str]) -> Iterator[str]:
+    wanted = wanted_layers(config)
+    if not wanted:
+        return
+    if isinstance(config.target_modules, str):
+        yield "layers_to_transform is not used, as target_modules is a regular expression, which says the layers itself"
+        return
+    found = {layer_index(config, name) for name in adapted}
+    if missing := [index for index in wanted if index not in found]:
+        there = sorted(index for index in {layer_index(config, name) for name in known} if index is not None)
+        span = f"{there[0]} to {there[-1]}" if there else "none"
+        yield f"layers_to_transform has {', '.join(map(str, missing))}, which no adapted layer has (layers: {span})"
+    patterns = config.layers_pattern or []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if not any(re.match(rf"(?:^|.*?\.){pattern}\.\d+(\.|$)", name) for name in known):
+            yield f"layers_pattern has '{pattern}', and no list of layers is called so"

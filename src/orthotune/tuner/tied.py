@@ -1,4 +1,4 @@
-"""Configs that say two weights are tied, when a merge has taken them apart: at the top and in every nested config."""
+"""Configs in which two weights are tied that a merge has taken apart: the top config and every nested one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Place = tuple[str, ...]
 
 @dataclass
 class Untied:
-    """What is to be said of a model whose tied weights are apart; empty where nothing contradicts its config.
+    """What has to change in the configs of a model whose tied weights are apart; empty where they contradict nothing.
 
     Attributes:
         configs: live configs by their place below the model's own; copies that the model's modules hold have none.
@@ -40,14 +40,14 @@ class Untied:
         return bool(self.configs)
 
     def set(self) -> list[tuple[Any, Any]]:
-        """Make the live configs say it; returns them with what they said before, for :func:`put_back`."""
+        """Change the live configs; returns them with their values before, for :func:`put_back`."""
         before = [(config, getattr(config, FIELD, _MISSING)) for _, config in self.configs]
         for config, _ in before:
             setattr(config, FIELD, False)
         return before
 
     def write(self, config: dict[str, Any]) -> None:
-        """Make ``config``, the content of a config.json, say it."""
+        """Change ``config``, the content of a config.json."""
         for place, live in self.configs:
             inner = config
             for key in place or ():
@@ -69,7 +69,11 @@ def put_back(before: list[tuple[Any, Any]]) -> None:
 
 
 def untied(model: nn.Module, apart: Apart) -> Untied:
-    """Which configs of a model of transformers say that weights are tied which are ``apart``.
+    """Which configs of a model of transformers tie weights that are ``apart``.
+
+    Args:
+        model: the model.
+        apart: whether two of its parameters have numbers of their own.
 
     These are the configs of every module on the way from the model to either weight, and the nested ones that such a
     module was made from. A model whose forward scales its output where the field is True keeps it, with a warning.
@@ -93,14 +97,14 @@ def untied(model: nn.Module, apart: Apart) -> Untied:
     others = [module.config for module in model.modules() if _has_config(module) and module not in on_the_way]
     found: list[tuple[Place | None, Any]] = []
     for place, nested in _nested(config):
-        says = bool(getattr(nested, FIELD, False))
-        if not place or (says and (_among(nested, holding) or not (together and _among(nested, others)))):
+        ties = bool(getattr(nested, FIELD, False))
+        if not place or (ties and (_among(nested, holding) or not (together and _among(nested, others)))):
             found.append((place, nested))
     known = {id(nested) for _, nested in found}
     found += [(None, one) for one in {id(c): c for c in holding}.values()
               if id(one) not in known and getattr(one, FIELD, False)]  # fmt: skip
     if not any(getattr(one, FIELD, False) for _, one in found):
-        return Untied()  # it says so already
+        return Untied()  # every config is right already
     # T5's older readers take the field for it.
     scale = {"scale_decoder_outputs": value} if (value := getattr(config, "scale_decoder_outputs", None)) else {}
     return Untied(found, list(names.items()), scale)

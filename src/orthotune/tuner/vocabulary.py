@@ -11,6 +11,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from orthotune.tuner.places import base_of
+
 
 class SavedState(dict[str, Tensor]):
     """The tensors of an adapter as PEFT's host collects them for a file.
@@ -48,7 +50,7 @@ class SavedState(dict[str, Tensor]):
 
 
 def resized(model: nn.Module, config: Any) -> dict[str, bool]:
-    """The matrices of a vocabulary that has another size than the base's config says.
+    """The matrices of a vocabulary whose size is another one than in the base's config.
 
     Args:
         model: a model of transformers, or one around it.
@@ -57,8 +59,7 @@ def resized(model: nn.Module, config: Any) -> dict[str, bool]:
     Returns:
         What their keys begin with, and whether they are adapted; none when nothing is known of the base.
     """
-    whole: Any = model
-    base = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
+    base = base_of(model)
     if not hasattr(base, "get_input_embeddings") or not hasattr(base, "get_output_embeddings"):
         return {}
     now, before = _size(getattr(base, "config", None)), _size(_base_config(base, config))

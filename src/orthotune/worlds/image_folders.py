@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from orthotune.diffusion.captions import METADATA, Example
-from orthotune.diffusion.image_folder import Picture, picture_of
 from orthotune.errors import DataError, OutputError
 from orthotune.files.atomic import atomic_write
+from orthotune.image.data.captions import METADATA, Example
+from orthotune.image.data.image_folder import Picture, picture_of
 from orthotune.worlds import image
 from orthotune.worlds.image_captions import NUMBERS, SUBJECT, sentence
 from orthotune.worlds.image_data import Scene, compose, draw_scene, mask
@@ -31,7 +31,7 @@ def subject_pictures() -> list[Picture]:
 def class_pictures(count: int = 64, seed: int = 0) -> list[Picture]:
     """Pictures of the subject's class, other digits than the subject, drawn by the world and not by its model.
 
-    Prior preservation usually takes the model's own, see :mod:`orthotune.diffusion.class_images`; these cost nothing.
+    Prior preservation usually takes the model's own, see :mod:`orthotune.image.data.class_images`; these cost nothing.
     """
     sources, chance = image.load_sources(), random.Random(f"class {seed}")
     rows = sources.rows(tuple(range(SUBJECT)), held_out=False)

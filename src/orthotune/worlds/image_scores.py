@@ -24,7 +24,7 @@ from orthotune.worlds.image_judges import Judge, colours_seen, digits_seen, dire
 from orthotune.worlds.image_pictures import GUIDANCE, STEPS
 
 if TYPE_CHECKING:
-    from orthotune.diffusion.family import Family
+    from orthotune.image.families.family import Family
 
 T = TypeVar("T")
 Split = Literal["validation", "test"]
@@ -185,6 +185,6 @@ class SubjectScores:
 
 def base_family() -> Family:
     """The embedded pipeline as it ships, in float32 on the CPU."""
-    from orthotune.diffusion.roster import open_family
+    from orthotune.image.families.registry import open_family
 
     return open_family(str(image.PIPELINE), torch.float32, torch.device("cpu"))

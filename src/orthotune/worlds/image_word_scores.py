@@ -16,7 +16,7 @@ from orthotune.worlds.image_pictures import GUIDANCE, STEPS
 from orthotune.worlds.image_scores import COUNT, NOISE, Split, balance, follow_all, split_prompts
 
 if TYPE_CHECKING:
-    from orthotune.diffusion.family import Family
+    from orthotune.image.families.family import Family
 
 
 @dataclass(frozen=True)

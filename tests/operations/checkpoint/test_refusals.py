@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from operations.checkpoint.models import llama, save_adapter, save_base
 from orthotune.errors import AdapterFileError, MergeError, OutputError
 from orthotune.operations.checkpoint import stream
 from orthotune.operations.checkpoint.stream import merge_checkpoint
+from tests.support.checkpoint_models import llama, save_adapter, save_base
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 

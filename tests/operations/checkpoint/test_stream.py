@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from operations.checkpoint.models import (
+from orthotune.operations.checkpoint.stream import merge_checkpoint
+from tests.support.checkpoint_models import (
     EXPERTS,
     gpt2,
     llama,
@@ -24,7 +25,6 @@ from operations.checkpoint.models import (
     save_adapter,
     save_base,
 )
-from orthotune.operations.checkpoint.stream import merge_checkpoint
 
 LINEAR = ["q_proj", "down_proj"]
 CASES: dict[str, tuple[Callable[[], nn.Module], torch.dtype, dict[str, Any]]] = {

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contracts.cases import randomize
-from operations.checkpoint.tied_models import TIED, fields, logits, make
 from orthotune import OFTConfig, PeftModel, get_peft_model
 from orthotune.operations.checkpoint.stream import merge_checkpoint
+from tests.support.contract_cases import randomize
+from tests.support.tied_models import TIED, fields, logits, make
 
 #: PEFT's own words; ours about models that scale.
 pytestmark = pytest.mark.filterwarnings(

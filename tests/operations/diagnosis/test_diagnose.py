@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 import orthotune
-from layers.models import everything, linear, tokens
 from orthotune.errors import AdapterFileError, ConfigError
 from orthotune.formats import read_adapter
 from orthotune.operations.diagnosis.comparison import compare_adapters
 from orthotune.operations.diagnosis.diagnose import diagnose, diagnose_state
+from tests.support.layer_models import everything, linear, tokens
 
 
 def _angle(model, q: float) -> None:

@@ -11,8 +11,7 @@ from orthotune.errors import AdapterFileError
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.operations.checkpoint.changes import Change, changes
 from orthotune.operations.checkpoint.stream import DenseMerge
-from orthotune.tuner.combination import warn_series
-from orthotune.tuner.joint_layer import Combination
+from orthotune.tuner.combination import Combination, warn_series
 
 
 def combine_states(states: Sequence[AdapterState], how: Combination) -> AdapterState:

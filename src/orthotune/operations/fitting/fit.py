@@ -145,7 +145,7 @@ def config_for(fitted: Fit, names: Iterable[str], **fields: Any) -> OFTConfig:
         usual, own = in_common(specs)
         fields = fields_of_spec(usual) | {"layer_settings": own} | fields
     config = OFTConfig(target_modules=meaning(targets, names), block_size_fallback="nearest", **fields)
-    config.__dict__["transforms"] = dict(fitted.transforms)
+    config.load_context = replace(config.load_context, frozen_maps=dict(fitted.transforms))
     return config
 
 

@@ -1,7 +1,0 @@
-"""DensePose maps from files, in the colours that the pretrained model was given."""
-
-from __future__ import annotations
-
-from orthotune.diffusion.conditions.kind import Condition
-
-KIND = Condition("densepose", "DensePose maps, coloured by part and place", sharp=True)

@@ -1,0 +1,1 @@
+"""Comparisons of methods: what is gained against what is forgotten."""

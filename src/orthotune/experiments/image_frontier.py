@@ -1,0 +1,159 @@
+"""Pictures of a comparison on the image world: what was learned against what was kept, by steps, and the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from orthotune.experiments.frontier import NAMES, looks
+from orthotune.experiments.image_tasks import Task
+from orthotune.files.atomic import atomic_write
+
+Row = dict[str, Any]
+Curves = Mapping[str, Sequence[Mapping[str, Any]]]
+FRONTIER, CURVES, FIDELITY, CHANGE = "frontier.png", "convergence.png", "fidelity.png", "change.png"
+
+
+def draw_all(task: Task, rows: Sequence[Row], curves: Curves, folder: Path) -> None:
+    """Write the four pictures into ``folder``.
+
+    Args:
+        task: names the scores.
+        rows: of every run, the base model last.
+        curves: for chosen runs that were scored while they trained, the lines of metrics with these scores.
+        folder: where they go.
+    """
+    draw_plane(rows, task.kept, task.learned, task, folder / FRONTIER)
+    draw_plane(rows, *task.pair, task, folder / FIDELITY)
+    if curves:
+        draw_curves(task, rows, curves, folder / CURVES)
+    draw_change(task, rows, folder / CHANGE)
+
+
+def means(rows: Sequence[Row], x: str, y: str) -> dict[str, list[tuple[float, float, float]]]:
+    """For each method (learning rate, x, y) by rising rate, means over the seeds.
+
+    Example:
+        >>> means([{"method": "oft", "learning_rate": 1.0, "a": 0.2, "b": 0.4}], "a", "b")
+        {'oft': [(1.0, 0.2, 0.4)]}
+    """
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    measured = [row for row in rows if row.get(x) is not None and row.get(y) is not None and row.get("learning_rate")]
+    for method in dict.fromkeys(row["method"] for row in measured):
+        for rate in sorted({row["learning_rate"] for row in measured if row["method"] == method}):
+            same = [row for row in measured if (row["method"], row["learning_rate"]) == (method, rate)]
+            point = (rate, fmean(row[x] for row in same), fmean(row[y] for row in same))
+            found.setdefault(method, []).append(point)
+    return found
+
+
+def draw_plane(rows: Sequence[Row], x: str, y: str, task: Task, path: Path) -> None:
+    """Two scores against each other: all runs on the validation split, the chosen ones on the test split."""
+
+    of = looks(rows)
+
+    def draw(figure: Any) -> None:
+        every, chosen = figure.subplots(1, 2, sharex=True, sharey=True)
+        for method, points in means(rows, f"validation_{x}", f"validation_{y}").items():
+            colour, marker = of[method]
+            every.plot([p[1] for p in points], [p[2] for p in points], color=colour, marker=marker, linewidth=1.4)
+            for rate, across, up in points:
+                every.annotate(
+                    f"{rate:g}", (across, up), textcoords="offset points", xytext=(5, -9), fontsize=7, color=colour
+                )
+        for method in dict.fromkeys(row["method"] for row in rows):
+            same = [row for row in rows if row["method"] == method and row.get(f"test_{x}") is not None]
+            if same:
+                _point(
+                    chosen, method, of[method], [row[f"test_{x}"] for row in same], [row[f"test_{y}"] for row in same]
+                )
+        every.set_title("validation, every rate (labels: learning rate)", fontsize=10)
+        chosen.set_title("test, the chosen rate, seeds and their mean", fontsize=10)
+        chosen.legend(frameon=False, fontsize=8)
+        for axes in (every, chosen):
+            axes.set_xlabel(task.words[x])
+        every.set_ylabel(task.words[y])
+
+    _figure(draw, path, f"{task.words[y]} against {task.words[x]} (up and right is better)", (11, 4.8))
+
+
+def draw_curves(task: Task, rows: Sequence[Row], curves: Curves, path: Path) -> None:
+    """Validation scores of the runs of ``curves`` over the steps of training, means over the seeds."""
+    names = dict.fromkeys((task.learned, *task.pair, task.kept))
+
+    of = looks(rows)
+
+    def draw(figure: Any) -> None:
+        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            for method in dict.fromkeys(row["method"] for row in rows if row["run"] in curves):
+                runs = [curves[row["run"]] for row in rows if row["run"] in curves and row["method"] == method]
+                at: dict[int, list[float]] = {}
+                for line in (line for run in runs for line in run if line.get(name) is not None):
+                    at.setdefault(line["step"], []).append(line[name])
+                colour, marker = of[method]
+                steps = sorted(at)
+                axes.plot(
+                    steps, [fmean(at[step]) for step in steps], color=colour, marker=marker, markersize=4,
+                    linewidth=1.5, label=NAMES.get(method, method),
+                )  # fmt: skip
+            axes.set_title(task.words[name], fontsize=10)
+            axes.set_xlabel("step")
+        figure.axes[0].legend(frameon=False, fontsize=8)
+
+    _figure(draw, path, "Validation scores while training, the chosen rates", (3.7 * len(names), 3.8))
+
+
+def draw_change(task: Task, rows: Sequence[Row], path: Path) -> None:
+    """What happened to the weights of the chosen runs, and to pictures that are not about the task."""
+    columns = {
+        "energy_change": "largest relative change of a layer's hyperspherical energy",
+        "angle_change": "largest relative change of a layer's angles",
+        **({"test_drift": task.words["drift"]} if "drift" in task.words else {}),
+    }
+    methods = [method for method in dict.fromkeys(row["method"] for row in rows) if method != "none"]
+
+    of = looks(rows)
+
+    def draw(figure: Any) -> None:
+        for axes, (key, title) in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns.items(), strict=True):
+            for place, method in enumerate(methods):
+                found = [row[key] for row in rows if row["method"] == method and row["chosen"]]
+                found = [value for value in found if value is not None]
+                if found:
+                    axes.barh(place, fmean(found), color=of[method][0], height=0.6)
+                    axes.plot(found, [place] * len(found), "|", color="black", markersize=9)
+            axes.set_yticks(range(len(methods)), [NAMES.get(method, method) for method in methods], fontsize=8)
+            axes.invert_yaxis()
+            axes.set_title(title, fontsize=9)
+            if key == "energy_change":
+                axes.set_xscale("log")
+
+    _figure(draw, path, "What was changed: chosen runs, seeds and their mean", (4.4 * len(columns), 3.2))
+
+
+def _point(axes: Any, method: str, look: tuple[str, str], across: list[float], up: list[float]) -> None:
+    colour, marker = look
+    wide, high = (stdev(values) if len(values) > 1 else 0.0 for values in (across, up))
+    axes.errorbar(
+        fmean(across), fmean(up), xerr=wide, yerr=high, color=colour, marker=marker, markersize=8, capsize=3,
+        linewidth=1, label=NAMES.get(method, method),
+    )  # fmt: skip
+    if len(across) > 1:
+        axes.plot(across, up, marker=marker, linestyle="", markersize=3, alpha=0.5, color=colour)
+
+
+def _figure(draw: Callable[[Any], None], path: Path, title: str, size: tuple[float, float]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11, fontweight="bold")
+    draw(figure)
+    for axes in figure.axes:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)

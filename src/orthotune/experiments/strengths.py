@@ -1,0 +1,143 @@
+"""A finished run measured again: at other strengths of its adapter, on other held-out data."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils.other import ModulesToSaveWrapper
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from orthotune import PeftModel
+from orthotune.errors import RecipeError
+from orthotune.files.json_file import read_json, write_json
+from orthotune.metrics.text_loss import TokenRow, mean_loss
+from orthotune.quantized.loading_options import place
+from orthotune.recipes.settings import WORLD, SFTSettings
+from orthotune.recipes.sft_data import examples_for
+from orthotune.runs.quiet import quiet
+from orthotune.text import sft_trainer
+from orthotune.text.causal_model import load_model, load_tokenizer
+from orthotune.text.data import Examples
+from orthotune.worlds import text as text_world
+
+Losses = dict[str, float]
+
+
+class Again(BaseModel):
+    """What to measure of one finished run.
+
+    Args:
+        run: its settings.
+        strengths: of its adapter; 1 is the adapter as trained, 0 the base. Of a full finetuning, the straight line
+            between the base's weights and its own, as of modules that were trained whole beside an adapter.
+        eval_data, old_data: held-out data, where it is not the run's own.
+        file: name of the record within the run's folder.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: SFTSettings
+    strengths: list[float]
+    eval_data: str | None = None
+    old_data: str | None = None
+    file: str
+
+
+def measure(settings: Again, say: Callable[[str], None] = print, *, bar: bool = True) -> dict[float, Losses]:
+    """For each strength the loss on either domain ``{"new": nats, "old": nats}``; strength 0, the base, is with them.
+
+    What was measured before is read from the run's folder.
+
+    Units: nats per token.
+    """
+    home = settings.run.output / settings.file
+    data = {"eval_data": settings.eval_data, "old_data": settings.old_data}
+    record = read_json(home) if home.is_file() else {}
+    # What was measured on other data says nothing of these.
+    same = bool(record) and all(record.get(key) == name for key, name in data.items())
+    known: dict[str, Losses] = record["losses"] if same else {}
+    asked = dict.fromkeys([0.0, *settings.strengths])
+    missing = [t for t in asked if repr(t) not in known]
+    if missing:
+        with quiet():
+            known |= _measured(settings, missing)
+        write_json(home, {**data, "losses": known})
+    return {t: known[repr(t)] for t in asked}
+
+
+def _measured(again: Again, strengths: list[float]) -> dict[str, Losses]:
+    settings = again.run.model_copy(
+        update={k: v for k, v in (("eval_data", again.eval_data), ("old_data", again.old_data)) if v}
+    )
+    source = str(text_world.MODEL) if settings.model == WORLD else settings.model
+    at = _at_strength(settings, source)
+    rows = held_out_rows(at(1.0), load_tokenizer(source), settings)
+    return {repr(t): {name: mean_loss(at(t), own).nats for name, own in rows.items()} for t in strengths}
+
+
+def held_out_rows(model: Any, tokenizer: Any, settings: SFTSettings) -> dict[str, list[TokenRow]]:
+    """The held-out rows as the trainer of such a run tokenizes them, which one example is enough to make."""
+    examples, domains = examples_for(settings)
+    first = Examples(examples.rows[:1], examples.format, examples.source)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = sft_trainer.sft_config(
+            Path(folder), packing=settings.packing, data_format=first.format, schedule="constant", bf16=False,
+            max_length=settings.max_length, max_steps=1,
+        )  # fmt: skip
+        return sft_trainer.domain_rows(sft_trainer.build_trainer(model, tokenizer, arguments, first, domains, None))
+
+
+def _at_strength(settings: SFTSettings, source: str) -> Callable[[float], nn.Module]:
+    """A function that gives the finished model at a strength."""
+    base: Any = load_model(source, torch.float32, settings.quantization)
+    if not settings.quantization:  # a quantized model is where it was loaded
+        base = base.to(place())
+    if settings.method == "full":
+        return _Line(base, load_model(str(settings.output / "model"), torch.float32).to(place()))
+    biases = [(p, p.detach().clone()) for name, p in base.named_parameters() if name.endswith("bias")]
+    model: Any = PeftModel.from_pretrained(base, settings.output / "adapter").eval()
+    if settings.method == "lora":
+        if settings.quantization:
+            raise RecipeError("strengths of a LoRA on a quantized model", needed="strengths=[1], or a plain model")
+        # As weights: LoRA's own scale leaves the magnitudes of DoRA where they are.
+        return _Line(load_model(source, torch.float32).to(place()), model.merge_and_unload())
+
+    whole = [m for m in model.modules() if isinstance(m, ModulesToSaveWrapper)]
+    lines: list[Callable[[float], Any]] = [_Line(m.original_module, m.modules_to_save["default"]) for m in whole]
+    lines += [partial(_along, p, start, p.detach().clone()) for p, start in biases if not torch.equal(p, start)]
+
+    def at(strength: float) -> nn.Module:
+        # A rotation's strength says nothing of what was trained whole beside it: that goes on a straight line.
+        model.set_scale("default", strength)
+        for line in lines:
+            line(strength)
+        return model
+
+    return at
+
+
+class _Line:
+    """The straight line between two models' weights, in those of ``trained``."""
+
+    def __init__(self, base: nn.Module, trained: nn.Module) -> None:
+        self.model = trained
+        self.ends = {
+            name: (parameter, dict(base.named_parameters())[name].detach().clone(), parameter.detach().clone())
+            for name, parameter in trained.named_parameters()
+        }
+
+    def __call__(self, strength: float) -> nn.Module:
+        for parameter, start, end in self.ends.values():
+            _along(parameter, start, end, strength)
+        return self.model
+
+
+@torch.no_grad()
+def _along(parameter: nn.Parameter, start: Tensor, end: Tensor, strength: float) -> None:
+    parameter.copy_(end if strength == 1 else torch.lerp(start, end, strength))

@@ -1,0 +1,1 @@
+"""The toy experiment: why angles matter."""

@@ -1,0 +1,1 @@
+"""Image models: families, data, control, adapters and one training loop on accelerate."""

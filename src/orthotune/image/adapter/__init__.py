@@ -1,0 +1,1 @@
+"""The adapter of an image run: its settings, targets and files."""

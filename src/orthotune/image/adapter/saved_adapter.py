@@ -1,0 +1,109 @@
+"""What was trained of an image model, in files that others read: safetensors, in PEFT's or diffusers' own layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
+from torch import Tensor
+
+from orthotune.errors import AdapterFileError, ConfigError
+from orthotune.files.json_file import write_json
+from orthotune.files.safetensors_file import write_tensors
+from orthotune.formats.adapter_file import CONFIG_NAME, WEIGHTS_NAME
+from orthotune.formats.beyond_stock import ORTHOTUNE_TYPE
+from orthotune.formats.peft_names import PREFIX
+from orthotune.image.adapter.adapters import NAME
+from orthotune.image.families.pipeline_family import PipelineFamily
+from orthotune.image.loop.quiet_loading import quiet_loading
+
+#: diffusers' name for the file of a LoRA
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+def save_adapter(family: PipelineFamily, folder: Path) -> None:
+    """Write the adapter in the pipeline.
+
+    Rotations go into PEFT's folder, ``adapter_config.json`` and ``adapter_model.safetensors``: of one component under
+    PEFT's names, which stock PEFT loads on it where it can express the adapter; of several under
+    ``component.module``, which :func:`orthotune.load_adapter` reads for the pipeline. A LoRA goes into the file that
+    diffusers' ``load_lora_weights`` reads.
+
+    Raises:
+        ConfigError: the pipeline has no adapter; weights trained in full are saved with the pipeline.
+        OutputError: the files cannot be written.
+    """
+    parts = {name: getattr(family.pipeline, name) for name in (family.denoiser_name, *family.text_encoders)}
+    parts = {name: part for name, part in parts.items() if NAME in (getattr(part, "peft_config", None) or {})}
+    if not parts:
+        raise ConfigError(
+            f"an adapter of {family.name} to save", got="a pipeline without one",
+            do="Save weights that were trained in full with pipeline.save_pretrained",
+        )  # fmt: skip
+    tensors = {name: _float32(get_peft_model_state_dict(part, adapter_name=NAME)) for name, part in parts.items()}
+    configs: dict[str, Any] = {name: part.peft_config[NAME].to_dict() for name, part in parts.items()}
+    if all(config["peft_type"] == "LORA" for config in configs.values()):
+        _save_lora(family, folder, tensors, configs)
+    else:
+        _save_rotations(folder, tensors, configs)
+
+
+def load_adapter(family: PipelineFamily, folder: Path) -> None:
+    """Put an adapter that :func:`save_adapter` or another tool wrote on the pipeline; it can be trained further.
+
+    Raises:
+        AdapterFileError: the files are damaged or belong to another model.
+    """
+    from orthotune.operations.load import load_adapter as load_rotations
+
+    if (folder / LORA_WEIGHTS).is_file():
+        try:
+            with quiet_loading():
+                family.pipeline.load_lora_weights(str(folder), adapter_name=NAME, weight_name=LORA_WEIGHTS)
+        except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as fault:
+            raise AdapterFileError(
+                f"{folder / LORA_WEIGHTS} for {family.name}", got=str(fault).splitlines()[0]
+            ) from fault
+        for part in family.modules().values():  # diffusers leaves that of a text encoder frozen
+            for name, parameter in part.named_parameters():
+                if f".{NAME}." in name:
+                    parameter.requires_grad_(True)
+    else:
+        load_rotations(family.pipeline, folder, NAME)
+
+
+def _save_rotations(folder: Path, tensors: dict[str, dict[str, Tensor]], configs: dict[str, Any]) -> None:
+    several = len(tensors) > 1
+    flat = {
+        (f"{component}." if several else PREFIX) + key: tensor
+        for component, held in tensors.items()
+        for key, tensor in held.items()
+    }
+    first = next(iter(configs.values()))
+    config = dict(first)
+    if several:  # stock PEFT would look for the names on one model, find none, and train an identity
+        config["peft_type"] = ORTHOTUNE_TYPE
+        for name in ("target_modules", "exclude_modules", "needs_orthotune_for"):
+            merged = {value for held in configs.values() for value in held.get(name) or ()}
+            config[name] = sorted(merged) or None
+    config["inference_mode"] = True
+    write_tensors(folder / WEIGHTS_NAME, flat, {"format": "pt"})
+    written = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    write_json(folder / CONFIG_NAME, written, sort_keys=True, nan_as_null=False)
+
+
+def _save_lora(
+    family: PipelineFamily, folder: Path, tensors: dict[str, dict[str, Tensor]], configs: dict[str, Any]
+) -> None:
+    said: dict[str, Any] = {}
+    for component, held in tensors.items():
+        said[f"{component}_lora_layers"] = held
+        said[f"{component}_lora_adapter_metadata"] = configs[component]
+    type(family.pipeline).save_lora_weights(save_directory=str(folder), **said)
+
+
+def _float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}

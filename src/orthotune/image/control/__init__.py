@@ -1,0 +1,1 @@
+"""Controllable generation: condition images, the encoder of hints and the pipeline."""

@@ -1,0 +1,1 @@
+"""Model families: how each is loaded, called and trained."""

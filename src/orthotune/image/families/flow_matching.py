@@ -1,0 +1,103 @@
+"""Rectified flows, which SD3 and FLUX learn: straight lines from noise to pictures, and the times on them.
+
+At time ``s`` the model sees ``(1 - s) x + s e`` and predicts the velocity ``e - x`` of the line (Lipman et al. 2022,
+arXiv 2210.02747; Esser et al. 2024, arXiv 2403.03206, section 2).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orthotune.errors import RecipeError
+from orthotune.image.adapter.kept_predictions import kept_targets
+from orthotune.image.data.batch import Conditions
+from orthotune.image.families.family import LossOptions
+from orthotune.image.families.noise_schedule import draw_noise
+from orthotune.image.families.pipeline_family import PipelineFamily
+
+
+@dataclass(frozen=True)
+class FlowTimes:
+    """The times that a model is trained at, and how often each.
+
+    Args:
+        sigmas: float32 [steps], from 1, pure noise, towards 0; shifted as the scheduler's config says. A shift that
+            depends on the size of the picture is for drawing only, as in diffusers' examples.
+        logit_normal: times are a standard normal number through the sigmoid, the density that SD3 was published with
+            (arXiv 2403.03206, section 3.1, ``rf/lognorm(0.00, 1.00)``); otherwise all are equally likely.
+
+    Example:
+        >>> times = FlowTimes(torch.linspace(1, 0.001, 1000), logit_normal=True)
+        >>> bool((times.draw(1000, torch.Generator().manual_seed(0)) - 0.5).abs().mean() < 0.2)
+        True
+    """
+
+    sigmas: Tensor
+    logit_normal: bool
+
+    @classmethod
+    def of(cls, scheduler: Any, logit_normal: bool) -> FlowTimes:
+        """The times that a diffusers scheduler's config describes.
+
+        Raises:
+            RecipeError: the scheduler is not one of flow matching.
+        """
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        config = scheduler.config
+        if "shift" not in config or "beta_schedule" in config:
+            raise RecipeError(f"scheduler {type(scheduler).__name__} of the model", needed="one of flow matching")
+        fresh = FlowMatchEulerDiscreteScheduler(
+            num_train_timesteps=config.num_train_timesteps,
+            shift=config.shift,
+            use_dynamic_shifting=bool(config.get("use_dynamic_shifting")),
+        )
+        return cls(fresh.sigmas, logit_normal)
+
+    def draw(self, count: int, draw: torch.Generator) -> Tensor:
+        """float32 [count] on the CPU."""
+        if self.logit_normal:
+            place = torch.randn(count, generator=draw).sigmoid()
+        else:
+            place = torch.rand(count, generator=draw)
+        steps = len(self.sigmas)
+        return self.sigmas[(place * steps).long().clamp(max=steps - 1)]
+
+
+class FlowFamily(PipelineFamily):
+    """A family whose denoiser predicts the velocity of a rectified flow."""
+
+    times: FlowTimes
+
+    @abstractmethod
+    def velocity(self, denoiser: nn.Module, noisy: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
+        """What ``denoiser`` predicts for ``noisy`` latents at ``times`` [n] of 0..1, float32 in their shape."""
+
+    def losses(
+        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, draw: torch.Generator, options: LossOptions,
+        kept: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        for field in ("min_snr_gamma", "noise_offset"):
+            if value := getattr(options, field):
+                raise RecipeError(
+                    f"{field.removesuffix('_gamma')}={value} for {self.name}",
+                    got="a model of flow matching, which weights its times itself", do="Leave it out",
+                )  # fmt: skip
+        times = self.times.draw(len(latents), draw).to(latents.device)
+        noise = draw_noise(latents, draw)
+        at = times.view(-1, 1, 1, 1)
+        noisy = (1 - at) * latents + at * noise
+
+        def velocity(rows: Tensor | slice) -> Tensor:
+            told = {name: value[rows] for name, value in conditions.items()}
+            return self.velocity(denoiser, noisy[rows], times[rows], told).float()
+
+        with self.precision():
+            target = kept_targets(noise - latents, kept, denoiser, velocity)
+            guess = velocity(slice(None))
+        return (guess - target).square().mean(dim=(1, 2, 3))

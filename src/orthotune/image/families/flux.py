@@ -1,0 +1,95 @@
+"""FLUX.1: a transformer on packed latents, with T5's words and CLIP's pooled ones (Black Forest Labs 2024)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from orthotune.image.data.batch import Conditions
+from orthotune.image.families.flow_matching import FlowFamily, FlowTimes
+
+#: Guidance that a guidance-distilled model (dev) is told in training: none, the data are not guided.
+TRAINING_GUIDANCE = 1.0
+#: words that T5 reads, of dev and of the models without guidance (schnell)
+_WORDS, _WORDS_UNGUIDED = 512, 256
+
+
+class Flux(FlowFamily):
+    """FLUX.1 dev, which is told a strength of guidance, and schnell, which is not. All times are equally likely."""
+
+    name = "flux"
+    pipeline_class = "FluxPipeline"
+    denoiser_name = "transformer"
+    text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
+    attention = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    entry = "x_embedder"
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
+        self.times = FlowTimes.of(pipeline.scheduler, logit_normal=False)
+        self.usual_guidance = 3.5 if self.guided else 0.0
+
+    @property
+    def guided(self) -> bool:
+        """Whether the model is told a strength of guidance."""
+        return bool(self.pipeline.transformer.config.guidance_embeds)
+
+    @property
+    def divisor(self) -> int:
+        return self.pixels_per_latent * 2
+
+    @property
+    def native_size(self) -> int:
+        return int(self.pipeline.default_sample_size) * self.pixels_per_latent
+
+    @property
+    def _words(self) -> int:
+        return _WORDS if self.guided else _WORDS_UNGUIDED
+
+    def _encode(self, captions: list[str]) -> Conditions:
+        words, pooled, _ = self.pipeline.encode_prompt(
+            captions, None, device=self.device, max_sequence_length=self._words
+        )
+        return {"encoder_hidden_states": words, "pooled_projections": pooled}
+
+    def velocity(self, denoiser: nn.Module, noisy: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
+        told: dict[str, Any] = {name: tensor.to(noisy.device, self.dtype) for name, tensor in conditions.items()}
+        count, _, height, width = noisy.shape
+        ids = torch.zeros(height // 2, width // 2, 3, device=noisy.device)
+        ids[..., 1] = torch.arange(height // 2, device=noisy.device)[:, None]
+        ids[..., 2] = torch.arange(width // 2, device=noisy.device)[None, :]
+        guidance = torch.full((count,), TRAINING_GUIDANCE, device=noisy.device) if self.guided else None
+        found = denoiser(
+            hidden_states=pack(noisy).to(self.dtype),
+            timestep=times,
+            guidance=guidance,
+            img_ids=ids.flatten(0, 1).to(self.dtype),
+            txt_ids=torch.zeros(told["encoder_hidden_states"].shape[1], 3, device=noisy.device, dtype=self.dtype),
+            **told,
+            return_dict=False,
+        )[0]
+        return unpack(found, height, width)
+
+    def _draw(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
+        packed = super()._draw(prompts, generators, max_sequence_length=self._words, **options)
+        return unpack(packed, *(options[side] // self.pixels_per_latent for side in ("height", "width")))
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Latents [n, c, h, w] as the transformer reads them, [n, h/2 · w/2, 4 c]: each 2 x 2 patch is a token.
+
+    Example:
+        >>> pack(torch.arange(16.0).view(1, 1, 4, 4))[0, 1].tolist()
+        [2.0, 3.0, 6.0, 7.0]
+    """
+    count, channels, height, width = latents.shape
+    patches = latents.reshape(count, channels, height // 2, 2, width // 2, 2)
+    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """The latents [n, c, height, width] that :func:`pack` made ``tokens`` of."""
+    patches = tokens.unflatten(1, (height // 2, width // 2)).unflatten(3, (-1, 2, 2))
+    return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)

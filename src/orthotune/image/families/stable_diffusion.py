@@ -1,0 +1,88 @@
+"""Stable Diffusion 1 and 2: a UNet, one CLIP text encoder, discrete noise steps (Rombach et al. 2022, 2112.10752)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from orthotune.errors import RecipeError
+from orthotune.image.adapter.kept_predictions import kept_targets
+from orthotune.image.data.batch import Conditions
+from orthotune.image.families.family import LossOptions
+from orthotune.image.families.noise_schedule import NoiseSchedule, draw_noise
+from orthotune.image.families.pipeline_family import PipelineFamily
+
+
+class StableDiffusion(PipelineFamily):
+    """Stable Diffusion 1.x and 2.x, for epsilon, velocity or sample prediction as the scheduler's config says."""
+
+    name = "stable-diffusion"
+    pipeline_class = "StableDiffusionPipeline"
+    denoiser_name = "unet"
+    text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    attention = ("to_q", "to_k", "to_v", "to_out.0")
+    convolutions = ("conv1", "conv2", "conv_shortcut")
+    entry = "conv_in"
+    usual_guidance = 7.5
+    #: what UNets of this family are told beside the captions
+    addition: ClassVar[str | None] = None
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
+        self._check_unet()
+        self.schedule = NoiseSchedule.of(pipeline.scheduler)
+
+    @property
+    def divisor(self) -> int:
+        # each level of the UNet but the last halves the latents; diffusers' pipelines ask for 8 whatever the VAE
+        return math.lcm(8, self.pixels_per_latent * int(2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)))
+
+    @property
+    def native_size(self) -> int:
+        size = self.pipeline.unet.config.sample_size
+        return int(size if isinstance(size, int) else size[0]) * self.pixels_per_latent
+
+    def _encode(self, captions: list[str]) -> Conditions:
+        found, _ = self.pipeline.encode_prompt(captions, self.device, 1, do_classifier_free_guidance=False)
+        return {"encoder_hidden_states": found}
+
+    def losses(
+        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, draw: torch.Generator, options: LossOptions,
+        kept: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        times = self.schedule.draw_times(len(latents), draw).to(latents.device)
+        noise = draw_noise(latents, draw, options.noise_offset)
+        noisy = self.schedule.noisy(latents, noise, times)
+
+        def predict(rows: Tensor | slice) -> Tensor:
+            told = self._told({name: value[rows] for name, value in conditions.items()}, latents[rows])
+            found: Tensor = denoiser(noisy[rows].to(self.dtype), times[rows], **told, return_dict=False)[0]
+            return found.float()
+
+        with self.precision():
+            target = kept_targets(self.schedule.target(latents, noise, times), kept, denoiser, predict)
+            guess = predict(slice(None))
+        loss = (guess - target).square().mean(dim=(1, 2, 3))
+        if options.min_snr_gamma is not None:
+            loss = loss * self.schedule.weights(times, options.min_snr_gamma)
+        return loss
+
+    def _told(self, conditions: Conditions, latents: Tensor) -> dict[str, Any]:
+        """The arguments of the UNet beside the latents and the times."""
+        return {"encoder_hidden_states": conditions["encoder_hidden_states"].to(latents.device, self.dtype)}
+
+    def _check_unet(self) -> None:
+        unet, vae = self.pipeline.unet.config, self.pipeline.vae.config
+        if unet.in_channels != vae.latent_channels:
+            raise RecipeError(
+                f"a {self.name} model whose UNet reads {unet.in_channels} channels",
+                got=f"a VAE of {vae.latent_channels}",
+                needed="a text-to-image model: those for inpainting, depth or editing read a second picture",
+            )
+        for field, is_for in (("addition_embed_type", self.addition), ("class_embed_type", None),
+                              ("time_cond_proj_dim", None), ("encoder_hid_dim_type", None)):  # fmt: skip
+            if (value := getattr(unet, field, None)) != is_for:
+                raise RecipeError(f"{self.name} with {field}={value!r} in its UNet", needed=f"{is_for!r}")

@@ -1,0 +1,110 @@
+"""A checkpoint of the loop: what is trained, the optimizer, the average; in safetensors, whole or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict as states
+from torch.optim import Optimizer
+
+from orthotune.files.json_file import read_json, write_json
+from orthotune.files.safetensors_file import write_tensors
+from orthotune.image.loop.average import Average
+from orthotune.runs.checkpoint_folder import new_checkpoint
+from orthotune.runs.directory import step_of
+
+TRAINED, OPTIMIZER, AVERAGE = "trained.safetensors", "optimizer.safetensors", "average.safetensors"
+STATE = "loop.json"
+# Between a parameter's name, which has dots, and the name of what the optimizer keeps of it.
+_BAR = "|"
+
+
+@dataclass
+class Progress:
+    """Where a run stands: steps done, and how many of them were skipped for a loss or gradient that is not finite."""
+
+    step: int = 0
+    skipped: int = 0
+
+
+@dataclass
+class Parts:
+    """What a checkpoint holds: the model and the optimizer as they train, wrapped or not.
+
+    ``scaler`` is torch's gradient scaler of half precision, or None.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    average: Average | None = None
+    scaler: Any = None
+
+
+def write_checkpoint(folder: Path, parts: Parts, progress: Progress, keep: int, writes: bool = True) -> None:
+    """Write ``checkpoint-STEP`` into ``folder`` and remove all but the newest ``keep``.
+
+    Every process of a sharded model must call it; those that do not write pass ``writes=False``.
+    """
+    whole = states.StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    # torch types what lies in these dictionaries as anything that a state may hold.
+    trained: Any = states.get_model_state_dict(parts.model, options=whole)
+    kept: Any = states.get_optimizer_state_dict(parts.model, parts.optimizer, options=whole).get("state", {})
+    sums = {name: _whole(value) for name, value in parts.average.sums.items()} if parts.average else {}
+    if not writes:
+        return
+    moments = {f"{name}{_BAR}{key}": value for name, values in kept.items() for key, value in values.items()}
+    tensors = {key: value for key, value in moments.items() if isinstance(value, Tensor)}
+    files: dict[str, Any] = {TRAINED: trained, OPTIMIZER: tensors, AVERAGE: sums}
+    with new_checkpoint(folder, progress.step, keep) as partial:
+        for name, content in files.items():
+            write_tensors(partial / name, content)
+        state = {
+            "skipped": progress.skipped,
+            "average_steps": parts.average.steps if parts.average else 0,
+            "optimizer": {key: value for key, value in moments.items() if key not in tensors},
+            "scaler": parts.scaler.state_dict() if parts.scaler else {},
+        }
+        write_json(partial / STATE, state)
+
+
+@torch.no_grad()
+def read_checkpoint(checkpoint: Path, parts: Parts) -> Progress:
+    """Give ``parts`` what ``checkpoint`` holds, and say where the run stands."""
+    whole = states.StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
+    state = read_json(checkpoint / STATE)
+    trained: Any = load_file(checkpoint / TRAINED)
+    states.set_model_state_dict(parts.model, trained, options=whole)
+    kept: dict[str, dict[str, Any]] = {}
+    for key, value in {**load_file(checkpoint / OPTIMIZER), **state["optimizer"]}.items():
+        name, _, part = key.partition(_BAR)
+        kept.setdefault(name, {})[part] = value
+    if kept:
+        now: Any = states.get_optimizer_state_dict(parts.model, parts.optimizer, options=whole)
+        now["state"] = kept
+        states.set_optimizer_state_dict(parts.model, parts.optimizer, now, options=whole)
+    if parts.average is not None:
+        parts.average.steps = state["average_steps"]
+        for name, value in load_file(checkpoint / AVERAGE).items():
+            _fill(parts.average.sums[name], value)
+    if parts.scaler is not None and state["scaler"]:
+        parts.scaler.load_state_dict(state["scaler"])
+    return Progress(step_of(checkpoint), state["skipped"])
+
+
+def _whole(value: Tensor) -> Tensor:
+    """A tensor that is sharded over processes, put together."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def _fill(total: Tensor, value: Tensor) -> None:
+    if hasattr(total, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        sharded: Any = total
+        value = distribute_tensor(value.to(total.device), sharded.device_mesh, sharded.placements)
+    total.copy_(value)

@@ -1,0 +1,180 @@
+"""What a training run will need of the device's memory, without running it.
+
+Weights, gradients and optimizer are counted. Activations are what autograd saves between forward and backward, counted
+on a copy of the model that has shapes and no numbers (torch's fake tensors), as a CPU would run it.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+
+from orthotune.image.data.batch import Batch
+from orthotune.image.families.family import LossOptions
+from orthotune.image.families.pipeline_family import PipelineFamily
+from orthotune.layers.parametrization.rotation import Rotation
+
+#: bytes that AdamW keeps for each number: two moments, float32 or quantized
+OPTIMIZER_BYTES = {"adamw": 8, "adamw-8bit": 2}
+_PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_UNITS = ("B", "KiB", "MiB", "GiB")
+
+
+class TrainingSettings(Protocol):
+    """What of a run's settings decides its memory."""
+
+    batch_size: int
+    resolution: int | None
+    optimizer: Any
+    ema: float
+    mixed_precision: Any
+    gradient_checkpointing: bool
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on the device while one micro-batch is trained.
+
+    Args:
+        frozen: weights that are not trained, of the whole pipeline.
+        trained: parameters that are, in float32.
+        gradients: as large as they.
+        optimizer: what AdamW keeps for them.
+        average: their moving average, if one is kept.
+        activations: what the forward keeps for the backward; None where the model does not run without numbers. With
+            gradient checkpointing that is the input of each block: what one block needs to run again comes on top.
+
+    Example:
+        >>> MemoryEstimate(1024, 512, 512, 1024, 0, None).total
+        3072
+    """
+
+    frozen: int
+    trained: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int | None
+
+    @property
+    def total(self) -> int:
+        """All of it, without buffers that libraries take for the time of one operation."""
+        return sum(getattr(self, field.name) or 0 for field in fields(self))
+
+    def lines(self) -> list[str]:
+        """For a terminal."""
+        parts = [f"{field.name} {shown(getattr(self, field.name))}" for field in fields(self)]
+        return [f"memory      {shown(self.total)} (estimate), and what single operations take for a moment",
+                f"            {', '.join(part for part in parts if not part.endswith(' 0 B'))}"]  # fmt: skip
+
+
+def estimate_memory(family: PipelineFamily, trainee: nn.Module, settings: TrainingSettings) -> list[str]:
+    """:func:`measure_memory` in lines to print."""
+    return measure_memory(family, trainee, settings).lines()
+
+
+def measure_memory(family: PipelineFamily, trainee: nn.Module, settings: TrainingSettings) -> MemoryEstimate:
+    """What training ``trainee`` with ``settings`` needs.
+
+    Args:
+        family: the pipeline, with its adapter.
+        trainee: of it, an :class:`~orthotune.image.loop.trainee.Trainee`; not changed.
+        settings: of the run.
+    """
+    learning = [p for p in trainee.parameters() if p.requires_grad]
+    known = {id(p) for p in learning}
+    parts = [*family.modules().values(), trainee]
+    held = {id(t): t for part in parts for t in (*part.parameters(), *part.buffers()) if id(t) not in known}
+    count = sum(p.numel() for p in learning)
+    return MemoryEstimate(
+        frozen=sum(t.nbytes for t in held.values()),
+        trained=4 * count,
+        gradients=4 * count,
+        optimizer=OPTIMIZER_BYTES[settings.optimizer] * count,
+        average=4 * count if settings.ema else 0,
+        activations=_activations(family, trainee, settings),
+    )
+
+
+def _activations(family: PipelineFamily, trainee: nn.Module, settings: TrainingSettings) -> int | None:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    model: Any = copy.deepcopy(trainee, _empty([*family.modules().values(), trainee], mode)).train()
+    with mode:
+        for module in model.modules():
+            if isinstance(module, Rotation):  # how it is computed depends on its numbers, what is kept of it does not
+                size = module.layout.block_size
+                vars(module)["known"] = partial(torch.empty, module.weight.shape[0], size, size)
+                module.group = None
+        if settings.gradient_checkpointing:
+            model.checkpoint_gradients()
+        owned = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+        saved: dict[int, Any] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in owned:
+                saved[storage._cdata] = storage  # alive until they are summed up, so that no address is used twice
+            return tensor
+
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _precision(family, settings):
+                losses = model(_batch(model, settings), torch.Generator().manual_seed(0), LossOptions())
+        except (RuntimeError, NotImplementedError, DynamicOutputShapeException, DataDependentOutputException):
+            return None  # a model that looks at its numbers while it runs
+        del losses
+        return sum(storage.nbytes() for storage in saved.values())
+
+
+def _empty(parts: list[nn.Module], mode: FakeTensorMode) -> dict[int, Any]:
+    """What ``deepcopy`` is to put in the place of each parameter and buffer: its shape, without numbers."""
+    memo: dict[int, Any] = {}
+    for part in parts:
+        for tensor in (*part.parameters(), *part.buffers()):
+            with mode:
+                empty = torch.empty_like(tensor.detach(), device="cpu")
+            learns = tensor.requires_grad
+            memo.setdefault(id(tensor), nn.Parameter(empty, learns) if isinstance(tensor, nn.Parameter) else empty)
+    return memo
+
+
+def _precision(family: PipelineFamily, settings: TrainingSettings) -> AbstractContextManager[Any]:
+    dtype = _PRECISIONS.get(settings.mixed_precision)
+    return torch.autocast("cpu", dtype=dtype) if dtype and family.dtype == torch.float32 else nullcontext()
+
+
+def _batch(trainee: Any, settings: TrainingSettings) -> Batch:
+    family: PipelineFamily = trainee.family
+    divisor, count = family.divisor, settings.batch_size
+    side = max(divisor, (settings.resolution or family.native_size) // divisor * divisor)
+    latent = side // family.pixels_per_latent
+    channels = family.pipeline.vae.config.latent_channels
+    captions = ["a"] * count
+    return Batch(
+        latents=torch.empty(count, channels, latent, latent),
+        captions=captions,
+        conditions=None,
+        weight=torch.ones(count),
+        hints=torch.empty(count, 3, side, side) if trainee.hint_encoder is not None else None,
+    )
+
+
+def shown(count: int | None) -> str:
+    """A number of bytes for people.
+
+    Example:
+        >>> shown(1536), shown(None)
+        ('1.5 KiB', 'unknown')
+    """
+    if count is None:
+        return "unknown"
+    power = 0
+    while count >= 1024 ** (power + 1) and power < len(_UNITS) - 1:
+        power += 1
+    return f"{count / 1024**power:.1f} {_UNITS[power]}" if power else f"{count} B"

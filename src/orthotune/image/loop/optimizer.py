@@ -1,0 +1,81 @@
+"""The optimizer and its learning rate, which is a function of the step alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from orthotune.errors import RecipeError
+from orthotune.image.loop.options import LoopOptions
+from orthotune.runs.magnitude_rate import is_magnitude
+
+#: Start of the names of the parameters that learn at ``hint_learning_rate``.
+HINTS = "hint_encoder."
+#: Devices for which torch has AdamW in one kernel.
+FUSED = ("cpu", "cuda", "mps", "xpu")
+
+
+def make_optimizer(parameters: Mapping[str, nn.Parameter], options: LoopOptions) -> Optimizer:
+    """AdamW over ``parameters`` by name, in one kernel where torch has it; with 8-bit moments for ``adamw-8bit``.
+
+    Each group's ``factor`` is how many times the rate it learns at.
+
+    Raises:
+        RecipeError: 8-bit moments without bitsandbytes.
+    """
+    factor = (options.hint_learning_rate or options.learning_rate) / options.learning_rate
+    scales = options.magnitude_factor if options.magnitude_factor != 1 else None
+    groups: list[dict[str, Any]] = [
+        {"params": [one for name, one in parameters.items() if name.startswith(HINTS)], "factor": factor},
+        {"params": [one for name, one in parameters.items() if scales and is_magnitude(name)], "factor": scales},
+    ]
+    known = {id(one) for group in groups for one in group["params"]}
+    groups.append({"params": [one for one in parameters.values() if id(one) not in known], "factor": 1.0})
+    groups = [group for group in groups if group["params"]]
+    if options.optimizer == "adamw-8bit":
+        return _eight_bit(groups, options)
+    fused = all(one.device.type in FUSED and one.is_floating_point() for one in parameters.values())
+    return torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay, fused=fused)
+
+
+def rate(step: int, options: LoopOptions) -> float:
+    """The learning rate of the optimizer's step number ``step``, counted from 0.
+
+    It rises along a line over the warm-up, to the highest rate in the last step of it, and then stays, or falls to
+    zero, which it would reach in the step after the last one, along a line or half a cosine.
+
+    Example:
+        >>> options = LoopOptions(learning_rate=1.0, steps=4, warmup=2, schedule="linear")
+        >>> [rate(step, options) for step in range(4)]
+        [0.5, 1.0, 1.0, 0.5]
+    """
+    warmup = round(options.warmup * options.steps) if options.warmup < 1 else round(options.warmup)
+    if step < warmup:
+        return options.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, options.steps - warmup)
+    shape = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return options.learning_rate * shape[options.schedule]
+
+
+def set_rate(optimizer: Optimizer, value: float) -> None:
+    """Make ``value`` the learning rate, times the factor of each group."""
+    for group in optimizer.param_groups:
+        group["lr"] = value * group["factor"]
+
+
+def _eight_bit(groups: list[dict[str, Any]], options: LoopOptions) -> Optimizer:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as fault:
+        raise RecipeError(
+            "optimizer=adamw-8bit",
+            got="no bitsandbytes here",
+            do="Install it with pip install 'orthotune[quant-bnb]', or leave optimizer=adamw",
+        ) from fault
+    optimizer: Optimizer = AdamW8bit(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
+    return optimizer

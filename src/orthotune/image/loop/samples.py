@@ -1,0 +1,102 @@
+"""Pictures drawn while training, always of the same prompts and from the same noise: what a run changes, to see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from orthotune.files.atomic import atomic_write, sweep
+from orthotune.files.json_file import read_json_list, write_json
+from orthotune.image.loop.trainee import Trainee
+from orthotune.metrics.contact_sheet import draw_sheet
+from orthotune.runs.metrics_log import MetricsLog
+
+#: Prompts and seeds, as many of both, to pictures uint8 ``[n, 3, H, W]``.
+Sampler = Callable[[Sequence[str], Sequence[int]], Tensor]
+FOLDER, LIST = "samples", "samples.json"
+
+
+class Samples:
+    """Draws every prompt from every seed and writes the pictures into a run's folder.
+
+    ``samples/step-000100.png`` has a row per prompt and a column per seed, ``samples/step-000100/`` the single
+    pictures, and ``samples.json`` a list of ``{"step", "prompt", "seed", "file", "grid"}`` with paths relative to the
+    folder. Written anew for a step, the step's entries are replaced; those of later steps go, as a resumed run draws
+    them again.
+
+    Args:
+        folder: of the run.
+        prompts: what to draw; nothing is drawn without one.
+        seeds: of the noise.
+        sampler: draws them.
+        writes: whether this process writes; others only draw, which sharded models need.
+    """
+
+    def __init__(
+        self, folder: Path, prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, writes: bool = True
+    ) -> None:
+        self.folder, self.prompts, self.seeds = folder, list(prompts), list(seeds)
+        self.sampler, self.writes = sampler, writes
+
+    def __call__(self, step: int, trainee: Trainee, log: MetricsLog) -> None:
+        """Draw and write the pictures of ``step``; as the loop calls it."""
+        if not self.prompts:
+            return
+        pairs = [(prompt, seed) for prompt in self.prompts for seed in self.seeds]
+        pictures = self.sampler([prompt for prompt, _ in pairs], [seed for _, seed in pairs])
+        if self.writes:
+            self._write(step, pairs, [picture.permute(1, 2, 0).numpy() for picture in pictures.cpu()])
+
+    def _write(self, step: int, pairs: list[tuple[str, int]], pictures: list[Any]) -> None:
+        from PIL import Image
+
+        home, name = self.folder / FOLDER, f"step-{step:06d}"
+        sweep(home)
+        with atomic_write(home / name) as partial:
+            partial.mkdir()
+            for number, picture in enumerate(pictures):
+                Image.fromarray(picture).save(partial / f"{number:02d}.png", format="PNG")
+        rows = list(zip(self.prompts, _parts(pictures, len(self.seeds)), strict=True))
+        with atomic_write(home / f"{name}.png") as partial:
+            draw_sheet([f"step {step}, seed {seed}" for seed in self.seeds], rows, partial)
+        entries = [entry for entry in read_samples(self.folder) if entry["step"] < step]
+        for number, (prompt, seed) in enumerate(pairs):
+            files = {"file": f"{FOLDER}/{name}/{number:02d}.png", "grid": f"{FOLDER}/{name}.png"}
+            entries.append({"step": step, "prompt": prompt, "seed": seed, **files})
+        write_json(self.folder / LIST, entries, ascii_only=False)
+
+
+def read_samples(folder: Path) -> list[dict[str, Any]]:
+    """The entries of a run's ``samples.json``; none when there is no such file."""
+    path = folder / LIST
+    return read_json_list(path) if path.is_file() else []
+
+
+def draw_progress(folder: Path, path: Path, most: int = 6) -> bool:
+    """Write a sheet with a row per prompt and seed and a column per step; False when there are no samples.
+
+    At most ``most`` columns, the first and the last step always among them.
+    """
+    import numpy
+    from PIL import Image
+
+    entries = read_samples(folder)
+    steps = sorted({entry["step"] for entry in entries})
+    if not steps:
+        return False
+    shown = sorted({steps[round(number * (len(steps) - 1) / max(1, most - 1))] for number in range(most)})
+    cells: dict[str, list[Any]] = {}
+    for entry in entries:
+        if entry["step"] in shown:
+            with Image.open(folder / entry["file"]) as picture:
+                cells.setdefault(f"{entry['prompt']}, seed {entry['seed']}", []).append(numpy.asarray(picture))
+    with atomic_write(path) as partial:
+        draw_sheet([f"step {step}" for step in shown], list(cells.items()), partial)
+    return True
+
+
+def _parts(pictures: list[Any], size: int) -> Iterator[list[Any]]:
+    yield from (pictures[at : at + size] for at in range(0, len(pictures), size))

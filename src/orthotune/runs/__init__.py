@@ -1,0 +1,1 @@
+"""What every training run shares: its directory, lock, record, checkpoints, signals and processes."""

@@ -1,0 +1,97 @@
+"""The checkpoints of a run: each appears whole by rename, the newest unaltered one is found, the oldest are removed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from orthotune.errors import OutputError
+from orthotune.files import atomic
+from orthotune.files.json_file import read_json
+from orthotune.runs.checkpoint_manifest import MANIFEST, check, seal
+
+#: The step in a checkpoint's name, which only orders them; what counts is the step inside.
+_NAME = re.compile(r"checkpoint-(\d{1,18})")
+Say = Callable[[str], None]
+
+
+@contextmanager
+def new_checkpoint(home: Path, step: int, keep: int | None = None) -> Iterator[Path]:
+    """A folder to write a checkpoint to, file by file.
+
+    When the block ends well, its bytes are brought to the disk, ``manifest.json`` with their checksums is added, the
+    folder takes the name ``checkpoint-STEP``, and all but the newest ``keep`` checkpoints are removed. Whatever ends
+    the process before, what was there stays there.
+
+    Args:
+        home: the folder of the run's checkpoints; made when missing.
+        step: steps done.
+        keep: how many stay, this one included; all of them if None.
+
+    Raises:
+        OSError, OutputError, or what the block raises: nothing has appeared, and nothing was removed.
+
+    Example:
+        >>> with new_checkpoint(Path("runs/a/checkpoints"), 50, keep=2) as folder:  # doctest: +SKIP
+        ...     save_file(tensors, folder / "adapter_model.safetensors")
+    """
+    final, partial = home / f"checkpoint-{step}", home / f".checkpoint-{step}.part"
+    home.mkdir(parents=True, exist_ok=True)
+    atomic.remove(partial)
+    try:
+        partial.mkdir()
+        yield partial
+        seal(partial, step)
+        atomic.put_in_place(partial, final)
+    finally:
+        atomic.remove(partial)
+    if keep is not None:
+        for old in [path for path in by_step(home) if path != final][max(1, keep) - 1 :]:
+            atomic.remove(old)
+
+
+def newest(home: Path, say: Say | None = None) -> Path | None:
+    """The checkpoint with the most steps whose files are all as they were written; None if there is none.
+
+    Args:
+        home: the folder of the run's checkpoints.
+        say: told about each newer one that is passed over, and what is wrong with it.
+    """
+    found = by_step(home)
+    for path in (path for path in found if (path / MANIFEST).is_file()):
+        try:
+            check(path)
+        except OutputError as fault:
+            if say is not None:
+                say(f"{fault} The one before it is used.")
+            continue
+        return path
+    # Checkpoints of a version that wrote no manifest: only a cut-off one can be told.
+    return next((path for path in found if not (path / MANIFEST).is_file() and state_is_whole(path)), None)
+
+
+def by_step(home: Path) -> list[Path]:
+    """The folders that are called checkpoints, the most steps first."""
+    found = [(int(name[1]), path) for path in home.glob("checkpoint-*") if (name := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def sweep(home: Path) -> None:
+    """Remove what a process that was killed left of a checkpoint, except one that was just about to be exchanged."""
+    atomic.sweep(home, names=r"checkpoint-\d+")
+
+
+def state_is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint without a manifest was written to its end: the trainer writes its state last."""
+    try:
+        return isinstance(trainer_step(checkpoint), int)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def trainer_step(checkpoint: Path) -> int:
+    """The step that the trainer's own state of a checkpoint tells."""
+    step: int = read_json(checkpoint / "trainer_state.json")["global_step"]
+    return step

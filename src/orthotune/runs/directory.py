@@ -1,0 +1,151 @@
+"""A run's directory: refused before any training when it cannot be used; what appears in it is complete."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from orthotune.errors import OutputError, RecipeError
+from orthotune.files.atomic import sweep
+from orthotune.files.json_file import read_json, write_json
+from orthotune.runs import checkpoint_folder
+from orthotune.runs.checkpoint_manifest import MANIFEST, check, read_manifest
+from orthotune.runs.lock import RunLock
+
+# Settings that may differ between a run and its continuation without changing what comes out.
+FREE_TO_CHANGE = {
+    "resume", "output", "eval_every", "save_every", "save_total_limit", "max_skipped", "on_failed_save",
+    "trackers", "sample_prompts", "sample_seeds", "sample_every", "sample_steps", "guidance",
+}  # fmt: skip
+
+
+class RunDirectory:
+    """Where one run writes: settings.json, metrics.jsonl, checkpoints, results.
+
+    Args:
+        path: the directory; made when missing.
+
+    Raises:
+        OutputError: the directory cannot be made or written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.record, self.metrics = self.path / "run.json", self.path / "metrics.jsonl"
+        self.settings, self.checkpoints = self.path / "settings.json", self.path / "checkpoints"
+        self._lock = RunLock(self.path / ".lock")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".write-{uuid.uuid4().hex}"
+            probe.touch()
+            probe.unlink()
+        except OSError as fault:
+            raise OutputError(
+                f"output {self.path}",
+                got=fault.strerror or str(fault),
+                needed="a directory that can be written to",
+                do="Pass output=PATH",
+            ) from fault
+
+    def open(self, settings: dict[str, Any], resume: str, say: Callable[[str], None] | None = None) -> Path | None:
+        """Check that ``settings`` may be run here; return the checkpoint to go on from, None for a fresh start.
+
+        From then on no other process can open it, until :meth:`drop_if_empty`; a finished run is held by nobody. Of a
+        launch of several processes one opens it. ``say`` is told about checkpoints that are damaged and therefore
+        passed over, and about a file system without locks.
+
+        Raises:
+            OutputError: another run lives here and ``resume`` is ``never``, or is going on in another process.
+            RecipeError: the run here was made with other settings, or no such checkpoint, or it is damaged.
+        """
+        self._lock.take(say)
+        try:
+            checkpoint = self._checked(settings, resume, say)
+        except BaseException:
+            self._lock.release()
+            raise
+        if self.finished:
+            self._lock.release()
+        return checkpoint
+
+    def _checked(self, settings: dict[str, Any], resume: str, say: Callable[[str], None] | None) -> Path | None:
+        before = read_json(self.settings) if self.settings.is_file() else None
+        if resume == "never":
+            if before is not None or self.record.is_file():
+                raise self._taken()
+        elif before is not None:
+            self._same(before, settings)
+        if resume == "auto":
+            return self.newest_checkpoint(say)
+        return None if resume == "never" else _given(Path(resume))
+
+    def claim(self, settings: dict[str, Any]) -> None:
+        """Note what is run here, and remove what a killed process left half-written; another run is refused now."""
+        sweep(self.path)
+        checkpoint_folder.sweep(self.checkpoints)
+        write_json(self.settings, settings)
+
+    def drop_if_empty(self) -> None:
+        """Let others open the directory again; remove it when the run failed before it wrote anything."""
+        self._lock.release()
+        with suppress(OSError):
+            self.path.rmdir()
+
+    @property
+    def finished(self) -> bool:
+        """Whether a run came to its end here."""
+        return self.record.is_file()
+
+    def newest_checkpoint(self, say: Callable[[str], None] | None = None) -> Path | None:
+        """The checkpoint with the most steps that is as it was written; ``say`` is told about damaged newer ones."""
+        return checkpoint_folder.newest(self.checkpoints, say)
+
+    def _taken(self) -> OutputError:
+        if self.finished:
+            return OutputError(
+                f"output {self.path}",
+                got="a finished run",
+                do="Pass output=PATH for another one, or resume=auto to keep this one",
+            )
+        step = self.newest_checkpoint()
+        return OutputError(
+            f"output {self.path}",
+            got=f"an unfinished run{f' with {step.name}' if step else ', without a checkpoint yet'}",
+            do="Pass resume=auto to go on with it, or output=PATH for another one",
+        )
+
+    def _same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        changed = [key for key in keys if key not in FREE_TO_CHANGE]
+        if changed:
+            raise RecipeError(
+                f"resume in {self.path}",
+                got="; ".join(f"{key}={now.get(key)} instead of {before.get(key)}" for key in changed),
+                needed="the settings that the run was started with",
+                do="Change them back, or pass output=PATH for another run",
+            )
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The step at which a checkpoint was taken; 0 without one."""
+    if checkpoint is None:
+        return 0
+    whole = (checkpoint / MANIFEST).is_file()
+    return int(read_manifest(checkpoint)["step"]) if whole else checkpoint_folder.trainer_step(checkpoint)
+
+
+def _given(checkpoint: Path) -> Path:
+    """A checkpoint that was named, if it may be gone on from."""
+    said, do = f"resume={checkpoint}", "Pass resume=auto, which takes the newest that is whole"
+    if not (checkpoint / MANIFEST).is_file():
+        if not checkpoint_folder.state_is_whole(checkpoint):
+            raise RecipeError(said, got="no complete checkpoint there", do=do)
+        return checkpoint
+    try:
+        check(checkpoint)
+    except OutputError as fault:
+        raise RecipeError(said, got=fault.got, do=do) from fault
+    return checkpoint

@@ -1,0 +1,85 @@
+"""A progress bar with the losses, in place of the trainer's printed dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from orthotune.runs.metrics_log import MetricsLog
+
+
+class StepBar:
+    """Shows step, time left and some numbers on stderr.
+
+    Args:
+        title: what stands before the bar.
+        visible: False shows nothing.
+
+    Example:
+        >>> bar = StepBar("oft", visible=False)
+        >>> bar.start(total=10)
+        >>> bar.show(1, {"loss": 0.5})
+        >>> bar.close()
+    """
+
+    def __init__(self, title: str, visible: bool = True) -> None:
+        self.title = title
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[losses]}"),
+            console=Console(stderr=True),
+            disable=not visible,
+        )
+
+    def start(self, total: int, completed: int = 0) -> None:
+        """Begin at step ``completed`` of ``total``."""
+        self.bar.start()
+        self.task = self.bar.add_task(self.title, total=total, completed=completed, losses="")
+
+    def show(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Go on to ``step``; ``values`` that are None are left out."""
+        if self.bar.tasks:
+            losses = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if value is not None)
+            self.bar.update(self.task, completed=step, losses=losses)
+
+    def close(self) -> None:
+        """Leave the terminal as it was, whatever ended the work."""
+        self.bar.stop()
+
+
+class ProgressBar(TrainerCallback):
+    """A ``StepBar`` for transformers' trainer.
+
+    Args:
+        log: the metrics to show; another callback fills it.
+        title: what stands before the bar.
+        visible: False shows nothing.
+    """
+
+    def __init__(self, log: MetricsLog, title: str, visible: bool = True) -> None:
+        self.log, self.bar = log, StepBar(title, visible)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.bar.start(state.max_steps, state.global_step)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:
+        if state.is_world_process_zero:
+            shown = {"loss": "train_loss", "new": "new_nats", "old": "old_nats"}
+            self.bar.show(state.global_step, {name: self.log.last(key) for name, key in shown.items()})
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was, whatever ended the training."""
+        self.bar.close()

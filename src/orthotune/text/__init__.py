@@ -1,0 +1,1 @@
+"""Language models: data, losses and trainers on TRL."""

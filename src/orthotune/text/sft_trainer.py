@@ -1,0 +1,147 @@
+"""TRL's SFTTrainer, set up so that runs are repeatable and stay on this machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from orthotune.errors import DataError
+from orthotune.metrics.text_loss import TokenRow, token_rows
+from orthotune.text.data import Examples
+from orthotune.text.keep_outputs import KeepingTrainer, counted
+from orthotune.tuner.first_step import keep_float32
+
+#: the domain of the texts on which outputs are kept: tokenized with the others, and not measured
+KEPT = "kept"
+SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+def sft_config(
+    checkpoints: Path, *, packing: str, data_format: str, schedule: str, bf16: bool, **options: Any
+) -> SFTConfig:
+    """The trainer's arguments: nothing is reported or pushed anywhere, and each step is logged.
+
+    ``packing="auto"`` wraps running text, so that none of it is cut off, and leaves other examples one per row.
+    With one log line per step, the loss written after a resume does not depend on where the run was cut.
+    """
+    if packing == "auto":
+        packing = "wrapped" if data_format == "text" else "none"
+    return SFTConfig(
+        output_dir=str(checkpoints),
+        lr_scheduler_type=SCHEDULES[schedule],
+        packing=packing != "none",
+        packing_strategy=packing if packing != "none" else "bfd_split",
+        eval_packing=False,
+        bf16=bf16,
+        use_cpu=not torch.accelerator.is_available(),
+        report_to="none",
+        push_to_hub=False,
+        save_strategy="steps",
+        eval_strategy="no",
+        logging_strategy="steps",
+        logging_steps=1,
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        **options,
+    )
+
+
+def build_trainer(
+    model: Any,
+    tokenizer: Any,
+    arguments: SFTConfig,
+    examples: Examples,
+    domains: dict[str, Examples],
+    adapter: PeftConfig | None,
+    callbacks: Iterable[TrainerCallback] = (),
+    **safety: Any,
+) -> KeepingTrainer:
+    """A trainer for ``examples`` whose ``eval_dataset`` holds the tokenized rows of each domain.
+
+    ``safety`` is what :class:`~orthotune.text.checkpoint_trainer.CheckpointTrainer` takes beside. The domain
+    ``KEPT`` is not measured: see :func:`kept_rows`.
+
+    Raises:
+        DataError: dialogues for a tokenizer without a chat template, or no example left after tokenizing.
+    """
+    for given in (examples, *domains.values()):
+        if _is_dialogue(given) and not tokenizer.chat_template:
+            raise DataError(
+                f"data {given.source!r}: dialogues",
+                got="a tokenizer without a chat template",
+                do="Use a chat model, or data with text, or prompt and completion",
+            )
+    measured = {name: _evaluation_rows(tokenizer, given, arguments.max_length) for name, given in domains.items()}
+    trainer = KeepingTrainer(
+        model,
+        args=arguments,
+        train_dataset=Dataset.from_list(examples.rows),
+        eval_dataset=measured or None,
+        processing_class=tokenizer,
+        peft_config=adapter,
+        callbacks=list(callbacks),
+        **safety,
+    )
+    keep_float32(trainer.model)
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if not len(trainer.train_dataset):
+        raise DataError(
+            f"data {examples.source!r}",
+            got=f"no example with anything to learn in its first {arguments.max_length} tokens",
+            do="Pass a larger max_length",
+        )
+    return trainer
+
+
+def domain_rows(trainer: SFTTrainer) -> dict[str, list[TokenRow]]:
+    """The rows of each measured domain as the trainer tokenized them."""
+    return {
+        name: _token_rows(rows) for name, rows in (trainer.eval_dataset or {}).items() if name != KEPT and len(rows)
+    }
+
+
+def kept_rows(trainer: SFTTrainer) -> list[TokenRow]:
+    """The rows of the domain ``KEPT`` in which any token is counted.
+
+    Raises:
+        DataError: there are none.
+    """
+    rows = [row for row in _token_rows(trainer.eval_dataset[KEPT]) if counted([row])]
+    if not rows:
+        got = f"no example with anything to predict in its first {trainer.args.max_length} tokens"
+        raise DataError("keep_data", got=got, do="Pass a larger max_length, or name other texts")
+    return rows
+
+
+def planned_steps(trainer: SFTTrainer) -> int:
+    """How many optimizer steps the trainer will make."""
+    arguments = trainer.args
+    if arguments.max_steps > 0:
+        return int(arguments.max_steps)
+    per_epoch = math.ceil(len(trainer.get_train_dataloader()) / arguments.gradient_accumulation_steps)
+    return math.ceil(per_epoch * arguments.num_train_epochs)
+
+
+def _evaluation_rows(tokenizer: Any, examples: Examples, max_length: int | None) -> Dataset:
+    """Running text is cut into rows here, since the trainer would keep only the head of each text."""
+    if examples.format != "text":
+        return Dataset.from_list(examples.rows)
+    rows = token_rows(tokenizer, (row["text"] for row in examples.rows), max_length or 1024)
+    return Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+
+
+def _token_rows(rows: Dataset) -> list[TokenRow]:
+    return [TokenRow(row["input_ids"], row["labels"]) for row in rows]
+
+
+def _is_dialogue(examples: Examples) -> bool:
+    return any(isinstance(value, list) for value in examples.rows[0].values())

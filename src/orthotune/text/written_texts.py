@@ -1,0 +1,111 @@
+"""Texts that a model writes by itself, for who has none of those that it was pretrained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+from trl import SFTTrainer
+
+from orthotune.errors import DataError
+from orthotune.files.atomic import write_bytes, write_text
+from orthotune.files.json_file import json_line, read_json_lines
+from orthotune.metrics.text_loss import TokenRow
+from orthotune.runs.adapter_off import adapter_off
+from orthotune.runs.directory import RunDirectory
+
+#: how many are written, and how many at the same time, which a cache of keys and values must fit beside
+TEXTS, AT_ONCE = 64, 16
+FILE = "keep-texts.jsonl"
+
+
+def write_texts(model: Any, tokenizer: Any, path: Path, max_length: int, seed: int, count: int = TEXTS) -> None:
+    """Let the base of ``model`` write ``count`` texts into the JSONL file ``path``: ``text``, and its ``input_ids``.
+
+    Each begins with the begin token, or the end token where the tokenizer has no other, and goes on as the model
+    predicts, token by token at temperature 1 with nothing cut off, to the end token or to ``max_length`` tokens.
+    The random state is left as it was.
+    """
+    rows: list[list[int]] = []
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        for start in range(0, count, AT_ONCE):
+            rows += _write(model, tokenizer, min(AT_ONCE, count - start), max_length)
+    # The tokens too: what was cut in the middle of a letter would come back from its text as others.
+    lines = [{"text": tokenizer.decode(row[1:], skip_special_tokens=True), "input_ids": row} for row in rows]
+    write_text(path, "".join(map(json_line, lines)))
+
+
+def read_texts(path: Path) -> list[TokenRow]:
+    """The rows of a file of :func:`write_texts`, every token but the first counted.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        lines = [line["input_ids"] for _, line in read_json_lines(path)]
+        rows = [TokenRow([int(token) for token in ids], [int(token) for token in ids]) for ids in lines]
+        if not rows:
+            raise ValueError("no text in it")
+    except (ValueError, TypeError, KeyError) as fault:
+        raise DataError(
+            f"texts in {path}",
+            got="no such file" if not path.exists() else f"{type(fault).__name__}: {fault}",
+            needed="the texts that this run began with",
+            do="Put the file back, or begin a new run with output=PATH",
+        ) from fault
+    return rows
+
+
+def texts_of_run(home: RunDirectory, checkpoint: Path | None, trainer: SFTTrainer) -> list[TokenRow]:
+    """The texts that the base of ``trainer`` wrote: a run that begins lets it, one that goes on reads them.
+
+    Raises:
+        DataError: those of the run that goes on are missing or damaged.
+    """
+    path = home.path / FILE
+    if checkpoint is None:
+        write_texts(trainer.model, trainer.processing_class, path, trainer.args.max_length, trainer.args.seed)
+        return read_texts(path)
+    before = checkpoint.parents[1] / FILE
+    rows = read_texts(before)
+    if before.resolve() != path.resolve():  # a checkpoint of another folder
+        write_bytes(path, before.read_bytes())
+    return rows
+
+
+def _write(model: Any, tokenizer: Any, count: int, max_length: int) -> list[list[int]]:
+    device, base = next(model.parameters()).device, model.get_base_model()
+    end, first = _end_tokens(base, tokenizer), tokenizer.bos_token_id
+    begin = torch.full((count, 1), tokenizer.eos_token_id if first is None else first, device=device)
+    # A blank one in the place of the model's own, whose cut-offs and penalties would fill in what is not said here.
+    plain = GenerationConfig(
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_length - 1,
+        eos_token_id=end, pad_token_id=tokenizer.pad_token_id, use_cache=True,
+    )  # fmt: skip
+    own, base.generation_config = base.generation_config, plain
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), adapter_off(model):
+            written = base.generate(begin, attention_mask=torch.ones_like(begin)).tolist()
+    finally:
+        base.generation_config = own
+        model.train(was_training)
+    return [_until_end(row, end) for row in written]
+
+
+def _end_tokens(base: nn.Module, tokenizer: Any) -> list[int]:
+    own: Any = base.generation_config.eos_token_id  # type: ignore[union-attr]
+    more = own if isinstance(own, list) else [own]
+    return sorted({tokenizer.eos_token_id, *(token for token in more if token is not None)})
+
+
+def _until_end(row: list[int], end: list[int]) -> list[int]:
+    """Without what stands after the end of a text that was done before the others."""
+    closed = next((place for place, token in enumerate(row) if place and token in end), len(row))
+    return row[: closed + 1]

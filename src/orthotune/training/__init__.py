@@ -1,1 +1,0 @@
-"""What every training job shares: data, models, adapters, the trainer, checkpoints and records."""

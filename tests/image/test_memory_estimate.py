@@ -1,0 +1,90 @@
+"""What is counted beforehand is what a real step keeps."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from orthotune.image.adapter.adapters import add_adapter, trained
+from orthotune.image.adapter.settings import AdapterSettings
+from orthotune.image.data.batch import Batch
+from orthotune.image.families.family import LossOptions
+from orthotune.image.families.registry import open_family
+from orthotune.image.loop.memory_estimate import estimate_memory, measure_memory
+from orthotune.image.loop.trainee import Trainee
+from tests.support.tiny_pipelines import FAMILIES
+
+WAYS = {
+    "oft": AdapterSettings(r=2),
+    "lora": AdapterSettings("lora", lora_rank=2, text_encoders=True),
+    "full": AdapterSettings("full"),
+}
+
+
+def settings(**changed):
+    usual = {
+        "batch_size": 3, "resolution": 24, "optimizer": "adamw", "ema": 0.0, "mixed_precision": "no",
+        "gradient_checkpointing": False,
+    }  # fmt: skip
+    return SimpleNamespace(**usual | changed)
+
+
+def really_saved(family, trainee, count, side):
+    """Bytes that autograd keeps in a real forward, parameters and buffers aside."""
+    parts = [*family.modules().values(), trainee]
+    owned = {t.untyped_storage()._cdata for part in parts for t in (*part.parameters(), *part.buffers())}
+    saved = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in owned:
+            saved[storage._cdata] = storage
+        return tensor
+
+    latent = side // family.pixels_per_latent
+    batch = Batch(torch.randn(count, 4, latent, latent), ["a"] * count, None, torch.ones(count))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        trainee.train()(batch, torch.Generator().manual_seed(0), LossOptions())
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize(("way", "checkpointing"), [("oft", False), ("oft", True), ("lora", False), ("full", False)])
+def test_activations_are_those_of_a_real_step(tiny, kind, way, checkpointing):
+    family = open_family(tiny(kind))
+    add_adapter(family, WAYS[way])
+    trainee = Trainee(family)
+    found = measure_memory(family, trainee, settings(gradient_checkpointing=checkpointing)).activations
+    if checkpointing:
+        trainee.checkpoint_gradients()
+    expected = really_saved(family, trainee, 3, 24)
+    # a rotation's own numbers may be kept once for all layers or once for each, whichever way they are computed
+    assert found == pytest.approx(expected, rel=0.02)
+
+
+def test_the_rest_is_counted(tiny):
+    family = open_family(tiny("sd15"), torch.bfloat16)
+    every = {id(p): p for part in family.modules().values() for p in part.parameters()}
+    add_adapter(family, AdapterSettings(r=2))
+    trainee = Trainee(family)
+    count = sum(p.numel() for p in trained(family).values())
+    found = measure_memory(family, trainee, settings(mixed_precision="bf16", ema=0.99, optimizer="adamw-8bit"))
+    buffers = sum(b.nbytes for part in family.modules().values() for b in part.buffers())
+    assert found.frozen == 2 * sum(p.numel() for p in every.values()) + buffers
+    assert (found.trained, found.gradients, found.optimizer, found.average) == (
+        4 * count,
+        4 * count,
+        2 * count,
+        4 * count,
+    )
+    assert found.total == found.frozen + 14 * count + found.activations
+    assert all(p.device.type == "cpu" for p in trainee.parameters()) and not trainee.denoiser.is_gradient_checkpointing
+
+
+def test_lines_for_a_terminal(tiny):
+    family = open_family(tiny("sd15"))
+    add_adapter(family, AdapterSettings(r=2))
+    first, second = estimate_memory(family, Trainee(family), settings())
+    assert "estimate" in first and "activations" in second and "average" not in second

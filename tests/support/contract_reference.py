@@ -1,0 +1,152 @@
+"""The dense float64 reference: the block-diagonal matrix written out in full and multiplied on the whole weight.
+
+It is written from the papers and the file formats alone and shares no line with the library.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tests.support.contract_cases import Case
+from tests.support.contract_layers import Inputs, Turn
+
+
+def skew(v: Tensor) -> Tensor:
+    """``(rows, n)`` -> ``(rows, b, b)``: the strict upper triangle row by row, minus its transpose."""
+    size = round((1 + math.sqrt(1 + 8 * v.shape[-1])) / 2)
+    upper = torch.zeros(*v.shape[:-1], size, size, dtype=v.dtype)
+    rows, columns = zip(*[(i, j) for i in range(size) for j in range(i + 1, size)], strict=True)
+    upper = upper.index_put((torch.arange(v.shape[0])[:, None], torch.tensor(rows), torch.tensor(columns)), v)
+    return upper - upper.transpose(-1, -2)
+
+
+def rotation(v: Tensor, config: dict[str, Any]) -> Tensor:
+    """Stored numbers of one matrix ``(rows, n)`` -> its blocks ``(rows, b, b)``, which a frozen map has already."""
+    if v.dim() == 3:
+        return part(v, config | {"kind": "linear"})
+    size = round((1 + math.sqrt(1 + 8 * v.shape[-1])) / 2)
+    Q = skew(v / (2 * math.sqrt(size - 1)) if config.get("scaled") else v)
+    if config.get("coft"):
+        norm = Q.pow(2).sum((-1, -2), keepdim=True).sqrt()
+        Q = Q * (config["eps"] / math.sqrt(v.shape[0]) / norm).clamp(max=1)
+    eye = torch.eye(size, dtype=v.dtype)
+    if not config.get("use_cayley_neumann"):
+        return part(torch.linalg.solve(eye + Q, eye - Q), config)  # the two factors commute
+    factors = {"current": [1, 2, 2, 2, 1], "legacy": [1, 2, 2, 2]}[config.get("neumann_series", "current")]
+    assert config.get("num_cayley_neumann_terms", 5) == len(factors)
+    return part(sum(c * torch.linalg.matrix_power(Q, power) for power, c in enumerate(factors)), config)  # type: ignore[arg-type]
+
+
+def part(R: Tensor, config: dict[str, Any]) -> Tensor:
+    """Blocks at the strength ``config["strength"]``: powers of the eigenvalues, or ``I + t (R - I)``."""
+    t = config.get("strength", 1)
+    if t == 1:
+        return R
+    if config.get("kind", "geodesic") != "geodesic":
+        return torch.lerp(torch.eye(R.shape[-1], dtype=R.dtype).expand_as(R), R, t)
+    values, vectors = torch.linalg.eig(R)  # of no special form: seeded noise has no equal eigenvalues
+    return torch.linalg.solve(vectors.mT, (vectors * (t * values.log()).exp().unsqueeze(-2)).mT).mT.real
+
+
+def dense(blocks: Tensor, features: int) -> Tensor:
+    """Blocks along the diagonal; one shared block is repeated until it fills ``features``."""
+    return torch.block_diag(*(list(blocks) * (features // (len(blocks) * blocks.shape[-1]))))
+
+
+def turn_matrix(W: Tensor, stored: str, adapters: Sequence[tuple[dict[str, Any], Tensor, Tensor | None]]) -> Tensor:
+    """A matrix ``(out, in)`` (or rows of tokens) under adapters ``(config, stored numbers, magnitude)`` in order."""
+    if stored == "lookup":
+        for config, v, scale in adapters:
+            W = W @ dense(rotation(v, config), W.shape[-1])
+            W = W if scale is None else W * scale
+        return W
+    total = torch.eye(W.shape[-1], dtype=W.dtype)
+    for config, v, _ in adapters:
+        if config["side"] == "in":
+            total = total @ dense(rotation(v, config), W.shape[-1])
+    W = W @ total.T
+    for config, v, scale in adapters:
+        if config["side"] == "out":
+            W = dense(rotation(v, config), W.shape[0]) @ W
+        W = W if scale is None else scale[:, None] * W
+    return W
+
+
+def turn_parameter(W: Tensor, turn: Turn, adapters: Sequence[tuple[dict[str, Any], Tensor, Tensor | None]]) -> Tensor:
+    """A parameter as it lies in memory, turned; expert by expert where there are several."""
+    if W.dim() == 3 and turn.stored != "conv":
+        split = [
+            [(c, v.chunk(len(W))[i], None if m is None else m.chunk(len(W))[i]) for c, v, m in adapters]
+            for i in range(len(W))
+        ]
+        return torch.stack([turn_parameter(one, turn, own) for one, own in zip(W, split, strict=True)])
+    matrix = W.T if turn.stored == "in_out" else W.reshape(W.shape[0], -1)
+    turned = turn_matrix(matrix, turn.stored, adapters)
+    return turned.T if turn.stored == "in_out" else turned.reshape(W.shape)
+
+
+def wrapper(model: nn.Module, turn: Turn) -> nn.Module:
+    """The layer of the adapted ``model`` that holds the adapters of ``turn``."""
+    layer = model.get_submodule("base_model.model." + turn.module)
+    while getattr(layer, "parameter_name", None) not in (None, turn.parameter.rpartition(".")[2]):
+        layer = layer.base_layer
+    return layer
+
+
+def _numbers(model: nn.Module, turn: Turn, adapter: str, leaves: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Stored numbers and magnitude of one matrix, in float64, from ``leaves`` by parameter name."""
+    layer = wrapper(model, turn)
+    prefix = next(name for name, module in model.named_modules() if module is layer)
+    inside = f"{adapter}.{turn.part}".rstrip(".")
+    name = next(n for c in ("oft_R", "oft_embedding_R") if (n := f"{prefix}.{c}.{inside}.weight") in leaves)
+    scale = leaves.get(f"{prefix}.oft_magnitude.{adapter}")
+    return leaves[name], scale
+
+
+def _magnitude_of(turn: Turn, turns: Sequence[Turn], scale: Tensor | None, rows: dict[Turn, int]) -> Tensor | None:
+    """The share of a module's magnitude that belongs to ``turn``: parts lie one after another."""
+    if scale is None:
+        return None
+    start = 0
+    for other in turns:
+        if other == turn:
+            return scale[start : start + rows[turn]]
+        if other.module == turn.module and other.part:
+            start += rows[other]
+    raise AssertionError(turn)
+
+
+def run(
+    case: Case, model: nn.Module, inputs: Inputs, adapters: dict[str, dict[str, Any]], leaves: dict[str, Tensor]
+) -> Tensor:
+    """The output of the base module in float64 with every weight replaced by its turned form.
+
+    ``adapters`` gives name -> config in the order in which they act; ``leaves`` all their parameters in float64.
+    """
+    base = case.base().double()
+    weights = dict(base.named_parameters())
+    turned: dict[str, Tensor] = {}
+    heights = {t: (t.rows[1] - t.rows[0]) if t.rows else len(weights[t.parameter]) for t in case.kind.turns}
+    for turn in case.kind.turns:
+        own = []
+        for name, config in adapters.items():
+            if turn in config.get("frozen", {}):
+                held = config["frozen"][turn]
+                scale = None if held.magnitude is None else held.magnitude.double()
+                own.append((config, held.matrices.double(), scale))
+                continue
+            v, scale = _numbers(model, turn, name, leaves)
+            if scale is not None and config.get("kind", "geodesic") == "geodesic":
+                scale = scale ** config.get("strength", 1)
+            own.append((config, v, _magnitude_of(turn, case.kind.turns, scale, heights) if turn.part else scale))
+        weight = weights[turn.parameter]
+        share = weight[slice(*turn.rows)] if turn.rows else weight
+        result = turn_parameter(share, turn, own)
+        turned[turn.parameter] = torch.cat([turned[turn.parameter], result]) if turn.parameter in turned else result
+    return functional_call(base, turned, tuple(x.double() if x.is_floating_point() else x for x in inputs))
