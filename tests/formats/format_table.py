@@ -1,6 +1,6 @@
-"""The tables of docs/formats.md, from the fixtures and the conversion table.
+"""The tables of docs/reference/formats.md, from the fixtures and the conversion table.
 
-``PYTHONPATH=src:tests python -m formats.format_table`` writes them into the page; a test says when that is due.
+``PYTHONPATH=src:. python -m tests.formats.format_table`` writes them into the page; a test says when that is due.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from orthotune.formats.conversion_table import TARGETS, kind_of, verdict
 from orthotune.formats.roster import FORMATS
 from tests.support.producers import comparisons, produced
 
-PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "formats.md"
 BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->\n"
 #: Formats that no fixture has, read by their formulas; tests compare them with a format of the same meaning.
 BY_FORMULA = {
