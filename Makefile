@@ -65,7 +65,7 @@ quant-table:
 	$(firstword $(QUANT:%=$(VENV)-quant-%/bin/python)) benchmarks/quantized_table.py "$(VENV)-quant-rows.jsonl" docs/evidence/quantized.md
 
 test-matrix: | $(BIN)/python
-	PYTHONPATH=tests $(BIN)/python -m matrix.run --into "$(VENV)-matrix" $(CELLS:%=--cell %) $(if $(SHORT),--short) $(ARGS)
+	PYTHONPATH=. $(BIN)/python -m tests.matrix.run --into "$(VENV)-matrix" $(CELLS:%=--cell %) $(if $(SHORT),--short) $(ARGS)
 
 matrix-table:
 	$(MAKE) --no-print-directory test-matrix ARGS="--page docs/evidence/compatibility.md $(ARGS)"
