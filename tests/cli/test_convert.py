@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from orthotune.cli import convert
 from orthotune.formats import read_adapter
-from orthotune.formats.conversion_table import DIFF, TARGETS
+from orthotune.formats.kinds import DIFF, TARGETS
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 KOHYA = FIXTURES / "kohya-oft-2023-10" / "plain" / "adapter.safetensors"

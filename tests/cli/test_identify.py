@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orthotune.formats.conversion_table import DIFF, TARGETS
+from orthotune.formats.kinds import DIFF, TARGETS
 from orthotune.operations.identify import PRODUCERS, identify
 from tests.support.producers import FIXTURES, Produced, produced
 

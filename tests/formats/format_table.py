@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orthotune.formats.conversion_table import TARGETS, kind_of, verdict
-from orthotune.formats.roster import FORMATS
+from orthotune.formats.kinds import TARGETS, kind_of, verdict
+from orthotune.formats.registry import FORMATS
 from tests.support.producers import comparisons, produced
 
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"

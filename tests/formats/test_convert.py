@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from orthotune.errors import ConfigError, OrthotuneError, UnsupportedLayerError
 from orthotune.formats import AdapterState, LayerState, ReadOptions, read_adapter
-from orthotune.formats.conversion_table import TARGETS
 from orthotune.formats.convert import convert, plan
-from orthotune.formats.writers import write_adapter
+from orthotune.formats.kinds import TARGETS
+from orthotune.formats.write import write_adapter
 from orthotune.rotation.spec import RotationSpec
 from tests.support.producers import Produced, base_layer, produced
 

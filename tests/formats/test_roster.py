@@ -7,13 +7,13 @@ import pkgutil
 
 import orthotune.formats
 from orthotune import OFTConfig
-from orthotune.formats.beyond_stock import ASSUMED
-from orthotune.formats.peft_oft import beyond_stock
-from orthotune.formats.roster import FORMATS
+from orthotune.formats.peft.beyond_stock import ASSUMED
+from orthotune.formats.peft.packed import beyond_stock
+from orthotune.formats.registry import FORMATS
 
 
 def test_every_format_is_on_the_roster() -> None:
-    names = [f"orthotune.formats.{m.name}" for m in pkgutil.iter_modules(orthotune.formats.__path__)]
+    names = [m.name for m in pkgutil.walk_packages(orthotune.formats.__path__, "orthotune.formats.")]
     formats = [module for module in map(importlib.import_module, names) if hasattr(module, "detect")]
     assert {module.__name__ for module in formats} == {module.__name__ for module in FORMATS}
 

@@ -66,7 +66,7 @@ def lines(done: Converted) -> list[str]:
             return [*found, "Nothing was written."]
         found += [str(done.exported.report), f"{done.exported.changes} tensors of change, exact for this base alone"]
         return [*found, f"written  {done.written}"]
-    from orthotune.formats.conversion_table import TARGETS
+    from orthotune.formats.kinds import TARGETS
 
     found.append(f"to            {done.target} ({TARGETS[done.target].tool}), {done.plan.verdict}")
     found += [f"note          {note}" for note in done.plan.notes]

@@ -2,6 +2,6 @@
 
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.read_options import ReadOptions
-from orthotune.formats.roster import read_adapter
+from orthotune.formats.registry import read_adapter
 
 __all__ = ["AdapterState", "LayerState", "ReadOptions", "read_adapter"]

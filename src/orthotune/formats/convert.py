@@ -11,8 +11,8 @@ from torch import Tensor
 from orthotune.errors import ConfigError, UnsupportedLayerError, nearest
 from orthotune.files.names import shortened
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.config_field import whole
-from orthotune.formats.conversion_table import DENSE, TARGETS, Target, Verdict, kind_of, verdict
+from orthotune.formats.kinds import DENSE, TARGETS, Target, Verdict, kind_of, verdict
+from orthotune.formats.peft.config_field import whole
 from orthotune.rotation.butterfly import Butterfly
 from orthotune.rotation.cayley import inverse_cayley
 from orthotune.rotation.frozen import FrozenMap

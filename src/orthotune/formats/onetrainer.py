@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.adapter_state import AdapterState
-from orthotune.formats.kohya_oft_v2 import MODULE
-from orthotune.formats.oft_r import read_packed, stands_alone
+from orthotune.formats.codecs.oft_r import read_packed, stands_alone
+from orthotune.formats.kohya.oft_v2 import MODULE
 from orthotune.formats.read_options import ReadOptions
 
 ID = "onetrainer"

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from orthotune.files.safetensors_file import write_tensors
 from orthotune.formats.adapter_state import AdapterState
-from orthotune.formats.boft_r_write import boft_tensors
-from orthotune.formats.layer_names import spelled
-from orthotune.formats.written_header import header, kohya_hash
+from orthotune.formats.codecs.boft_r_write import boft_tensors
+from orthotune.formats.codecs.written_header import header, kohya_hash
+from orthotune.formats.names.spelling import spelled
 
 #: What ``ss_network_module`` says; OneTrainer writes none.
 MODULES = {"kohya-oft-v2": "networks.oft_v2", "kohya-boft": "networks.boft", "onetrainer": None}

@@ -11,7 +11,7 @@ from torch import Tensor
 from orthotune.formats.adapter_file import AdapterFile, open_adapter
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.read_options import ReadOptions
-from orthotune.formats.roster import format_of
+from orthotune.formats.registry import format_of
 
 
 @dataclass(frozen=True)

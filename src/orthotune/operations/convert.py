@@ -11,8 +11,8 @@ from orthotune.files.output import new_folder
 from orthotune.formats import convert as conversion
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.base_weights import BaseWeights, open_base
-from orthotune.formats.conversion_table import DIFF, TARGETS
-from orthotune.formats.writers import write_adapter
+from orthotune.formats.kinds import DIFF, TARGETS
+from orthotune.formats.write import write_adapter
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.place import refuse_place_of_adapter
 
@@ -60,7 +60,7 @@ def convert(
     Args:
         adapter: a folder as PEFT writes it, or one file of any readable format. It is read once.
         out: a ``.safetensors`` file, or a folder for the formats of PEFT and orthotune; appears when it is complete.
-        to: a format of ``orthotune.formats.conversion_table.TARGETS``, or ``diff`` for the dense change of each weight.
+        to: a format of ``orthotune.formats.kinds.TARGETS``, or ``diff`` for the dense change of each weight.
         base: base model on this machine, where names or shapes of its weights are needed.
         dry_run: find out what would be done, and write nothing.
         approximate: allow what is nearly the same; the errors say how nearly.

@@ -10,8 +10,8 @@ from typing import Any
 from safetensors import safe_open
 
 from orthotune.formats.adapter_state import AdapterState
-from orthotune.formats.conversion_table import DIFF, TARGETS, kind_of
 from orthotune.formats.convert import plan
+from orthotune.formats.kinds import DIFF, TARGETS, kind_of
 from orthotune.formats.measure import RotationMeasure, measure
 from orthotune.operations.adapter import read_once
 

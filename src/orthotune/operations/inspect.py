@@ -8,7 +8,7 @@ from typing import Any
 
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.measure import measure
-from orthotune.formats.peft_oft import ID, ID_LEGACY, ID_OWN, beyond_stock
+from orthotune.formats.peft.packed import ID, ID_LEGACY, ID_OWN, beyond_stock
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.diagnosis.diagnose import diagnose, diagnose_state
 

@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from orthotune.errors import AdapterFileError
 from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.read_options import ReadOptions
-from orthotune.formats.roster import format_of
+from orthotune.formats.registry import format_of
 from orthotune.layers.settings import LayerSettings
 from orthotune.tuner.places import adapted_layers, base_of, calls_some, plain_name
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, cast
 
-from orthotune.formats import oft_blocks_write, peft_write, single_file_write
+from orthotune.formats import single_file_write
 from orthotune.formats.adapter_state import AdapterState
-from orthotune.formats.conversion_table import TARGETS
+from orthotune.formats.codecs import oft_blocks_write
+from orthotune.formats.kinds import TARGETS
+from orthotune.formats.peft import folder_write
 
 _BLOCKS = ("lycoris", "kohya-oft", "comfyui")
 
@@ -35,5 +37,5 @@ def write_adapter(
     if target in _BLOCKS:
         return oft_blocks_write.write(state, out, cast(Literal["lycoris", "kohya-oft", "comfyui"], target))
     if TARGETS[target].folder:
-        return peft_write.write(state, out, target, modules)
+        return folder_write.write(state, out, target, modules)
     return single_file_write.write(state, out, target)

@@ -10,7 +10,13 @@ from torch import Tensor
 from orthotune.files.names import escaped
 from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.dense_blocks import check_butterfly, one_number, refuse_foreign, scale_of_rows, square_blocks
+from orthotune.formats.codecs.dense_blocks import (
+    check_butterfly,
+    one_number,
+    refuse_foreign,
+    scale_of_rows,
+    square_blocks,
+)
 from orthotune.rotation.butterfly import Butterfly
 from orthotune.rotation.frozen import FrozenMap
 from orthotune.rotation.on_weight import Blend

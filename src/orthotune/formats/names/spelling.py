@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from orthotune.errors import UnsupportedLayerError
 from orthotune.files.names import shortened
-from orthotune.formats.module_names import PREFIXES, match_names
-from orthotune.formats.peft_names import PREFIX as PEFT
+from orthotune.formats.names.modules import PREFIXES, match_names
+from orthotune.formats.peft.names import PREFIX as PEFT
 
 #: target -> component of a pipeline -> what stands before the underscored name of a module; "" is a model by itself
 SPELLINGS: dict[str, dict[str, str]] = {

@@ -13,9 +13,9 @@ from torch import Tensor
 from orthotune.errors import UnsupportedLayerError
 from orthotune.files.safetensors_file import write_tensors
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.layer_names import spelled
-from orthotune.formats.oft_blocks import dense
-from orthotune.formats.written_header import header, kohya_hash, lycoris_hash
+from orthotune.formats.codecs.oft_blocks import dense
+from orthotune.formats.codecs.written_header import header, kohya_hash, lycoris_hash
+from orthotune.formats.names.spelling import spelled
 from orthotune.rotation.butterfly import Butterfly
 
 Tool = Literal["lycoris", "kohya-oft", "comfyui"]

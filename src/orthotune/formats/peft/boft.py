@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.adapter_state import AdapterState
-from orthotune.formats.boft_r import SUFFIXES, is_conv, read_butterflies
-from orthotune.formats.peft_names import PREFIX
+from orthotune.formats.codecs.boft_r import SUFFIXES, is_conv, read_butterflies
+from orthotune.formats.peft.names import PREFIX
 from orthotune.formats.read_options import ReadOptions
 
 ID, ID_OLD = "peft-boft", "peft-boft-0.11"

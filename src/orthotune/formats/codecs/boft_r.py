@@ -8,9 +8,15 @@ from orthotune.errors import AdapterFileError
 from orthotune.files.names import escaped
 from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.dense_blocks import check_butterfly, refuse_foreign, scale_of_rows, skew_vector, square_blocks
-from orthotune.formats.oft_blocks import unused_warning
-from orthotune.formats.peft_names import bare
+from orthotune.formats.codecs.dense_blocks import (
+    check_butterfly,
+    refuse_foreign,
+    scale_of_rows,
+    skew_vector,
+    square_blocks,
+)
+from orthotune.formats.codecs.oft_blocks import unused_warning
+from orthotune.formats.peft.names import bare
 from orthotune.rotation.butterfly import Butterfly
 from orthotune.rotation.frozen import FrozenMap
 from orthotune.rotation.on_weight import Blend

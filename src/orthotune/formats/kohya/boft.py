@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.adapter_state import AdapterState
-from orthotune.formats.boft_r import SUFFIXES, read_butterflies
-from orthotune.formats.dense_blocks import refuse_foreign
-from orthotune.formats.peft_names import PREFIX
+from orthotune.formats.codecs.boft_r import SUFFIXES, read_butterflies
+from orthotune.formats.codecs.dense_blocks import refuse_foreign
+from orthotune.formats.peft.names import PREFIX
 from orthotune.formats.read_options import ReadOptions
 
 ID = "kohya-boft"

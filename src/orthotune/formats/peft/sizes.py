@@ -8,7 +8,7 @@ from typing import Any
 
 from orthotune.errors import UnsupportedLayerError
 from orthotune.formats.adapter_state import LayerState
-from orthotune.formats.config_field import whole
+from orthotune.formats.peft.config_field import whole
 from orthotune.rotation.blocks import nearest_divisor
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.adapter_state import AdapterState
-from orthotune.formats.oft_r import read_packed, stands_alone
+from orthotune.formats.codecs.oft_r import read_packed, stands_alone
 from orthotune.formats.read_options import ReadOptions
 
 ID = "kohya-oft-v2"

@@ -7,29 +7,23 @@ from types import ModuleType
 
 from orthotune.errors import AdapterFileError
 from orthotune.files.names import escaped
-from orthotune.formats import (
-    kohya_boft,
-    kohya_oft,
-    kohya_oft_flux,
-    kohya_oft_v2,
-    lycoris_boft,
-    lycoris_diag,
-    lycoris_oft,
-    onetrainer,
-    peft_boft,
-    peft_oft,
-    peft_oft_08,
-    peft_oft_14,
-    zeju,
-    zeju_diffusers,
-)
+from orthotune.formats import onetrainer
 from orthotune.formats.adapter_file import CONFIG_NAME, AdapterFile, open_adapter
 from orthotune.formats.adapter_state import AdapterState
+from orthotune.formats.codecs import finished_blocks
+from orthotune.formats.kohya import boft as kohya_boft
+from orthotune.formats.kohya import oft as kohya_oft
+from orthotune.formats.kohya import oft_flux, oft_v2
+from orthotune.formats.lycoris import boft as lycoris_boft
+from orthotune.formats.lycoris import oft as lycoris_oft
+from orthotune.formats.original import dense_r, diffusers
+from orthotune.formats.peft import boft as peft_boft
+from orthotune.formats.peft import oft_08, oft_14, packed
 from orthotune.formats.read_options import ReadOptions
 
 FORMATS: tuple[ModuleType, ...] = (
-    peft_oft, peft_oft_14, peft_oft_08, peft_boft, lycoris_oft, lycoris_boft, lycoris_diag, kohya_oft, kohya_oft_flux,
-    kohya_oft_v2, kohya_boft, onetrainer, zeju, zeju_diffusers,
+    packed, oft_14, oft_08, peft_boft, lycoris_oft, lycoris_boft, finished_blocks, kohya_oft, oft_flux,
+    oft_v2, kohya_boft, onetrainer, dense_r, diffusers,
 )  # fmt: skip
 
 

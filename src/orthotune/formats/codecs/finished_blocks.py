@@ -8,8 +8,8 @@ from torch import Tensor
 from orthotune.errors import AdapterFileError
 from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.dense_blocks import refuse_foreign, square_blocks
-from orthotune.formats.oft_blocks import unused_warning
+from orthotune.formats.codecs.dense_blocks import refuse_foreign, square_blocks
+from orthotune.formats.codecs.oft_blocks import unused_warning
 from orthotune.formats.read_options import ReadOptions
 from orthotune.rotation.cayley import inverse_cayley
 from orthotune.rotation.frozen import Blocks, FrozenMap

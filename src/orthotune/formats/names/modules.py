@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from orthotune.errors import AdapterFileError
 from orthotune.files.names import shortened
-from orthotune.formats.module_names_ldm import diffusers_names, ldm_names
+from orthotune.formats.names.ldm import diffusers_names, ldm_names
 
 #: A component of a pipeline and a module in it; the component is "" when the model is one module.
 Place = tuple[str, str]

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.config_field import number
-from orthotune.formats.dense_blocks import refuse_foreign, skew_vector, square_blocks, stands_for_all, within_ball
-from orthotune.formats.peft_names import bare
+from orthotune.formats.codecs.dense_blocks import (
+    refuse_foreign,
+    skew_vector,
+    square_blocks,
+    stands_for_all,
+    within_ball,
+)
+from orthotune.formats.peft.config_field import number
+from orthotune.formats.peft.names import bare
 from orthotune.formats.read_options import ReadOptions
 from orthotune.rotation.spec import RotationSpec
 

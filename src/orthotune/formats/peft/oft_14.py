@@ -11,8 +11,7 @@ from orthotune.errors import AdapterFileError
 from orthotune.files.names import escaped
 from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.config_field import number, whole
-from orthotune.formats.dense_blocks import (
+from orthotune.formats.codecs.dense_blocks import (
     refuse_foreign,
     scale_of_rows,
     skew_vector,
@@ -20,7 +19,8 @@ from orthotune.formats.dense_blocks import (
     stands_for_all,
     within_ball,
 )
-from orthotune.formats.peft_names import bare
+from orthotune.formats.peft.config_field import number, whole
+from orthotune.formats.peft.names import bare
 from orthotune.formats.read_options import ReadOptions
 from orthotune.rotation.spec import RotationSpec
 

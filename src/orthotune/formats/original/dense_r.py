@@ -7,7 +7,7 @@ from torch import Tensor
 from orthotune.errors import AdapterFileError
 from orthotune.formats.adapter_file import AdapterFile, refuse_shape
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.dense_blocks import floating, scale_of_rows, skew_vector, square_blocks, within_ball
+from orthotune.formats.codecs.dense_blocks import floating, scale_of_rows, skew_vector, square_blocks, within_ball
 from orthotune.formats.read_options import ReadOptions
 from orthotune.rotation.butterfly import Butterfly
 from orthotune.rotation.frozen import FrozenMap

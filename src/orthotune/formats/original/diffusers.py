@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from orthotune.formats.adapter_file import AdapterFile, refuse_shape
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.dense_blocks import refuse_foreign, skew_vector
-from orthotune.formats.oft_blocks import unused_warning
+from orthotune.formats.codecs.dense_blocks import refuse_foreign, skew_vector
+from orthotune.formats.codecs.oft_blocks import unused_warning
+from orthotune.formats.original.dense_r import flag, projected, stored_blocks
 from orthotune.formats.read_options import ReadOptions
-from orthotune.formats.zeju import flag, projected, stored_blocks
 from orthotune.rotation.spec import RotationSpec
 
 ID_DB, ID_T2I = "oft-db", "oft-t2i"

@@ -10,9 +10,9 @@ from orthotune.errors import AdapterFileError, OrthotuneError
 from orthotune.files.json_file import json_object
 from orthotune.formats.adapter_file import AdapterFile, refuse_shape
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.dense_blocks import refuse_foreign
-from orthotune.formats.layer_settings import SERIES
-from orthotune.formats.oft_blocks import unused_warning
+from orthotune.formats.codecs.dense_blocks import refuse_foreign
+from orthotune.formats.codecs.oft_blocks import unused_warning
+from orthotune.formats.peft.layer_settings import SERIES
 from orthotune.formats.read_options import ReadOptions
 from orthotune.rotation.packing import block_size_of
 from orthotune.rotation.spec import RotationSpec

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from orthotune.errors import UnsupportedLayerError
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.oft_blocks import dense
+from orthotune.formats.codecs.oft_blocks import dense
 from orthotune.rotation.butterfly import Butterfly
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.adapter_state import AdapterState
-from orthotune.formats.oft_blocks import KOHYA_PREFIX, read_blocks
+from orthotune.formats.codecs.oft_blocks import KOHYA_PREFIX, read_blocks
 from orthotune.formats.read_options import ReadOptions
 
 ID = "kohya-oft"

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from orthotune.errors import AdapterFileError
 from orthotune.files.names import shortened
-from orthotune.formats import peft_oft_08, peft_oft_14
 from orthotune.formats.adapter_file import CONFIG_NAME, AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.beyond_stock import ASSUMED, FORMAT_VERSION, ORTHOTUNE_TYPE
-from orthotune.formats.dense_blocks import refuse_foreign
-from orthotune.formats.layer_settings import fault
-from orthotune.formats.oft_r import check_packed
-from orthotune.formats.peft_fields import spec_of_fields
-from orthotune.formats.peft_names import bare
+from orthotune.formats.codecs.dense_blocks import refuse_foreign
+from orthotune.formats.codecs.oft_r import check_packed
+from orthotune.formats.peft import oft_08, oft_14
+from orthotune.formats.peft.beyond_stock import ASSUMED, FORMAT_VERSION, ORTHOTUNE_TYPE
+from orthotune.formats.peft.fields import spec_of_fields
+from orthotune.formats.peft.layer_settings import fault
+from orthotune.formats.peft.names import bare
 from orthotune.formats.read_options import ReadOptions
 
 ID, ID_LEGACY, ID_OWN = "peft-oft", "peft-oft-0.16", "orthotune"
@@ -31,7 +31,7 @@ _OLDER = {"oft_r": "PEFT 0.8 to 0.15", "oft_s": "PEFT 0.14 or 0.15", "boft_R": "
 
 def detect(file: AdapterFile) -> bool:
     """Whether the file has PEFT's config, of whichever kind that no other format knows."""
-    if file.config is None or peft_oft_08.detect(file) or peft_oft_14.detect(file):
+    if file.config is None or oft_08.detect(file) or oft_14.detect(file):
         return False
     return not file.has("boft_R|boft_s")
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from orthotune.errors import AdapterFileError
 from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.dense_blocks import one_number, refuse_foreign, square_blocks
-from orthotune.formats.oft_blocks import clipped, unused_warning
+from orthotune.formats.codecs.dense_blocks import one_number, refuse_foreign, square_blocks
+from orthotune.formats.codecs.oft_blocks import clipped, unused_warning
 from orthotune.formats.read_options import ReadOptions
 from orthotune.rotation.frozen import FrozenMap, SplitRows
 from orthotune.rotation.packing import block_size_of, pack

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from orthotune.formats.beyond_stock import ORTHOTUNE_TYPE
-from orthotune.formats.config_field import number, whole
-from orthotune.formats.layer_settings import MOST_TERMS, SERIES, series_of, with_own
+from orthotune.formats.peft.beyond_stock import ORTHOTUNE_TYPE
+from orthotune.formats.peft.config_field import number, whole
+from orthotune.formats.peft.layer_settings import MOST_TERMS, SERIES, series_of, with_own
 from orthotune.rotation.spec import RotationSpec
 
 

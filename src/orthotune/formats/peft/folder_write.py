@@ -13,14 +13,14 @@ from orthotune.files.json_file import write_json
 from orthotune.files.safetensors_file import write_tensors
 from orthotune.formats.adapter_file import CONFIG_NAME, WEIGHTS_NAME
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.beyond_stock import FORMAT_VERSION, ORTHOTUNE_TYPE
-from orthotune.formats.boft_r_write import boft_tensors, one_size
-from orthotune.formats.layer_names import dotted
-from orthotune.formats.layer_settings import in_common
-from orthotune.formats.oft_blocks import dense
-from orthotune.formats.peft_fields import fields_of_spec
-from orthotune.formats.peft_names import PREFIX
-from orthotune.formats.peft_sizes import common_size, counts_of
+from orthotune.formats.codecs.boft_r_write import boft_tensors, one_size
+from orthotune.formats.codecs.oft_blocks import dense
+from orthotune.formats.names.spelling import dotted
+from orthotune.formats.peft.beyond_stock import FORMAT_VERSION, ORTHOTUNE_TYPE
+from orthotune.formats.peft.fields import fields_of_spec
+from orthotune.formats.peft.layer_settings import in_common
+from orthotune.formats.peft.names import PREFIX
+from orthotune.formats.peft.sizes import common_size, counts_of
 
 #: Fields that every version writes, or reads with the same meaning.
 SHARED: dict[str, Any] = {
