@@ -1,18 +1,13 @@
-"""The formats that can be written, each with what writes it; the other half of the roster."""
+"""An adapter written in any format that can be written."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, cast
 
-from orthotune.formats import single_file_write
 from orthotune.formats.adapter_state import AdapterState
-from orthotune.formats.codecs import oft_blocks_write
-from orthotune.formats.kinds import TARGETS
-from orthotune.formats.peft import folder_write
-
-_BLOCKS = ("lycoris", "kohya-oft", "comfyui")
+from orthotune.formats.names.spelling import dotted, spelled
+from orthotune.formats.registry import targets
 
 
 def write_adapter(
@@ -21,6 +16,7 @@ def write_adapter(
     """Write an adapter that :func:`~orthotune.formats.convert.convert` has made ready.
 
     Args:
+        state: the adapter.
         out: a file, or a folder for the formats of PEFT.
         target: id of the format.
         modules: component -> the base's modules, where names need them.
@@ -33,9 +29,6 @@ def write_adapter(
         >>> write_adapter(converted, "oft.safetensors", "comfyui")  # doctest: +SKIP
         PosixPath('oft.safetensors')
     """
-    out = Path(out)
-    if target in _BLOCKS:
-        return oft_blocks_write.write(state, out, cast(Literal["lycoris", "kohya-oft", "comfyui"], target))
-    if TARGETS[target].folder:
-        return folder_write.write(state, out, target, modules)
-    return single_file_write.write(state, out, target)
+    format, stems = targets()[target], [*state.layers, *state.transforms]
+    names = dotted(stems, modules) if format.folder else spelled(stems, target)
+    return format.write(state, Path(out), names)

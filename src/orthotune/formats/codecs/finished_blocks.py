@@ -1,4 +1,4 @@
-"""LyCORIS Diag-OFT 2.0: ``oft_diag``, the finished rotation of each block, with the scale of the rows folded in."""
+"""``oft_diag`` of LyCORIS 2.0: the finished rotation of each block, with the scale of the rows folded in."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.codecs.dense_blocks import refuse_foreign, square_blocks
 from orthotune.formats.codecs.oft_blocks import unused_warning
-from orthotune.formats.read_options import ReadOptions
 from orthotune.rotation.cayley import inverse_cayley
 from orthotune.rotation.frozen import Blocks, FrozenMap
 from orthotune.rotation.measure import orthogonality_error
 from orthotune.rotation.packing import pack
 from orthotune.rotation.spec import RotationSpec
-
-ID = "lycoris-oft-2.0"
 
 #: A rotation that was rounded to bfloat16, whose numbers have 8 bits, is not further from orthogonal than this.
 LOOSEST = 0.05
@@ -27,12 +24,7 @@ CLOSE = 16 * torch.finfo(torch.float32).eps
 LARGEST_SKEW = 1e3
 
 
-def detect(file: AdapterFile) -> bool:
-    """Whether the file holds finished rotations."""
-    return file.has("oft_diag")
-
-
-def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
+def read_finished(file: AdapterFile, format: str) -> AdapterState:
     """The adapter: ``M = Rᵀ`` as a rotation where a skew matrix stands for it, otherwise as finished matrices.
 
     Raises:
@@ -53,7 +45,7 @@ def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
         else:
             layers[stem] = state
     return AdapterState(
-        layers, {}, file.read(rest), file.path, ID, transforms, {stem: stem for stem in found},
+        layers, {}, file.read(rest), file.path, format, transforms, {stem: stem for stem in found},
         file.metadata, unused_warning(rest),
     )  # fmt: skip
 

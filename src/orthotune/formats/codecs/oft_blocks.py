@@ -24,7 +24,6 @@ from orthotune.rotation.packing import block_size_of, pack, unpack
 from orthotune.rotation.spec import RotationSpec
 
 SUFFIXES = "oft_blocks|alpha|rescale"
-KOHYA_PREFIX = "oft_unet_"
 
 
 def clipped(K: Tensor, limit: float, tool: Literal["lycoris", "kohya"]) -> Tensor:

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from orthotune.formats.adapter_file import AdapterFile
-from orthotune.formats.adapter_state import AdapterState
-from orthotune.formats.codecs.oft_blocks import read_blocks
-from orthotune.formats.read_options import ReadOptions
-from orthotune.rotation.on_weight import Blend
+from typing import TYPE_CHECKING
 
-ID = "lycoris-boft"
+from orthotune.formats.format import Format
+from orthotune.formats.names.prefixes import LORA, LYCORIS
 
-
-def detect(file: AdapterFile) -> bool:
-    """Whether the file holds such blocks; layers of three dimensions may stand beside them."""
-    return file.has("oft_blocks", dims=4)
+if TYPE_CHECKING:
+    from orthotune.formats.adapter_file import AdapterFile
+    from orthotune.formats.adapter_state import AdapterState
+    from orthotune.formats.read_options import ReadOptions
+    from orthotune.rotation.on_weight import Blend
 
 
-def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
-    """The adapter: a butterfly of ``C+(clip(K))`` on the output side, then ``rescale``.
+class LycorisBoft(Format):
+    """A butterfly of ``C+(clip(K))`` on the output side, then ``rescale``; ``lycoris`` is the target that writes it."""
 
-    Raises:
-        AdapterFileError: a tensor has a wrong shape, or belongs to another method.
-    """
-    return read_blocks(file, ID, "lycoris", _blend(file))
+    name = "lycoris-boft"
+    producer = "LyCORIS 2.1 or later, BOFT"
+    prefixes = (*LORA, *LYCORIS)
+
+    def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
+        """Whether the file holds such blocks; layers of three dimensions may stand beside them."""
+        return file.has("oft_blocks", dims=4)
+
+    def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
+        """A butterfly for each layer of four dimensions, a rotation for each other one."""
+        from orthotune.formats.codecs.oft_blocks import read_blocks
+
+        return read_blocks(file, self.name, "lycoris", _blend(file))
 
 
 def _blend(file: AdapterFile) -> Blend:

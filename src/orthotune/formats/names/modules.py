@@ -1,7 +1,7 @@
 """Which module of a model is meant by a layer's name in a file, whichever tool wrote the name.
 
 Underscored names are never taken apart: the model's own names are underscored and looked up, and two modules with one
-underscored name are an error. Sources of the prefixes: the tools in ``docs/formats.md``.
+underscored name are an error.
 """
 
 from __future__ import annotations
@@ -13,52 +13,11 @@ from dataclasses import dataclass, field
 from orthotune.errors import AdapterFileError
 from orthotune.files.names import shortened
 from orthotune.formats.names.ldm import diffusers_names, ldm_names
+from orthotune.formats.registry import prefixes
 
 #: A component of a pipeline and a module in it; the component is "" when the model is one module.
 Place = tuple[str, str]
 
-_DENOISER = ("unet", "transformer")
-#: which encoder of a pipeline these are hangs on the model; their modules' names tell them from CLIP's
-_T5, _LLAMA = ("text_encoder", "text_encoder_2", "text_encoder_3"), ("text_encoder", "text_encoder_4")
-_ANY: tuple[str, ...] = ()
-#: (prefix, components that it means, whether the rest is underscored); every prefix that fits is tried
-PREFIXES: tuple[tuple[str, tuple[str, ...], bool], ...] = (
-    ("", _ANY, False),
-    ("", _ANY, True),
-    ("base_model.model.", _ANY, False),
-    ("lora_unet_", _DENOISER, True),
-    ("oft_unet_", _DENOISER, True),
-    ("lora_transformer_", _DENOISER, True),
-    ("lora_prior_unet_", (*_DENOISER, "prior"), True),
-    ("lora_prior_te_", ("text_encoder",), True),
-    ("lora_te_", ("text_encoder",), True),
-    ("lora_te1_", ("text_encoder",), True),
-    ("lora_te2_", ("text_encoder_2",), True),
-    ("lora_te3_", ("text_encoder_3", "text_encoder_2"), True),  # sd-scripts, for the T5 of Flux as of SD3
-    ("lora_te4_", ("text_encoder_4",), True),
-    ("lycoris_", _ANY, True),
-    ("unet.", _DENOISER, False),
-    ("transformer.", _DENOISER, False),
-    ("diffusion_model.", _DENOISER, False),
-    ("model.diffusion_model.", _DENOISER, False),
-    ("control_model.", ("controlnet",), False),
-    ("controlnet.", ("controlnet",), False),
-    ("text_encoder.", ("text_encoder",), False),
-    ("text_encoder_2.", ("text_encoder_2",), False),
-    ("text_encoder_3.", ("text_encoder_3",), False),
-    ("text_encoder_4.", ("text_encoder_4",), False),
-    ("cond_stage_model.transformer.", ("text_encoder",), False),
-    ("conditioner.embedders.0.transformer.", ("text_encoder",), False),
-    ("conditioner.embedders.1.model.", ("text_encoder_2",), False),
-    ("text_encoders.clip_l.transformer.", ("text_encoder",), False),
-    ("text_encoders.clip_g.transformer.", ("text_encoder_2",), False),
-    ("text_encoders.t5xxl.transformer.", _T5, False),
-    ("text_encoders.llama.transformer.", _LLAMA, False),
-    ("clip_l.", ("text_encoder",), False),
-    ("clip_g.", ("text_encoder_2",), False),
-    ("t5.", _T5, False),
-    ("llama.", _LLAMA, False),
-)
 #: the adapters of diffusers' attention processors, below the attention
 _PROCESSOR = re.compile(r"^(?P<attention>.*)\.processor\.to_(?P<name>q|k|v|out)_(?:oft|lora)$")
 #: OpenCLIP's text encoder (SDXL's second one in LDM files) -> transformers' CLIP
@@ -86,6 +45,7 @@ class ModuleNames:
     """
 
     def __init__(self, components: Mapping[str, Iterable[str]]) -> None:
+        self._prefixes = prefixes()
         self._dotted: dict[str, dict[str, set[str]]] = {}
         self._underscored: dict[str, dict[str, set[str]]] = {}
         for component, names in components.items():
@@ -102,7 +62,7 @@ class ModuleNames:
         if exact:
             return exact
         places: set[Place] = set()
-        for prefix, meant, underscored in PREFIXES:
+        for prefix, meant, underscored in self._prefixes:
             if not name.startswith(prefix[:-1]) or not (name.startswith(prefix) or underscored):
                 continue
             # OneTrainer's own files keep the dots behind the prefix that it otherwise underscores

@@ -6,18 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from orthotune.errors import UnsupportedLayerError
 from orthotune.files.names import shortened
-from orthotune.formats.names.modules import PREFIXES, match_names
+from orthotune.formats.names.modules import match_names
 from orthotune.formats.peft.names import PREFIX as PEFT
-
-#: target -> component of a pipeline -> what stands before the underscored name of a module; "" is a model by itself
-SPELLINGS: dict[str, dict[str, str]] = {
-    "lycoris": {"": "lycoris_", "unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"},
-    "comfyui": {"": "lora_unet_", "unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"},
-    "kohya-oft": {"": "oft_unet_", "unet": "oft_unet_"},
-}
-_LORA = SPELLINGS["comfyui"]
-#: prefixes that these tools write themselves and read: a name that has one keeps it
-_KEPT = ("lora_", "lycoris_")
+from orthotune.formats.registry import prefixes, targets
 
 
 def spelled(stems: Iterable[str], target: str) -> dict[str, str]:
@@ -30,12 +21,12 @@ def spelled(stems: Iterable[str], target: str) -> dict[str, str]:
         >>> spelled(["oft_unet_mid_block_conv", "unet.conv_in"], "comfyui")
         {'oft_unet_mid_block_conv': 'lora_unet_mid_block_conv', 'unet.conv_in': 'lora_unet_conv_in'}
     """
-    spelling = SPELLINGS.get(target, _LORA)
-    found, second = {}, False
+    format = targets()[target]
+    spelling, found = format.spellings, {}
     parts = {stem: component_of(stem) for stem in stems}
     second = any(component == "text_encoder_2" for component, _ in parts.values())
     for stem, (component, rest) in parts.items():
-        if target != "kohya-oft" and stem.startswith(_KEPT) and "." not in stem:
+        if stem.startswith(format.kept) and "." not in stem:
             found[stem] = stem
             continue
         if component not in spelling:
@@ -111,9 +102,10 @@ def component_of(stem: str) -> tuple[str, str]:
         (('text_encoder_2', 'text_model_fc'), ('', 'blk.lin'))
     """
     stem = stem.removeprefix(PEFT)
-    fits = [(prefix, meant) for prefix, meant, _ in PREFIXES if prefix and stem.startswith(prefix)]
+    known = [one for one in prefixes() if one[0]]
+    fits = [(prefix, meant) for prefix, meant, _ in known if stem.startswith(prefix)]
     # OneTrainer keeps the dots of its own prefixes, too
-    fits += [(p[:-1] + ".", m) for p, m, flat in PREFIXES if flat and p and stem.startswith(p[:-1] + ".")]
+    fits += [(p[:-1] + ".", meant) for p, meant, flat in known if flat and stem.startswith(p[:-1] + ".")]
     if not fits:
         return "", stem
     prefix, meant = max(fits, key=lambda found: len(found[0]))

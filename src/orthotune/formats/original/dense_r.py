@@ -13,16 +13,10 @@ from orthotune.rotation.butterfly import Butterfly
 from orthotune.rotation.frozen import FrozenMap
 from orthotune.rotation.spec import RotationSpec
 
-ID_CONTROL = "oft-control"
 SUFFIXES = r"R|scaling_factors|OFT\.weight|OFT\.bias"
 
 
-def detect(file: AdapterFile) -> bool:
-    """Whether there are matrices ``R`` outside diffusers' processors."""
-    return any("R" in names and not stem.endswith("_oft") for stem, names in file.layers("R").items())
-
-
-def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
+def read_checkpoint(file: AdapterFile, format: str, options: ReadOptions) -> AdapterState:
     """The adapter in a checkpoint of oft-control; the weights beside it are left where they are.
 
     Raises:
@@ -58,7 +52,7 @@ def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
             {"": skew_vector(blocks, -0.5 if reversed_ else 0.5)}, RotationSpec(shared=shared), magnitude
         )
     return AdapterState(
-        layers, {}, {}, file.path, ID_CONTROL, transforms, {stem: stem for stem in [*layers, *transforms]},
+        layers, {}, {}, file.path, format, transforms, {stem: stem for stem in [*layers, *transforms]},
         file.metadata, _warnings(len(file.shapes) - used, convs, options),
     )  # fmt: skip
 

@@ -2,68 +2,64 @@
 
 from __future__ import annotations
 
-from orthotune.formats.adapter_file import AdapterFile, refuse_shape
-from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.codecs.dense_blocks import refuse_foreign, skew_vector
-from orthotune.formats.codecs.oft_blocks import unused_warning
-from orthotune.formats.original.dense_r import flag, projected, stored_blocks
-from orthotune.formats.read_options import ReadOptions
-from orthotune.rotation.spec import RotationSpec
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-ID_DB, ID_T2I = "oft-db", "oft-t2i"
-SUFFIXES = "R|cross_attention_dim|hidden_size|oft_eps|oft_is_coft"
+from orthotune.formats.format import Format
+from orthotune.formats.names.prefixes import DIFFUSERS
+
+if TYPE_CHECKING:
+    from orthotune.formats.adapter_file import AdapterFile
+    from orthotune.formats.adapter_state import AdapterState
+    from orthotune.formats.read_options import ReadOptions
 
 
-def detect(file: AdapterFile) -> bool:
-    """Whether there are matrices ``R`` of processors."""
+class OftDb(Format):
+    """``W' = W C-((R - Rᵀ) / 2)ᵀ``; whether the run kept to a ball is not stored."""
+
+    name = "oft-db"
+    producer = "the original program, oft-db"
+    prefixes = DIFFUSERS
+
+    def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
+        """Whether there are matrices ``R`` of processors, without what oft-t2i stores beside them."""
+        return _of_processors(file) and not _stores_ball(file)
+
+    def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
+        """As stored, unless ``options`` say that the run kept to a ball."""
+        from orthotune.formats.original.processors import read_processors
+
+        state = read_processors(file, self.name, options)
+        if options.coft is not None:
+            return state
+        warning = (
+            "oft-db does not store whether it kept to a ball (COFT): the blocks are read as stored, which is right "
+            "unless the file was saved between an optimizer step and the next forward"
+        )
+        return replace(state, warnings=(*state.warnings, warning))
+
+
+class OftT2i(Format):
+    """The same, with what was done about a ball stored beside each rotation."""
+
+    name = "oft-t2i"
+    producer = "the original program, oft-t2i"
+    prefixes = DIFFUSERS
+
+    def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
+        """Whether there are matrices ``R`` of processors, and whether they kept to a ball."""
+        return _of_processors(file) and _stores_ball(file)
+
+    def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
+        """Within the ball where the file says so."""
+        from orthotune.formats.original.processors import read_processors
+
+        return read_processors(file, self.name, options)
+
+
+def _of_processors(file: AdapterFile) -> bool:
     return any(stem.endswith("_oft") for stem in file.layers("R"))
 
 
-def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
-    """The adapter: ``W' = W C-((R - Rᵀ) / 2)ᵀ``, shared or not, for the projections of each attention.
-
-    oft-t2i stores whether it kept to a ball; oft-db does not, and is read as stored unless ``options`` say so.
-
-    Raises:
-        AdapterFileError: a tensor has a wrong shape.
-    """
-    found = {stem: names for stem, names in file.layers(SUFFIXES).items() if "R" in names}
-    rest = refuse_foreign(file, found)
-    layers, prefixes = {}, {}
-    t2i = any("oft_is_coft" in names for names in found.values())
-    for stem, names in found.items():
-        tensors = file.read(names.values())
-        said = {key: flag(file, name, tensors[name]) for key, name in names.items() if key != "R"}
-        shared = len(file.shapes[names["R"]]) == 2
-        blocks = stored_blocks(file, names["R"], tensors[names["R"]])
-        wide = said.get("cross_attention_dim", 0)
-        if wide > 0 and wide != blocks.shape[0] * blocks.shape[1] and not (shared and wide % blocks.shape[1] == 0):
-            refuse_shape(file.path, names["R"], file.shapes[names["R"]], f"blocks that fill {wide:g} features")
-        coft = bool(said["oft_is_coft"]) if "oft_is_coft" in said else options.coft
-        if coft:
-            blocks = projected(file, blocks, shared, said.get("oft_eps", options.eps))
-        name = module_of(stem)
-        prefixes[name] = stem
-        layers[name] = LayerState({"": skew_vector(blocks, 0.5)}, RotationSpec(shared=shared))
-    warnings = unused_warning(rest)
-    if not t2i and options.coft is None:
-        warnings += (
-            "oft-db does not store whether it kept to a ball (COFT): the blocks are read as stored, which is right "
-            "unless the file was saved between an optimizer step and the next forward",
-        )
-    return AdapterState(
-        layers, {}, file.read(rest), file.path, ID_T2I if t2i else ID_DB, prefixes=prefixes, metadata=file.metadata,
-        warnings=warnings,
-    )  # fmt: skip
-
-
-def module_of(stem: str) -> str:
-    """The projection that a processor's rotation turns.
-
-    Example:
-        >>> module_of("mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_out_oft")
-        'mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0'
-    """
-    attention, _, name = stem.rpartition(".")
-    name = name.removesuffix("_oft")
-    return f"{attention.removesuffix('.processor')}.{'to_out.0' if name == 'to_out' else name}".lstrip(".")
+def _stores_ball(file: AdapterFile) -> bool:
+    return any({"R", "oft_is_coft"} <= set(names) for names in file.layers("R|oft_is_coft").values())

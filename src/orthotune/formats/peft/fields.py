@@ -9,7 +9,7 @@ from typing import Any
 from orthotune.formats.peft.beyond_stock import ORTHOTUNE_TYPE
 from orthotune.formats.peft.config_field import number, whole
 from orthotune.formats.peft.layer_settings import MOST_TERMS, SERIES, series_of, with_own
-from orthotune.rotation.spec import RotationSpec
+from orthotune.rotation.spec import Map, RotationSpec
 
 
 def spec_of_fields(fields: Mapping[str, Any], layer: str | None = None) -> RotationSpec:
@@ -29,13 +29,10 @@ def spec_of_fields(fields: Mapping[str, Any], layer: str | None = None) -> Rotat
         >>> spec_of_fields({"peft_type": "OFT", "oft_block_size": 8, "use_cayley_neumann": True}).map
         'neumann_legacy'
     """
-    # PEFT's own default is the series; ours is the exact map.
-    exact = not fields.get("use_cayley_neumann", fields.get("peft_type") != ORTHOTUNE_TYPE)
-    series = _series(fields)
     spec = RotationSpec(
         block_size=0 if fields.get("r") else fields.get("oft_block_size") or 0,
         side="out" if fields.get("side") == "out" else "in",
-        map="exact" if exact else SERIES[series],
+        map=map_of_fields(fields),
         terms=whole(fields, "num_cayley_neumann_terms", 5, MOST_TERMS),
         shared=bool(fields.get("block_share")),
         scaled=bool(fields.get("scaled")),
@@ -44,7 +41,19 @@ def spec_of_fields(fields: Mapping[str, Any], layer: str | None = None) -> Rotat
         magnitude=bool(fields.get("magnitude")),
     )
     own = {} if layer is None else (fields.get("layer_settings") or {}).get(layer, {})
-    return with_own(spec, own, series)
+    return with_own(spec, own, _series(fields))
+
+
+def map_of_fields(fields: Mapping[str, Any]) -> Map:
+    """The map that the fields of a config mean, single layers' own settings aside.
+
+    Example:
+        >>> map_of_fields({"peft_type": "OFT", "peft_version": "0.18.0"})
+        'neumann'
+    """
+    # PEFT's own default is the series; ours is the exact map.
+    neumann = fields.get("use_cayley_neumann", fields.get("peft_type") != ORTHOTUNE_TYPE)
+    return SERIES[_series(fields)] if neumann else "exact"
 
 
 def fields_of_spec(spec: RotationSpec) -> dict[str, Any]:

@@ -3,71 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from orthotune.formats.kinds import IN_WITH_SCALE, SERIES_IN
+from orthotune.formats.peft.folder import LATER, OFT, PeftFolder
 
-from orthotune.errors import AdapterFileError
-from orthotune.files.names import escaped
-from orthotune.formats.adapter_file import AdapterFile
-from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.codecs.dense_blocks import (
-    refuse_foreign,
-    scale_of_rows,
-    skew_vector,
-    square_blocks,
-    stands_for_all,
-    within_ball,
-)
-from orthotune.formats.peft.config_field import number, whole
-from orthotune.formats.peft.names import bare
-from orthotune.formats.read_options import ReadOptions
-from orthotune.rotation.spec import RotationSpec
+if TYPE_CHECKING:
+    from torch import Tensor
 
-ID = "peft-oft-0.14"
+    from orthotune.formats.adapter_file import AdapterFile
+    from orthotune.formats.adapter_state import AdapterState, LayerState
+    from orthotune.formats.read_options import ReadOptions
 
 
-def detect(file: AdapterFile) -> bool:
-    """Whether there are dense blocks and a scale."""
-    return file.has("oft_r") and file.has("oft_s")
+class PeftOft14(PeftFolder):
+    """``W' = oft_s (W C-((A - Aᵀ) / 2)ᵀ)``."""
 
+    name = "peft-oft-0.14"
+    producer = "PEFT 0.14 or 0.15"
+    target = "peft-0.14"
+    tool = "PEFT 0.14 and 0.15"
+    lossless, approximate = IN_WITH_SCALE, SERIES_IN
+    shared = scale = True
+    fields = OFT | LATER | {"peft_type": "OFT"}
 
-def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
-    """The adapter: ``W' = oft_s (W C-((A - Aᵀ) / 2)ᵀ)``.
+    def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
+        """Whether there are dense blocks and a scale."""
+        return file.has("oft_r") and file.has("oft_s")
 
-    Raises:
-        AdapterFileError: a tensor is missing or has a wrong shape.
-    """
-    config = dict(file.config or {})
-    layers, prefixes, warnings = {}, {}, []
-    for stem, names in file.layers("oft_r|oft_s").items():
-        if len(names) < 2:
-            said = f"Layer '{escaped([stem])}' of {file.path}"
-            raise AdapterFileError(said, got=escaped(names), needed="oft_r and oft_s")
-        tensors = file.read(names.values())
-        blocks = square_blocks(file, names["oft_r"], tensors[names["oft_r"]], 3)
-        scale = scale_of_rows(file, names["oft_s"], tensors[names["oft_s"]], None)
-        if config.get("coft"):
-            radius = _radius(config, blocks, scale.numel())
-            if radius is None:
-                warnings.append(f"'{bare(stem)}' is read as stored: COFT's radius for shared blocks needs the base")
-            else:
-                blocks = within_ball(blocks, radius)
-        name = bare(stem)
-        prefixes[name] = stem
-        layers[name] = LayerState(
-            {"": skew_vector(blocks, 0.5)}, RotationSpec(shared=stands_for_all(file, names["oft_r"], blocks)), scale
-        )
-    rest = refuse_foreign(file, file.layers("oft_r|oft_s"))
-    other = {bare(name): tensor for name, tensor in file.read(rest).items()}
-    return AdapterState(
-        layers, config, other, file.path, ID, prefixes=prefixes, metadata=file.metadata, warnings=tuple(warnings)
-    )
+    def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
+        """A rotation and a scale for each layer, within COFT's ball if the config has one."""
+        from orthotune.formats.peft.dense import read_14
 
+        return read_14(file, self.name)
 
-def _radius(config: Mapping[str, Any], blocks: Tensor, out: int) -> float | None:
-    """PEFT counts with the output's size although the blocks lie on the input's side."""
-    count = whole(config, "r", 0) if config.get("block_share") else blocks.shape[0]
-    if not count:
-        return None
-    return float(number(config, "eps", 6e-5) * (-(-out // count)) ** 2 / blocks.shape[0] ** 0.5)
+    def encoded(
+        self, state: AdapterState, keys: Mapping[str, str], layers: Mapping[str, LayerState]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Dense blocks and scales, and one size of the blocks or one number of them."""
+        from orthotune.formats.peft.sizes import common_size, for_all
+        from orthotune.formats.peft.tensors import columns, dense
+
+        tensors = dense(state, keys, 1.0) | columns(state, keys)
+        return tensors, for_all(layers, "block_share") | common_size(layers, state.config)

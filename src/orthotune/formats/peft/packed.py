@@ -1,4 +1,4 @@
-"""PEFT's folder since 0.16: ``adapter_config.json`` and packed upper triangles in ``adapter_model.safetensors``."""
+"""Packed upper triangles with the config of PEFT since 0.16, or of orthotune."""
 
 from __future__ import annotations
 
@@ -15,28 +15,18 @@ from orthotune.formats.adapter_file import CONFIG_NAME, AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.codecs.dense_blocks import refuse_foreign
 from orthotune.formats.codecs.oft_r import check_packed
-from orthotune.formats.peft import oft_08, oft_14
-from orthotune.formats.peft.beyond_stock import ASSUMED, FORMAT_VERSION, ORTHOTUNE_TYPE
+from orthotune.formats.peft.beyond_stock import FORMAT_VERSION, ORTHOTUNE_TYPE
 from orthotune.formats.peft.fields import spec_of_fields
 from orthotune.formats.peft.layer_settings import fault
 from orthotune.formats.peft.names import bare
 from orthotune.formats.read_options import ReadOptions
-
-ID, ID_LEGACY, ID_OWN = "peft-oft", "peft-oft-0.16", "orthotune"
 
 _ROTATION = re.compile(r"^(?P<layer>.*)\.oft_(?P<embedding>embedding_)?R\.(?:(?P<part>.+)\.)?weight$")
 _MAGNITUDE = re.compile(r"^(?P<layer>.*)\.oft_magnitude(?:\.weight)?$")
 _OLDER = {"oft_r": "PEFT 0.8 to 0.15", "oft_s": "PEFT 0.14 or 0.15", "boft_R": "BOFT", "lora_A": "LoRA"}
 
 
-def detect(file: AdapterFile) -> bool:
-    """Whether the file has PEFT's config, of whichever kind that no other format knows."""
-    if file.config is None or oft_08.detect(file) or oft_14.detect(file):
-        return False
-    return not file.has("boft_R|boft_s")
-
-
-def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
+def read_folder(file: AdapterFile, format: str, options: ReadOptions) -> AdapterState:
     """The adapter in a folder that PEFT or orthotune wrote.
 
     Raises:
@@ -49,17 +39,9 @@ def read(file: AdapterFile, options: ReadOptions) -> AdapterState:
         config["neumann_series"] = options.series
     tensors = file.read(file.shapes)
     layers = _layers(tensors, config, file)
-    if config["peft_type"] == ORTHOTUNE_TYPE:
-        format = ID_OWN
-    else:
-        format = ID_LEGACY if spec_of_fields(config).map == "neumann_legacy" else ID
-    warnings: tuple[str, ...] = ()
-    if format == ID_LEGACY and not config.get("peft_version") and options.series is None:
-        warnings = ("the config records no version of PEFT, so the series is that of 0.16 and 0.17",)
     prefixes = {bare(found["layer"]): found["layer"] for key in tensors if (found := _ROTATION.match(key))}
     return AdapterState(
         layers, config, _other(file, tensors), file.path.parent, format, prefixes=prefixes, metadata=file.metadata,
-        warnings=warnings,
     )  # fmt: skip
 
 
@@ -79,18 +61,6 @@ def _check_config(file: AdapterFile, config: Mapping[str, Any]) -> None:
             needed=f"{FORMAT_VERSION} or less",
             do="Upgrade with: pip install -U orthotune",
         )
-
-
-def beyond_stock(config: Mapping[str, Any]) -> list[str]:
-    """The fields and layer kinds because of which stock PEFT cannot express the adapter; empty if it can.
-
-    Example:
-        >>> beyond_stock({"side": "out", "scaled": False})
-        ['side']
-    """
-    fields = [name for name, stock in ASSUMED.items() if (config.get(name) or stock) != stock]
-    kinds = [str(kind) for kind in config.get("needs_orthotune_for") or []]
-    return [name for name in fields if name != "needs_orthotune_for"] + kinds
 
 
 def _layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: AdapterFile) -> dict[str, LayerState]:

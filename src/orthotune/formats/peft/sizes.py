@@ -9,6 +9,7 @@ from typing import Any
 from orthotune.errors import UnsupportedLayerError
 from orthotune.formats.adapter_state import LayerState
 from orthotune.formats.peft.config_field import whole
+from orthotune.formats.peft.fields import fields_of_spec
 from orthotune.rotation.blocks import nearest_divisor
 
 
@@ -63,3 +64,23 @@ def counts_of(layers: Mapping[str, LayerState]) -> dict[str, Any]:
     counts = {name: layer.rotations[""].shape[0] for name, layer in layers.items()}
     usual = Counter(counts.values()).most_common(1)[0][0]
     return {"r": usual, "rank_pattern": {name: count for name, count in counts.items() if count != usual}}
+
+
+def for_all(layers: Mapping[str, LayerState], *names: str) -> dict[str, Any]:
+    """Fields of PEFT's that no layer can have for itself.
+
+    Args:
+        layers: at least one.
+        names: of the fields.
+
+    Raises:
+        UnsupportedLayerError: two layers differ in one.
+    """
+    fields = [fields_of_spec(layer.spec) for layer in layers.values()]
+    for name in names:
+        if len(found := {own[name] for own in fields}) > 1:
+            raise UnsupportedLayerError(
+                "one config for all layers", got=f"layers with {name} {' and '.join(sorted(map(str, found)))}",
+                do="Write a single file instead, for a tool that takes each layer's own",
+            )  # fmt: skip
+    return {name: fields[0][name] for name in names}
