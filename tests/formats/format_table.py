@@ -1,6 +1,6 @@
-"""The tables of docs/formats.md, from the fixtures and the conversion table.
+"""The tables of docs/formats.md, from the fixtures and the registry of formats.
 
-``PYTHONPATH=src:tests python -m formats.format_table`` writes them into the page; a test says when that is due.
+``PYTHONPATH=src python -m tests.formats.format_table`` writes them into the page; a test says when that is due.
 """
 
 from __future__ import annotations
