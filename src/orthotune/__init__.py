@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from orthotune.formats.adapter_state import AdapterState
     from orthotune.formats.read_options import ReadOptions
-    from orthotune.formats.roster import read_adapter
-    from orthotune.formats.writers import write_adapter
+    from orthotune.formats.registry import read_adapter
+    from orthotune.formats.write import write_adapter
     from orthotune.image.control.pipeline import ControlPipeline
     from orthotune.image.families.registry import open_family
     from orthotune.layers.plan import explain
@@ -91,11 +91,11 @@ HOMES = {
     "load_adapter": "orthotune.operations.load",
     "merge": "orthotune.operations.merge",
     "open_family": "orthotune.image.families.registry",
-    "read_adapter": "orthotune.formats.roster",
+    "read_adapter": "orthotune.formats.registry",
     "register": "orthotune.tuner.register",
     "set_scale": "orthotune.tuner.strength",
     "unregister": "orthotune.tuner.register",
-    "write_adapter": "orthotune.formats.writers",
+    "write_adapter": "orthotune.formats.write",
 }
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from orthotune.cli import convert
 from orthotune.formats import read_adapter
-from orthotune.formats.conversion_table import DIFF, TARGETS
+from orthotune.formats.kinds import DIFF
+from orthotune.formats.registry import targets
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 KOHYA = FIXTURES / "kohya-oft-2023-10" / "plain" / "adapter.safetensors"
@@ -28,7 +29,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def test_help_names_every_target() -> None:
-    assert set(convert.TARGETS.rstrip(".").replace("; or", ",").split(", ")) == {*TARGETS, DIFF}
+    assert set(convert._targets().rstrip(".").replace("; or", ",").split(", ")) == {*targets(), DIFF}
 
 
 def test_file_for_comfyui(call: Callable, tmp_path: Path) -> None:

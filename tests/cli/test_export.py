@@ -99,7 +99,7 @@ def test_one_component_and_a_variant(call: Callable, image: Any) -> None:
     assert {p.name for p in (home / "out").iterdir()} == {"config.json", "diffusion_pytorch_model.fp16.safetensors"}
     new = load_file(home / "out" / "diffusion_pytorch_model.fp16.safetensors")["mid_block.resnets.0.conv1.weight"]
     half = load_file(unet / "diffusion_pytorch_model.fp16.safetensors")["mid_block.resnets.0.conv1.weight"]
-    from orthotune.formats.roster import read_adapter
+    from orthotune.formats.registry import read_adapter
 
     (transform,) = read_adapter(adapter).layers.values()
     assert new.dtype == torch.float16
@@ -194,7 +194,7 @@ def test_lora_gives_the_adapters_output_in_stock_peft(call: Callable, tmp_path: 
 
 
 def _turned(model: Any, adapter: Path, *, transposed: bool) -> Any:
-    from orthotune.formats.roster import read_adapter
+    from orthotune.formats.registry import read_adapter
 
     with torch.no_grad():
         for name, layer in read_adapter(adapter).layers.items():

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from orthotune.formats.conversion_table import DIFF, TARGETS
-from orthotune.operations.identify import PRODUCERS, identify
+from orthotune.formats.kinds import DIFF
+from orthotune.formats.registry import format_called, targets
+from orthotune.operations.identify import identify
 from tests.support.producers import FIXTURES, Produced, produced
 
 #: producer of the fixtures -> what the probable producer must name
@@ -27,9 +28,9 @@ MEANT = {
 @pytest.mark.parametrize("case", produced(), ids=str)
 def test_every_producer_is_told(case: Produced) -> None:
     found = identify(case.adapter, **asdict(case.options))
-    assert found.format in PRODUCERS
+    assert format_called(found.format) is not None
     assert MEANT.get(case.producer, "LyCORIS 2.1") in found.producer
-    assert set(found.conversions) == {*TARGETS, DIFF}
+    assert set(found.conversions) == {*targets(), DIFF}
     assert set(found.needs_base) <= set(found.conversions)
     assert found.layers == sum(found.kinds.values()) and found.blocks == sum(found.block_sizes.values())
     assert found.dtypes and set(found.sides) <= {"in", "out"}

@@ -179,7 +179,7 @@ def test_streaming_into_a_place_below_a_file(call: Callable, trained: Path) -> N
 
 @pytest.mark.parametrize("more", [[], ["--stream"]])
 def test_adapters_of_other_tools_merge_too(call: Callable, trained: Path, more: list[str]) -> None:
-    from orthotune.formats.roster import read_adapter
+    from orthotune.formats.registry import read_adapter
     from tests.support.adapter_files import onetrainer
 
     name = "model.layers.0.mlp.up_proj"

@@ -1,4 +1,4 @@
-"""The tables of docs/reference/formats.md, from the fixtures and the conversion table.
+"""The tables of docs/reference/formats.md, from the fixtures and the registry of formats.
 
 ``PYTHONPATH=src:. python -m tests.formats.format_table`` writes them into the page; a test says when that is due.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orthotune.formats.conversion_table import TARGETS, kind_of, verdict
-from orthotune.formats.roster import FORMATS
+from orthotune.formats.kinds import kind_of
+from orthotune.formats.registry import FORMATS, targets
 from tests.support.producers import comparisons, produced
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "formats.md"
@@ -40,20 +40,21 @@ def tables() -> str:
     lines = ["| format | files of | compared | runs as | `--to`, without loss |", "|---|---|---|---|---|"]
     for name in sorted(kinds):
         ways = {"weight transform" if kind in TRANSFORMS else "rotation" for kind in kinds[name]}
-        to = sorted({t for t in TARGETS for kind in kinds[name] if verdict(kind, t)[0] == "lossless"})
+        to = sorted({t for t in targets() for kind in kinds[name] if targets()[t].can_hold(kind)[0] == "lossless"})
         compared = str(counts[name]) if counts[name] else "by formula"
         row = name, ", ".join(sorted(writers[name])), compared, " or ".join(sorted(ways)), ", ".join(to) or "diff only"
         lines.append("| " + " | ".join(row) + " |")
     everything = sorted({kind for found in kinds.values() for kind in found} | {"embedding"})
-    lines += ["", "| kind of layer | " + " | ".join(TARGETS) + " |", "|---" * (len(TARGETS) + 1) + "|"]
+    lines += ["", "| kind of layer | " + " | ".join(targets()) + " |", "|---" * (len(targets()) + 1) + "|"]
     for kind in everything:
-        lines.append("| " + " | ".join([kind, *(SIGNS[verdict(kind, target)[0]] for target in TARGETS)]) + " |")
+        signs = [SIGNS[target.can_hold(kind)[0]] for target in targets().values()]
+        lines.append("| " + " | ".join([kind, *signs]) + " |")
     return "\n".join(lines) + "\n"
 
 
 def known_formats() -> set[str]:
-    """Every id that a module of the roster gives to what it reads."""
-    return {value for module in FORMATS for name, value in vars(module).items() if name.startswith("ID")}
+    """The id of every format that is read."""
+    return {format.name for format in FORMATS if format.producer}
 
 
 def written(page: str) -> str:

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from orthotune.errors import ConfigError, OrthotuneError, UnsupportedLayerError
 from orthotune.formats import AdapterState, LayerState, ReadOptions, read_adapter
-from orthotune.formats.conversion_table import TARGETS
 from orthotune.formats.convert import convert, plan
-from orthotune.formats.writers import write_adapter
+from orthotune.formats.registry import targets
+from orthotune.formats.write import write_adapter
 from orthotune.rotation.spec import RotationSpec
 from tests.support.producers import Produced, base_layer, produced
 
@@ -35,7 +35,7 @@ def _pairs() -> list[tuple[Produced, str]]:
             continue
         state = case.read()
         shapes = {name: weight.shape for name, weight in _weights(case, state).items()}
-        found += [(case, target) for target in TARGETS if plan(state, target, shapes).verdict == "lossless"]
+        found += [(case, target) for target in targets() if plan(state, target, shapes).verdict == "lossless"]
     return found
 
 
@@ -51,7 +51,7 @@ def test_a_lossless_pair_turns_weights_as_before(case: Produced, target: str, tm
     weights = _weights(case, state)
     converted, errors = convert(state, target, {name: weight.shape for name, weight in weights.items()})
     assert not errors
-    out = tmp_path / ("adapter" if TARGETS[target].folder else "adapter.safetensors")
+    out = tmp_path / ("adapter" if targets()[target].folder else "adapter.safetensors")
     write_adapter(converted, out, target, _modules(case))
     back = read_adapter(out)
     turned = {_bare(name): back.transform(name) for name in (*back.layers, *back.transforms)}
@@ -70,7 +70,7 @@ def test_most_pairs_are_written() -> None:
     pairs = _pairs()
     # every producer but that of split rows, and those of BOFT whose convolutions are scrambled
     assert len({case.producer for case, _ in pairs}) == len({case.producer for case in produced()}) - 3
-    assert {target for _, target in pairs} == set(TARGETS)
+    assert {target for _, target in pairs} == set(targets())
 
 
 def _one(layer: LayerState, **fields: Any) -> AdapterState:

@@ -1,4 +1,4 @@
-"""The tables in the docs are what the readers and the conversion table do."""
+"""The tables in the docs are what the formats do."""
 
 from __future__ import annotations
 

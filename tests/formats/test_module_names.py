@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from orthotune.errors import AdapterFileError
-from orthotune.formats.layer_names import component_of, places
-from orthotune.formats.module_names import ModuleNames, match_names
-from orthotune.formats.module_names_ldm import diffusers_names, ldm_names
+from orthotune.formats.names.ldm import diffusers_names, ldm_names
+from orthotune.formats.names.modules import ModuleNames, match_names
+from orthotune.formats.names.spelling import component_of, places
 from tests.support.image_models import text_encoder, unet, weights
 
 

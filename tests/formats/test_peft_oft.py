@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from orthotune.errors import AdapterFileError
 from orthotune.formats import read_adapter
-from orthotune.formats.peft_fields import spec_of_fields
-from orthotune.formats.peft_oft import beyond_stock
+from orthotune.formats.peft.beyond_stock import beyond_stock
+from orthotune.formats.peft.fields import spec_of_fields
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 # the layout with packed triangles, which began with 0.16

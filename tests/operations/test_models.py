@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from orthotune import OFTConfig, PeftModel, get_peft_model, load_adapter
 from orthotune.errors import AdapterFileError, BlockSizeError, ConfigError, TargetError
-from orthotune.formats.module_names_ldm import ldm_names
+from orthotune.formats.names.ldm import ldm_names
 from orthotune.rotation.placed import placed
 from tests.support.adapter_files import lycoris, merged, onetrainer, state
 from tests.support.bases import lone, numbers, places, put
@@ -151,7 +151,7 @@ def test_frozen_and_trainable_adapters_share_a_layer(tmp_path: Path) -> None:
     load_adapter(tuned, path, "style")
     layer = tuned.base_model.model[0]
     assert layer.frozen_map("style") is not None
-    from orthotune.formats.roster import read_adapter
+    from orthotune.formats.registry import read_adapter
 
     (butterfly,) = read_adapter(path).transforms.values()
     own = torch.nn.functional.linear(x, butterfly.apply(base), net[0].bias)
@@ -198,7 +198,7 @@ def test_layers_that_differ_survive_saving(tmp_path: Path) -> None:
     """Blocks of 4 and of 2, one layer with a scale and one without, in one file: each layer has settings of its own."""
     from safetensors.torch import load_file, save_file
 
-    from orthotune.formats.roster import read_adapter
+    from orthotune.formats.registry import read_adapter
 
     def network() -> nn.Module:
         torch.manual_seed(0)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from orthotune.formats.roster import read_adapter
+from orthotune.formats.registry import read_adapter
 
 
 def lycoris(path: Path, layers: Mapping[str, int], *, butterfly: int = 0, seed: int = 3) -> Path:

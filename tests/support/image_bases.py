@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from orthotune.formats.module_names_ldm import ldm_names
+from orthotune.formats.names.ldm import ldm_names
 from tests.support.image_models import pipeline, weights
 
 

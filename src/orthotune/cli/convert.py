@@ -10,20 +10,20 @@ import typer
 from orthotune.cli.bytes_bar import bytes_bar
 from orthotune.cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
 
-#: What --to takes, here once more so that help need not load the table; tests compare the two.
-TARGETS = (
-    "comfyui, lycoris, kohya-oft, kohya-oft-v2, kohya-boft, onetrainer, peft, peft-0.16, peft-0.14, peft-0.8, "
-    "peft-boft, orthotune; or diff."
-)
-
 if TYPE_CHECKING:
     from orthotune.operations.convert import Converted
+
+
+def _targets() -> str:
+    from orthotune.formats.registry import targets  # loads neither torch nor safetensors
+
+    return f"{', '.join(targets())}; or diff."
 
 
 def convert(
     adapter: Path = typer.Argument(help="Adapter: a folder as PEFT writes it, or one file."),
     out: Path = typer.Argument(help="What is written: a file, or a folder for the formats of PEFT and orthotune."),
-    to: str = typer.Option(..., "--to", help=TARGETS),
+    to: str = typer.Option(..., "--to", help=_targets()),
     base: Path = typer.Option(None, "--base", "-b", help="Base model on this machine, where names or shapes need it."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, and write nothing."),
     approximate: bool = typer.Option(False, "--approximate", help="Allow what is nearly the same; prints the error."),
@@ -66,9 +66,9 @@ def lines(done: Converted) -> list[str]:
             return [*found, "Nothing was written."]
         found += [str(done.exported.report), f"{done.exported.changes} tensors of change, exact for this base alone"]
         return [*found, f"written  {done.written}"]
-    from orthotune.formats.conversion_table import TARGETS
+    from orthotune.formats.registry import targets
 
-    found.append(f"to            {done.target} ({TARGETS[done.target].tool}), {done.plan.verdict}")
+    found.append(f"to            {done.target} ({targets()[done.target].tool}), {done.plan.verdict}")
     found += [f"note          {note}" for note in done.plan.notes]
     if done.written is None:
         found += [f"because       {reason}: {len(names)} layers" for reason, names in done.plan.reasons.items()]

@@ -62,7 +62,7 @@ def base_of(adapter: Path, base: str | None) -> str:
     """
     from orthotune.errors import AdapterFileError, OrthotuneError
     from orthotune.files.installed_worlds import current
-    from orthotune.formats.roster import read_adapter
+    from orthotune.formats.registry import read_adapter
 
     if base:
         return base

@@ -43,7 +43,7 @@ def energy(
 
 def _recorded_base(adapter: Path) -> str | None:
     from orthotune.files.installed_worlds import current
-    from orthotune.formats.roster import read_adapter
+    from orthotune.formats.registry import read_adapter
 
     config = _peft_config(adapter) or read_adapter(adapter).config
     recorded = config.get("base_model_name_or_path")

@@ -1,7 +1,28 @@
-"""Adapter files, one file per format, and the canonical ``AdapterState`` that they are read into."""
+"""Adapter files: one class for each format, and the canonical ``AdapterState`` that files of all formats are read into.
 
-from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.read_options import ReadOptions
-from orthotune.formats.roster import read_adapter
+A folder holds the formats of one tool; ``codecs`` and ``names`` are what several tools share. Importing this package
+loads nothing, so that the registry of formats can be listed without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orthotune.formats.adapter_state import AdapterState, LayerState
+    from orthotune.formats.read_options import ReadOptions
+    from orthotune.formats.registry import read_adapter
 
 __all__ = ["AdapterState", "LayerState", "ReadOptions", "read_adapter"]
+
+_HOMES = {
+    "AdapterState": "adapter_state",
+    "LayerState": "adapter_state",
+    "ReadOptions": "read_options",
+    "read_adapter": "registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'orthotune.formats' has no attribute {name!r}")
+    return getattr(import_module(f"orthotune.formats.{_HOMES[name]}"), name)

@@ -18,7 +18,7 @@ from orthotune.errors import AdapterFileError
 from orthotune.files import safetensors_header
 from orthotune.files.json_file import read_json
 from orthotune.files.safetensors_file import refuse_non_finite
-from orthotune.formats import config_types
+from orthotune.formats.peft import config_types
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 #: Names under which a folder holds its weights, the first one found counts.

@@ -174,7 +174,7 @@ class AdapterState:
         config: the adapter's own config, if it has one.
         other: tensors beside the rotations, as of ``modules_to_save``.
         source: where it was read.
-        format: id of the format on the roster.
+        format: id of the format in the registry.
         prefixes: layer -> what stood before the format's own suffix in the file. Names of layers are the same without
             PEFT's ``base_model.model.``; what names a part of a pipeline, as ``lora_te1_``, stays, for without it two
             layers could have one name. Layers of diffusers' processors are called as the module that they turn.

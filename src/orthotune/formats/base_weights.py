@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from orthotune.errors import AdapterFileError
 from orthotune.files.names import shortened
 from orthotune.files.safetensors_header import check_header
-from orthotune.formats.layer_names import places
+from orthotune.formats.names.spelling import places
 
 #: What names of a single file's components begin with, where a file holds a whole pipeline.
 INSIDE = {

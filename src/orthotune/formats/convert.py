@@ -11,8 +11,10 @@ from torch import Tensor
 from orthotune.errors import ConfigError, UnsupportedLayerError, nearest
 from orthotune.files.names import shortened
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.config_field import whole
-from orthotune.formats.conversion_table import DENSE, TARGETS, Target, Verdict, kind_of, verdict
+from orthotune.formats.format import Format
+from orthotune.formats.kinds import DENSE, DIFF, RAGGED, Verdict, kind_of
+from orthotune.formats.peft.config_field import whole
+from orthotune.formats.registry import targets
 from orthotune.rotation.butterfly import Butterfly
 from orthotune.rotation.cayley import inverse_cayley
 from orthotune.rotation.frozen import FrozenMap
@@ -62,37 +64,38 @@ def plan(state: AdapterState, target: str, shapes: Shapes | None = None, *, line
         >>> plan(AdapterState({"lin": LayerState({"": torch.zeros(2, 3)})}), "lycoris").verdict
         'impossible'
     """
-    if target not in TARGETS:
-        near = nearest(target, TARGETS)
+    known = targets()
+    if target not in known:
+        near = nearest(target, known)
         raise ConfigError(
-            f"--to {target}", needed=f"one of {', '.join([*TARGETS, 'diff'])}",
+            f"--to {target}", needed=f"one of {', '.join([*known, DIFF])}",
             do=f"Did you mean {near[0]}?" if near else None,
         )  # fmt: skip
-    shapes, can = shapes or {}, TARGETS[target]
+    shapes, can = shapes or {}, known[target]
     order: list[Verdict] = ["lossless", "approximate", "impossible"]
     worst = order[0]
     reasons: dict[str, list[str]] = {}
     needs: dict[str, list[str]] = {}
     for name, layer in {**state.layers, **state.transforms}.items():
         shape = shapes.get(name)
-        found, reason = verdict(_kind(layer, shape), target)
+        found, reason = can.can_hold(_kind(layer, shape))
         if reason:
             reasons.setdefault(reason, []).append(name)
         worst = order[max(order.index(worst), order.index(found))]
         for needed in [] if shape is not None else _open(layer, can, linear, state):
             needs.setdefault(needed, []).append(name)
     ragged = [name for name, layer in state.layers.items() if layer.ragged and name not in shapes]
-    notes = (UNCHECKED,) if ragged and target != "peft-0.8" else ()
+    notes = (UNCHECKED,) if ragged and RAGGED not in can.lossless else ()
     return Plan(target, worst, reasons, needs, notes)
 
 
 def _kind(layer: FrozenMap, shape: Sequence[int] | None) -> str:
     if isinstance(layer, LayerState) and layer.ragged and shape is not None and not layer.runs_on(shape[0]):
-        return "ragged"
+        return RAGGED
     return kind_of(layer)
 
 
-def _open(layer: FrozenMap, can: Target, linear: bool, state: AdapterState) -> list[str]:
+def _open(layer: FrozenMap, can: Format, linear: bool, state: AdapterState) -> list[str]:
     """What must be known of the base before this layer can be converted."""
     if not isinstance(layer, LayerState):
         known = not isinstance(layer, Butterfly) or layer.magnitude is None or layer.dims or linear
@@ -134,10 +137,11 @@ def convert(
         ('exact', True)
     """
     planned, shapes = plan(state, target, shapes, linear=linear), shapes or {}
+    can = targets()[target]
     if planned.verdict == "impossible" or (planned.verdict == "approximate" and not approximate):
         raise UnsupportedLayerError(
             f"{len({n for names in planned.reasons.values() for n in names})} layers cannot be written for "
-            f"{TARGETS[target].tool}" + ("" if planned.verdict == "impossible" else " without loss"),
+            f"{can.tool}" + ("" if planned.verdict == "impossible" else " without loss"),
             got="; ".join(f"{reason} ({shortened(names)})" for reason, names in planned.reasons.items()),
             do=DENSE if planned.verdict == "impossible" else f"Add --approximate, and see the error. {DENSE}",
         )
@@ -151,7 +155,7 @@ def convert(
     known = {name: 2 for name in (*state.layers, *state.transforms)} if linear else {}
     known |= {name: len(shape) for name, shape in shapes.items()}
     for name, layer in state.layers.items():
-        layers[name], error = _layer(layer, target, shapes.get(name), _count_in_config(layer, state))
+        layers[name], error = _layer(layer, can, shapes.get(name), _count_in_config(layer, state))
         layers[name] = replace(layers[name], dims=known.get(name, layer.dims))
         if error is not None:
             errors[name] = error
@@ -160,8 +164,8 @@ def convert(
     return replace(state, layers=layers, transforms=transforms), errors
 
 
-def _layer(layer: LayerState, target: str, shape: Sequence[int] | None, count: int) -> tuple[LayerState, float | None]:
-    can, kind = TARGETS[target], kind_of(layer)
+def _layer(layer: LayerState, can: Format, shape: Sequence[int] | None, count: int) -> tuple[LayerState, float | None]:
+    kind = kind_of(layer)
     if layer.conv_reversed:
         layer = layer.for_weight(shape or (1, 1))
     layer, error = layer.plain(), None

@@ -11,7 +11,7 @@ from torch import Tensor
 from orthotune.formats.adapter_file import AdapterFile, open_adapter
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.read_options import ReadOptions
-from orthotune.formats.roster import format_of
+from orthotune.formats.registry import read_file
 
 
 @dataclass(frozen=True)
@@ -64,4 +64,4 @@ def read_once(path: str | Path, **options: Any) -> Adapter:
         return {name: read[name] for name in names}
 
     file = replace(opened, load=load)
-    return Adapter(Path(path), format_of(file).read(file, answers), file, answers)
+    return Adapter(Path(path), read_file(file, answers), file, answers)

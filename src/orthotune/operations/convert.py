@@ -11,8 +11,9 @@ from orthotune.files.output import new_folder
 from orthotune.formats import convert as conversion
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.base_weights import BaseWeights, open_base
-from orthotune.formats.conversion_table import DIFF, TARGETS
-from orthotune.formats.writers import write_adapter
+from orthotune.formats.kinds import DIFF
+from orthotune.formats.registry import targets
+from orthotune.formats.write import write_adapter
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.place import refuse_place_of_adapter
 
@@ -60,7 +61,7 @@ def convert(
     Args:
         adapter: a folder as PEFT writes it, or one file of any readable format. It is read once.
         out: a ``.safetensors`` file, or a folder for the formats of PEFT and orthotune; appears when it is complete.
-        to: a format of ``orthotune.formats.conversion_table.TARGETS``, or ``diff`` for the dense change of each weight.
+        to: one of ``orthotune.formats.registry.targets()``, or ``diff`` for the dense change of each weight.
         base: base model on this machine, where names or shapes of its weights are needed.
         dry_run: find out what would be done, and write nothing.
         approximate: allow what is nearly the same; the errors say how nearly.
@@ -100,7 +101,7 @@ def convert(
     if weights is not None:
         places = weights.of_layers([*state.layers, *state.transforms])
         shapes = {name: weights.shapes[place] for name, place in places.items()}
-    folder = to in TARGETS and TARGETS[to].folder
+    folder = to in targets() and targets()[to].folder
     layers, notes = len(state.layers) + len(state.transforms), _notes(state, folder)
     if to == DIFF:
         exported = _diff(opened, out, base, dry_run, overwrite, progress, options)
@@ -141,7 +142,7 @@ def _diff(
 
 def _write(state: AdapterState, out: Path, to: str, weights: BaseWeights | None, overwrite: bool) -> None:
     modules = None if weights is None else weights.modules
-    if TARGETS[to].folder:
+    if targets()[to].folder:
         with new_folder(out, overwrite=overwrite, named="OUT") as folder:
             write_adapter(state, folder, to, modules)
         return

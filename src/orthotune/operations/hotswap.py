@@ -11,10 +11,10 @@ from torch import Tensor
 from orthotune.errors import AdapterFileError, ConfigError
 from orthotune.files.names import escaped
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.layer_settings import series_of
-from orthotune.formats.module_names import match_names
+from orthotune.formats.names.modules import match_names
+from orthotune.formats.peft.layer_settings import series_of
 from orthotune.formats.read_options import ReadOptions
-from orthotune.formats.roster import read_adapter
+from orthotune.formats.registry import read_adapter
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.operations.fitting.components import adaptable, bare

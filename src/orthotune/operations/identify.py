@@ -10,32 +10,12 @@ from typing import Any
 from safetensors import safe_open
 
 from orthotune.formats.adapter_state import AdapterState
-from orthotune.formats.conversion_table import DIFF, TARGETS, kind_of
 from orthotune.formats.convert import plan
+from orthotune.formats.kinds import DIFF, kind_of
 from orthotune.formats.measure import RotationMeasure, measure
+from orthotune.formats.registry import format_called, targets
 from orthotune.operations.adapter import read_once
 
-#: format -> who writes it
-PRODUCERS: dict[str, str] = {
-    "peft-oft": "PEFT 0.18 or later, or 0.16 and later with exact rotations",
-    "peft-oft-0.16": "PEFT 0.16 or 0.17",
-    "peft-oft-0.14": "PEFT 0.14 or 0.15",
-    "peft-oft-0.8": "PEFT 0.8 to 0.13",
-    "peft-boft": "PEFT's BOFT, 0.14 or later, or linear layers of an older one",
-    "peft-boft-0.11": "PEFT's BOFT, 0.11 to 0.13",
-    "orthotune": "orthotune",
-    "lycoris-oft": "LyCORIS 2.1 or later, Diag-OFT",
-    "lycoris-oft-2.0": "LyCORIS 2.0, Diag-OFT",
-    "lycoris-boft": "LyCORIS 2.1 or later, BOFT",
-    "kohya-oft": "sd-scripts, networks.oft",
-    "kohya-oft-flux": "sd-scripts, networks.oft_flux",
-    "kohya-oft-v2": "sd-scripts, networks.oft_v2",
-    "kohya-boft": "sd-scripts, networks.boft",
-    "onetrainer": "OneTrainer, OFT_2",
-    "oft-control": "the original program, oft-control",
-    "oft-db": "the original program, oft-db",
-    "oft-t2i": "the original program, oft-t2i",
-}
 #: what a header may say of the producer itself
 _SAID = ("ss_network_module", "ss_sd_scripts_commit_hash", "ot_branch", "ot_revision", "modelspec.implementation")
 
@@ -98,17 +78,17 @@ def identify(adapter: str | Path, **options: Any) -> Identity:
         ('kohya-oft', ['out'])
     """
     opened = read_once(adapter, **options)
-    state = opened.state
+    state, format = opened.state, format_called(opened.state.format)
     rows = list(measure(state))
     sizes: Counter[int] = Counter()
     for row in rows:
         sizes[row.block_size] += row.blocks
-    plans = {target: plan(state, target) for target in TARGETS}
+    plans = {target: plan(state, target) for target in targets()}
     balls = {layer.spec.eps for layer in state.layers.values() if layer.spec.eps is not None}
     return Identity(
         path=str(adapter),
         format=state.format,
-        producer=PRODUCERS.get(state.format, "unknown"),
+        producer=format.producer if format is not None else "unknown",
         said=_said(state),
         layers=len(state.layers) + len(state.transforms),
         kinds=dict(Counter(map(kind_of, [*state.layers.values(), *state.transforms.values()])).most_common()),

@@ -8,7 +8,9 @@ from typing import Any
 
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.measure import measure
-from orthotune.formats.peft_oft import ID, ID_LEGACY, ID_OWN, beyond_stock
+from orthotune.formats.peft.beyond_stock import beyond_stock
+from orthotune.formats.peft.oft import PackedFolder
+from orthotune.formats.registry import format_called
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.diagnosis.diagnose import diagnose, diagnose_state
 
@@ -53,6 +55,7 @@ def _of_state(state: AdapterState) -> dict[str, Any]:
     planes = [row["blocks"] * (row["block_size"] // 2) for row in rows]
     first = next(iter(state.layers.values()), None)
     exact = first is None or first.spec.exact
+    of_peft = isinstance(format_called(state.format), PackedFolder)
     return {
         "adapter": str(state.source),
         "base_model": state.config.get("base_model_name_or_path"),
@@ -60,7 +63,7 @@ def _of_state(state: AdapterState) -> dict[str, Any]:
         "peft_version": state.config.get("peft_version"),
         "format": state.format,
         # None: today's PEFT does not load the format at all
-        "beyond_stock_peft": beyond_stock(state.config) if state.format in (ID, ID_LEGACY, ID_OWN) else None,
+        "beyond_stock_peft": beyond_stock(state.config) if of_peft else None,
         "map": "exact" if first is None else first.spec.map,
         "terms": None if first is None or exact else first.spec.terms,
         "coft_eps": None if first is None else first.spec.eps,

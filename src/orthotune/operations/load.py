@@ -18,7 +18,7 @@ from torch import nn
 from orthotune.errors import AdapterFileError, ConfigError, nearest
 from orthotune.files.names import escaped
 from orthotune.formats.adapter_state import AdapterState
-from orthotune.formats.module_names import match_names
+from orthotune.formats.names.modules import match_names
 from orthotune.layers.base import OFTLayer
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.fitting.components import adaptable, bare, components_of

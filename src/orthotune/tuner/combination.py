@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from orthotune.errors import ConfigError, OrthotuneError, UnsupportedLayerError, nearest
 from orthotune.formats.adapter_state import LayerState
-from orthotune.formats.layer_settings import in_common
-from orthotune.formats.peft_fields import fields_of_spec
+from orthotune.formats.peft.fields import fields_of_spec
+from orthotune.formats.peft.layer_settings import in_common
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.embedding import Embedding
 from orthotune.layers.experts import ParamWrapper

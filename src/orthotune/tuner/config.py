@@ -16,10 +16,10 @@ from peft.utils import PeftType
 from torch import nn
 
 from orthotune.errors import ConfigError
-from orthotune.formats import config_types, layer_settings
 from orthotune.formats.adapter_file import numbers_in
-from orthotune.formats.beyond_stock import ASSUMED, FORMAT_VERSION, ORTHOTUNE_TYPE
-from orthotune.formats.peft_fields import spec_of_fields
+from orthotune.formats.peft import config_types, layer_settings
+from orthotune.formats.peft.beyond_stock import ASSUMED, FORMAT_VERSION, ORTHOTUNE_TYPE
+from orthotune.formats.peft.fields import spec_of_fields
 from orthotune.layers.settings import LayerSettings
 from orthotune.rotation.frozen import FrozenMap
 from orthotune.rotation.spec import RotationSpec, Side
@@ -98,7 +98,7 @@ class OFTConfig(PeftOFTConfig):
         target_parameters: names of parameters without a module of their own (experts).
         neumann_series: ``"legacy"`` is the series of PEFT 0.16-0.17; read from the file.
         layer_settings: ``{exact module name: {field: value}}`` for layers that differ from the rest, with the keys of
-            :mod:`orthotune.formats.layer_settings`; filled in when another tool's adapter is loaded.
+            :mod:`orthotune.formats.peft.layer_settings`; filled in when another tool's adapter is loaded.
         needs_orthotune_for: filled in when layers are adapted that stock PEFT computes differently or not at all.
         format_version: of the fields that PEFT does not have.
 

@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from orthotune.errors import AdapterFileError
 from orthotune.formats.adapter_file import AdapterFile
 from orthotune.formats.read_options import ReadOptions
-from orthotune.formats.roster import format_of
+from orthotune.formats.registry import read_file
 from orthotune.layers.settings import LayerSettings
 from orthotune.tuner.places import adapted_layers, base_of, calls_some, plain_name
 
@@ -109,7 +109,7 @@ def translated_state(
         Path("the adapter"), {name: tuple(t.shape) for name, t in tensors.items()},
         lambda names: {name: tensors[name] for name in names}, fields,
     )  # fmt: skip
-    state = format_of(file).read(file, ReadOptions())
+    state = read_file(file, ReadOptions())
     layers = {name.removeprefix(PREFIX): layer for name, layer in adapted_layers(model, adapter_name)}
     new = {f"{PREFIX}{name}": tensor for name, tensor in state.other.items()}
     for name, held in state.layers.items():

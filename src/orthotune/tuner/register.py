@@ -15,7 +15,7 @@ from peft.mapping import (
 )
 from peft.utils import PeftType
 
-from orthotune.formats.beyond_stock import ORTHOTUNE_TYPE
+from orthotune.formats.peft.beyond_stock import ORTHOTUNE_TYPE
 from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.host_functions import replace_functions, restore_functions
 from orthotune.tuner.model import OFTModel

@@ -14,8 +14,8 @@ from orthotune.errors import AdapterFileError, ConfigError
 from orthotune.files.json_file import write_json
 from orthotune.files.safetensors_file import write_tensors
 from orthotune.formats.adapter_file import CONFIG_NAME, WEIGHTS_NAME
-from orthotune.formats.beyond_stock import ORTHOTUNE_TYPE
-from orthotune.formats.peft_names import PREFIX
+from orthotune.formats.peft.beyond_stock import ORTHOTUNE_TYPE
+from orthotune.formats.peft.names import PREFIX
 from orthotune.image.adapter.adapters import NAME
 from orthotune.image.families.pipeline_family import PipelineFamily
 from orthotune.image.loop.quiet_loading import quiet_loading

@@ -13,8 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from orthotune.files.tensor_entries import Entry, write_file
-from orthotune.formats.layer_names import spelled
-from orthotune.formats.module_names import told_by_tools
+from orthotune.formats.names.modules import told_by_tools
+from orthotune.formats.names.spelling import spelled
 from orthotune.operations.checkpoint.changes import Change, changes
 from orthotune.operations.checkpoint.stream import DenseMerge
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from orthotune.errors import UnsupportedLayerError
 from orthotune.files.json_file import write_json
 from orthotune.files.safetensors_file import write_tensors
-from orthotune.formats.layer_names import spelled
-from orthotune.formats.module_names import told_by_tools
+from orthotune.formats.names.modules import told_by_tools
+from orthotune.formats.names.spelling import spelled
 from orthotune.operations.checkpoint.changes import Change, changes
 from orthotune.operations.checkpoint.low_rank import low_rank
 from orthotune.operations.checkpoint.stream import DenseMerge

@@ -13,8 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from orthotune.errors import AdapterFileError
 from orthotune.formats.adapter_state import AdapterState, LayerState
-from orthotune.formats.layer_settings import in_common
-from orthotune.formats.peft_fields import fields_of_spec
+from orthotune.formats.peft.fields import fields_of_spec
+from orthotune.formats.peft.layer_settings import in_common
 from orthotune.layers.roster import check_holds, kind_of
 from orthotune.layers.settings import LayerSettings
 from orthotune.rotation.blocks import nearest_divisor

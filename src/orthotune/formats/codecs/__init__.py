@@ -1,0 +1,1 @@
+"""How tensors of a name store rotations, for the formats of every tool that stores them so."""

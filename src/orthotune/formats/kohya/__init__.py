@@ -1,0 +1,1 @@
+"""The formats of sd-scripts (kohya-ss)."""

@@ -1,0 +1,31 @@
+"""sd-scripts ``networks.oft_flux``: ``oft_blocks.0``, ``.1``, ..., one for each run of rows of a fused projection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orthotune.formats.format import Format
+from orthotune.formats.names.prefixes import LORA
+
+if TYPE_CHECKING:
+    from orthotune.formats.adapter_file import AdapterFile
+    from orthotune.formats.adapter_state import AdapterState
+    from orthotune.formats.read_options import ReadOptions
+
+
+class KohyaOftFlux(Format):
+    """``W' = C+(clip(K))ᵀ W`` with ``K = A - Aᵀ``, for each run of rows."""
+
+    name = "kohya-oft-flux"
+    producer = "sd-scripts, networks.oft_flux"
+    prefixes = LORA
+
+    def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
+        """Whether the blocks of some layer are numbered."""
+        return file.has(r"oft_blocks\.\d+")
+
+    def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
+        """Parts with blocks of one size become one rotation, others a transform of the weight."""
+        from orthotune.formats.codecs.split_blocks import read_split
+
+        return read_split(file, self.name)

@@ -1,0 +1,151 @@
+"""Which module of a model is meant by a layer's name in a file, whichever tool wrote the name.
+
+Underscored names are never taken apart: the model's own names are underscored and looked up, and two modules with one
+underscored name are an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from orthotune.errors import AdapterFileError
+from orthotune.files.names import shortened
+from orthotune.formats.names.ldm import diffusers_names, ldm_names
+from orthotune.formats.registry import prefixes
+
+#: A component of a pipeline and a module in it; the component is "" when the model is one module.
+Place = tuple[str, str]
+
+#: the adapters of diffusers' attention processors, below the attention
+_PROCESSOR = re.compile(r"^(?P<attention>.*)\.processor\.to_(?P<name>q|k|v|out)_(?:oft|lora)$")
+#: OpenCLIP's text encoder (SDXL's second one in LDM files) -> transformers' CLIP
+_OPENCLIP = {"attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+_CLIP_LAYER = re.compile(r"(?:text_model\.)?encoder\.layers\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class Match:
+    """Names in the file -> places in the model; names for which there is no place."""
+
+    matched: dict[str, Place]
+    unmatched: list[str] = field(default_factory=list)
+
+
+class ModuleNames:
+    """The modules of a model, or of the components of a pipeline, under every name that a file may give them.
+
+    Args:
+        components: component -> names of its modules that can carry an adapter; ``{"": names}`` for one model.
+
+    Example:
+        >>> ModuleNames({"": ["down_blocks.0.resnets.0.conv1"]}).find("lora_unet_input_blocks_1_0_in_layers_2")
+        {('', 'down_blocks.0.resnets.0.conv1')}
+    """
+
+    def __init__(self, components: Mapping[str, Iterable[str]]) -> None:
+        self._prefixes = prefixes()
+        self._dotted: dict[str, dict[str, set[str]]] = {}
+        self._underscored: dict[str, dict[str, set[str]]] = {}
+        for component, names in components.items():
+            dotted = self._dotted[component] = _aliases(list(names))
+            underscored = self._underscored[component] = {}
+            for name, modules in dotted.items():
+                underscored.setdefault(name.replace(".", "_"), set()).update(modules)
+
+    def find(self, name: str) -> set[Place]:
+        """Every module that the name may mean; an exact name of a module means that module alone."""
+        if found := _PROCESSOR.match(name):
+            name = f"{found['attention']}.to_{'out.0' if found['name'] == 'out' else found['name']}"
+        exact = {(component, name) for component, known in self._dotted.items() if name in known.get(name, ())}
+        if exact:
+            return exact
+        places: set[Place] = set()
+        for prefix, meant, underscored in self._prefixes:
+            if not name.startswith(prefix[:-1]) or not (name.startswith(prefix) or underscored):
+                continue
+            # OneTrainer's own files keep the dots behind the prefix that it otherwise underscores
+            flat = underscored and name.startswith(prefix)
+            rest = name[len(prefix) :]
+            if underscored and not flat and name[len(prefix) - 1 : len(prefix)] != ".":
+                continue
+            for component, known in (self._underscored if flat else self._dotted).items():
+                if not component or not meant or component in meant:
+                    places |= {(component, module) for module in known.get(rest, ())}
+        return places
+
+
+def match_names(names: Iterable[str], components: Mapping[str, Iterable[str]]) -> Match:
+    """Each layer's name in a file -> its module.
+
+    Args:
+        names: as they stand in the file, prefix included.
+        components: as for :class:`ModuleNames`.
+
+    Raises:
+        AdapterFileError: a name fits several modules, or two names mean one module.
+
+    Example:
+        >>> match_names(["lycoris_blk_lin", "lycoris_gone"], {"": ["blk.lin"]})
+        Match(matched={'lycoris_blk_lin': ('', 'blk.lin')}, unmatched=['lycoris_gone'])
+    """
+    modules = ModuleNames(components)
+    found = {name: modules.find(name) for name in names}
+    for name, places in found.items():
+        if len(places) > 1:
+            raise AdapterFileError(
+                f"layer '{ascii(name)[1:-1]}' of the adapter",
+                got=f"{len(places)} modules that it may mean: {shortened(sorted(map(_worded, places)))}",
+                needed="one",
+                do="Load it on the component that it was trained on, as {'text_encoder': model}",
+            )
+    matched = {name: next(iter(places)) for name, places in found.items() if places}
+    back: dict[Place, str] = {}
+    for name, place in matched.items():
+        if place in back:
+            raise AdapterFileError(
+                f"layers '{ascii(back[place])[1:-1]}' and '{ascii(name)[1:-1]}' of the adapter",
+                got=f"one module for both, '{_worded(place)}'",
+                needed="a module for each",
+                do="Pass the whole pipeline, or name the component, as {'text_encoder_2': model}",
+            )
+        back[place] = name
+    return Match(matched, [name for name, places in found.items() if not places])
+
+
+def told_by_tools(component: str, module: str) -> str:
+    """The name that image tools underscore: CLIP's text encoders as transformers called them before version 5.
+
+    Example:
+        >>> told_by_tools("text_encoder_2", "transformer.resblocks.1.mlp.c_fc")
+        'text_encoder_2.text_model.encoder.layers.1.mlp.fc1'
+    """
+    if component.startswith("text_encoder"):
+        open_clip = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)", module)
+        if open_clip and open_clip[2] in _OPENCLIP:
+            module = f"encoder.layers.{open_clip[1]}.{_OPENCLIP[open_clip[2]]}"
+        if _CLIP_LAYER.fullmatch(module) and not module.startswith("text_model."):
+            module = f"text_model.{module}"
+    return f"{component or 'unet'}.{module}"
+
+
+def _worded(place: Place) -> str:
+    return ".".join(part for part in place if part)
+
+
+def _aliases(names: list[str]) -> dict[str, set[str]]:
+    """Every dotted name that a file may use -> the modules that it stands for."""
+    known: dict[str, set[str]] = {name: {name} for name in names}
+    other = [*ldm_names(names).items(), *diffusers_names(names).items()]
+    for name in names:
+        # transformers 5 dropped a level that every file has, and some classes keep it
+        stem = name.removeprefix("text_model.")
+        other.append((name, stem if stem != name else f"text_model.{name}"))
+        if found := _CLIP_LAYER.fullmatch(name):
+            for there, here in _OPENCLIP.items():
+                if found[2] == here:
+                    other.append((name, f"transformer.resblocks.{found[1]}.{there}"))
+    for name, alias in other:
+        known.setdefault(alias, set()).add(name)
+    return known

@@ -1,0 +1,1 @@
+"""The formats of the original program, Zeju1997/oft."""

@@ -1,0 +1,126 @@
+"""PEFT's folder since 0.16, and orthotune's own: packed upper triangles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from orthotune.formats.kinds import (
+    ANY_MAP,
+    ANY_SCALED_MAP,
+    EMBEDDING,
+    EXACT_IN,
+    LEGACY,
+    OTHER_EMBEDDING,
+    OTHER_SERIES,
+    PACKED,
+    SERIES,
+)
+from orthotune.formats.peft.beyond_stock import FORMAT_VERSION, ORTHOTUNE_TYPE
+from orthotune.formats.peft.folder import LATER, OFT, PeftFolder
+from orthotune.formats.peft.oft_08 import PeftOft08
+from orthotune.formats.peft.oft_14 import PeftOft14
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from orthotune.formats.adapter_file import AdapterFile
+    from orthotune.formats.adapter_state import AdapterState, LayerState
+    from orthotune.formats.read_options import ReadOptions
+
+
+class PackedFolder(PeftFolder):
+    """A folder that today's PEFT loads, or refuses as beyond it: which one of the three, its config says."""
+
+    shared = True
+
+    def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
+        """Whether the file has a config, of a kind that no other format knows, and the config means this one."""
+        if file.config is None or file.has("boft_R|boft_s"):
+            return False
+        return not _is_older(file, options) and _meant(file.config, options) == self.name
+
+    def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
+        """The layers with what the config says of each.
+
+        Raises:
+            AdapterFileError: a tensor has a wrong shape or belongs to another method, or the config is for another kind
+                of adapter.
+        """
+        from orthotune.formats.peft.packed import read_folder
+
+        return read_folder(file, self.name, options)
+
+    def encoded(
+        self, state: AdapterState, keys: Mapping[str, str], layers: Mapping[str, LayerState]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Packed triangles, and one config for all layers."""
+        from orthotune.formats.peft.sizes import common_size, for_all
+        from orthotune.formats.peft.tensors import packed
+
+        fields = for_all(layers, "block_share", "use_cayley_neumann", "num_cayley_neumann_terms")
+        return packed(state, keys), fields | common_size(layers, state.config)
+
+
+class Orthotune(PackedFolder):
+    """What stock PEFT has no field for is in ours, and single layers may have settings of their own."""
+
+    name = target = tool = producer = "orthotune"
+    lossless = ANY_MAP | ANY_SCALED_MAP | {EMBEDDING, OTHER_EMBEDDING, PACKED}
+    side = None
+    fields = OFT | LATER | {"peft_type": ORTHOTUNE_TYPE, "r": 0, "peft_version": "0.18.0"}
+
+    def encoded(
+        self, state: AdapterState, keys: Mapping[str, str], layers: Mapping[str, LayerState]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Packed triangles, what most layers have in common, and ``layer_settings`` for the others."""
+        from orthotune.formats.peft.fields import fields_of_spec
+        from orthotune.formats.peft.layer_settings import in_common
+        from orthotune.formats.peft.tensors import packed
+
+        usual, own = in_common({name: layer.plain().spec for name, layer in layers.items()})
+        return packed(state, keys), fields_of_spec(usual) | {"format_version": FORMAT_VERSION, "layer_settings": own}
+
+
+class PeftOft(PackedFolder):
+    """The current series, or the exact map."""
+
+    name = "peft-oft"
+    producer = "PEFT 0.18 or later, or 0.16 and later with exact rotations"
+    target = "peft"
+    tool = "PEFT 0.18 and later"
+    lossless, approximate = frozenset({EXACT_IN, SERIES, OTHER_SERIES, EMBEDDING}), frozenset({LEGACY})
+    fields = OFT | LATER | {"peft_type": "OFT", "r": 0, "peft_version": "0.18.0"}
+
+
+class PeftOft16(PackedFolder):
+    """The older series: it changed in 0.18, which also began to record the version."""
+
+    name = "peft-oft-0.16"
+    producer = "PEFT 0.16 or 0.17"
+    target = "peft-0.16"
+    tool = "PEFT 0.16 and 0.17"
+    lossless = frozenset({EXACT_IN, LEGACY})
+    fields = OFT | LATER | {"peft_type": "OFT", "r": 0}
+
+    def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
+        """The same, with a warning where nothing but the lack of a version says which series it is."""
+        state = super().read(file, options)
+        if state.config.get("peft_version") or options.series is not None:
+            return state
+        warning = "the config records no version of PEFT, so the series is that of 0.16 and 0.17"
+        return replace(state, warnings=(*state.warnings, warning))
+
+
+def _is_older(file: AdapterFile, options: ReadOptions) -> bool:
+    return any(older.detect(file, options) for older in (PeftOft08(), PeftOft14()))
+
+
+def _meant(config: Mapping[str, Any], options: ReadOptions) -> str:
+    from orthotune.formats.peft.fields import map_of_fields
+
+    if config.get("peft_type") == ORTHOTUNE_TYPE:
+        return Orthotune.name
+    fields = dict(config) | ({} if options.series is None else {"neumann_series": options.series})
+    return PeftOft16.name if map_of_fields(fields) == "neumann_legacy" else PeftOft.name

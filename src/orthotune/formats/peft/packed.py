@@ -1,0 +1,102 @@
+"""Packed upper triangles with the config of PEFT since 0.16, or of orthotune."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from orthotune.errors import AdapterFileError
+from orthotune.files.names import shortened
+from orthotune.formats.adapter_file import CONFIG_NAME, AdapterFile
+from orthotune.formats.adapter_state import AdapterState, LayerState
+from orthotune.formats.codecs.dense_blocks import refuse_foreign
+from orthotune.formats.codecs.oft_r import check_packed
+from orthotune.formats.peft.beyond_stock import FORMAT_VERSION, ORTHOTUNE_TYPE
+from orthotune.formats.peft.fields import spec_of_fields
+from orthotune.formats.peft.layer_settings import fault
+from orthotune.formats.peft.names import bare
+from orthotune.formats.read_options import ReadOptions
+
+_ROTATION = re.compile(r"^(?P<layer>.*)\.oft_(?P<embedding>embedding_)?R\.(?:(?P<part>.+)\.)?weight$")
+_MAGNITUDE = re.compile(r"^(?P<layer>.*)\.oft_magnitude(?:\.weight)?$")
+_OLDER = {"oft_r": "PEFT 0.8 to 0.15", "oft_s": "PEFT 0.14 or 0.15", "boft_R": "BOFT", "lora_A": "LoRA"}
+
+
+def read_folder(file: AdapterFile, format: str, options: ReadOptions) -> AdapterState:
+    """The adapter in a folder that PEFT or orthotune wrote.
+
+    Raises:
+        AdapterFileError: a tensor has a wrong shape or belongs to another method, or the config is for another kind of
+            adapter.
+    """
+    config = dict(file.config or {})
+    _check_config(file, config)
+    if options.series is not None:
+        config["neumann_series"] = options.series
+    tensors = file.read(file.shapes)
+    layers = _layers(tensors, config, file)
+    prefixes = {bare(found["layer"]): found["layer"] for key in tensors if (found := _ROTATION.match(key))}
+    return AdapterState(
+        layers, config, _other(file, tensors), file.path.parent, format, prefixes=prefixes, metadata=file.metadata,
+    )  # fmt: skip
+
+
+def _check_config(file: AdapterFile, config: Mapping[str, Any]) -> None:
+    path, kind = file.path.parent / CONFIG_NAME, config.get("peft_type")
+    if kind not in ("OFT", ORTHOTUNE_TYPE):
+        raise AdapterFileError(
+            f"{path} configures another kind of adapter",
+            got=f"peft_type {kind!r}",
+            needed=f"'OFT' or '{ORTHOTUNE_TYPE}'",
+        )
+    version = config.get("format_version", FORMAT_VERSION)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise AdapterFileError(
+            f"{path} was written by a newer orthotune",
+            got=f"format_version {version!r}",
+            needed=f"{FORMAT_VERSION} or less",
+            do="Upgrade with: pip install -U orthotune",
+        )
+
+
+def _layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: AdapterFile) -> dict[str, LayerState]:
+    rotations: dict[str, dict[str, Tensor]] = {}
+    embeddings: set[str] = set()
+    for key, tensor in tensors.items():
+        if found := _ROTATION.match(key):
+            check_packed(file, key, tensor)
+            layer = bare(found["layer"])
+            rotations.setdefault(layer, {})[found["part"] or ""] = tensor
+            if found["embedding"]:
+                embeddings.add(layer)
+    if not rotations:
+        kinds = sorted({kind for key in tensors for mark, kind in _OLDER.items() if f".{mark}" in key})
+        raise AdapterFileError(
+            f"{file.path} holds no rotation",
+            got=f"tensors of {' and '.join(kinds)}" if kinds else f"{shortened(tensors) or 'no tensor at all'}",
+            needed="names that end in oft_R.weight",
+        )
+    magnitudes = {bare(found["layer"]): t for key, t in tensors.items() if (found := _MAGNITUDE.match(key))}
+    if spec_of_fields(config).terms == 0:
+        raise AdapterFileError(f"num_cayley_neumann_terms=0 in {file.path.parent / CONFIG_NAME}", needed="1 or more")
+    own = config.get("layer_settings") or {}
+    if (wrong := fault(own)) is not None:
+        raise AdapterFileError(f"layer_settings of {file.path.parent / CONFIG_NAME}", got=wrong)
+    specs = {name: spec_of_fields(config, name) for name in rotations}
+    # Experts share a tensor, and the radius of each depends on how many there are, which only the base model knows.
+    if config.get("target_parameters"):
+        specs = {name: spec if "eps" in own.get(name, {}) else replace(spec, eps=None) for name, spec in specs.items()}
+    return {
+        # Dropout is a setting of the run, not of what the file holds.
+        name: LayerState(parts, replace(specs[name], dropout=0.0), magnitudes.get(name), name in embeddings)
+        for name, parts in rotations.items()
+    }
+
+
+def _other(file: AdapterFile, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    own = {key: key for key in tensors if _ROTATION.match(key) or _MAGNITUDE.match(key)}
+    return {bare(key): tensors[key] for key in refuse_foreign(file, {"": own})}

@@ -1,0 +1,52 @@
+"""The tensors of PEFT's folders, as each version loads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from orthotune.formats.adapter_state import AdapterState
+from orthotune.formats.codecs import oft_blocks
+
+
+def packed(state: AdapterState, keys: Mapping[str, str]) -> dict[str, Tensor]:
+    """Packed triangles and magnitudes, since 0.16.
+
+    Args:
+        state: layers of any number of parts.
+        keys: layer -> what stands before the suffix.
+    """
+    tensors = {}
+    for name, layer in state.layers.items():
+        kind = "oft_embedding_R" if layer.embedding else "oft_R"
+        for part in layer.rotations:
+            tensors[f"{keys[name]}.{kind}.{part + '.' if part else ''}weight"] = layer.vector(part)
+        if layer.magnitude is not None:
+            tensors[f"{keys[name]}.oft_magnitude"] = layer.magnitude
+    return tensors
+
+
+def dense(state: AdapterState, keys: Mapping[str, str], factor: float) -> dict[str, Tensor]:
+    """Dense blocks ``A``, before 0.16, which computes ``C-((A - Aᵀ) / 2)``.
+
+    Args:
+        state: layers with one rotation.
+        keys: layer -> what stands before the suffix.
+        factor: of the skew blocks; -1 for versions that transpose the rotation.
+    """
+    return {f"{keys[n]}.oft_r": oft_blocks.dense(layer.vector(), factor) for n, layer in state.layers.items()}
+
+
+def columns(state: AdapterState, keys: Mapping[str, str]) -> dict[str, Tensor]:
+    """Scales of the rows, of 0.14 and 0.15.
+
+    Args:
+        state: layers that each have a scale.
+        keys: layer -> what stands before the suffix.
+    """
+    tensors = {}
+    for name, layer in state.layers.items():
+        assert layer.magnitude is not None
+        tensors[f"{keys[name]}.oft_s"] = layer.magnitude.float().view(-1, 1)
+    return tensors

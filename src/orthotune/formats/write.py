@@ -1,0 +1,34 @@
+"""An adapter written in any format that can be written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from orthotune.formats.adapter_state import AdapterState
+from orthotune.formats.names.spelling import dotted, spelled
+from orthotune.formats.registry import targets
+
+
+def write_adapter(
+    state: AdapterState, out: str | Path, target: str, modules: Mapping[str, list[str]] | None = None
+) -> Path:
+    """Write an adapter that :func:`~orthotune.formats.convert.convert` has made ready.
+
+    Args:
+        state: the adapter.
+        out: a file, or a folder for the formats of PEFT.
+        target: id of the format.
+        modules: component -> the base's modules, where names need them.
+
+    Raises:
+        UnsupportedLayerError: the tool has no place for a layer, a size or a name.
+        OutputError: the place cannot be written to.
+
+    Example:
+        >>> write_adapter(converted, "oft.safetensors", "comfyui")  # doctest: +SKIP
+        PosixPath('oft.safetensors')
+    """
+    format, stems = targets()[target], [*state.layers, *state.transforms]
+    names = dotted(stems, modules) if format.folder else spelled(stems, target)
+    return format.write(state, Path(out), names)
