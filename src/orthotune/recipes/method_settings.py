@@ -31,7 +31,7 @@ NEWER = ("lora",)
 RIVALS: tuple[tuple[str, str], ...] = (("block_size", "r"), ("lora_rank", "block_size"), ("lora_rank", "r"))
 
 # A magnitude is a whole neuron's scale, a number of a generator one of many that turn it: at one rate magnitudes lag
-# behind. On the text world a factor of 5 forgets less at equal gain than 1 and 15 (docs/choosing.md).
+# behind. On the text world a factor of 5 forgets less at equal gain than 1 and 15 (docs/evidence/choosing.md).
 MAGNITUDE_RATE = 5.0
 
 
