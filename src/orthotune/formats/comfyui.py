@@ -30,14 +30,14 @@ class ComfyUI(Format):
 
     def write(self, state: AdapterState, out: Path, names: Mapping[str, str]) -> Path:
         """Blocks, as a butterfly of one stage where a scale stands beside them."""
-        from orthotune.formats.codecs.oft_blocks_write import lycoris_header, write_blocks
+        from orthotune.formats.codecs.oft_blocks import lycoris_header, write_blocks
 
         return write_blocks(state, out, names, _arranged, lycoris_header)
 
 
 def _arranged(name: str, blocks: Tensor, scaled: bool) -> Tensor:
     """ComfyUI reads the scale of butterflies alone, and a butterfly's blocks have an even size."""
-    from orthotune.formats.codecs.oft_blocks_write import as_butterfly, paired
+    from orthotune.formats.codecs.oft_blocks import as_butterfly, paired
 
     if not scaled:
         return blocks

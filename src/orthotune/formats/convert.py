@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from orthotune.errors import ConfigError, UnsupportedLayerError, nearest
 from orthotune.files.names import shortened
@@ -211,8 +210,3 @@ def _approximated(layer: LayerState, exact: bool, terms: int) -> tuple[LayerStat
 def butterflies(state: AdapterState) -> dict[str, Butterfly]:
     """The layers that are butterflies, after :func:`convert` has let nothing else through."""
     return {name: layer for name, layer in state.transforms.items() if isinstance(layer, Butterfly)}
-
-
-def norm(vector: Tensor) -> float:
-    """Frobenius norm of all skew blocks of a layer together."""
-    return float(torch.linalg.vector_norm(vector.double()) * 2**0.5)

@@ -43,7 +43,7 @@ class KohyaOft(Format):
 
     def write(self, state: AdapterState, out: Path, names: Mapping[str, str]) -> Path:
         """Blocks as they are; sd-scripts takes one number of blocks for all layers."""
-        from orthotune.formats.codecs.oft_blocks_write import write_blocks
+        from orthotune.formats.codecs.oft_blocks import write_blocks
 
         return write_blocks(state, out, names, lambda name, blocks, scaled: blocks, _header)
 

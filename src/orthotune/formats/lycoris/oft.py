@@ -46,14 +46,14 @@ class LycorisOft(Format):
 
     def write(self, state: AdapterState, out: Path, names: Mapping[str, str]) -> Path:
         """Blocks that LyCORIS' loader does not group anew."""
-        from orthotune.formats.codecs.oft_blocks_write import lycoris_header, write_blocks
+        from orthotune.formats.codecs.oft_blocks import lycoris_header, write_blocks
 
         return write_blocks(state, out, names, _arranged, lycoris_header)
 
 
 def _arranged(name: str, blocks: Tensor, scaled: bool) -> Tensor:
     """The loader chooses the block size again, and takes the smaller one of the size and the number of blocks."""
-    from orthotune.formats.codecs.oft_blocks_write import as_butterfly
+    from orthotune.formats.codecs.oft_blocks import as_butterfly
 
     count, size = blocks.shape[:2]
     if size <= count:
