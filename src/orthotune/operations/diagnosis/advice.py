@@ -23,7 +23,7 @@ MANY = 0.5
 
 @dataclass(frozen=True)
 class Advice:
-    """A warning in one line, where it applies, and what to do. docs/evidence/diagnosis.md says what the limits rest on."""
+    """A warning in one line, where it applies, what to do. docs/evidence/diagnosis.md says what the limits rest on."""
 
     warning: str
     layers: tuple[str, ...]
