@@ -72,6 +72,7 @@ matrix-table:
 
 check: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # An environment beside VENV that sees what VENV has, so that torch is installed once.

@@ -140,9 +140,7 @@ def test_reading_a_file_needs_no_host() -> None:
 def test_public_names_are_what_type_checkers_see() -> None:
     tree = ast.parse(Path(orthotune.__file__).read_text(encoding="utf-8"))
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
-    seen = {
-        alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
-    }
+    seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert seen == orthotune.HOMES
     assert sorted([*seen, "OrthotuneError"]) == orthotune.__all__
 

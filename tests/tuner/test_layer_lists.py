@@ -46,9 +46,7 @@ def test_the_layers_that_are_asked_for(where, pattern, wanted):
     make, stem = LISTS[where]
     indices = [wanted] if isinstance(wanted, int) else list(wanted)
     for targets, ends in ((["lin"], ["lin"]), (["experts.0", "experts.1"], ["experts.0", "experts.1"])):
-        config = OFTConfig(
-            oft_block_size=4, target_modules=targets, layers_to_transform=wanted, layers_pattern=pattern
-        )
+        config = OFTConfig(oft_block_size=4, target_modules=targets, layers_to_transform=wanted, layers_pattern=pattern)
         assert adapted(get_peft_model(make(), config)) == sorted(f"{stem}{i}.{end}" for i in indices for end in ends)
 
 

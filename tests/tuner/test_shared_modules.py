@@ -186,7 +186,7 @@ def test_a_file_may_say_any_of_the_names_but_not_different_numbers(kind, keys, t
     fill(model)
     model.save_pretrained(str(tmp_path))
     path = tmp_path / "adapter_model.safetensors"
-    (key, tensor), = ((k, t) for k, t in load_file(path).items() if "oft_" in k)
+    ((key, tensor),) = ((k, t) for k, t in load_file(path).items() if "oft_" in k)
     renamed = key.replace(f"base_model.model.{keys[0]}.", f"base_model.model.{target}.")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "target_modules": [target]}))

@@ -27,7 +27,6 @@ def run(
     from orthotune.files.output import new_folder
     from orthotune.metrics.roster import measure
 
-
     place = out or Path("runs") / f"evaluate-{name}"
     if overwrite:
         _refuse_inputs(place, *inputs, *arguments, *settings.values())

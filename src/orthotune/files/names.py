@@ -48,4 +48,4 @@ def is_file_name(name: object) -> bool:
     """
     if not isinstance(name, str) or name in ("", ".", "..") or _DEVICES.fullmatch(name):
         return False
-    return not any(letter in name for letter in '/\\:\0')
+    return not any(letter in name for letter in "/\\:\0")

@@ -95,9 +95,7 @@ def read_header(path: Path) -> tuple[list[Entry], dict[str, str]]:
     entries = []
     for name, found in header.tensors.items():
         start, stop = found["data_offsets"]
-        entries.append(
-            Entry(name, found["dtype"], tuple(found["shape"]), path, header.start + start, stop - start)
-        )
+        entries.append(Entry(name, found["dtype"], tuple(found["shape"]), path, header.start + start, stop - start))
     return sorted(entries, key=lambda entry: (entry.start, entry.size)), dict(header.metadata)
 
 

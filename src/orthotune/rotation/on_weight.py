@@ -71,9 +71,7 @@ def at_strength(W: Tensor, rotated: Tensor, scale: Tensor | None, blend: Blend, 
     return torch.lerp(W, new, t) if blend in ("linear", "none") and t != 1 else new
 
 
-def on_features(
-    rows: Callable[[Tensor, bool], Tensor], side: Side, scale: Tensor | None, x: Tensor
-) -> Tensor:
+def on_features(rows: Callable[[Tensor, bool], Tensor], side: Side, scale: Tensor | None, x: Tensor) -> Tensor:
     """What a map ``M`` of one side does with a layer's input (``x M``) or with its output (``y Mᵀ``, then the scale).
 
     Args:
