@@ -15,21 +15,23 @@ SHORT   ?=
 # Where `make dist` puts the two wheels and the source archive.
 DIST    ?= dist
 
-.PHONY: help demo test test-quant quant-table test-matrix matrix-table check bench dist test-dist install clean
+.PHONY: help demo test test-quant quant-table test-matrix matrix-table check docs test-docs bench dist test-dist install clean
 
 help:
 	@echo "make demo   finetune a small language model and a small image model, write reports (under 6 minutes on 2 cores)"
 	@echo "make test   run the tests (under 12 minutes on 2 cores)"
 	@echo "make test-quant   the tests of quantized bases, each group of libraries in an environment of its own (QUANT=a: one)"
-	@echo "make quant-table  the same, and the table of docs/quantized.md written anew"
+	@echo "make quant-table  the same, and the table of docs/evidence/quantized.md written anew"
 	@echo "make test-matrix  the oldest and newest libraries, torch and Pythons, each cell in an environment of its own; most"
 	@echo "                  fetch 3 GB and keep 6; CELLS='oldest newest' do not"
-	@echo "make matrix-table the same, and the table of docs/compatibility.md written anew"
+	@echo "make matrix-table the same, and the table of docs/evidence/compatibility.md written anew"
 	@echo "make check  ruff and mypy"
-	@echo "make bench  the table of docs/speed.md (about 10 minutes on 2 quiet cores)"
+	@echo "make docs   the documents as a site, into build/site; fails at a link that leads nowhere"
+	@echo "make test-docs    every guide and notebook run from beginning to end (some minutes)"
+	@echo "make bench  the table of docs/evidence/speed.md (about 10 minutes on 2 quiet cores)"
 	@echo "make dist   the wheels of orthotune and orthotune-worlds and the source archive, into DIST=$(DIST)"
 	@echo "make test-dist    the same, and the wheels tried in an environment that sees no clone"
-	@echo "make clean  remove $(VENV), those of test-quant and test-matrix and the caches"
+	@echo "make clean  remove $(VENV), those of test-quant, test-matrix and docs, the site and the caches"
 
 demo: $(STAMP)
 	$(BIN)/orthotune demo $(ARGS)
@@ -60,17 +62,31 @@ test-quant-%: $(VENV)-quant-%/.installed
 quant-table:
 	rm -f "$(VENV)-quant-rows.jsonl"
 	ORTHOTUNE_QUANTIZED_ROWS="$(VENV)-quant-rows.jsonl" $(MAKE) --no-print-directory test-quant
-	$(firstword $(QUANT:%=$(VENV)-quant-%/bin/python)) benchmarks/quantized_table.py "$(VENV)-quant-rows.jsonl" docs/quantized.md
+	$(firstword $(QUANT:%=$(VENV)-quant-%/bin/python)) benchmarks/quantized_table.py "$(VENV)-quant-rows.jsonl" docs/evidence/quantized.md
 
 test-matrix: | $(BIN)/python
-	PYTHONPATH=tests $(BIN)/python -m matrix.run --into "$(VENV)-matrix" $(CELLS:%=--cell %) $(if $(SHORT),--short) $(ARGS)
+	PYTHONPATH=. $(BIN)/python -m tests.matrix.run --into "$(VENV)-matrix" $(CELLS:%=--cell %) $(if $(SHORT),--short) $(ARGS)
 
 matrix-table:
-	$(MAKE) --no-print-directory test-matrix ARGS="--page docs/compatibility.md $(ARGS)"
+	$(MAKE) --no-print-directory test-matrix ARGS="--page docs/evidence/compatibility.md $(ARGS)"
 
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# An environment beside VENV that sees what VENV has, so that torch is installed once.
+$(VENV)-docs/.installed: pyproject.toml constraints.txt $(STAMP)
+	$(BIN)/python -m venv --clear "$(@D)"
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main-environment.pth"
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)-docs/.installed
+	NO_MKDOCS_2_WARNING=1 $(<D)/bin/python -m mkdocs build --strict --quiet
+
+test-docs: $(VENV)-docs/.installed
+	$(<D)/bin/python -m pytest tests/docs/guides_that_run.py $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/orthotune bench targets --out benchmarks/results $(ARGS)
@@ -104,4 +120,4 @@ $(STAMP): pyproject.toml worlds/pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf "$(VENV)" "$(VENV)"-quant-* "$(VENV)-matrix" .pytest_cache .ruff_cache .mypy_cache
+	rm -rf "$(VENV)" "$(VENV)"-quant-* "$(VENV)-matrix" "$(VENV)-docs" build/site .pytest_cache .ruff_cache .mypy_cache

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / folder) for folder in ("src", "tests", "tools/worlds", "worlds/src")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("src", ".", "tools/worlds", "worlds/src")]
 
 Job = tuple[str, str]  # recipe, method
 #: What the audit hook counts: CPython tells of these before it does them.

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
 PYTHON_SLACK, RESIDENT_SLACK, GRANTED = 100_000, 0.05, 1_500
 #: steps, or lives, in which a short run makes what is made once

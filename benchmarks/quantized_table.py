@@ -1,6 +1,6 @@
-"""Write the table of docs/quantized.md from the lines that the tests measured; `make quant-table` does both.
+"""Write the table of docs/evidence/quantized.md from the lines that the tests measured; `make quant-table` does both.
 
-python benchmarks/quantized_table.py ROWS.jsonl docs/quantized.md
+python benchmarks/quantized_table.py ROWS.jsonl docs/evidence/quantized.md
 """
 
 from __future__ import annotations

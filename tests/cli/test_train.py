@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from orthotune.cli.main import app
-from orthotune.cli.train import recipe_and_settings
+from orthotune.cli.recipe_words import recipe_and_settings
 from tests.support.tiny_text import save_model, texts, write_jsonl
 
 

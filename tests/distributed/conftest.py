@@ -17,7 +17,7 @@ from tests.distributed.jobs import make_files, pictures_of, settings_of
 
 TESTS = Path(__file__).parents[1]
 #: folders of the clone that a launched process imports from, as pytest does
-PLACES = ("src", "tests", "tools/worlds", "worlds/src")
+PLACES = ("src", ".", "tools/worlds", "worlds/src")
 #: seconds after which a launch hangs; it takes about 20 on a quiet core
 LONG = 240
 
@@ -54,7 +54,8 @@ def _launch(home: Path) -> None:
         "TINY_MODEL": str(home / "model"),
     }
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2"]
-    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "distributed.worker", str(home)]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    launcher += ["-m", "tests.distributed.worker", str(home)]
     with (home / "log").open("w") as log:
         running = subprocess.Popen(launcher, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:

@@ -16,7 +16,7 @@ from orthotune.experiments import grid
 
 TESTS = Path(__file__).parents[1]
 PROGRAM = """
-from tests.recipes.test_grid import start
+from tests.experiments.test_grid import start
 if __name__ == "__main__":
     start()
 """
@@ -47,7 +47,7 @@ def test_runs_end_with_a_killed_comparison(tmp_path: Path) -> None:
     program.write_text(PROGRAM, encoding="utf-8")
     found = tmp_path / "found"
     found.mkdir()
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
     running = subprocess.Popen([sys.executable, str(program), str(found)], env={**os.environ, "PYTHONPATH": path})
     try:
         until = time.monotonic() + 90

@@ -1,6 +1,6 @@
-"""The tables of docs/formats.md, from the fixtures and the registry of formats.
+"""The tables of docs/reference/formats.md, from the fixtures and the registry of formats.
 
-``PYTHONPATH=src python -m tests.formats.format_table`` writes them into the page; a test says when that is due.
+``PYTHONPATH=src:. python -m tests.formats.format_table`` writes them into the page; a test says when that is due.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from orthotune.formats.kinds import kind_of
 from orthotune.formats.registry import FORMATS, targets
 from tests.support.producers import comparisons, produced
 
-PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "formats.md"
 BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->\n"
 #: Formats that no fixture has, read by their formulas; tests compare them with a format of the same meaning.
 BY_FORMULA = {

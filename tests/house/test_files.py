@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.source import MODULES, imports, named, room_of
+from tests.support.source import MODULES, imports, named, room_of, tree_of
 
 #: Calls that belong to the room, as they are written, and what to call instead.
 CALLS = {
@@ -63,7 +63,7 @@ def _writes(mode: ast.expr) -> bool:
 @pytest.mark.parametrize("path", [p for p in MODULES if room_of(p) != "files"], ids=named)
 def test_only_the_room_of_files_writes_reads_json_and_knows_systems(path: Path) -> None:
     allowed = ALLOWED.get(named(path), set())
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     bad = [f"line {line}: {call} (use {instead})" for call, line, instead in _found(tree) if call not in allowed]
     assert not bad, "; ".join(bad)
 

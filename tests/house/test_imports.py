@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import orthotune
-from tests.support.source import BESIDE, MODULES, ROOMS, ROOT, imports, named, room_of
+from tests.support.source import BESIDE, MODULES, ROOMS, ROOT, imports, named, room_of, tree_of
 
 #: An entry that is no room of the package, and what it may import.
 BESIDE_THE_ROOMS = {
@@ -36,12 +36,13 @@ def _map() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
 
 
 BELOW, LIBRARIES = _map()
+NAMES_BESIDE = {p.relative_to(folder).parts[0].removesuffix(".py") for folder in BESIDE for p in folder.rglob("*.py")}
 
 
 def _edges(path: Path) -> set[str]:
     """Rooms that a file imports; a public name of the package counts as the room that defines it."""
     edges = set()
-    for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
+    for name in imports(tree_of(path)):
         top, _, rest = name.partition(".")
         if top == "orthotune" and rest != "__version__":
             first = rest.partition(".")[0]
@@ -71,16 +72,18 @@ def test_imports_look_down(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in MODULES if room_of(p) in LIBRARIES], ids=named)
 def test_lean_rooms_stay_lean(path: Path) -> None:
-    tops = {name.partition(".")[0] for name in imports(ast.parse(path.read_text(encoding="utf-8")))}
+    tops = {name.partition(".")[0] for name in imports(tree_of(path))}
     extra = tops - set(sys.stdlib_module_names) - {"orthotune"} - LIBRARIES[room_of(path)]
     assert not extra, f"{room_of(path)} may not import {', '.join(sorted(extra))}"
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if room_of(p) == "cli"], ids=named)
 def test_verbs_import_nothing_heavy_before_they_run(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     head = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
-    foreign = {name for name in imports(head) if not f"{name}.".startswith("orthotune.cli.")}
+    # The registry imports nothing heavy, which the test of help's imports holds.
+    light = ("orthotune.cli.", "orthotune.recipes.registry.")
+    foreign = {name for name in imports(head) if not f"{name}.".startswith(light)}
     assert {name.partition(".")[0] for name in foreign} <= set(sys.stdlib_module_names) | {"typer"}
 
 
@@ -93,10 +96,9 @@ def test_two_files_touch_the_tables_of_peft() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=named)
 def test_the_package_needs_nothing_of_the_clone(path: Path) -> None:
     """Only ``files.installed_worlds`` knows the wheel of the data; no file imports the benchmark, tools or tests."""
-    beside = {p.relative_to(folder).parts[0].removesuffix(".py") for folder in BESIDE for p in folder.rglob("*.py")}
-    tops = {name.partition(".")[0] for name in imports(ast.parse(path.read_text(encoding="utf-8")))}
+    tops = {name.partition(".")[0] for name in imports(tree_of(path))}
     allowed = {"orthotune_worlds"} if named(path) == "src/orthotune/files/installed_worlds.py" else set()
-    assert not tops & (beside | {"tests", "orthotune_worlds"}) - allowed
+    assert not tops & (NAMES_BESIDE | {"tests", "orthotune_worlds"}) - allowed
 
 
 def test_no_circle_beside_the_package() -> None:
@@ -104,7 +106,7 @@ def test_no_circle_beside_the_package() -> None:
     for folder in BESIDE:
         files = {".".join(p.relative_to(folder).with_suffix("").parts): p for p in folder.rglob("*.py")}
         edges = {
-            name: {other for other in files for got in imports(ast.parse(path.read_text(encoding="utf-8")))
+            name: {other for other in files for got in imports(tree_of(path))
                    if other != name and (got == other or got.startswith(f"{other}."))}
             for name, path in files.items()
         }  # fmt: skip

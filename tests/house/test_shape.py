@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.source import MODULES, ROOT, SHARED, named
+from tests.support.source import MODULES, ROOT, SHARED, named, tree_of
 
 FORBIDDEN = {"util", "utils", "helper", "helpers", "common", "misc", "stuff", "base2"}
 #: Hooks of torch, PEFT and transformers whose meaning is theirs; saying it again would drift.
@@ -26,7 +26,7 @@ def test_no_drawer_for_everything() -> None:
 
 @pytest.mark.parametrize("path", MODULES + SHARED, ids=named)
 def test_public_names_have_docstrings(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     bare = [name for name, node in _public(tree) if ast.get_docstring(node) is None]
     if tree.body and ast.get_docstring(tree) is None:
         bare.insert(0, "the module")
@@ -52,6 +52,6 @@ def _own_methods(node: ast.ClassDef) -> Iterator[ast.FunctionDef]:
 
 @cache
 def _described() -> set[str]:
-    classes = [n for path in MODULES for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.ClassDef)]
+    classes = [n for path in MODULES for n in tree_of(path).body if isinstance(n, ast.ClassDef)]
     methods = [inner for node in classes for inner in node.body if isinstance(inner, ast.FunctionDef)]
     return {method.name for method in methods if ast.get_docstring(method)}

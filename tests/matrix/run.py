@@ -1,6 +1,6 @@
 """The compatibility matrix: each cell in an environment of its own, the same tests in each, and one table.
 
-PYTHONPATH=tests python -m matrix.run [--cell NAME ...] [--short] [--into DIR] [--page PAGE] [pytest's options]
+PYTHONPATH=. python -m tests.matrix.run [--cell NAME ...] [--short] [--into DIR] [--page PAGE] [pytest's options]
 
 The exit status is 0 when everything passed, 1 when a cell failed or could not be set up, 2 for a wrong word.
 """

@@ -18,7 +18,7 @@ def every_subject() -> dict[str, Subject]:
         if library in ("every_library", "llama", "recipe", "toy", "plain"):
             continue
         try:
-            module = importlib.import_module(f"quantized.{path.stem}")
+            module = importlib.import_module(f"tests.quantized.{path.stem}")
         except (pytest.skip.Exception, ImportError):
             continue  # not installed here
         for subject in getattr(module, "SUBJECTS", []):

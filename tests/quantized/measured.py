@@ -1,4 +1,4 @@
-"""One line of the table of ``docs/quantized.md``: what a library's layer does under an adapter, in numbers."""
+"""One line of the table of ``docs/evidence/quantized.md``: what a library's layer does under an adapter, in numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every quantized layer that can be made here under adapters of every kind, and its line of ``docs/quantized.md``.
+"""Every quantized layer that can be made here under adapters of every kind, and its line of the evidence page.
 
 With ``ORTHOTUNE_QUANTIZED_ROWS`` naming a file, each line is added to it: ``make quant-table`` joins those of all
 environments.

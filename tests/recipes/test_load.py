@@ -55,3 +55,35 @@ def test_faults_on_the_command_line(tmp_path: Path) -> None:
         load_settings(SFTSettings, None, ["steps"])
     with pytest.raises(RecipeError, match="no such file"):
         load_settings(SFTSettings, tmp_path / "none.yaml")
+
+
+def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, "stpes: 5\nlearning_rate: fast\nmodle: gpt2\n")
+    with pytest.raises(RecipeError) as raised:
+        load_settings(SFTSettings, recipe, ["batch_size=0", "lora_rank=x"])
+    first, *faults = str(raised.value).splitlines()
+    assert first == "5 settings cannot be used:"
+    for text in (
+        "line 1: unknown key 'stpes'. Did you mean 'steps'?",
+        "line 3: unknown key 'modle'. Did you mean 'model'?",
+        "line 2: learning_rate='fast'. Needed: a valid number",
+        "command line: batch_size=0. Needed: ",
+        "command line: lora_rank='x'. Needed: ",
+    ):
+        assert sum(text in fault for fault in faults) == 1, (text, faults)
+
+
+def test_all_contradictions_are_named_at_once(tmp_path: Path) -> None:
+    recipe = _recipe(tmp_path, "method: lora\neps: 0.1\nsteps: 3\nepochs: 2\nmagnitude_rate: 2\n")
+    with pytest.raises(RecipeError) as raised:
+        load_settings(SFTSettings, recipe)
+    first, *faults = str(raised.value).splitlines()
+    assert first == "3 settings cannot be used:"
+    for text in ("line 2: eps has no", "line 4: steps and epochs say the same", "line 5: magnitude_rate has no"):
+        assert sum(text in fault for fault in faults) == 1, (text, faults)
+
+
+def test_what_is_missing_is_not_guessed_beside_an_unknown_key(tmp_path: Path) -> None:
+    """``modle`` is why the model is missing: one fault."""
+    with pytest.raises(RecipeError, match=r"^[^\n]*unknown key 'modle'[^\n]*$"):
+        load_settings(SFTSettings, _recipe(tmp_path, "preset: llama\ndata: x.jsonl\nmodle: gpt2\n"))

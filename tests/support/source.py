@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -15,6 +16,12 @@ BESIDE = [ROOT / "benchmarks", ROOT / "tools" / "worlds", ROOT / "tools" / "rele
 #: Modules outside of the package that are more than one script.
 SHARED = sorted(p for name in ("benchmarks/harness", "tools", "worlds/src") for p in (ROOT / name).rglob("*.py"))
 ROOMS = sorted(p.name for p in (SRC / "orthotune").iterdir() if p.is_dir() and any(p.rglob("*.py")))
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """The syntax tree of a file, parsed once for all tests."""
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def named(path: Path) -> str:

@@ -45,8 +45,8 @@ def sft(
 
       orthotune compare sft methods=\[oft,lora] seeds=\[0,1] steps=100 --parallel 2
     """
+    from orthotune.cli.recipe_words import recipe_and_settings
     from orthotune.cli.report import report_on
-    from orthotune.cli.train import recipe_and_settings
     from orthotune.experiments import compare as job
 
     recipe, settings = recipe_and_settings(words or [])
@@ -105,7 +105,7 @@ def control(
 
 
 def _compare_images(task: str, words: list[str], parallel: int | None, output: Path | None) -> None:
-    from orthotune.cli.train import recipe_and_settings
+    from orthotune.cli.recipe_words import recipe_and_settings
     from orthotune.runs.quiet import quiet
 
     with quiet():  # importing pipelines, transformers remarks on image processors that nothing here uses

@@ -1,13 +1,23 @@
-"""``orthotune train``: one finetuning run; of a language model here, of image models in files beside this one."""
+"""``orthotune train``: one finetuning run; a verb for each recipe of the registry, and the fit of magnitudes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from orthotune.cli import train_control, train_magnitude, train_subject, train_t2i
+from orthotune.cli.recipe_words import recipe_and_settings
+from orthotune.recipes.registry import RECIPES, Option, Recipe
+
+WORDS = "[RECIPE.yaml] [KEY=VALUE]..."
+#: settings of every recipe with an option of their own; the run directory is the third
+EVERYWHERE = (
+    Option("method", "--method", "oft, coft, lora or full."),
+    Option("preset", "--preset", "Settings for a model family, see `orthotune presets`."),
+)
 
 app = typer.Typer(no_args_is_help=True, help="Finetune a model.")
 
@@ -17,69 +27,104 @@ def train() -> None:
     """Finetune a model."""
 
 
+def _verb(recipe: Recipe) -> Callable[..., None]:
+    """The function whose signature typer makes the options of ``orthotune train NAME`` from."""
+
+    def run(words: list[str], output: Path | None, dry_run: bool = False, **options: str | None) -> None:
+        from orthotune.recipes.load import load_settings
+
+        file, settings = recipe_and_settings(words or [])
+        settings += [f"{key}={value}" for key, value in {**options, "output": output}.items() if value is not None]
+        from orthotune.runs.quiet import quiet
+
+        with quiet():  # on import, transformers remarks on image processors that nothing here uses
+            job, kind = recipe.job(), recipe.settings_class()
+        checked: Any = load_settings(kind, file, settings)
+        if dry_run:
+            for line in job.plan(checked):
+                typer.echo(line)
+            return
+        _finished(recipe, checked, lambda: job.run(checked, say=typer.echo))
+
+    words = typer.Argument(None, metavar=WORDS, help="Recipe file, then KEY=VALUE settings that override the file.")
+    output = typer.Option(None, "--output", "-o", help=f"Run directory. Default: runs/{recipe.name}-METHOD.")
+    parameters = [
+        Parameter("words", Parameter.KEYWORD_ONLY, default=words, annotation=list[str]),
+        *(
+            Parameter(
+                one.key, Parameter.KEYWORD_ONLY, default=typer.Option(None, one.flag, help=one.help), annotation=str
+            )
+            for one in (*recipe.options, *EVERYWHERE)
+        ),
+        Parameter("output", Parameter.KEYWORD_ONLY, default=output, annotation=Path),
+    ]
+    if recipe.plans:
+        dry = typer.Option(False, "--dry-run", help="Print the plan of the run, and train nothing.")
+        parameters.append(Parameter("dry_run", Parameter.KEYWORD_ONLY, default=dry, annotation=bool))
+    made: Any = run
+    made.__signature__ = Signature(parameters)
+    made.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    made.__doc__ = _described(recipe.summary, recipe.examples)
+    return run
+
+
+def _described(summary: str, examples: Sequence[str]) -> str:
+    return "\n\n".join([summary, "Examples:", *(f"  orthotune train {example}" for example in examples)])
+
+
+for _recipe in RECIPES.values():
+    app.command(_recipe.name)(_verb(_recipe))
+
+
 @app.command()
-def sft(
-    words: list[str] = typer.Argument(
-        None, metavar="[RECIPE.yaml] [KEY=VALUE]...", help="A recipe file, then settings that go before its own."
-    ),
-    method: str = typer.Option(None, "--method", help="oft, coft, lora or full."),
-    preset: str = typer.Option(None, "--preset", help="Settings for a model family, see `orthotune presets`."),
-    output: Path = typer.Option(None, "--output", "-o", help="Run directory. Default: runs/sft-METHOD."),
+def magnitude(
+    adapter: Path = typer.Argument(metavar="RUN", help="Output of a run by OFT or COFT, or a folder with an adapter."),
+    words: list[str] = typer.Argument(None, metavar=WORDS, help="Settings that differ from those of that run."),
+    output: Path = typer.Option(None, "--output", "-o", help="Run directory. Default: beside RUN."),
 ) -> None:
-    """Finetune a language model; without arguments the small built-in one, on the texts beside it.
+    """Fit a scale for each neuron of a finished run, of a language or an image model; its rotations stay frozen.
+
+    The data and the loss are those of RUN. For an adapter that lies in no run directory, give recipe=NAME (sft,
+    subject, control, t2i) and that recipe's settings.
 
     Examples:
 
-      orthotune train sft
+      orthotune train magnitude runs/sft-oft
 
-      orthotune train sft --method lora steps=100
+      orthotune train magnitude runs/subject-oft steps=100 learning_rate=0.003
 
-      orthotune train sft preset=llama model=meta-llama/Llama-3.2-1B data=notes.jsonl
+      orthotune train magnitude adapters/style recipe=t2i data=photos model=models/sd15
     """
-    from orthotune.recipes import load
-    from orthotune.recipes.settings import SFTSettings
+    from orthotune.recipes import magnitude as job
 
-    recipe, settings = recipe_and_settings(words or [])
-    options = {"method": method, "preset": preset, "output": output}
-    settings += [f"{key}={value}" for key, value in options.items() if value is not None]
-    checked = load.load_settings(SFTSettings, recipe, settings)
+    file, settings = recipe_and_settings(words or [])
+    settings += [f"{key}={value}" for key, value in {"adapter": adapter, "output": output}.items() if value is not None]
+    checked: Any = job.load_magnitude(file, settings)
+    _finished(RECIPES[checked.recipe], checked, lambda: job.run(checked, say=typer.echo))
 
+
+def _finished(recipe: Recipe, settings: Any, run: Callable[[], Any]) -> None:
+    """Run, write the report and print what came of the run; only the main process of several prints."""
     from orthotune.cli.report import report_on
-    from orthotune.recipes import sft as job
     from orthotune.runs.processes import is_main, leave
 
     try:
-        record = job.run(checked, say=typer.echo)
+        record = run()
     except KeyboardInterrupt:
-        if is_main():
-            typer.echo(f"Go on with the same command and resume=auto output={checked.output}", err=True)
+        if recipe.text and is_main():
+            typer.echo(f"Go on with the same command and resume=auto output={settings.output}", err=True)
         raise
     leave()
     if not is_main():
         return
-    page = report_on(checked.output)
-    show(record)
+    page = report_on(settings.output)
+    if record.scores_after:
+        show_scores(record)
+    elif recipe.text:
+        show(record)
     for kind, name in record.artifacts.items():
-        typer.echo(f"{kind:<10} {checked.output / name}")
+        typer.echo(f"{kind:<10} {settings.output / name}")
     typer.echo(f"{'report':<10} {page}")
-
-
-app.command("subject")(train_subject.subject)
-app.command("control")(train_control.control)
-app.command("t2i")(train_t2i.t2i)
-app.command("magnitude")(train_magnitude.magnitude)
-
-
-def recipe_and_settings(words: list[str]) -> tuple[Path | None, list[str]]:
-    """Tell the recipe file, which comes first if there is one, from ``KEY=VALUE`` words.
-
-    Example:
-        >>> recipe_and_settings(["mine.yaml", "steps=5"])
-        (PosixPath('mine.yaml'), ['steps=5'])
-    """
-    if words and ("=" not in words[0] or Path(words[0]).is_file()):
-        return Path(words[0]), words[1:]
-    return None, words
 
 
 def show(record: Any) -> None:
@@ -95,4 +140,16 @@ def show(record: Any) -> None:
         known = before is not None and after is not None
         cells = [f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"] if known else ["-", "-", "not measured"]
         table.add_row(name, *cells)
+    Console().print(table)
+
+
+def show_scores(record: Any) -> None:
+    """Print the scores before and after."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("validation split", "before", "after", "change")
+    for name, after in record.scores_after.items():
+        before = record.scores_before[name]
+        table.add_row(name, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")
     Console().print(table)

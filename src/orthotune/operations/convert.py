@@ -80,7 +80,7 @@ def convert(
         OutputError: ``out`` is taken or cannot be written to.
 
     Source:
-        The formats are described in docs/formats.md, with the programs that write them.
+        The formats are described in docs/reference/formats.md, with the programs that write them.
 
     Example:
         >>> import tempfile, torch

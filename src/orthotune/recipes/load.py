@@ -62,14 +62,29 @@ def read(recipe: Path | None, overrides: Iterable[str]) -> Said:
 
 
 def check(kind: type[Settings], said: Said) -> Settings:
-    """The checked settings; the first fault becomes a ``RecipeError``."""
-    for key in said.values:
-        if key not in kind.model_fields:
-            raise unknown_key(said, str(key), kind.model_fields)  # YAML's keys may be numbers, dates, nothing
+    """The checked settings.
+
+    Args:
+        kind: the class of the settings.
+        said: keys and values, and where each was written.
+
+    Raises:
+        RecipeError: every fault that was found. Contradictions between settings are looked for when all keys are known
+            and all values have the right type.
+    """
+    # YAML's keys may be numbers, dates, nothing.
+    faults = [unknown_key(said, str(key), kind.model_fields) for key in said.values if key not in kind.model_fields]
     try:
-        return kind(**said.values)
-    except ValidationError as faults:
-        raise _worded(kind, said, faults) from faults
+        checked = kind(**{key: value for key, value in said.values.items() if key in kind.model_fields})
+    except ValidationError as found:
+        # Beside a key that is unknown, what is missing or contradicts may come of the misspelling.
+        sure = [fault for fault in found.errors() if not faults or fault["type"] not in ("missing", "value_error")]
+        faults += [worded for fault in sure for worded in _worded(kind, said, fault)]
+    if not faults:
+        return checked
+    if len(faults) == 1:
+        raise faults[0]
+    raise RecipeError(f"{len(faults)} settings cannot be used:" + "".join(f"\n  {fault}" for fault in faults))
 
 
 def unknown_key(said: Said, key: str, known: Iterable[str]) -> RecipeError:
@@ -127,20 +142,19 @@ def _put(said: Said, key: str, value: Any) -> None:
         said.places.setdefault(above[0], "command line")
 
 
-def _worded(kind: type[BaseModel], said: Said, faults: ValidationError) -> RecipeError:
-    fault = faults.errors()[0]
+def _worded(kind: type[BaseModel], said: Said, fault: Any) -> list[RecipeError]:
     cause = fault.get("ctx", {}).get("error")
     if isinstance(cause, SettingError):
-        return RecipeError(f"{said.place(cause.key)}: {cause.said}", do=cause.do)
+        return [RecipeError(f"{said.place(one.key)}: {one.said}", do=one.do) for one in (cause, *cause.others)]
     if isinstance(cause, RecipeError):
-        return cause
+        return [cause]
     key = str(fault["loc"][0]) if fault["loc"] else ""
     about = kind.model_fields[key].description if key in kind.model_fields else None
     if fault["type"] == "missing":
-        return RecipeError(f"{key} is missing", needed=about, do=f"Write {key}: in the recipe, or {key}=VALUE")
+        return [RecipeError(f"{key} is missing", needed=about, do=f"Write {key}: in the recipe, or {key}=VALUE")]
     dotted = ".".join(str(part) for part in fault["loc"])
     needed = fault["msg"].replace("Input should be", "").strip()
-    return RecipeError(f"{said.place(dotted)}: {key}={fault['input']!r}", needed=needed, do=about)
+    return [RecipeError(f"{said.place(dotted)}: {key}={fault['input']!r}", needed=needed, do=about)]
 
 
 def _reason(fault: Exception) -> str:

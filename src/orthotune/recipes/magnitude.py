@@ -15,8 +15,9 @@ from orthotune.errors import RecipeError
 from orthotune.files.json_file import read_json
 from orthotune.formats.adapter_file import CONFIG_NAME
 from orthotune.recipes import load
-from orthotune.recipes.magnitude_kinds import KINDS
+from orthotune.recipes.magnitude_kinds import fit
 from orthotune.recipes.method_settings import MethodSettings
+from orthotune.recipes.registry import RECIPES
 from orthotune.runs.record import RunRecord
 
 Say = Callable[[str], None]
@@ -52,10 +53,10 @@ def load_magnitude(recipe: Path | None, overrides: Sequence[str]) -> MethodSetti
     folder, run = _found(given, said.place("adapter"))
     record = read_json(run / "run.json") if run else {}
     name = said.values.pop("recipe", None) or record.get("recipe")
-    if name not in KINDS:
+    if name not in RECIPES:
         raise RecipeError(
             f"recipe={name}" if name else f"{said.place('adapter')}: adapter={given} is in no run's folder",
-            needed=f"recipe, one of {', '.join(KINDS)}, and its settings",
+            needed=f"recipe, one of {', '.join(RECIPES)}, and its settings",
             do=None if name else "Add for instance recipe=subject",
         )
     if record and record["method"] not in ("oft", "coft"):
@@ -80,7 +81,7 @@ def settings_kind(name: str) -> type[MethodSettings]:
     """The settings of the recipe ``name``, and the adapter whose neurons are scaled."""
     about = "Folder of an adapter that turns."
     kind: type[MethodSettings] = create_model(
-        "MagnitudeSettings", __base__=KINDS[name].settings(), adapter=(Path, Field(description=about))
+        "MagnitudeSettings", __base__=RECIPES[name].settings_class(), adapter=(Path, Field(description=about))
     )
     return kind
 
@@ -95,7 +96,7 @@ def run(settings: Any, say: Say = print, bar: bool = True) -> RunRecord:
         AdapterFileError: the adapter is damaged, or does not belong to the model.
         ConfigError: it holds maps that are no rotations.
     """
-    return KINDS[settings.recipe].fit(settings, say, bar)
+    return fit(settings, say, bar)
 
 
 def _found(given: Path, place: str) -> tuple[Path, Path | None]:

@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from orthotune.operations.load import load_adapter
-from orthotune.recipes.method_settings import MethodSettings
+from orthotune.recipes.registry import RECIPES
 from orthotune.runs.record import RunRecord
 from orthotune.tuner.strength import free_magnitudes
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One recipe: its module, that of its settings and their name, and how a fit is run with them."""
-
-    recipe: str
-    module: str
-    name: str
-    fit: Callable[[Any, Say, bool], RunRecord]
-
-    def settings(self) -> type[MethodSettings]:
-        """The class of the recipe's settings."""
-        found: type[MethodSettings] = getattr(import_module(f"orthotune.recipes.{self.module}"), self.name)
-        return found
 
 
 def _text(settings: Any, say: Say, bar: bool) -> RunRecord:
@@ -52,7 +35,7 @@ def _image(settings: Any, say: Say, bar: bool) -> RunRecord:
         parts = [part for part in (family.denoiser, *family.text_encoders.values()) if hasattr(part, "peft_config")]
         return [_told(sum(len(free_magnitudes(part)) for part in parts), settings.adapter)]
 
-    job = import_module(f"orthotune.recipes.{KINDS[settings.recipe].recipe}").job(settings, say)
+    job = RECIPES[settings.recipe].job().job(settings, say)
     if job.hint_encoder:
         # The trained encoder of control pictures stands still, too; where the job scores with it, it must know it.
         made = job.hint_encoder
@@ -70,10 +53,12 @@ def _told(layers: int, adapter: Path) -> str:
     return f"Magnitudes of {layers} layers are fitted; the rotations of {adapter} stand still."
 
 
-#: By the name of the recipe, which is also that of its presets' folder.
-KINDS: dict[str, Kind] = {
-    "sft": Kind("sft", "settings", "SFTSettings", _text),
-    "subject": Kind("subject", "subject_settings", "SubjectSettings", _image),
-    "control": Kind("control", "control", "ControlSettings", _image),
-    "t2i": Kind("text_to_image", "text_to_image", "TextToImageSettings", _image),
-}
+def fit(settings: Any, say: Say, bar: bool) -> RunRecord:
+    """Fit the magnitudes by the recipe that ``settings`` belong to.
+
+    Args:
+        settings: those of the recipe, with ``adapter``.
+        say: gets a line for each message.
+        bar: show a progress bar.
+    """
+    return (_text if RECIPES[settings.recipe].text else _image)(settings, say, bar)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -30,16 +31,23 @@ NEWER = ("lora",)
 RIVALS: tuple[tuple[str, str], ...] = (("block_size", "r"), ("lora_rank", "block_size"), ("lora_rank", "r"))
 
 # A magnitude is a whole neuron's scale, a number of a generator one of many that turn it: at one rate magnitudes lag
-# behind. On the text world a factor of 5 forgets less at equal gain than 1 and 15 (docs/choosing.md).
+# behind. On the text world a factor of 5 forgets less at equal gain than 1 and 15 (docs/evidence/choosing.md).
 MAGNITUDE_RATE = 5.0
 
 
 class SettingError(ValueError):
-    """A setting that contradicts another one; ``key`` is the setting to look at."""
+    """A setting that contradicts another one.
 
-    def __init__(self, key: str, said: str, do: str) -> None:
-        self.key, self.said, self.do = key, said, do
-        super().__init__(f"{said}. {do}.")
+    Args:
+        key: the setting to look at.
+        said: the contradiction.
+        do: the next step for the user.
+        others: further contradictions that were found with this one.
+    """
+
+    def __init__(self, key: str, said: str, do: str, others: Sequence[SettingError] = ()) -> None:
+        self.key, self.said, self.do, self.others = key, said, do, tuple(others)
+        super().__init__(" ".join([f"{said}. {do}.", *map(str, others)]))
 
 
 class MethodSettings(BaseModel):
@@ -119,19 +127,21 @@ class MethodSettings(BaseModel):
 
     @model_validator(mode="after")
     def _contradictions(self) -> MethodSettings:
+        found: list[tuple[str, str, str]] = []
         for key, methods in self.only_for.items():
             if key in self.model_fields_set and self.method not in methods:
-                raise SettingError(
-                    key,
-                    f"{key} has no meaning for method={self.method}",
-                    f"Leave it out, or choose {' or '.join(f'method={name}' for name in methods)}",
-                )
-        if "magnitude_rate" in self.model_fields_set and not self._has_magnitudes:
+                said = f"{key} has no meaning for method={self.method}"
+                choice = " or ".join(f"method={name}" for name in methods)
+                found.append((key, said, f"Leave it out, or choose {choice}"))
+        faulty = {key for key, _, _ in found}
+        if "magnitude_rate" in self.model_fields_set - faulty and not self._has_magnitudes:
             said = "magnitude_rate has no meaning without rotation.magnitude"
-            raise SettingError("magnitude_rate", said, "Add rotation.magnitude=true, or leave it out")
+            found.append(("magnitude_rate", said, "Add rotation.magnitude=true, or leave it out"))
         for one, other in self.rivals:
             if {one, other} <= self.model_fields_set:
-                raise SettingError(other, f"{one} and {other} say the same thing twice", f"Keep {one} or {other}")
+                found.append((other, f"{one} and {other} say the same thing twice", f"Keep {one} or {other}"))
+        if found:
+            raise SettingError(*found[0], others=[SettingError(*one) for one in found[1:]])
         return self
 
     @property

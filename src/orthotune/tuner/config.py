@@ -93,8 +93,8 @@ class OFTConfig(PeftOFTConfig):
         magnitude: train a scale for each output neuron beside the rotation, 1 at first.
         scaled: divide the stored numbers by ``2 sqrt(b - 1)``, so that one learning rate fits every block size.
         block_size_fallback: ``"error"`` for a size that does not divide a layer, ``"nearest"`` for PEFT's nearest
-        divisor.
-            By default an error for a size that you gave, the nearest divisor for the default and for PEFT's configs.
+            divisor. By default an error for a size that you gave, the nearest divisor for the default and for PEFT's
+            configs.
         target_parameters: names of parameters without a module of their own (experts).
         neumann_series: ``"legacy"`` is the series of PEFT 0.16-0.17; read from the file.
         layer_settings: ``{exact module name: {field: value}}`` for layers that differ from the rest, with the keys of

@@ -29,7 +29,7 @@ def set_scale(model: nn.Module, adapter: str, scale: float, kind: Kind | None = 
 
     Raises:
         ConfigError: no layer has the adapter, the strength is no finite number, or a magnitude has no such power. No
-        layer is changed then.
+            layer is changed then.
 
     Example:
         >>> from orthotune import OFTConfig, get_peft_model

@@ -14,7 +14,7 @@ SERIES_NORM = 0.9
 #: length, so that this is q = 0.27; where it keeps 1 - d, its part of the norm of R R^T - I is about 2 sqrt(2) d.
 ORTHOGONALITY = 0.014
 #: Mean angle in radians. Of runs on the text world with blocks of 8 to 64, those up to 0.3 learned, and the ones from
-#: 0.5 on had lost most of what the best of their block size gained; docs/handling.md has the table.
+#: 0.5 on had lost most of what the best of their block size gained; docs/evidence/diagnosis.md has the table.
 FAR = 0.45
 #: A weight that turns by less changes by less than a hundredth of bfloat16's last place.
 STILL_ANGLE = 1e-5
@@ -23,7 +23,7 @@ MANY = 0.5
 
 @dataclass(frozen=True)
 class Advice:
-    """A warning in one line, where it applies, and what to do. docs/handling.md says what the limits rest on."""
+    """A warning in one line, where it applies, and what to do. docs/evidence/diagnosis.md says what the limits rest on."""
 
     warning: str
     layers: tuple[str, ...]

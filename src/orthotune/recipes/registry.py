@@ -1,0 +1,112 @@
+"""The recipes, one entry each: what the command line, the presets and the fits of magnitudes know of them.
+
+A new recipe is a module with ``run(settings, say)`` (and ``plan(settings)``, for a dry run), a class of settings, and
+an entry here. Nothing heavy is imported before a recipe is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orthotune.recipes.method_settings import MethodSettings
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting that has an option of its own on the command line.
+
+    Args:
+        key: the setting.
+        flag: the option.
+        help: one sentence for ``--help``.
+    """
+
+    key: str
+    flag: str
+    help: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training job.
+
+    Args:
+        name: what the command line, ``run.json`` and the folder of presets call the recipe.
+        module: the module with ``run``, below ``orthotune.recipes``.
+        settings: ``module:Class`` of its settings, below ``orthotune.recipes``.
+        summary: the sentences under ``orthotune train NAME --help``.
+        examples: command lines, without ``orthotune train``.
+        options: settings with options of their own, besides those that every recipe has.
+        text: the recipe trains a language model, and reports nats per token; others report scores of images.
+        plans: ``plan(settings)`` says what a run would do.
+    """
+
+    name: str
+    module: str
+    settings: str
+    summary: str
+    examples: tuple[str, ...]
+    options: tuple[Option, ...] = ()
+    text: bool = False
+    plans: bool = True
+
+    def job(self) -> Any:
+        """The module that runs the recipe.
+
+        Example:
+            >>> RECIPES["sft"].job().__name__
+            'orthotune.recipes.sft'
+        """
+        return import_module(f"orthotune.recipes.{self.module}")
+
+    def settings_class(self) -> type[MethodSettings]:
+        """The class of the recipe's settings.
+
+        Example:
+            >>> RECIPES["t2i"].settings_class().__name__
+            'TextToImageSettings'
+        """
+        module, _, name = self.settings.partition(":")
+        found: type[MethodSettings] = getattr(import_module(f"orthotune.recipes.{module}"), name)
+        return found
+
+
+#: By name, in the order of ``orthotune train --help``.
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "sft", "sft", "settings:SFTSettings",
+            "Finetune a language model. Without arguments: the small built-in model, on the texts beside it.",
+            ("sft", "sft --method lora steps=100", "sft preset=llama model=meta-llama/Llama-3.2-1B data=notes.jsonl"),
+            text=True, plans=False,
+        ),
+        Recipe(
+            "subject", "subject", "subject_settings:SubjectSettings",
+            "Teach an image model one subject from a few images. Without arguments: a handwritten nine, on the "
+            "built-in image model.",
+            ("subject", "subject --method lora steps=200",
+             'subject preset=sdxl model=models/sdxl --images dog/ --prompt "a sks dog" class_prompt="a dog"'),
+            (Option("instance_images", "--images", "Folder with a few images of the subject."),
+             Option("instance_prompt", "--prompt", "Prompt for these images: a rare word and the class, 'a sks dog'.")),
+        ),
+        Recipe(
+            "control", "control", "control:ControlSettings",
+            "Teach an image model to follow condition images: edges, maps, sketches, depth, poses, landmarks. Without "
+            "arguments: masks, on the built-in image model.",
+            ("control", "control --signal sketch --method lora steps=800",
+             "control preset=stable-diffusion model=models/sd15 data=photos conditions=depths signal=depth"),
+            (Option("signal", "--signal", "canny, segm, sketch, depth, densepose or landmark."),),
+        ),
+        Recipe(
+            "t2i", "text_to_image", "text_to_image:TextToImageSettings",
+            "Finetune an image model on captioned images. Without arguments: a new word, on the built-in image model.",
+            ("t2i", "t2i --data birds/ model=models/sd15 --preset stable-diffusion",
+             't2i --data birds/metadata.jsonl buckets=true caption="a bird" --dry-run'),
+            (Option("data", "--data", "Folder, table (.jsonl, .parquet) or hub data set with captions."),),
+        ),
+    )
+}  # fmt: skip
