@@ -1,6 +1,6 @@
 """What stands before the names of modules in files, in groups that several tools share.
 
-Sources: the tools in ``docs/reference/formats.md``. Each format names its groups, and the registry collects all of them.
+Sources: the tools in ``docs/reference/formats.md``. Each format names its groups, and the registry collects them.
 """
 
 from __future__ import annotations
