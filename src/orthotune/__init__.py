@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from orthotune.formats.adapter_state import AdapterState
     from orthotune.formats.read_options import ReadOptions
     from orthotune.formats.registry import read_adapter
-    from orthotune.formats.write import write_adapter
+    from orthotune.formats.writers import write_adapter
     from orthotune.image.control.pipeline import ControlPipeline
     from orthotune.image.families.registry import open_family
     from orthotune.layers.plan import explain
@@ -95,7 +95,7 @@ HOMES = {
     "register": "orthotune.tuner.register",
     "set_scale": "orthotune.tuner.strength",
     "unregister": "orthotune.tuner.register",
-    "write_adapter": "orthotune.formats.write",
+    "write_adapter": "orthotune.formats.writers",
 }
 
 

@@ -14,7 +14,7 @@ from orthotune.errors import ConfigError, OrthotuneError, UnsupportedLayerError
 from orthotune.formats import AdapterState, LayerState, ReadOptions, read_adapter
 from orthotune.formats.convert import convert, plan
 from orthotune.formats.registry import targets
-from orthotune.formats.write import write_adapter
+from orthotune.formats.writers import write_adapter
 from orthotune.rotation.spec import RotationSpec
 from tests.support.producers import Produced, base_layer, produced
 

@@ -15,7 +15,7 @@ from torch import nn
 import orthotune
 from orthotune.formats import read_adapter
 from orthotune.formats.convert import convert
-from orthotune.formats.write import write_adapter
+from orthotune.formats.writers import write_adapter
 from tests.support.producers import FIXTURES
 
 

@@ -1,7 +1,7 @@
 """Every format, in the order in which formats are listed; what other files know of formats is made from this tuple.
 
 Importing the registry loads neither torch nor safetensors, so that help can list the targets. Formats are written by
-:func:`orthotune.formats.write.write_adapter`, which also spells the names of the layers, by all the prefixes here.
+:func:`orthotune.formats.writers.write_adapter`, which also spells the names of the layers, by all the prefixes here.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from orthotune.errors import ConfigError
 from orthotune.files.output import new_folder
 from orthotune.formats.convert import convert
-from orthotune.formats.write import write_adapter
+from orthotune.formats.writers import write_adapter
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.checkpoint.combine_files import combine_states, summed_changes
 from orthotune.operations.checkpoint.lora_export import factors, write_lora

@@ -13,7 +13,7 @@ from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.base_weights import BaseWeights, open_base
 from orthotune.formats.kinds import DIFF
 from orthotune.formats.registry import targets
-from orthotune.formats.write import write_adapter
+from orthotune.formats.writers import write_adapter
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.place import refuse_place_of_adapter
 
