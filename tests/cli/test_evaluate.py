@@ -40,7 +40,7 @@ def test_canny_leaves_json_csv_and_a_sheet(call: Callable, tmp_path: Path) -> No
         assert sheet.width > 3 * 192
         assert sheet.height > 2 * 192 * 10 // 14  # two rows of 14 x 10
     assert "canny, 2 images" in done.stdout
-    assert "1 left out" in done.stderr
+    assert "1 skipped" in done.stderr
     again = call("evaluate", "canny", results, conditions, "--out", tmp_path / "out")
     assert again.exit_code == 2
     assert "not empty" in again.stderr

@@ -96,7 +96,7 @@ class Combination:
             try:
                 rotations[part] = self._vector(alike, first)
             except OrthotuneError as error:
-                raise UnsupportedLayerError(f"layer '{name}': {error.said}", got=error.got, do=error.do) from error
+                raise UnsupportedLayerError(f"layer '{name}': {error.given}", got=error.got, do=error.do) from error
         magnitude = self._magnitude(name, layers, first.spec.side)
         spec = RotationSpec(side=first.spec.side, shared=shared)
         made = LayerState(rotations, spec, magnitude, first.embedding, ragged=first.ragged, dims=first.dims)
