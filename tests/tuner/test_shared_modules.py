@@ -116,7 +116,7 @@ def by_hand(kind, keys, adapter_model):
     model = make(kind)
     layer = next(module for module in adapter_model.modules() if isinstance(module, OFTLayer))
     with torch.no_grad():
-        turned = layer.turned(["default"], every_block=True)["weight"]
+        turned = layer.rotated_matrices(["default"], every_block=True)["weight"]
         new = nn.Parameter(turned.clone())
         for key in keys:
             model.get_submodule(key).weight = new  # a tied output layer keeps the weight that it has
@@ -186,7 +186,7 @@ def test_a_file_may_say_any_of_the_names_but_not_different_numbers(kind, keys, t
     fill(model)
     model.save_pretrained(str(tmp_path))
     path = tmp_path / "adapter_model.safetensors"
-    (key, tensor), = ((k, t) for k, t in load_file(path).items() if "oft_" in k)
+    ((key, tensor),) = ((k, t) for k, t in load_file(path).items() if "oft_" in k)
     renamed = key.replace(f"base_model.model.{keys[0]}.", f"base_model.model.{target}.")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "target_modules": [target]}))
