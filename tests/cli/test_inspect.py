@@ -133,7 +133,7 @@ def test_two_adapters_beside_each_other(call: Callable, trained: Path, tmp_path:
     for words, said in (
         ((tmp_path / "a", "--compare", trained / "adapter"), "no layer that both rotate"),
         ((tmp_path / "a", "--compare", tmp_path / "c"), "There is no adapter at"),
-        ((tmp_path / "a", "--compare", tmp_path / "b", "--base", "x"), "leave --base out"),
+        ((tmp_path / "a", "--compare", tmp_path / "b", "--base", "x"), "does not use --base"),
     ):
         done = call("inspect", *words)
         assert done.exit_code == 2 and said in done.stderr and not done.stdout, words

@@ -26,7 +26,7 @@ def run(
     import transformers
 
     from orthotune.files.output import new_folder
-    from orthotune.metrics.roster import measure
+    from orthotune.metrics.registry import measure
 
     target = out or Path("runs") / f"evaluate-{name}"
     if overwrite:

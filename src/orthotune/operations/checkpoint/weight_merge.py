@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from orthotune.errors import AdapterFileError, MergeError
 from orthotune.kernels.finite import all_finite
-from orthotune.kernels.turn_weight import RUN, turn_weight
+from orthotune.kernels.rotate_weight import RUN, rotate_weight
 from orthotune.layers.base import OFTLayer
 
 
@@ -16,7 +16,7 @@ def merge_weight(layer: OFTLayer, parameter: str, weight: Tensor, adapter: str) 
     """Overwrite ``weight`` with the merged weight ``W'`` and return it, in the same dtype.
 
     Besides the weight, only the rotation and a few float32 buffers are in memory, see
-    :func:`~orthotune.kernels.turn_weight.turn_weight`.
+    :func:`~orthotune.kernels.rotate_weight.rotate_weight`.
 
     Args:
         layer: the adapted layer; its base may be on the meta device.
@@ -50,7 +50,7 @@ def merge_weight(layer: OFTLayer, parameter: str, weight: Tensor, adapter: str) 
             if (
                 matrix.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
             ):  # skip matrices of other parameters
-                turn_weight(matrix, layer.steps(part, [adapter], every_block=True), out=matrix)
+                rotate_weight(matrix, layer.steps(part, [adapter], every_block=True), out=matrix)
     return _finite(layer, parameter, weight, adapter)
 
 
@@ -63,7 +63,7 @@ def merge_copy(layer: OFTLayer, parameter: str, weight: Tensor, adapter: str, in
     """
     matrix = weight.mT if getattr(layer, "input_first", False) else weight
     steps = layer.steps("", [adapter], every_block=True)
-    turn_weight(matrix, [step.of_copy(index, count) for step in steps], out=matrix)
+    rotate_weight(matrix, [step.of_copy(index, count) for step in steps], out=matrix)
     return _finite(layer, parameter, weight, adapter)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from orthotune.errors import ConfigError
 from orthotune.formats.adapter_state import AdapterState
-from orthotune.kernels.turn_weight import turn_whole
+from orthotune.kernels.rotate_weight import rotate_full
 from orthotune.layers.base import OFTLayer
 from orthotune.operations.diagnosis.advice import Advice, advise
 from orthotune.operations.diagnosis.rotation_facts import RotationFacts, rotation_facts
@@ -133,7 +133,7 @@ def _weights(layer: OFTLayer, adapter: str) -> Iterator[tuple[str, WeightFacts]]
     side = layer.oft_settings[adapter].spec.side
     with layer.unmerged():
         for part, matrix in layer.matrices().items():
-            after = turn_whole(matrix, layer.steps(part, [adapter], every_block=True))
+            after = rotate_full(matrix, layer.steps(part, [adapter], every_block=True))
             yield part, weight_facts(_vectors(matrix, side), _vectors(after, side))
 
 

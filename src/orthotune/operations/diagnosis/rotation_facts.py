@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthotune.rotation.ball import coft_radius
+from orthotune.rotation.coft import coft_radius
 from orthotune.rotation.measure import distance_from_identity, orthogonality_error, rotation_angles
 from orthotune.rotation.packing import unpack
 from orthotune.rotation.spec import RotationSpec

@@ -11,7 +11,7 @@ from torch import nn
 
 from orthotune.errors import TargetError, UnsupportedLayerError
 from orthotune.layers.base import OFTLayer
-from orthotune.layers.roster import kind_of
+from orthotune.layers.registry import kind_of
 
 #: Beginnings of the names of pipeline components that can carry an adapter.
 ADAPTED = ("unet", "transformer", "text_encoder", "controlnet", "prior")

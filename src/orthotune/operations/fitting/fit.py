@@ -15,7 +15,7 @@ from orthotune.errors import AdapterFileError
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.layer_settings import in_common
 from orthotune.formats.peft_fields import fields_of_spec
-from orthotune.layers.roster import check_holds, kind_of
+from orthotune.layers.registry import check_holds, kind_of
 from orthotune.layers.settings import LayerSettings
 from orthotune.rotation.blocks import nearest_divisor
 from orthotune.rotation.frozen import FrozenMap
