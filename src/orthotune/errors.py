@@ -1,4 +1,4 @@
-"""Exceptions that word themselves: what was said, what was found, what is needed, what to do."""
+"""Exceptions with structured messages: what was given, what was found, what is needed, what to do."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ class OrthotuneError(ValueError):
     """An error that a user can act on.
 
     Args:
-        said: what was asked for, naming the layer, file or line.
-        got: what was found instead.
-        needed: what would have been right.
+        given: what the error is about, with the name of the layer, file or line.
+        got: what was found.
+        needed: what would be valid.
         do: the next step for the user.
 
     Example:
@@ -21,9 +21,9 @@ class OrthotuneError(ValueError):
         block_size=48 for layer 'q_proj'. Found: 100 features. Pass 50.
     """
 
-    def __init__(self, said: str, *, got: str | None = None, needed: str | None = None, do: str | None = None) -> None:
-        self.said, self.got, self.needed, self.do = said, got, needed, do
-        parts = [said.rstrip(".")]
+    def __init__(self, given: str, *, got: str | None = None, needed: str | None = None, do: str | None = None) -> None:
+        self.given, self.got, self.needed, self.do = given, got, needed, do
+        parts = [given.rstrip(".")]
         if got:
             parts.append(f"Found: {got.rstrip('.')}")
         if needed:
@@ -32,6 +32,11 @@ class OrthotuneError(ValueError):
             parts.append(do.rstrip("."))
         message = ". ".join(parts)
         super().__init__(message if message.endswith(("?", "!")) else message + ".")
+
+    @property
+    def said(self) -> str:
+        """The older name of ``given``."""
+        return self.given
 
 
 class BlockSizeError(OrthotuneError):
@@ -47,7 +52,7 @@ class ConfigError(OrthotuneError):
 
 
 class TargetError(OrthotuneError):
-    """No module of the model is meant by the given names."""
+    """The given names match no module of the model."""
 
 
 class MergeError(OrthotuneError):
@@ -67,11 +72,11 @@ class DataError(OrthotuneError):
 
 
 class TrainingError(OrthotuneError):
-    """A training that cannot go on; the last good checkpoint was kept."""
+    """A training that cannot continue; the last good checkpoint is kept."""
 
 
 class OutputError(OrthotuneError):
-    """A place that cannot be written to; nothing was left half-written."""
+    """A file or folder that cannot be written; no partial file remains."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

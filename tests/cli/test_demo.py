@@ -69,7 +69,7 @@ def test_demo_names_what_it_made(call: Callable, tmp_path: Path, monkeypatch: py
         assert line.endswith(f"{place}-2/{name}")
         assert Path(f"{place}-2", name).exists()
     assert lines[-5].split()[:3] == ["3%", "to", "50%"] and lines[-4].split()[:3] == ["100%", "to", "95%"]
-    assert [line.split()[0] for line in lines[-3:]] == ["adapter", "report", "pictures"]
+    assert [line.split()[0] for line in lines[-3:]] == ["adapter", "report", "images"]
     for line, name in zip(lines[-3:], ("adapter", "report.html", "subject.png"), strict=True):
         assert line.endswith(f"{place}-2/subject/{name}")
         assert Path(f"{place}-2", "subject", name).exists()

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from orthotune.cli import evaluate
-from orthotune.metrics.roster import ROSTER
+from orthotune.metrics.registry import REGISTRY
 from tests.support.images import dino, noise, save, step
 
 
 def test_every_measure_of_the_roster_has_a_command() -> None:
-    assert {command.name for command in evaluate.app.registered_commands} >= set(ROSTER)
+    assert {command.name for command in evaluate.app.registered_commands} >= set(REGISTRY)
 
 
 def _edges(column: int) -> np.ndarray:
@@ -40,7 +40,7 @@ def test_canny_leaves_json_csv_and_a_sheet(call: Callable, tmp_path: Path) -> No
         assert sheet.width > 3 * 192
         assert sheet.height > 2 * 192 * 10 // 14  # two rows of 14 x 10
     assert "canny, 2 images" in done.stdout
-    assert "1 left out" in done.stderr
+    assert "1 skipped" in done.stderr
     again = call("evaluate", "canny", results, conditions, "--out", tmp_path / "out")
     assert again.exit_code == 2
     assert "not empty" in again.stderr
@@ -53,7 +53,7 @@ def test_canny_leaves_json_csv_and_a_sheet(call: Callable, tmp_path: Path) -> No
     ("damage", "words"),
     [
         ("empty", "Found: none. Needed: files that end in"),
-        ("gone", "nothing there"),
+        ("gone", "no such folder"),
         ("names", "no two of one name"),
         ("size", "Found: 28 x 20 pixels. Needed: 14 x 10, as its condition"),
         ("cut", "not one image that could be measured"),

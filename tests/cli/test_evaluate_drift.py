@@ -61,7 +61,7 @@ def test_pictures_of_the_embedded_pipeline(call: Callable, of_pictures: Path, tm
     done = call("evaluate", "drift", of_pictures, *words)
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["base"] == "image-world" and found["pictures"] == 3 and "judge" in found["seen_by"]
+    assert found["base"] == "image-world" and found["pictures"] == 3 and "built-in classifier" in found["seen_by"]
     assert 0 < found["pixels"] < 1 and 0 < found["features"] <= found["features_largest"]
     assert found["unrelated"] > 0
     still = json.loads(call("evaluate", "drift", of_pictures.with_name("still"), *words).stdout)
@@ -70,7 +70,7 @@ def test_pictures_of_the_embedded_pipeline(call: Callable, of_pictures: Path, tm
     (tmp_path / "prompts.txt").write_text("a red three\n\n  a blue one on grass \n")
     pipeline = ("--base", image.PIPELINE, "--data", tmp_path / "prompts.txt", "--steps", 2)
     seen = call("evaluate", "drift", of_pictures, *pipeline, "--model", dino(tmp_path / "dino"))
-    assert seen.exit_code == 0 and "in 2 pictures" in seen.stdout and f"seen by      {tmp_path / 'dino'}" in seen.stdout
+    assert seen.exit_code == 0 and "in 2 images" in seen.stdout and f"seen by      {tmp_path / 'dino'}" in seen.stdout
     blind = call("evaluate", "drift", of_pictures, *pipeline)
     assert "not compared: name a vision model" in blind.stdout
 
@@ -80,12 +80,12 @@ def test_what_cannot_be_measured_is_said(call: Callable, of_texts: Path, of_pict
     cases = [
         ([of_texts, "--data", "text-world/old_tset"], "Did you mean 'old_test'"),
         ([of_texts, "--data", tmp_path / "none.jsonl"], "none.jsonl"),
-        ([of_texts, "--steps", 3], "are for pictures"),
+        ([of_texts, "--steps", 3], "are for image models"),
         ([of_texts, "--base", image.PIPELINE], "--data"),
-        ([of_texts, "--base", "image-world"], "layers that the model has not"),
-        ([of_pictures, "--base", "text-world"], "layers that the model has not"),
-        ([of_pictures, "--data", tmp_path / "empty.txt"], "no line with words"),
-        ([of_pictures, "--data", tmp_path / "none.txt"], "nothing there"),
+        ([of_texts, "--base", "image-world"], "layers that the model does not have"),
+        ([of_pictures, "--base", "text-world"], "layers that the model does not have"),
+        ([of_pictures, "--data", tmp_path / "empty.txt"], "only empty lines"),
+        ([of_pictures, "--data", tmp_path / "none.txt"], "no such file"),
         ([of_pictures, "--model", tmp_path], f"model {tmp_path}"),
         ([tmp_path / "none"], "There is no adapter at"),
     ]
@@ -101,4 +101,4 @@ def test_a_base_that_nobody_named(call: Callable, of_texts: Path, tmp_path: Path
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
     done = call("evaluate", "drift", tmp_path)
-    assert done.exit_code == 2 and "Name it with --base" in done.stderr
+    assert done.exit_code == 2 and "Name the base with --base" in done.stderr

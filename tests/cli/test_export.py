@@ -309,7 +309,7 @@ def test_the_adapter_is_never_written_over(call: Callable, image: Any, out: str)
 
 WRONG = {
     "no adapter": (["gone.safetensors", "out", "--base", "pipe", "--to", "dense"], "There is no adapter at"),
-    "no base": (["style.safetensors", "out", "--base", "gone", "--to", "dense"], "There is no base at"),
+    "no base": (["style.safetensors", "out", "--base", "gone", "--to", "dense"], "there is no base model at"),
     "another base": (["style.safetensors", "out", "--base", "llama", "--to", "dense"], "3 of 3 layers that the model"),
     "a pickle": (["style.safetensors", "out.safetensors", "--base", "x.ckpt", "--to", "dense"], "needed: a .safetens"),
     "no rank": (["style.safetensors", "out", "--base", "pipe", "--to", "lora"], "needs --rank or --error"),

@@ -42,7 +42,7 @@ def test_text_and_json_say_the_same(call: Callable) -> None:
     assert done.exit_code == 0, done.stderr
     for line in (
         "format         peft-oft-0.8", "side           out", "COFT           eps 0.001",
-        "numbers        F32 in 2 tensors",
+        "dtypes         F32 in 2 tensors",
         "blocks         8, by size: 4 of 3, 4 of 4", "layers         2: 2 out exact",
     ):  # fmt: skip
         assert line in done.stdout

@@ -54,8 +54,8 @@ def test_table_names_layers_whole_and_sums_up(call: Callable, trained: Path) -> 
 def test_series_that_left_the_rotations_is_told(call: Callable) -> None:
     done = call("inspect", FIXTURES / "peft-0.17.1-oft" / "neumann5")
     assert "neumann_legacy with 5 terms" in done.stdout
-    assert "left the rotations" in done.stdout
-    assert "left the rotations" not in call("inspect", FIXTURES / "peft-0.21.2-oft" / "exact").stdout
+    assert "not orthogonal any more" in done.stdout
+    assert "not orthogonal any more" not in call("inspect", FIXTURES / "peft-0.21.2-oft" / "exact").stdout
 
 
 def test_no_adapter_is_two_and_words(call: Callable, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_every_readable_file_is_inspected(call: Callable, case: Path) -> None:
 def test_what_is_no_rotation_is_told(call: Callable) -> None:
     done = call("inspect", FIXTURES / "peft-0.13.2-boft" / "m1_bs4")
     assert "peft-boft-0.11" in done.stdout
-    assert "1 layers run as exact transforms" in done.stdout
+    assert "1 layers are applied as exact transforms" in done.stdout
     assert "another format" in done.stdout
     done = call("inspect", FIXTURES / "zeju-oft" / "oft-db_linear" / "adapter.safetensors")
     assert "COFT" in done.stdout
@@ -127,13 +127,13 @@ def test_two_adapters_beside_each_other(call: Callable, trained: Path, tmp_path:
     assert row["angle_mean"] == pytest.approx(0.3, abs=1e-6) and row["cosine"] == pytest.approx(1)
     assert found["only_in_one"] == ["more"] and found["adapters"] == [str(tmp_path / "a"), str(tmp_path / "b")]
     plain = call("inspect", tmp_path / "a", "--compare", tmp_path / "b").stdout
-    assert "0.3000 rad on average" in plain and "Only in one of them, or on another side: more" in plain
+    assert "0.3000 rad on average" in plain and "Layers of only one adapter, or with another side: more" in plain
     same = json.loads(call("inspect", trained / "adapter", "--compare", trained / "adapter", "--json").stdout)
     assert max(row["angle_max"] for row in same["layers"]) < 1e-3  # the angle of a rounded identity
     for words, said in (
-        ((tmp_path / "a", "--compare", trained / "adapter"), "no layer that both turn"),
+        ((tmp_path / "a", "--compare", trained / "adapter"), "no layer that both rotate"),
         ((tmp_path / "a", "--compare", tmp_path / "c"), "There is no adapter at"),
-        ((tmp_path / "a", "--compare", tmp_path / "b", "--base", "x"), "leave --base out"),
+        ((tmp_path / "a", "--compare", tmp_path / "b", "--base", "x"), "does not use --base"),
     ):
         done = call("inspect", *words)
         assert done.exit_code == 2 and said in done.stderr and not done.stdout, words

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from orthotune.kernels.from_parameters import rotation_of
 from orthotune.kernels.rotate import rotate, rotate_rows, rotate_stack
-from orthotune.rotation.ball import project
 from orthotune.rotation.cayley import cayley
+from orthotune.rotation.coft import project
 from orthotune.rotation.neumann import neumann
 from orthotune.rotation.packing import pack, unpack
 from orthotune.rotation.spec import RotationSpec

@@ -84,7 +84,7 @@ def test_rows_of_missing_or_broken_pictures_are_left_out_with_their_captions(fol
     said: list[str] = []
     (only,) = read_examples(lines(folder / "t.jsonl", *rows), say=said.append)
     assert (only.picture.name, only.caption) == ("a", "a")
-    assert "gone.png (nothing there)" in said[0] and "é.png (no whole image" in said[0]
+    assert "gone.png (no such file)" in said[0] and "é.png (no complete image" in said[0]
     with pytest.raises(DataError, match="2 of 3 that cannot be read"):
         read_examples(folder / "t.jsonl", broken="refuse")
 

@@ -129,7 +129,7 @@ def test_what_cannot_be_used_is_worded(family: Family, tmp_path: Path) -> None:
         draw(family, tmp_path / "file" / "c")
     draw(family, tmp_path / "c", count=1)
     (tmp_path / "c" / "00000.png").write_text("broken")
-    with pytest.raises(DataError, match=r"00000.png \(no whole image"):
+    with pytest.raises(DataError, match=r"00000.png \(no complete image"):
         draw(family, tmp_path / "c", count=1)
     (tmp_path / "c" / MANIFEST).write_text("{")
     with pytest.raises(DataError, match="class images .*line 1: not JSON.*Remove the folder"):

@@ -203,7 +203,7 @@ def test_the_output_is_a_picture_of_the_control_s_size(world: ControlPipeline) -
         (torch.full((3, 32, 32), 3.0), {}, "floats of 0..1"),
         (torch.full((3, 32, 32), float("nan")), {}, "floats of 0..1"),
         (np.zeros((32, 32)), {}, "float64"),
-        ("missing.png", {}, "missing.png.*nothing there"),
+        ("missing.png", {}, "missing.png.*no such file"),
         (7, {}, "Found: int"),
     ],
     ids=["divisor", "size", "unlike", "none", "count", "channels", "range", "nan", "float64", "missing", "number"],

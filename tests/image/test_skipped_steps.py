@@ -70,8 +70,8 @@ def test_it_changes_nothing_and_is_counted(tmp_path: Path, gradient: bool) -> No
     ]
     assert same(seen[2], seen[4]) and not same(seen[4], seen[5])
     assert said == [
-        f"Left out: the {kind} of step {step} is NaN or infinite, first in layer '{LAYER}'. "
-        f"Nothing was changed; {count} of at most 10." for count, step in ((1, 3), (2, 4))
+        f"Skipped: the {kind} of step {step} is NaN or infinite, first in layer '{LAYER}'. "
+        f"No parameter was changed; {count} of at most 10 skipped steps." for count, step in ((1, 3), (2, 4))
     ]  # fmt: skip
     assert all(value.isfinite().all() for value in learned(trainee).values())
     state = json.loads((tmp_path / "checkpoints" / "checkpoint-6" / "loop.json").read_text())

@@ -24,7 +24,7 @@ def test_a_forward_of_its_own_is_called(side: str, bias: bool) -> None:
     x = torch.randn(3, 12)
     turned = model(x)
     layer = model.base_model.model.layer
-    (weight,) = layer.turned(["default"]).values()
+    (weight,) = layer.rotated_matrices(["default"]).values()
     expected = torch.nn.functional.linear(2 * x, weight, layer.base_layer.bias)
     torch.testing.assert_close(turned, expected, rtol=0, atol=1e-5)  # float32, 12 products and the bias twice
 

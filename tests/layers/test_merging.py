@@ -187,7 +187,7 @@ def test_an_error_of_any_kind_leaves_no_layer_half_merged(monkeypatch: pytest.Mo
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(layer, "turned", fail)
+    monkeypatch.setattr(layer, "rotated_matrices", fail)
     with pytest.warns(UserWarning, match="additionally merging"), pytest.raises(MemoryError):
         layer.merge(adapter_names=["more"])
     same_bits(base_parameters(model), merged)

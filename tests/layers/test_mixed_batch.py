@@ -218,5 +218,5 @@ def test_the_output_of_an_attention_says_so() -> None:
     model = get_peft_model(
         nn.ModuleDict({"a": nn.MultiheadAttention(8, 2)}), OFTConfig(target_modules=["out_proj"], r=2)
     ).eval()
-    with pytest.raises(UnsupportedLayerError, match="reads one weight for the whole batch"):
+    with pytest.raises(UnsupportedLayerError, match="reads one weight for all rows"):
         model(adapter_names=["default"])

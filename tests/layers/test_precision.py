@@ -35,9 +35,9 @@ def test_autocast_does_not_reach_a_turned_weight(kind: str) -> None:
     case = next(c for c in cases("exact") if c.kind.name == kind and c.side == "in")
     model = case.trained()
     layer = model.base_model.model.layer
-    plain = layer.turned(["default"])
+    plain = layer.rotated_matrices(["default"])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        turned = layer.turned(["default"])
+        turned = layer.rotated_matrices(["default"])
         model.merge_adapter()
     assert all(W.dtype == torch.float32 and torch.equal(W, plain[name]) for name, W in turned.items())
     assert all(torch.equal(p, plain[name]) for name, p in layer.base_parameters().items())

@@ -5,7 +5,7 @@ import torch
 
 from orthotune.errors import DataError
 from orthotune.metrics.energy import measure_energy
-from orthotune.metrics.roster import ROSTER, measure
+from orthotune.metrics.registry import REGISTRY, measure
 
 
 def test_two_layers_by_hand() -> None:
@@ -38,6 +38,6 @@ def test_nothing_trained_is_an_error() -> None:
 
 
 def test_every_measure_of_the_roster_can_be_imported() -> None:
-    assert all(callable(measure(name).function) for name in ROSTER)
+    assert all(callable(measure(name).function) for name in REGISTRY)
     with pytest.raises(ValueError, match="Did you mean canny?"):
         measure("cany")

@@ -44,7 +44,7 @@ def _input(base: str, module: nn.Module) -> Tensor:
     return torch.randn(len(NAMES), *shape, generator=draw, dtype=torch.float64)
 
 
-@pytest.mark.filterwarnings("ignore:The adapter was trained within a ball", "ignore:The block size does not divide")
+@pytest.mark.filterwarnings("ignore:The adapter was trained with an older", "ignore:The block size does not divide")
 @pytest.mark.parametrize("case", FROZEN, ids=str)
 @torch.no_grad()
 def test_rows_are_their_adapters_alone(case: Produced) -> None:

@@ -180,7 +180,7 @@ def test_wrong_models_are_refused_and_left_alone(language: Any, tmp_path: Path) 
     other = llama(hidden_size=24).eval()
     with pytest.raises(AdapterFileError, match=r"layer 'model.layers.0.mlp.up_proj'.*\(4, 6\).*\(6, 6\) for this"):
         load_adapter(other, path)
-    with pytest.raises(AdapterFileError, match=r"2 of 2 layers that the model has not"):
+    with pytest.raises(AdapterFileError, match=r"2 of 2 layers that the model does not have"):
         load_adapter(nn.Sequential(nn.Linear(4, 4)), path, strict=False)
     for net in (other, model):
         assert not [module for module in net.modules() if hasattr(module, "oft_R")]

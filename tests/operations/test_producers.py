@@ -38,7 +38,7 @@ def _layers(case: Produced) -> list[str]:
     return [*state.layers, *state.transforms]
 
 
-@pytest.mark.filterwarnings("ignore:The adapter was trained within a ball", "ignore:The block size does not divide")
+@pytest.mark.filterwarnings("ignore:The adapter was trained with an older", "ignore:The block size does not divide")
 @pytest.mark.parametrize("case", produced(), ids=str)
 def test_it_loads_runs_and_merges(case: Produced) -> None:
     io, net = numbers(case), network(case)

@@ -17,7 +17,7 @@ from tests.support.producers import Produced, produced
 CLOSE = {"rtol": 0, "atol": 2e-6}
 
 
-@pytest.mark.filterwarnings("ignore:The adapter was trained within a ball", "ignore:The block size does not divide")
+@pytest.mark.filterwarnings("ignore:The adapter was trained with an older", "ignore:The block size does not divide")
 @pytest.mark.parametrize("case", produced(), ids=str)
 @torch.no_grad()
 def test_half_a_strength_is_that_of_the_home_tool(case: Produced) -> None:

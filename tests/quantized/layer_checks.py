@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import MergeError
 from orthotune.quantized.contract import Library
-from orthotune.quantized.roster import library_of
+from orthotune.quantized.registry import library_of
 from tests.support.contract_cases import randomize
 from tests.support.contract_layers import Net
 from tests.support.contract_reference import dense, rotation

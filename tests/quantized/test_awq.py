@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AwqConfig
 
-from orthotune.quantized.roster import library_of
+from orthotune.quantized.registry import library_of
 from tests.quantized.gptqmodel_layers import AwqTorchLinear, awq, finetune_loaded, load, packed
 from tests.quantized.layer_checks import CHECKS, Subject, check_files, check_llama, error, quantize_layers, tokens
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from orthotune import OFTConfig, PeftModel, get_peft_model
 from orthotune.errors import RecipeError
 from orthotune.quantized.loading_options import STORED, WHILE_LOADING, _installed
-from orthotune.quantized.roster import library_of
+from orthotune.quantized.registry import library_of
 from orthotune.text.causal_model import load_model
 from tests.quantized.layer_checks import error
 from tests.support.tiny_text import save_model, texts, write_jsonl
@@ -192,7 +192,7 @@ def test_a_missing_library_is_named_with_its_extra(base: Path, monkeypatch: pyte
     from orthotune.quantized import loading_options
 
     monkeypatch.setattr(loading_options, "_installed", lambda _: False)
-    with pytest.raises(RecipeError, match=r"no bitsandbytes here.*orthotune\[quant-bnb\]"):
+    with pytest.raises(RecipeError, match=r"bitsandbytes is not installed.*orthotune\[quant-bnb\]"):
         load_model(str(base), torch.float32, "nf4")
 
 

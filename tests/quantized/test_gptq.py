@@ -11,7 +11,7 @@ import torch
 from transformers import GPTQConfig
 
 from orthotune.errors import MergeError
-from orthotune.quantized.roster import library_of
+from orthotune.quantized.registry import library_of
 from tests.quantized.gptqmodel_layers import TorchLinear, finetune_loaded, gptq, load, packed
 from tests.quantized.layer_checks import CHECKS, Subject, check_files, check_llama, error, quantize_layers, tokens
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import MergeError
-from orthotune.quantized import roster
+from orthotune.quantized import registry
 from orthotune.tuner.first_step import keep_float32
 from tests.quantized.adapter_checks import ADAPTER_CHECKS, check_a_wrong_write_is_undone
 from tests.quantized.layer_checks import CHECKS, Subject, check_files
@@ -23,7 +23,7 @@ from tests.support.contract_cases import randomize
 
 @pytest.fixture(autouse=True)
 def _toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roster, "LIBRARIES", [*TOYS, *roster.LIBRARIES])
+    monkeypatch.setattr(registry, "LIBRARIES", [*TOYS, *registry.LIBRARIES])
 
 
 SUBJECTS = [

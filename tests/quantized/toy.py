@@ -66,8 +66,8 @@ class FixedLibrary(RoundedLibrary):
 
 
 class FixedLinear(RoundedLinear):
-    """Claimed by :class:`FixedLibrary`, which stands first in the roster."""
+    """Claimed by :class:`FixedLibrary`, which stands first in the registry."""
 
 
-#: the more special one first, as in the roster of the package
+#: the more special one first, as in the registry of the package
 TOYS: list[Library] = [FixedLibrary(), RoundedLibrary()]

@@ -94,10 +94,12 @@ def test_nearest_gives_way_and_says_so(features: int, given: dict[str, int], exp
 @pytest.mark.parametrize("fallback", ["error", "nearest"])
 @pytest.mark.parametrize("given", [{"r": 24}, {"block_size": 1}])
 def test_blocks_of_one_have_nothing_to_turn(given: dict[str, int], fallback: str) -> None:
-    with pytest.raises(BlockSizeError, match="blocks of 1 in 24 features, which have nothing to turn"):
+    with pytest.raises(BlockSizeError, match="blocks of size 1 in 24 features, which cannot be rotated"):
         _choose(24, fallback=fallback, **given)
 
 
 def test_a_prime_width_has_no_near_block() -> None:
-    with pytest.raises(BlockSizeError, match="block_size=32 for layer 'q_proj'. Found: blocks of 1 in 97 features"):
+    with pytest.raises(
+        BlockSizeError, match="block_size=32 for layer 'q_proj'. Found: blocks of size 1 in 97 features"
+    ):
         _choose(97, block_size=32, fallback="nearest")

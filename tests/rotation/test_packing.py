@@ -35,7 +35,7 @@ def test_block_size_of_every_count() -> None:
         if elements in sizes:
             assert block_size_of(elements) == sizes[elements]
         else:
-            with pytest.raises(OrthotuneError, match=f"a packed block of {elements} numbers. Needed: b "):
+            with pytest.raises(OrthotuneError, match=f"a packed block of {elements} elements. Needed: b "):
                 block_size_of(elements)
 
 

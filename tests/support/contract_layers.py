@@ -1,4 +1,4 @@
-"""The roster that the contracts run over: for each layer kind a tiny module, an input batch, and what its weights are.
+"""The registry that the contracts run over: for each layer kind a tiny module, an input batch, and its weights.
 
 Shapes are uneven throughout: in != out, kernels that are not square, overlapping patches, odd batches, more than one
 block. A new layer kind joins by one entry of ``KINDS``.

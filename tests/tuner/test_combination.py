@@ -126,7 +126,7 @@ def test_a_series_becomes_the_nearest_rotation() -> None:
         for name, p in model.named_parameters():
             if ".A." in name:
                 p.mul_(0.1)
-    with pytest.warns(UserWarning, match="Neumann series were combined by the rotations nearest"):
+    with pytest.warns(UserWarning, match="Neumann series were replaced by the nearest rotations"):
         model.add_weighted_adapter(["A"], [1], "C")
     torch.testing.assert_close(output(model, "C"), output(model, "A"), atol=1e-3, rtol=0)
 
@@ -139,9 +139,9 @@ def test_a_series_becomes_the_nearest_rotation() -> None:
         ({}, {}, {"combination_type": "svd"}, "combination_type='svd'"),
         ({}, {}, {"combination_type": "svd_lora"}, "orthotune combine"),
         ({}, {}, {"combination_type": "ties"}, "density"),
-        ({}, {}, {"adapter_name": "A"}, "a name that is free"),
-        ({"bias": "oft_only"}, {}, {}, "parameters that it holds whole"),
-        ({"use_cayley_neumann": True}, {}, {}, "a Neumann series that is no rotation"),
+        ({}, {}, {"adapter_name": "A"}, "an unused name"),
+        ({"bias": "oft_only"}, {}, {}, "parameters that it replaces"),
+        ({"use_cayley_neumann": True}, {}, {}, "a Neumann series that is far from any rotation"),
     ],
 )
 def test_refusals_leave_the_model_as_it_was(

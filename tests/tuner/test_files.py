@@ -147,7 +147,7 @@ def _base(io):
     return net
 
 
-@pytest.mark.filterwarnings("ignore:The adapter was trained within a ball")
+@pytest.mark.filterwarnings("ignore:The adapter was trained with an older")
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 @pytest.mark.parametrize("folder", OLD)
 def test_older_layouts_give_their_own_outputs(folder, low_cpu_mem_usage):
@@ -213,12 +213,12 @@ def test_another_base_is_named_with_both_shapes(saved, llama):
 
 
 def test_missing_layers_are_not_a_silent_identity(saved, llama):
-    with pytest.raises(AdapterFileError, match="rotations that the file has not"):
+    with pytest.raises(AdapterFileError, match="rotations that the file does not have"):
         PeftModel.from_pretrained(llama(num_hidden_layers=3), str(saved[0]))
 
 
 def test_superfluous_layers_are_not_dropped_in_silence(saved, llama):
-    with pytest.raises(AdapterFileError, match="rotations that the model has not"):
+    with pytest.raises(AdapterFileError, match="rotations that the model does not have"):
         PeftModel.from_pretrained(llama(num_hidden_layers=1), str(saved[0]))
 
 

@@ -116,7 +116,7 @@ def by_hand(kind, keys, adapter_model):
     model = make(kind)
     layer = next(module for module in adapter_model.modules() if isinstance(module, OFTLayer))
     with torch.no_grad():
-        turned = layer.turned(["default"], every_block=True)["weight"]
+        turned = layer.rotated_matrices(["default"], every_block=True)["weight"]
         new = nn.Parameter(turned.clone())
         for key in keys:
             model.get_submodule(key).weight = new  # a tied output layer keeps the weight that it has

@@ -13,21 +13,29 @@ SELECTIONS = "targets, growth, blocks, grid, others, unet, gpu or smoke"
 
 
 def bench(
-    selection: str = typer.Argument("targets", help=f"{SELECTIONS}; or adapters: tokens per second of mixed batches."),
-    threads: int = typer.Option(None, min=1, help="Of the processor. Default: what torch takes."),
-    repetitions: int = typer.Option(40, min=1, help="Of every cell; two minutes of a cell end it earlier, at 5."),
+    selection: str = typer.Argument(
+        "targets", help=f"What to measure: {SELECTIONS}; or adapters: tokens per second of mixed batches."
+    ),
+    threads: int = typer.Option(None, min=1, help="CPU threads. Default: torch's own number."),
+    repetitions: int = typer.Option(
+        40, min=1, help="Repetitions of each measurement; after two minutes, 5 are enough."
+    ),
     out: Path = typer.Option(Path("runs/bench"), "--out", "-o", help="Folder for SELECTION-DEVICE.csv and .png."),
     as_json: bool = typer.Option(False, "--json", help="Print the rows as JSON instead of tables."),
-    adapters: str = typer.Option(None, "--adapters", help="For adapters: how many in a batch. Default: 1,4,16,64."),
-    hidden: int = typer.Option(None, "--hidden", min=32, help="For adapters: width of the model. Default: 1024."),
+    adapters: str = typer.Option(
+        None, "--adapters", help="Only for `bench adapters`: adapters in one batch. Default: 1,4,16,64."
+    ),
+    hidden: int = typer.Option(
+        None, "--hidden", min=32, help="Only for `bench adapters`: width of the model. Default: 1024."
+    ),
     explain: bool = typer.Option(
         False, "--explain", help="Print kernels, the path of each layer, what is cached, and why; measure nothing."
     ),
 ) -> None:
     """Time training, evaluation and decoding against the frozen model, PEFT's LoRA and PEFT's OFT, in one process.
 
-    Figures are ratios to the frozen model's own step of the same repetition. Runs on the GPU if there is one. The
-    benchmark is in a clone of the repository and not in the wheel; --explain works everywhere.
+    Figures are ratios to the step of the frozen model in the same repetition. Runs on the GPU if there is one. The
+    benchmark is part of a clone of the repository, not of the wheel; --explain works everywhere.
 
     Examples:
 
@@ -51,7 +59,7 @@ def _harness(selection: str) -> Any:
     """``benchmarks/harness/verb.py`` of the clone that orthotune is installed from.
 
     Raises:
-        OrthotuneError: orthotune is installed from a wheel, which leaves the benchmark out.
+        OrthotuneError: orthotune is installed from a wheel, which does not contain the benchmark.
     """
     import importlib.util
     import sys
@@ -59,12 +67,13 @@ def _harness(selection: str) -> Any:
     from orthotune.errors import OrthotuneError
 
     found = importlib.util.find_spec("orthotune")
-    # Beside the installed package alone, not in the working directory: code of an unknown folder is not run.
+    # Only the folder beside the installed package counts: a `benchmarks` folder of the working directory is foreign
+    # code.
     folder = Path(str(found and found.origin)).parents[2] / "benchmarks"
     if not (folder / "harness" / "verb.py").is_file():
         raise OrthotuneError(
             f"orthotune bench {selection}",
-            got="no benchmark beside the installed package: the wheel leaves it out, with the methods it compares",
+            got="no benchmark beside the installed package; the wheel does not contain it",
             needed="a clone of orthotune's repository that is installed with make install",
             do="Run make bench in the clone, or orthotune bench from its .venv; orthotune bench --explain works here",
         )
@@ -107,7 +116,7 @@ def layers() -> dict[str, str]:
         model = get_peft_model(LlamaModel(shape).to(torch.bfloat16), config).eval()
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.normal_(std=0.01)  # a rotation that is none would be left out of the plan
+                parameter.normal_(std=0.01)  # the plan skips a rotation that is the identity
         model(inputs_embeds=torch.randn(1, 1, 128, dtype=torch.bfloat16), use_cache=False)
     return {
         name.removeprefix("base_model.model."): explain(module)
@@ -117,7 +126,7 @@ def layers() -> dict[str, str]:
 
 
 def paths() -> list[dict[str, Any]]:
-    """The path of every (operation, device, dtype), block sizes that take the same one together.
+    """The path that each operation takes on each device and dtype; block sizes with the same path share a row.
 
     Example:
         >>> paths()[0]["path"]

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def bytes_bar() -> Iterator[Callable[[str, int, int | None], None]]:
-    """A function that moves the bar: what is being done, how many bytes more, and how many there are if that is known.
+    """Yield a function that advances the bar; the bar appears with its first call.
 
-    The bar appears with the first call.
+    The function takes the description of the work, the number of bytes done since the last call, and the total number
+    of bytes, or None where the total is unknown.
 
     Example:
         >>> with bytes_bar() as progress:

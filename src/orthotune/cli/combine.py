@@ -9,7 +9,7 @@ import typer
 
 
 class CombinationType(str, Enum):
-    """The ways to combine."""
+    """The methods of combining adapters."""
 
     GEODESIC = "geodesic"
     PRODUCT = "product"
@@ -19,24 +19,31 @@ class CombinationType(str, Enum):
 
 
 def combine(
-    adapters: list[str] = typer.Argument(help="ADAPTER:WEIGHT, several; 1 is the whole adapter, as without :WEIGHT."),
+    adapters: list[str] = typer.Argument(
+        help="Two or more of ADAPTER[:WEIGHT]; the default weight 1 uses an adapter as trained."
+    ),
     out: Path = typer.Option(..., "--out", "-o", help="Folder of the new adapter; appears when it is complete."),
-    how: CombinationType = typer.Option(CombinationType.GEODESIC, "--type", help="geodesic: mean. product: in order."),
-    density: float = typer.Option(None, "--density", help="ties: the share of the numbers that is kept."),
-    base: Path = typer.Option(None, "--base", "-b", help="svd_lora: the base, as for export."),
-    rank: int = typer.Option(None, "--rank", min=1, help="svd_lora: rank of every layer."),
+    how: CombinationType = typer.Option(CombinationType.GEODESIC, "--type", help="How to combine; explained above."),
+    density: float = typer.Option(
+        None, "--density", help="Only for ties: the share of the parameters that is kept, 0 to 1."
+    ),
+    base: Path = typer.Option(
+        None, "--base", "-b", help="Only for svd_lora: the base model, as for `orthotune export`."
+    ),
+    rank: int = typer.Option(None, "--rank", min=1, help="Only for svd_lora: the rank of each layer."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is at --out."),
 ) -> None:
     """Combine adapters of one base into a single one that loads like any other.
 
-    `geodesic`, `tangent` and `ties` do not depend on the order. `product` does: the first adapter acts first.
-    `svd_lora` adds up the changes of the weights and cuts them to a low rank, which is no rotation any more.
+    `geodesic` is the weighted mean of the rotations, `tangent` and `ties` average their parameters; the order does not
+    matter. `product` applies the adapters one after the other, the first one first. `svd_lora` adds up the changes of
+    the weights and approximates the sum by a LoRA, which is not a rotation.
 
     Example: orthotune combine style:0.7 subject:0.3 --out both
     """
     from orthotune.operations.combine import combine as combined
 
-    parted = [_parted(word) for word in adapters]
+    parted = [_parted(argument) for argument in adapters]
     done = combined(
         [path for path, _ in parted], [weight for _, weight in parted], out, how.value, density=density, base=base,
         rank=rank, overwrite=overwrite,
@@ -56,16 +63,16 @@ def combine(
         typer.echo(f"written       {out}")
 
 
-def _parted(word: str) -> tuple[Path, float]:
-    """A path and its weight; a colon of the path itself is left alone."""
-    path, colon, weight = word.rpartition(":")
+def _parted(argument: str) -> tuple[Path, float]:
+    """Split ADAPTER:WEIGHT; a colon that belongs to the path stays in the path."""
+    path, colon, weight = argument.rpartition(":")
     if not colon:
-        return Path(word), 1.0
+        return Path(argument), 1.0
     try:
         return Path(path), float(weight)
     except ValueError:
-        if Path(word).exists():
-            return Path(word), 1.0
+        if Path(argument).exists():
+            return Path(argument), 1.0
         from orthotune.errors import ConfigError
 
-        raise ConfigError(f"'{word}'", needed="ADAPTER:WEIGHT with a number, as style:0.7") from None
+        raise ConfigError(f"'{argument}'", needed="ADAPTER:WEIGHT where WEIGHT is a number, as in style:0.7") from None

@@ -29,15 +29,19 @@ def compare() -> None:
 
 @app.command()
 def sft(
-    words: list[str] = typer.Argument(
-        None, metavar="[RECIPE.yaml] [KEY=VALUE]...", help="methods, learning_rates, seeds, and settings of every run."
+    arguments: list[str] = typer.Argument(
+        None,
+        metavar="[RECIPE.yaml] [KEY=VALUE]...",
+        help="Recipe file, then methods, learning_rates, seeds and settings of all runs.",
     ),
     parallel: int = typer.Option(None, "--parallel", min=1, help="Runs at the same time. Default: 1."),
-    output: Path = typer.Option(None, "--output", "-o", help="Where runs and results go. Default: runs/compare-sft."),
+    output: Path = typer.Option(
+        None, "--output", "-o", help="Output folder of runs and results. Default: runs/compare-sft."
+    ),
 ) -> None:
     r"""Finetune by OFT, COFT, LoRA of equal size and in full, at three learning rates each.
 
-    Runs that are finished are kept: the same command goes on after an interruption.
+    Finished runs are kept: after an interruption, the same command continues.
 
     Examples:
 
@@ -49,7 +53,7 @@ def sft(
     from orthotune.cli.report import report_on
     from orthotune.experiments import compare as job
 
-    recipe, settings = recipe_and_settings(words or [])
+    recipe, settings = recipe_and_settings(arguments or [])
     options = {"parallel": parallel, "output": output}
     settings += [f"{key}={value}" for key, value in options.items() if value is not None]
     checked = job.load_compare(recipe, settings)
@@ -61,22 +65,27 @@ def sft(
     typer.echo(f"{'report':<16} {page}")
 
 
-WORDS = typer.Argument(
-    None, metavar="[RECIPE.yaml] [KEY=VALUE]...", help="methods, learning_rates, seeds, and settings of every run."
+ARGUMENTS = typer.Argument(
+    None,
+    metavar="[RECIPE.yaml] [KEY=VALUE]...",
+    help="Recipe file, then methods, learning_rates, seeds and settings of all runs.",
 )
 PARALLEL = typer.Option(None, "--parallel", min=1, help="Runs at the same time. Default: 1.")
 
 
 @app.command()
 def subject(
-    words: list[str] = WORDS,
+    arguments: list[str] = ARGUMENTS,
     parallel: int = PARALLEL,
-    output: Path = typer.Option(None, "--output", "-o", help="Where it all goes. Default: runs/compare-subject."),
+    output: Path = typer.Option(
+        None, "--output", "-o", help="Output folder of runs and results. Default: runs/compare-subject."
+    ),
 ) -> None:
-    r"""Teach the image world's subject by OFT, COFT, OFT with magnitudes, LoRA of equal size and in full.
+    r"""Teach the built-in image model a subject by OFT, COFT, OFT with magnitudes, LoRA of equal size and in full.
 
-    Five learning rates each; the best on the validation split runs with three seeds, which the test split scores.
-    Runs that are finished are kept: the same command goes on after an interruption.
+    Each method runs at five learning rates; the best rate on the validation split runs again with three seeds, and
+    these runs are scored on the test split.
+    Finished runs are kept: after an interruption, the same command continues.
 
     Examples:
 
@@ -84,16 +93,18 @@ def subject(
 
       orthotune compare subject methods=\[oft,lora] seeds=\[0,1] steps=100 --parallel 2
     """
-    _compare_images("subject", words, parallel, output)
+    _compare_images("subject", arguments, parallel, output)
 
 
 @app.command()
 def control(
-    words: list[str] = WORDS,
+    arguments: list[str] = ARGUMENTS,
     parallel: int = PARALLEL,
-    output: Path = typer.Option(None, "--output", "-o", help="Where it all goes. Default: runs/compare-control."),
+    output: Path = typer.Option(
+        None, "--output", "-o", help="Output folder of runs and results. Default: runs/compare-control."
+    ),
 ) -> None:
-    r"""Teach the image world to follow control pictures by each method, as `compare subject` does.
+    r"""Teach the built-in image model to follow control images by each method, as `compare subject` does.
 
     Examples:
 
@@ -101,18 +112,18 @@ def control(
 
       orthotune compare control signal=canny steps=800 learning_rates='{oft: \[0.001, 0.002]}'
     """
-    _compare_images("control", words, parallel, output)
+    _compare_images("control", arguments, parallel, output)
 
 
-def _compare_images(task: str, words: list[str], parallel: int | None, output: Path | None) -> None:
+def _compare_images(task: str, arguments: list[str], parallel: int | None, output: Path | None) -> None:
     from orthotune.cli.recipe_words import recipe_and_settings
     from orthotune.runs.quiet import quiet
 
-    with quiet():  # importing pipelines, transformers remarks on image processors that nothing here uses
+    with quiet():  # on the import of pipelines, transformers warns about image processors that are not used here
         from orthotune.experiments import compare_images as job
         from orthotune.experiments.compare_images_settings import load_compare
 
-    recipe, settings = recipe_and_settings(words or [])
+    recipe, settings = recipe_and_settings(arguments or [])
     options = {"parallel": parallel, "output": output}
     settings += [f"{key}={value}" for key, value in options.items() if value is not None]
     checked = load_compare(task, recipe, settings)
@@ -124,7 +135,7 @@ def _compare_images(task: str, words: list[str], parallel: int | None, output: P
 
 
 def show_summary(rows: list[dict[str, Any]], summary: dict[str, dict[str, tuple[float, float]]], task: str) -> None:
-    """Print one line per method: the test scores of its chosen rate, means over the seeds."""
+    """Print one line per method: its scores on the test split at the chosen learning rate, as means over the seeds."""
     from rich.console import Console
     from rich.table import Table
 
@@ -145,7 +156,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*COLUMNS.values(), title="gain on the new domain, forgetting on the old one, in nats/token")
+    table = Table(*COLUMNS.values(), title="gain on the target domain, forgetting on the source domain, in nats/token")
     for row in rows:
         table.add_row(*(_cell(key, row[key]) for key in COLUMNS))
     Console().print(table)

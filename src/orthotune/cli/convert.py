@@ -1,4 +1,4 @@
-"""``orthotune convert``: an adapter file becomes one that another tool loads."""
+"""``orthotune convert``: write an adapter file in the format of another tool."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from orthotune.cli.bytes_bar import bytes_bar
-from orthotune.cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
+from orthotune.cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, read_options
 
 if TYPE_CHECKING:
     from orthotune.operations.convert import Converted
@@ -22,12 +22,16 @@ def _targets() -> str:
 
 def convert(
     adapter: Path = typer.Argument(help="Adapter: a folder as PEFT writes it, or one file."),
-    out: Path = typer.Argument(help="What is written: a file, or a folder for the formats of PEFT and orthotune."),
-    to: str = typer.Option(..., "--to", help=_targets()),
-    base: Path = typer.Option(None, "--base", "-b", help="Base model on this machine, where names or shapes need it."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, and write nothing."),
-    approximate: bool = typer.Option(False, "--approximate", help="Allow what is nearly the same; prints the error."),
-    linear: bool = typer.Option(False, "--linear", help="No layer of the adapter is a convolution."),
+    out: Path = typer.Argument(help="Output file, or output folder for the formats of PEFT and orthotune."),
+    to: str = typer.Option(..., "--to", help=f"Target format: {_targets()}"),
+    base: Path = typer.Option(
+        None, "--base", "-b", help="Local base model; some formats need its layer names or shapes."
+    ),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Print what would be written, and write nothing."),
+    approximate: bool = typer.Option(
+        False, "--approximate", help="Allow a conversion with an error; the error is printed."
+    ),
+    linear: bool = typer.Option(False, "--linear", help="State that no layer of the adapter is a convolution."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is at OUT."),
     series: str = SERIES,
     coft: bool = COFT,
@@ -35,7 +39,9 @@ def convert(
     project: str = PROJECT,
     boft_conv: str = BOFT_CONV,
 ) -> None:
-    """Write an adapter for the tool that is to load it: without loss, or not at all unless --approximate is given.
+    """Convert an adapter to the format of another tool.
+
+    Only lossless conversions are written; --approximate allows others.
 
     Example: orthotune convert runs/demo/adapter adapter.safetensors --to kohya-oft-v2 --approximate
     """
@@ -44,14 +50,14 @@ def convert(
     with bytes_bar() as progress:
         done = converted(
             adapter, out, to, base=base, dry_run=dry_run, approximate=approximate, linear=linear, overwrite=overwrite,
-            progress=progress, **said(series, coft, eps, project, boft_conv),
+            progress=progress, **read_options(series, coft, eps, project, boft_conv),
         )  # fmt: skip
     for line in lines(done):
         typer.echo(line)
 
 
 def lines(done: Converted) -> list[str]:
-    """What the verb prints.
+    """The lines that the command prints.
 
     Example:
         >>> from orthotune.operations.convert import Converted
@@ -61,10 +67,10 @@ def lines(done: Converted) -> list[str]:
     found = [f"layers        {done.layers}", f"from          {done.source}"]
     found += [f"note          {note}" for note in done.notes]
     if done.plan is None:
-        found.append("to            diff, exact for this base alone, and no orthogonal adapter any more")
+        found.append("to            diff, exact for this base only, and not an orthogonal adapter any more")
         if done.exported is None:
             return [*found, "Nothing was written."]
-        found += [str(done.exported.report), f"{done.exported.changes} tensors of change, exact for this base alone"]
+        found += [str(done.exported.report), f"{done.exported.changes} tensors of change, exact for this base only"]
         return [*found, f"written  {done.written}"]
     from orthotune.formats.registry import targets
 

@@ -1,4 +1,4 @@
-"""``orthotune demo``: the main jobs on the embedded models: text, merged and reported, then pictures of a subject."""
+"""``orthotune demo``: the main jobs on the built-in models: text, merged and reported, then images of a subject."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import typer
 
 from orthotune.cli import demo_subject
 
-#: The beginning of a sentence as the new domain (prose about Python) has them; the old one is Python code.
+#: The beginning of a typical sentence of the target domain, prose about Python; the source domain is Python code.
 PROMPT = "The with statement is used to"
 NEW_TOKENS = 40
 
 
 def demo(
-    out: Path = typer.Option(Path("runs/demo"), "--out", "-o", help="Output folder; a free number is added if taken."),
-    steps: int = typer.Option(None, min=1, help="Training steps of each part. Default: what the presets say."),
+    out: Path = typer.Option(
+        Path("runs/demo"), "--out", "-o", help="Output folder; if it exists, a number is added to its name."
+    ),
+    steps: int = typer.Option(None, min=1, help="Training steps of each part. Default: those of the presets."),
 ) -> None:
-    """Finetune the embedded language model on text and merge it; teach the embedded image model a subject and draw it.
+    """Finetune the built-in language model, merge and report it; teach the built-in image model a subject.
 
-    Some minutes on two cores, no download. Both parts write a report.
+    Takes some minutes on two cores and downloads nothing. Both parts write a report.
 
     Example: orthotune demo
     """
@@ -35,8 +37,8 @@ def demo(
     folder = free_folder(out)
     if folder != out:
         typer.echo(f"{out} holds an earlier run; this one goes to {folder}")
-    said: dict[str, Any] = {"preset": WORLD, "output": folder, "steps": steps}
-    record = sft.run(SFTSettings(**said), say=typer.echo)
+    given: dict[str, Any] = {"preset": WORLD, "output": folder, "steps": steps}
+    record = sft.run(SFTSettings(**given), say=typer.echo)
 
     typer.echo("merging")
     with quiet():
@@ -47,8 +49,8 @@ def demo(
     page = report_on(folder)
 
     typer.echo("")
-    typer.echo(_outcome("learned", "prose it had not seen", record.new_before, record.new_after, record.gain))
-    typer.echo(_outcome("forgotten", "code as it knew it", record.old_before, record.old_after, record.forgetting))
+    typer.echo(_outcome("learned", "unseen prose (target domain)", record.new_before, record.new_after, record.gain))
+    typer.echo(_outcome("forgotten", "code (source domain)", record.old_before, record.old_after, record.forgetting))
     typer.echo("")
     typer.echo(f"before        {PROMPT}{_one_line(before)}")
     typer.echo(f"after         {PROMPT}{_one_line(after)}")
@@ -61,7 +63,7 @@ def demo(
 
 
 def free_folder(wanted: Path) -> Path:
-    """``wanted`` if nothing is there, otherwise the first free one of ``wanted-2``, ``wanted-3``, ...
+    """``wanted`` if no file or filled folder is there, otherwise the first free name of ``wanted-2``, ``wanted-3``, ...
 
     Example:
         >>> free_folder(Path("no/such/folder"))
@@ -74,27 +76,27 @@ def free_folder(wanted: Path) -> Path:
     return folder
 
 
-def _outcome(word: str, where: str, before: Any, after: Any, change: Any) -> str:
+def _outcome(label: str, where: str, before: Any, after: Any, change: Any) -> str:
     from orthotune.report import wording
 
     losses = f"{wording.loss(before)} to {wording.loss(after)}"
-    return f"{word:<13} {wording.change(change)} nats per token on {where} ({losses})"
+    return f"{label:<13} {wording.change(change)} nats per token on {where} ({losses})"
 
 
 def _continuation(model: str | Path) -> str:
-    """How the model goes on after the prompt, always taking its likeliest token."""
+    """The model's greedy continuation of the prompt."""
     import torch
 
     from orthotune.operations.base_model import load_base
 
     loaded = load_base(str(model), "float32")
     tokenizer = loaded.companions[0]
-    words = tokenizer(PROMPT, return_tensors="pt", return_token_type_ids=False)
+    prompt = tokenizer(PROMPT, return_tensors="pt", return_token_type_ids=False)
     with torch.inference_mode():
         tokens = loaded.model.eval().generate(
-            **words, max_new_tokens=NEW_TOKENS, do_sample=False, repetition_penalty=1.2
+            **prompt, max_new_tokens=NEW_TOKENS, do_sample=False, repetition_penalty=1.2
         )
-    return str(tokenizer.decode(tokens[0, words["input_ids"].shape[1] :], skip_special_tokens=True))
+    return str(tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
 def _one_line(text: str) -> str:

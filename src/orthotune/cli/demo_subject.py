@@ -1,4 +1,4 @@
-"""The part of ``orthotune demo`` with pictures: a subject is learned and drawn in new contexts."""
+"""The image part of ``orthotune demo``: learn a subject and generate images of it in new contexts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHEET = "subject.png"
 
 
 def demo_subject(folder: Path, steps: int | None = None) -> Any:
-    """Train the image world's subject in ``folder``, write a contact sheet and a report, and say what came of it."""
+    """Train the built-in image model on its subject; write a contact sheet and a report, and print the scores."""
     from orthotune.cli.report import report_on
     from orthotune.recipes import subject
     from orthotune.recipes.subject_settings import SubjectSettings
@@ -21,23 +21,23 @@ def demo_subject(folder: Path, steps: int | None = None) -> Any:
     subject_sheet(folder, folder / SHEET)
     page = report_on(folder)
     typer.echo("")
-    for name, words in (
-        ("nine", "pictures that show the digit it had never seen"),
-        ("prompt_fidelity", "pictures with that digit, in the colours that were asked for"),
-        ("kept", "pictures of other digits that are as they were asked for"),
+    for name, description in (
+        ("nine", "of the images show the digit that the base model had never seen"),
+        ("prompt_fidelity", "of the images show that digit in the colours of the prompt"),
+        ("kept", "of the images of other digits still match their prompt"),
     ):
         if name in record.scores_after:
             before, after = record.scores_before[name], record.scores_after[name]
-            typer.echo(f"{before:4.0%} to {after:4.0%}  {words}")
+            typer.echo(f"{before:4.0%} to {after:4.0%}  {description}")
     typer.echo("")
     typer.echo(f"adapter       {folder / 'adapter'}")
     typer.echo(f"report        {page}")
-    typer.echo(f"pictures      {folder / SHEET}")
+    typer.echo(f"images        {folder / SHEET}")
     return record
 
 
 def subject_sheet(run: Path, path: Path) -> None:
-    """Write a sheet: what was learned from, then each sample's prompt, drawn before and after training."""
+    """Write a contact sheet: the training images, then the images of each prompt before and after training."""
     import numpy
     from PIL import Image
 
@@ -48,10 +48,10 @@ def subject_sheet(run: Path, path: Path) -> None:
 
     entries = read_samples(run)
     last = max(entry["step"] for entry in entries)
-    rows = [("learned from these", [picture.pixels() for picture in subject_pictures()])]
+    rows = [("learned from these", [image.pixels() for image in subject_pictures()])]
     for prompt in dict.fromkeys(entry["prompt"] for entry in entries):
-        for word, step in (("before", 0), ("after", last)):
+        for label, step in (("before", 0), ("after", last)):
             files = [entry["file"] for entry in entries if (entry["prompt"], entry["step"]) == (prompt, step)]
-            rows.append((f"{word}: {prompt}", [numpy.asarray(Image.open(run / file)) for file in files]))
+            rows.append((f"{label}: {prompt}", [numpy.asarray(Image.open(run / file)) for file in files]))
     with atomic_write(path) as partial:
-        draw_sheet([""] * max(len(pictures) for _, pictures in rows), rows, partial)
+        draw_sheet([""] * max(len(images) for _, images in rows), rows, partial)

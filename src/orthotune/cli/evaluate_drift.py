@@ -20,21 +20,25 @@ def drift(
     data: str = typer.Option(
         None,
         "--data",
-        help="What is not about the task. Texts: a file, a folder, a hub name, or text-world/SPLIT. Prompts: a text "
-        "file, one per line. The embedded models have their own.",
+        help="Data not related to the task. Language models: a file, a folder, a hub name, or text-world/SPLIT. "
+        "Image models: a text file with one prompt per line. The built-in models have a default.",
     ),
-    base: str = typer.Option(None, "--base", help="Base model; the one that the adapter names by default."),
-    max_length: int = typer.Option(512, "--max-length", min=2, help="Texts: tokens that the model sees at once."),
-    limit: int = typer.Option(200, "--limit", min=1, help="Texts or prompts to measure on, the first ones."),
-    seed: int = typer.Option(0, "--seed", min=0, help="Pictures: noise of the first; the others count on."),
-    steps: int = typer.Option(STEPS, "--steps", min=1, help="Pictures: steps of each drawing."),
-    guidance: float = typer.Option(None, "--guidance", help="Pictures: default is the pipeline's usual one."),
+    base: str = typer.Option(None, "--base", help="Base model. Default: the one that the adapter records."),
+    max_length: int = typer.Option(512, "--max-length", min=2, help="Language models: tokens per sequence."),
+    limit: int = typer.Option(200, "--limit", min=1, help="Number of texts or prompts, taken from the beginning."),
+    seed: int = typer.Option(
+        0, "--seed", min=0, help="Image models: seed of the first image; each further image takes the next number."
+    ),
+    steps: int = typer.Option(STEPS, "--steps", min=1, help="Image models: sampling steps."),
+    guidance: float = typer.Option(
+        None, "--guidance", help="Image models: guidance scale. Default: the pipeline's own."
+    ),
     model: str = typer.Option(
-        None, "--model", help="Pictures: vision model whose features are compared. Default: the image world's judge."
+        None, "--model", help="Image models: vision model whose features are compared. Default: built-in classifier."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    """Compare base and adapted model on what is not about the task: next-token distributions, or pictures.
+    """Measure how far an adapter changes the outputs on data that are not about its task: next tokens, or images.
 
     Examples:
 
@@ -49,16 +53,18 @@ def drift(
         )  # fmt: skip
     else:
         if (seed, steps, guidance, model) != (0, STEPS, None, None):
-            raise typer.BadParameter(f"--seed, --steps, --guidance and --model are for pictures; {named} reads texts")
+            raise typer.BadParameter(
+                f"--seed, --steps, --guidance and --model are for image models; {named} is a language model"
+            )
         found = measure(adapter, data, named, max_length, limit)
-    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(told(found)))
+    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
 
 
 def base_of(adapter: Path, base: str | None) -> str:
-    """The base that was named, that the adapter records, or, for layers of a UNet, the embedded pipeline.
+    """The base model: ``base``, else the one that the adapter records, else the built-in pipeline for layers of a UNet.
 
     Raises:
-        OrthotuneError: none is known.
+        OrthotuneError: no base is given, and the adapter records none.
     """
     from orthotune.errors import AdapterFileError, OrthotuneError
     from orthotune.files.installed_worlds import current
@@ -69,7 +75,7 @@ def base_of(adapter: Path, base: str | None) -> str:
     try:
         state = read_adapter(adapter)
     except AdapterFileError:
-        # A LoRA of a run on images has no rotations to read; diffusers knows it by its name.
+        # A LoRA of an image run has no rotations to read; diffusers finds its file by this name.
         if (adapter / "pytorch_lora_weights.safetensors").is_file():
             return IMAGE_WORLD
         raise
@@ -77,14 +83,16 @@ def base_of(adapter: Path, base: str | None) -> str:
         return current(str(named))
     if any("transformer_blocks" in name and "attentions" in name for name in (*state.layers, *state.transforms)):
         return IMAGE_WORLD
-    raise OrthotuneError(f"the base model of {adapter}", got="none in its files", do="Name it with --base")
+    raise OrthotuneError(
+        f"the base model of {adapter}", got="no base recorded in its files", do="Name the base with --base"
+    )
 
 
-def told(found: dict[str, Any]) -> list[str]:
-    """The figures in lines.
+def lines(found: dict[str, Any]) -> list[str]:
+    """The figures as printed lines.
 
     Example:
-        >>> told({"kl": 0.5, "kl_largest": 2.0, "same_choice": 0.75, "tokens": 8})[1]
+        >>> lines({"kl": 0.5, "kl_largest": 2.0, "same_choice": 0.75, "tokens": 8})[1]
         'same choice  75.0% of 8 tokens'
     """
     if "kl" in found:
@@ -92,14 +100,14 @@ def told(found: dict[str, Any]) -> list[str]:
             f"divergence   {found['kl']:.5f} nats per token on average, {found['kl_largest']:.3f} at most",
             f"same choice  {found['same_choice']:.1%} of {found['tokens']:,} tokens",
         ]
-    lines = [f"pixels       {found['pixels']:.5f} of their range on average, in {found['pictures']} pictures"]
+    lines = [f"pixels       {found['pixels']:.5f} of their range on average, in {found['pictures']} images"]
     if found["features"] is None:
         return [*lines, "features     not compared: name a vision model with --model"]
     lines.append(
         f"features     {found['features']:.5f} cosine distance on average, {found['features_largest']:.5f} at most"
     )
     if found["unrelated"] is not None:
-        lines.append(f"unrelated    {found['unrelated']:.5f} between different pictures of the base")
+        lines.append(f"unrelated    {found['unrelated']:.5f} between different images of the base")
     return [*lines, f"seen by      {found['seen_by']}"]
 
 
@@ -130,7 +138,7 @@ def measure(adapter: Path, data: str | None, base: str, max_length: int, limit: 
         )
     data = data or f"{WORLD}/old_test"
     source = str(text_world.MODEL) if base == WORLD else base
-    texts = _texts(data, limit)  # before the model: a wrong name is told at once
+    texts = _texts(data, limit)  # before the model is loaded: a wrong name is reported at once
     tokenizer = load_tokenizer(source)
     model, _ = load_adapter(load_model(source, torch.float32), adapter)
     rows = token_rows(tokenizer, texts, max_length)
@@ -145,8 +153,8 @@ def _texts(data: str, limit: int) -> list[str]:
     name, _, split = data.partition("/")
     if name == WORLD:
         return [row["text"] for row in text_world.load_split(split)][:limit]
-    return ["\n".join(map(_words, row.values())) for row in load_examples(data).rows[:limit]]
+    return ["\n".join(map(_text, row.values())) for row in load_examples(data).rows[:limit]]
 
 
-def _words(value: Any) -> str:
+def _text(value: Any) -> str:
     return value if isinstance(value, str) else "\n".join(str(message["content"]) for message in value)

@@ -1,4 +1,4 @@
-"""``orthotune evaluate drift`` for image models: what base and adapted pipeline draw of the same prompts and seeds."""
+"""``orthotune evaluate drift`` for image models: base and adapted pipeline on the same prompts and seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROMPTS = 24
 
 
 def is_pipeline(base: str) -> bool:
-    """Whether ``base`` is a pipeline of diffusers, or the embedded one.
+    """Whether ``base`` is a diffusers pipeline or the built-in one.
 
     Example:
         >>> is_pipeline("image-world"), is_pipeline("text-world")
@@ -29,13 +29,14 @@ def measure_images(
 
     Args:
         adapter: a folder or a file of any format.
-        data: text file with one prompt per line; those of the image world's digits by default, for that pipeline.
+        data: text file with one prompt per line; the built-in pipeline has prompts of its own.
         base: ``image-world``, or the folder of a pipeline.
-        limit: prompts at most.
-        seed: of the first picture's noise; the others count on.
-        steps: of each drawing.
-        guidance: the pipeline's usual one if None.
-        model: path or hub name of a vision model; the image world's judge for its own pictures, none for others.
+        limit: largest number of prompts.
+        seed: seed of the first image's noise; each further image takes the next number.
+        steps: sampling steps.
+        guidance: guidance scale; None takes the pipeline's default.
+        model: path or hub name of a vision model; None takes the built-in classifier for the built-in pipeline, and
+            compares no features for others.
 
     Raises:
         OrthotuneError: the pipeline, the adapter, the prompts or the vision model cannot be used.
@@ -78,30 +79,30 @@ def _prompts(data: str | None, base: str, limit: int) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as fault:
-        got = "nothing there" if isinstance(fault, FileNotFoundError) else str(fault)
+        got = "no such file" if isinstance(fault, FileNotFoundError) else str(fault)
         raise DataError(f"--data {data}", got=got, needed="a text file with one prompt per line") from fault
     found = [line.strip() for line in lines if line.strip()][:limit]
     if not found:
-        raise DataError(f"--data {data}", got="no line with words", needed="one prompt per line")
+        raise DataError(f"--data {data}", got="only empty lines", needed="one prompt per line")
     return found
 
 
 def _features(model: str | None, base: str) -> tuple[Any, str | None]:
-    """What turns pictures into vectors, and its name; neither where no model was named for a foreign pipeline."""
+    """The function from images to feature vectors, and its name; both None for a foreign pipeline without ``model``."""
     from orthotune.metrics import vision_model
     from orthotune.worlds import image as image_world
 
     if model is not None:
         loaded = vision_model.load(model, "cpu")
 
-        def embedded(pictures: Any) -> Any:
-            return vision_model.image_embeddings((one.permute(1, 2, 0).numpy() for one in pictures), *loaded)
+        def embedding(images: Any) -> Any:
+            return vision_model.image_embeddings((one.permute(1, 2, 0).numpy() for one in images), *loaded)
 
-        return embedded, model
+        return embedding, model
     if base != WORLD:
         return None, None
     from orthotune.worlds.image_data import as_input
 
-    # Before its last layer the judge still sees colours and places.
-    judge = image_world.load_judge("digit")
-    return (lambda pictures: judge.trunk(as_input(pictures))), "the image world's judge of digits"
+    # The features before the last layer still hold colours and positions.
+    classifier = image_world.load_judge("digit")
+    return (lambda images: classifier.trunk(as_input(images))), "the built-in classifier of digits"

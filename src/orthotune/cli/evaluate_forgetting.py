@@ -12,17 +12,17 @@ COLUMNS = {
     "name": "without",
     "gain_lost": "gain lost",
     "forgetting_saved": "forgetting saved",
-    "drift": "drift of it alone",
+    "drift": "drift of this part",
     "change": "change",
     "effective_rank": "effective rank",
 }
 
 
 def forgetting(
-    run: Path = typer.Argument(help="Output of a finished `orthotune train sft` with an adapter."),
+    run: Path = typer.Argument(help="Run directory of a finished `orthotune train sft` with an adapter."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
-    """Switch parts of a run's adapter off, one after the other: what they learned, what they made the model forget.
+    """Disable the parts of a run's adapter one after the other, and measure how gain and forgetting change.
 
     Examples:
 
@@ -37,8 +37,8 @@ def forgetting(
     from rich.console import Console
     from rich.table import Table
 
-    whole = found[0]
-    title = f"all on: gain {whole.gain:+.3f}, forgetting {whole.forgetting:+.3f} nats/token"
+    full = found[0]
+    title = f"all on: gain {full.gain:+.3f}, forgetting {full.forgetting:+.3f} nats/token"
     table = Table(*COLUMNS.values(), title=title)
     for part in found[1:]:
         table.add_row(

@@ -15,14 +15,16 @@ MANIFEST = typer.Option(
 )
 OUT = typer.Option(None, "--out", "-o", help="Output folder. Default: runs/evaluate-MEASURE.")
 OVERWRITE = typer.Option(False, "--overwrite", help="Replace what is at --out.")
-RESIZE = typer.Option(False, "--resize", help="Bring results to the size of their conditions instead of refusing them.")
+RESIZE = typer.Option(
+    False, "--resize", help="Resize results of another size than their conditions instead of refusing them."
+)
 STRICT = typer.Option(False, "--strict", help="Refuse missing and unreadable files instead of counting them.")
-DEVICE = typer.Option("cpu", "--device", help="Of the model: cpu, cuda, mps, ...")
-BATCH = typer.Option(8, "--batch-size", min=1, help="Images that the model sees at once.")
+DEVICE = typer.Option("cpu", "--device", help="Device of the model: cpu, cuda, mps, ...")
+BATCH = typer.Option(8, "--batch-size", min=1, help="Images per batch.")
 
 
 class Conditions(str, Enum):
-    """What the conditions of ``evaluate canny`` are."""
+    """The two kinds of conditions of ``evaluate canny``."""
 
     EDGES = "edges"
     PHOTOS = "photos"
@@ -30,11 +32,13 @@ class Conditions(str, Enum):
 
 def canny(
     results: Path = RESULTS,
-    conditions: Path = typer.Argument(help="Folder of edge maps, white on black, of the same names."),
+    conditions: Path = typer.Argument(help="Folder of edge maps, white on black, with the names of the results."),
     manifest: Path = MANIFEST,
-    conditions_are: Conditions = typer.Option(Conditions.EDGES, help="photos: their edges are found first."),
-    low: float = typer.Option(100, min=0, help="Lower threshold of Canny, 0 to 255 scale."),
-    high: float = typer.Option(200, min=0, help="Upper threshold."),
+    conditions_are: Conditions = typer.Option(
+        Conditions.EDGES, help="Kind of conditions; photos: their edges are computed first."
+    ),
+    low: float = typer.Option(100, min=0, help="Lower threshold of Canny, 0 to 255."),
+    high: float = typer.Option(200, min=0, help="Upper threshold of Canny, 0 to 255."),
     resize: bool = RESIZE,
     strict: bool = STRICT,
     out: Path = OUT,
@@ -52,13 +56,15 @@ def canny(
 
 def segmentation(
     results: Path = RESULTS,
-    conditions: Path = typer.Argument(help="Folder of maps of class numbers, of the same names."),
+    conditions: Path = typer.Argument(help="Folder of maps of class numbers, with the names of the results."),
     manifest: Path = MANIFEST,
-    maps: Path = typer.Option(None, help="Folder of given maps of the results, instead of a model's."),
-    model: str = typer.Option(None, help="Path or hub name. Default: SegFormer B0 on ADE20K."),
-    classes: int = typer.Option(None, min=1, help="Default: the model's."),
-    ignored: int = typer.Option(255, help="Class number of conditions that does not count."),
-    reduce_labels: bool = typer.Option(False, "--reduce-labels", help="0 is ignored, the others count one less."),
+    maps: Path = typer.Option(None, help="Folder of the results' class maps, instead of running a model."),
+    model: str = typer.Option(None, help="Segmentation model: path or hub name. Default: SegFormer B0 on ADE20K."),
+    classes: int = typer.Option(None, min=1, help="Number of classes. Default: the model's."),
+    ignored: int = typer.Option(255, help="Class number of the conditions that is ignored."),
+    reduce_labels: bool = typer.Option(
+        False, "--reduce-labels", help="Ignore class 0 and lower the other class numbers by one."
+    ),
     batch_size: int = BATCH,
     device: str = DEVICE,
     resize: bool = RESIZE,
@@ -66,14 +72,14 @@ def segmentation(
     out: Path = OUT,
     overwrite: bool = OVERWRITE,
 ) -> None:
-    """Compute mIoU, mAcc and aAcc between maps and what a segmentation model sees in the results.
+    """Compute mIoU, mAcc and aAcc between the given maps and a segmentation model's maps of the results.
 
     Example: orthotune evaluate segmentation results maps --device cuda
     """
-    said = {} if model is None else {"model": model}
+    given = {} if model is None else {"model": model}
     run(
         "segmentation", out, overwrite, results, conditions, manifest, maps=maps, classes=classes, ignored=ignored,
-        reduce_labels=reduce_labels, batch_size=batch_size, device=device, resize=resize, strict=strict, **said,
+        reduce_labels=reduce_labels, batch_size=batch_size, device=device, resize=resize, strict=strict, **given,
     )  # fmt: skip
 
 
@@ -81,15 +87,15 @@ def landmarks(
     results: Path = RESULTS,
     conditions: Path = typer.Argument(help='JSON {"name": [[x, y], ...]}, or a folder of photographs.'),
     manifest: Path = MANIFEST,
-    found: Path = typer.Option(None, help="JSON of the results' points, instead of a detector's."),
+    found: Path = typer.Option(None, help="JSON of the results' points, instead of running a detector."),
     detector: str = typer.Option("face-alignment", help="face-alignment, or package.module:function."),
-    points: int = typer.Option(68, min=1, help="Points of a face."),
+    points: int = typer.Option(68, min=1, help="Number of points of a face."),
     device: str = DEVICE,
     strict: bool = STRICT,
     out: Path = OUT,
     overwrite: bool = OVERWRITE,
 ) -> None:
-    """Measure the mean distance in pixels between points of faces, wanted and found.
+    """Measure the mean distance in pixels between the wanted and the detected points of faces.
 
     Example: orthotune evaluate landmarks results points.json
     """
@@ -101,13 +107,15 @@ def landmarks(
 
 def subject(
     results: Path = RESULTS,
-    references: Path = typer.Argument(help="Folder of photographs; with subjects in the manifest, of one folder each."),
+    references: Path = typer.Argument(
+        help="Folder of photographs; if the manifest names subjects, one folder inside it for each."
+    ),
     manifest: Path = MANIFEST,
-    prompt: str = typer.Option(None, help="Of every result, where the manifest names none."),
-    measures: str = typer.Option("dino,clip-i,clip-t,lpips", help="Some of these, with commas."),
-    dino: str = typer.Option(None, help="Path or hub name. Default: DINO ViT-S/16."),
-    clip: str = typer.Option(None, help="Path or hub name. Default: CLIP ViT-B/32."),
-    lpips: str = typer.Option("alex", help="alex, vgg or squeeze."),
+    prompt: str = typer.Option(None, help="Prompt of the results for which the manifest has none."),
+    measures: str = typer.Option("dino,clip-i,clip-t,lpips", help="Measures, separated by commas."),
+    dino: str = typer.Option(None, help="DINO model: path or hub name. Default: DINO ViT-S/16."),
+    clip: str = typer.Option(None, help="CLIP model: path or hub name. Default: CLIP ViT-B/32."),
+    lpips: str = typer.Option("alex", help="Network of LPIPS: alex, vgg or squeeze."),
     batch_size: int = BATCH,
     device: str = DEVICE,
     strict: bool = STRICT,
@@ -118,25 +126,25 @@ def subject(
 
     Example: orthotune evaluate subject results photos --prompt "a photo of a sks dog"
     """
-    said = {key: value for key, value in (("dino", dino), ("clip", clip)) if value is not None}
+    given = {key: value for key, value in (("dino", dino), ("clip", clip)) if value is not None}
     run(
         "subject", out, overwrite, results, references, manifest, prompt=prompt, lpips=lpips, batch_size=batch_size,
-        measures=[word.strip() for word in measures.split(",") if word.strip()], device=device, strict=strict, **said,
+        measures=[name.strip() for name in measures.split(",") if name.strip()], device=device, strict=strict, **given,
     )  # fmt: skip
 
 
 def fid(
     results: Path = RESULTS,
     references: Path = typer.Argument(help="Folder of real images."),
-    model: str = typer.Option("inception", help="inception, or path or hub name of a vision model."),
-    weights: Path = typer.Option(None, help="File of inception's weights, instead of a download."),
+    model: str = typer.Option("inception", help="inception, or the path or hub name of a vision model."),
+    weights: Path = typer.Option(None, help="File with the weights of inception, instead of a download."),
     batch_size: int = BATCH,
     device: str = DEVICE,
     strict: bool = STRICT,
     out: Path = OUT,
     overwrite: bool = OVERWRITE,
 ) -> None:
-    """Compute the Fréchet inception distance between results and real images; fewer than thousands say little.
+    """Compute the Fréchet inception distance between results and real images; it needs thousands of images.
 
     Example: orthotune evaluate fid results real
     """

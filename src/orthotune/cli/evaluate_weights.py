@@ -12,28 +12,32 @@ from orthotune.cli.evaluation import run
 
 
 def energy(
-    tuned: Path = typer.Argument(help="Adapter, or the folder of a model that was finetuned in full."),
-    base: str = typer.Option(None, "--base", "-b", help="Path or hub name. Default: the one that the adapter records."),
-    s: float = typer.Option(1.0, "--power", min=0, help="s of the energy: 0, 1 and 2 are usual."),
-    half_space: bool = typer.Option(False, "--half-space", help="Count a neuron's line, not its direction."),
+    tuned: Path = typer.Argument(help="Adapter, or the folder of a fully finetuned model."),
+    base: str = typer.Option(
+        None, "--base", "-b", help="Base model: path or hub name. Default: the one that the adapter records."
+    ),
+    s: float = typer.Option(1.0, "--power", min=0, help="Exponent s of the energy; usually 0, 1 or 2."),
+    half_space: bool = typer.Option(
+        False, "--half-space", help="Treat a neuron and its negative as the same direction."
+    ),
     out: Path = typer.Option(None, "--out", "-o", help="Output folder. Default: runs/evaluate-energy."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is at --out."),
 ) -> None:
-    """Compare the energy of every linear layer, and of all, before and after finetuning.
+    """Compare the hyperspherical energy of each linear layer, and of all together, before and after finetuning.
 
     Example: orthotune evaluate energy runs/demo/adapter
     """
     from orthotune.operations.base_model import load_base
     from orthotune.text.weight_pairs import weight_pairs
 
-    whole = (tuned / "config.json").is_file() and not (tuned / "adapter_config.json").is_file()
-    before = base or (None if whole else _recorded_base(tuned))
+    full = (tuned / "config.json").is_file() and not (tuned / "adapter_config.json").is_file()
+    before = base or (None if full else _recorded_base(tuned))
     if not before:
-        raise typer.BadParameter("the base is not recorded there: add --base")
+        raise typer.BadParameter("the adapter does not record its base: add --base")
 
-    def pairs() -> Iterator[Any]:  # models are loaded when the output folder is known to be free
+    def pairs() -> Iterator[Any]:  # a generator: models are loaded only once the output folder is known to be free
         model = load_base(before, "float32").model
-        if whole:
+        if full:
             yield from weight_pairs(load_base(str(tuned), "float32").model, model)
         else:
             yield from weight_pairs(_with_adapter(model, tuned))
@@ -53,7 +57,7 @@ def _recorded_base(adapter: Path) -> str | None:
 def _with_adapter(model: Any, adapter: Path) -> Any:
     from orthotune import PeftModel, load_adapter
 
-    # Other methods of PEFT have an energy, too: that LoRA changes it is what the figure is for.
+    # Adapters of PEFT's other methods are measured as well, to compare: LoRA changes the energy.
     if (_peft_config(adapter) or {}).get("peft_type", "OFT") not in ("OFT", "BOFT", "ORTHOTUNE"):
         return PeftModel.from_pretrained(model, adapter)
     return load_adapter(model, adapter)[0]

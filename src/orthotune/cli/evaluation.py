@@ -1,4 +1,4 @@
-"""What every ``orthotune evaluate`` leaves behind: JSON, CSV, a contact sheet, and a table on the terminal."""
+"""Output of all ``orthotune evaluate`` commands: JSON, CSV, a contact sheet, and a table on the terminal."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 def run(
     name: str, out: Path | None, overwrite: bool, *arguments: Any, inputs: Sequence[Any] = (), **settings: Any
 ) -> None:
-    """Take the measure ``name`` of the roster and deliver what it gives to ``out``, refused before measuring if taken.
+    """Run the measure ``name`` of the registry, write its results to ``out`` and print them.
 
-    ``inputs`` are paths that ``out`` must not replace; paths among the arguments are none either.
+    An existing ``out`` is refused before anything is measured. With ``overwrite``, ``out`` must still not contain one
+    of the ``inputs`` or a path among the arguments.
 
     Example:
         >>> run("canny", None, False, Path("results"), Path("edges"))  # doctest: +SKIP
@@ -25,33 +26,35 @@ def run(
     import transformers
 
     from orthotune.files.output import new_folder
-    from orthotune.metrics.roster import measure
+    from orthotune.metrics.registry import measure
 
-    place = out or Path("runs") / f"evaluate-{name}"
+    target = out or Path("runs") / f"evaluate-{name}"
     if overwrite:
-        _refuse_inputs(place, *inputs, *arguments, *settings.values())
+        _refuse_inputs(target, *inputs, *arguments, *settings.values())
     transformers.utils.logging.disable_progress_bar()
-    with new_folder(place, overwrite=overwrite) as folder:
+    with new_folder(target, overwrite=overwrite) as folder:
         measured = measure(name).function(*arguments, **settings)
         write(measured, folder)
     show(measured, measure(name).headline)
-    for file in sorted(place.iterdir()):
+    for file in sorted(target.iterdir()):
         typer.echo(f"{file.name:<16} {file}")
 
 
-def _refuse_inputs(place: Path, *inputs: Any) -> None:
+def _refuse_inputs(target: Path, *inputs: Any) -> None:
     from orthotune.errors import OutputError
 
     for path in inputs:
         if not isinstance(path, str | Path) or not Path(path).exists():
             continue
         found = Path(path).resolve()
-        if place.resolve() in (found, *found.parents):
-            raise OutputError(f"--out {place}", got=f"the place of {path}, which is read", do="Name another place")
+        if target.resolve() in (found, *found.parents):
+            raise OutputError(
+                f"--out {target}", got=f"a folder that contains the input {path}", do="Name another folder"
+            )
 
 
 def write(measured: Measured, folder: Path) -> None:
-    """Write ``NAME.json``, and, where there are rows and pictures, ``NAME.csv`` and ``NAME.png``."""
+    """Write ``NAME.json``, and, where there are rows and images, ``NAME.csv`` and ``NAME.png``."""
     from orthotune.files.json_file import write_json
     from orthotune.files.tables import write_table
     from orthotune.metrics.contact_sheet import draw_sheet
@@ -64,7 +67,7 @@ def write(measured: Measured, folder: Path) -> None:
 
 
 def show(measured: Measured, headline: tuple[str, ...]) -> None:
-    """Print the figures, and on stderr what was left out."""
+    """Print the figures, and on stderr the skipped files with the reason."""
     from rich.console import Console
     from rich.table import Table
 
@@ -79,9 +82,9 @@ def show(measured: Measured, headline: tuple[str, ...]) -> None:
     table.add_row(*(_figure(measured.summary[key]) for key in keys))
     Console().print(table)
     for why in measured.skipped[:5]:
-        typer.echo(f"left out: {why}", err=True)
+        typer.echo(f"skipped: {why}", err=True)
     if measured.skipped:
-        typer.echo(f"{len(measured.skipped)} left out, all named in {measured.measure}.json", err=True)
+        typer.echo(f"{len(measured.skipped)} skipped, all listed in {measured.measure}.json", err=True)
 
 
 def _figure(value: float) -> str:

@@ -1,4 +1,4 @@
-"""``orthotune export``: an adapter of any format becomes a merged model, a LoRA, or dense differences."""
+"""``orthotune export``: write an adapter of any format as a merged model, a LoRA, or weight differences."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 import typer
 
 from orthotune.cli.bytes_bar import bytes_bar
-from orthotune.cli.merge import StrengthKind
-from orthotune.cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
+from orthotune.cli.merge import STRENGTH_KIND, StrengthKind
+from orthotune.cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, read_options
 
 if TYPE_CHECKING:
     from orthotune.operations.fitting.report import LoadReport
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Kind(str, Enum):
-    """What an adapter can be exported to."""
+    """The targets of an export."""
 
     DENSE = "dense"
     LORA = "lora"
@@ -27,27 +27,33 @@ class Kind(str, Enum):
 
 def export(
     adapter: Path = typer.Argument(help="Adapter of any readable format: a folder or a file."),
-    out: Path = typer.Argument(help="Folder, or file where the base is one file; appears when it is complete."),
-    base: Path = typer.Option(..., "--base", "-b", help="Base: model folder, diffusers folder, or .safetensors file."),
+    out: Path = typer.Argument(
+        help="Output folder, or output file if the base is one file; appears when it is complete."
+    ),
+    base: Path = typer.Option(
+        ..., "--base", "-b", help="Base model: its folder, a diffusers folder, or a .safetensors file."
+    ),
     to: Kind = typer.Option(..., "--to", help="dense: merged model. lora: by SVD. diff: the change of each weight."),
-    rank: int = typer.Option(None, "--rank", min=1, help="LoRA: rank of every layer, or the most with --error."),
-    error: float = typer.Option(None, "--error", min=0.0, help="LoRA: relative error of every layer at most."),
+    rank: int = typer.Option(
+        None, "--rank", min=1, help="Only for lora: rank of each layer; with --error, the largest rank."
+    ),
+    error: float = typer.Option(None, "--error", min=0.0, help="Only for lora: largest relative error of each layer."),
     series: str = SERIES,
     coft: bool = COFT,
     eps: float = EPS,
     project: str = PROJECT,
     boft_conv: str = BOFT_CONV,
-    strength: float = typer.Option(1.0, "--strength", "-t", help="0 the base, 0.5 half of every angle, 1 the adapter."),
-    kind: StrengthKind = typer.Option(
-        None, "--strength-kind", help="What lies between. Default: as the file's own tool does, or geodesic."
+    strength: float = typer.Option(
+        1.0, "--strength", "-t", help="Strength of the adapter: 0 is the base, 1 the adapter as trained."
     ),
-    partial: bool = typer.Option(False, "--partial", help="Leave out layers of the adapter that the base has not."),
+    kind: StrengthKind = typer.Option(None, "--strength-kind", help=STRENGTH_KIND),
+    partial: bool = typer.Option(False, "--partial", help="Skip layers of the adapter that the base does not have."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is at OUT."),
 ) -> None:
-    """Export an adapter, with the weights of its base, for tools that know no rotations.
+    """Export an adapter with the weights of its base, for tools that cannot load rotations.
 
-    `dense` streams the base's files to merged ones, about one tensor in memory at a time; when it is interrupted, the
-    same command goes on where it stopped. `lora` prints and writes the relative error of each layer. `diff` is exact.
+    `dense` writes merged files of the base, with about one tensor in memory at a time; after an interruption, the same
+    command continues. `lora` prints and writes the relative error of each layer. `diff` is exact.
 
     Examples:
 
@@ -74,10 +80,10 @@ def export(
         done = exported(
             adapter, out, base, to.value, rank=rank, error=error, strict=not partial, overwrite=overwrite,
             strength=strength, kind=cast("strengths.Kind | None", kind and kind.value), on_report=report, on_layer=tell,
-            progress=progress, **said(series, coft, eps, project, boft_conv),
+            progress=progress, **read_options(series, coft, eps, project, boft_conv),
         )  # fmt: skip
     if to is Kind.DIFF:
-        typer.echo(f"{done.changes} tensors of change, exact for this base alone")
+        typer.echo(f"{done.changes} tensors of change, exact for this base only")
     if to is Kind.LORA:
         worst = max(done.layers, key=lambda layer: layer.error)
         typer.echo(f"{worst.error:9.2e}  at most, in {worst.layer}")

@@ -1,4 +1,4 @@
-"""How a failure is told: in words, and by an exit status."""
+"""The message and the exit status of a failure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import re
 import sys
 
-#: What a missing package belongs to, so that the message can name the command that installs it.
+#: The extra that each optional package belongs to, so that the message can name the command that installs it.
 EXTRAS = {
     "trl": "text",
     "datasets": "text",
@@ -35,7 +35,7 @@ BAD_INPUT, UNEXPECTED, INTERRUPTED = 2, 1, 130
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """The words and the exit status for ``error``: 2 for what the user can mend, 1 for the rest.
+    """The message and the exit status for ``error``: 2 for an error that the user can correct, 1 for any other.
 
     Example:
         >>> explain(KeyboardInterrupt())
@@ -51,11 +51,11 @@ def explain(error: BaseException) -> tuple[str, int]:
         if package is not None:
             return f"This needs {package}. {_install(package)}", BAD_INPUT
     elif isinstance(error, ImportError) and error.name is None:
-        # A library words itself what it lacks; an import that fails of itself names the module.
-        words = re.findall(r"[\w.-]+", str(error).lower())
-        package = next((name for name in EXTRAS if name in words), None)
+        # Raised by a library with a message of its own about a missing package; a plain failed import has a name.
+        mentioned = re.findall(r"[\w.-]+", str(error).lower())
+        package = next((name for name in EXTRAS if name in mentioned), None)
         return str(error) + (f"\n{_install(package)}" if package else ""), BAD_INPUT
-    # Whoever raised one has already imported the package, so this costs nothing when it matters.
+    # Looked up, not imported: an OrthotuneError can only exist once its module is imported.
     errors = sys.modules.get("orthotune.errors")
     if errors is not None and isinstance(error, errors.OrthotuneError):
         return str(error), BAD_INPUT
@@ -67,12 +67,14 @@ def _install(package: str) -> str:
 
 
 def _explain_os(error: OSError) -> str:
-    place = str(error.filename2 or error.filename or "") or "a file"
+    path = str(error.filename2 or error.filename or "") or "a file"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk is full: {place} could not be written. Free some space or choose another place."
+        return f"The disk is full: {path} could not be written. Free some space or choose another folder."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{place} may not be written or read ({error.strerror}). Choose another place or mend its permissions."
+        return (
+            f"{path} may not be written or read ({error.strerror}). Choose another folder or correct the permissions."
+        )
     if error.errno == errno.ENOENT:
-        return f"{place} does not exist. Check the path."
-    # Libraries raise OSError with a text of their own (a model that is not on the hub, no network).
+        return f"{path} does not exist. Check the path."
+    # Libraries raise OSError with their own message (a model that is not on the hub, no network).
     return str(error)

@@ -1,4 +1,4 @@
-"""``orthotune identify``: what an adapter file is, and what it can become."""
+"""``orthotune identify``: the format of an adapter file, and the formats it can be converted to."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import typer
 
 from orthotune.cli.plain_text import plain
-from orthotune.cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
+from orthotune.cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, read_options
 
 
 def identify(
-    adapter: Path = typer.Argument(help="A file, or a folder with adapter_config.json."),
+    adapter: Path = typer.Argument(help="Adapter: a file, or a folder with adapter_config.json."),
     series: str = SERIES,
     coft: bool = COFT,
     eps: float = EPS,
@@ -21,7 +21,7 @@ def identify(
     boft_conv: str = BOFT_CONV,
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of text."),
 ) -> None:
-    """Say what an adapter file is: format, probable producer, side, blocks, and what it can be converted into.
+    """Print the format, probable producer, side and blocks of an adapter file, and the formats it can be converted to.
 
     Example: orthotune identify style.safetensors
     """
@@ -29,20 +29,20 @@ def identify(
 
     from orthotune.operations.identify import identify as identified
 
-    facts = plain(asdict(identified(adapter, **said(series, coft, eps, project, boft_conv))))
+    facts = plain(asdict(identified(adapter, **read_options(series, coft, eps, project, boft_conv))))
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    for name, text in told(facts):
+    for name, text in lines(facts):
         typer.echo(f"{name:<14} {text}")
 
 
-def told(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """The facts as lines of two columns.
 
     Example:
         >>> from orthotune.operations.identify import identify
-        >>> told(asdict(identify("style.safetensors")))[0]  # doctest: +SKIP
+        >>> lines(asdict(identify("style.safetensors")))[0]  # doctest: +SKIP
         ('file', 'style.safetensors')
     """
     sizes = facts["block_sizes"].items()
@@ -53,11 +53,13 @@ def told(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("layers", f"{facts['layers']}: " + ", ".join(f"{n} {kind}" for kind, n in facts["kinds"].items())),
         ("side", " and ".join(facts["sides"])),
         ("blocks", f"{facts['blocks']}, by size: " + ", ".join(f"{count} of {size}" for size, count in sizes)),
-        ("shared", f"{facts['shared']} layers have one block for all places") if facts["shared"] else ("", ""),
+        ("shared", f"{facts['shared']} layers use one block for all of their features")
+        if facts["shared"]
+        else ("", ""),
         ("parameters", f"{facts['parameters']:,}"),
         ("orthogonality", f"{facts['orthogonality_error']:.1e} from orthogonal at most"),
         ("COFT", f"eps {facts['coft_eps']:g}") if facts["coft_eps"] is not None else ("", ""),
-        ("numbers", ", ".join(f"{dtype} in {count} tensors" for dtype, count in facts["dtypes"].items())),
+        ("dtypes", ", ".join(f"{dtype} in {count} tensors" for dtype, count in facts["dtypes"].items())),
     ]
     for verdict in ("lossless", "approximate", "impossible"):
         targets = [name for name, found in facts["conversions"].items() if found == verdict]

@@ -1,4 +1,4 @@
-"""``orthotune inspect``: what an adapter holds and how far it turns, layer by layer."""
+"""``orthotune inspect``: the contents of an adapter and its rotation angles, layer by layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from orthotune.cli.plain_text import plain
-from orthotune.cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, said
+from orthotune.cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, read_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 def inspect(
     adapter: Path = typer.Argument(help="Adapter: a folder as PEFT writes it, or one file of any format."),
-    base: str = typer.Option(None, "--base", "-b", help="Model to measure weights on, too: a path or a hub name."),
-    compare: Path = typer.Option(None, "--compare", help="Another adapter: the angle between both, layer by layer."),
+    base: str = typer.Option(
+        None, "--base", "-b", help="Base model, to measure its weights as well: a path or a hub name."
+    ),
+    compare: Path = typer.Option(
+        None, "--compare", help="Another adapter: print the angle between both, layer by layer."
+    ),
     series: str = SERIES,
     coft: bool = COFT,
     eps: float = EPS,
@@ -32,11 +36,11 @@ def inspect(
     Example: orthotune inspect runs/demo/adapter
     """
     if compare is not None and base is not None:
-        raise typer.BadParameter("--compare looks at two files; leave --base out")
+        raise typer.BadParameter("--compare compares two adapter files and does not use --base")
     from orthotune.operations.distance import distance
     from orthotune.operations.inspect import inspect as inspected
 
-    options = said(series, coft, eps, project, boft_conv)
+    options = read_options(series, coft, eps, project, boft_conv)
     if compare is not None:
         _show_distance(plain(distance(adapter, compare, **options)), as_json)
         return
@@ -48,7 +52,7 @@ def inspect(
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=140)  # a file or a pipe has no width of its own; names must not be cut there
+        console = Console(width=140)  # a file or a pipe has no width, and names must not be cut
     _print(facts, console)
 
 
@@ -63,18 +67,18 @@ def _show_distance(found: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"{name:<48} {row['angle_mean']:.4f} rad on average, {row['angle_max']:.4f} at most{cosine}")
     typer.echo(f"{len(rows)} rotations, {sum(row['angle_mean'] for row in rows) / len(rows):.4f} rad apart on average")
     if found["only_in_one"]:
-        typer.echo(f"Only in one of them, or on another side: {', '.join(found['only_in_one'])}")
+        typer.echo(f"Layers of only one adapter, or with another side: {', '.join(found['only_in_one'])}")
 
 
 def _print(facts: dict[str, Any], console: Console) -> None:
     series = "" if facts["terms"] is None else f" with {facts['terms']} terms"
-    ball = "" if facts["coft_eps"] is None else f", COFT eps {facts['coft_eps']:g}"
+    coft = "" if facts["coft_eps"] is None else f", COFT eps {facts['coft_eps']:g}"
     scaled = ", scaled parameters" if facts["scaled"] else ""
     beyond = facts["beyond_stock_peft"]
     console.print(facts["adapter"], style="bold", highlight=False, markup=False)
     console.print(f"format        {facts['format']}", highlight=False)
     console.print(f"base model    {facts['base_model'] or 'not recorded'}", highlight=False, markup=False)
-    console.print(f"map           {facts['map']}{series}{ball}{scaled}", highlight=False)
+    console.print(f"map           {facts['map']}{series}{coft}{scaled}", highlight=False)
     stock = f"cannot load it, because of {', '.join(beyond)}" if beyond else "can load it"
     stock = "another format, see `orthotune convert`" if beyond is None else stock
     console.print(f"stock PEFT    {stock}", highlight=False, markup=False)
@@ -83,7 +87,7 @@ def _print(facts: dict[str, Any], console: Console) -> None:
         console.print(f"{facts['magnitudes']} layers have a trained magnitude per output neuron.", highlight=False)
     if facts["transforms"]:
         console.print(
-            f"{len(facts['transforms'])} layers run as exact transforms of their weights, which no single rotation is.",
+            f"{len(facts['transforms'])} layers are applied as exact transforms: no single rotation equals them.",
             highlight=False,
         )
     for one in facts["advice"]:
@@ -102,7 +106,7 @@ def _print(facts: dict[str, Any], console: Console) -> None:
     )
     if facts["map"] != "exact" and facts["orthogonality_error"] > 1e-3:
         console.print(
-            "The Neumann series has left the rotations: train with use_cayley_neumann=False to stay exact.",
+            "The matrices of the Neumann series are not orthogonal any more: train with use_cayley_neumann=False.",
             style="yellow",
             highlight=False,
         )

@@ -1,4 +1,4 @@
-"""The tree of verbs. Nothing here or above a verb's own function may import torch: help must be instant."""
+"""The tree of commands. Only the body of a command's function may import torch: help must be instant."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Orthogonal finetuning of large models: train, compare, merge and look inside.",
+    help="Orthogonal finetuning of large models: train, compare, merge and inspect adapters.",
 )
 
 
@@ -50,7 +50,7 @@ def options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback when something fails."),
 ) -> None:
-    """Orthogonal finetuning of large models: train, compare, merge and look inside."""
+    """Orthogonal finetuning of large models: train, compare, merge and inspect adapters."""
 
 
 app.add_typer(train.app, name="train")
@@ -78,5 +78,5 @@ def main() -> None:
     app(prog_name="orthotune")
 
 
-if __name__ == "__main__":  # torchrun and accelerate launch take a module
+if __name__ == "__main__":  # torchrun and accelerate launch start a module
     main()

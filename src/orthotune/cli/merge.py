@@ -1,4 +1,4 @@
-"""``orthotune merge``: an adapter and its base become an ordinary model."""
+"""``orthotune merge``: merge an adapter into its base and save an ordinary model."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ if TYPE_CHECKING:
 
 
 class StrengthKind(str, Enum):
-    """What a strength between 0 and 1 is: a part of each angle, a part of the change, or a part of the rotation's."""
+    """Interpolation for strengths other than 0 and 1: of the angles, of the weights, or of the rotation matrix."""
 
     GEODESIC = "geodesic"
     LINEAR = "linear"
     ROTATION = "rotation"
 
 
+STRENGTH_KIND = (
+    "Interpolation for strengths other than 0 and 1: geodesic scales every rotation angle, linear interpolates the "
+    "weights, rotation interpolates the rotation matrix. Default: that of the tool that wrote the file, or geodesic."
+)
+
+
 class DType(str, Enum):
-    """The number types a merged model can be saved in."""
+    """The dtypes in which a merged model can be saved."""
 
     AUTO = "auto"
     FLOAT32 = "float32"
@@ -32,27 +38,35 @@ class DType(str, Enum):
 def merge(
     adapter: Path = typer.Argument(help="Adapter: a folder as PEFT writes it, or a file of any readable format."),
     out: Path = typer.Option(..., "--out", "-o", help="Folder for the merged model; appears when it is complete."),
-    base: str = typer.Option(None, "--base", "-b", help="Path or hub name. Default: the one that the adapter records."),
-    dtype: DType = typer.Option(DType.AUTO, help="Number type of the merged model; auto keeps the base's."),
+    base: str = typer.Option(
+        None, "--base", "-b", help="Base model: path or hub name. Default: the one that the adapter records."
+    ),
+    dtype: DType = typer.Option(DType.AUTO, help="dtype of the merged model; auto keeps that of the base."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is at --out."),
-    stream: bool = typer.Option(False, "--stream", help="From file to file, one tensor in memory at a time."),
-    dequantize: bool = typer.Option(False, "--dequantize", help="Quantized layers become plain ones, merged in float."),
+    stream: bool = typer.Option(
+        False, "--stream", help="Merge from file to file, with one tensor in memory at a time."
+    ),
+    dequantize: bool = typer.Option(
+        False, "--dequantize", help="Merge quantized layers in float and save them unquantized."
+    ),
     quantization: str = typer.Option(
-        None, "--quantization", help="Quantize the base on loading, as in training (nf4, ...): the adapter fits that."
+        None, "--quantization", help="Quantize the base on loading, as it was in training (nf4, ...)."
     ),
-    strength: float = typer.Option(1.0, "--strength", "-t", help="0 the base, 0.5 half of every angle, 1 the adapter."),
-    kind: StrengthKind = typer.Option(
-        None, "--strength-kind", help="What lies between. Default: as the file's own tool does, or geodesic."
+    strength: float = typer.Option(
+        1.0, "--strength", "-t", help="Strength of the adapter: 0 is the base, 1 the adapter as trained."
     ),
+    kind: StrengthKind = typer.Option(None, "--strength-kind", help=STRENGTH_KIND),
 ) -> None:
     """Merge an adapter into its base model and save an ordinary model, with its tokenizer.
 
     Example: orthotune merge runs/demo/adapter --out merged
     """
     if stream and dtype is not DType.AUTO:
-        raise typer.BadParameter("--stream keeps the number types of the files; leave --dtype out")
+        raise typer.BadParameter("--stream keeps the dtypes of the files and cannot be used with --dtype")
     if stream and (dequantize or quantization):
-        raise typer.BadParameter("--stream merges plain files only; leave --dequantize and --quantization out")
+        raise typer.BadParameter(
+            "--stream merges unquantized files only and cannot be used with --dequantize or --quantization"
+        )
     from orthotune.operations.merge import merge as merged
 
     def tell(number: int, count: int, name: str) -> None:

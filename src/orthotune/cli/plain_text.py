@@ -1,4 +1,4 @@
-"""Text from files, made fit for a terminal: it neither moves the cursor, nor sets colours, nor turns the direction."""
+"""Escape control characters of texts from files, so that they cannot move a terminal's cursor or change its colours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """The value with everything in its texts escaped that is no printable character; keys and inner values, too.
+    """``value`` with all unprintable characters of its texts escaped, in keys and in nested values as well.
 
     Example:
         >>> plain({"base": "gpt2\\x1b[2J"})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import typer
 
 
-def presets(name: str = typer.Argument(None, help="Print this one; without a name, list all.")) -> None:
-    """List the presets, those of image recipes as RECIPE/NAME, or print one to start a recipe of your own from.
+def presets(name: str = typer.Argument(None, help="Preset to print; without a name, all presets are listed.")) -> None:
+    """List the presets (those of image recipes as RECIPE/NAME), or print one as the beginning of a new recipe file.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""The options by which a user says what an adapter's file does not say about itself, alike in every verb."""
+"""Command-line options for facts that some adapter files do not record, the same in every command."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ from typing import Any
 
 import typer
 
-SERIES = typer.Option(None, "--series", help="What the file does not say: current or legacy Neumann series.")
-COFT = typer.Option(None, "--coft/--no-coft", help="The same: whether the run kept to a ball.")
-EPS = typer.Option(None, "--eps", help="The same: radius of that ball.")
-PROJECT = typer.Option(None, "--project", help="The same: oft-control or oft-db, for a shared .R.")
-BOFT_CONV = typer.Option(None, "--boft-conv", help="The same: rows or scrambled, for PEFT's BOFT.")
+SERIES = typer.Option(
+    None, "--series", help="Neumann series of the training, where the file does not record it: current or legacy."
+)
+COFT = typer.Option(
+    None, "--coft/--no-coft", help="Whether the adapter was trained with COFT, where the file does not record it."
+)
+EPS = typer.Option(None, "--eps", help="COFT radius of the training, where the file does not record it.")
+PROJECT = typer.Option(None, "--project", help="Project that wrote a file with a shared .R: oft-control or oft-db.")
+BOFT_CONV = typer.Option(
+    None, "--boft-conv", help="Layout of convolutions in a BOFT file of PEFT: rows, or scrambled (legacy)."
+)
 
 
-def said(
+def read_options(
     series: str | None, coft: bool | None, eps: float | None, project: str | None, boft_conv: str | None
 ) -> dict[str, Any]:
-    """What was said, as fields of :class:`orthotune.formats.read_options.ReadOptions`.
+    """The options that were given, as fields of :class:`orthotune.formats.read_options.ReadOptions`.
 
     Example:
-        >>> said("legacy", None, None, None, None)
+        >>> read_options("legacy", None, None, None, None)
         {'series': 'legacy'}
     """
     options = {"series": series, "coft": coft, "eps": eps, "project": project, "boft_conv": boft_conv}

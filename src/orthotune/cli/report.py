@@ -1,4 +1,4 @@
-"""``orthotune report``: the page of a run or of a comparison."""
+"""``orthotune report``: write the HTML report of a run or of a comparison."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import typer
 
 
 def report(
-    folder: Path = typer.Argument(help="Output folder of `orthotune train` or `orthotune compare`, or an adapter's."),
+    folder: Path = typer.Argument(help="Output folder of `orthotune train` or `orthotune compare`, or adapter folder."),
     compare: Path = typer.Option(
-        None, "--compare", help="Another adapter, or a run: the angle between both, by layer."
+        None, "--compare", help="Another adapter or run: add the angle between both, layer by layer."
     ),
 ) -> None:
     """Write one self-contained report.html: what was learned and forgotten, plots, settings, layers.
@@ -26,14 +26,14 @@ def report(
 
 
 def report_on(folder: Path, compare: Path | None = None) -> Path:
-    """Write the page, with the layers of the adapter that the run left behind, if it left one.
+    """Write the report, with the layers of the run's adapter if there is one.
 
     Args:
-        folder: of a run, a comparison or an adapter.
-        compare: another adapter, or a run's folder: the page then has the distance of both adapters.
+        folder: folder of a run, a comparison or an adapter.
+        compare: another adapter, or the folder of a run: the report then shows the distance of both adapters.
 
     Raises:
-        AdapterFileError: with ``compare``, one of both is no readable adapter, or they have no layer in common.
+        AdapterFileError: with ``compare``: one of both is no readable adapter, or they have no layer in common.
 
     Example:
         >>> report_on(Path("runs/demo"))  # doctest: +SKIP
@@ -41,7 +41,7 @@ def report_on(folder: Path, compare: Path | None = None) -> Path:
     """
     from orthotune.report import write_report
 
-    # An adapter's own folder has no record of a run: the page then shows the adapter alone.
+    # An adapter folder has no run.json: the report then shows the adapter only.
     alone = (folder / "adapter_config.json").is_file() and not (folder / "run.json").is_file()
     adapter = folder if alone else folder / "adapter"
     return write_report(
@@ -63,4 +63,4 @@ def _layers(adapter: Path) -> dict[str, Any] | None:
     try:
         return inspect(adapter)
     except AdapterFileError:
-        return None  # full finetuning leaves no adapter, LoRA one without rotations: the page does without the table
+        return None  # full finetuning has no adapter, LoRA no rotations: the report has no table of layers

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 
 def toy(
-    out: Path = typer.Option(Path("runs/toy"), "--out", "-o", help="Output folder; a free number is added if taken."),
-    steps: int = typer.Option(800, min=1, help="Training steps of 32 patches."),
+    out: Path = typer.Option(
+        Path("runs/toy"), "--out", "-o", help="Output folder; if it exists, a number is added to its name."
+    ),
+    steps: int = typer.Option(800, min=1, help="Training steps, each with a batch of 32 patches."),
     patches: int = typer.Option(400, min=8, help="Training patches of each photograph."),
-    seed: int = typer.Option(0, help="Of patches, initial weights and batches."),
+    seed: int = typer.Option(0, help="Seed of patches, initial weights and batches."),
 ) -> None:
     """Reconstruct photographs from the angles of activations only, and from their magnitudes only.
 
@@ -28,20 +30,20 @@ def toy(
     from orthotune.files.output import new_folder
 
     settings = job.ToySettings(steps=steps, patches=patches, seed=seed)
-    place = free_folder(out)
-    with new_folder(place) as folder:
+    target = free_folder(out)
+    with new_folder(target) as folder:
         result = job.run(settings, say=typer.echo)
         job.write(result, settings, folder)
     _show(result)
     for name in ("toy.json", "toy.csv", "toy.png"):
-        typer.echo(f"{name:<9} {place / name}")
+        typer.echo(f"{name:<9} {target / name}")
 
 
 def _show(result: ToyResult) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("activations", "in", title="held-out patches, brought back", title_justify="left")
+    table = Table("activations", "in", title="reconstruction of held-out patches", title_justify="left")
     table.add_column("error", justify="right")
     table.add_column("correlation", justify="right")
     for found in result.reconstructions:

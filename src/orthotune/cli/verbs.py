@@ -1,4 +1,4 @@
-"""The group of verbs: their order, ``--debug`` anywhere on the line, and failures that end in words."""
+"""The group of commands: their order, ``--debug`` anywhere on the line, and failures as messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 from orthotune.cli.failures import explain
 from orthotune.cli.plain_text import plain
 
-#: From the main job to the side ones, as help lists them.
+#: The order in ``--help``, from the main commands to the minor ones.
 ORDER = (
     "train", "compare", "evaluate", "presets", "inspect", "identify", "merge", "combine", "convert", "export", "report",
     "demo", "toy", "bench",
@@ -18,35 +18,35 @@ ORDER = (
 
 
 class Verbs(TyperGroup):
-    """A group of verbs whose failures become a message on stderr and an exit status.
+    """A group of commands whose failures become a message on stderr and an exit status.
 
     Example:
         >>> typer.Typer(cls=Verbs)  # doctest: +SKIP
     """
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        """The verbs in the order of help; one that is not in ``ORDER`` comes last."""
+        """The commands in the order of ``ORDER``; others come last."""
         return sorted(super().list_commands(ctx), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Read the command line, with ``--debug`` moved to where the group looks for it."""
+        """Parse the command line, with ``--debug`` moved to the front, where the group expects it."""
         if "--debug" in args:
-            args = ["--debug", *(word for word in args if word != "--debug")]
+            args = ["--debug", *(argument for argument in args if argument != "--debug")]
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
-        """Run the verb; a failure becomes a message on stderr and an exit status."""
+        """Run the command; a failure becomes a message on stderr and an exit status."""
         try:
             return super().invoke(ctx)
         except typer.Abort:
             raise
         except (Exception, KeyboardInterrupt) as error:
-            if hasattr(error, "exit_code"):  # Typer's own: exit, and words about a wrong command line
+            if hasattr(error, "exit_code"):  # Typer's own: exit, and usage errors
                 raise
             if isinstance(error, BrokenPipeError):  # `orthotune inspect ... | head`
                 raise
             if ctx.params.get("debug"):
                 traceback.print_exc()
             message, status = explain(error)
-            typer.echo(plain(message), err=True)  # it may quote a name from a file
+            typer.echo(plain(message), err=True)  # the message may quote a name from a file
             raise typer.Exit(status) from error

@@ -34,7 +34,7 @@ Row = dict[str, Any]
 def run(settings: CompareImagesSettings, say: Callable[[str], None] = print) -> list[Row]:
     """Run what is not finished yet and return one row per run, the model without finetuning last.
 
-    The output holds one directory per run, ``comparison.json``, ``comparison.csv``, pictures and ``report.html``. Run
+    The output holds one directory per run, ``comparison.json``, ``comparison.csv``, images and ``report.html``. Run
     again after an interruption, it goes on where it was.
 
     Raises:

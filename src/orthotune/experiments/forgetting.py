@@ -44,7 +44,7 @@ class Part:
         name: ``all``, a depth as ``layer 2``, or a projection as ``down_proj``.
         gain, forgetting: of the model with this part off for a part, with everything on for ``all``; nats per token.
         gain_lost, forgetting_saved: how much less of either than with everything on.
-        drift: KL divergence from the base's predictions on the old domain with this part *alone* on, nats per token.
+        drift: KL divergence from the base's predictions on the source domain with this part *alone* on, nats per token.
         change: ``|W' - W| / |W|`` over the part's weights.
         effective_rank: of ``W' - W``: the exponential of the entropy of its squared singular values, mean over weights.
     """
@@ -77,7 +77,7 @@ def parts_of(run: Path, say: Callable[[str], None] = print) -> list[Part]:
     """The parts of a finished run of ``orthotune train sft``, ``all`` first, measured on the run's held-out data.
 
     Raises:
-        RecipeError: no finished run there, one without an adapter, or one without an old domain.
+        RecipeError: no finished run there, one without an adapter, or one without a source domain.
     """
     record = read_json(run / "run.json") if (run / "run.json").is_file() else {}
     if record.get("recipe") != "sft" or not (run / "adapter").is_dir():

@@ -46,7 +46,7 @@ TEXT = ("gain on the new domain, nats/token", "forgetting on the old domain, nat
 
 
 def draw_frontier(rows: Sequence[Row], path: Path, titles: tuple[str, str] = TEXT) -> None:
-    """Write the picture: every run of every contender, a line along its frontier; up and left is better.
+    """Write the image: every run of every contender, a line along its frontier; up and left is better.
 
     Where the frontiers were measured on test data, these are in a second panel. ``titles`` is as :data:`TEXT`.
     """

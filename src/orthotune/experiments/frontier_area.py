@@ -86,7 +86,7 @@ def area(frontier: Sequence[Point], upto: float, steps: int = 100) -> float | No
 
 
 def means(runs: Runs, seeds: Sequence[int]) -> dict[Hashable, Point]:
-    """Mean point of each way over ``seeds`` (which may hold one several times); ways without one of them are left out.
+    """Mean point of each way over ``seeds`` (which may hold one several times); ways without one of them are skipped.
 
     Example:
         >>> means({0.001: {0: (0.1, 0.0), 1: (0.3, 0.2)}}, [0, 1])

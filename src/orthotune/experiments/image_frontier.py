@@ -17,7 +17,7 @@ FRONTIER, CURVES, FIDELITY, CHANGE = "frontier.png", "convergence.png", "fidelit
 
 
 def draw_all(task: Task, rows: Sequence[Row], curves: Curves, folder: Path) -> None:
-    """Write the four pictures into ``folder``.
+    """Write the four images into ``folder``.
 
     Args:
         task: names the scores.
@@ -106,7 +106,7 @@ def draw_curves(task: Task, rows: Sequence[Row], curves: Curves, path: Path) -> 
 
 
 def draw_change(task: Task, rows: Sequence[Row], path: Path) -> None:
-    """What happened to the weights of the chosen runs, and to pictures that are not about the task."""
+    """What happened to the weights of the chosen runs, and to images that are not about the task."""
     columns = {
         "energy_change": "largest relative change of a layer's hyperspherical energy",
         "angle_change": "largest relative change of a layer's angles",

@@ -19,7 +19,7 @@ from orthotune.worlds import image
 
 
 def finished(run: Path, strength: float = 1.0) -> PipelineFamily:
-    """The embedded model with what the finished run in the folder ``run`` has trained.
+    """The built-in model with what the finished run in the folder ``run`` has trained.
 
     Args:
         run: the output of ``orthotune train subject``, ``control`` or ``t2i`` on the image world.

@@ -68,7 +68,7 @@ class Task:
 
 @cache
 def _subject_scores(split: Split) -> SubjectScores:
-    return SubjectScores(split)  # the base's pictures are drawn once for all runs
+    return SubjectScores(split)  # the base's images are drawn once for all runs
 
 
 @cache
@@ -96,7 +96,7 @@ SUBJECT = Task(
     run=_run_subject,
     at=_subject_at,
     base=_subject_base,
-    # Class pictures depend on the base and the seed alone.
+    # Class images depend on the base and the seed alone.
     shared=lambda folder, seed: {"class_images": folder / f"class-images-seed{seed}"},
     learned="prompt_fidelity",
     kept="kept",
@@ -129,7 +129,7 @@ def _run_control(settings: Any, say: Say = print, *, bar: bool = True) -> RunRec
 
 
 def _control_at(run: Path, split: Split, strength: float) -> Scores:
-    # The encoder of the control pictures stays whole: it is what is steered by, not what forgets.
+    # The encoder of the control images stays whole: it is what is steered by, not what forgets.
     encoder = load_hint_encoder(run / MODEL if (run / MODEL).is_dir() else run / ADAPTER)
     signal = read_json(run / "settings.json")["signal"]
     return DrawnScores(signal, lambda: encoder, split)(1, finished(run, strength))

@@ -18,7 +18,7 @@ SIZE_TOLERANCE = 0.1
 
 
 def points_of(rows: Sequence[Row], gain: str = "gain", forgetting: str = "forgetting") -> dict[str, Ways]:
-    """Contender -> (learning rate, strength) -> seed -> (gain, forgetting); what was not measured is left out."""
+    """Contender -> (learning rate, strength) -> seed -> (gain, forgetting); what was not measured is skipped."""
     found: dict[str, Ways] = {}
     for row in rows:
         if row.get(gain) is not None and row.get(forgetting) is not None:

@@ -18,7 +18,7 @@ Operation = Literal["from_parameters", "rotate"]
 LARGEST_BLOCK: dict[str, int] = {"from_parameters": 128, "rotate": 256}
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
-#: rows per output from which a weight is turned in less time than the rows are
+#: rows per output from which rotating the weight takes less time than rotating the rows
 MANY_ROWS = 4
 
 _forced: list[Path] = []
@@ -61,9 +61,9 @@ def choose(
     """The path for one operation; a function of its arguments alone, except inside :func:`forced`.
 
     Args:
-        operation: ``"from_parameters"`` (stored numbers to rotations) or ``"rotate"`` (inputs times rotations).
+        operation: ``"from_parameters"`` (stored parameters to rotations) or ``"rotate"`` (inputs times rotations).
         device: type of the device, ``"cpu"`` or ``"cuda"``.
-        dtype: of the stored numbers, or of the inputs.
+        dtype: of the stored parameters, or of the inputs.
         block_size: size of a block.
         triton: whether Triton is installed; looked up when None.
 
@@ -89,13 +89,13 @@ def _choose(operation: Operation, device: str, dtype: torch.dtype, block_size: i
     return Choice("triton", f"a GPU, {str(dtype).removeprefix('torch.')}, blocks of {block_size}")
 
 
-def weight_turns(device: str, rows: int, outputs: int, gradients: bool) -> bool:
-    """Whether a linear layer turns its weight ``(outputs, n)`` instead of its ``rows`` inputs; on a CPU only so far.
+def weight_is_rotated(device: str, rows: int, outputs: int, gradients: bool) -> bool:
+    """Whether a linear layer rotates its weight ``(outputs, n)`` instead of its ``rows`` inputs; so far only on CPUs.
 
-    Without gradients only: the gradient of a rotation through a turned weight costs as much as training the weight.
+    Without gradients only: the gradient of a rotation through a rotated weight costs as much as training the weight.
 
     Example:
-        >>> weight_turns("cpu", rows=4096, outputs=320, gradients=False), weight_turns("cpu", 4096, 320, gradients=True)
-        (True, False)
+        >>> [weight_is_rotated("cpu", rows=4096, outputs=320, gradients=given) for given in (False, True)]
+        [True, False]
     """
     return device == "cpu" and not gradients and rows >= MANY_ROWS * outputs

@@ -115,12 +115,12 @@ def rotation_of(spec: RotationSpec, v: Tensor, known: Tensor | None = None) -> T
 
     Args:
         spec: the map, with its block size.
-        v: stored numbers ``(..., rows, b (b - 1) / 2)``.
+        v: stored parameters ``(..., rows, b (b - 1) / 2)``.
         known: the result when it has been computed before, so that only the gradient is added; a Neumann polynomial
             is computed again.
 
     Returns:
-        Rotations ``(..., rows, b, b)``; float32, or float64 for float64 numbers.
+        Rotations ``(..., rows, b, b)``; float32, or float64 for float64 values.
 
     Example:
         >>> rotation_of(RotationSpec(block_size=2), torch.zeros(3, 1)).shape
@@ -135,7 +135,7 @@ def rotation_of(spec: RotationSpec, v: Tensor, known: Tensor | None = None) -> T
 
 
 def connect(spec: RotationSpec, stored: Sequence[Tensor], R: Tensor) -> tuple[Tensor, ...]:
-    """Known exact rotations of several layers, each with the gradient to its own stored numbers, in one node.
+    """Cached exact rotations of several layers, each with the gradient to its own stored parameters, in one node.
 
     Shapes: ``stored`` ``(rows_i, n)``, ``R`` ``(sum of rows, b, b)``; returns views ``(rows_i, b, b)`` of ``R``.
     """

@@ -31,18 +31,18 @@ def joined(tensors: Sequence[Tensor]) -> Tensor:
     """``torch.cat(tensors)``, without a copy where they lie one behind the other, as the rotations of a batch do.
 
     Example:
-        >>> whole = torch.zeros(5, 2, 2)
-        >>> joined(whole.split([2, 3])).data_ptr() == whole.data_ptr()
+        >>> complete = torch.zeros(5, 2, 2)
+        >>> joined(complete.split([2, 3])).data_ptr() == complete.data_ptr()
         True
     """
     first = tensors[0]
     if len(tensors) == 1:
         return first
-    home, place = first.untyped_storage().data_ptr(), first.storage_offset()
+    pointer, offset = first.untyped_storage().data_ptr(), first.storage_offset()
     for t in tensors:
-        if not t.is_contiguous() or t.storage_offset() != place or t.untyped_storage().data_ptr() != home:
+        if not t.is_contiguous() or t.storage_offset() != offset or t.untyped_storage().data_ptr() != pointer:
             return torch.cat(tuple(tensors))
-        place += t.numel()
+        offset += t.numel()
     rows = sum(t.shape[0] for t in tensors)
     return first.as_strided((rows, *first.shape[1:]), first.stride(), first.storage_offset())
 
@@ -67,7 +67,7 @@ def rotate_joined(x: Tensor, R: Tensor, times: int = 1) -> Sequence[Tensor]:
 
 def _row(x: Tensor, R: Tensor, times: int) -> Sequence[Tensor]:
     # Decoding: a float32 product of one row is quicker than a bfloat16 one, and closer. Every operation counts here:
-    # the row is repeated before it becomes float32, by the quickest way to repeat so few numbers.
+    # the row is repeated before the conversion to float32, which is the quickest way for so few elements.
     row = x.reshape(-1, 1, R.shape[-1])
     if times > 1:
         row = torch.cat((row,) * times)

@@ -44,11 +44,11 @@ def _forward(v, R, b, n, scale, B: tl.constexpr):
         A += tl.dot(A, power, input_precision="ieee")
         left = left * left
     A = tl.dot(eye - Q, A, input_precision="ieee") / c
-    turned = 2.0 * A - eye
+    rotated = 2.0 * A - eye
     # One Newton step: the rounding of many factors grows with the block.
-    gram = tl.dot(tl.trans(turned), turned, input_precision="ieee")
-    turned = 1.5 * turned - 0.5 * tl.dot(turned, gram, input_precision="ieee")
-    tl.store(R + row * b * b + i * b + j, turned, mask=(i < b) & (j < b))
+    gram = tl.dot(tl.trans(rotated), rotated, input_precision="ieee")
+    rotated = 1.5 * rotated - 0.5 * tl.dot(rotated, gram, input_precision="ieee")
+    tl.store(R + row * b * b + i * b + j, rotated, mask=(i < b) & (j < b))
 
 
 @triton.jit
@@ -58,9 +58,9 @@ def _backward(R, dR, dv, b, n, scale, B: tl.constexpr):
     j = tl.arange(0, B)[None, :]
     inside = (i < b) & (j < b)
     place = row * b * b + i * b + j
-    turned = tl.load(R + row * b * b + j * b + i, mask=inside, other=0.0) + (i == j).to(tl.float32)
+    rotated = tl.load(R + row * b * b + j * b + i, mask=inside, other=0.0) + (i == j).to(tl.float32)
     G = tl.load(dR + place, mask=inside, other=0.0).to(tl.float32)
-    dQ = tl.dot(tl.dot(turned, G, input_precision="ieee"), turned, input_precision="ieee")
+    dQ = tl.dot(tl.dot(rotated, G, input_precision="ieee"), rotated, input_precision="ieee")
     skew = (tl.trans(dQ) - dQ) * (0.5 * scale)
     offset = i * b - i * (i + 1) // 2 + j - i - 1
     tl.store(dv + row * n + offset, skew, mask=(i < j) & inside)
@@ -84,7 +84,7 @@ def exact_forward(v: Tensor, block_size: int, scale: float = 1.0) -> Tensor:
 
 
 def exact_backward(R: Tensor, dR: Tensor, scale: float = 1.0) -> Tensor:
-    """Gradient ``(rows, n)`` float32 of the stored numbers from ``R`` and ``dR`` ``(rows, b, b)``, one launch."""
+    """Gradient ``(rows, n)`` float32 of the stored parameters from ``R`` and ``dR`` ``(rows, b, b)``, one launch."""
     rows, block_size = R.shape[0], R.shape[-1]
     elements = block_size * (block_size - 1) // 2
     dv = torch.empty(rows, elements, dtype=torch.float32, device=R.device)

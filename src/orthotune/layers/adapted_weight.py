@@ -13,9 +13,9 @@ from orthotune.errors import OrthotuneError
 
 
 class AdaptedWeight(Tensor):
-    """The weight of an adapted layer, whose numbers are computed when they are first used.
+    """The weight of an adapted layer, computed lazily at the first use of its values.
 
-    Its dtype, shape and device are known without computing anything; every operation on it sees the adapted numbers
+    Its dtype, shape and device are known without computing anything; every operation on it sees the adapted values
     and passes a gradient to the adapter. It cannot be written into, because the next reader would not see the write.
     """
 
@@ -28,7 +28,7 @@ class AdaptedWeight(Tensor):
 
     @staticmethod
     def like(base: Tensor, compute: Callable[[], Tensor], name: str) -> AdaptedWeight:
-        """An adapted weight in the place of ``base``, whose numbers ``compute`` gives; ``name`` is for messages."""
+        """A lazy stand-in for ``base``; ``compute`` gives its values, and ``name`` is for messages."""
         made = Tensor._make_wrapper_subclass(
             AdaptedWeight, base.shape, strides=base.stride(), storage_offset=base.storage_offset(),
             dtype=base.dtype, layout=base.layout, device=base.device,
@@ -40,7 +40,7 @@ class AdaptedWeight(Tensor):
     def numbers(self) -> Tensor:
         """The adapted numbers as an ordinary tensor without a graph."""
         if self._numbers is None:
-            # As the reader would compute: below a dispatch, torch would take lazily conjugated numbers as they lie.
+            # Outside of the dispatch: inside it, torch would ignore a lazy conjugation.
             with torch.no_grad(), torch._C._ForceDispatchKeyGuard(*self._keys):
                 found = self._compute().detach()
                 if found.stride() != self.stride():  # a view(-1) that the base's parameter has must be there
@@ -72,7 +72,7 @@ class AdaptedWeight(Tensor):
         found = func(*plain[0], **plain[1])
         if func._schema.is_mutable or all(one.alias_info is None for one in func._schema.returns):
             return found
-        # A part of the weight is no place to write to either: W[0].add_(1), W[:, 0] = 0.
+        # Writing to a part of the weight is refused as well: W[0].add_(1), W[:, 0] = 0.
         name = next(one._name for one in tree_leaves((args, kwargs)) if isinstance(one, AdaptedWeight))
         return tree_map(lambda one: _part(one, name) if isinstance(one, Tensor) else one, found)
 
@@ -81,13 +81,13 @@ class AdaptedWeight(Tensor):
         return array.copy() if copy else array
 
     def numpy(self, *, force: bool = False) -> Any:
-        """The numbers as an array that cannot be written into."""
+        """The values as a read-only array."""
         array = self.numbers().numpy(force=force)
         array.flags.writeable = False
         return array
 
     def tolist(self) -> Any:
-        """The numbers as nested lists."""
+        """The values as nested lists."""
         return self.numbers().tolist()
 
     def __deepcopy__(self, memo: Any) -> Tensor:
@@ -128,7 +128,7 @@ class _Adapted(torch.autograd.Function):
 
 
 def adapted_weight(base: Tensor, compute: Callable[[], Tensor], inputs: Sequence[Tensor], name: str) -> Tensor:
-    """The adapted weight in the place of ``base``, computed when it is first used.
+    """The adapted weight for ``base``, computed at its first use.
 
     Args:
         base: the parameter of the base, of the same shape, dtype and device.

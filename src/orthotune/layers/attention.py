@@ -28,7 +28,7 @@ class MultiheadAttention(OFTLayer):
             raise UnsupportedLayerError(
                 f"layer '{settings.layer}'",
                 got="an adapter on its out_proj alone",
-                needed="adapters on the whole attention, or on out_proj, not both",
+                needed="adapters on the entire attention, or on out_proj, not both",
                 do="Give both adapters the same target",
             )
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from orthotune.errors import OrthotuneError, UnsupportedLayerError
 from orthotune.kernels.autograd import looked_through
-from orthotune.kernels.turn_weight import Step, turn_weight, turn_whole
+from orthotune.kernels.rotate_weight import Step, rotate_full, rotate_weight
 from orthotune.layers.adapted_weight import adapted_weight
 from orthotune.layers.merging import Merging
 from orthotune.layers.offloaded import at_hand, called, fetched, hosted
@@ -34,7 +34,7 @@ from orthotune.quantized.plain import require_plain
 from orthotune.rotation.blocks import choose_layout
 from orthotune.rotation.placed import placed
 
-#: While a base has other weights in the place of its own, another thread must neither call, read nor copy it.
+#: Held while the weights of a base are replaced: another thread must neither call, read nor copy it.
 CALLS = threading.RLock()
 
 
@@ -108,7 +108,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
         """Refuse a base whose weight cannot be read or written.
 
         Raises:
-            UnsupportedLayerError: names the layer and what it holds.
+            UnsupportedLayerError: names the layer and its content.
         """
         for name, weight in self.base_parameters().items():
             owner, _, leaf = name.rpartition(".")
@@ -190,7 +190,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
 
     @staticmethod
     def output_count(shape: torch.Size) -> int:
-        """How many numbers a magnitude has for a matrix of this shape."""
+        """Number of elements of a magnitude for a matrix of this shape."""
         return shape[:-1].numel()
 
     def _adapter_dtype(self) -> torch.dtype:
@@ -198,7 +198,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
         return torch.float64 if torch.float64 in dtypes else torch.float32
 
     def reset_oft_parameters(self, adapter_name: str, init_weights: bool) -> None:
-        """Identity (``True``), or random rotations of standard deviation 0.1 in the stored numbers (``False``)."""
+        """Identity (``True``), or random rotations of standard deviation 0.1 in the stored parameters (``False``)."""
         for rotation in self.rotations(adapter_name).values():
             if init_weights:
                 nn.init.zeros_(rotation.weight)
@@ -224,7 +224,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
         return [rotation.weight for rotation in self.rotations(adapter_name).values()] + magnitude
 
     def add_magnitude(self, adapter_name: str) -> None:
-        """Give an adapter a magnitude of 1 for each output neuron; one that is there keeps its numbers."""
+        """Add a magnitude of 1 for each output neuron to an adapter; an existing magnitude is unchanged."""
         slot = self.slots[adapter_name]
         if adapter_name not in self.oft_magnitude:
             like = next(iter(self.rotations(adapter_name).values())).weight
@@ -237,7 +237,8 @@ class OFTLayer(nn.Module, Strengths, Merging):
         # Unlike PEFT's, this never lowers the dtype: rotations are float32 whatever the base is.
         target = device or self.device()
         for tensor in self.stored(adapter_name):
-            # On the meta device, where a base is whose weights come one at a time, the numbers would be lost.
+            # Not on the meta device, on which a base can be whose weights are loaded one by one: the values would be
+            # lost.
             if "meta" not in (tensor.device.type, target.type) and tensor.device != target:
                 tensor.data = tensor.data.to(target)
 
@@ -327,7 +328,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
         super().set_adapter(adapter_names, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Forget an adapter and all that is kept for it."""
+        """Remove an adapter and everything that is cached for it."""
         self.changed()
         super().delete_adapter(adapter_name)
         self.changed()
@@ -354,7 +355,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
         names = tuple(self.in_order([*self.merged_adapters, *waiting]))
         specs = [self.slots[name].settings.spec for name in names]
         frozen = [name for name in names if self.frozen_map(name) is not None]
-        why = f"'{frozen[0]}' is a frozen map of the whole weight" if frozen else ""
+        why = f"'{frozen[0]}' is a frozen map of the entire weight" if frozen else ""
         if self.merged_adapters:
             why = f"{self.merged_adapters} merged, {waiting} not: together they start from the original weight"
         changes = any(spec.side == "out" or name in self.oft_magnitude for name, spec in zip(names, specs, strict=True))
@@ -376,7 +377,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
         self.forwards.note(next((slot.settings.layer for slot in self.slots.values()), ""), now)
 
     def in_order(self, names: list[str]) -> list[str]:
-        """Adapters in the order in which they act: active ones as they are active, others where they stand."""
+        """Adapters in the order in which they act: active ones in the order of activation, others as given."""
         active = iter([name for name in self.active_adapters if name in names])
         return [next(active) if name in self.active_adapters else name for name in dict.fromkeys(names)]
 
@@ -386,19 +387,21 @@ class OFTLayer(nn.Module, Strengths, Merging):
 
     # The adapted weight.
 
-    def turned(self, adapters: list[str], every_block: bool = False, rounded: bool = False) -> dict[str, Tensor]:
+    def rotated_matrices(
+        self, adapters: list[str], every_block: bool = False, rounded: bool = False
+    ) -> dict[str, Tensor]:
         """Parameter name -> ``W'`` under ``adapters``, differentiable, in float32 or rounded to the base's dtype.
 
         ``every_block`` drops no block, see :class:`Rotation`. ``rounded`` is for merging: in the base's dtype, computed
-        run by run without a float32 copy of the whole, and without a gradient.
+        run by run without a float32 copy of the full weight, and without a gradient.
         """
         if any(self.frozen_map(name) is not None for name in adapters):
             return self._by_maps(adapters, every_block, rounded)
-        turn = turn_weight if rounded and not looked_through() else turn_whole
+        apply = rotate_weight if rounded and not looked_through() else rotate_full
         matrices = self.matrices()
         with torch.autocast(next(iter(matrices.values())).device.type, enabled=False):
             return self.assemble(
-                {part: turn(W, self.steps(part, adapters, every_block)) for part, W in matrices.items()}
+                {part: apply(W, self.steps(part, adapters, every_block)) for part, W in matrices.items()}
             )
 
     def steps(self, part: str, adapters: list[str], every_block: bool = False) -> list[Step]:
@@ -424,7 +427,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
                 if frozen is not None:
                     W = placed(frozen, W.device).apply(W, self.strength(adapter).t)
                 else:
-                    W = turn_whole(W.flatten(1), self.steps("", [adapter], every_block)).view(W.shape)
+                    W = rotate_full(W.flatten(1), self.steps("", [adapter], every_block)).view(W.shape)
         W = self.natural(W)
         return {name: W.to(base.dtype) if rounded else W}
 
@@ -476,7 +479,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
                 stack.enter_context(self.unmerged())
                 stack.enter_context(self.at_strengths(self.merged_strengths()))
             dtypes = {name: weight.dtype for name, weight in self.base_parameters().items()}
-            found = self.turned(adapters, rounded=rounded)
+            found = self.rotated_matrices(adapters, rounded=rounded)
         return {name: W.to(dtypes.get(name, W.dtype)) for name, W in found.items()}
 
     def get_delta_weight(self, adapter: str) -> Tensor:
@@ -486,13 +489,15 @@ class OFTLayer(nn.Module, Strengths, Merging):
             OrthotuneError: the layer has several weights, as attention has.
         """
         with torch.no_grad(), self.unmerged():
-            turned, weights = self.turned([adapter], every_block=True), self.assemble(self.matrices())
-        if len(turned) != 1:
-            raise OrthotuneError(f"one delta weight of a layer that has {sorted(turned)}", do="Use turned() instead")
-        (weight,), (original,) = turned.values(), weights.values()
+            rotated, weights = self.rotated_matrices([adapter], every_block=True), self.assemble(self.matrices())
+        if len(rotated) != 1:
+            raise OrthotuneError(
+                f"one delta weight of a layer that has {sorted(rotated)}", do="Use rotated_matrices() instead"
+            )
+        (weight,), (original,) = rotated.values(), weights.values()
         return weight - original.to(weight.dtype)
 
-    # The base called with the adapted weight in the place of its own.
+    # Calls of the base with the adapted weight instead of its own.
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], adapters: tuple[str, ...] | None = None) -> Any:
         """The base's own forward and hooks on the original input, with the weights that the layer computes with."""
@@ -557,7 +562,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
                 return self.seen(name) if name in self.base_parameters() else getattr(self.base_layer, name)
             return getattr(base, name)
 
-    # Copies, each of which waits for the end of a call that has other weights in the places of the base's.
+    # Copies; each waits for the end of a call that has replaced the weights of the base.
 
     def _replicate_for_data_parallel(self) -> Any:
         replica = super()._replicate_for_data_parallel()

@@ -84,7 +84,7 @@ class Conv(OFTLayer):
             return self.call((x, *args), kwargs, tuple(names))
         base = self.base_layer
         quick = not torch.is_grad_enabled() and not self.training and not looked_through()
-        weight = self.turned(names, rounded=quick)["weight"].to(base.weight.dtype)
+        weight = self.rotated_matrices(names, rounded=quick)["weight"].to(base.weight.dtype)
         return base._conv_forward(x, weight, base.bias)
 
     def _rotates_channels(self, names: list[str]) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from orthotune.errors import MergeError
 from orthotune.kernels.rotate import rotate
-from orthotune.kernels.turn_weight import Step
+from orthotune.kernels.rotate_weight import Step
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import mixed_batch
 from orthotune.layers.plan import SIDES, Plan, opaque

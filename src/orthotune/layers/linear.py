@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from orthotune.kernels.autograd import looked_through
-from orthotune.kernels.choose import weight_turns
+from orthotune.kernels.choose import weight_is_rotated
 from orthotune.kernels.rotate import rotate
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import MixedBatch, mixed_batch
@@ -50,7 +50,7 @@ class Linear(OFTLayer):
                     return self._with_bias(self._rotated_out(self._without_bias(self._rotated_in(x))))
             return self._with_bias(self._rotated_out(self._without_bias(self._rotated_in(x))))
         if path == "weight":
-            weight = self.turned(list(self.in_use.adapters), rounded=True)["weight"]
+            weight = self.rotated_matrices(list(self.in_use.adapters), rounded=True)["weight"]
             return linear(x, weight, self.get_base_layer().bias)
         return self.call((x, *args), kwargs)
 
@@ -65,7 +65,7 @@ class Linear(OFTLayer):
         return (
             not torch.compiler.is_compiling()
             and type(base) is nn.Linear
-            and weight_turns(x.device.type, x.numel() // base.in_features, base.out_features, gradients=False)
+            and weight_is_rotated(x.device.type, x.numel() // base.in_features, base.out_features, gradients=False)
             and not self.training  # where blocks may be dropped
             and "forward" not in base.__dict__
             and not torch.is_autocast_enabled(x.device.type)

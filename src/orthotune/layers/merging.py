@@ -19,7 +19,7 @@ from orthotune.rotation.strength import FULL, Strength
 
 
 class Merging(BaseTunerLayer):
-    """Merge and unmerge for a layer that has ``turned``, ``rotations``, ``stored`` and ``base_parameters``.
+    """Merge and unmerge for a layer that has ``rotated_matrices``, ``rotations``, ``stored`` and ``base_parameters``.
 
     The originals are kept while merged, so the weight is held twice; ``merge_and_unload`` keeps them only until the
     next layer. Adapters are always merged together from the originals and rounded to the base's dtype once.
@@ -56,14 +56,14 @@ class Merging(BaseTunerLayer):
 
     @contextmanager
     def unmerged(self) -> Iterator[dict[str, nn.Parameter]]:
-        """The original base parameters, in their places until the end; then what was there before comes back."""
+        """Context manager: restore the original base parameters; at the end the merged ones are put back."""
         originals = {name: self.original(name) for name in self.base_parameters()}
         with self.holding(originals):
             yield originals
 
     @contextmanager
     def holding(self, parameters: dict[str, nn.Parameter]) -> Iterator[None]:
-        """Other base parameters in the places of the present ones until the end."""
+        """Context manager: replace base parameters by others; at the end the present ones are put back."""
         current = dict(self.base_parameters())
         self._put(parameters)
         try:
@@ -80,11 +80,11 @@ class Merging(BaseTunerLayer):
         """
         refuse_parts(self.slots[adapters[0]].settings.layer, self.base_parameters())
         with torch.no_grad(), self.at_strengths(self.merged_strengths()):
-            new = self.turned(adapters, every_block=True, rounded=True)
+            new = self.rotated_matrices(adapters, every_block=True, rounded=True)
             for name, base in self.base_parameters().items():
                 if new[name].stride() != base.stride():
                     new[name] = torch.empty_like(base, requires_grad=False).copy_(new[name])
-        # An infinite number of an adapter is half a turn, which the new weight alone would not show.
+        # An infinite parameter of an adapter is a rotation by pi, which the new weight would not show.
         checked = {f"adapter '{name}'": self.stored(name) for name in adapters if safe}
         checked |= {f"the new {name}": [weight] for name, weight in new.items() if safe}
         for what, tensors in checked.items():
@@ -141,17 +141,17 @@ class Merging(BaseTunerLayer):
         self._put({name: self.original(name) for name in self._stash})
         self.start_unmerged()
 
-    def let_go(self) -> None:
+    def discard_backup(self) -> None:
         """Forget the originals: what is merged stays merged."""
         self._stash = {}
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
-        """The base layer alone, with adapters merged or not; the originals are let go. Called by PEFT's host."""
+        """The base layer, with adapters merged or not; the backup of the weights is discarded. Called by PEFT."""
         if merge:
             self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-            self.let_go()
+            self.discard_backup()
         elif self.merged:
             self.unmerge()
         stay_in_memory(self)

@@ -1,6 +1,6 @@
 """One batch under several adapters: every row runs under its own, as PEFT's ``adapter_names`` say.
 
-Rows of one adapter are gathered and all adapters with blocks of one size turn in one batched product; there is no loop
+Rows of one adapter are gathered, and all adapters with equal block sizes share one batched product; there is no loop
 over rows. Rows of ``"__base__"``, and of an adapter that a layer does not have, are not touched.
 """
 
@@ -20,7 +20,7 @@ from orthotune.layers.parametrization.rotation import Rotation
 if TYPE_CHECKING:
     from orthotune.layers.base import OFTLayer
 
-#: the name that stands for the base model, PEFT's
+#: PEFT's name for the base model without an adapter
 BASE = "__base__"
 
 
@@ -78,7 +78,7 @@ class MixedBatch:
         return found
 
     def parted(self, adapters: tuple[str, ...], device: torch.device) -> tuple[MixedBatch, Tensor, Tensor]:
-        """The rows of ``adapters`` as a batch of their own, their places, and the places of the other rows."""
+        """The rows of ``adapters`` as a separate batch, their indices, and the indices of the other rows."""
         found = self._parts.get(adapters)
         if found is None:
             inside = [row for row, name in enumerate(self.names) if name in adapters]
@@ -114,15 +114,15 @@ class MixedBatch:
         R = self._beside(layer, adapters, blocks, (one_row, x.dtype))
         own = x if chosen.everything else x.index_select(0, chosen.rows)
         if len(adapters) == 1:
-            turned = rotate(own, R[0].mT if transposed else R[0])
+            rotated = rotate(own, R[0].mT if transposed else R[0])
         else:
-            turned = _products(own, R, chosen, transposed)
-        return turned if chosen.everything else x.index_copy(0, chosen.rows, turned)
+            rotated = _products(own, R, chosen, transposed)
+        return rotated if chosen.everything else x.index_copy(0, chosen.rows, rotated)
 
     def _beside(
         self, layer: OFTLayer, adapters: tuple[str, ...], make: Callable[[Rotation], Tensor], key: Any
     ) -> Tensor:
-        """What ``make`` gives for each adapter's rotation, side by side; kept while no gradient is wanted."""
+        """The stacked results of ``make`` for each adapter's rotation; cached unless a gradient is needed."""
         rotations = [layer.rotations(name)[""] for name in adapters]
         passing = torch.is_grad_enabled() or torch.compiler.is_compiling() or looked_through()
         if passing or any(rotation.weight.is_inference() for rotation in rotations):
@@ -148,7 +148,7 @@ class MixedBatch:
     def by_adapter(self, x: Tensor, adapters: Sequence[str], run: Callable[[list[str], Tensor], Any]) -> Any:
         """``run(adapters, rows of x)`` for each adapter and for the base, put together in the batch's order.
 
-        For layers whose weight turns: each adapter has a weight of its own.
+        For layers that rotate their weight: each adapter has a separate weight.
         """
         groups = {name: self.rows[name] for name in adapters}
         taken = {row for rows in groups.values() for row in rows}
@@ -176,12 +176,12 @@ def _products(x: Tensor, R: Tensor, chosen: _Chosen, transposed: bool) -> Tensor
     groups, stored, size = R.shape[0], R.shape[1], R.shape[-1]
     rows = x.to(R.dtype)
     if stored == 1:
-        turned = torch.bmm(rows.reshape(groups, -1, size), R[:, 0])
+        rotated = torch.bmm(rows.reshape(groups, -1, size), R[:, 0])
     else:
         blocks = rows.reshape(groups, -1, stored, size).transpose(1, 2)
-        turned = torch.bmm(blocks.reshape(groups * stored, -1, size), R.flatten(0, 1))
-        turned = turned.view(groups, stored, -1, size).transpose(1, 2)
-    return turned.reshape(x.shape).to(x.dtype)
+        rotated = torch.bmm(blocks.reshape(groups * stored, -1, size), R.flatten(0, 1))
+        rotated = rotated.view(groups, stored, -1, size).transpose(1, 2)
+    return rotated.reshape(x.shape).to(x.dtype)
 
 
 def mixed_batch(layer: OFTLayer, kwargs: dict[str, Any], x: Tensor | None = None) -> MixedBatch | None:
@@ -213,7 +213,7 @@ def mixed_batch(layer: OFTLayer, kwargs: dict[str, Any], x: Tensor | None = None
 
 
 def refuse_mixed_batch(layer: OFTLayer, kwargs: dict[str, Any]) -> bool:
-    """Whether a call of a layer that has one weight for the whole batch must run as the base: no row has an adapter.
+    """Whether a call of a layer that has one weight for the entire batch must run as the base: no row has an adapter.
 
     Raises:
         UnsupportedLayerError: a row runs under an adapter of this layer.
@@ -225,7 +225,7 @@ def refuse_mixed_batch(layer: OFTLayer, kwargs: dict[str, Any]) -> bool:
     if here:
         raise UnsupportedLayerError(
             f"adapter_names for layer '{_name(layer)}' ({type(layer).__name__})",
-            got=f"{here}, which turn its weights, and it has one set of them for the whole batch",
+            got=f"{here}, which rotate its weights, but the layer has one set of weights for the entire batch",
             do="Run each adapter by itself with set_adapter, or leave this layer out of the adapters",
         )
     return True

@@ -18,7 +18,7 @@ from orthotune.layers.settings import Slot
 
 #: ``base``: no adapter acts here. ``input``: the input is rotated and the base runs. ``sides``: the output is rotated
 #: or scaled, too. ``weight``: the weight is rotated and the kind's own function runs. ``call``: the base itself is
-#: called with the adapted weight in the place of its own.
+#: called with the adapted weight instead of its own.
 Path = Literal["base", "input", "sides", "weight", "call"]
 
 
@@ -40,7 +40,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class InUse:
-    """The adapters that a forward has to apply, in the order in which they act, and what that asks of it."""
+    """The adapters that a forward has to apply, in the order in which they act, and their requirements."""
 
     adapters: tuple[str, ...]
     #: the path is ``call``, whatever the input: a frozen map, or an adapter beside another one that is merged
@@ -51,7 +51,7 @@ class InUse:
 
 
 class Planned(Protocol):
-    """What a plan asks of an adapted layer."""
+    """The interface of an adapted layer that a plan uses."""
 
     slots: dict[str, Slot]
 

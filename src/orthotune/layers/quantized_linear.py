@@ -1,4 +1,4 @@
-"""Linear layers of a quantized library: turned like every linear layer, merged in float and quantized once."""
+"""Linear layers of a quantized library: rotated like every linear layer, merged in float and quantized once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orthotune.layers.settings import LayerSettings
 from orthotune.quantized.contract import Library, Snapshot
 from orthotune.quantized.dense import dense
 from orthotune.quantized.gradient import attach, detach
-from orthotune.quantized.roster import library_of
+from orthotune.quantized.registry import library_of
 
 #: Rounding to the nearest number of the grid explains an error up to ``Library.rounding``; the grid's scales are
 #: rounded themselves, to 16 bits, or to 8 with double quantization, which moves each number by a part of a step more.
@@ -27,10 +27,10 @@ SIXTEEN_BITS = 2**-8
 
 
 class QuantizedLinear(Linear):
-    """A layer that a library of ``quantized/roster.py`` claims.
+    """A layer that a library of ``quantized/registry.py`` claims.
 
-    Merging turns the dequantized weight in float32 and quantizes the result once, in the library's own mode; what was
-    stored before is kept until then and comes back bit for bit. The quantized weight is held twice while merged.
+    Merging rotates the dequantized weight in float32 and quantizes the result once, in the library's own mode. The
+    quantized weight before is kept, so it is held twice while merged, and unmerging restores it bit for bit.
     """
 
     library: Library
@@ -56,7 +56,7 @@ class QuantizedLinear(Linear):
         base = self.base_layer
         if not (base._forward_hooks or base._forward_pre_hooks) or not self.in_use.adapters or kwargs:
             return super().forward(x, *args, **kwargs)
-        # Hooks see the original input and the final output, once: ours stands in for the library's forward.
+        # Hooks see the original input and the final output once, because this forward replaces the library's.
         if torch.compiler.is_compiling():
             return self._hooked(x, args, super().forward)
         with CALLS:
@@ -82,14 +82,14 @@ class QuantizedLinear(Linear):
             base.forward = usual
 
     def _call(self, args: tuple[Any, ...], kwargs: Any, adapters: tuple[str, ...] | None) -> Any:
-        # The product with the dequantized, adapted weight: no library runs a weight in the place of its own.
+        # The product with the dequantized, adapted weight: no library can run with a replaced weight.
         names = list(self.in_use.adapters if adapters is None else adapters)
         W = self.adapted(names)["weight"]
         return linear(args[0], W.to(args[0].dtype), self.library.bias(self.get_base_layer()))
 
     @property
     def weight(self) -> Tensor:
-        """What the library stores: its numbers are no weight that could be read or rotated past the layer."""
+        """The stored parameters of the library, which cannot be read or rotated as a weight."""
         base = self.get_base_layer()
         return base.qweight if hasattr(base, "qweight") else base.weight
 
@@ -97,7 +97,7 @@ class QuantizedLinear(Linear):
         return {}
 
     def check_base(self, layer: str) -> None:
-        """The roster has found its library already."""
+        """The registry has found its library already."""
 
     def device(self) -> torch.device:
         return self.library.device(self.get_base_layer())
@@ -138,10 +138,10 @@ class QuantizedLinear(Linear):
             self.library.restore(base, now)
 
     def _restore(self, kept: Snapshot) -> None:
-        base, place = self.get_base_layer(), self.device()
+        base, device = self.get_base_layer(), self.device()
         self.library.restore(base, kept)
-        if self.device() != place:  # the model has moved while merged
-            base.to(place)
+        if self.device() != device:  # the model has moved while merged
+            base.to(device)
 
     def check_mergeable(self, adapters: list[str]) -> None:
         """Refuse what the library cannot quantize anew.
@@ -160,29 +160,29 @@ class QuantizedLinear(Linear):
     def _write(self, new: dict[str, Tensor], originals: dict[str, nn.Parameter]) -> None:
         base, weight = self.get_base_layer(), new["weight"]
         with self.unmerged():
-            turned_by = (weight - self.library.dequantize(base)).norm().item()
+            change = (weight - self.library.dequantize(base)).norm().item()
         before = self.library.snapshot(base)
         try:
             with torch.no_grad():
                 self.library.requantize(base, weight)
-                self.merge_error = self._verified(weight, turned_by)
+                self.merge_error = self._verified(weight, change)
         except BaseException:
             self.library.restore(base, before)
             raise
         self._before = self._before or before
 
-    def _verified(self, weight: Tensor, turned_by: float) -> tuple[float, float]:
+    def _verified(self, weight: Tensor, change: float) -> tuple[float, float]:
         base, size = self.get_base_layer(), max(weight.norm().item(), torch.finfo(torch.float32).tiny)
         error = (self.library.dequantize(base) - weight).norm().item() / size
         limit = SLACK * self.library.rounding(base, weight).norm().item() / size + SIXTEEN_BITS
         if not error <= limit:
             raise MergeError(
                 f"merging into {self.described}",
-                got=f"a stored weight at a relative distance of {error:.2g} from the turned one",
+                got=f"a stored weight at a relative distance of {error:.2g} from the rotated one",
                 needed=f"at most {limit:.2g}, which rounding to the library's grid explains",
                 do="Nothing was changed. Merge into a dense layer: merge_and_unload(dequantize=True)",
             )
-        return error, turned_by / size
+        return error, change / size
 
     def rehearse(self, adapters: list[str], safe: bool = False) -> None:
         """Merge ``adapters`` and take it back, to find out whether it can be done.
@@ -203,7 +203,7 @@ class QuantizedLinear(Linear):
             self._restore(self._before)
         self.start_unmerged()
 
-    def let_go(self) -> None:
+    def discard_backup(self) -> None:
         self._before = None
 
     def dense(self, adapters: list[str], dtype: torch.dtype) -> nn.Linear:

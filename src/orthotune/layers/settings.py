@@ -1,4 +1,4 @@
-"""What one adapter asks of one layer."""
+"""The settings of one adapter for one layer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class LayerSettings:
     Args:
         layer: name of the layer, for messages.
         spec: the transform; a ``block_size`` of 0 leaves the size to ``r``.
-        r: number of blocks, 0 when the spec says their size.
+        r: number of blocks, 0 if the spec has a block size.
         fallback: what happens to a size that does not divide the layer.
         init_weights: start from the identity, otherwise from random rotations.
-        frozen: a map of the whole weight that is applied as it is, instead of a trained rotation.
+        frozen: a map of the entire weight that is applied as it is, instead of a trained rotation.
 
     Example:
         >>> LayerSettings("q_proj", RotationSpec(block_size=8)).spec.side

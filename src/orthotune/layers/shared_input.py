@@ -20,7 +20,7 @@ from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.layers.parametrization.sharding import is_zero
 
 _forward_of_linear = nn.Linear.forward
-#: numbers of an input that is rotated in so little time that what Python does around it counts
+#: elements of an input whose rotation takes so little time that the overhead of Python matters
 SHORT = 1 << 18
 #: children of one module that get its input together, in calling order
 TOGETHER = (
@@ -48,7 +48,7 @@ class _Pending(NamedTuple):
 class Again:
     """One layer's part of a call without gradients that is like the last one: no plan is made anew.
 
-    Everything that a plan looks at is either compared here (the numbers of the rotation, hooks, a forward on the
+    Everything that a plan depends on is either compared here (the parameters of the rotation, hooks, a forward on the
     instance) or ends this object (adapters, strengths, merges, the mode: :meth:`OFTLayer.changed`).
     """
 
@@ -125,7 +125,7 @@ class SharedInput:
 
     Nothing is assumed of the model: an output is used for the very tensor that it was made from, unchanged since, and
     only while the layer's own rotation is the one that made it. A call that does not fit (cross-attention, another
-    order) pauses the sharing until the model's adapters change or its mode does; ``why_not`` says which call it was,
+    order) pauses the sharing until the model's adapters change or its mode does; ``why_not`` names the call,
     and ``orthotune bench --explain`` shows it.
     """
 
@@ -186,7 +186,7 @@ class SharedInput:
             return None
         rotation = cast(Rotation, layer.oft_R[self._adapter])
         if Memo.can_hold(rotation.weight) and (served is None or rotation.current() is not served):
-            return None  # the numbers have changed since the first layer was called
+            return None  # a parameter has changed since the first layer was called
         return y
 
     def _all(self, x: Tensor) -> tuple[list[Rotation], Sequence[Tensor]] | None:

@@ -63,14 +63,14 @@ class Strengths:
         if kind == "linear":
             raise ConfigError(
                 f"a linear blend of adapter '{adapter}' at layer '{layer}'", got="a magnitude beside the rotation",
-                do="Use kind='geodesic', or 'rotation', which leaves the magnitude whole",
+                do="Use kind='geodesic', or 'rotation', which does not scale the magnitude",
             )  # fmt: skip
         magnitude = self.oft_magnitude[adapter]
         if magnitude.device.type != "meta" and bool((magnitude <= 0).any()):
             raise ConfigError(
                 f"scale={scale} for adapter '{adapter}' at layer '{layer}'",
                 got="a magnitude of 0 or below, which has no logarithm",
-                do="Use kind='rotation', which leaves the magnitude whole",
+                do="Use kind='rotation', which does not scale the magnitude",
             )
 
     def scale_layer(self, scale: float) -> None:

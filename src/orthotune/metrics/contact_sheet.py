@@ -10,16 +10,16 @@ CELL, GAP, LINE = 192, 8, 18
 
 
 def draw_sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Any]]], path: Path) -> None:
-    """Write a PNG: a line of column names, then each row's name above its pictures, fitted into squares.
+    """Write a PNG: a line of column names, then each row's name above its images, fitted into squares.
 
-    Shapes: pictures ``(height, width, 3)`` uint8 arrays.
+    Shapes: images ``(height, width, 3)`` uint8 arrays.
 
     Example:
         >>> draw_sheet(["condition", "result"], [("cat", [edges, image])], Path("sheet.png"))  # doctest: +SKIP
     """
     from PIL import Image, ImageDraw
 
-    fitted = [(name, [_fit(Image.fromarray(picture)) for picture in pictures]) for name, pictures in rows]
+    fitted = [(name, [_fit(Image.fromarray(one)) for one in row]) for name, row in rows]
     heights = [LINE + max((image.height for image in images), default=0) + GAP for _, images in fitted]
     sheet = Image.new("RGB", (GAP + len(columns) * (CELL + GAP), GAP + LINE + sum(heights)), "white")
     pen = ImageDraw.Draw(sheet)

@@ -1,4 +1,4 @@
-"""How far a model has moved where nobody asked it to: its next-token distributions before and after, on other texts."""
+"""Drift of a language model: next-token distributions before and after, on texts that are not about the task."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TextDrift:
 
 @torch.no_grad()
 def text_drift(model: Any, rows: Sequence[TokenRow], base: nn.Module | None = None) -> TextDrift:
-    """The drift of an adapted model on ``rows``, which should not be about what it was trained for.
+    """The drift of an adapted model on ``rows``, which should not be about its task.
 
     Args:
         model: a ``PeftModel``, or, with ``base``, any causal language model.

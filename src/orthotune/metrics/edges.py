@@ -22,7 +22,7 @@ def canny(image: Any, low: float = 100, high: float = 200) -> Any:
     Source: thresholds 100 and 200 on 0 to 255, as ControlNet and OFT use them.
 
     Example:
-        >>> canny(picture).mean()  # doctest: +SKIP
+        >>> canny(image).mean()  # doctest: +SKIP
         0.07
     """
     import cv2
@@ -52,7 +52,7 @@ def edge_scores(wanted: Any, found: Any) -> dict[str, float]:
 
 
 def edge_map(image: Any, name: str) -> Any:
-    """The edges that a black and white picture draws in white.
+    """The edges that a black and white image draws in white.
 
     Shapes: ``(height, width, 3)`` uint8 -> ``(height, width)`` bool.
 

@@ -33,7 +33,7 @@ def measure_energy(
     Example:
         >>> import torch
         >>> weight = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-        >>> measure_energy([("turned", weight, weight.flip(1))]).summary
+        >>> measure_energy([("rotated", weight, weight.flip(1))]).summary
         {'before': 1.0, 'after': 1.0, 'change': 0.0}
     """
     measured = Measured("energy", settings={"s": s, "half_space": half_space}, columns=())

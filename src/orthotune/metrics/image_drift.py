@@ -1,4 +1,4 @@
-"""How far an image model moved where nobody asked it to: pictures of the same prompts and noise, before and after."""
+"""Drift of an image model: images of the same prompts and noise, before and after."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch.nn.functional import normalize
 
 from orthotune.errors import DataError
 
-#: Pictures uint8 ``(n, 3, height, width)`` to one vector each, ``(n, features)``.
+#: Images uint8 ``(n, 3, height, width)`` to one vector each, ``(n, features)``.
 Features = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class ImageDrift:
-    """What changed in the pictures of prompts that are not about the task.
+    """What changed in the images of prompts that are not about the task.
 
     Args:
-        pixels: mean absolute difference of the two pictures of a prompt and seed, from 0 to 1.
+        pixels: mean absolute difference of the two images of a prompt and seed, from 0 to 1.
         features: mean cosine distance of their features; None without a vision model.
-        features_largest: that of the picture that changed most.
-        unrelated: mean cosine distance between different pictures of the base: what ``features`` is when nothing is
-            kept. None without a vision model, or for one picture.
-        pictures: how many were compared.
+        features_largest: that of the image that changed most.
+        unrelated: mean cosine distance between different images of the base: what ``features`` is when nothing is
+            kept. None without a vision model, or for one image.
+        images: how many were compared.
     """
 
     pixels: float
@@ -45,7 +45,7 @@ def image_drift(before: Tensor, after: Tensor, features: Features | None = None)
         features: of a vision model, see :data:`Features`; only pixels are compared without it.
 
     Raises:
-        DataError: no pictures, or not as many and as large ones.
+        DataError: no images, or not as many and as large ones.
 
     Example:
         >>> white = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
@@ -54,7 +54,7 @@ def image_drift(before: Tensor, after: Tensor, features: Features | None = None)
     """
     if before.shape != after.shape or before.ndim != 4 or not len(before):
         raise DataError(
-            "pictures to compare", got=f"{tuple(before.shape)} and {tuple(after.shape)}", needed="(n, 3, H, W) of both"
+            "images to compare", got=f"{tuple(before.shape)} and {tuple(after.shape)}", needed="(n, 3, H, W) of both"
         )
     pixels = (before.double() - after.double()).abs().mean().item() / 255
     if features is None:

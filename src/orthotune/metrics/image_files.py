@@ -9,7 +9,7 @@ from typing import Any
 from orthotune.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-#: Modes of Pillow whose numbers do not end at 255; made to fit, they would be cut off.
+#: Modes of Pillow whose values exceed 255; a conversion would clip them.
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L")
 
 
@@ -24,7 +24,7 @@ def find_images(folder: Path) -> dict[str, Path]:
         {'cat/0': PosixPath('results/cat/0.png')}
     """
     if not folder.is_dir():
-        raise DataError(f"images in {folder}", got="a file" if folder.exists() else "nothing there", needed="a folder")
+        raise DataError(f"images in {folder}", got="a file" if folder.exists() else "no such folder", needed="a folder")
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         within = path.relative_to(folder)
@@ -43,7 +43,7 @@ def find_images(folder: Path) -> dict[str, Path]:
 
 
 def read_rgb(path: Path) -> Any:
-    """The pixels of an image, turned as its camera says, transparent parts on white.
+    """The pixels of an image, rotated by its EXIF orientation, transparent parts on white.
 
     Shapes: ``(height, width, 3)`` uint8, a numpy array.
 
@@ -57,17 +57,17 @@ def read_rgb(path: Path) -> Any:
     return as_rgb(open_image(path, f"image {path}"), f"image {path}")
 
 
-def as_rgb(image: Any, said: str) -> Any:
+def as_rgb(image: Any, given: str) -> Any:
     """An image of Pillow as a ``(height, width, 3)`` uint8 array, transparent parts on white.
 
     Raises:
-        DataError: it holds more than 8 bits per channel; ``said`` names it.
+        DataError: it holds more than 8 bits per channel; ``given`` names it.
     """
     import numpy as np
     from PIL import Image
 
     if image.mode in DEEP:
-        raise DataError(said, got=f"pixels of mode {image.mode}", needed="8 bits per channel")
+        raise DataError(given, got=f"pixels of mode {image.mode}", needed="8 bits per channel")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -96,11 +96,11 @@ def read_labels(path: Path) -> Any:
     return pixels.astype(np.int64)
 
 
-def open_image(origin: Path | bytes, said: str) -> Any:
-    """A whole image of Pillow from a file or its bytes, turned as its camera says.
+def open_image(origin: Path | bytes, given: str) -> Any:
+    """An entire image of Pillow from a file or its bytes, rotated by its EXIF orientation.
 
     Raises:
-        DataError: nothing there, truncated or no image; ``said`` names it.
+        DataError: the file does not exist, is truncated or not an image; ``given`` names it.
     """
     from PIL import Image, ImageOps
 
@@ -110,5 +110,5 @@ def open_image(origin: Path | bytes, said: str) -> Any:
             return ImageOps.exif_transpose(file)
     # Pillow has no one error for damaged files: SyntaxError for PNG, struct.error and ValueError for others.
     except Exception as fault:
-        got = "nothing there" if isinstance(fault, FileNotFoundError) else f"no whole image ({fault})"
-        raise DataError(said, got=got) from fault
+        got = "no such file" if isinstance(fault, FileNotFoundError) else f"no complete image ({fault})"
+        raise DataError(given, got=got) from fault

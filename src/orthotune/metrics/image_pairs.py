@@ -1,4 +1,4 @@
-"""Which result belongs to which condition: by name, or as a manifest says; never by position."""
+"""Pair results with conditions: by name or by a manifest, never by position."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Pair:
 
 @dataclass
 class Pairing:
-    """All pairs by name, and in words what had no partner."""
+    """All pairs by name, and a description of each file without a partner."""
 
     pairs: list[Pair] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -65,16 +65,16 @@ def read_manifest(path: Path) -> list[Entry]:
 
 
 def _entry(path: Path, number: int, row: Mapping[str, object]) -> Entry:
-    said = {key: value for key, value in row.items() if value not in (None, "")}
-    wrong = [key for key in said if key not in KEYS or not isinstance(said[key], str)]
-    if wrong or "result" not in said:
-        got = f"{wrong[0]}={said[wrong[0]]!r}" if wrong else "no result"
+    given = {key: value for key, value in row.items() if value not in (None, "")}
+    wrong = [key for key in given if key not in KEYS or not isinstance(given[key], str)]
+    if wrong or "result" not in given:
+        got = f"{wrong[0]}={given[wrong[0]]!r}" if wrong else "no result"
         raise DataError(f"manifest {path}, line {number}", got=got, needed=f"texts under {', '.join(KEYS)}")
-    return Entry(**said)  # type: ignore[arg-type]
+    return Entry(**given)  # type: ignore[arg-type]
 
 
 def entries(results: Path, manifest: Path | None = None) -> list[Entry]:
-    """What the manifest says, or one entry per image of ``results`` when there is none.
+    """The entries of the manifest, or one entry per image of ``results`` without a manifest.
 
     Raises:
         DataError: no images, or a manifest that is not understood or empty.
@@ -94,7 +94,7 @@ def entries(results: Path, manifest: Path | None = None) -> list[Entry]:
 
 
 def pair(results: Path, conditions: Path, manifest: Path | None = None) -> Pairing:
-    """Pair results with conditions: files of one name (suffixes may differ), or as a manifest says.
+    """Pair results with conditions: files of one name (suffixes may differ), or by a manifest.
 
     Raises:
         DataError: a folder without images, a manifest that is not understood, or not one pair.

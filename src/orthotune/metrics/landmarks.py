@@ -46,11 +46,11 @@ def read_points(path: Path, count: int = POINTS) -> dict[str, Any]:
     import numpy as np
 
     needed = '{"name": [[x, y], ...]}'
-    said = read_json(path, named="points", needed=needed)
-    if not said:
+    content = read_json(path, named="points", needed=needed)
+    if not content:
         raise DataError(f"points {path}", got="no names", needed=needed)
     found = {}
-    for name, points in said.items():
+    for name, points in content.items():
         try:
             array = np.asarray(points, dtype=np.float64)
         except (TypeError, ValueError):

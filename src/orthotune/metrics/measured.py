@@ -1,4 +1,4 @@
-"""What a measure over images gives: figures, one row per image, what was left out, and pictures for the sheet."""
+"""What a measure over images gives: figures, one row per image, what was skipped, and images for the sheet."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Measured:
     """The outcome of one measure.
 
     Args:
-        measure: its name in the roster.
+        measure: its name in the registry.
         summary: the figures over all images.
         rows: the figures of each image, its name under ``name``.
-        skipped: in words, each file that was not counted and why.
+        skipped: a description of each skipped file, with the reason.
         settings: what decides the figures.
-        sheet: (name, pictures), pictures as ``(height, width, 3)`` uint8 arrays.
-        columns: what the pictures of the sheet show.
+        sheet: (name, images), images as ``(height, width, 3)`` uint8 arrays.
+        columns: what the images of the sheet show.
     """
 
     measure: str
@@ -36,10 +36,10 @@ class Measured:
     sheet: list[tuple[str, list[Any]]] = field(default_factory=list)
     columns: tuple[str, ...] = ("condition", "result", "re-extracted condition")
 
-    def show(self, name: str, *pictures: Any) -> None:
-        """Keep pictures for the sheet while there is room."""
+    def show(self, name: str, *images: Any) -> None:
+        """Keep images for the sheet while there is room."""
         if len(self.sheet) < SHEET_ROWS:
-            self.sheet.append((name, list(pictures)))
+            self.sheet.append((name, list(images)))
 
     def mean_of_rows(self, *keys: str) -> None:
         """Put the mean over the images of each key into the summary.
@@ -53,7 +53,7 @@ class Measured:
         self.summary |= {key: sum(row[key] for row in self.rows) / len(self.rows) for key in keys}
 
     def record(self) -> dict[str, Any]:
-        """Everything but the pictures, ready for JSON."""
+        """Everything but the images, ready for JSON."""
         return {
             "measure": self.measure,
             "images": len(self.rows),

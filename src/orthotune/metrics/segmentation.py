@@ -153,8 +153,8 @@ def measure_segmentation(
 
 def colours(map_: Tensor) -> Any:
     """A colour per class, neighbouring numbers far apart; ``(height, width)`` -> ``(height, width, 3)`` uint8 array."""
-    turns = [colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.65, 0.95) for index in range(int(map_.max()) + 1)]
-    return (torch.tensor(turns)[map_.long()] * 255).byte().numpy()
+    colours = [colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.65, 0.95) for index in range(int(map_.max()) + 1)]
+    return (torch.tensor(colours)[map_.long()] * 255).byte().numpy()
 
 
 def _size(map_: Tensor) -> str:

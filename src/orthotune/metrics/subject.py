@@ -18,8 +18,8 @@ from orthotune.metrics.measured import SHEET_ROWS, Measured, noted, readable
 from orthotune.metrics.vision_model import CLIP, DINO, image_embeddings, load, prompt_embeddings, tokenizer_of
 
 MEASURES = ("dino", "clip-i", "clip-t", "lpips")
-#: What is said of a result, and its file: images are read when they are looked at, one batch at a time.
-Picture = tuple[Entry, Path]
+#: The manifest entry of a result, and its file: images are read lazily, one batch at a time.
+Generated = tuple[Entry, Path]
 
 
 def mean_similarity(results: Tensor, references: Tensor) -> Tensor:
@@ -91,46 +91,48 @@ def measure_subject(
     absent = [one for one in listed if not (results / one.result).is_file()]
     noted([f"result {one.result} is not there" for one in absent], measured, strict)
     known = [(one, results / one.result) for one in listed if one not in absent]
-    pictures = [picture for picture, _ in readable(known, lambda picture: _whole(picture[1]), measured, strict)]
+    images = [image for image, _ in readable(known, lambda image: _check_image(image[1]), measured, strict)]
     photos = {
-        subject: [path for path, _ in readable(find_images(references / subject).values(), _whole, measured, strict)]
-        for subject in sorted({one.subject for one, _ in pictures})
+        subject: [
+            path for path, _ in readable(find_images(references / subject).values(), _check_image, measured, strict)
+        ]
+        for subject in sorted({one.subject for one, _ in images})
     }
     bare = [subject for subject, paths in photos.items() if not paths]
     if bare:
         raise DataError(f"references in {references / bare[0]}", got="not one image that can be read")
-    measured.rows = [{"name": Path(one.result).with_suffix("").as_posix()} for one, _ in pictures]
-    for row, (one, path) in list(zip(measured.rows, pictures, strict=True))[:SHEET_ROWS]:
+    measured.rows = [{"name": Path(one.result).with_suffix("").as_posix()} for one, _ in images]
+    for row, (one, path) in list(zip(measured.rows, images, strict=True))[:SHEET_ROWS]:
         measured.show(row["name"], read_rgb(photos[one.subject][0]), read_rgb(path))
     measured.mean_of_rows()
     if "dino" in measures:
-        _fidelity("dino", measured, pictures, photos, *load(dino, device), batch_size)
+        _fidelity("dino", measured, images, photos, *load(dino, device), batch_size)
     if "clip-i" in measures or "clip-t" in measures:
         model, processor = load(clip, device)
         if "clip-i" in measures:
-            _fidelity("clip_i", measured, pictures, photos, model, processor, batch_size)
+            _fidelity("clip_i", measured, images, photos, model, processor, batch_size)
         if "clip-t" in measures:
-            _prompts(measured, pictures, prompt, clip, model, processor, batch_size)
+            _prompts(measured, images, prompt, clip, model, processor, batch_size)
     measured.mean_of_rows(*[key for key in ("dino", "clip_i", "clip_t") if key.replace("_", "-") in measures])
     if "lpips" in measures:
-        measured.summary["lpips"] = _diversity(pictures, prompt, Perceptual(lpips, device))
+        measured.summary["lpips"] = _diversity(images, prompt, Perceptual(lpips, device))
     return measured
 
 
-def _whole(path: Path) -> None:
+def _check_image(path: Path) -> None:
     read_rgb(path)
 
 
 def _fidelity(
-    key: str, measured: Measured, pictures: list[Picture], photos: dict[str, list[Path]], model: Any, processor: Any,
+    key: str, measured: Measured, images: list[Generated], photos: dict[str, list[Path]], model: Any, processor: Any,
     batch_size: int,
 ) -> None:  # fmt: skip
     vectors = {
         subject: image_embeddings(map(read_rgb, paths), model, processor, batch_size)
         for subject, paths in photos.items()
     }
-    found = image_embeddings((read_rgb(path) for _, path in pictures), model, processor, batch_size)
-    for row, (one, _), vector in zip(measured.rows, pictures, found, strict=True):
+    found = image_embeddings((read_rgb(path) for _, path in images), model, processor, batch_size)
+    for row, (one, _), vector in zip(measured.rows, images, found, strict=True):
         row[key] = float(mean_similarity(vector[None], vectors[one.subject]))
     real = [value for value in map(among_themselves, vectors.values()) if value is not None]
     if real:
@@ -138,29 +140,29 @@ def _fidelity(
 
 
 def _prompts(
-    measured: Measured, pictures: list[Picture], prompt: str | None, clip: str, model: Any, processor: Any,
+    measured: Measured, images: list[Generated], prompt: str | None, clip: str, model: Any, processor: Any,
     batch_size: int,
 ) -> None:  # fmt: skip
-    said = [one.prompt or prompt for one, _ in pictures]
-    for (one, _), words in zip(pictures, said, strict=True):
+    given = [one.prompt or prompt for one, _ in images]
+    for (one, _), words in zip(images, given, strict=True):
         if words is None:
             raise DataError(
                 f"the prompt of {one.result}", got="none",
                 do="Pass --prompt, name it in the manifest, or leave clip-t out of --measures",
             )  # fmt: skip
-    distinct = sorted({words for words in said if words is not None})
+    distinct = sorted({words for words in given if words is not None})
     tokenizer = tokenizer_of(clip, model)
     length = model.config.text_config.max_position_embeddings
     measured.settings["prompts_cut"] = sum(len(tokenizer(words)["input_ids"]) > length for words in distinct)
     texts = dict(zip(distinct, prompt_embeddings(distinct, model, tokenizer), strict=True))
-    vectors = image_embeddings((read_rgb(path) for _, path in pictures), model, processor, batch_size)
-    for row, words, vector in zip(measured.rows, said, vectors, strict=True):
+    vectors = image_embeddings((read_rgb(path) for _, path in images), model, processor, batch_size)
+    for row, words, vector in zip(measured.rows, given, vectors, strict=True):
         row["clip_t"] = float(torch.dot(vector, texts[str(words)]))
 
 
-def _diversity(pictures: list[Picture], prompt: str | None, perceptual: Perceptual) -> float:
+def _diversity(images: list[Generated], prompt: str | None, perceptual: Perceptual) -> float:
     groups: dict[tuple[str, str | None], list[Path]] = defaultdict(list)
-    for one, path in pictures:
+    for one, path in images:
         groups[one.subject, one.prompt or prompt].append(path)
     sums = [summed_distance([read_rgb(path) for path in paths], perceptual) for paths in groups.values()]
     pairs = sum(count for _, count in sums)

@@ -19,7 +19,7 @@ DINO, CLIP = "facebook/dino-vits16", "openai/clip-vit-base-patch32"
 def load(name: str, device: str, kind: Any = None) -> tuple[Any, Any]:
     """A model of transformers in float32 for evaluation, and its image processor.
 
-    Pictures are resized by Pillow, so that figures do not depend on whether torchvision is installed.
+    Images are resized by Pillow, so that figures do not depend on whether torchvision is installed.
 
     Args:
         kind: the automatic class that loads it; default ``AutoModel``.
@@ -36,8 +36,8 @@ def load(name: str, device: str, kind: Any = None) -> tuple[Any, Any]:
         model = (kind or AutoModel).from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
         processor = AutoImageProcessor.from_pretrained(name, backend="pil")
     except (OSError, ValueError) as fault:
-        said = str(fault).strip().splitlines()
-        raise DataError(f"model {name}", got=said[0] if said else "no model", do="Check the path or name") from fault
+        given = str(fault).strip().splitlines()
+        raise DataError(f"model {name}", got=given[0] if given else "no model", do="Check the path or name") from fault
     return model.eval().to(device), processor
 
 
@@ -51,7 +51,7 @@ def image_embeddings(images: Iterable[Any], model: Any, processor: Any, batch_si
         DataError: the model has no class token and no image projection.
 
     Example:
-        >>> image_embeddings([picture], *load("models/dino", "cpu")).shape  # doctest: +SKIP
+        >>> image_embeddings([image], *load("models/dino", "cpu")).shape  # doctest: +SKIP
         torch.Size([1, 384])
     """
     found = []

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from orthotune.rotation.energy import hyperspherical_energy
 from orthotune.rotation.measure import orthogonality_error
 
-# The energy of 16,384 neurons would cost 256 times as much and say the same.
+# The energy of 16,384 neurons would cost 256 times as much, with the same result.
 MOST_NEURONS = 1024
 
 
@@ -35,7 +35,7 @@ def layer_changes(pairs: Iterable[tuple[str, Tensor, Tensor]], most: int = MOST_
 
     Example:
         >>> weight = torch.eye(3)
-        >>> layer_changes([("turned", weight, weight.roll(1, dims=1))])[0].energy
+        >>> layer_changes([("rotated", weight, weight.roll(1, dims=1))])[0].energy
         0.0
     """
     return [_change(name, _spread(before, most), _spread(after, most)) for name, before, after in pairs]

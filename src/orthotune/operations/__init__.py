@@ -1,1 +1,1 @@
-"""What is done with adapter files: load, hotswap, identify, inspect, convert, merge, export, combine; one a file."""
+"""Operations on adapter files, one per module: load, hotswap, identify, inspect, convert, merge, export, combine."""

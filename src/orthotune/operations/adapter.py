@@ -1,4 +1,4 @@
-"""An adapter's file, read once: what it means, and its tensors under the names of the file."""
+"""An adapter file that is read once: its content, and its tensors under the names of the file."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from orthotune.formats.registry import read_file
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter that was read.
+    """An adapter read from a file.
 
     Attributes:
-        path: as it was named.
-        state: what the file means.
-        file: the file; its tensors are in memory, and reading them again opens nothing.
-        options: what the file does not say about itself.
+        path: the path as it was given.
+        state: the content of the file, independent of its format.
+        file: the opened file; a tensor that was read once stays in memory.
+        options: facts that the file does not record.
     """
 
     path: Path
@@ -36,15 +36,15 @@ class Adapter:
 
 
 def read_once(path: str | Path, **options: Any) -> Adapter:
-    """Read the adapter at a path, for an operation that needs it in several places.
+    """Read the adapter at a path; each tensor is read from disk at most once.
 
     Args:
         path: a file, or a folder with ``adapter_config.json``.
         options: fields of :class:`~orthotune.formats.read_options.ReadOptions`.
 
     Raises:
-        AdapterFileError: no format knows the file, or it is damaged.
-        ConfigError: an option has no meaning.
+        AdapterFileError: the file has no known format, or is damaged.
+        ConfigError: an option has an unknown value.
 
     Example:
         >>> import tempfile, torch

@@ -1,4 +1,4 @@
-"""Loading the model that an adapter was trained on, whichever library it belongs to, and saving it again."""
+"""Load the base model of an adapter, from any of the supported libraries, and save it again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orthotune.quantized.loading_options import loading_options
 
 #: The built-in language model, by the name that recipes give it and that its adapters record.
 WORLD = "text-world"
-#: names under which quantized checkpoints keep what makes sense of their weights
+#: Last parts of the names of tensors that only quantized checkpoints have.
 SCALES = {
     "weight_scale",
     "weight_scale_inv",
@@ -37,8 +37,8 @@ class BaseModel:
 
     Args:
         model: the module that the adapter goes into.
-        companions: what is saved beside it (tokenizer, image processor).
-        pipeline: the diffusers pipeline around it, with the name of the component, if the base is a pipeline.
+        companions: tokenizer and processors, saved beside the model.
+        pipeline: for a base that is a pipeline, the diffusers pipeline and the name of the component.
     """
 
     model: Any
@@ -46,7 +46,7 @@ class BaseModel:
     pipeline: tuple[Any, str] | None = None
 
     def save(self, model: Any, folder: Path) -> None:
-        """Write ``model`` in place of the base, in the layout that the base came in."""
+        """Write ``model`` to ``folder`` in the layout of the base."""
         if self.pipeline is not None:
             pipe, component = self.pipeline
             setattr(pipe, component, model)
@@ -58,15 +58,15 @@ class BaseModel:
 
 
 def load_base(base: str, dtype: str = "auto", quantization: str | None = None) -> BaseModel:
-    """The model at a path or on the hub; ``dtype`` ``auto`` keeps the one that it was saved in.
+    """Load the model at a path or on the hub.
 
     Args:
         base: path, name on the hub, or :data:`WORLD`.
-        dtype: ``auto``, or the name of a number type of torch.
-        quantization: a word of ``orthotune.quantized.loading_options``, for models of transformers.
+        dtype: the name of a torch dtype, or ``auto`` for the dtype of the checkpoint.
+        quantization: a name from ``orthotune.quantized.loading_options``, for transformers models only.
 
     Raises:
-        OrthotuneError: the path is no model, or its class is not known to the installed libraries.
+        OrthotuneError: the path is not a model, or the installed libraries do not know its class.
 
     Example:
         >>> load_base("gpt2").model  # doctest: +SKIP
@@ -77,7 +77,7 @@ def load_base(base: str, dtype: str = "auto", quantization: str | None = None) -
         raise OrthotuneError(f"--base {base}", got="a file", needed="a folder with config.json, or a name on the hub")
     if folder.is_dir():
         if quantization and not (folder / "config.json").is_file():
-            raise OrthotuneError(f"--quantization {quantization}", got="a pipeline", needed="a model of transformers")
+            raise OrthotuneError(f"--quantization {quantization}", got="a pipeline", needed="a transformers model")
         if (folder / "model_index.json").is_file():
             return _pipeline(folder, dtype)
         if not (folder / "config.json").is_file():
@@ -85,13 +85,13 @@ def load_base(base: str, dtype: str = "auto", quantization: str | None = None) -
         if "_class_name" in read_json(folder / "config.json", error=AdapterFileError):
             return _diffusers(folder, dtype)
     elif base.startswith((".", "/", "~")) or base.count("/") > 1 or "\\" in base:
-        # No name on the hub looks like this; asking the hub would end in a riddle.
+        # This cannot be a name on the hub, and the hub's own error message would be misleading.
         raise OrthotuneError(f"The base model {base} does not exist", do="Check the path, or name another with --base")
     return _transformers(str(folder), dtype, quantization)
 
 
 def place_of(base: str) -> Path:
-    """The folder or file that a base's name means; a name on the hub is returned as it is.
+    """The folder or file of a base model; a name on the hub is returned unchanged.
 
     Example:
         >>> place_of("models/llama").as_posix(), place_of("text-world").name
@@ -104,7 +104,7 @@ def _transformers(base: str, dtype: str, quantization: str | None) -> BaseModel:
     compute = torch.float32 if dtype == "auto" else getattr(torch, dtype)
     options = loading_options(quantization, base, compute) if quantization else {}
 
-    # False, not None: then nobody is asked whether code from the model's own files may run, either.
+    # False, not None: with None, transformers asks on the terminal whether it may run code from the model's files.
     config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=False)
     named = getattr(transformers, str((config.architectures or [None])[0]), None)
     own = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
@@ -116,17 +116,17 @@ def _transformers(base: str, dtype: str, quantization: str | None) -> BaseModel:
 
 
 def _refuse_incomplete(base: str, found: dict[str, Any]) -> None:
-    """What a checkpoint lacks would be random numbers, and scales that nobody asked for belong to quantized weights."""
+    """Refuse a checkpoint that lacks tensors, which would be random, or that has scales of quantized weights."""
     missing = sorted(found.get("missing_keys") or ())
     scales = sorted(key for key in found.get("unexpected_keys") or () if key.rsplit(".", 1)[-1] in SCALES)
     for keys, what in (
-        (missing, "no numbers for"),
-        (scales, "scales of quantized weights, without a config for them:"),
+        (missing, "no tensors for"),
+        (scales, "scales of quantized weights, but no quantization config:"),
     ):
         if keys:
             shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise OrthotuneError(
-                f"The base model {base} cannot be merged into", got=f"{what} {shown}", do="Copy or download it again"
+                f"the base model {base} is incomplete", got=f"{what} {shown}", do="Copy or download it again"
             )
 
 
@@ -136,7 +136,7 @@ def _companions(base: str) -> list[Any]:
         try:
             found.append(getattr(transformers, kind).from_pretrained(base, trust_remote_code=False))
         except (OSError, ValueError, KeyError, ImportError):
-            continue  # a model without words has no tokenizer, one without pictures no image processor
+            continue  # an image model has no tokenizer, a language model no image processor
     return found
 
 
@@ -147,7 +147,7 @@ def _diffusers(folder: Path, dtype: str) -> BaseModel:
     kind: Any = getattr(diffusers, str(name), None)
     known = isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
     if not known:
-        raise OrthotuneError(f"--base {folder}", got=f"_class_name {name!r}", needed="a model of diffusers'")
+        raise OrthotuneError(f"--base {folder}", got=f"_class_name {name!r}", needed="a model class of diffusers")
     return BaseModel(kind.from_pretrained(folder, **_torch_dtype(folder, dtype)))
 
 
@@ -157,14 +157,16 @@ def _pipeline(folder: Path, dtype: str) -> BaseModel:
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **_torch_dtype(folder, dtype))
     component = next((name for name in ("unet", "transformer") if getattr(pipe, name, None) is not None), None)
     if component is None:
-        raise OrthotuneError(f"--base {folder}", got="a pipeline without unet or transformer", do="Name the component")
+        raise OrthotuneError(
+            f"--base {folder}", got="a pipeline without unet or transformer", do="Give the folder of the component"
+        )
     return BaseModel(getattr(pipe, component), pipeline=(pipe, component))
 
 
 def _torch_dtype(folder: Path, dtype: str) -> dict[str, Any]:
     if dtype != "auto":
         return {"torch_dtype": getattr(torch, dtype)}
-    # diffusers loads in float32 when nothing is said; the first weight file says what was saved.
+    # Without a dtype, diffusers loads in float32; the first weight file has the dtype that was saved.
     for file in sorted(folder.rglob("*diffusion_pytorch_model*.safetensors")):
         with safe_open(file, "pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 (it is no mapping)

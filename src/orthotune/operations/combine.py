@@ -1,4 +1,4 @@
-"""``combine``: several adapters become one."""
+"""``combine``: make one adapter from several."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Combined:
 
     Attributes:
         out: the folder.
-        layers: how many layers the new adapter has.
-        notes: what must be known of it.
+        layers: number of layers of the new adapter.
+        notes: warnings about the result.
         error: with ``svd_lora``, the largest relative error of a change in the Frobenius norm; None otherwise.
-        layer: the layer of that error.
+        layer: the layer with that error.
     """
 
     out: Path
@@ -54,45 +54,47 @@ def combine(
     """Combine adapters of one base into a single one that loads like any other.
 
     ``geodesic``, ``tangent`` and ``ties`` do not depend on the order. ``product`` does: the first adapter acts first.
-    ``svd_lora`` adds up the changes of the weights and cuts them to a low rank, which is no rotation any more.
+    ``svd_lora`` adds up the changes of the weights and approximates the sum by a LoRA, which is not a rotation.
 
     Args:
         adapters: files or folders of any readable format, in their order. Each is read once.
         weights: one for each adapter; 1 is the adapter as it was trained.
         out: folder of the new adapter; it appears when it is complete.
-        combination_type: how they are combined.
-        density: with ``ties``, the share of the numbers that is kept.
+        combination_type: the method of combining.
+        density: with ``ties``, the share of the parameters that is kept, 0 to 1.
         base: with ``svd_lora``, the base as for :func:`~orthotune.operations.export.export`.
         rank: with ``svd_lora``, the rank of every layer.
         overwrite: replace what is at ``out``.
 
     Returns:
-        What was written.
+        A description of the written adapter.
 
     Raises:
-        ConfigError: an argument that is missing or has no meaning here.
+        ConfigError: an argument is missing, or not allowed with this ``combination_type``.
         AdapterFileError: an adapter is damaged, or they do not belong together.
         UnsupportedLayerError: the adapters have no common form at a layer.
-        OutputError: ``out`` is taken or cannot be written to.
+        OutputError: ``out`` exists already or cannot be written to.
 
     Example:
         >>> import tempfile, torch
         >>> from orthotune.formats import AdapterState, LayerState, read_adapter
-        >>> home = Path(tempfile.mkdtemp())
+        >>> folder = Path(tempfile.mkdtemp())
         >>> for name, number in (("style", 1.0), ("subject", -1.0)):
-        ...     layer = LayerState({"": torch.full((2, 1), number)})  # a quarter of a turn, and one back
-        ...     path = write_adapter(AdapterState({"blk.lin": layer}), home / name, "orthotune")
-        >>> done = combine([home / "style", home / "subject"], [1.0, 0.5], home / "both")
-        >>> read_adapter(done.out).layers["blk.lin"].rotation()[0]  # an eighth of a turn is left
+        ...     layer = LayerState({"": torch.full((2, 1), number)})  # 90 degrees, and -90 degrees
+        ...     path = write_adapter(AdapterState({"blk.lin": layer}), folder / name, "orthotune")
+        >>> done = combine([folder / "style", folder / "subject"], [1.0, 0.5], folder / "both")
+        >>> read_adapter(done.out).layers["blk.lin"].rotation()[0]  # 45 degrees remain
         tensor([[ 0.7071, -0.7071],
                 [ 0.7071,  0.7071]])
     """
     out = Path(out)
     lora = combination_type == "svd_lora"
     if lora != (base is not None and rank is not None) or (not lora and (base or rank)):
-        raise ConfigError(f"--type {combination_type}", needed="--base and --rank for svd_lora, and for it alone")
+        raise ConfigError(
+            f"--type {combination_type}", needed="--base and --rank with svd_lora, and only with svd_lora"
+        )
     if len(adapters) != len(weights):
-        raise ConfigError(f"{len(weights)} weights for {len(adapters)} adapters", needed="one for each")
+        raise ConfigError(f"{len(weights)} weights for {len(adapters)} adapters", needed="one weight for each adapter")
     if lora:
         assert base is not None and rank is not None
         with new_folder(out, overwrite=overwrite) as folder:

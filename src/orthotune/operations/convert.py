@@ -1,4 +1,4 @@
-"""``convert``: an adapter file becomes one that another tool loads."""
+"""``convert``: write an adapter file in the format of another tool."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from orthotune.operations.place import refuse_place_of_adapter
 
 @dataclass(frozen=True)
 class Converted:
-    """What :func:`convert` did, or would do.
+    """The result of :func:`convert`.
 
     Attributes:
-        source: id of the format that was read.
-        target: what was asked for.
-        layers: how many layers the adapter has.
-        notes: what must be known of the file, and what is left out.
-        plan: verdict, reasons and what needs the base; None for ``diff``.
-        errors: layer -> relative change of its weight at most, for layers that are not the same any more.
+        source: id of the format of the adapter.
+        target: id of the target format.
+        layers: number of layers of the adapter.
+        notes: warnings about the file, and skipped tensors.
+        plan: verdict, reasons and the layers that need the base; None for ``diff``.
+        errors: layer -> largest relative change of its weight, for layers whose conversion is approximate.
         written: the file or folder; None for a dry run.
-        exported: for ``diff``, what was written.
+        exported: for ``diff``, the result of the export.
     """
 
     source: str
@@ -56,28 +56,28 @@ def convert(
     progress: Any = None,
     **options: Any,
 ) -> Converted:
-    """Write an adapter for another tool: without loss, or not at all unless ``approximate`` is given.
+    """Write an adapter in the format of another tool; only lossless conversions, unless ``approximate`` is set.
 
     Args:
         adapter: a folder as PEFT writes it, or one file of any readable format. It is read once.
         out: a ``.safetensors`` file, or a folder for the formats of PEFT and orthotune; appears when it is complete.
-        to: one of ``orthotune.formats.registry.targets()``, or ``diff`` for the dense change of each weight.
-        base: base model on this machine, where names or shapes of its weights are needed.
-        dry_run: find out what would be done, and write nothing.
-        approximate: allow what is nearly the same; the errors say how nearly.
-        linear: no layer of the adapter is a convolution.
+        to: a format of ``orthotune.formats.registry.targets()``, or ``diff`` for the dense change of each weight.
+        base: local base model; some formats need the names or shapes of its weights.
+        dry_run: return the plan and write nothing.
+        approximate: allow conversions with an error; the result has the error of each layer.
+        linear: states that no layer of the adapter is a convolution.
         overwrite: replace what is at ``out``.
         progress: for ``diff``, see :func:`~orthotune.operations.export.export`.
-        options: what the file does not say about itself, see :class:`~orthotune.formats.read_options.ReadOptions`.
+        options: facts that the file does not record, see :class:`~orthotune.formats.read_options.ReadOptions`.
 
     Returns:
-        What was done.
+        The plan, the errors and the written file.
 
     Raises:
         AdapterFileError: the adapter or the base is damaged, or they do not belong together.
-        ConfigError: there is no such target, or ``diff`` without a base.
-        UnsupportedLayerError: a layer cannot be written for that tool.
-        OutputError: ``out`` is taken or cannot be written to.
+        ConfigError: ``to`` is not a target, or is ``diff`` without a base.
+        UnsupportedLayerError: the target format cannot hold a layer.
+        OutputError: ``out`` exists already or cannot be written to.
 
     Source:
         The formats are described in docs/reference/formats.md, with the programs that write them.
@@ -85,9 +85,9 @@ def convert(
     Example:
         >>> import tempfile, torch
         >>> from safetensors.torch import load_file, save_file
-        >>> home = Path(tempfile.mkdtemp())
-        >>> save_file({"lora_unet_blk_lin.oft_R.weight": torch.ones(2, 3)}, home / "style.safetensors")
-        >>> done = convert(home / "style.safetensors", home / "other.safetensors", "onetrainer", linear=True)
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> save_file({"lora_unet_blk_lin.oft_R.weight": torch.ones(2, 3)}, folder / "style.safetensors")
+        >>> done = convert(folder / "style.safetensors", folder / "other.safetensors", "onetrainer", linear=True)
         >>> done.source, done.plan.verdict, list(load_file(done.written))
         ('onetrainer', 'lossless', ['lora_unet_blk_lin.oft_R.weight'])
     """
@@ -99,8 +99,8 @@ def convert(
     weights = open_base(base) if base is not None and to != DIFF else None
     shapes = {}
     if weights is not None:
-        places = weights.of_layers([*state.layers, *state.transforms])
-        shapes = {name: weights.shapes[place] for name, place in places.items()}
+        names = weights.of_layers([*state.layers, *state.transforms])
+        shapes = {layer: weights.shapes[name] for layer, name in names.items()}
     folder = to in targets() and targets()[to].folder
     layers, notes = len(state.layers) + len(state.transforms), _notes(state, folder)
     if to == DIFF:
@@ -118,7 +118,7 @@ def _notes(state: AdapterState, folder: bool) -> tuple[str, ...]:
     found = list(state.warnings)
     if state.other and not (folder and "peft_type" in state.config):
         names = ", ".join(list(state.other)[:3])
-        found.append(f"{len(state.other)} tensors beside the rotations are left out: {names}")
+        found.append(f"{len(state.other)} tensors that are not rotations are skipped: {names}")
     return tuple(found)
 
 
@@ -132,10 +132,10 @@ def _diff(
     options: dict[str, Any],
 ) -> Any:
     if base is None:
-        raise ConfigError("--to diff", needed="the weights that change", do="Name the base with --base")
+        raise ConfigError("--to diff", needed="the weights of the base", do="Name the base with --base")
     if dry_run:
         return None
-    from orthotune.operations.export import export  # loads PEFT, which no other conversion needs
+    from orthotune.operations.export import export  # imports PEFT, which other conversions do not need
 
     return export(adapter, out, base, "diff", overwrite=overwrite, progress=progress, **options)
 
@@ -152,8 +152,8 @@ def _write(state: AdapterState, out: Path, to: str, weights: BaseWeights | None,
 
 def _check_file(out: Path, overwrite: bool) -> None:
     if out.is_dir():
-        raise OutputError(f"OUT {out}", got="a folder", needed="the name of a file, as adapter.safetensors")
+        raise OutputError(f"OUT {out}", got="a folder", needed="a file name such as adapter.safetensors")
     if out.suffix != ".safetensors":
-        raise OutputError(f"OUT {out}", needed="a name that ends in .safetensors, for one file is written")
+        raise OutputError(f"OUT {out}", needed="a file name that ends in .safetensors")
     if out.exists() and not overwrite:
-        raise OutputError(f"OUT {out}", got="a file", do="Add --overwrite, or name another")
+        raise OutputError(f"OUT {out}", got="an existing file", do="Add --overwrite, or choose another name")

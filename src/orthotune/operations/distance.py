@@ -1,4 +1,4 @@
-"""``distance``: how far two adapter files are from each other."""
+"""``distance``: the angle between two adapter files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def distance(one: str | Path, other: str | Path, **options: Any) -> dict[str, An
 
     Args:
         one: a folder as PEFT writes it, or one file of any readable format.
-        other: the same.
-        options: what the files do not say about themselves, see
+        other: the other adapter, likewise.
+        options: facts that the files do not record, see
             :class:`~orthotune.formats.read_options.ReadOptions`.
 
     Returns:
@@ -24,7 +24,7 @@ def distance(one: str | Path, other: str | Path, **options: Any) -> dict[str, An
         ``only_in_one``, the layers that cannot be compared.
 
     Raises:
-        AdapterFileError: they rotate no layer in common, or their blocks cannot be compared.
+        AdapterFileError: no layer is rotated by both, or their blocks cannot be compared.
 
     Example:
         >>> import tempfile, torch

@@ -1,4 +1,4 @@
-"""``export``: an adapter of any format, with the weights of its base, for tools that know no rotations."""
+"""``export``: write an adapter of any format with the weights of its base, for tools that cannot load rotations."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from orthotune.operations.fitting.report import LoadReport
 from orthotune.operations.place import refuse_place_of_adapter
 from orthotune.rotation.strength import Kind
 
-#: What is being done, the bytes that were done since the last call, and how many there are; None if that is not known.
+#: Arguments: description of the work, bytes done since the last call, total number of bytes or None if unknown.
 Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
 class LowRankLayer:
-    """One layer of an exported LoRA: its rank, and the error of its change, relative to the norm of the exact one."""
+    """One layer of an exported LoRA: its rank, and the error of its change relative to the norm of the exact change."""
 
     layer: str
     rank: int
@@ -40,8 +40,8 @@ class Exported:
 
     Attributes:
         out: the file or folder.
-        report: which layers of the adapter matched the base.
-        changes: with ``diff``, how many weights change; 0 otherwise.
+        report: the matched and unmatched layers.
+        changes: with ``diff``, the number of changed weights; 0 otherwise.
         layers: with ``lora``, one entry for each layer.
     """
 
@@ -70,44 +70,45 @@ def export(
 ) -> Exported:
     """Export an adapter on its base as a merged model, as a LoRA, or as the dense change of every weight.
 
-    ``dense`` streams the base's files to merged ones, about one tensor in memory at a time; interrupted, the same call
-    goes on where it stopped. ``lora`` cuts each change to a low rank by the singular value decomposition. ``diff`` is
-    exact for this base alone.
+    ``dense`` writes merged files with about one tensor in memory at a time; after an interruption, the same call
+    continues. ``lora`` approximates each change by a low rank with the singular value decomposition. ``diff`` is exact
+    for this base only.
 
     Args:
-        adapter: of any readable format: a folder or a file; or one that was read.
+        adapter: a folder or file of any readable format, or an adapter that is already read.
         out: a folder, or a ``.safetensors`` file with ``diff`` and where the base is one file. It appears when it is
             complete.
         base: a model folder, a diffusers folder, or one ``.safetensors`` file.
-        to: what is written.
-        rank: with ``lora``: rank of every layer, or the most with ``error``.
-        error: with ``lora``: relative error of every layer at most, in the Frobenius norm.
-        strict: an error for layers of the adapter that the base has not; otherwise they are in the report.
+        to: the kind of export.
+        rank: with ``lora``: rank of each layer, or the largest rank if ``error`` is given.
+        error: with ``lora``: largest relative error of each layer, in the Frobenius norm.
+        strict: raise an error for layers of the adapter that the base does not have, instead of reporting them.
         overwrite: replace what is at ``out``.
-        strength: how strongly the adapter acts: 0 is the base, 1 the adapter as it was trained.
-        kind: what lies between; None for what the file's own tool does, ``geodesic`` where that knows no strength.
-        on_report: called with what matched, before anything is written.
+        strength: strength of the adapter: 0 is the base, 1 the adapter as trained.
+        kind: interpolation for other strengths; None for that of the tool that wrote the file, or ``geodesic``.
+        on_report: called with the report of matched layers, before anything is written.
         on_layer: with ``lora``, called after each layer.
-        progress: called with what is being done, the bytes done since the last call, and their number if it is known.
-        options: what the file does not say about itself, see :class:`~orthotune.formats.read_options.ReadOptions`.
+        progress: see :data:`Progress`.
+        options: facts that the file does not record, see :class:`~orthotune.formats.read_options.ReadOptions`.
 
     Returns:
-        What was written.
+        The written file or folder, with the report.
 
     Raises:
         AdapterFileError: the adapter or a file of the base is damaged, or they do not belong together.
-        ConfigError: an argument has no meaning, or is missing.
+        ConfigError: an argument is missing, or not allowed with this ``to``.
         MergeError: a weight would hold NaN or infinity, or the adapter holds more than rotations.
-        UnsupportedLayerError: a layer that LoRA has no form for.
-        OutputError: ``out`` is taken or cannot be written to.
+        UnsupportedLayerError: LoRA cannot represent a layer.
+        OutputError: ``out`` exists already or cannot be written to.
 
     Example:
         >>> import tempfile, torch
         >>> from safetensors.torch import load_file, save_file
-        >>> home = Path(tempfile.mkdtemp())
-        >>> save_file({"blk.lin.weight": torch.eye(2)}, home / "base.safetensors")
-        >>> save_file({"lora_unet_blk_lin.oft_R.weight": torch.full((1, 1), 0.1)}, home / "adapter.safetensors")
-        >>> done = export(home / "adapter.safetensors", home / "diff.safetensors", home / "base.safetensors", "diff")
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> save_file({"blk.lin.weight": torch.eye(2)}, folder / "base.safetensors")
+        >>> save_file({"lora_unet_blk_lin.oft_R.weight": torch.full((1, 1), 0.1)}, folder / "adapter.safetensors")
+        >>> adapter, base = folder / "adapter.safetensors", folder / "base.safetensors"
+        >>> done = export(adapter, folder / "diff.safetensors", base, "diff")
         >>> load_file(done.out)["lora_unet_blk_lin.diff"]
         tensor([[-0.0199, -0.1980],
                 [ 0.1980, -0.0199]])
@@ -116,26 +117,27 @@ def export(
     _check(to, rank, error, options, base)
     file = to == "diff" or base.is_file()
     if file and out.suffix != ".safetensors":
-        raise OutputError(f"OUT {out}", needed="a name that ends in .safetensors, for one file is written")
+        raise OutputError(f"OUT {out}", needed="a file name that ends in .safetensors")
     path = adapter.path if isinstance(adapter, Adapter) else Path(adapter)
     if overwrite:
         refuse_place_of_adapter(out, path)
     opened = adapter if isinstance(adapter, Adapter) else read_once(path, **options)
-    # The place before the work: to find it closed after an hour would be a waste.
+    # The output is opened first, so that an unwritable folder is reported before an hour of work.
     with resumable(out, file=file, overwrite=overwrite, resume=to == "dense") as folder:
         merge = DenseMerge(opened, base, strict=strict, strength=strength, kind=kind)
         if on_report is not None:
             on_report(merge.report)
-        place, tell = folder / out.name if file else folder, progress or _silent
+        target, advance = folder / out.name if file else folder, progress or _silent
         if to == "dense":
-            _dense(merge, path, folder, out, [json.dumps(options, sort_keys=True), str(strict)], tell)
+            _dense(merge, path, folder, out, [json.dumps(options, sort_keys=True), str(strict)], advance)
             return Exported(out, merge.report)
         if to == "diff":
-            tell("changes", 0, None)
-            return Exported(out, merge.report, write_changes(merge, place, lambda size: tell("changes", size, None)))
-        tell("decomposing", 0, None)
-        layers = factors(merge, rank, error, lambda layer: _of_lora(layer, on_layer, tell))
-        write_lora(merge, layers, place, task_type=opened.state.config.get("task_type"))
+            advance("changes", 0, None)
+            changed = write_changes(merge, target, lambda size: advance("changes", size, None))
+            return Exported(out, merge.report, changed)
+        advance("decomposing", 0, None)
+        layers = factors(merge, rank, error, lambda layer: _of_lora(layer, on_layer, advance))
+        write_lora(merge, layers, target, task_type=opened.state.config.get("task_type"))
         return Exported(out, merge.report, layers=[_low_rank(layer) for layer in layers])
 
 
@@ -147,13 +149,13 @@ def _check(to: str, rank: int | None, error: float | None, options: dict[str, An
     if to not in ("dense", "lora", "diff"):
         raise ConfigError(f"--to {to}", needed="dense, lora or diff")
     if (to == "lora") != (rank is not None or error is not None):
-        raise ConfigError(f"--to {to}", needed="--rank or --error with lora, and with it alone")
+        raise ConfigError(f"--to {to}", needed="--rank or --error with lora, and only with lora")
     for name, allowed in CHOICES.items():
         if options.get(name) not in (None, *allowed):
             raise ConfigError(f"--{name.replace('_', '-')} {options[name]}", needed=" or ".join(allowed))
     if not base.exists():
         raise AdapterFileError(
-            f"There is no base at {base}", do="Check the path; a model on the hub must be downloaded first"
+            f"there is no base model at {base}", do="Check the path; a model on the hub must be downloaded first"
         )
 
 
@@ -161,11 +163,11 @@ def _dense(merge: DenseMerge, adapter: Path, folder: Path, out: Path, answers: l
     own = [path for path in adapter.iterdir() if path.is_file()] if adapter.is_dir() else [adapter]
     weights = [shard.entries[0].path for part in merge.base.parts for shard in part.checkpoint.shards if shard.entries]
     small = [path for path in own if path.suffix in (".json", ".safetensors", ".bin") or path == adapter]
-    words = [__version__, str(merge.base.path.absolute()), *answers, *merge.said]
-    journal = Journal(folder, fingerprint(small, weights, words))
+    facts = [__version__, str(merge.base.path.absolute()), *answers, *merge.strength]
+    journal = Journal(folder, fingerprint(small, weights, facts))
     tell("merging", 0, merge.size)
     if merge.base.single_file:
-        # A lone file takes the name that was asked for.
+        # The only file gets the name of the output.
         merge.base.parts[0].checkpoint.shards[0].name = out.name
     now = "merging"
 

@@ -1,4 +1,4 @@
-"""``identify``: what an adapter file is, as far as the file alone tells."""
+"""``identify``: the format and the content of an adapter file, without its base."""
 
 from __future__ import annotations
 
@@ -16,23 +16,30 @@ from orthotune.formats.measure import RotationMeasure, measure
 from orthotune.formats.registry import format_called, targets
 from orthotune.operations.adapter import read_once
 
-#: what a header may say of the producer itself
-_SAID = ("ss_network_module", "ss_sd_scripts_commit_hash", "ot_branch", "ot_revision", "modelspec.implementation")
+#: fields of a header that name the producer
+_PRODUCER_FIELDS = (
+    "ss_network_module",
+    "ss_sd_scripts_commit_hash",
+    "ot_branch",
+    "ot_revision",
+    "modelspec.implementation",
+)
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What :func:`identify` found.
+    """The result of :func:`identify`.
 
     Attributes:
-        producer: who probably wrote it; ``said`` is what the file itself says of that.
-        kinds: kind of layer -> how many, in the words of the conversion table.
+        producer: the program that probably wrote the file.
+        said: fields of the file that name its producer.
+        kinds: kind of layer, as in the conversion table -> number of layers.
         block_sizes: size -> number of stored blocks.
         orthogonality_error: the largest Frobenius norm of ``R Rᵀ - I`` of a block.
-        coft_eps: radius of the ball that the run kept to, in the units of its tool; None if the file tells of none.
-        dtypes: number type -> tensors.
-        conversions: target -> ``lossless``, ``approximate`` or ``impossible``; ``needs_base`` names the targets for
-            which the base's shapes are needed.
+        coft_eps: COFT radius, in the units of the producer; None if the file records none.
+        dtypes: dtype -> number of tensors.
+        conversions: target -> ``lossless``, ``approximate`` or ``impossible``.
+        needs_base: targets whose conversion needs the shapes of the base.
     """
 
     path: str
@@ -55,17 +62,17 @@ class Identity:
 
 
 def identify(adapter: str | Path, **options: Any) -> Identity:
-    """What an adapter file is: format, probable producer, side, blocks, and what it can be converted into.
+    """Identify an adapter file: format, probable producer, side, blocks, and the formats it can be converted to.
 
     Args:
         adapter: a file, or a folder with ``adapter_config.json``. It is read once.
-        options: what the file does not say about itself, see :class:`~orthotune.formats.read_options.ReadOptions`.
+        options: facts that the file does not record, see :class:`~orthotune.formats.read_options.ReadOptions`.
 
     Returns:
-        What the file alone tells; no base is looked at.
+        The facts in the file; no base is opened.
 
     Raises:
-        AdapterFileError: it is none that is known, or it is damaged.
+        AdapterFileError: the format is unknown, or the file is damaged.
 
     Example:
         >>> import tempfile, torch
@@ -84,12 +91,12 @@ def identify(adapter: str | Path, **options: Any) -> Identity:
     for row in rows:
         sizes[row.block_size] += row.blocks
     plans = {target: plan(state, target) for target in targets()}
-    balls = {layer.spec.eps for layer in state.layers.values() if layer.spec.eps is not None}
+    radii = {layer.spec.eps for layer in state.layers.values() if layer.spec.eps is not None}
     return Identity(
         path=str(adapter),
         format=state.format,
         producer=format.producer if format is not None else "unknown",
-        said=_said(state),
+        said=_named_producer(state),
         layers=len(state.layers) + len(state.transforms),
         kinds=dict(Counter(map(kind_of, [*state.layers.values(), *state.transforms.values()])).most_common()),
         sides=sorted({row.side for row in rows}),
@@ -98,7 +105,7 @@ def identify(adapter: str | Path, **options: Any) -> Identity:
         shared=sum(layer.spec.shared for layer in state.layers.values()),
         parameters=state.parameters,
         orthogonality_error=_worst(rows),
-        coft_eps=max(balls) if balls else float(state.config.get("eps") or 0) if state.config.get("coft") else None,
+        coft_eps=max(radii) if radii else float(state.config.get("eps") or 0) if state.config.get("coft") else None,
         dtypes=_dtypes(opened.file.path),
         conversions={**{target: str(found.verdict) for target, found in plans.items()}, DIFF: "lossless"},
         needs_base=[t for t, found in plans.items() if found.needs_base and found.verdict != "impossible"] + [DIFF],
@@ -110,14 +117,14 @@ def _worst(rows: list[RotationMeasure]) -> float:
     return max((row.orthogonality_error for row in rows), default=0.0)
 
 
-def _said(state: AdapterState) -> dict[str, str]:
-    found = {name: str(state.metadata[name]) for name in _SAID if name in state.metadata}
+def _named_producer(state: AdapterState) -> dict[str, str]:
+    found = {name: str(state.metadata[name]) for name in _PRODUCER_FIELDS if name in state.metadata}
     version = state.config.get("peft_version")
     return found | ({"peft_version": str(version)} if version else {})
 
 
 def _dtypes(path: Path) -> dict[str, int]:
-    """Number types of a safetensors file; a pickle's are not told."""
+    """dtypes of a safetensors file; empty for a pickle."""
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, framework="pt") as file:

@@ -1,4 +1,4 @@
-"""``inspect``: what an adapter holds and how far it rotates, layer by layer."""
+"""``inspect``: the content of an adapter and its rotation angles, layer by layer."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def inspect(adapter: str | Path, *, base: str | Path | None = None, **options: A
 
     Args:
         adapter: a folder as PEFT writes it, or one file of any readable format. It is read once.
-        base: path or hub name of a model: its weights are measured, too.
-        options: what the file does not say about itself, see :class:`~orthotune.formats.read_options.ReadOptions`.
+        base: path or hub name of the base model, to measure its weights as well.
+        options: facts that the file does not record, see :class:`~orthotune.formats.read_options.ReadOptions`.
 
     Returns:
-        Plain values ready for JSON. Angles are in radians, errors Frobenius norms; ``layers`` has one row for each
+        Plain values ready for JSON. Angles are in radians, errors are Frobenius norms; ``layers`` has one row for each
         rotation.
 
     Raises:
@@ -62,7 +62,7 @@ def _of_state(state: AdapterState) -> dict[str, Any]:
         "peft_type": state.config.get("peft_type"),
         "peft_version": state.config.get("peft_version"),
         "format": state.format,
-        # None: today's PEFT does not load the format at all
+        # None: the current PEFT cannot load this format
         "beyond_stock_peft": beyond_stock(state.config) if of_peft else None,
         "map": "exact" if first is None else first.spec.map,
         "terms": None if first is None or exact else first.spec.terms,
@@ -83,14 +83,14 @@ def _of_state(state: AdapterState) -> dict[str, Any]:
 
 
 def _add_weights(facts: dict[str, Any], adapter: Adapter, base: str) -> None:
-    """What happens to the weights of the base: energy, spectrum and distance, into the rows of the layers."""
-    from orthotune.operations.base_model import load_base  # transformers and PEFT: only where a base is looked at
+    """Add energy, spectrum and distance of the base's weights to the rows of the layers."""
+    from orthotune.operations.base_model import load_base  # imports transformers and PEFT: only with a base
     from orthotune.operations.load import apply_adapter
 
     model, report = apply_adapter(load_base(base, "float32").model, adapter, "inspected")
     found = diagnose(model, "inspected").record()["layers"]
     measured = {(row["layer"], row["part"]): row for row in found}
     for row in facts["layers"]:
-        place = report.matched.get(row["layer"], row["layer"])
-        held = measured.get((place, row["part"]), {})
+        module = report.matched.get(row["layer"], row["layer"])
+        held = measured.get((module, row["part"]), {})
         row |= {key: held[key] for key in WEIGHT_KEYS if key in held}

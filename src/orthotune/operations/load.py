@@ -1,4 +1,4 @@
-"""``load_adapter``: any readable adapter on any model."""
+"""``load_adapter``: load an adapter of any readable format on a model."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ from orthotune.operations.fitting.report import LoadReport
 from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.old_files import todays_names
 
-#: fields of a PEFT config that stay true on whichever model the adapter is put
+#: Fields of a PEFT config that do not depend on the model that the adapter is loaded on.
 KEPT = ("base_model_name_or_path", "task_type", "module_dropout", "revision")
 
 
 def load_adapter(
     model: Any, path: str | Path, adapter_name: str = "default", *, strict: bool = True, **options: Any
 ) -> tuple[Any, LoadReport]:
-    """Put an adapter of any readable format on a model, a diffusers pipeline, or some components of one.
+    """Load an adapter of any readable format on a model, a diffusers pipeline, or components of a pipeline.
 
-    Names of layers are mapped to the model's modules. Rotations stay trainable; what no layer runs as a rotation
-    (butterflies, cut blocks, scrambled convolutions) is applied as an exact, frozen map of the weight. Either way the
-    adapter can be merged, unmerged and switched off. It becomes the active adapter, at strength 1; where the file's own
-    tool blends weights or rotations linearly, other strengths do the same until ``set_scale`` names another kind.
+    Names of layers are mapped to the model's modules. Rotations stay trainable. Layers that no trainable rotation can
+    represent (butterflies, truncated blocks, convolutions in the legacy layout) are applied as an exact, frozen map of
+    the weight. Both can be merged, unmerged and disabled. The adapter becomes active, at strength 1. Other strengths
+    interpolate as the tool that wrote the file does, until ``set_scale`` names another kind.
 
     Args:
         model: an ``nn.Module``, a ``PeftModel``, a diffusers model or pipeline, or a mapping ``{component: module}``.
         path: a file, or a folder with ``adapter_config.json``.
         adapter_name: name of the adapter in the model.
-        strict: an error for layers of the file that the model has not; otherwise they are listed in the report.
-        options: what the file does not say about itself, see :class:`~orthotune.formats.read_options.ReadOptions`.
+        strict: raise an error for layers of the file that the model does not have, instead of listing them in the
+        report. options: facts that the file does not record, see :class:`~orthotune.formats.read_options.ReadOptions`.
 
     Returns:
-        The model and a report of what matched. diffusers' models, pipelines and mappings are changed in place, another
-        module comes back inside a ``PeftModel``.
+        The model, and a report of the matched layers. diffusers models, pipelines and mappings are changed in place;
+        any other module is returned inside a ``PeftModel``.
 
     Raises:
-        AdapterFileError: the file is damaged, or does not belong to this model. Nothing was changed.
-        ConfigError: the name is taken, or the model carries adapters of another method.
+        AdapterFileError: the file is damaged, or does not belong to this model, which is unchanged.
+        ConfigError: the name is used already, or the model has adapters of another method.
 
     Example:
         >>> import tempfile
@@ -72,14 +72,14 @@ def load_adapter(
 def apply_adapter(
     model: Any, adapter: Adapter, adapter_name: str = "default", *, strict: bool = True
 ) -> tuple[Any, LoadReport]:
-    """As :func:`load_adapter`, for an adapter that was read already."""
+    """Like :func:`load_adapter`, for an adapter that is already read."""
     components = components_of(model)
     state = _with_todays_names(adapter.state, components)
     modules = {component: adaptable(part) for component, part in components.items()}
     for part in components.values():
         _check_name(part, adapter_name)
     host = _host_can(state, components)
-    # experts are parameters, not modules: the host finds them
+    # experts are parameters, not modules: PEFT finds them
     experts = host and bool(state.config.get("target_parameters"))
     matched = _match(state, modules, strict, parameters=experts)
     report = _report(state, matched, modules)
@@ -88,7 +88,7 @@ def apply_adapter(
         report.unmatched = []
     if host and (strict or not report.unmatched) and all(layer == name for layer, name in matched[""].items()):
         if not experts:
-            fit(state, matched[""], modules[""])  # the host looks at shapes only after it has changed the model
+            fit(state, matched[""], modules[""])  # PEFT checks shapes only after it has changed the model
         model = with_file_config(model, adapter, adapter_name)
         report.frozen = [
             name for name, layer in bare(model).named_modules()
@@ -96,12 +96,12 @@ def apply_adapter(
         ]  # fmt: skip
         return model, report
     if state.other:
-        report.warnings.append(f"tensors that are no rotations were left out: {escaped(state.other)}")
+        report.warnings.append(f"tensors that are not rotations were skipped: {escaped(state.other)}")
     if state.other and strict and state.config.get("peft_type"):
         raise AdapterFileError(
-            f"{state.source}", got=f"tensors beside the rotations: {escaped(state.other)}",
-            needed="rotations only, for a model whose names differ or that is no PeftModel",
-            do="Load it with PeftModel.from_pretrained, or with strict=False to leave them out",
+            f"{state.source}", got=f"tensors that are not rotations: {escaped(state.other)}",
+            needed="rotations only, for a model whose names differ or that is not a PeftModel",
+            do="Load the adapter with PeftModel.from_pretrained, or skip these tensors with strict=False",
         )  # fmt: skip
     fits = {component: fit(state, matched[component], modules[component]) for component in components}
     for component, part in components.items():
@@ -111,7 +111,7 @@ def apply_adapter(
         names = [name for name, _ in bare(part).named_modules()]
         config = config_for(fitted, names, **{k: state.config[k] for k in KEPT if state.config.get(k)})
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The block size does not divide")  # the file's own sizes
+            warnings.filterwarnings("ignore", message="The block size does not divide")  # the sizes come from the file
             new = _inject(part, config, adapter_name, in_place=bool(component))
         _fill(new, fitted, adapter_name)
         kinds = [held.spec.blend for held in fitted.rotations.values()]
@@ -122,7 +122,7 @@ def apply_adapter(
 
 
 def _with_todays_names(state: AdapterState, components: Mapping[str, nn.Module]) -> AdapterState:
-    """The adapter by the names that the modules of a model of transformers have today."""
+    """The adapter with the module names of the current version of a transformers model."""
     if "" not in components:
         return state
     layers = [*state.layers, *state.transforms]
@@ -150,10 +150,11 @@ def _match(
         near = [n for name in match.unmatched[:3] for n in nearest(name.replace("_", "."), known, 1)]
         raise AdapterFileError(
             f"the adapter {state.source} for this model",
-            got=f"{len(match.unmatched)} of {len(layers)} layers that the model has not: {escaped(match.unmatched)}",
-            needed=f"modules under these names; the model has {escaped(near or known)}",
+            got=f"{len(match.unmatched)} of {len(layers)} layers that the model does not have: "
+            f"{escaped(match.unmatched)}",
+            needed=f"modules of these names; the model has {escaped(near or known)}",
             do="Check the base model"
-            + ("" if not match.matched else ", or leave them out: strict=False, --partial on the command line"),
+            + ("" if not match.matched else ", or skip these layers: strict=False, --partial on the command line"),
         )
     found: dict[str, Any] = {component: {} for component in modules}
     for layer in layers:
@@ -165,11 +166,11 @@ def _match(
 
 def _report(state: AdapterState, matched: Mapping[str, Any], modules: Mapping[str, Any]) -> LoadReport:
     report = LoadReport(state.format or "adapter", warnings=list(state.warnings))
-    for component, places in matched.items():
-        for layer, name in places.items():
+    for component, names in matched.items():
+        for layer, name in names.items():
             report.matched[state.prefixes.get(layer, layer)] = _named(component, name)
-        if places:
-            report.untouched += [_named(component, n) for n in modules[component] if n not in set(places.values())]
+        if names:
+            report.untouched += [_named(component, n) for n in modules[component] if n not in set(names.values())]
     layers = [state.prefixes.get(layer, layer) for layer in (*state.layers, *state.transforms)]
     report.unmatched = [name for name in layers if name not in report.matched]
     return report
@@ -184,17 +185,19 @@ def _check_name(model: nn.Module, adapter_name: str) -> None:
     if not isinstance(configs, Mapping):
         return
     if adapter_name in configs:
-        raise ConfigError(f"adapter_name='{adapter_name}'", got="an adapter of that name", do="Give it another name")
+        raise ConfigError(
+            f"adapter_name='{adapter_name}'", got="an existing adapter of that name", do="Choose another name"
+        )
     kinds = {str(getattr(config.peft_type, "value", config.peft_type)) for config in configs.values()} - {"OFT"}
     if kinds:
         raise ConfigError(
             f"adapter '{adapter_name}' on a model with adapters of type {', '.join(sorted(kinds))}",
-            needed="a model without them", do="Merge them first with merge_and_unload()",
+            needed="a model without adapters of other methods", do="Merge them first with merge_and_unload()",
         )  # fmt: skip
 
 
 def _host_can(state: AdapterState, components: Mapping[str, nn.Module]) -> bool:
-    """Whether PEFT's own host loads the folder on this model: it also knows biases, whole modules and experts."""
+    """Whether PEFT itself loads the folder on this model; PEFT also loads biases, ``modules_to_save`` and experts."""
     if "" not in components or state.config.get("peft_type") not in (PeftType.OFT, "OFT", "ORTHOTUNE"):
         return False
     model = components[""]
@@ -203,19 +206,19 @@ def _host_can(state: AdapterState, components: Mapping[str, nn.Module]) -> bool:
 
 
 def _plain_transformers(model: nn.Module) -> bool:
-    # diffusers' models keep their class; transformers' come back in a PeftModel, unless they carry adapters themselves
+    # diffusers models keep their class; transformers models get a PeftModel around them, unless they have adapters
     return hasattr(model, "get_input_embeddings") and not getattr(model, "_hf_peft_config_loaded", False)
 
 
 def with_file_config(model: nn.Module, adapter: Adapter, adapter_name: str = "default") -> PeftModel:
-    """Put an adapter of PEFT's layout on a model whose modules have the names that the file has.
+    """Load an adapter in PEFT's layout on a model whose modules have the same names as in the file.
 
-    PEFT's host makes what the file's own config says, experts, biases and modules that are saved entirely included;
-    then the tensors are filled in.
+    PEFT creates the layers from the config of the file, including experts, biases and ``modules_to_save``; then the
+    tensors are copied.
 
     Args:
         model: an ``nn.Module`` or a ``PeftModel``.
-        adapter: with a config of PEFT.
+        adapter: an adapter with a PEFT config.
         adapter_name: name of the adapter in the model.
 
     Returns:
@@ -223,14 +226,14 @@ def with_file_config(model: nn.Module, adapter: Adapter, adapter_name: str = "de
 
     Raises:
         AdapterFileError: the tensors do not fit the model.
-        OrthotuneError: the config means nothing in this model.
+        OrthotuneError: the config does not fit this model.
     """
     if _is_spread(model) and not isinstance(model, PeftModel):
-        # accelerate's hooks come off, and the model is spread anew around the adapter: by PEFT's own loading alone.
+        # The adapter needs accelerate to dispatch the model again; only PEFT's from_pretrained does that.
         folder = adapter.file.path.parent
         return PeftModel.from_pretrained(model, str(folder), adapter_name=adapter_name, is_trainable=True)
     config = _config_of_file(adapter)
-    # A base on the meta device gets its weights elsewhere; the adapter's numbers must still arrive.
+    # The weights of a base on the meta device are loaded later; the adapter's tensors must be loaded now.
     meta = any(parameter.device.type == "meta" for parameter in model.parameters())
     if isinstance(model, PeftModel):
         new, meta = model, False
@@ -246,14 +249,14 @@ def with_file_config(model: nn.Module, adapter: Adapter, adapter_name: str = "de
 
 
 def _is_spread(model: nn.Module) -> bool:
-    """Whether accelerate keeps a part of the model in main memory or on the disk."""
+    """Whether accelerate offloads a part of the model to main memory or disk."""
     return bool({"cpu", "disk"} & set((getattr(model, "hf_device_map", None) or {}).values()))
 
 
 def _config_of_file(adapter: Adapter) -> Any:
     config: Any = OFTConfig.from_peft_type(**deepcopy(dict(adapter.file.config or {})))
-    numbers = sum(math.prod(shape) for shape in adapter.file.shapes.values())
-    config.load_context = replace(config.load_context, stored_numbers=numbers)
+    elements = sum(math.prod(shape) for shape in adapter.file.shapes.values())
+    config.load_context = replace(config.load_context, stored_numbers=elements)
     config.inference_mode = False
     if adapter.options.series is not None and config.use_cayley_neumann:
         config.neumann_series = adapter.options.series
@@ -265,7 +268,9 @@ def _inject(model: nn.Module, config: Any, adapter_name: str, *, in_place: bool)
         model.add_adapter(adapter_name, config)
         model.set_adapter(adapter_name)
     elif hasattr(model, "add_adapter") and (in_place or not _plain_transformers(model)):
-        cast(Any, model).add_adapter(config, adapter_name=adapter_name)  # diffusers and transformers: in place
+        cast(Any, model).add_adapter(
+            config, adapter_name=adapter_name
+        )  # diffusers and transformers change the model in place
     elif in_place:
         inject_adapter_in_model(config, model, adapter_name)
     else:

@@ -1,4 +1,4 @@
-"""``merge``: an adapter and its base become an ordinary model."""
+"""``merge``: merge an adapter into its base and save an ordinary model."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def merge(
     """Merge an adapter into its base and save an ordinary model, with its tokenizer.
 
     Args:
-        adapter: of any readable format: a folder or a file. It is read once.
+        adapter: a folder or file of any readable format.
         out: folder of the merged model; it appears when it is complete.
         base: path or hub name of the base; the one that the adapter records if None.
-        dtype: number type of the merged model; ``auto`` keeps the base's.
+        dtype: dtype of the merged model; ``auto`` keeps that of the base.
         stream: merge from file to file, with one tensor in memory at a time, instead of loading the model.
         overwrite: replace what is at ``out``.
-        dequantize: make a plain model of a quantized one.
-        quantization: quantize the base on loading, with a word of :mod:`orthotune.quantized.loading_options`.
-        strength: how strongly the adapter acts: 0 is the base, 1 the adapter as it was trained.
-        kind: what lies between; None for what the file's own tool does, ``geodesic`` where that knows no strength.
+        dequantize: merge quantized layers in float and save them unquantized.
+        quantization: quantize the base on loading, with a name from :mod:`orthotune.quantized.loading_options`.
+        strength: strength of the adapter: 0 is the base, 1 the adapter as trained.
+        kind: interpolation for other strengths; None for that of the tool that wrote the file, or ``geodesic``.
         progress: with ``stream``, called before each file with its number from 1, the number of files and its name.
-        options: what the file does not say about itself, see :class:`~orthotune.formats.read_options.ReadOptions`.
+        options: facts that the file does not record, see :class:`~orthotune.formats.read_options.ReadOptions`.
 
     Returns:
         ``out``.
@@ -59,16 +59,17 @@ def merge(
         AdapterFileError: the adapter or the base is damaged, or they do not belong together.
         ConfigError: no base is known, or two arguments contradict each other.
         MergeError: a merged weight would hold NaN or infinity, or a quantized layer cannot be merged into.
-        RecipeError: the base cannot be quantized so.
-        OutputError: ``out`` is taken or cannot be written to.
+        RecipeError: the base cannot be quantized in this way.
+        OutputError: ``out`` exists already or cannot be written to.
 
     Example:
         >>> import tempfile, torch
         >>> from safetensors.torch import load_file, save_file
-        >>> home = Path(tempfile.mkdtemp())
-        >>> save_file({"blk.lin.weight": torch.eye(2)}, home / "base.safetensors")
-        >>> save_file({"lora_unet_blk_lin.oft_R.weight": torch.full((1, 1), 0.1)}, home / "adapter.safetensors")
-        >>> out = merge(home / "adapter.safetensors", home / "merged", base=home / "base.safetensors", stream=True)
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> save_file({"blk.lin.weight": torch.eye(2)}, folder / "base.safetensors")
+        >>> save_file({"lora_unet_blk_lin.oft_R.weight": torch.full((1, 1), 0.1)}, folder / "adapter.safetensors")
+        >>> base = folder / "base.safetensors"
+        >>> out = merge(folder / "adapter.safetensors", folder / "merged", base=base, stream=True)
         >>> load_file(out / "base.safetensors")["blk.lin.weight"]  # by 0.2 radians
         tensor([[ 0.9801, -0.1980],
                 [ 0.1980,  0.9801]])
@@ -76,18 +77,18 @@ def merge(
     if stream and (dtype != "auto" or dequantize or quantization):
         raise ConfigError(
             "stream=True with dtype, dequantize or quantization",
-            needed="the number types of the base's files",
-            do="Leave them out, or merge without stream",
+            needed="the dtypes of the base's files",
+            do="Omit these arguments, or merge without stream",
         )
     opened = read_once(adapter, **options)  # before a large model is loaded
     recorded = opened.state.config.get("base_model_name_or_path")
     if not base and not recorded:
-        raise ConfigError(f"{adapter} does not record its base model", do="Name it with --base")
+        raise ConfigError(f"{adapter} does not record its base model", do="Name the base with --base")
     base = str(base) if base else current(str(recorded))
     out = Path(out)
     if overwrite:
         refuse_place_of_adapter(out, Path(adapter))
-    # The place first: to find it closed after loading a large model would be a waste.
+    # The output is opened first, so that an unwritable folder is reported before a large model is loaded.
     with new_folder(out, overwrite=overwrite) as folder:
         if stream:
             DenseMerge(opened, place_of(base), strength=strength, kind=kind).write(folder, progress)
@@ -124,7 +125,7 @@ def _in_memory(
         raise MergeError(
             f"the merged model of {base}",
             got=f"a {type(merged).__name__} whose quantization transformers cannot save",
-            do="Add --dequantize to save a plain model",
+            do="Add --dequantize to save an unquantized model",
         ) from error
 
 
@@ -132,8 +133,8 @@ def _with_adapter(model: Any, adapter: Adapter, strength: float) -> Any:
     state = adapter.state
     if strength != 1 and state.other:
         raise ConfigError(
-            f"--strength {strength:g}", got=f"{len(state.other)} tensors that the adapter holds whole, which have none",
-            needed="an adapter of rotations alone",
+            f"--strength {strength:g}", got=f"{len(state.other)} tensors that the adapter replaces",
+            needed="an adapter of rotations only",
         )  # fmt: skip
     if state.config.get("peft_type") in ("OFT", "ORTHOTUNE"):
         return with_file_config(model, adapter)
@@ -142,6 +143,6 @@ def _with_adapter(model: Any, adapter: Adapter, strength: float) -> Any:
         raise ConfigError(
             f"merging {adapter.path} ({state.format}) into a {type(model).__name__}",
             needed="an adapter in PEFT's layout",
-            do="Merge it from file to file: orthotune export ADAPTER OUT --base BASE --to dense",
+            do="Merge from file to file: orthotune export ADAPTER OUT --base BASE --to dense",
         )
     return tuned

@@ -1,4 +1,4 @@
-"""Refuses an output that would take the place of the adapter."""
+"""Refuse an output that would overwrite the adapter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from orthotune.errors import OutputError
 
 
 def refuse_place_of_adapter(out: Path, adapter: Path) -> None:
-    """Refuse an output that is the adapter, or a folder that holds it: it may exist only once.
+    """Refuse an output path that is the adapter itself, or a folder that contains the adapter.
 
     Raises:
         OutputError: writing ``out`` would remove the adapter.
@@ -16,7 +16,7 @@ def refuse_place_of_adapter(out: Path, adapter: Path) -> None:
     Example:
         >>> refuse_place_of_adapter(Path("merged"), Path("runs/demo/adapter"))
     """
-    place, found = out.resolve(), adapter.resolve()
-    if place == found or place in found.parents:
-        got = "the adapter itself" if place == found else "a folder that holds the adapter"
-        raise OutputError(f"OUT {out}", got=got, do="Name another place: the adapter would be lost")
+    target, found = out.resolve(), adapter.resolve()
+    if target == found or target in found.parents:
+        got = "the adapter itself" if target == found else "a folder that contains the adapter"
+        raise OutputError(f"OUT {out}", got=got, do="Choose another output: the adapter would be overwritten")

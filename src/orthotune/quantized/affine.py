@@ -20,7 +20,7 @@ class Codes(NamedTuple):
 
 
 def fit(weight: Tensor, bits: int, group: int, dtype: torch.dtype, symmetric: bool = False) -> Codes:
-    """The codes nearest to ``weight`` ``(out, in)`` on a grid that covers every group of ``group`` numbers of a row.
+    """The codes nearest to ``weight`` ``(out, in)`` on a grid that covers every group of ``group`` elements of a row.
 
     The scale is rounded up to ``dtype`` first and the codes are chosen with what will be stored; codes never leave
     their range, where a packed neighbour would be changed. ``symmetric`` keeps the zero point in the middle.

@@ -24,7 +24,7 @@ class AQLM(Library):
         return module.codes.device
 
     def own_forward(self, module: Any) -> bool:
-        # Its CPU kernel for codebooks of 256 entries sums in several threads into the same numbers.
+        # Its CPU kernel for codebooks of 256 entries has a race: several threads add to the same elements.
         return module.codes.device.type != "cpu" or module.codebook_size != 256
 
     def dequantize(self, module: Any) -> Tensor:

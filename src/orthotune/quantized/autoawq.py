@@ -29,14 +29,15 @@ class AutoAwq(Library):
 
     def requantize(self, module: Any, weight: Tensor) -> None:
         codes, zeros, scales = affine.fit(weight, *_grid(module))
-        # The library's packing rounds weight / scale itself; given the numbers of these codes it finds them again.
+        # The library's packing rounds weight / scale itself; given the values of these codes, the result is the same
+        # codes.
         spread = (codes - zeros.repeat_interleave(module.group_size, 1)).float()
         spread *= scales.float().repeat_interleave(module.group_size, 1)
         with torch.device("meta"):
-            whole = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-        whole.weight = nn.Parameter(spread, requires_grad=False)
+            full = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        full.weight = nn.Parameter(spread, requires_grad=False)
         scales, zeros = scales.T.contiguous(), zeros.T.contiguous()
-        made = type(module).from_linear(whole, module.w_bit, module.group_size, False, scales, zeros)
+        made = type(module).from_linear(full, module.w_bit, module.group_size, False, scales, zeros)
         for name in ("qweight", "qzeros", "scales"):
             setattr(module, name, getattr(made, name).to(weight.device))
 

@@ -14,7 +14,7 @@ from orthotune.quantized.rounding import codebook
 
 
 class Bnb4bit(Library):
-    """Two codes in a byte; ``quant_state`` holds a scale for every ``blocksize`` numbers."""
+    """Two codes in a byte; ``quant_state`` holds a scale for every ``blocksize`` elements."""
 
     name = "bitsandbytes 4-bit"
     classes = ("bitsandbytes.nn.modules.Linear4bit",)
@@ -27,7 +27,7 @@ class Bnb4bit(Library):
 
     def prepare(self, module: Any) -> None:
         # On CPUs with AVX512-BF16 the first evaluation would pack the weight into a form without a backward, in which
-        # dequantizing gives other numbers.
+        # dequantizing gives other values.
         module.support_avx512bf16_for_cpu = False
 
     def own_forward(self, module: Any) -> bool:
@@ -69,7 +69,7 @@ def _state(module: Any) -> Any:
     if state is None:
         raise UnsupportedLayerError(
             f"a {type(module).__name__} whose weight is still {module.weight.dtype}",
-            needed="4-bit numbers",
+            needed="4-bit codes",
             do="Move the model to its device, which quantizes it",
         )
     return state

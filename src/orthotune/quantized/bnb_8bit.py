@@ -28,7 +28,7 @@ class Bnb8bit(Library):
         if module.weight.dtype != torch.int8:
             raise UnsupportedLayerError(
                 f"a {type(module).__name__} whose weight is still {module.weight.dtype}",
-                needed="int8 numbers",
+                needed="int8 codes",
                 do="Move the model to its device, which quantizes it, and build it with has_fp16_weights=False",
             )
         scales = module.weight.SCB if module.state.SCB is None else module.state.SCB

@@ -33,7 +33,7 @@ class Library:
         return any(path in self.classes for path in class_paths(type(module)))
 
     def mode(self, module: nn.Module) -> str:
-        """The kind of quantization in a word or two, as ``"nf4, double quantization"``."""
+        """A short description of the quantization, such as ``"nf4, double quantization"``."""
         raise NotImplementedError
 
     def features(self, module: nn.Module) -> tuple[int, int]:
@@ -61,7 +61,7 @@ class Library:
         return self.no_merge
 
     def own_forward(self, module: nn.Module) -> bool:
-        """Whether the library's forward computes what it should; False: ``x dequantize(W)^T + b`` is computed."""
+        """Whether the library's forward is correct; if False, ``x dequantize(W)^T + b`` is computed instead."""
         return True
 
     def own_backward(self, module: nn.Module) -> bool:

@@ -15,7 +15,7 @@ def dense(module: nn.Module, library: Library, dtype: torch.dtype, weight: Tenso
     """
     weight = library.dequantize(module) if weight is None else weight
     bias, (outs, ins) = library.bias(module), weight.shape
-    with torch.device("meta"):  # its random numbers would be thrown away
+    with torch.device("meta"):  # its random initialization is not needed
         made = nn.Linear(ins, outs, bias=bias is not None)
     made.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
     if bias is not None:

@@ -16,7 +16,7 @@ class Gptq(GptqmodelLibrary):
     name = "gptq"
     classes = (ROOM + "GPTQQuantLinear",)
     understood = (ROOM + "torch.TorchLinear", ROOM + "torch_aten_kernel.TorchAtenLinear")
-    no_merge = "codes that were fitted to calibration data, which rounding a turned weight to new ones would undo"
+    no_merge = "codes that were fitted to calibration data, which rounding a rotated weight to new ones would undo"
 
     def claims(self, module: Any) -> bool:
         """Linear layers alone: the class of quantized embeddings inherits from a linear one."""

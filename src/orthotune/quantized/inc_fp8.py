@@ -37,7 +37,7 @@ class IncFp8(Library):
 
     def cannot_merge(self, module: Any) -> str | None:
         one = torch.as_tensor(module.dequant_weights.scale).numel() == 1
-        return None if one else "scales that are not one for the whole weight"
+        return None if one else "scales that are not one for the entire weight"
 
     @torch.no_grad()
     def dequantize(self, module: Any) -> Tensor:

@@ -12,7 +12,7 @@ from orthotune.quantized.contract import Library, Snapshot
 
 
 class IncWeightOnly(Library):
-    """``INCWeightOnlyLinear``. From its first forward on it keeps the whole dequantized weight as well."""
+    """``INCWeightOnlyLinear``. From its first forward on it keeps the entire dequantized weight as well."""
 
     name = "inc weight-only"
     classes = ("neural_compressor.torch.algorithms.weight_only.modules.INCWeightOnlyLinear",)

@@ -1,4 +1,4 @@
-"""How a base model is quantized while it is loaded, or that it is stored quantized, by one word."""
+"""Names of quantizations: applied to a base model on loading, or stored in its checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from orthotune.errors import RecipeError
 
-#: word -> (module that does it, extra that installs it): quantized while loading
+#: name -> (module that quantizes, extra that installs the module): quantized on loading
 WHILE_LOADING: dict[str, tuple[str, str]] = {
     "nf4": ("bitsandbytes", "quant-bnb"),
     "fp4": ("bitsandbytes", "quant-bnb"),
@@ -20,7 +20,7 @@ WHILE_LOADING: dict[str, tuple[str, str]] = {
     "quanto-int2": ("optimum.quanto", "quant-quanto"),
     "quanto-float8": ("optimum.quanto", "quant-quanto"),
 }
-#: word -> (module that reads it, extra that installs it): the checkpoint is quantized already
+#: name -> (module that reads the checkpoint, extra that installs the module): already quantized
 STORED: dict[str, tuple[str, str]] = {
     "gptq": ("gptqmodel", "quant-gptq"),
     "awq": ("gptqmodel", "quant-awq"),
@@ -29,7 +29,7 @@ STORED: dict[str, tuple[str, str]] = {
 
 
 def loading_options(word: str, source: str, dtype: torch.dtype, processes: int = 1) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` for a base that is quantized as ``word`` says.
+    """Arguments of ``from_pretrained`` for a base with the quantization ``word``.
 
     Args:
         word: a key of :data:`WHILE_LOADING` or :data:`STORED`.
@@ -38,7 +38,7 @@ def loading_options(word: str, source: str, dtype: torch.dtype, processes: int =
         processes: how many processes share the run; several need a storage that can be sharded.
 
     Raises:
-        RecipeError: an unknown word, a library that is not installed, or a checkpoint that is not stored so.
+        RecipeError: an unknown name, a library that is not installed, or a checkpoint with another quantization.
     """
     known = WHILE_LOADING | STORED
     if word not in known:
@@ -46,7 +46,9 @@ def loading_options(word: str, source: str, dtype: torch.dtype, processes: int =
     module, extra = known[word]
     if not _installed(module):
         raise RecipeError(
-            f"quantization={word}", got=f"no {module} here", do=f"Install it with: pip install 'orthotune[{extra}]'"
+            f"quantization={word}",
+            got=f"{module} is not installed",
+            do=f"Install it with: pip install 'orthotune[{extra}]'",
         )
     stored = _stored_as(source)
     if word in STORED:
@@ -55,20 +57,20 @@ def loading_options(word: str, source: str, dtype: torch.dtype, processes: int =
                 f"quantization={word} with model={source}",
                 got=f"a checkpoint stored with {stored}" if stored else "a checkpoint that is not quantized",
                 needed=f"one that was quantized with {word} before",
-                do=f"Name one, or leave out quantization, or quantize while loading: {', '.join(WHILE_LOADING)}",
+                do=f"Name such a checkpoint, omit quantization, or quantize on loading: {', '.join(WHILE_LOADING)}",
             )
         return _stored_options(word)
     if stored:
         raise RecipeError(
             f"quantization={word} with model={source}",
             got=f"a checkpoint stored with {stored}",
-            do="Leave out quantization: the checkpoint says itself how it is quantized",
+            do="Omit quantization: the checkpoint records its own quantization",
         )
     return {"quantization_config": _config(word, dtype, processes), "device_map": {"": place()}}
 
 
 def place() -> Any:
-    """Where a whole model goes: the accelerator of this process, or the CPU."""
+    """Where an entire model goes: the accelerator of this process, or the CPU."""
     return torch.accelerator.current_device_index() if torch.accelerator.is_available() else "cpu"
 
 
@@ -108,7 +110,7 @@ def _stored_as(source: str) -> str | None:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError):
-        return None  # loading the model says what is wrong
+        return None  # loading the model reports the fault
     found = getattr(config, "quantization_config", None)
     method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
     return str(getattr(method, "value", method)) if method else None

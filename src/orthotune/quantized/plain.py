@@ -11,7 +11,7 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def require_plain(weight: Tensor, layer: str, module: nn.Module, name: str = "weight") -> None:
-    """Refuse a weight whose numbers cannot be read as they are stored: a quantized or an unknown tensor type.
+    """Refuse a weight whose values cannot be read directly: a quantized or an unknown tensor type.
 
     Raises:
         UnsupportedLayerError: naming the layer, its class and what was found; also for a weight that is computed from
@@ -41,7 +41,7 @@ def require_plain(weight: Tensor, layer: str, module: nn.Module, name: str = "we
         raise UnsupportedLayerError(
             f"layer '{layer}' ({type(module).__name__})",
             got=f"a weight that is spread over processes, {getattr(weight, 'placements', '')}",
-            needed="a whole weight when the adapter is added",
+            needed="an entire weight when the adapter is added",
             do="Add the adapter first and shard the model then (FSDP2), or merge the adapter into the files "
             "(`orthotune merge --stream`) and load those with the tensor parallel plan",
         )

@@ -23,7 +23,7 @@ def uniform(weight: Tensor, bits: int, group: int | None = None, symmetric: bool
     Args:
         weight: ``(out, in)``.
         bits: of one number.
-        group: numbers along ``in`` that share a scale; None for the whole row.
+        group: number of elements along ``in`` that share a scale; None for the entire row.
         symmetric: the grid goes from ``-max`` to ``max`` of the absolute values; otherwise from min to max, 0 included.
 
     Example:
@@ -47,7 +47,7 @@ def floating(weight: Tensor, dtype: torch.dtype, group: int | None = None) -> Te
     Args:
         weight: ``(out, in)``.
         dtype: such as ``torch.float8_e4m3fn``.
-        group: numbers along ``in`` that share a scale; None for one scale of the whole tensor.
+        group: number of elements along ``in`` that share a scale; None for one scale of the entire tensor.
 
     Example:
         >>> floating(torch.tensor([[448.0, 1.0]]), torch.float8_e4m3fn).tolist()
@@ -61,7 +61,7 @@ def floating(weight: Tensor, dtype: torch.dtype, group: int | None = None) -> Te
 
 
 def codebook(weight: Tensor, codes: Tensor, group: int) -> Tensor:
-    """Half the gap between the two neighbouring codes, times the largest absolute value of a run of ``group`` numbers.
+    """Half the gap between the two neighbouring codes, times the largest absolute value of a run of ``group`` elements.
 
     Args:
         weight: ``(out, in)``, flattened row by row into runs.

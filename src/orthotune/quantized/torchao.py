@@ -12,7 +12,7 @@ from orthotune.quantized.rounding import floating, uniform
 
 
 class TorchAO(Library):
-    """Quantized by transformers or by ``torchao.quantize_`` alone: the weight itself says how.
+    """Quantized by transformers or by ``torchao.quantize_``: the type of the weight has the details.
 
     Merged into: ``Int8Tensor`` (weight-only and dynamic), ``Float8Tensor``, ``IntxUnpackedToInt8Tensor``. The other
     classes are trained on, and merged to a dense layer.
@@ -40,7 +40,7 @@ class TorchAO(Library):
         if type(module.weight).__name__ not in _REQUANTIZE:
             return f"no way known to quantize a new {type(module.weight).__name__}"
         if getattr(module.weight, "act_pre_scale", None) is not None:
-            return "scales of its inputs (SmoothQuant, AWQ) that were fitted to the inputs before they turn"
+            return "scales of its inputs (SmoothQuant, AWQ) that were fitted to the unrotated inputs"
         return None
 
     def dequantize(self, module: Any) -> Tensor:
@@ -56,9 +56,9 @@ class TorchAO(Library):
 
     def rounding(self, module: Any, weight: Tensor) -> Tensor:
         old = module.weight
-        whole = tuple(old.block_size) == tuple(weight.shape) and weight.shape[0] > 1
-        matrix = weight.reshape(1, -1) if whole else weight
-        group = matrix.shape[1] if whole else old.block_size[-1]
+        full = tuple(old.block_size) == tuple(weight.shape) and weight.shape[0] > 1
+        matrix = weight.reshape(1, -1) if full else weight
+        group = matrix.shape[1] if full else old.block_size[-1]
         if hasattr(old, "target_dtype"):
             bits = int(str(old.target_dtype).removeprefix("torch.int"))
             half = uniform(matrix, bits, group, symmetric=True)

@@ -24,7 +24,7 @@ WEIGHTS = (
 )
 #: Further columns that a table has room for.
 MOST = 12
-#: What is said by other columns already, or decides nothing.
+#: Columns that repeat other columns, or do not matter for a comparison.
 BESIDE = {name for name, _, _ in (*WHAT, *WEIGHTS)} | {"run", "seconds", "steps", "chosen", "seed"}
 
 
@@ -46,7 +46,7 @@ def comparison(record: Row) -> dict[str, Any]:
 
 
 def _cards(found: Sequence[Row], plane: Plane, best: Row | None) -> list[tuple[str, str, bool]]:
-    """Number, words, and whether it is a good one."""
+    """A figure, its description, and whether the figure is good."""
     if best is None:
         return []
     sign = -1 if plane.better.endswith("left") else 1
@@ -54,14 +54,14 @@ def _cards(found: Sequence[Row], plane: Plane, best: Row | None) -> list[tuple[s
     word, other = ("least forgetting", "gain") if plane.kept == "forgetting" else (
         f"best {plane.kept_title}", plane.learned_title
     )  # fmt: skip
-    said = change if plane.learned == "gain" else figure
+    text = change if plane.learned == "gain" else figure
     return [
         (
-            said(best[plane.learned]),
-            f"best {plane.learned_title}: {_run(best)}, {plane.kept_title} {said(best[plane.kept])}",
+            text(best[plane.learned]),
+            f"best {plane.learned_title}: {_run(best)}, {plane.kept_title} {text(best[plane.kept])}",
             True,
         ),
-        (said(mildest[plane.kept]), f"{word}: {_run(mildest)}, {other} {said(mildest[plane.learned])}", False),
+        (text(mildest[plane.kept]), f"{word}: {_run(mildest)}, {other} {text(mildest[plane.learned])}", False),
     ]
 
 
@@ -82,8 +82,8 @@ def _table(rows: Sequence[Row], plane: Plane, best: Row | None) -> dict[str, Any
     columns = [*WHAT, *columns, *WEIGHTS]
     lines = [
         [
-            {"words": said(row.get(name)), "number": name != "method", "best": row is best and name == plane.learned}
-            for name, _, said in columns
+            {"words": text(row.get(name)), "number": name != "method", "best": row is best and name == plane.learned}
+            for name, _, text in columns
         ]
         for row in rows
     ]

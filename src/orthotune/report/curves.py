@@ -13,11 +13,11 @@ SMOOTHING = (0.0, 0.6, 0.9)
 #: key of a line of metrics.jsonl, legend, and class of its colour
 LOSSES = (
     ("train_loss", "training batch", "training"),
-    ("new_nats", "new domain, held out", "new"),
-    ("old_nats", "old domain, held out", "old"),
+    ("new_nats", "target domain, held out", "new"),
+    ("old_nats", "source domain, held out", "old"),
 )
 ROTATIONS = (("angle_mean", "mean angle", "new"), ("angle_max", "largest angle", "old"))
-#: colours of other curves, in turn
+#: colours of other curves, one after the other
 COLOURS = tuple(f"m{number}" for number in range(6))
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 240, 72, 14, 28
 #: points that a reader can hover over
@@ -39,19 +39,19 @@ def smoothed(values: Sequence[float], weight: float) -> list[float]:
 
 
 def charts(lines: Sequence[Mapping[str, Any]], scores: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """What can be drawn of a run's metrics: its losses, its ``scores`` by name, and the angles of its rotations."""
+    """The plots of a run's metrics: its losses, its ``scores`` by name, and the angles of its rotations."""
     inner = [{"step": line.get("step"), **_mapping(line.get("diagnosis"))} for line in lines if line.get("diagnosis")]
     nats = any(key.endswith("_nats") for line in lines for key in line)
     named = [(key, spoken(key), COLOURS[number % len(COLOURS)]) for number, key in enumerate(scores)]
     found = [_chart("Loss, nats per token" if nats else "Loss", lines, LOSSES)]
-    # A picture of a dozen curves shows none of them.
+    # An image of a dozen curves shows none of them.
     found += [_chart("Scores", lines, named[at : at + len(COLOURS)]) for at in range(0, len(named), len(COLOURS))]
     found.append(_chart("Angles, rad", inner, ROTATIONS))
     return [chart for chart in found if chart is not None]
 
 
 def ticks(low: float, high: float, digits: str = ".3g") -> list[tuple[float, str]]:
-    """Five values over an axis, each with its words."""
+    """Five values on an axis, each with its label."""
     values = [low + (high - low) * part / 4 for part in range(5)]
     return [(value, format(value, digits)) for value in values]
 
@@ -59,11 +59,11 @@ def ticks(low: float, high: float, digits: str = ".3g") -> list[tuple[float, str
 def _chart(title: str, lines: Sequence[Mapping[str, Any]], keys: Sequence[tuple[str, str, str]]) -> Any:
     series = {key: [(_n(line.get("step")), _n(line.get(key))) for line in lines] for key, _, _ in keys}
     points = {key: [(x, y) for x, y in found if x is not None and y is not None] for key, found in series.items()}
-    drawn = [(key, name, colour) for key, name, colour in keys if len(points[key]) > 1]
-    if not drawn:
+    plotted = [(key, name, colour) for key, name, colour in keys if len(points[key]) > 1]
+    if not plotted:
         return None
-    xs = [x for key, _, _ in drawn for x, _ in points[key]]
-    ys = [y for key, _, _ in drawn for _, y in points[key]]
+    xs = [x for key, _, _ in plotted for x, _ in points[key]]
+    ys = [y for key, _, _ in plotted for _, y in points[key]]
     low, high = min(ys), max(ys)
     margin = 0.06 * (high - low) or 0.5
     low, high, left, right = low - margin, high + margin, min(xs), max(max(xs), min(xs) + 1)
@@ -73,7 +73,7 @@ def _chart(title: str, lines: Sequence[Mapping[str, Any]], keys: Sequence[tuple[
         return round(across, 1), round(TOP + (high - y) / (high - low) * (HEIGHT - BOTTOM - TOP), 1)
 
     curves = []
-    for key, name, colour in drawn:
+    for key, name, colour in plotted:
         # A held-out loss is few points and no noise: only the training loss is smoothed.
         weights = SMOOTHING if key == "train_loss" else SMOOTHING[:1]
         paths = []
@@ -88,8 +88,8 @@ def _chart(title: str, lines: Sequence[Mapping[str, Any]], keys: Sequence[tuple[
     return {
         "title": title,
         "curves": curves,
-        "ticks": [(place(left, value)[1], said) for value, said in ticks(low, high)],
-        "steps": [(place(value, low)[0], said) for value, said in ticks(left, right, ".0f")],
+        "ticks": [(place(left, value)[1], text) for value, text in ticks(low, high)],
+        "steps": [(place(value, low)[0], text) for value, text in ticks(left, right, ".0f")],
     }
 
 

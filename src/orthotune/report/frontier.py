@@ -15,7 +15,7 @@ class Plane:
     """Two columns of a comparison.
 
     Args:
-        learned, kept: names of the columns, drawn upwards and to the right.
+        learned, kept: names of the columns on the two axes, up and to the right.
         learned_title, kept_title: what they are.
         better: which corner.
     """
@@ -27,7 +27,7 @@ class Plane:
     better: str
 
 
-#: Where the record does not say: language models, then image models, what was scored last first.
+#: Used if the record names no axes: language models, then image models, what was scored last first.
 PLANES = (
     Plane("gain", "forgetting", "gain", "forgetting", "upper left"),
     *(
@@ -44,7 +44,7 @@ def plane_of(comparison: Mapping[str, Any]) -> Plane | None:
     """The plane that a comparison's record names, or the first known one that two of its runs have measured.
 
     A record names it under ``axes``: ``{"learned": column, "kept": column}``, with ``learned_title``, ``kept_title``
-    and ``better`` where it wants other words.
+    and ``better`` for another description.
     """
     rows = [row for row in comparison.get("runs") or () if isinstance(row, Mapping)]
     axes = _mapping(comparison.get("axes"))
@@ -90,8 +90,8 @@ def frontier(rows: Sequence[Mapping[str, Any]], plane: Plane = PLANES[0]) -> dic
         "plane": plane,
         "points": points,
         "methods": methods,
-        "ticks": [(up(value), said) for value, said in ticks(low, high, ".2f")],
-        "steps": [(across(value), said) for value, said in ticks(left, right, ".2f")],
+        "ticks": [(up(value), text) for value, text in ticks(low, high, ".2f")],
+        "steps": [(across(value), text) for value, text in ticks(left, right, ".2f")],
     }
 
 

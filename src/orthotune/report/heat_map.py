@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: what is drawn: key of a layer's row, its title, and whether its size matters more than its digits
+#: columns: key of a layer's row, its title, and whether its size matters more than its digits
 MEASURES = (
     ("angle_mean", "mean angle, rad", False),
     ("angle_max", "largest angle, rad", False),
@@ -16,14 +16,14 @@ MEASURES = (
     ("weight_change", "relative change of the weight", False),
     ("spectrum_change", "relative change of the spectrum, log scale", True),
     ("dead", "share of blocks that have not moved", False),
-    ("saturation", "share of blocks on the surface of the ball", False),
+    ("saturation", "share of blocks at the COFT radius", False),
     ("gradient_norm", "gradient norm, log scale", True),
 )
 #: the same for two adapters beside each other
 DISTANCES = (
     ("angle_mean", "mean angle between both, rad", False),
     ("angle_max", "largest angle between both, rad", False),
-    ("cosine", "cosine of the stored numbers", False),
+    ("cosine", "cosine of the stored parameters", False),
 )
 
 

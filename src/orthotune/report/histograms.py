@@ -14,7 +14,7 @@ def histograms(rows: Sequence[Mapping[str, Any]], top: Any = None) -> list[dict[
 
     Args:
         rows: of layers, with ``angle_histogram``, counts in equal bars from 0 to ``top``; or, where a record has none,
-            with ``angle_counts``, from 0 to pi, of which the empty end is left out.
+            with ``angle_counts``, from 0 to pi, of which the empty end is skipped.
         top: radians; the same for all rows.
 
     Returns:

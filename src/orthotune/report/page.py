@@ -1,4 +1,4 @@
-"""The page itself: records put into the template, pictures inside it, nothing fetched when it is opened."""
+"""The page itself: records put into the template, images inside it, nothing fetched when it is opened."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from orthotune.report.scores import scores
 
 NAME = "report.html"
 TEMPLATE = "page.html"
-#: pictures whose content the page draws itself, where it has the numbers: a curve, and samples by step
-DRAWN_ANEW = ("curve", "samples")
+#: images that the page replaces by plots of its own, if it has the data: a curve, and samples by step
+INLINE = ("curve", "samples")
 
 
 def write_report(
@@ -30,9 +30,9 @@ def write_report(
     """Write ``report.html`` into the folder of a run or of a comparison and return its path.
 
     Args:
-        run_dir: holds ``run.json`` or ``comparison.json``, and the pictures drawn from them.
-        adapter: what ``orthotune inspect --json`` says, for the table of layers; left out without it.
-        compared: what ``orthotune inspect --compare --json`` says, for the distance of two adapters.
+        run_dir: holds ``run.json`` or ``comparison.json``, and the plots of them.
+        adapter: output of ``orthotune inspect --json``, for the table of layers; None for no table.
+        compared: output of ``orthotune inspect --compare --json``, for the distance of two adapters.
 
     Raises:
         DataError: the folder holds no record, or one that is none.
@@ -54,7 +54,7 @@ def render(records: Records) -> str:
     """The page as text; every value from the records is escaped.
 
     Raises:
-        DataError: a record holds something else than its name says, as words for a number.
+        DataError: a record holds a value of the wrong type, such as text instead of a number.
     """
     import jinja2
 
@@ -77,10 +77,10 @@ def render(records: Records) -> str:
 
 def _values(records: Records) -> dict[str, Any]:
     run, layers = records.run, records.adapter.get("layers") or []
-    drawn, left_out = frames(records.samples, records.folder)
+    plotted, skipped = frames(records.samples, records.folder)
     scored = scores(run)
     curves = charts(records.metrics, [row["name"] for row in scored])
-    hidden = {name for name, there in zip(DRAWN_ANEW, (curves, drawn), strict=True) if there}
+    hidden = {name for name, there in zip(INLINE, (curves, plotted), strict=True) if there}
     return {
         "title": _title(records),
         "run": Lenient(run),
@@ -90,12 +90,10 @@ def _values(records: Records) -> dict[str, Any]:
         "scores": scored,
         "nats": not scored,
         "charts": curves,
-        "frames": drawn,
-        "left_out": left_out,
+        "frames": plotted,
+        "skipped": skipped,
         "texts": [Lenient(sample) for sample in records.samples if "step" not in sample],
-        "pictures": {
-            name: data_uri(path.read_bytes()) for name, path in records.pictures.items() if name not in hidden
-        },
+        "images": {name: data_uri(path.read_bytes()) for name, path in records.images.items() if name not in hidden},
         "comparison": comparison(records.comparison),
         "adapter": Lenient(records.adapter),
         "maps": heat_maps(layers),

@@ -21,18 +21,18 @@ class Records:
         folder: where they lie, as the user named it.
         run: ``run.json``: settings, results, versions.
         comparison: ``comparison.json``: one row for each run.
-        samples: texts before and after training, or what was drawn or written at a step.
-        pictures: PNG files by name without suffix (``curve``, ``frontier``).
-        adapter: what ``orthotune inspect --json`` says of the adapter.
+        samples: texts before and after training, or the images and texts generated at each step.
+        images: PNG files by name without suffix (``curve``, ``frontier``).
+        adapter: output of ``orthotune inspect --json`` for the adapter.
         metrics: the lines of ``metrics.jsonl``.
-        compared: what ``orthotune inspect --compare --json`` says of two adapters.
+        compared: output of ``orthotune inspect --compare --json`` for two adapters.
     """
 
     folder: Path
     run: Mapping[str, Any] = field(default_factory=dict)
     comparison: Mapping[str, Any] = field(default_factory=dict)
     samples: list[Mapping[str, Any]] = field(default_factory=list)
-    pictures: Mapping[str, Path] = field(default_factory=dict)
+    images: Mapping[str, Path] = field(default_factory=dict)
     adapter: Mapping[str, Any] = field(default_factory=dict)
     metrics: list[Mapping[str, Any]] = field(default_factory=list)
     compared: Mapping[str, Any] = field(default_factory=dict)
@@ -58,11 +58,11 @@ def read_records(
             got=f"neither {RUN} nor {COMPARISON}" if folder.is_dir() else "no such folder",
             do="Name the output folder of `orthotune train` or `orthotune compare`",
         )
-    pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
+    images = {path.stem: path for path in sorted(folder.glob("*.png"))}
     samples: list[Mapping[str, Any]] = [row for row in _read(folder / SAMPLES, []) if isinstance(row, dict)]
     # A run that was cut off may have left half a line.
     metrics: list[Mapping[str, Any]] = [*complete_json_lines(folder / METRICS)]
-    return Records(folder, run, comparison, samples, pictures, adapter or {}, metrics, compared or {})
+    return Records(folder, run, comparison, samples, images, adapter or {}, metrics, compared or {})
 
 
 def _read(path: Path, empty: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a run drew or wrote at several steps: one frame for each step, pictures inside the page."""
+"""What a run drew or wrote at several steps: one frame for each step, images inside the page."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ from orthotune.report.heat_map import is_number
 
 #: steps that the slider has room for
 MOST_STEPS = 12
-#: bytes of pictures in one page; beyond, the pictures of later prompts and seeds are left out
+#: bytes of images in one page; beyond, the images of later prompts and seeds are skipped
 MOST_BYTES = 24 * 2**20
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-#: pixels below which a picture is enlarged, so that each of its pixels is seen
+#: pixels below which an image is enlarged, so that each of its pixels is seen
 SMALL = 96
 
 
 def frames(samples: Sequence[Mapping[str, Any]], folder: Path) -> tuple[list[dict[str, Any]], int]:
-    """The samples that have a step, by step, and how many were left out.
+    """The samples that have a step, by step, and how many were skipped.
 
     A frame has ``step`` and ``groups``, one for each prompt: ``prompt`` and ``items`` with ``seed`` and either ``text``
-    or ``picture``, a data URI, and ``small``. Files are read from within ``folder`` only, and only if they are PNG.
+    or ``image``, a data URI, and ``small``. Files are read from within ``folder`` only, and only if they are PNG.
     """
     rows = [sample for sample in samples if isinstance(sample, Mapping) and is_number(sample.get("step"))]
     steps = sorted({int(row["step"]) for row in rows})
     last = max(1, min(MOST_STEPS, len(steps)) - 1)
     chosen = sorted({steps[round(i * (len(steps) - 1) / last)] for i in range(min(MOST_STEPS, len(steps)))})
     budget = MOST_BYTES // max(1, len(chosen))
-    found, left_out = [], 0
+    found, skipped = [], 0
     for step in chosen:
         groups: dict[str, list[dict[str, Any]]] = {}
-        spent = 0
+        used = 0
         for row in (row for row in rows if int(row["step"]) == step):
             item = _item(row, folder)
-            size = len(item["picture"] or item["text"]) if item else 0
-            if item is None or spent + size > budget:
-                left_out += 1
+            size = len(item["image"] or item["text"]) if item else 0
+            if item is None or used + size > budget:
+                skipped += 1
                 continue
-            spent += size
+            used += size
             groups.setdefault(str(row.get("prompt") or ""), []).append(item)
         found.append({"step": step, "groups": [{"prompt": key, "items": items} for key, items in groups.items()]})
-    return [frame for frame in found if frame["groups"]], left_out
+    return [frame for frame in found if frame["groups"]], skipped
 
 
 def _item(row: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
     seed = row.get("seed")
     if isinstance(row.get("text"), str):
-        return {"seed": seed, "text": row["text"], "picture": None}
+        return {"seed": seed, "text": row["text"], "image": None}
     content = png_inside(folder, row.get("file"))
     if content is None:
         return None
     width = int.from_bytes(content[16:20], "big")
-    return {"seed": seed, "text": None, "picture": data_uri(content), "small": width <= SMALL}
+    return {"seed": seed, "text": None, "image": data_uri(content), "small": width <= SMALL}
 
 
 def png_inside(folder: Path, name: Any) -> bytes | None:

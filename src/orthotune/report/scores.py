@@ -1,4 +1,4 @@
-"""What an image run's pictures were scored with, before and after."""
+"""What an image run's images were scored with, before and after."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from orthotune.report.heat_map import is_number
 from orthotune.report.wording import spoken
 
-#: Scores that say most, in the order in which they are shown large; the others are in the table.
+#: The most important scores, which are shown large, in this order; the others are only in the table.
 FIRST = ("score", "prompt_fidelity", "mask_iou", "subject_fidelity", "kept", "drift")
 #: Scores that are better when they are lower.
 LOWER = ("drift", "forgetting", "error")
@@ -20,7 +20,7 @@ SIDES = ("scores_before", "scores_after")
 def scores(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row for each score of a run: ``name``, ``words``, ``before``, ``after``, ``good`` and ``card``.
 
-    ``good`` is None where nothing changed, ``card`` says which are shown large.
+    ``good`` is None where nothing changed, ``card`` marks the scores that are shown large.
 
     Example:
         >>> scores({"scores_before": {"kept": 1.0}, "scores_after": {"kept": 0.5}})[0]["good"]

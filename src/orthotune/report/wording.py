@@ -54,7 +54,7 @@ def small(value: Any) -> str:
 
 
 def count(value: Any) -> str:
-    """A whole number with its thousands apart.
+    """A whole number with separated thousands.
 
     Example:
         >>> count(2164416)
@@ -64,7 +64,7 @@ def count(value: Any) -> str:
 
 
 def duration(seconds: Any) -> str:
-    """Seconds as a person says them.
+    """A duration in seconds as readable text.
 
     Example:
         >>> duration(75.2), duration(4000)
@@ -99,7 +99,7 @@ def plain(value: Any) -> str:
 
 
 def spoken(name: Any) -> str:
-    """A column's name as words.
+    """A column's name as readable text.
 
     Example:
         >>> spoken("validation_mask_iou")
@@ -111,7 +111,7 @@ def spoken(name: Any) -> str:
 
 
 def figure(value: Any) -> str:
-    """A score, a count, or a word of a table whose columns are not known beforehand.
+    """A score, a count, or a text of a table whose columns are not known beforehand.
 
     Example:
         >>> figure(0.91666), figure(2.1e-7), figure(103168), figure(None), figure("oft")

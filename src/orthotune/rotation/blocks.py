@@ -39,7 +39,7 @@ class BlockLayout:
 
     @property
     def features(self) -> int:
-        """Length of the dimension that turns."""
+        """Number of features that are rotated."""
         return self.block_size * self.block_count
 
     @property
@@ -61,7 +61,7 @@ def choose_layout(
     Returns the layout and whether the wanted size had to give way (only with ``fallback="nearest"``).
 
     Raises:
-        BlockSizeError: the size does not divide and ``fallback="error"``, or the blocks would be single numbers.
+        BlockSizeError: the size does not divide and ``fallback="error"``, or the blocks would have size 1.
 
     Example:
         >>> choose_layout(24, r=4, block_size=0, shared=False, fallback="error", layer="q")[0].block_size
@@ -83,7 +83,7 @@ def choose_layout(
     if size < 2:
         raise BlockSizeError(
             f"{name}={wanted} for layer '{layer}'",
-            got=f"blocks of 1 in {features} features, which have nothing to turn",
+            got=f"blocks of size 1 in {features} features, which cannot be rotated",
             needed="blocks of at least 2",
             do="Pass a smaller r or a larger block size, or exclude the layer",
         )

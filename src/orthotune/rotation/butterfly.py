@@ -22,14 +22,14 @@ from orthotune.rotation.on_weight import (
     refuse_action,
     refuse_misfit,
     refuse_scale,
-    turn,
+    rotate_blocks,
 )
 from orthotune.rotation.spec import Side
 
 
 @dataclass(frozen=True)
 class Butterfly:
-    """A product of block rotations between which the features change places.
+    """A product of block rotations with permutations of the features between them.
 
     Args:
         skew: the skew matrices of each stage in the order in which they act, ``(m, n, b, b)``, their rotations are
@@ -62,7 +62,7 @@ class Butterfly:
 
     @property
     def parameters(self) -> int:
-        """How many numbers were trained."""
+        """Number of trained parameters."""
         b = self.skew.shape[-1]
         extra = 0 if self.magnitude is None else self.magnitude.numel()
         return extra + self.skew.shape[0] * self.skew.shape[1] * b * (b - 1) // 2
@@ -83,7 +83,7 @@ class Butterfly:
         stages = list(enumerate(self._stages(strength).to(X.dtype)))
         for index, R in reversed(stages) if back else stages:
             places = self._places(index, X.shape[-1]).to(X.device)
-            X = turn(X[..., places], R.mT if back else R)[..., places.argsort()]
+            X = rotate_blocks(X[..., places], R.mT if back else R)[..., places.argsort()]
         return X
 
     def act(self, x: Tensor) -> Tensor:

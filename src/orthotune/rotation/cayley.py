@@ -1,9 +1,9 @@
 r"""The exact Cayley map, and the one place where the sign convention is stated.
 
-Convention. ``R = cayley(Q) = (I - Q)(I + Q)^{-1}``; to first order ``R = I - 2 Q``. A layer that turns its input
-computes ``y = (x R) W^T + b``, so ``W' = W R^T``; a layer that turns its output has ``W' = R W``.
+Convention. ``R = cayley(Q) = (I - Q)(I + Q)^{-1}``; to first order ``R = I - 2 Q``. A layer that rotates its input
+computes ``y = (x R) W^T + b``, so ``W' = W R^T``; a layer that rotates its output has ``W' = R W``.
 The Neumann series of :mod:`orthotune.rotation.neumann` runs towards ``(I + Q)(I - Q)^{-1} = cayley(-Q)``: PEFT's exact
-and Neumann modes turn in opposite directions for the same stored numbers, and both are kept because files hold them.
+and Neumann modes rotate in opposite directions for the same stored parameters; files of both kinds exist.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ def cayley_backward(R: Tensor, grad: Tensor) -> Tensor:
 
     This is ``-2 A^T dR A^T`` with ``A = (I + Q)^{-1} = (I + R) / 2``.
     """
-    turned = R.reshape(-1, *R.shape[-2:]).mT
+    rotated = R.reshape(-1, *R.shape[-2:]).mT
     G = grad.to(R.dtype).reshape(-1, *R.shape[-2:])
-    G = torch.baddbmm(G, turned, G)
-    return torch.baddbmm(G, G, turned, beta=-0.5, alpha=-0.5).view(R.shape)
+    G = torch.baddbmm(G, rotated, G)
+    return torch.baddbmm(G, G, rotated, beta=-0.5, alpha=-0.5).view(R.shape)
 
 
 class _Cayley(torch.autograd.Function):
@@ -141,7 +141,7 @@ def cayley_plain(Q: Tensor) -> Tensor:
 
 
 def inverse_cayley(R: Tensor) -> Tensor:
-    """The skew ``Q`` with ``cayley(Q) = R``; defined when no plane is turned by exactly pi.
+    """The skew ``Q`` with ``cayley(Q) = R``; defined if no plane is rotated by exactly pi.
 
     Shapes: ``(..., b, b)`` -> ``(..., b, b)``.
 

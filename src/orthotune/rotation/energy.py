@@ -24,9 +24,9 @@ def hyperspherical_energy(weight: Tensor, s: float = 1.0, half_space: bool = Fal
     """Energy of the rows of ``weight`` (one neuron each), summed over ordered pairs ``i != j``.
 
     With unit rows ``w``: ``sum |w_i - w_j|^{-s}`` for ``s > 0`` and ``sum -log |w_i - w_j|`` for ``s = 0``. With
-    ``half_space`` every neuron also stands at ``-w_i``, so that a line counts and not its direction.
+    ``half_space`` every neuron ``w_i`` also counts as ``-w_i``, so that opposite directions are equal.
 
-    Shapes: ``(neurons, ...)``, further dimensions are flattened. Memory is ``3 chunk^2`` float64 numbers beside the
+    Shapes: ``(neurons, ...)``, further dimensions are flattened. Memory is ``3 chunk^2`` float64 values beside the
     weight. Two neurons of one direction give ``inf``; a rotation changes the value only by rounding.
 
     Raises:

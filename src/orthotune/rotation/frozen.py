@@ -1,4 +1,4 @@
-"""Exact maps of a weight with no trainable numbers: what a file holds that no layer trains as a rotation."""
+"""Exact, frozen maps of a weight, for content of adapter files that no layer can train as a rotation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from orthotune.rotation.on_weight import (
     refuse_action,
     refuse_misfit,
     refuse_scale,
-    turn,
+    rotate_blocks,
 )
 from orthotune.rotation.spec import RotationSpec, Side
 
@@ -41,7 +41,7 @@ class FrozenMap(Protocol):
 
     @property
     def parameters(self) -> int:
-        """How many numbers were trained."""
+        """Number of trained parameters."""
 
     def factors(self) -> Iterator[tuple[str, Tensor]]:
         """Name and matrices ``(n, b, b)`` of every factor; those of a butterfly act one after the other."""
@@ -59,9 +59,9 @@ class FrozenMap(Protocol):
 
 @dataclass(frozen=True)
 class Blocks:
-    """``M W`` or ``W Mᵀ`` with finished matrices, orthogonal or not; ``magnitude`` scales the rows after that.
+    """``M W`` or ``W Mᵀ`` with dense blocks, orthogonal or not; ``magnitude`` scales the rows after that.
 
-    Shapes: ``matrices`` ``(n, b, b)``, ``magnitude`` ``(out,)``. ``shared``: one matrix is used for every place.
+    Shapes: ``matrices`` ``(n, b, b)``, ``magnitude`` ``(out,)``. ``shared``: one matrix is used for all blocks.
     Source: LyCORIS 2.0, ``oft_diag``.
 
     Example:
@@ -83,7 +83,7 @@ class Blocks:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the file holds."""
+        """Number of parameters in the file."""
         return self.matrices.numel() + (0 if self.magnitude is None else self.magnitude.numel())
 
     @property
@@ -102,7 +102,7 @@ class Blocks:
 
     def rows(self, X: Tensor, back: bool = False) -> Tensor:
         """``X Mᵀ``, or ``X M``; ``(..., features)``."""
-        return turn(X, self.matrices.mT if back else self.matrices)
+        return rotate_blocks(X, self.matrices.mT if back else self.matrices)
 
     def act(self, x: Tensor) -> Tensor:
         """The layer's input or output, mapped; see :func:`~orthotune.rotation.on_weight.on_features`."""
@@ -172,7 +172,7 @@ class SplitRows:
 
     @property
     def parameters(self) -> int:
-        """How many numbers were trained."""
+        """Number of trained parameters."""
         return sum(part.parameters for part in self.parts)
 
     @property

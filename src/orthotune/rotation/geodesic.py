@@ -1,10 +1,10 @@
 """Parts of a rotation on the geodesic from the identity: ``R^t``, logarithms, means.
 
-A rotation is taken apart into its planes, ``R = U diag(e^{i a}) U^H`` with angles ``a`` in (-pi, pi]; ``R^t`` turns
+A rotation is taken apart into its planes, ``R = U diag(e^{i a}) U^H`` with angles ``a`` in (-pi, pi]; ``R^t`` rotates
 each plane by ``t a``. The branch: every plane is followed the short way round. A rotation that comes from a skew matrix
 by the Cayley map never reaches pi, and its angles are taken from that matrix, where those near pi are as exact as any
-other. A matrix that turns a plane by pi to rounding does not say which way: one of the two is taken, and half of it is
-a quarter turn in that direction.
+other. A rotation by pi (up to rounding) has two logarithms: one of them is taken, and half of it is
+a rotation by pi / 2 in that direction.
 
 All of it runs in float64, whatever comes in.
 """
@@ -22,8 +22,8 @@ from orthotune.errors import OrthotuneError
 from orthotune.rotation.cayley import inverse_cayley
 
 #: below this cosine the inverse Cayley map loses digits: 2.9 radians
-_NEAR_HALF_TURN = -0.97
-#: decides between the two ways of a half turn, far above float64's rounding and far below float32's
+_NEAR_PI = -0.97
+#: decides between the two logarithms of a rotation by pi, far above float64's rounding and far below float32's
 _TIE = 1e-13
 #: rounding of float16 in blocks of any size; more than that is no rotation
 _ORTHOGONAL = 5e-3
@@ -51,8 +51,8 @@ class Planes:
         factors = torch.polar(torch.ones_like(self.angles), t * self.angles)
         if self.stretch is not None:
             factors = factors * torch.exp(t * self.stretch)
-        turned = (self.vectors * (factors - 1).unsqueeze(-2)) @ self.vectors.mH
-        return turned.real + torch.eye(turned.shape[-1], dtype=torch.float64, device=turned.device)
+        rotated = (self.vectors * (factors - 1).unsqueeze(-2)) @ self.vectors.mH
+        return rotated.real + torch.eye(rotated.shape[-1], dtype=torch.float64, device=rotated.device)
 
     def logarithm(self) -> Tensor:
         """The skew ``K`` with ``exp(K) = R`` and angles of at most pi, float64 ``(..., b, b)``."""
@@ -68,18 +68,18 @@ def planes_of_skew(Q: Tensor, R: Tensor | None = None) -> Planes:
     Shapes: ``(..., b, b)``.
     """
     Q = Q.double()
-    whole = Q.isfinite().all(-1).all(-1)[..., None]
-    Q = torch.where(whole[..., None], Q, 0.0)
+    finite = Q.isfinite().all(-1).all(-1)[..., None]
+    Q = torch.where(finite[..., None], Q, 0.0)
     found, vectors = torch.linalg.eigh(1j * Q)  # Q u = -i m u, so R u = (1 + i m) / (1 - i m) u
     angles, stretch = 2 * found.atan(), None
     if R is not None:
         values = (vectors.conj() * (R.to(vectors.dtype) @ vectors)).sum(-2)
         angles, stretch = values.angle(), values.abs().log()
-    return Planes(vectors, torch.where(whole, angles, math.nan), stretch)
+    return Planes(vectors, torch.where(finite, angles, math.nan), stretch)
 
 
 def planes(R: Tensor) -> Planes:
-    """The planes of rotations of any origin, half turns included.
+    """The planes of rotations of any origin, including angles of pi.
 
     Shapes: ``(..., b, b)``.
 
@@ -87,26 +87,26 @@ def planes(R: Tensor) -> Planes:
         OrthotuneError: a block is not orthogonal, or it reflects: then it lies on no geodesic from the identity.
     """
     batch = nearest_rotation(R).reshape(-1, *R.shape[-2:])
-    near = torch.linalg.eigvalsh((batch + batch.mT) / 2)[:, 0] < _NEAR_HALF_TURN
+    near = torch.linalg.eigvalsh((batch + batch.mT) / 2)[:, 0] < _NEAR_PI
     eye = torch.eye(R.shape[-1], dtype=torch.float64, device=R.device)
     found = planes_of_skew(inverse_cayley(torch.where(near[:, None, None], eye, batch)))
     for index in near.nonzero().flatten().tolist():
-        found.vectors[index], found.angles[index] = _with_half_turns(batch[index])
+        found.vectors[index], found.angles[index] = _with_angles_near_pi(batch[index])
     return Planes(found.vectors.view(R.shape), found.angles.view(R.shape[:-1]))
 
 
-def _with_half_turns(R: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors and angles of one block, the planes near a half turn apart from the others."""
+def _with_angles_near_pi(R: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors and angles of one block, the planes near pi computed separately."""
     cosines, axes = torch.linalg.eigh((R + R.mT) / 2)
     count = int((cosines < -0.9).sum())
     count += count % 2
     P, rest = axes[:, :count], axes[:, count:]
     tie = torch.zeros(count, count, dtype=R.dtype, device=R.device)
     tie[range(0, count, 2), range(1, count, 2)] = _TIE
-    backwards = inverse_cayley(-(P.mT @ R @ P)) + tie - tie.mT  # what is missing to a half turn is small
+    backwards = inverse_cayley(-(P.mT @ R @ P)) + tie - tie.mT  # the difference from pi is small
     found, u = torch.linalg.eigh(1j * backwards)
     found, u = found[count // 2 :], u[:, count // 2 :]
-    # Where next to nothing is missing, u and its conjugate need not be orthogonal: made so in real numbers.
+    # Very close to pi, u and its conjugate need not be orthogonal: they are orthogonalized in real arithmetic.
     U, _, V = torch.linalg.svd(torch.cat([u.real, u.imag], 1))
     real, imag = (U @ V).chunk(2, dim=1)
     u = torch.complex(real, imag) / math.sqrt(2)
@@ -166,7 +166,7 @@ def partial_rotation(
     known: Planes | None = None,
     power: Tensor | None = None,
 ) -> Tensor:
-    """``cayley(Q)^t``: every plane turned by ``t`` times its angle, orthogonal and differentiable for every ``t``.
+    """``cayley(Q)^t``: every plane rotated by ``t`` times its angle, orthogonal and differentiable for every ``t``.
 
     Args:
         Q: skew, ``(..., b, b)``.

@@ -10,7 +10,7 @@ from torch import Tensor
 from orthotune.errors import OrthotuneError
 from orthotune.rotation.geodesic import planes
 
-#: steps of the mean; each gains digits at a rate that only rotations half a turn apart bring near to none
+#: largest number of steps; convergence is only slow for rotations that are nearly pi apart
 STEPS = 200
 
 
@@ -24,9 +24,9 @@ def karcher_mean(rotations: Tensor, weights: Sequence[float]) -> Tensor:
         OrthotuneError: the rotations lie so far apart that they have no mean of their own.
 
     Example:
-        >>> turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
-        >>> mean = karcher_mean(torch.stack([turn, torch.eye(2, dtype=torch.float64)]), [1.0, 1.0])
-        >>> torch.allclose(mean @ mean, turn)
+        >>> quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+        >>> mean = karcher_mean(torch.stack([quarter, torch.eye(2, dtype=torch.float64)]), [1.0, 1.0])
+        >>> torch.allclose(mean @ mean, quarter)
         True
     """
     shares = torch.tensor(weights, dtype=torch.float64, device=rotations.device)
@@ -40,13 +40,13 @@ def karcher_mean(rotations: Tensor, weights: Sequence[float]) -> Tensor:
             return mean
     raise OrthotuneError(
         "the mean of the rotations",
-        got=f"a step of {step.abs().max():.1g} after {STEPS}: some are half a turn apart",
+        got=f"a step of {step.abs().max():.1g} after {STEPS}: some rotations are pi apart",
         do="Use combination_type='tangent' or 'product', which need no mean",
     )
 
 
 def geodesic_combination(rotations: Tensor, weights: Sequence[float]) -> Tensor:
-    """The mean by ``weights``, turned on by their sum: ``R^w`` for one rotation, their product where all commute.
+    """The weighted mean to the power of the sum of the weights: ``R^w`` for one, a product where all commute.
 
     A negative weight takes the inverse rotation. Shapes: as for :func:`karcher_mean`.
     """
@@ -54,8 +54,8 @@ def geodesic_combination(rotations: Tensor, weights: Sequence[float]) -> Tensor:
     kept = [i for i, weight in enumerate(weights) if weight]
     if not kept:
         return torch.eye(rotations.shape[-1], dtype=torch.float64).expand(rotations.shape[1:]).clone()
-    turned = torch.stack([rotations[i] if weights[i] > 0 else rotations[i].mT for i in kept])
-    return planes(karcher_mean(turned, [abs(weights[i]) for i in kept])).power(total)
+    rotated = torch.stack([rotations[i] if weights[i] > 0 else rotations[i].mT for i in kept])
+    return planes(karcher_mean(rotated, [abs(weights[i]) for i in kept])).power(total)
 
 
 def product(rotations: Tensor, weights: Sequence[float], last_first: bool = False) -> Tensor:

@@ -1,4 +1,4 @@
-"""What can be read off a rotation: how orthogonal it is and how far it turns."""
+"""Measurements of a rotation: its orthogonality error, and the angles of its planes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def orthogonality_error(R: Tensor) -> Tensor:
 
 
 def rotation_angles(R: Tensor) -> Tensor:
-    """Angles of the planes that ``R`` turns, in radians from 0 to pi, largest first.
+    """Angles of the planes that ``R`` rotates, in radians from 0 to pi, largest first.
 
     Shapes: ``(..., b, b)`` -> ``(..., b // 2)``; an odd ``b`` leaves one axis at rest, which is not listed.
 
@@ -29,7 +29,7 @@ def rotation_angles(R: Tensor) -> Tensor:
         tensor([1.5708], dtype=torch.float64)
     """
     angles = torch.linalg.eigvals(R.double()).angle().abs()
-    # Eigenvalues come in conjugate pairs; sorted by angle, every second one stands for its plane.
+    # Eigenvalues come in conjugate pairs; sorted by angle, every second one is the angle of a plane.
     return angles.sort(dim=-1, descending=True).values[..., : R.shape[-1] // 2 * 2 : 2]
 
 

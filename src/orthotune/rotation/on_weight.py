@@ -28,13 +28,13 @@ class KernelNeeds:
     stages: int = 1
 
 
-def turn(X: Tensor, R: Tensor) -> Tensor:
+def rotate_blocks(X: Tensor, R: Tensor) -> Tensor:
     """``X BD(R)ᵀ``: each run of ``b`` columns of ``X`` is multiplied by the transpose of its block.
 
     Shapes: ``X`` ``(..., n b)``, ``R`` ``(n, b, b)`` or ``(1, b, b)`` for one block that is used for every run.
 
     Example:
-        >>> turn(torch.tensor([[1.0, 0.0]]), torch.tensor([[[0.0, -1.0], [1.0, 0.0]]]))
+        >>> rotate_blocks(torch.tensor([[1.0, 0.0]]), torch.tensor([[[0.0, -1.0], [1.0, 0.0]]]))
         tensor([[0., 1.]])
     """
     b = R.shape[-1]
@@ -43,15 +43,15 @@ def turn(X: Tensor, R: Tensor) -> Tensor:
 
 
 def lifted(weight: Tensor) -> Tensor:
-    """The weight in float32, or in float64 if that is what it has; a gradient passes through."""
+    """The weight in float32, or in float64 for a float64 weight; differentiable."""
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def rows_scaled(matrix: Tensor, scale: Tensor | None) -> Tensor:
-    """Each row times its number; the matrix itself when there is no scale.
+    """Multiply each row by its scale; without a scale the matrix is returned.
 
     Raises:
-        AdapterFileError: there are not as many numbers as rows.
+        AdapterFileError: the scale has not one value per row.
     """
     if scale is None:
         return matrix
@@ -105,7 +105,7 @@ def refuse_scale(scale: Tensor | None, what: str) -> None:
 
 
 def refuse_misfit(features: int, needed: int, shape: Sequence[int], side: str) -> NoReturn:
-    """Raise an AdapterFileError that says which weight the blocks would fit."""
+    """Raise an AdapterFileError that describes the weight that the blocks fit."""
     raise AdapterFileError(
         f"the adapter does not fit a weight of shape {list(shape)}",
         got=f"{features} features on its {side} side",

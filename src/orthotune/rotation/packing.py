@@ -14,12 +14,12 @@ _squares: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
 
 def element_count(block_size: int) -> int:
-    """Free numbers of one skew block: ``b (b - 1) / 2``."""
+    """Number of parameters of one skew block: ``b (b - 1) / 2``."""
     return block_size * (block_size - 1) // 2
 
 
 def block_size_of(elements: int) -> int:
-    """The block size whose strict upper triangle holds ``elements`` numbers.
+    """The block size whose strict upper triangle has ``elements`` elements.
 
     Raises:
         OrthotuneError: no block size has that many.
@@ -31,8 +31,8 @@ def block_size_of(elements: int) -> int:
     block_size = (1 + math.isqrt(1 + 8 * elements)) // 2
     if element_count(block_size) != elements:
         raise OrthotuneError(
-            f"a packed block of {elements} numbers",
-            needed="b (b - 1) / 2 numbers for some block size b, as 28 for b = 8",
+            f"a packed block of {elements} elements",
+            needed="b (b - 1) / 2 elements for some block size b, such as 28 for b = 8",
             do="The tensor is not a packed skew matrix; check which format the file has",
         )
     return block_size
@@ -62,7 +62,7 @@ def _triangle(block_size: int, device: torch.device, lower: bool) -> Tensor:
 
 
 def _square(block_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each place of a block, row by row: where its number is in the packed vector, and its sign (0, 1 or -1)."""
+    """For each element of a block, row by row: its index in the packed vector, and its sign (0, 1 or -1)."""
     if torch.compiler.is_compiling():
         return _places(block_size, device)
     key = (block_size, device)
@@ -96,7 +96,7 @@ def unpack(v: Tensor, block_size: int) -> Tensor:
         tensor([[ 0.,  1.],
                 [-1.,  0.]])
     """
-    # One gather of every place and a product with the signs take half the time of a scatter and a transpose.
+    # One gather of all elements and a product with the signs take half the time of a scatter and a transpose.
     if block_size == 1:
         return v.new_zeros(*v.shape[:-1], 1, 1)
     index, sign = _square(block_size, v.device)

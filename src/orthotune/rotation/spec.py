@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from orthotune.rotation.ball import coft_radius, project
 from orthotune.rotation.cayley import cayley, cayley_plain
+from orthotune.rotation.coft import coft_radius, project
 from orthotune.rotation.neumann import neumann
 from orthotune.rotation.packing import unpack
 from orthotune.rotation.strength import Kind
@@ -24,20 +24,20 @@ Map = Literal["exact", "neumann", "neumann_legacy"]
 
 @dataclass(frozen=True)
 class RotationSpec:
-    """An orthogonal transform of one weight, without its numbers. Pure data; equal specs mean the same map.
+    """An orthogonal transform of one weight, without its parameters. Pure data; equal specs mean the same map.
 
     Args:
         block_size: size ``b`` of a block; 0 while the width of the layer has yet to decide.
         side: whether the layer's inputs or its outputs are rotated.
         map: from skew matrices to rotations: the exact Cayley map, or one of PEFT's two Neumann polynomials.
         terms: length of a polynomial.
-        shared: one stored block for every place.
-        scaled: the stored numbers are divided by ``2 sqrt(b - 1)``, so that one learning rate fits every block size.
-        eps: radius of COFT's ball in PEFT's units (see :func:`~orthotune.rotation.ball.coft_radius`), which bounds the
+        shared: one stored block is used for all blocks.
+        scaled: the stored parameters are divided by ``2 sqrt(b - 1)``, so that one learning rate fits every block size.
+        eps: COFT radius in PEFT's units (see :func:`~orthotune.rotation.coft.coft_radius`), which bounds the
             Frobenius norm of each skew block; None leaves the rotation free.
         dropout: probability that a block is the identity, in training.
         magnitude: a trained scale for each output neuron beside the rotation.
-        dtype: of the stored numbers, float32 or float64.
+        dtype: of the stored parameters, float32 or float64.
         blend: what strengths other than 1 mean until another kind is set.
         transform: name of the transform in :data:`orthotune.rotation.transform.TRANSFORMS`.
 
@@ -68,7 +68,7 @@ class RotationSpec:
 
     @property
     def scale(self) -> float:
-        """Factor between the stored numbers and the skew matrix."""
+        """Factor between the stored parameters and the skew matrix."""
         return 1 / self._divisor if self.scaled else 1.0
 
     @property
@@ -77,15 +77,15 @@ class RotationSpec:
 
     @property
     def batch_key(self) -> Hashable:
-        """Rotations with equal keys can be computed in one batch: nothing in them goes by the layer."""
+        """Rotations with equal keys can be computed in one batch: nothing in them depends on the layer."""
         return (self.block_size, self.map, self.terms if not self.exact else 0, self.scaled, self.dtype)
 
     def within_ball(self, v: Tensor) -> Tensor:
-        """The stored numbers ``(..., rows, n)`` after COFT's projection; unchanged without COFT."""
+        """The stored parameters ``(..., rows, n)`` after COFT's projection; unchanged without COFT."""
         return v if self.eps is None else project(v, coft_radius(self.eps, v.shape[-2]) / self.scale)
 
     def vector(self, v: Tensor) -> Tensor:
-        """The packed skew blocks ``(..., rows, n)`` of stored numbers: scaled, within COFT's ball, at least float32."""
+        """The packed skew blocks ``(..., rows, n)`` of stored parameters: scaled, projected, at least float32."""
         # Numbers of one byte have no promotion in torch.
         v = self.within_ball(v if v.dtype == torch.float64 else v.float())
         return v / self._divisor if self.scaled else v  # as the tools do that write such files, to the last bit
@@ -95,7 +95,7 @@ class RotationSpec:
         return unpack(self.vector(v), self.block_size)
 
     def rotation(self, v: Tensor) -> Tensor:
-        """Rotations of stored numbers, the meaning that every faster path is held to.
+        """Rotations of stored parameters: the reference for every faster path.
 
         Shapes: ``v`` ``(..., rows, b (b - 1) / 2)``, returns ``(..., rows, b, b)`` in float32, or float64 for float64.
         """

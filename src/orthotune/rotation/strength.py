@@ -15,7 +15,7 @@ Kind = Literal["geodesic", "linear", "rotation"]
 
 @dataclass(frozen=True)
 class Strength:
-    """``t`` from 0, the base, over 1, the adapter, to any number; ``kind`` says what lies between.
+    """Adapter strength ``t``: 0 is the base, 1 the adapter as trained; ``kind`` selects the interpolation.
 
     Example:
         >>> Strength(0.5).partial, Strength().partial

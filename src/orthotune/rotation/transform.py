@@ -23,14 +23,14 @@ from orthotune.rotation.on_weight import (
     on_features,
     refuse_misfit,
     refuse_scale,
-    turn,
+    rotate_blocks,
 )
 from orthotune.rotation.packing import element_count
 from orthotune.rotation.spec import RotationSpec, Side
 
 
 class Transform(Protocol):
-    """A map ``M`` of the features of one side of a layer, with its numbers.
+    """A map ``M`` of the features of one side of a layer, with its parameters.
 
     ``side="in"``: ``W' = W Mᵀ``, the layer's input becomes ``x M``. ``side="out"``: ``W' = M W``, its output becomes
     ``y Mᵀ``.
@@ -74,14 +74,14 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class BlockTransform:
-    """Blocks of a spec with their stored numbers, the meaning that layers and kernels are held to.
+    """Blocks of a spec with their stored parameters: the reference for layers and kernels.
 
     Args:
-        spec: what the numbers mean.
+        spec: the meaning of the parameters.
         numbers: ``(rows, b (b - 1) / 2)``; one row if the spec shares its block.
         magnitude: scale of the output neurons ``(out,)``, or None.
         blend: what strengths other than 1 mean in the file's own tool.
-        ragged: the blocks may reach past the features and are cut there (PEFT before 0.14).
+        ragged: the last block may reach past the features and is truncated (PEFT before 0.14).
 
     Example:
         >>> quarter = BlockTransform(RotationSpec(block_size=2), torch.ones(1, 1))
@@ -117,7 +117,7 @@ class BlockTransform:
 
     @property
     def parameters(self) -> int:
-        """How many numbers were trained."""
+        """Number of trained parameters."""
         return self.numbers.numel() + (0 if self.magnitude is None else self.magnitude.numel())
 
     @property
@@ -157,7 +157,7 @@ class BlockTransform:
         R, features = self.spec.rotation(self.numbers).to(X.dtype), X.shape[-1]
         width = R.shape[0] * R.shape[-1]
         past = -features % width if self.spec.shared else width - features
-        return turn(pad(X, (0, past)) if past else X, R.mT if back else R)[..., :features]
+        return rotate_blocks(pad(X, (0, past)) if past else X, R.mT if back else R)[..., :features]
 
     def act(self, x: Tensor) -> Tensor:
         """The layer's input or output, mapped; see :func:`~orthotune.rotation.on_weight.on_features`."""
@@ -178,19 +178,19 @@ class BlockTransform:
         return at_strength(W, rotated, self.magnitude, self.blend, strength).reshape(weight.shape)
 
     def inverse(self) -> BlockTransform | Blocks:
-        """The map that undoes this one: the negative numbers of the exact map, the inverse blocks of a series.
+        """The inverse map: negative parameters of the exact map, inverse blocks of a series.
 
         Raises:
-            OrthotuneError: the rows are scaled, too; or the blocks may be cut, which no numbers undo.
+            OrthotuneError: the rows are scaled, too; or blocks are truncated, which has no inverse.
         """
         self._refuse_more("an inverse")
-        return replace(self, numbers=-self.numbers) if self.spec.exact else self._finished().inverse()
+        return replace(self, numbers=-self.numbers) if self.spec.exact else self._dense().inverse()
 
     def power(self, t: float) -> BlockTransform | Blocks:
         """``M^t``: every plane by ``t`` times its angle.
 
         Raises:
-            OrthotuneError: the rows are scaled, too; or the blocks may be cut, which have no powers.
+            OrthotuneError: the rows are scaled, too; or blocks are truncated, which has no powers.
         """
         if t == 1:
             return self
@@ -199,9 +199,9 @@ class BlockTransform:
             return replace(self, numbers=torch.zeros_like(self.numbers))
         R = self.spec.rotation(self.numbers)
         found = planes_of_skew(self.spec.skew(self.numbers), None if self.spec.exact else R).power(t).to(R.dtype)
-        return replace(self._finished(), matrices=found)
+        return replace(self._dense(), matrices=found)
 
-    def _finished(self) -> Blocks:
+    def _dense(self) -> Blocks:
         return Blocks(self.spec.rotation(self.numbers), self.side, None, self.blend, self.spec.shared)
 
     def _refuse_more(self, what: str) -> None:

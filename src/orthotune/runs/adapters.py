@@ -32,10 +32,10 @@ def rotation_config(
         RecipeError: an option that OFTConfig does not have.
     """
     _known("rotation", options, OFTConfig)
-    # A size is passed only when it was said: OFTConfig fits its own default to each layer, but refuses to change ours.
-    said = {"r": r, "oft_block_size": block_size, "eps": eps, **(options or {})}
-    said = {name: value for name, value in said.items() if value is not None}
-    return OFTConfig(target_modules=targets, task_type="CAUSAL_LM", coft=coft, **said)
+    # A size is only passed if it was given: OFTConfig adapts its default to each layer, but not a given size.
+    given = {"r": r, "oft_block_size": block_size, "eps": eps, **(options or {})}
+    given = {name: value for name, value in given.items() if value is not None}
+    return OFTConfig(target_modules=targets, task_type="CAUSAL_LM", coft=coft, **given)
 
 
 def lora_config(
@@ -55,9 +55,9 @@ def lora_config(
             needed="the base as it was, against which drift and changed angles are measured",
             do="Choose another one: true, gaussian, orthogonal or eva",
         )
-    said = {"r": rank, "lora_alpha": alpha or 2 * rank, "lora_dropout": 0.0, **(options or {})}
+    given = {"r": rank, "lora_alpha": alpha or 2 * rank, "lora_dropout": 0.0, **(options or {})}
     try:
-        return LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **said)
+        return LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **given)
     except (TypeError, ValueError) as fault:
         raise RecipeError(f"lora={options}", got=str(fault)) from fault
 

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: each appears whole by rename, the newest unaltered one is found, the oldest are removed."""
+"""The checkpoints of a run: written atomically by rename; find the newest intact one, remove the oldest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Say = Callable[[str], None]
 
 
 @contextmanager
-def new_checkpoint(home: Path, step: int, keep: int | None = None) -> Iterator[Path]:
+def new_checkpoint(folder: Path, step: int, keep: int | None = None) -> Iterator[Path]:
     """A folder to write a checkpoint to, file by file.
 
     When the block ends well, its bytes are brought to the disk, ``manifest.json`` with their checksums is added, the
@@ -26,7 +26,7 @@ def new_checkpoint(home: Path, step: int, keep: int | None = None) -> Iterator[P
     the process before, what was there stays there.
 
     Args:
-        home: the folder of the run's checkpoints; made when missing.
+        folder: the folder of the run's checkpoints; created if missing.
         step: steps done.
         keep: how many stay, this one included; all of them if None.
 
@@ -37,8 +37,8 @@ def new_checkpoint(home: Path, step: int, keep: int | None = None) -> Iterator[P
         >>> with new_checkpoint(Path("runs/a/checkpoints"), 50, keep=2) as folder:  # doctest: +SKIP
         ...     save_file(tensors, folder / "adapter_model.safetensors")
     """
-    final, partial = home / f"checkpoint-{step}", home / f".checkpoint-{step}.part"
-    home.mkdir(parents=True, exist_ok=True)
+    final, partial = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}.part"
+    folder.mkdir(parents=True, exist_ok=True)
     atomic.remove(partial)
     try:
         partial.mkdir()
@@ -48,18 +48,18 @@ def new_checkpoint(home: Path, step: int, keep: int | None = None) -> Iterator[P
     finally:
         atomic.remove(partial)
     if keep is not None:
-        for old in [path for path in by_step(home) if path != final][max(1, keep) - 1 :]:
+        for old in [path for path in by_step(folder) if path != final][max(1, keep) - 1 :]:
             atomic.remove(old)
 
 
-def newest(home: Path, say: Say | None = None) -> Path | None:
+def newest(folder: Path, say: Say | None = None) -> Path | None:
     """The checkpoint with the most steps whose files are all as they were written; None if there is none.
 
     Args:
-        home: the folder of the run's checkpoints.
-        say: told about each newer one that is passed over, and what is wrong with it.
+        folder: the folder of the run's checkpoints.
+        say: called with a message for each newer checkpoint that is skipped because it is damaged.
     """
-    found = by_step(home)
+    found = by_step(folder)
     for path in (path for path in found if (path / MANIFEST).is_file()):
         try:
             check(path)
@@ -68,22 +68,22 @@ def newest(home: Path, say: Say | None = None) -> Path | None:
                 say(f"{fault} The one before it is used.")
             continue
         return path
-    # Checkpoints of a version that wrote no manifest: only a cut-off one can be told.
-    return next((path for path in found if not (path / MANIFEST).is_file() and state_is_whole(path)), None)
+    # Checkpoints of a version without manifests: only incomplete ones can be detected.
+    return next((path for path in found if not (path / MANIFEST).is_file() and state_is_complete(path)), None)
 
 
-def by_step(home: Path) -> list[Path]:
+def by_step(folder: Path) -> list[Path]:
     """The folders that are called checkpoints, the most steps first."""
-    found = [(int(name[1]), path) for path in home.glob("checkpoint-*") if (name := _NAME.fullmatch(path.name))]
+    found = [(int(name[1]), path) for path in folder.glob("checkpoint-*") if (name := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def sweep(home: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove what a process that was killed left of a checkpoint, except one that was just about to be exchanged."""
-    atomic.sweep(home, names=r"checkpoint-\d+")
+    atomic.sweep(folder, names=r"checkpoint-\d+")
 
 
-def state_is_whole(checkpoint: Path) -> bool:
+def state_is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint without a manifest was written to its end: the trainer writes its state last."""
     try:
         return isinstance(trainer_step(checkpoint), int)

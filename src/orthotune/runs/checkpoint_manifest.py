@@ -34,17 +34,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint, unaltered; its files are not looked at.
 
     Raises:
-        OutputError: there is none, or it is no longer what was written; says which.
+        OutputError: there is no manifest, or a file differs from it; names the file.
     """
     if not (folder / MANIFEST).is_file():
         raise OutputError(f"checkpoint {folder}", got=f"no {MANIFEST}, so it was cut off in writing")
     try:
         found = read_json(folder / MANIFEST)
         kept = {name: value for name, value in found.items() if name != "sha256"}
-        whole = found["sha256"] == _digest(kept) and isinstance(kept["step"], int) and isinstance(kept["files"], dict)
+        complete = (
+            found["sha256"] == _digest(kept) and isinstance(kept["step"], int) and isinstance(kept["files"], dict)
+        )
     except (ValueError, KeyError, TypeError) as fault:
         raise OutputError(f"checkpoint {folder}", got=f"a {MANIFEST} that cannot be read") from fault
-    if not whole:
+    if not complete:
         raise OutputError(f"checkpoint {folder}", got=f"a {MANIFEST} that was altered")
     return kept
 
@@ -60,16 +62,16 @@ def check(folder: Path) -> int:
         50
     """
     manifest = read_manifest(folder)
-    for name, told in manifest["files"].items():
+    for name, recorded in manifest["files"].items():
         inside = PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts:
             raise OutputError(f"checkpoint {folder}", got=f"the name {name!r}, which leads out of it")
         path = folder / inside
         try:
             size = path.stat().st_size
-            if size != told["bytes"]:
-                raise OutputError(f"checkpoint {folder}", got=f"{size} bytes in {name}", needed=f"{told['bytes']}")
-            same = _sha256(path) == told["sha256"]
+            if size != recorded["bytes"]:
+                raise OutputError(f"checkpoint {folder}", got=f"{size} bytes in {name}", needed=f"{recorded['bytes']}")
+            same = _sha256(path) == recorded["sha256"]
         except (OSError, KeyError, TypeError) as fault:
             raise OutputError(f"checkpoint {folder}", got=f"no {name} that can be read") from fault
         if not same:

@@ -15,12 +15,12 @@ from orthotune.files.platforms import ending_signals
 class Stopped(KeyboardInterrupt):
     """A run that a signal ended; ``number`` is the signal's."""
 
-    def __init__(self, number: int, words: str) -> None:
-        super().__init__(number, words)
-        self.number, self.words = number, words
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(number, message)
+        self.number, self.message = number, message
 
     def __str__(self) -> str:
-        return self.words
+        return self.message
 
 
 class StopOnSignal:
@@ -30,7 +30,7 @@ class StopOnSignal:
     Handlers exist in the main thread only; elsewhere nothing is changed.
 
     Args:
-        say: told about a signal that is being waited for.
+        say: called with a message when a signal arrives and the step is still running.
 
     Example:
         >>> with StopOnSignal() as stop:
@@ -49,9 +49,9 @@ class StopOnSignal:
         """Name of the signal that asks to stop, or None."""
         return signal.Signals(self.number).name if self.number else None
 
-    def stopped(self, words: str) -> Stopped:
+    def stopped(self, message: str) -> Stopped:
         """The exception that ends the run."""
-        return Stopped(self.number, words)
+        return Stopped(self.number, message)
 
     def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():
@@ -73,8 +73,10 @@ class StopOnSignal:
             raise Stopped(number, f"Stopped by {name} before the checkpoint was saved.")
         # The signal may have come while something was being printed, which cannot be entered twice.
         with suppress(RuntimeError):
-            (self.say or _silent)(f"{name}: stopping after this step and its checkpoint; once more stops at once.")
+            (self.say or _silent)(
+                f"{name}: stopping after this step and its checkpoint; a second signal stops at once."
+            )
 
 
-def _silent(words: str) -> None:
-    """Nobody is told."""
+def _silent(message: str) -> None:
+    """Drop the message."""

@@ -38,7 +38,7 @@ class ClippingWatch:
     def see(self, step: int, norm: float | None) -> str | None:
         """The warning, when ``step`` is the one that completes a stretch for the first time.
 
-        Steps that were left out have no norm, and neither count nor begin a stretch anew.
+        Steps that were skipped have no norm, and neither count nor begin a stretch anew.
         """
         if norm is None or not math.isfinite(norm) or not 0 < self.limit < math.inf:
             return None

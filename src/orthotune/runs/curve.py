@@ -1,4 +1,4 @@
-"""The picture of one run: training loss, and the loss of the new and the old domain, or the scores of its pictures."""
+"""The image of one run: training loss, and the loss of the new and the source domain, or the scores of its images."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def draw_curve(lines: Sequence[Line], path: Path, title: str) -> None:
     if training:
         learning.plot(*zip(*training, strict=True), color=TRAINING, linewidth=0.8, label="training batch")
     for axes, key, colour, name in (
-        (learning, "new_nats", NEW, "new domain, held out"),
-        (forgetting, "old_nats", OLD, "old domain, held out"),
+        (learning, "new_nats", NEW, "target domain, held out"),
+        (forgetting, "old_nats", OLD, "source domain, held out"),
     ):
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         if points:
@@ -73,7 +73,7 @@ def draw_scores(lines: Sequence[Line], path: Path, title: str, names: Sequence[s
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         panels[1].plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.4, label=name)
     if names:
-        panels[1].set_title("Scores of its pictures", fontsize=11)
+        panels[1].set_title("Scores of its images", fontsize=11)
         panels[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for axes in panels:
         axes.set_xlabel("step")
@@ -84,7 +84,7 @@ def draw_scores(lines: Sequence[Line], path: Path, title: str, names: Sequence[s
 
 
 def _smoothed(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """The mean over the tenth of the points up to each one: the loss of one step says little."""
+    """The mean over the tenth of the points up to each one: the loss of a single step is noisy."""
     size, found = max(1, len(points) // 10), list[tuple[int, float]]()
     for number, (step, _) in enumerate(points, start=1):
         recent = [value for _, value in points[max(0, number - size) : number]]

@@ -53,9 +53,9 @@ class RunDirectory:
     def open(self, settings: dict[str, Any], resume: str, say: Callable[[str], None] | None = None) -> Path | None:
         """Check that ``settings`` may be run here; return the checkpoint to go on from, None for a fresh start.
 
-        From then on no other process can open it, until :meth:`drop_if_empty`; a finished run is held by nobody. Of a
-        launch of several processes one opens it. ``say`` is told about checkpoints that are damaged and therefore
-        passed over, and about a file system without locks.
+        From then on no other process can open it, until :meth:`drop_if_empty`; a finished run is not locked. Of a
+        launch of several processes one opens it. ``say`` is called with a message for damaged checkpoints, which are
+        therefore passed over, and about a file system without locks.
 
         Raises:
             OutputError: another run lives here and ``resume`` is ``never``, or is going on in another process.
@@ -100,7 +100,7 @@ class RunDirectory:
         return self.record.is_file()
 
     def newest_checkpoint(self, say: Callable[[str], None] | None = None) -> Path | None:
-        """The checkpoint with the most steps that is as it was written; ``say`` is told about damaged newer ones."""
+        """The newest checkpoint that is intact; ``say`` gets a message for each newer one that is damaged."""
         return checkpoint_folder.newest(self.checkpoints, say)
 
     def _taken(self) -> OutputError:
@@ -133,19 +133,19 @@ def step_of(checkpoint: Path | None) -> int:
     """The step at which a checkpoint was taken; 0 without one."""
     if checkpoint is None:
         return 0
-    whole = (checkpoint / MANIFEST).is_file()
-    return int(read_manifest(checkpoint)["step"]) if whole else checkpoint_folder.trainer_step(checkpoint)
+    complete = (checkpoint / MANIFEST).is_file()
+    return int(read_manifest(checkpoint)["step"]) if complete else checkpoint_folder.trainer_step(checkpoint)
 
 
 def _given(checkpoint: Path) -> Path:
     """A checkpoint that was named, if it may be gone on from."""
-    said, do = f"resume={checkpoint}", "Pass resume=auto, which takes the newest that is whole"
+    given, do = f"resume={checkpoint}", "Pass resume=auto, which takes the newest complete checkpoint"
     if not (checkpoint / MANIFEST).is_file():
-        if not checkpoint_folder.state_is_whole(checkpoint):
-            raise RecipeError(said, got="no complete checkpoint there", do=do)
+        if not checkpoint_folder.state_is_complete(checkpoint):
+            raise RecipeError(given, got="no complete checkpoint there", do=do)
         return checkpoint
     try:
         check(checkpoint)
     except OutputError as fault:
-        raise RecipeError(said, got=fault.got, do=do) from fault
+        raise RecipeError(given, got=fault.got, do=do) from fault
     return checkpoint

@@ -47,7 +47,7 @@ def configure(arguments: TrainingArguments, word: Distributed, *, full: bool) ->
         arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy()
     state = PartialState()
     if state.distributed_type == DistributedType.MULTI_CPU:
-        # accelerate turns FSDP on for kinds of process that have an accelerator; torch shards on a CPU just as well.
+        # accelerate only enables FSDP with an accelerator, although torch can also shard on a CPU.
         state.distributed_type = DistributedType.MULTI_GPU
     return arguments
 
@@ -56,7 +56,7 @@ def check_started(trainer: Trainer, word: Distributed) -> None:
     """Refuse to train in another way than was asked for.
 
     Raises:
-        RecipeError: the installed libraries did not turn on what ``word`` says.
+        RecipeError: the installed libraries did not enable the engine ``word``.
     """
     found = {
         "fsdp2": trainer.is_fsdp_enabled and trainer.accelerator.is_fsdp2,

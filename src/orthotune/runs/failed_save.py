@@ -15,17 +15,17 @@ OnFailedSave = Literal["stop", "go-on"]
 
 
 @contextmanager
-def bearing(home: Path, step: int, on_failed_save: OnFailedSave, say: Callable[[str], None]) -> Iterator[None]:
-    """Within it, a write of the checkpoint of ``step`` that the system refuses ends the run in words, or is told.
+def bearing(folder: Path, step: int, on_failed_save: OnFailedSave, say: Callable[[str], None]) -> Iterator[None]:
+    """Context manager: convert an OSError while saving into an OutputError (``stop``) or a message (``go-on``).
 
     Args:
-        home: the folder of the run's checkpoints.
+        folder: the folder of the run's checkpoints.
         step: steps done.
         on_failed_save: ``stop`` or ``go-on``.
-        say: told why, and that training goes on.
+        say: called with the reason, if training goes on.
 
     Raises:
-        OutputError: the write was refused and ``on_failed_save`` is ``stop``; says which checkpoint is kept.
+        OutputError: the checkpoint could not be written and ``on_failed_save`` is ``stop``; names the kept checkpoint.
 
     Example:
         >>> with bearing(Path("runs/a/checkpoints"), 50, "go-on", print):
@@ -39,20 +39,20 @@ def bearing(home: Path, step: int, on_failed_save: OnFailedSave, say: Callable[[
         if not is_failed_write(fault):
             raise
         error = OutputError(
-            f"the checkpoint of step {step} could not be written to {home}",
+            f"the checkpoint of step {step} could not be written to {folder}",
             got=reason(fault),
-            do=f"Free some space and go on with resume=auto: {kept(home)}",
+            do=f"Free some space and go on with resume=auto: {kept(folder)}",
         )
         if on_failed_save == "stop":
             raise error from fault
         say(f"{error} Training goes on (on_failed_save=go-on).")
 
 
-def kept(home: Path) -> str:
-    """Which checkpoint is there, in words.
+def kept(folder: Path) -> str:
+    """A phrase for a message that names the checkpoint that is kept.
 
     Example:
         >>> kept(Path("no-such-run"))
         'there is no checkpoint yet'
     """
-    return next((f"{path.name} is kept" for path in by_step(home)), "there is no checkpoint yet")
+    return next((f"{path.name} is kept" for path in by_step(folder)), "there is no checkpoint yet")

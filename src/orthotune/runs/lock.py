@@ -16,11 +16,11 @@ class RunLock(FileLock):
 
     Example:
         >>> import pathlib, tempfile
-        >>> home = pathlib.Path(tempfile.mkdtemp())
-        >>> lock = RunLock(home / ".lock")
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> lock = RunLock(folder / ".lock")
         >>> lock.take(print)
         >>> lock.release()
-        >>> list(home.iterdir())
+        >>> list(folder.iterdir())
         []
     """
 
@@ -31,7 +31,7 @@ class RunLock(FileLock):
             log: receives the message that there are no locks here.
 
         Raises:
-            OutputError: another process holds it; says which one and what to do.
+            OutputError: another process holds the lock; names the process and a remedy.
         """
         try:
             self.acquire()

@@ -25,8 +25,8 @@ def give_magnitudes_a_rate(optimizer: Optimizer, model: nn.Module, factor: float
     """Let the magnitudes of ``model`` learn at ``factor`` times the rate of their group in ``optimizer``, in place.
 
     Call it before a schedule is made, which keeps the ratio. Adam moves every number by about the learning rate a
-    step; a magnitude is a whole neuron's scale, an entry of a generator one of many that turn it. (LoRA+, arXiv
-    2402.12354, has as much to say of LoRA's two matrices.)
+    step; a magnitude scales an entire neuron, while a parameter of a rotation is one of many that rotate it. (LoRA+,
+    arXiv 2402.12354, makes the same observation about LoRA's two matrices.)
 
     Args:
         optimizer: of the parameters of ``model``, any that has ``param_groups``.

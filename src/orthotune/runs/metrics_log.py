@@ -20,18 +20,18 @@ Line = dict[str, Any]
 class MetricsLog:
     """Appends lines to a file; a resumed run first drops what lies beyond its checkpoint.
 
-    A line has ``step``, ``seconds`` (since the start of training, interruptions left out) and, where measured,
+    A line has ``step``, ``seconds`` (since the start of training, interruptions skipped) and, where measured,
     ``train_loss``, ``learning_rate``, ``gradient_norm`` (before clipping), ``new_nats`` and ``old_nats`` (nats per
     token), and ``diagnosis``.
 
-    A line that cannot be written, as on a full disk, ends the run in words, or is kept until there is room: the file
-    holds whole lines either way.
+    A line that cannot be written, for example on a full disk, is an error or is kept until there is room; the file
+    always holds complete lines.
 
     Args:
         path: the file; None keeps the lines in memory, for processes beside the main one.
         from_step: the last step whose line is kept.
         on_failed_save: ``stop`` or ``go-on``, as of a checkpoint that cannot be written.
-        say: told, once, that lines cannot be written and the run goes on.
+        say: called once with a message if lines cannot be written and the run goes on.
 
     Raises:
         OutputError: the file cannot be written and ``on_failed_save`` is ``stop``; from ``append``, too.
@@ -46,7 +46,7 @@ class MetricsLog:
     ) -> None:
         self.path, self.on_failed_save, self.say = path, on_failed_save, say
         self._unwritten: list[bytes] = []
-        self._told = False
+        self._reported = False
         self._attached: Line = {}
         self.lines: list[Line] = []
         if path is None:
@@ -91,9 +91,9 @@ class MetricsLog:
             error = OutputError(f"writing {path}", got=reason(fault), do="Free some space and go on with resume=auto")
             if self.on_failed_save == "stop":
                 raise error from fault
-            if self.say is not None and not self._told:
+            if self.say is not None and not self._reported:
                 self.say(f"{error} Its lines are kept until there is room (on_failed_save=go-on).")
-            self._told = True
+            self._reported = True
         else:
             self._bytes, self._unwritten = self._bytes + len(text), []
 
@@ -121,5 +121,5 @@ def _text(line: Line) -> bytes:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of the file; a last line that was cut off in writing is left out."""
+    """The lines of the file; a last line that was cut off in writing is skipped."""
     return complete_json_lines(path)

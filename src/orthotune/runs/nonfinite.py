@@ -71,38 +71,38 @@ def first_bad_output(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
     return found[0].removesuffix(".base_layer") if found else None
 
 
-def left_out(step: int, kind: Kind, layer: str | None, count: int, most: int, advice: str, home: Path) -> str:
-    """What is said of a step that was left out.
+def skipped_message(step: int, kind: Kind, layer: str | None, count: int, most: int, advice: str, folder: Path) -> str:
+    """The message about a skipped step.
 
     Args:
         step: the step.
         kind: what of it is not finite.
         layer: where it appeared first, if known.
         count: such steps of the run until now, this one included.
-        most: how many are borne.
+        most: largest number of such steps that is tolerated.
         advice: what to train with instead, for the error.
-        home: the folder of the run's checkpoints.
+        folder: the folder of the run's checkpoints.
 
     Raises:
         TrainingError: there were more than ``most``; names the layer and the checkpoint that is kept.
 
     Example:
-        >>> left_out(3, "loss", "layers.0.mlp", 1, 10, "Train with a lower learning rate", Path("checkpoints"))
-        "Left out: the loss of step 3 is NaN or infinite, first in layer 'layers.0.mlp'. Nothing was changed; 1 of at \
-most 10."
+        >>> skipped_message(3, "loss", "layers.0.mlp", 1, 10, "Train with a lower learning rate", Path("checkpoints"))
+        "Skipped: the loss of step 3 is NaN or infinite, first in layer 'layers.0.mlp'. No parameter was changed; 1 of \
+at most 10 skipped steps."
     """
-    said = f"the {kind} of step {step} is NaN or infinite" + (f", first in layer '{layer}'" if layer else "")
+    given = f"the {kind} of step {step} is NaN or infinite" + (f", first in layer '{layer}'" if layer else "")
     if count > most:
         raise TrainingError(
-            said[0].upper() + said[1:],
+            given[0].upper() + given[1:],
             got=f"{count} such steps in this run, max_skipped is {most}",
-            do=f"{advice}; {kept(home)}",
+            do=f"{advice}; {kept(folder)}",
         )
-    return f"Left out: {said}. Nothing was changed; {count} of at most {most}."
+    return f"Skipped: {given}. No parameter was changed; {count} of at most {most} skipped steps."
 
 
 def not_saved(step: int, parameter: str | None) -> str:
-    """What is said where a checkpoint would hold NaN or infinity; ``parameter`` is None where another process has it.
+    """The error for a checkpoint that would hold NaN or infinity; ``parameter`` is None where another process has it.
 
     Example:
         >>> not_saved(6, "proj.oft_R")
@@ -129,7 +129,7 @@ def _finite(tensors: list[Tensor]) -> bool:
     for tensor in tensors:
         local = cast(Any, tensor).to_local() if hasattr(tensor, "to_local") else tensor  # a shard's own part
         if local.numel() and local.device.type != "meta":
-            plain = local.float() if local.element_size() == 1 else local  # torch asks numbers of one byte nothing
+            plain = local.float() if local.element_size() == 1 else local  # isfinite() is not implemented for float8
             by_kind.setdefault((plain.device, plain.dtype), []).append(plain)
     # The largest number of each tensor: it cannot overflow, and many small tensors are one call.
     largest = (torch.stack(list(torch._foreach_norm(group, float("inf")))) for group in by_kind.values())

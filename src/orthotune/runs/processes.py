@@ -14,9 +14,9 @@ from accelerate.utils import broadcast_object_list
 
 from orthotune.errors import OrthotuneError, OutputError, RecipeError
 
-#: none: one process. ddp: a whole model in each. fsdp2, zero3: parameters spread over them. zero2: optimizer states.
+#: none: one process. ddp: an entire model in each. fsdp2, zero3: parameters spread over them. zero2: optimizer states.
 Distributed = Literal["none", "ddp", "fsdp2", "zero2", "zero3"]
-#: What `accelerate launch` turns on by itself when its own configuration says so.
+#: Environment variables of engines that `accelerate launch` enables from its own configuration.
 ENGINES = {"ACCELERATE_USE_FSDP": "fsdp2", "ACCELERATE_USE_DEEPSPEED": "zero"}
 Result = TypeVar("Result")
 
@@ -32,10 +32,10 @@ def is_main() -> bool:
 
 
 def check_launch(word: str) -> None:
-    """Refuse a word that does not fit how the run was launched.
+    """Refuse a value of ``distributed`` that does not fit how the run was launched.
 
     Raises:
-        RecipeError: several processes for one model without a word for it, a word without them, or a launcher that is
+        RecipeError: several processes without ``distributed``, ``distributed`` with one process, or a launcher that is
         configured for something else.
 
     Example:
@@ -57,7 +57,7 @@ def check_launch(word: str) -> None:
             raise RecipeError(
                 f"distributed={word}",
                 got=f"{variable}=true in the environment, from accelerate's own configuration",
-                do="Remove it from the launcher's configuration (accelerate config): the recipe's word decides",
+                do="Remove it from the launcher's configuration (accelerate config): the recipe's setting decides",
             )
 
 
@@ -90,7 +90,7 @@ def together() -> Iterator[None]:
     try:
         yield
     finally:
-        for variable, value in before.items():  # accelerate leaves word of what it did for the next run in this process
+        for variable, value in before.items():  # accelerate's settings would affect the next run in this process
             os.environ.pop(variable, None) if value is None else os.environ.update({variable: value})
 
 
@@ -105,7 +105,7 @@ def leave() -> None:
 
 
 def from_main(make: Callable[[], Result]) -> Result:
-    """What ``make`` gives in the main process, in every process; or the error that it raises, in its words.
+    """The result of ``make`` in the main process, broadcast to every process; or its error, with the same message.
 
     Example:
         >>> from_main(lambda: 2)
@@ -113,21 +113,21 @@ def from_main(make: Callable[[], Result]) -> Result:
     """
     if count() == 1:
         return make()
-    told: list[Any] = [None, None]
+    recorded: list[Any] = [None, None]
     if is_main():
         try:
-            told[0] = make()
+            recorded[0] = make()
         except OrthotuneError as error:
-            told[1] = str(error)
-    broadcast_object_list(told)
-    if told[1] is not None:
-        raise OrthotuneError(told[1])
-    result: Result = told[0]
+            recorded[1] = str(error)
+    broadcast_object_list(recorded)
+    if recorded[1] is not None:
+        raise OrthotuneError(recorded[1])
+    result: Result = recorded[0]
     return result
 
 
 def largest(number: int) -> int:
-    """The largest of the processes' numbers."""
+    """The maximum of a number over all processes."""
     if count() == 1:
         return number
     found = torch.tensor(number, device=PartialState().device)

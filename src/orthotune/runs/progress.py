@@ -44,7 +44,7 @@ class StepBar:
         self.task = self.bar.add_task(self.title, total=total, completed=completed, losses="")
 
     def show(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Go on to ``step``; ``values`` that are None are left out."""
+        """Go on to ``step``; ``values`` that are None are skipped."""
         if self.bar.tasks:
             losses = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if value is not None)
             self.bar.update(self.task, completed=step, losses=losses)

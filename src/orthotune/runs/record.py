@@ -1,4 +1,4 @@
-"""What a finished run was and what came of it, as written to run.json."""
+"""The record of a finished run, as written to run.json."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class RunRecord(BaseModel):
     Args:
         gain: new_before - new_after; what was learned.
         forgetting: old_after - old_before.
-        drift: mean divergence of the next-token distributions on the old domain, KL(before || after).
-        scores_before, scores_after: what an image model's pictures were scored with, by name.
-        skipped_steps: steps that were left out because a loss or gradient was not finite.
+        drift: mean divergence of the next-token distributions on the source domain, KL(before || after).
+        scores_before, scores_after: what an image model's images were scored with, by name.
+        skipped_steps: steps that were skipped because a loss or gradient was not finite.
         seconds: from loading the model to the written adapter; train_seconds: training steps only.
         artifacts: what was written, by kind, relative to the run directory.
     """

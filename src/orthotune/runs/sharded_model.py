@@ -24,8 +24,8 @@ def is_sharded(model: nn.Module) -> bool:
     return any(_is_unit(module) for module in model.modules()) or any(map(is_zero, model.parameters()))
 
 
-def whole_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """``model.named_modules()``, adapted layers with whole parameters while their turn lasts.
+def unsharded_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """``model.named_modules()``; each adapted layer is unsharded while it is visited.
 
     No more than one unit of FSDP2, or one layer of ZeRO-3, is gathered at a time. Every process must go through all of
     them.
@@ -51,7 +51,7 @@ def whole_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def gathered_adapter(model: nn.Module) -> dict[str, Tensor] | None:
-    """What a sharded model's ``save_pretrained`` needs as ``state_dict``: its adapter's tensors, whole and on the CPU.
+    """The ``state_dict`` for ``save_pretrained`` of a sharded model: the adapter's tensors, unsharded, on the CPU.
 
     The base is not gathered. None when nothing is sharded. Every process must ask for it.
     """
@@ -61,13 +61,13 @@ def gathered_adapter(model: nn.Module) -> dict[str, Tensor] | None:
     wanted: set[int] = set()
     for name in model.peft_config:
         wanted |= {id(tensor) for tensor in get_peft_model_state_dict(model, state, name).values()}
-    return {name: _whole(tensor) for name, tensor in state.items() if id(tensor) in wanted}
+    return {name: _full(tensor) for name, tensor in state.items() if id(tensor) in wanted}
 
 
-def _whole(tensor: Any) -> Tensor:
+def _full(tensor: Any) -> Tensor:
     with torch.no_grad(), _gathered([tensor]):
-        whole: Tensor = (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().cpu().clone()
-    return whole
+        complete: Tensor = (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().cpu().clone()
+    return complete
 
 
 def _gathered(parameters: list[Any]) -> AbstractContextManager[Any]:

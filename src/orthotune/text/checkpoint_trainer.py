@@ -1,4 +1,4 @@
-"""TRL's trainer, safe: checkpoints that appear whole, steps that are not finite left out, an end on a signal."""
+"""TRL's trainer, safe: checkpoints that appear whole, steps that are not finite skipped, an end on a signal."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from orthotune.runs.nonfinite import (
     first_bad_gradient,
     first_bad_output,
     gradients_are_finite,
-    left_out,
     not_saved,
+    skipped_message,
 )
 from orthotune.runs.processes import largest
 from orthotune.runs.sharded_model import gathered_adapter, is_sharded
@@ -39,8 +39,8 @@ class CheckpointTrainer(SFTTrainer):
     overflow that the scaler of float16 training meets is not, for it lowers its scale and goes on by itself.
 
     Args:
-        max_skipped: steps that may be left out over the whole run.
-        on_failed_save: whether a checkpoint that cannot be written ends the run, or is left out; of several processes
+        max_skipped: steps that may be skipped over the entire run.
+        on_failed_save: whether a checkpoint that cannot be written ends the run, or is skipped; of several processes
             it always ends it.
         stop: asked after each step whether to save and end.
         say: told what happened.
@@ -110,7 +110,7 @@ class CheckpointTrainer(SFTTrainer):
         self.skipped.append({"step": step, "kind": kind, "layer": layer})
         advice = "Train with a lower learning rate, or in float32 or bfloat16"
         counted = (len(self.skipped), self.max_skipped)
-        self.say(left_out(step, kind, layer, *counted, advice, Path(self.args.output_dir)))
+        self.say(skipped_message(step, kind, layer, *counted, advice, Path(self.args.output_dir)))
 
     def anywhere(self, bad: bool) -> bool:
         """Whether any process met it: all of them leave a step out, save or end, or none."""
@@ -122,7 +122,7 @@ class CheckpointTrainer(SFTTrainer):
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """As the trainer's own, which puts the mean of losses before in the place of one that is not finite.
 
-        A step that is left out has no gradient, and no norm either.
+        A step that is skipped has no gradient, and no norm either.
         """
         last = self.skipped[-1] if self.skipped else {}
         if "loss" in logs and last.get("step") == self.state.global_step:

@@ -53,7 +53,7 @@ def load_examples(source: str, data_format: str = "auto") -> Examples:
 
 
 def examples_of(rows: Iterable[tuple[str, Row]], source: str, data_format: str = "auto") -> Examples:
-    """``rows``, each with its place, as examples of one format; rows without any text are left out."""
+    """``rows``, each with its place, as examples of one format; rows without any text are skipped."""
     placed = list(rows)
     if not placed:
         raise DataError(f"data {source!r}", got="no rows", needed="at least one example")

@@ -1,4 +1,4 @@
-"""Measures, while a model trains, what it learns (new domain) and what it forgets (old domain)."""
+"""Measures, while a model trains, what it learns (target domain) and what it forgets (source domain)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class DomainLoss(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """Seconds of training over all sittings, measuring left out."""
+        """Seconds of training over all sittings, measuring skipped."""
         return self.trained + time.monotonic() - self.resumed_at - self.measuring
 
     def _measure(self, model: Any) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from orthotune.errors import RecipeError
 from orthotune.quantized.bnb_8bit import Bnb8bit
-from orthotune.quantized.roster import library_of
+from orthotune.quantized.registry import library_of
 from orthotune.quantized.torchao import TorchAO
 
 

@@ -14,7 +14,7 @@ from orthotune.layers.base import OFTLayer
 from orthotune.layers.quantized_linear import QuantizedLinear
 from orthotune.metrics.weights import layer_changes, worst_orthogonality_error
 from orthotune.runs.record import WeightChange
-from orthotune.runs.sharded_model import whole_modules
+from orthotune.runs.sharded_model import unsharded_modules
 
 Pair = tuple[str, Tensor, Tensor]
 
@@ -43,7 +43,7 @@ def weight_pairs(model: nn.Module, base: Any | None = None) -> Iterator[Pair]:
 
 
 def _adapted(model: nn.Module) -> Iterator[Pair]:
-    for name, module in whole_modules(model):
+    for name, module in unsharded_modules(model):
         if isinstance(module, QuantizedLinear):
             turned = module.merged_parameters(module.active_adapters)["weight"]
             yield name, _neurons(module, module.matrices()[""]), _neurons(module, turned)
@@ -63,7 +63,7 @@ def _trained(model: nn.Module, base: nn.Module) -> Iterator[Pair]:
     before = dict(base.named_modules())
     embeddings: Any = getattr(model, "get_output_embeddings", None)
     output = embeddings() if embeddings else None  # image models have none
-    for name, module in whole_modules(model):
+    for name, module in unsharded_modules(model):
         if _has_neurons(module) and module is not output:
             old: Any = before[name]
             now: Any = module.weight
@@ -72,7 +72,7 @@ def _trained(model: nn.Module, base: nn.Module) -> Iterator[Pair]:
 
 def _rotations(model: nn.Module) -> Iterator[Tensor]:
     with torch.no_grad():
-        for _, module in whole_modules(model):
+        for _, module in unsharded_modules(model):
             if isinstance(module, OFTLayer):
                 for adapter in module.active_adapters:
                     yield from (rotation() for rotation in module.rotations(adapter).values())

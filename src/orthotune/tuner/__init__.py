@@ -1,4 +1,4 @@
-"""OFT as a tuner on PEFT's host. Importing it registers it there; ``register.unregister`` gives OFT back to PEFT."""
+"""The OFT tuner on PEFT's base classes. The import registers it; ``register.unregister`` restores PEFT's own OFT."""
 
 from orthotune.tuner.register import register
 

@@ -1,8 +1,7 @@
-"""The tensors of an adapter: which keys of a model's state they have, their names in a file, and whether a file fits.
+"""The tensors of an adapter: their keys in a model's state, their names in a file, and checks of a file.
 
-Keys are found by the adapted layers, never by what a key looks like: a key ``lin.oft_R.style.weight`` of the model is
-``lin.oft_R.weight`` in a file, adapters may be called as modules are, and modules as the containers of adapters are, so
-no pattern can distinguish one from the other.
+The key ``lin.oft_R.style.weight`` of the model is ``lin.oft_R.weight`` in a file. Keys are found through the adapted
+layers, not by patterns: adapters can have the names of modules, and modules the names of adapter containers.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from orthotune.layers.parametrization.sharding import is_zero
 from orthotune.tuner.old_files import PREFIX, is_old_key, rename_keys
 from orthotune.tuner.places import adapted_layers
 
-#: what a key looks like that the model does not have, and that some model has for a rotation
+#: matches a key that belongs to a rotation of some other model
 ROTATION = re.compile(r"(^|\.)(oft_R|oft_embedding_R|oft_magnitude)(\.|$)")
 FSDP = "_fsdp_wrapped_module."
 
@@ -43,8 +42,8 @@ def adapter_keys(model: nn.Module, adapter_name: str, every_name: bool = False) 
 
     Args:
         model: any module that holds adapted layers.
-        adapter_name: whose.
-        every_name: also the further names of a layer that is registered several times.
+        adapter_name: name of the adapter.
+        every_name: also yield the further names of a layer that is registered several times.
     """
     inside = tuple(f"{key}." for key, module in _modules(model) if isinstance(module, AuxiliaryTrainingWrapper))
     for key, layer in _modules(model, remove_duplicate=not every_name):
@@ -67,28 +66,28 @@ def adapter_keys(model: nn.Module, adapter_name: str, every_name: bool = False) 
 def own_state(
     model: nn.Module, adapter_name: str, state: dict[str, Tensor], others: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The tensors of an adapter from the state of a model, under keys that know their names in a file.
+    """The tensors of an adapter from the state of a model, under keys that carry their names in a file.
 
-    PEFT's host has left out of ``state`` every key with the name of another adapter in it, whatever it means there.
-    What belongs to this adapter or to the base is put back, into ``state`` too.
+    PEFT removes every key from ``state`` that contains the name of another adapter, even where it is the name of a
+    module. Removed keys of this adapter or of the base are put back, also into ``state``.
 
     Args:
         model: the model.
-        adapter_name: whose tensors.
-        state: the model's state, or one that a user gave.
+        adapter_name: name of the adapter.
+        state: the model's state, or a ``state_dict`` argument of the user.
         others: the model's other adapters.
 
     Raises:
-        AdapterFileError: a key is missing in a state that a user gave.
+        AdapterFileError: a key is missing in the ``state_dict`` argument.
     """
     keys: dict[str, Tensor] = dict(adapter_keys(model, adapter_name))
     _put_back(model, adapter_name, state, others, keys)
     if missing := [key for key in keys if key not in state]:
         raise AdapterFileError(
-            f"saving adapter '{adapter_name}' from a state_dict of your own",
+            f"saving adapter '{adapter_name}' from the given state_dict",
             got=f"no key {missing[0]!r} in it" + (f", and {len(missing) - 1} more" if len(missing) > 1 else ""),
-            needed="the full state of the model, and other adapters whose names are no names of its modules",
-            do="Leave state_dict out, or give the adapters other names",
+            needed="the full state of the model, and adapters whose names are not names of its modules",
+            do="Omit state_dict, or give the adapters other names",
         )
     return {key: state[key] for key in keys}
 
@@ -97,9 +96,9 @@ def _put_back(
     model: nn.Module, adapter_name: str, state: dict[str, Tensor], others: Sequence[str], keys: Mapping[str, Tensor]
 ) -> None:
     foreign = {key for other in others for key, _ in adapter_keys(model, other, every_name=True)}
-    wholes = [(key, module) for key, module in _modules(model) if isinstance(module, AuxiliaryTrainingWrapper)]
-    foreign_parts = tuple(f"{key}.modules_to_save.{other}." for key, _ in wholes for other in others)
-    own_parts = tuple(f"{key}.modules_to_save.{adapter_name}." for key, _ in wholes)
+    wrappers = [(key, module) for key, module in _modules(model) if isinstance(module, AuxiliaryTrainingWrapper)]
+    foreign_parts = tuple(f"{key}.modules_to_save.{other}." for key, _ in wrappers for other in others)
+    own_parts = tuple(f"{key}.modules_to_save.{adapter_name}." for key, _ in wrappers)
     found = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     found = {key.removeprefix(FSDP): tensor for key, tensor in found.items()}
     lost = {
@@ -117,10 +116,10 @@ def _put_back(
         state.update({key: tensor.detach() for key, tensor in lost.items()})
     elif needed:
         raise AdapterFileError(
-            f"saving adapter '{adapter_name}' from a state_dict of your own",
-            got=f"another adapter whose name is part of the key {needed[0]!r}, which PEFT leaves out for it",
-            needed="adapters whose names are no names of the model's modules",
-            do="Leave state_dict out, or give the adapters other names",
+            f"saving adapter '{adapter_name}' from the given state_dict",
+            got=f"another adapter whose name is part of the key {needed[0]!r}, which PEFT therefore removes",
+            needed="adapters whose names are not names of the model's modules",
+            do="Omit state_dict, or give the adapters other names",
         )
 
 
@@ -129,10 +128,10 @@ def _is(one: Tensor, other: Tensor) -> bool:
 
 
 def placed(model: nn.Module, adapter_name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A file's tensors under the keys of the model; what belongs to no rotation keeps its key.
+    """A file's tensors under the keys of the model; tensors that belong to no rotation keep their key.
 
     Raises:
-        AdapterFileError: the file holds different numbers for one layer that has several names.
+        AdapterFileError: the file holds different values for one layer that has several names.
     """
     keys: dict[str, AdapterKey] = {}
     first: dict[int, AdapterKey] = {}
@@ -149,8 +148,8 @@ def placed(model: nn.Module, adapter_name: str, state: Mapping[str, Tensor]) -> 
         if own is not None and str(own) in found and not _equal(found[own], tensor):
             raise AdapterFileError(
                 f"tensor {key!r} of the adapter",
-                got=f"other numbers than under {own.stored!r}, which is the same layer in this model",
-                needed="one set of numbers for one layer",
+                got=f"other values than under {own.stored!r}, which is the same layer in this model",
+                needed="the same values under all names of a layer",
                 do="Load the adapter on the base model that it was trained on",
             )
         found[key if own is None else str(own)] = tensor
@@ -162,21 +161,22 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _modules(model: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
-    # The state of a model in FSDP has the names of the model inside.
+    # The state of a model in FSDP has names without FSDP's wrapper.
     for key, module in model.named_modules(remove_duplicate=remove_duplicate):
         yield key.removeprefix(FSDP), module
 
 
 def check_state(model: nn.Module, adapter_name: str, state: dict[str, Tensor]) -> None:
-    """Stop before an adapter is loaded that does not belong to this model, or that holds no usable numbers.
+    """Check that the tensors of a file fit this model and are finite, before they are loaded.
 
-    ``state`` has the model's own keys. Tensors of ``modules_to_save`` and biases are left to the host.
+    ``state`` has the keys of the model. Tensors of ``modules_to_save`` and biases are not checked here.
 
     Raises:
-        AdapterFileError: an old layout, layers that the model has not or the file has not, other shapes, NaN or
-        infinity.
+        AdapterFileError: an old layout, layers that are missing in the model or in the file, other shapes, or values
+        that
+            are not finite.
     """
-    # The model's own keys come first: a module may be called as the container of rotations is.
+    # Keys of the model are excluded first: a module may have the name of a container of rotations.
     known = {k.removeprefix(PREFIX) for k, _ in model.named_parameters(remove_duplicate=False)}
     known |= {k.removeprefix(PREFIX) for k, _ in model.named_buffers(remove_duplicate=False)}
     found = {k.removeprefix(PREFIX): k for k in state}
@@ -195,7 +195,7 @@ def check_state(model: nn.Module, adapter_name: str, state: dict[str, Tensor]) -
         raise AdapterFileError(
             "the adapter for this model",
             got="; ".join(
-                f"{len(names)} rotations that {who} has not, the first {names[0]!r}"
+                f"{len(names)} rotations that {who} does not have, the first {names[0]!r}"
                 for names, who in ((strange, "the model"), (missing, "the file"))
                 if names
             ),
@@ -222,7 +222,7 @@ def check_state(model: nn.Module, adapter_name: str, state: dict[str, Tensor]) -
 
 
 def refuse_frozen(model: nn.Module, adapter_name: str) -> None:
-    """Refuse to save an adapter of which a part is no rotation and would be missing in the file.
+    """Refuse to save an adapter with frozen maps, which would be missing in the file.
 
     Raises:
         AdapterFileError: names the layers.
@@ -235,6 +235,6 @@ def refuse_frozen(model: nn.Module, adapter_name: str) -> None:
     if frozen:
         raise AdapterFileError(
             f"saving adapter '{adapter_name}'",
-            got=f"{len(frozen)} frozen layers that no adapter file of ours can hold: {shortened(frozen)}",
-            do="Keep the file that it was loaded from, or merge it and save the model",
+            got=f"{len(frozen)} frozen layers, which the file format cannot hold: {shortened(frozen)}",
+            do="Keep the file that the adapter was loaded from, or merge the adapter and save the model",
         )

@@ -1,8 +1,8 @@
-"""What is checked of an adapter before a model is changed: its name, that its patterns end, and its sizes.
+"""Checks of an adapter before a model is changed: its name, its regular expressions, and its sizes.
 
-``re`` backtracks: ``(a+)+$`` takes twice as long for each further letter, and nothing interrupts it. PEFT matches the
-patterns of ``adapter_config.json`` against every module's name, so a file could keep a process busy for ever. What is
-not plainly harmless is therefore tried first in a process that can be ended.
+``re`` backtracks: ``(a+)+$`` takes twice as long for each further letter and cannot be interrupted. PEFT matches the
+patterns of ``adapter_config.json`` against every module's name, so a file could block a process for ever. A pattern
+that is not obviously harmless is therefore tried first in a subprocess with a time limit.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import nn
 from orthotune.errors import AdapterFileError, ConfigError
 from orthotune.layers.base import OFTLayer
 
-#: A config may be wrong, and then a later error names the shapes; or it is used again, for a larger model. It may not
-#: ask for a multiple of the numbers in its file that is also a good part of the layers themselves.
+#: A config may ask for more parameters than its file has (a later error reports wrong shapes, or it is used for a
+#: larger model), but not for a multiple of them that is also a large share of the layers.
 SLACK, ALWAYS, SHARE = 4, 1 << 20, 8
 
 #: A pattern of a real adapter takes milliseconds on all names of a model.
@@ -45,8 +45,9 @@ def admit_adapter(config: Any, adapter_name: str, model: nn.Module) -> None:
         model: the model that it is for, with the adapters that it has already.
 
     Raises:
-        ConfigError: the name is none of a folder or of torch's containers, or one that PEFT takes for a module to save;
-        or a pattern does not end.
+        ConfigError: the name cannot be that of a folder or of an entry of a torch container, or PEFT would take it for
+        a
+            module to save; or the matching of a pattern does not end.
     """
     refuse_name(adapter_name)
     names = {name for layer in model.modules() if isinstance(layer, OFTLayer) for name in layer.oft_settings}
@@ -54,7 +55,7 @@ def admit_adapter(config: Any, adapter_name: str, model: nn.Module) -> None:
         if clash := sorted(name for name in {*names, adapter_name} if name.endswith(saved)):
             raise ConfigError(
                 f"modules_to_save={saved!r} with an adapter called {clash[0]!r}",
-                got="the end of the adapter's name, by which PEFT takes its rotations for a module to save",
+                got="the end of the adapter's name, so that PEFT takes the rotations for a module to save",
                 do="Give the adapter another name",
             )
     keys = [key for key, _ in model.named_modules(remove_duplicate=False)]
@@ -67,7 +68,7 @@ def refuse_name(adapter_name: object) -> None:
     """Refuse a name that torch cannot use as a key of its containers, or that no folder can have.
 
     Raises:
-        ConfigError: names what a name may be.
+        ConfigError: the name is not allowed.
 
     Example:
         >>> refuse_name("style"), refuse_name("oft_R")
@@ -93,10 +94,11 @@ def refuse_endless(config: Any, names: Iterable[str]) -> None:
 
     Args:
         config: an ``OFTConfig``.
-        names: what PEFT will match them with.
+        names: the names that PEFT will match the patterns with.
 
     Raises:
-        ConfigError: a pattern is no regular expression, or does not end within ``SECONDS``; names the field.
+        ConfigError: a pattern is not a regular expression, or its matching does not end within ``SECONDS``; names the
+        field.
 
     Example:
         >>> from orthotune import OFTConfig
@@ -182,11 +184,11 @@ def _ends(how: str, pattern: str, names: list[str]) -> bool:
 
 
 def refuse_oversized(config: Any, tried: Iterable[OFTLayer]) -> None:
-    """Refuse a config from a file that asks for far more memory than the file has numbers.
+    """Refuse a config from a file that asks for far more parameters than the file holds.
 
     Args:
         config: an ``OFTConfig``; its ``load_context`` has the number of values in its file, None without a file.
-        tried: the layers that it makes, without memory.
+        tried: the layers of the config, on the meta device.
 
     Raises:
         AdapterFileError: before anything is allocated.
@@ -200,7 +202,7 @@ def refuse_oversized(config: Any, tried: Iterable[OFTLayer]) -> None:
     if wanted > max(SLACK * stored + ALWAYS, bases // SHARE):
         raise AdapterFileError(
             "the adapter's config",
-            got=f"rotations of {wanted:,} numbers for this model, and {stored:,} in the file",
-            needed="r, oft_block_size and target_modules as the adapter was trained with",
-            do="Get adapter_config.json and the weights from the same place",
+            got=f"rotations of {wanted:,} parameters for this model, and {stored:,} in the file",
+            needed="the r, oft_block_size and target_modules of the training",
+            do="Get adapter_config.json and the weights from the same source",
         )

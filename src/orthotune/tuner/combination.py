@@ -1,4 +1,4 @@
-"""Adapters combined into one: their rotations at a layer, and all layers of a model by ``add_weighted_adapter``."""
+"""Combine several adapters into one, at one layer, or in a model by ``add_weighted_adapter``."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ from orthotune.tuner.places import adapted_layers, plain_name
 
 CombinationType = Literal["geodesic", "product", "tangent", "ties"]
 TYPES = ("geodesic", "product", "tangent", "ties")
-#: a series may be at most that far from a rotation, so that the nearest one is unambiguous
+#: Largest distance of a Neumann series from the nearest rotation, so that the nearest one is unambiguous.
 _SERIES = 0.5
-#: the largest Cayley number; beyond it the angle is pi up to float32 rounding
-_HALF_TURN = 1e6
+#: Largest element of a Cayley parameter; beyond it the angle is pi up to float32 rounding.
+_LARGEST = 1e6
 
 
 @dataclass(frozen=True)
 class Combination:
-    """How adapters are combined.
+    """The method and the weights of a combination.
 
     Args:
-        weights: one for each adapter, as strengths are: 1 is the adapter as trained, 0.5 half of
-            every angle, below 0 the inverse.
+        weights: one strength for each adapter: 1 is the adapter as trained, 0.5 half of every angle, a negative value
+            the inverse.
         kind: ``geodesic``, ``product``, ``tangent`` or ``ties``.
-        density: for ``ties``, the share of the numbers that is kept, above 0 and at most 1.
+        density: for ``ties``, the share of the parameters that is kept, above 0 and at most 1.
         majority_sign_method: for ``ties``, PEFT's ``total`` or ``frequency``.
 
     Raises:
-        ConfigError: one of them has no meaning.
+        ConfigError: an argument is not allowed, or does not fit the others.
     """
 
     weights: Sequence[float]
@@ -62,21 +62,23 @@ class Combination:
         if self.kind not in TYPES:
             raise ConfigError(
                 f"combination_type='{self.kind}'", needed=" or ".join(TYPES),
-                do="A LoRA is no adapter of this model: orthotune combine A:0.7 B:0.3 --type svd_lora --base BASE "
+                do="A LoRA cannot be added to this model: orthotune combine A:0.7 B:0.3 --type svd_lora --base BASE "
                 "--out C" if str(self.kind) == "svd_lora" else None,
             )  # fmt: skip
         if not self.weights or not all(math.isfinite(weight) for weight in self.weights):
             raise ConfigError(f"weights {list(self.weights)}", needed="one finite number for each adapter")
         if (self.kind == "ties") != (self.density is not None):
-            raise ConfigError("density", got=f"{self.density} for '{self.kind}'", needed="a share for ties alone")
+            raise ConfigError(
+                "density", got=f"{self.density} for '{self.kind}'", needed="a share with ties, and only with ties"
+            )
         if self.density is not None and not 0 < self.density <= 1:
             raise ConfigError(f"density={self.density}", needed="above 0, at most 1")
 
     def joint(self, name: str, layers: Sequence[LayerState | None]) -> tuple[LayerState, float]:
-        """One layer for several, and how far series among them were from rotations.
+        """Combine one layer of several adapters; also returns the distance of Neumann series from rotations.
 
-        An adapter that does not have the layer is the identity there. Blocks of unlike sizes are put into the smallest
-        blocks that hold them all, of their least common multiple.
+        An adapter without the layer counts as the identity. Blocks of different sizes are joined into blocks of their
+        least common multiple.
 
         Raises:
             UnsupportedLayerError: the layers have no common form; the message has the reason.
@@ -96,7 +98,7 @@ class Combination:
             try:
                 rotations[part] = self._vector(alike, first)
             except OrthotuneError as error:
-                raise UnsupportedLayerError(f"layer '{name}': {error.said}", got=error.got, do=error.do) from error
+                raise UnsupportedLayerError(f"layer '{name}': {error.given}", got=error.got, do=error.do) from error
         magnitude = self._magnitude(name, layers, first.spec.side)
         spec = RotationSpec(side=first.spec.side, shared=shared)
         made = LayerState(rotations, spec, magnitude, first.embedding, ragged=first.ragged, dims=first.dims)
@@ -114,7 +116,7 @@ class Combination:
             Q = inverse_cayley(found)
         except torch.linalg.LinAlgError:
             Q = torch.full_like(found, math.inf)
-        if not bool((Q.abs() < _HALF_TURN).all()):
+        if not bool((Q.abs() < _LARGEST).all()):
             raise OrthotuneError(
                 "the combined rotation", got="an angle of pi, which the Cayley parametrization cannot represent",
                 do="Change the weights a little",
@@ -142,7 +144,7 @@ class Combination:
         if any(bool((scale <= 0).any()) for scale in given):
             raise UnsupportedLayerError(f"layer '{name}'", got="a magnitude of 0 or below, which has no logarithm")
         if len({scale.numel() for scale in given}) > 1:
-            raise UnsupportedLayerError(f"layer '{name}'", got="magnitudes of unlike sizes")
+            raise UnsupportedLayerError(f"layer '{name}'", got="magnitudes of different sizes")
         one = torch.ones(given[0].numel(), dtype=torch.float64, device=given[0].device)
         logs = torch.stack([one.log() if s is None else s.double().flatten().log() for s in scales])
         return self._summed(logs).exp().float()
@@ -154,11 +156,11 @@ def _check(name: str, held: Sequence[LayerState]) -> None:
         found = sorted({str(getattr(layer, what)) for layer in held})
         if len(found) > 1:
             raise UnsupportedLayerError(
-                where, got=f"{what} {' and '.join(found)}", needed="the same in all adapters",
-                do="No single rotation does what both do: merge one, or activate them together",
+                where, got=f"{what} {' and '.join(found)}", needed="the same value in all adapters",
+                do="No single rotation equals both: merge one adapter, or activate both together",
             )  # fmt: skip
     if any(layer.rotations.keys() != first.rotations.keys() for layer in held):
-        raise UnsupportedLayerError(where, got="adapters with unlike parts", needed="the same parts")
+        raise UnsupportedLayerError(where, got="adapters with different parts", needed="the same parts")
     if any(layer.conv_reversed for layer in held):
         raise UnsupportedLayerError(
             where, got="a file whose convolutions rotate the other way, without a record of which layers those are",
@@ -170,21 +172,21 @@ def _rotation(name: str, layer: LayerState, part: str) -> tuple[Tensor, float]:
     wide = {key: vector.double() for key, vector in layer.rotations.items()}
     R = replace(layer, rotations=wide).rotation(part)
     if not bool(R.isfinite().all()):
-        raise UnsupportedLayerError(f"layer '{name}'", got="NaN or infinite numbers")
+        raise UnsupportedLayerError(f"layer '{name}'", got="NaN or infinite values")
     if layer.spec.exact:
         return R, 0.0
     try:
         near = nearest_rotation(R, _SERIES)
     except OrthotuneError as error:
         raise UnsupportedLayerError(
-            f"layer '{name}'", got=f"a Neumann series that is no rotation: {error.got}",
+            f"layer '{name}'", got=f"a Neumann series that is far from any rotation: {error.got}",
             do="Combine with svd_lora, or convert the adapter first",
         ) from error  # fmt: skip
     return near, float(torch.linalg.matrix_norm(near - R, ord=2).max())
 
 
 def _alike(name: str, blocks: Sequence[Tensor | None], shared: Sequence[bool]) -> tuple[Tensor, bool]:
-    """Blocks ``(adapters, rows, b, b)`` of one size and number, and whether each stands for many."""
+    """Blocks ``(adapters, rows, b, b)`` of one size and number, and whether they are shared blocks."""
     held = [(R, own) for R, own in zip(blocks, shared, strict=True) if R is not None]
     size = math.lcm(*(R.shape[-1] for R, _ in held))
     full = [R.shape[0] * R.shape[-1] for R, own in held if not own]
@@ -192,9 +194,7 @@ def _alike(name: str, blocks: Sequence[Tensor | None], shared: Sequence[bool]) -
     together = not full
     if len(set(full)) > 1 or len(set(copies)) > 1 or (full and copies and full[0] % copies[0]):
         counts = ", ".join(f"{R.shape[0]} x {R.shape[-1]}{' shared' * own}" for R, own in held)
-        raise UnsupportedLayerError(
-            f"layer '{name}'", got=f"blocks {counts}", needed="blocks of one and the same weight"
-        )
+        raise UnsupportedLayerError(f"layer '{name}'", got=f"blocks {counts}", needed="blocks for the same weight")
     features = full[0] if full else copies[0] * size
     if features % size or (copies and (features // copies[0]) % size):
         raise UnsupportedLayerError(
@@ -223,22 +223,22 @@ def add_weighted_adapter(
     density: float | None = None,
     majority_sign_method: Literal["total", "frequency"] = "total",
 ) -> str:
-    """Add an adapter that is made of others, and return its name; it is not active yet.
+    """Add an adapter that combines others, and return its name; the new adapter is not active.
 
     Args:
         tuner: the model of adapters.
-        adapters: their names; each counts at strength 1, whatever strength is set for it.
-        weights: as strengths are: 1 is the adapter as trained. Those of ``geodesic`` need not sum to 1.
-        adapter_name: the new one; ``A_then_B_product`` or ``A_and_B_geodesic`` without a name.
+        adapters: their names; the strengths that are set for them are ignored.
+        weights: one strength for each adapter, 1 is the adapter as trained; they need not sum to 1.
+        adapter_name: name of the new adapter; None for ``A_then_B_product`` or ``A_and_B_geodesic``.
         combination_type: ``geodesic``: the weighted mean on the geodesics (Karcher), scaled by the sum of the
-            weights. ``product``: the first acts first, ``R_1^w1 R_2^w2 ...``, what activating them in this order at
-            these strengths does. ``tangent``: ``exp(w_1 log R_1 + ...)``. ``ties``: the same, with PEFT's TIES of the
-            logarithms. Only the product depends on the order.
-        density: share of the numbers that ``ties`` keeps.
-        majority_sign_method: of ``ties``.
+            weights. ``product``: ``R_1^w1 R_2^w2 ...``, the first acts first, equal to activating the adapters in this
+            order at these strengths. ``tangent``: ``exp(w_1 log R_1 + ...)``. ``ties``: as ``tangent``, with PEFT's
+            TIES of the logarithms. Only the product depends on the order.
+        density: share of the parameters that ``ties`` keeps.
+        majority_sign_method: PEFT's option of ``ties``.
 
     Raises:
-        ConfigError: an adapter is not there, the new name is taken, or an option has no meaning.
+        ConfigError: an adapter does not exist, the new name exists already, or an option is not allowed.
         UnsupportedLayerError: the adapters have no common form at a layer. Nothing was changed.
 
     Example:
@@ -252,7 +252,7 @@ def add_weighted_adapter(
     name = adapter_name or name_of(adapters, combination_type)
     refuse_name(name)
     if name in tuner.peft_config:
-        raise ConfigError(f"adapter name '{name}'", got="an adapter of that name", needed="a name that is free")
+        raise ConfigError(f"adapter name '{name}'", got="an existing adapter of that name", needed="an unused name")
     joint = _joint_layers(tuner.model, adapters, how)
     tuner.peft_config[name] = _config(joint, tuner.peft_config[adapters[0]])
     active = list(tuner.active_adapters)
@@ -282,7 +282,7 @@ def name_of(adapters: Sequence[str], combination_type: str) -> str:
 
 
 class Joint:
-    """A layer of the model and what its adapters become there."""
+    """A layer of the model and the combination of its adapters."""
 
     def __init__(self, layer: OFTLayer, key: str, state: LayerState) -> None:
         self.layer, self.key, self.state = layer, key, state
@@ -304,8 +304,8 @@ def _check_names(tuner: BaseTuner, adapters: Sequence[str]) -> None:
         config = tuner.peft_config[adapter]
         if config.modules_to_save or config.bias != "none":
             raise ConfigError(
-                f"combining adapter '{adapter}'", got="parameters that it holds whole (modules_to_save, bias)",
-                needed="adapters of rotations alone",
+                f"combining adapter '{adapter}'", got="parameters that it replaces (modules_to_save, bias)",
+                needed="adapters of rotations only",
             )  # fmt: skip
 
 
@@ -329,7 +329,7 @@ def _joint_layers(model: nn.Module, adapters: Sequence[str], how: Combination) -
 
 
 def warn_series(off: dict[str, float]) -> None:
-    """Warn how far Neumann series were from the rotations that took their place.
+    """Warn about the distance of Neumann series from the rotations that replaced them.
 
     Args:
         off: layer -> spectral norm of the difference, relative to the weight.
@@ -337,8 +337,8 @@ def warn_series(off: dict[str, float]) -> None:
     worst = max(off, key=lambda key: off[key], default=None)
     if worst is not None and off[worst] > 0:
         warnings.warn(
-            "Adapters that are Neumann series were combined by the rotations nearest to them: a weight changes by "
-            f"{off[worst]:.2g} of itself at most, in layer '{worst}'.",
+            "Adapters with a Neumann series were replaced by the nearest rotations: the relative change of a weight "
+            f"is at most {off[worst]:.2g}, in layer '{worst}'.",
             stacklevel=4,
         )
 
@@ -348,7 +348,7 @@ def _state(layer: OFTLayer, name: str) -> LayerState:
     vectors = {}
     for part, rotation in layer.rotations(name).items():
         v = rotation.weight.detach()
-        # COFT's radius depends on the number of blocks of one expert.
+        # The COFT radius depends on the number of blocks of one expert.
         vectors[part] = rotation.spec.within_ball(v.view(rotation.copies, -1, v.shape[-1])).reshape(v.shape)
     magnitude = layer.oft_magnitude[name].detach() if name in layer.oft_magnitude else None
     spec = replace(layer.oft_settings[name].spec, eps=None)

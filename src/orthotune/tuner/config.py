@@ -1,4 +1,4 @@
-"""The configuration: every field that PEFT's OFT ever had and ours, what a file has of them, and what a layer gets."""
+"""The configuration: all fields of PEFT's OFT and further ones, their form in files, and settings by layer."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from orthotune.tuner.old_files import old_layout, translated
 from orthotune.tuner.places import adapted_layers
 
 DEFAULT_BLOCK_SIZE = 32
-#: never written: they say how a size was chosen, and a file holds the chosen sizes
+#: never written: they decide how sizes are chosen, and a file holds the chosen sizes
 UNWRITTEN = ("block_size_fallback", "alpha_pattern")
 
 
 @dataclass(frozen=True)
 class LoadContext:
-    """What is known of the file that a config was read from, beside its fields.
+    """Facts about the file that a config was read from, in addition to its fields.
 
-    A config carries it as an ordinary attribute, which is no field and so is never saved, printed or compared. It has
-    to be there: PEFT's host makes the config, the layers and the state dict in three separate calls, in each of which
-    the config is the only thing of the file that it passes on (``OFTConfig.from_pretrained``, ``OFTModel(model,
-    config)``, ``_remap_adapter_state_dict_for_load(model, config, ...)``). It stays true for as long as the config
-    lives, which may be used for several models.
+    A config carries this as an ordinary attribute, not as a field, so it is never saved, printed or compared. PEFT
+    creates the config, the layers and the state dict in three separate calls (``OFTConfig.from_pretrained``,
+    ``OFTModel(model,
+    config)``, ``_remap_adapter_state_dict_for_load(model, config, ...)``), and the config is the only object that it
+    passes to all of them. The facts stay valid for the lifetime of the config, which may serve several models.
 
     Attributes:
-        saved: the fields were saved: what they name and another model does not have is no mistake of the reader's.
-        old_fields: the config as PEFT before 0.16 wrote it, by which the tensors of that file are read.
-        stored_numbers: how many numbers the weights beside the config are; None when they were not looked at.
-        frozen_maps: layer -> the frozen map that it gets instead of a rotation.
+        saved: whether the fields come from a file; names that the model does not have are then not a user's mistake.
+        old_fields: the config as PEFT before 0.16 wrote it, needed to read the tensors of that file.
+        stored_numbers: number of elements in the weight file beside the config; None if it was not opened.
+        frozen_maps: layer -> the frozen map that replaces its rotation.
     """
 
     saved: bool = False
@@ -60,7 +60,7 @@ def _choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 
 def _before_018(version: str | None) -> bool:
-    """Whether a file's PEFT had the older series; PEFT has recorded its version since 0.18."""
+    """Whether the PEFT version of a file had the older series; PEFT records its version since 0.18."""
     try:
         return version is None or Version(version.partition("@")[0]) < Version("0.18.0")
     except InvalidVersion as fault:
@@ -69,41 +69,43 @@ def _before_018(version: str | None) -> bool:
 
 @dataclass
 class OFTConfig(PeftOFTConfig):
-    """How a model is adapted by rotations. Checked when it is made.
+    """Configuration of an OFT adapter. The fields are checked on creation.
 
     Args:
         r: number of blocks in each layer; exclusive with ``oft_block_size``.
-        oft_block_size: size of a block. ``OFTConfig()`` means 32, fitted to each layer.
+        oft_block_size: size of a block. ``OFTConfig()`` takes 32, or the nearest divisor of each layer's width.
         module_dropout: probability that a block is the identity, in training only.
         target_modules: names, a regular expression, ``"all-linear"``, or None for the architecture's default.
-        fan_in_fan_out: weights of ``target_parameters`` are stored ``(in, out)``; ``Conv1D`` is recognised by itself.
+        fan_in_fan_out: weights of ``target_parameters`` are stored ``(in, out)``; ``Conv1D`` is recognised.
         bias: ``"none"``, ``"all"`` or ``"oft_only"``: which biases are trained.
         exclude_modules: names or a regular expression, as ``target_modules``.
         init_weights: True starts from the identity, False from random rotations.
         layers_to_transform: indices of the layers to adapt; ``layers_pattern`` names their list.
         modules_to_save: further modules that are trained in full and saved.
         coft: keep every rotation within a radius of ``eps / sqrt(blocks)`` (Frobenius norm of the skew matrix).
-        eps: freedom of COFT.
+        eps: the COFT radius is ``eps / sqrt(blocks)``.
         block_share: all blocks of a layer are the same one.
-        use_cayley_neumann: PEFT's truncated series instead of the exact map; it rotates the other way and is not
-            orthogonal, for files that were trained with it. ``num_cayley_neumann_terms`` is its length.
-        rank_pattern: ``{name or regex: r}``; ``block_size_pattern``: ``{name or regex: block size}``.
-        alpha_pattern: refused, OFT has no alpha; ignored with a warning when an old file carries it.
+        use_cayley_neumann: PEFT's truncated Neumann series instead of the exact map, for files that were trained with
+            it. It rotates in the opposite direction and is not orthogonal.
+        num_cayley_neumann_terms: number of terms of the series.
+        rank_pattern: ``{name or regex: r}``.
+        block_size_pattern: ``{name or regex: block size}``.
+        alpha_pattern: an error, because OFT has no alpha; in an old file it is ignored with a warning.
         side: ``"in"`` rotates the inputs of a layer (``W' = W R^T``), ``"out"`` its outputs (``W' = R W``).
         magnitude: train a scale for each output neuron beside the rotation, 1 at first.
-        scaled: divide the stored numbers by ``2 sqrt(b - 1)``, so that one learning rate fits every block size.
-        block_size_fallback: ``"error"`` for a size that does not divide a layer, ``"nearest"`` for PEFT's nearest
-            divisor. By default an error for a size that you gave, the nearest divisor for the default and for PEFT's
+        scaled: divide the parameters by ``2 sqrt(b - 1)``, so that one learning rate fits every block size.
+        block_size_fallback: for a size that does not divide a layer: ``"error"``, or ``"nearest"`` for the nearest
+            divisor. Default: an error for a given size, the nearest divisor for the default size and for PEFT's
             configs.
         target_parameters: names of parameters without a module of their own (experts).
         neumann_series: ``"legacy"`` is the series of PEFT 0.16-0.17; read from the file.
         layer_settings: ``{exact module name: {field: value}}`` for layers that differ from the rest, with the keys of
-            :mod:`orthotune.formats.peft.layer_settings`; filled in when another tool's adapter is loaded.
-        needs_orthotune_for: filled in when layers are adapted that stock PEFT computes differently or not at all.
-        format_version: of the fields that PEFT does not have.
+            :mod:`orthotune.formats.peft.layer_settings`; set when another tool's adapter is loaded.
+        needs_orthotune_for: set when layers are adapted that stock PEFT computes differently or not at all.
+        format_version: version of the fields that PEFT does not have.
 
     Raises:
-        ConfigError: two fields contradict each other, or a value has no meaning.
+        ConfigError: two fields contradict each other, or a value is not allowed.
 
     Example:
         >>> OFTConfig(r=8).oft_block_size, OFTConfig().oft_block_size
@@ -150,7 +152,7 @@ class OFTConfig(PeftOFTConfig):
             raise ConfigError(f"{wrong[0]}={wrong[1]}", needed=wrong[2])
         old_version = self.peft_version
         try:
-            PeftConfig.__post_init__(self)  # the class between has neither our defaults nor our messages
+            PeftConfig.__post_init__(self)  # skips PEFT's OFTConfig, whose defaults and messages differ
         except ValueError as fault:  # PEFT checks the kind of task
             raise ConfigError(f"task_type={ascii(self.task_type)[:80]}", got=str(fault)) from fault
         self.peft_type = PeftType.OFT
@@ -174,12 +176,12 @@ class OFTConfig(PeftOFTConfig):
             self.block_size_fallback = "error" if given and not stored else "nearest"
         for name, value in (("r", self.r), ("oft_block_size", self.oft_block_size)):
             if type(value) is not int or value < 0:
-                raise ConfigError(f"{name}={value!r}", needed="a whole number, 0 to leave it to the other one")
+                raise ConfigError(f"{name}={value!r}", needed="a whole number; 0 if the other field is set")
         if bool(self.r) == bool(self.oft_block_size):
             raise ConfigError(
                 f"r={self.r} and oft_block_size={self.oft_block_size}",
                 needed="exactly one of them: r x oft_block_size is the width of a layer",
-                do="Leave one out, or set it to 0",
+                do="Omit one of them, or set it to 0",
             )
 
     def _drop_alpha(self) -> None:
@@ -206,9 +208,11 @@ class OFTConfig(PeftOFTConfig):
         if (wrong := layer_settings.fault(self.layer_settings)) is not None:
             raise ConfigError("layer_settings", got=wrong, needed="{module name: {setting: value}}")
         if self.layers_pattern and self.layers_to_transform is None:
-            raise ConfigError("layers_pattern without layers_to_transform", do="Say which layers to adapt")
+            raise ConfigError(
+                "layers_pattern without layers_to_transform", do="Set layers_to_transform to the layers to adapt"
+            )
         if self.alpha_pattern:
-            raise ConfigError("alpha_pattern", needed="nothing: OFT has no alpha", do="Leave it out")
+            raise ConfigError("alpha_pattern", needed="no value: OFT has no alpha", do="Omit alpha_pattern")
         if self.format_version > FORMAT_VERSION:
             raise ConfigError(
                 f"an adapter of format version {self.format_version}",
@@ -217,12 +221,12 @@ class OFTConfig(PeftOFTConfig):
             )
 
     def spec_for(self, layer: str) -> RotationSpec:
-        """What the adapter is at a layer, settings of its own applied; sizes by pattern are chosen elsewhere."""
+        """The spec of a layer, with its ``layer_settings``; sizes by pattern are chosen in :func:`settings_for`."""
         return spec_of_fields(vars(self), layer)
 
     @classmethod
     def from_peft(cls, config: PeftConfig) -> OFTConfig:
-        """Our config with the meaning of PEFT's own ``OFTConfig`` object; one of ours is returned as it is.
+        """The orthotune config for an ``OFTConfig`` object of PEFT; an orthotune config is returned unchanged.
 
         Example:
             >>> from peft import OFTConfig as PeftOFTConfig
@@ -234,23 +238,23 @@ class OFTConfig(PeftOFTConfig):
         known = {f.name for f in fields(cls) if f.init}
         ours = cls(**{k: v for k, v in vars(config).items() if k in known})
         ours.auto_mapping = config.auto_mapping
-        ours.load_context = LoadContext()  # an object of PEFT's carries its type, and was made by hand all the same
+        ours.load_context = LoadContext()  # a PEFT object has a type although it was not saved
         return ours
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> PeftConfig:
-        """The config in a folder, whose weights are looked at, or of a name on the hub."""
-        numbers = numbers_in(Path(pretrained_model_name_or_path, subfolder or ""))
+        """Read the config of a folder, and the size of the weights beside it, or of a name on the hub."""
+        elements = numbers_in(Path(pretrained_model_name_or_path, subfolder or ""))
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
         if isinstance(config, OFTConfig):  # the file may be of another method
-            config.load_context = replace(config.load_context, stored_numbers=numbers)
+            config.load_context = replace(config.load_context, stored_numbers=elements)
         return config
 
     @classmethod
     def from_peft_type(cls, **kwargs: Any) -> PeftConfig:
-        """The config of saved fields; what PEFT before 0.16 wrote gets our fields of the same meaning."""
+        """The config of saved fields; fields of PEFT before 0.16 are translated."""
         layout = old_layout(kwargs)
         if layout is None:
             return super().from_peft_type(**kwargs)
@@ -265,7 +269,7 @@ class OFTConfig(PeftOFTConfig):
         return kwargs
 
     def to_dict(self) -> dict[str, Any]:
-        """What is saved: PEFT's fields, and ours only where they differ from their default.
+        """The saved fields: those of PEFT, and further ones only where they differ from their default.
 
         An adapter that stock PEFT would load as something else carries the type ``ORTHOTUNE``, which stock PEFT
         refuses.
@@ -274,7 +278,7 @@ class OFTConfig(PeftOFTConfig):
 
 
 def file_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """The saved form of a config's fields: type ``OFT`` when stock PEFT means the same by it, else ``ORTHOTUNE``.
+    """The saved form of a config's fields: type ``OFT`` if stock PEFT computes the same, else ``ORTHOTUNE``.
 
     Example:
         >>> file_fields({"peft_type": "OFT", "side": "out"})["peft_type"]
@@ -291,12 +295,12 @@ def file_fields(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _size_of(pattern: Mapping[str, int], layer: str) -> int | None:
-    """The size of a layer: that of the first key that means it."""
+    """The size of a layer: that of the first key that matches the layer."""
     return next((size for key, size in pattern.items() if size_key_means(key, layer)), None)
 
 
 def size_key_means(key: str, layer: str) -> bool:
-    """Whether a key of ``rank_pattern`` or ``block_size_pattern`` means a layer: the end of its name, or a regex.
+    """Whether a key of ``rank_pattern`` or ``block_size_pattern`` matches a layer: the end of its name, or a regex.
 
     Example:
         >>> size_key_means("q_proj", "layers.0.q_proj"), size_key_means("q.*", "layers.0.my_q_proj")
@@ -306,7 +310,7 @@ def size_key_means(key: str, layer: str) -> bool:
 
 
 def settings_for(config: OFTConfig, layer: str) -> LayerSettings:
-    """What ``config`` asks of ``layer``, patterns and settings of its own applied.
+    """The settings of ``layer`` in ``config``, with patterns and ``layer_settings`` applied.
 
     Raises:
         ConfigError: both patterns give the layer a size.
@@ -342,11 +346,11 @@ def settings_for(config: OFTConfig, layer: str) -> LayerSettings:
 
 
 def settings_by_names(config: OFTConfig, names: Sequence[str]) -> LayerSettings:
-    """What ``config`` asks of a layer with several names: the first of them that the config mentions counts.
+    """The settings of a layer with several names: those of the first name that the config mentions.
 
     Args:
         config: patterns and settings by name.
-        names: of one module; the first is the one in messages.
+        names: the names of one module; messages use the first.
 
     Raises:
         ConfigError: see :func:`settings_for`.
@@ -358,10 +362,10 @@ def settings_by_names(config: OFTConfig, names: Sequence[str]) -> LayerSettings:
 
 
 def settle_order(config: OFTConfig, adapter_name: str, model: nn.Module) -> None:
-    """Name layers in full in patterns whose order counts: a file has the keys of a config in the order of letters.
+    """Replace patterns whose order matters by full layer names, because a file sorts the keys alphabetically.
 
     Args:
-        config: its adapter is in the model; its patterns mean the same afterwards.
+        config: config of an adapter in the model; its patterns have the same effect afterwards.
         adapter_name: the adapter.
         model: the adapted model.
     """

@@ -1,6 +1,6 @@
-"""The first training step: rotations on a quantized base stay float32, and adapters without a gradient are named.
+"""Checks in the first training step: float32 parameters on a quantized base, and layers that get no gradient.
 
-A residual path keeps a loss differentiable over layers without a backward, so that nothing else would show it.
+A residual connection keeps the loss differentiable even if a layer has no backward, so no other error would occur.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _WHY = {
 
 
 class GradientCheck:
-    """Watches forwards and backwards of ``model`` in training until the first one is through, then lets go.
+    """Observes the first forward and backward of ``model`` in training, then removes its hooks.
 
     Args:
         model: holds the adapted layers.
         callers: modules whose call is a forward of the model.
 
-    Whole models only: parameters that are sharded or kept elsewhere (FSDP, DeepSpeed) are left out, and a compiled
-    forward is not watched. A copy of the model is not watched either.
+    Sharded or offloaded parameters (FSDP, DeepSpeed) are skipped. A compiled forward, and a copy of the model, are not
+    observed.
     """
 
     def __init__(self, model: nn.Module, callers: list[nn.Module]) -> None:
@@ -43,15 +43,15 @@ class GradientCheck:
             for caller in callers
             for handle in (caller.register_forward_pre_hook(self._before), caller.register_forward_hook(self._after))
         ]
-        self._let_go([])
+        self._release([])
 
     def _before(self, caller: nn.Module, _: Any) -> None:
         if torch.compiler.is_compiling() or self._model is None or not (caller.training and torch.is_grad_enabled()):
             return
-        self._let_go(self._step)
+        self._release(self._step)
         keep_float32(self._model)
         serve_trainer()
-        # A hook on a layer would have each block that is compiled by itself compiled anew: all are taken to run there.
+        # With blocks that are compiled separately, hooks on layers would recompile each: all layers then count as run.
         in_parts = any(_is_compiled(module) for module in self._model.modules())
         for name, module in self._model.named_modules():
             if not isinstance(module, OFTLayer) or module.merged or module.disable_adapters:
@@ -67,8 +67,8 @@ class GradientCheck:
                 self._step += [p.register_hook(self._note_gradient(p)) for p in learning]
 
     def stop(self) -> None:
-        """Watch no longer: the adapters are gone."""
-        self._let_go([*self._step, *self._callers])
+        """Remove all hooks: the adapters are removed from the model."""
+        self._release([*self._step, *self._callers])
         self._model = None
 
     def _note_run(self, module: nn.Module, *_: Any) -> None:
@@ -76,7 +76,7 @@ class GradientCheck:
 
     def _note_gradient(self, parameter: nn.Parameter) -> Callable[[Tensor | None], None]:
         def came(grad: Tensor | None) -> None:
-            if grad is None:  # rotations that are computed together, of which this one served nothing
+            if grad is None:  # computed in a group, but not used
                 return
             self._came[id(parameter)] = self._came.get(id(parameter), False) or bool(grad.any())
 
@@ -90,14 +90,14 @@ class GradientCheck:
 
     def _at_backward(self, _: Tensor) -> None:
         if self._watching and not self._came:
-            # Once this backward is through all of the graph.
+            # Called when this backward has finished.
             torch.autograd.Variable._execution_engine.queue_callback(self._report)
 
     def _report(self) -> None:
         watched, ran, came = self._watching, self._ran, self._came
         if not watched:
             return
-        self._let_go([*self._step, *self._callers])
+        self._release([*self._step, *self._callers])
         found: dict[str, list[str]] = {}
         for name, (module, parameters) in watched.items():
             if any(came.get(id(p), False) for p in parameters):
@@ -112,7 +112,7 @@ class GradientCheck:
                 stacklevel=2,
             )
 
-    def _let_go(self, handles: list[Any]) -> None:
+    def _release(self, handles: list[Any]) -> None:
         for handle in handles:
             handle.remove()
         self._watching: dict[str, tuple[OFTLayer, list[nn.Parameter]]] = {}
@@ -140,10 +140,10 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 def keep_float32(model: nn.Module) -> int:
-    """Give adapter parameters on quantized layers float32 back, and return how many there were.
+    """Convert adapter parameters on quantized layers back to float32, and return their number.
 
-    TRL stores everything that is trained on a base loaded in 4 or 8 bits in bfloat16, as QLoRA's paper did. A stored
-    number of a rotation is near 0.1, where bfloat16 has steps of 4e-4: most updates would be rounded away.
+    TRL casts all trained parameters on a 4-bit or 8-bit base to bfloat16, as in the QLoRA paper. The parameters of a
+    rotation are near 0.1, where bfloat16 has steps of 4e-4: most updates would be rounded away.
     """
     changed = 0
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""The functions of PEFT and transformers that are replaced while orthotune is registered, and what takes their place.
+"""The functions of PEFT and transformers that are replaced while orthotune is registered, and their replacements.
 
 ``PeftConfigMixin.from_json_file``
     An ``adapter_config.json`` that holds no config is an error with the file's name.
@@ -39,14 +39,14 @@ from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.targets import HEADS
 
 NEEDED = "the JSON object of an adapter's settings, with its peft_type"
-AGAIN = "Get adapter_config.json and the weights from the same place again"
+AGAIN = "Download adapter_config.json and the weights again, from the same source"
 
 #: (class or module, name) -> the function that it had before
 _originals: dict[tuple[type | ModuleType, str], Any] = {}
 
 
 def replace_functions() -> None:
-    """Put ours in the place of PEFT's functions, and of transformers' once its trainer is imported."""
+    """Replace functions of PEFT, and of transformers once its trainer is imported."""
     _replace(PeftConfigMixin, "from_json_file", _checking_json)
     _replace(MixedModel, "_check_new_adapter_config", _refusing_ours)
     _replace(PeftModelForTokenClassification, "__init__", partial(_saving_head, HEADS["TOKEN_CLS"]))
@@ -66,7 +66,7 @@ def serve_trainer() -> None:
 
 
 def restore_functions() -> None:
-    """Give every function back that was replaced."""
+    """Restore every replaced function."""
     for (owner, name), original in _originals.items():
         setattr(owner, name, original)
     _originals.clear()
@@ -94,7 +94,7 @@ def check_json(path: str | os.PathLike[str]) -> None:
     """Refuse a file that holds no JSON object.
 
     Raises:
-        AdapterFileError: names the file, and where it breaks off.
+        AdapterFileError: the file is not a JSON object; names the file and the position.
     """
     read_json(path, named="the adapter's config", error=AdapterFileError, needed=NEEDED, do=AGAIN)
 
@@ -103,12 +103,12 @@ def check_type(path: str | os.PathLike[str], fields: dict[str, Any], known: Coll
     """Refuse the fields of an adapter folder's config that do not name a method.
 
     Args:
-        path: the file; one of another name is let through.
-        fields: what it holds.
+        path: the file; files of other names are not checked.
+        fields: content of the file.
         known: the types that PEFT can read.
 
     Raises:
-        AdapterFileError: names the file and what stands there.
+        AdapterFileError: the type is missing or unknown; names the file and the type.
     """
     if os.path.basename(path) != CONFIG_NAME:
         return
@@ -133,9 +133,9 @@ def _refusing_ours(original: Callable[..., None]) -> Callable[..., None]:
         if isinstance(config, OFTConfig):
             raise ConfigError(
                 "an adapter of orthotune in a mixed model (mixed=True)",
-                got="a model that puts in PEFT's own OFT layers, which compute something else",
-                needed="a model of OFT adapters, which can hold several of them",
-                do="Leave mixed out; merge the other method's adapter into the base first, with merge_and_unload()",
+                got="a model that uses PEFT's own OFT layers, whose results differ",
+                needed="a PeftModel, which can hold several OFT adapters",
+                do="Omit mixed=True; merge the other method's adapter into the base first, with merge_and_unload()",
             )
         original(self, config)
 

@@ -1,4 +1,4 @@
-"""What PEFT's host does wrong in silence, put right: names, shared modules, deletion, switching off and on."""
+"""Corrections of PEFT's base tuner: names, shared modules, and deleting, disabling and enabling adapters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from orthotune.tuner.vocabulary import SavedState
 
 
 class HostedTuner(MergingTuner):
-    """A tuner of :class:`OFTLayer` s in PEFT's host."""
+    """A tuner of :class:`OFTLayer` s on PEFT's base tuner."""
 
     #: where modules are, while some of them are replaced
     _places: Places | None = None
@@ -35,7 +35,7 @@ class HostedTuner(MergingTuner):
     # Putting adapters in.
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Add an adapter; what was there before stays as trainable as it was."""
+        """Add an adapter; other parameters keep their ``requires_grad``."""
         with _trainable_as_before(model), self._placed_in(model), warnings.catch_warnings():
             for message in PEFTS_OWN:
                 warnings.filterwarnings("ignore", message=message)
@@ -46,7 +46,7 @@ class HostedTuner(MergingTuner):
         settle_order(config, adapter_name, model)
 
     def _join_twins(self, model: nn.Module, adapter_name: str) -> None:
-        """Let a target ``shared`` stand for the embeddings that have its weight, unless they are targets themselves."""
+        """Apply a target ``shared`` to the embeddings that share its weight, unless they are targets themselves."""
         config, found = self.peft_config[adapter_name], twins(model)
         if found is None or self._places is None:
             return
@@ -55,7 +55,7 @@ class HostedTuner(MergingTuner):
         if not self._check_target_module_exists(config, name):
             return
         free = [(key, one) for key, one in others if not self._check_target_module_exists(config, key)]
-        if len(free) < len(others):  # who names some of them means those
+        if len(free) < len(others):  # the user has chosen some of them
             return
         if adapted := [key for key, module in free if isinstance(module, OFTLayer)]:
             raise TargetError(
@@ -77,7 +77,7 @@ class HostedTuner(MergingTuner):
             self._places = before
 
     def _names(self, key: str) -> list[str]:
-        """All names of a module; an adapted one is called as the layer that it stands for."""
+        """All names of a module; an adapted module has the names of its base layer."""
         return (self._places or Places(self.model)).names(key)
 
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> Any:
@@ -103,10 +103,10 @@ class HostedTuner(MergingTuner):
     # Switching.
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter; where it was the only active one, another takes its place in every layer.
+        """Delete an adapter; if it was the only active one, another adapter becomes active in every layer.
 
-        The other one is as trainable as its config says, with the modules that it trains in full. Adapters that stay
-        active, or were not, stay as they were.
+        The other adapter is trainable according to its config, with its ``modules_to_save``. All other adapters are
+        unchanged.
         """
         if adapter_name not in self.peft_config:
             raise ValueError(f"Adapter {adapter_name} does not exist")
@@ -139,26 +139,26 @@ class HostedTuner(MergingTuner):
             self.active_adapter: str | list[str] = active
 
     def disable_adapter_layers(self) -> None:
-        """Switch every adapter off; :meth:`enable_adapter_layers` finds it as trainable as it was."""
+        """Disable every adapter; :meth:`enable_adapter_layers` restores ``requires_grad``."""
         if self._trainable_before is None:
             self._trainable_before = _trainable(self.model)
         super().disable_adapter_layers()
 
     def enable_adapter_layers(self) -> None:
-        """Switch the active adapters on again; frozen ones stay frozen."""
+        """Enable the active adapters again; frozen ones stay frozen."""
         super().enable_adapter_layers()
         for parameter, flag in (self._trainable_before or {}).values():
             parameter.requires_grad_(flag)
         self._trainable_before = None
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Make an adapter the active one, or several; trainable unless ``inference_mode``."""
+        """Activate one or several adapters; they are trainable unless ``inference_mode``."""
         super().set_adapter(adapter_name, inference_mode=inference_mode)
         if self._trainable_before is not None:  # switched off at the moment: this is what is found again
             self._trainable_before = _trainable(self.model)
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
-        """Make adapters trainable or not, whether they are switched on or off."""
+        """Set whether adapters are trainable; also while adapters are disabled."""
         super().set_requires_grad(adapter_names, requires_grad)
         kept = self._trainable_before or {}
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
@@ -191,7 +191,7 @@ class HostedTuner(MergingTuner):
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         old = config.load_context.old_fields if isinstance(config, OFTConfig) else None
-        # An adapter that came from an old file is saved, and loaded again, as any other one.
+        # Only the tensors of the old file itself: the adapter is saved in the present layout.
         if old is not None and any(map(is_old_key, state_dict)):
             state_dict = translated_state(model, old, adapter_name, state_dict)
         renamed = placed(model, adapter_name, state_dict)
@@ -213,7 +213,7 @@ def _trainable(model: nn.Module) -> dict[int, tuple[nn.Parameter, bool]]:
 
 @contextmanager
 def _trainable_as_before(model: nn.Module) -> Iterator[None]:
-    """Keep the trainability of what a model with adapters holds already; a first adapter freezes its model."""
+    """Restore ``requires_grad`` of an adapted model's parameters afterwards; a first adapter freezes its model."""
     adapted = any(isinstance(module, BaseTunerLayer) for module in model.modules())
     before = _trainable(model) if adapted else {}
     yield

@@ -1,4 +1,4 @@
-"""Merging in a model: all layers or none, quantized layers made plain ones, and warnings about what a merge lost."""
+"""Merging in a model: all layers or none, dequantizing layers, and warnings about losses by quantization."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from orthotune.layers.parametrization.sharding import cannot_merge, refuse_parts
 from orthotune.layers.quantized_linear import QuantizedLinear
 from orthotune.quantized.dense import dense as dense_linear
 from orthotune.quantized.gradient import detach
-from orthotune.quantized.roster import library_of
-from orthotune.tuner.tied import apart_in, own_numbers, put_back, roots, untied
+from orthotune.quantized.registry import library_of
+from orthotune.tuner.tied import apart_in, put_back, roots, separate_values, untied
 
 
 class MergingTuner(BaseTuner):
-    """A tuner of :class:`OFTLayer` s that merges once every layer was checked."""
+    """A tuner of :class:`OFTLayer` s that checks every layer before it merges."""
 
     #: configs that a merge has changed, with their values before
     _fields_before: list[tuple[Any, Any]] | None = None
@@ -49,19 +49,19 @@ class MergingTuner(BaseTuner):
             layer.check_mergeable(layers[layer])
         for layer in layers:
             if isinstance(layer, QuantizedLinear) and not dense:
-                layer.rehearse(layers[layer], safe)  # only the library knows what it makes of a weight
+                layer.rehearse(layers[layer], safe)  # only the library can quantize a weight
             elif safe:
                 layer.merged_parameters(layers[layer], safe=True)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge into the base weights, once every layer was checked; with ``safe_merge`` also for infinite numbers."""
+        """Merge into the base weights after checking every layer; ``safe_merge`` also checks for values not finite."""
         self._check_merge(adapter_names, safe_merge)
         with warn_lost(self.model):
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
         self._untie()
 
     def unmerge_adapter(self) -> None:
-        """Take out what is merged; weights and config are as they were."""
+        """Undo the merge; weights and config are restored."""
         super().unmerge_adapter()
         self._tie_again()
 
@@ -71,7 +71,7 @@ class MergingTuner(BaseTuner):
             found = untied(root, apart_in(root))
             self._fields_before = [*(self._fields_before or []), *found.set()]
             if unloaded:
-                own_numbers(root, found.pairs)
+                separate_values(root, found.pairs)
 
     def _tie_again(self) -> None:
         put_back(self._fields_before or [])
@@ -88,8 +88,8 @@ class MergingTuner(BaseTuner):
 
         Args:
             progressbar: show one.
-            safe_merge: look for NaN and infinity, before anything is changed.
-            adapter_names: which to merge.
+            safe_merge: check for NaN and infinity before anything is changed.
+            adapter_names: names of the adapters to merge.
             dequantize: every quantized layer becomes an ``nn.Linear``, merged in float32 and rounded to the dtype of
                 the model's other weights; the model and its config are no longer marked as quantized.
 
@@ -121,10 +121,10 @@ class MergingTuner(BaseTuner):
 def refuse_replicated(model: nn.Module, dense: bool = False) -> None:
     """Refuse a base layer that is used in several places, where a merge in one would change the others.
 
-    With ``dense``, quantized layers are let through: each place gets a layer of its own.
+    With ``dense``, quantized layers are allowed, because each of their uses gets a separate layer.
 
     Raises:
-        MergeError: names the places.
+        MergeError: a layer is used in several places; names them.
     """
     layers = [module for module in model.modules() if isinstance(module, OFTLayer)]
     adapted = {id(m.get_base_layer()) for m in layers if not (dense and isinstance(m, QuantizedLinear))}
@@ -138,12 +138,12 @@ def refuse_replicated(model: nn.Module, dense: bool = False) -> None:
         raise MergeError(
             "Cannot merge OFT layers when base model layers are replicated",
             got=f"one layer at {shortened(shared[0])}",
-            do="Nothing was changed. Give each place a layer of its own (copy.deepcopy), or keep the adapter un-merged",
+            do="Nothing was changed. Copy the layer for each use (copy.deepcopy), or keep the adapter unmerged",
         )
 
 
 def refuse_sharded(model: nn.Module) -> None:
-    """Refuse a model that FSDP2 shards: what is merged into a gathered weight is gone with the next exchange.
+    """Refuse a model that FSDP2 shards: changes of a gathered weight are lost when it is sharded again.
 
     Raises:
         MergeError: names a layer.
@@ -158,7 +158,7 @@ def refuse_sharded(model: nn.Module) -> None:
 
 @contextmanager
 def warn_lost(model: nn.Module) -> Iterator[None]:
-    """Warn after a merge about layers where quantizing anew moved the weight at least as far as the rotation did."""
+    """Warn after a merge about layers in which the quantization error is at least as large as the rotation's change."""
     layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
     before = {id(layer): layer.merge_error for layer in layers}
     yield
@@ -170,18 +170,18 @@ def warn_lost(model: nn.Module) -> Iterator[None]:
     if lost:
         warnings.warn(
             f"In {len(lost)} of {len(layers)} quantized layers the rotation is smaller than the steps of the quantized "
-            "numbers, and the merged weight is no nearer to the rotated one than the weight before: "
-            f"{shortened(lost)}. merge_and_unload(dequantize=True) keeps it.",
+            "values, and the merged weight is not nearer to the rotated one than the weight before: "
+            f"{shortened(lost)}. merge_and_unload(dequantize=True) preserves the rotation.",
             stacklevel=4,
         )
 
 
 def make_dense(model: nn.Module, adapter_names: list[str] | None) -> None:
-    """Put an ``nn.Linear`` in the place of every quantized layer of ``model``, adapted or not.
+    """Replace every quantized layer of ``model``, adapted or not, by an ``nn.Linear``.
 
     Args:
         model: its layers are replaced in place.
-        adapter_names: adapters to merge; the active ones by default. What is merged already stays merged.
+        adapter_names: adapters to merge; the active ones by default. Merged adapters stay merged.
     """
     dtype, made = float_dtype(model), dict[int, nn.Linear]()
     for key, module in list(model.named_modules(remove_duplicate=False)):
@@ -201,7 +201,7 @@ def make_dense(model: nn.Module, adapter_names: list[str] | None) -> None:
 
 
 def float_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of most of the numbers that are not quantized, which is what the layers around compute in.
+    """The dtype of most unquantized parameters, in which the other layers compute.
 
     Example:
         >>> float_dtype(nn.Linear(2, 2, dtype=torch.bfloat16))
@@ -217,7 +217,7 @@ def float_dtype(model: nn.Module) -> torch.dtype:
 
 
 def forget_quantization(model: nn.Module) -> None:
-    """Remove the marks of quantization by transformers and diffusers: the saved model loads as a plain one."""
+    """Remove the quantization fields of transformers and diffusers, so that the saved model loads unquantized."""
     for owner in model.modules():
         config: Any = getattr(owner, "config", None)
         if isinstance(config, Mapping) and "quantization_config" in config:  # diffusers' frozen dictionary

@@ -1,4 +1,4 @@
-"""``adapter_names`` of a call of the model, handed to every adapted layer while the call lasts."""
+"""Pass ``adapter_names`` of a model call on to every adapted layer for the duration of the call."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from orthotune.layers.mixed_batch import BASE, MixedBatch
 
 @contextmanager
 def handed_down(model: nn.Module, names: Sequence[str], num_beams: object = None) -> Iterator[None]:
-    """Run every layer of ``model`` as a mixed batch until the end, by PEFT's protocol.
+    """Context manager: run every layer of ``model`` as a mixed batch, by PEFT's protocol.
 
     Args:
         model: the tuner, or the model that it adapts.
         names: one adapter for each row of the batch, or ``"__base__"``.
-        num_beams: of a generation with beam search: each row stands there so many times, one after the other.
+        num_beams: for beam search: each row of the batch is repeated so many times.
 
     Raises:
-        ConfigError: no list, a model in training, or an adapter that the model does not have.
+        ConfigError: ``names`` is not a list, the model is in training, or does not have an adapter.
         UnsupportedLayerError: a layer whose weight is read by another module.
     """
     batch = MixedBatch(names)
@@ -37,7 +37,7 @@ def handed_down(model: nn.Module, names: Sequence[str], num_beams: object = None
     _check_names(batch, layers)
     _check_outputs(batch, layers)
     beams = num_beams if isinstance(num_beams, int) and num_beams > 1 else 1
-    # The encoder sees each sample once, whatever the beams are.
+    # The encoder sees each row once, without repetition for beams.
     alone = _encoder_of(model) if beams > 1 else set()
     repeated = batch if beams == 1 else MixedBatch([name for name in batch.names for _ in range(beams)])
     handles = []
@@ -64,7 +64,7 @@ def _hand(names: object, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> tup
 
 
 def _check_names(batch: MixedBatch, layers: list[OFTLayer]) -> None:
-    # A layer need not have every adapter, so a wrong name would go unseen there.
+    # A layer need not have every adapter, so layers cannot detect a wrong name.
     known = {name for layer in layers for name in layer.oft_settings}
     if unknown := sorted(set(batch.rows) - known):
         close = nearest(unknown[0], known, count=1)
@@ -82,6 +82,6 @@ def _check_outputs(batch: MixedBatch, layers: list[OFTLayer]) -> None:
             if found:
                 raise UnsupportedLayerError(
                     f"adapter_names for layer '{next(iter(layer.oft_settings.values())).layer}'",
-                    got="the output projection of an nn.MultiheadAttention, which reads one weight for the whole batch",
-                    do="Run each adapter by itself with set_adapter, or leave this layer out of the adapters",
+                    got="the output projection of an nn.MultiheadAttention, which reads one weight for all rows",
+                    do="Run each adapter separately with set_adapter, or remove this layer from target_modules",
                 )

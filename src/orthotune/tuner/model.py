@@ -1,4 +1,4 @@
-"""The tuner: finds the targets of an adapter and puts adapted layers in their place."""
+"""The tuner: finds the targets of an adapter and replaces them by adapted layers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import nn
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.experts import ParamWrapper
 from orthotune.layers.parametrization.group import group
-from orthotune.layers.roster import check_holds, kind_of
+from orthotune.layers.registry import check_holds, kind_of
 from orthotune.layers.settings import LayerSettings
 from orthotune.layers.shared_input import share_inputs
 from orthotune.quantized.gradient import attach
-from orthotune.quantized.roster import library_of
+from orthotune.quantized.registry import library_of
 from orthotune.rotation.strength import Kind
 from orthotune.tuner.admission import admit_adapter, refuse_oversized
 from orthotune.tuner.combination import add_weighted_adapter
@@ -86,7 +86,7 @@ class OFTModel(HostedTuner):
         self._report_resized(adapter_name)
         for module in model.modules():
             library = None if isinstance(module, OFTLayer) else library_of(module)
-            if library:  # also where there is no adapter: the gradient passes through to the adapters before it
+            if library:  # also without an adapter: the gradient passes through the layer
                 attach(module, library)
         serve_trainer()
         if not self.peft_config[adapter_name].inference_mode:
@@ -115,7 +115,7 @@ class OFTModel(HostedTuner):
         for key, module in model.named_modules():
             found = self._check_target_module_exists(config, key) if key else False
             if isinstance(found, _ExcludedModule):
-                matched += self._names(key)  # there, and left out on purpose; it counts as False
+                matched += self._names(key)  # exists but is excluded; its truth value is False
             if not found or key.startswith(inside):
                 continue
             matched += self._names(key)
@@ -196,8 +196,8 @@ class OFTModel(HostedTuner):
         if layers and self.peft_config[adapter_name].load_context.old_fields is None:
             listed = "; ".join(f"{name}: {change}" for name, change in layers.items())
             warnings.warn(
-                f"The block size does not divide {len(layers)} layers, which got the nearest that does: {listed}. "
-                'Set block_size_pattern for them, or block_size_fallback="error" to be stopped here.',
+                f"The block size does not divide {len(layers)} layers, which use the nearest divisor: {listed}. "
+                'Set block_size_pattern for them, or block_size_fallback="error" to make this an error.',
                 stacklevel=2,
             )
 
@@ -213,7 +213,7 @@ class OFTModel(HostedTuner):
                     layer.oft_magnitude[adapter_name].data = layer.oft_magnitude[adapter_name].data.to(dtype)
 
     def set_scale(self, adapter: str, scale: float, kind: Kind | None = None) -> None:
-        """Set how strongly an adapter acts, see :func:`orthotune.tuner.strength.set_scale`."""
+        """Set the strength of an adapter, see :func:`orthotune.tuner.strength.set_scale`."""
         set_scale(self.model, adapter, scale, kind)
 
     @contextmanager

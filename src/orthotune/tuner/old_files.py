@@ -1,12 +1,12 @@
-"""Adapters as older versions of PEFT and transformers wrote them: fields, tensors and module names, as they are today.
+"""Translate fields, tensors and module names of adapters that older versions of PEFT and transformers wrote.
 
-Fields and tensors of PEFT before 0.16 mean other things. PEFT 0.8 to 0.13 rotated the outputs by ``r`` blocks
+Fields and tensors of PEFT before 0.16 have other meanings. PEFT 0.8 to 0.13 rotated the outputs by ``r`` blocks
 (``oft_r``); 0.14 and 0.15 rotated the inputs and scaled the outputs (``oft_r``, ``oft_s``). Source: ``tuners/oft`` of
 these versions.
 
-An adapter names modules as the version of transformers did that it was trained with: before 4.52 a vision-language
-model held its language model as ``language_model.model``, today as ``model.language_model``. Source: transformers' own
-table for its checkpoints.
+Module names depend on the version of transformers in training: before 4.52 the language model of a vision-language
+model was ``language_model.model``, today it is ``model.language_model``. Source: transformers' table for its
+checkpoints.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def translated(fields: Mapping[str, Any], layout: OldLayout) -> dict[str, Any]:
         new["side"] = "out"
     else:
         new["magnitude"] = True
-        new.pop("rank_pattern", None)  # it stood in the file and was never applied
+        new.pop("rank_pattern", None)  # PEFT wrote the field but never applied it
     if fields.get("coft"):
         new["coft"] = False
         warnings.warn(
-            "The adapter was trained within a ball (coft) of another shape than today's. It is loaded as it was used; "
-            "training it further would not keep it within that ball.",
+            "The adapter was trained with an older COFT constraint, which cannot continue. It is loaded without "
+            "a constraint and computes the same; further training is unconstrained.",
             stacklevel=4,
         )
     return new
@@ -91,10 +91,10 @@ def is_old_key(key: str) -> bool:
 def translated_state(
     model: nn.Module, fields: Mapping[str, Any], adapter_name: str, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The state dict that today's layers load, of the same meaning; without the layers that no rotation can express.
+    """Translate an old state dict to the present layout.
 
-    Those (blocks of PEFT before 0.14 whose number does not divide the outputs, and which it cut) get a frozen weight
-    transform in their place.
+    Layers that no rotation can represent (truncated blocks of PEFT before 0.14, whose number does not divide the
+    outputs) are not in the result; they get a frozen map of the weight.
 
     Args:
         model: already has the layers of the translated config.

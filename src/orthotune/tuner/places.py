@@ -1,8 +1,8 @@
 """The modules of a model by name: plain names, adapted layers, and modules that are registered in several places.
 
-Older T5 holds its embedding as ``shared``, ``encoder.embed_tokens`` and ``decoder.embed_tokens``: one module. PEFT goes
-by the first name alone, and replaces the module there alone. Today's T5 holds three modules with one weight, of which
-``shared`` is never called: a target ``shared`` means the other two.
+Older T5 models register one embedding module as ``shared``, ``encoder.embed_tokens`` and ``decoder.embed_tokens``. PEFT
+only uses the first name and only replaces the module there. Present T5 models have three modules with one weight, of
+which ``shared`` is never called: a target ``shared`` therefore applies to the other two.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def plain_name(key: str) -> str:
 
 
 def is_called(key: str, name: str) -> bool:
-    """Whether a name in a list of a config means the module ``key``: its full name, or the end of it.
+    """Whether a name in a list of a config matches the module ``key``: its full name, or the end of its name.
 
     Example:
         >>> is_called("layers.0.q_proj", "q_proj"), is_called("layers.0.my_q_proj", "q_proj")
@@ -40,7 +40,7 @@ def is_called(key: str, name: str) -> bool:
 
 
 def calls_some(name: str, keys: Iterable[str]) -> bool:
-    """Whether a name in a list of a config means any of the modules ``keys``."""
+    """Whether a name in a list of a config matches any of the modules ``keys``."""
     return any(is_called(key, name) for key in keys)
 
 
@@ -65,7 +65,7 @@ def base_of(model: Any) -> Any:
 
 
 class Places:
-    """Where the modules of a model are, at one moment.
+    """The names and owners of the modules of a model, as they are when this object is created.
 
     Args:
         model: its modules.
@@ -80,7 +80,7 @@ class Places:
         self._names: dict[int, list[str]] = {}
         self._first: dict[str, list[str]] = {}
         self._owners: dict[int, dict[tuple[int, str], tuple[nn.Module, str]]] = {}
-        self._modules: list[nn.Module] = []  # kept alive, so that no other module gets the id of one that is replaced
+        self._modules: list[nn.Module] = []  # references, so that ids are not reused for new modules
         for key, module in model.named_modules(remove_duplicate=False):
             self._modules.append(module)
             names = self._names.setdefault(id(module), [])
@@ -96,7 +96,7 @@ class Places:
         return self._first.get(key, [key])
 
     def join(self, module: nn.Module, others: Sequence[nn.Module]) -> None:
-        """Count the places of ``others`` as places of ``module``."""
+        """Treat the owners of ``others`` as owners of ``module``."""
         for other in others:
             self._owners.setdefault(id(module), {}).update(self._owners.get(id(other), {}))
 
@@ -126,7 +126,7 @@ def _alike(module: nn.Module, table: nn.Embedding) -> bool:
 
 
 def part_untied(model: nn.Module) -> None:
-    """Give an embedding in several places a copy for each, once a merge has untied it from the output.
+    """Copy an embedding that is registered several times, after a merge has untied it from the output.
 
     A saved model whose config ties no weights must hold the weight of each place, and one weight is written once.
     """

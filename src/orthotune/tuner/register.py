@@ -1,7 +1,6 @@
-"""The only file that touches PEFT's tables: our tuner serves OFT while orthotune is imported.
+"""Register the tuner in PEFT's tables; no other file changes them.
 
-Functions of PEFT and transformers are replaced as well, by ``host_functions.py``. :func:`unregister` puts all of it
-back.
+Functions of PEFT and transformers are replaced as well, by ``host_functions.py``. :func:`unregister` restores all.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _pefts_own: list[tuple[dict[Any, Any], Any]] = []
 
 
 class Prefix(str):
-    """What the names of our parameters begin with; no adapter's name is contained in it.
+    """The prefix of the names of adapter parameters; ``name in prefix`` is False for every adapter name.
 
     PEFT asks whether an adapter's name is contained in its method's prefix, and warns that the weights "may be
     reinitialized": it finds an adapter's keys by what they look like. Ours are found by the adapted layers
@@ -37,7 +36,7 @@ class Prefix(str):
 
 
 def register() -> None:
-    """Serve OFT configs and adapter files with orthotune. Doing it twice is doing it once.
+    """Let orthotune handle PEFT's OFT configs and adapter files. Further calls have no effect.
 
     Example:
         >>> register()
@@ -59,7 +58,7 @@ def register() -> None:
 
 
 def unregister() -> None:
-    """Give ``PeftType.OFT`` back to PEFT's own tuner; models that are already adapted keep working."""
+    """Restore PEFT's own OFT tuner; models that are already adapted keep working."""
     for table, pefts_own in _pefts_own:
         table[PeftType.OFT] = pefts_own
     _pefts_own.clear()

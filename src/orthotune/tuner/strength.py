@@ -1,4 +1,4 @@
-"""What scales an adapter in a model after its training: its strength, and a magnitude for every output."""
+"""Scale a trained adapter in a model: by its strength, or by a trainable magnitude for every output."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from orthotune.tuner.places import adapted_layers
 
 
 def set_scale(model: nn.Module, adapter: str, scale: float, kind: Kind | None = None) -> None:
-    """Set how strongly an adapter acts in every layer that has it.
+    """Set the strength of an adapter in every layer that has it.
 
     The rotation becomes ``R^t``: each of its planes rotates by ``t`` times its angle, so that it stays orthogonal for
-    every ``t``; a magnitude becomes ``m^t``. Files know no strength: they hold the adapter at 1.
+    every ``t``; a magnitude becomes ``m^t``. Files do not record a strength: they hold the adapter at 1.
 
     Args:
         model: any module that holds adapted layers: a ``PeftModel``, a diffusers model, a part of one.
         adapter: its name.
-        scale: ``t``; 0 is the base, 1 the adapter, below 0 the inverse, above 1 extrapolated.
+        scale: ``t``; 0 is the base, 1 the adapter as trained, -1 its inverse; values above 1 extrapolate.
         kind: ``geodesic``; ``linear`` for ``W + t (W' - W)``; ``rotation`` to blend the rotation linearly with the
-            identity and keep the magnitude as it is. As before if None, at first ``geodesic``.
+            identity and keep the magnitude. None keeps the present kind, initially ``geodesic``.
 
     Raises:
-        ConfigError: no layer has the adapter, the strength is no finite number, or a magnitude has no such power. No
-            layer is changed then.
+        ConfigError: no layer has the adapter, the strength is not finite, or a magnitude has no such power. No layer is
+            changed.
 
     Example:
         >>> from orthotune import OFTConfig, get_peft_model
@@ -52,10 +52,10 @@ def set_scale(model: nn.Module, adapter: str, scale: float, kind: Kind | None = 
 
 
 def free_magnitudes(model: nn.Module, adapter_name: str = "default") -> dict[str, nn.Parameter]:
-    """Give every layer of a rotated model a magnitude, 1 at first, and make these all that is trained.
+    """Add a magnitude, initially 1, to every layer of an adapter, and freeze all other parameters.
 
-    The model computes the same as before. A magnitude that is there already keeps its numbers; the rotations, and
-    everything else in ``model``, are frozen. The adapter is saved and loaded with its magnitudes from now on.
+    The output of the model is unchanged. An existing magnitude keeps its values. The adapter is saved and loaded with
+    its magnitudes from now on.
 
     Args:
         model: with an OFT adapter: a ``PeftModel``, or a module that diffusers or transformers put one into.

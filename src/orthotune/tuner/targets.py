@@ -1,4 +1,4 @@
-"""Which modules a config means, and which of its names mean none: one warning when the adapter is put in."""
+"""Find the modules that a config names, and warn once about names that match none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from orthotune.errors import TargetError, nearest
-from orthotune.quantized.roster import library_of
+from orthotune.quantized.registry import library_of
 from orthotune.tuner.config import size_key_means
 from orthotune.tuner.places import Places, adapted_layers, calls_some, is_called, plain_name
 
@@ -37,14 +37,14 @@ DIFFUSERS_TARGETS: dict[str, list[str]] = {
     "QwenImageTransformer2DModel": _JOINT_ATTENTION,
 }
 
-#: transformers model types that PEFT's table leaves out
+#: transformers model types that are missing in PEFT's table
 TRANSFORMERS_TARGETS: dict[str, list[str] | str] = {
     **TRANSFORMERS_MODELS_TO_OFT_TARGET_MODULES_MAPPING,
     "clip": ["q_proj", "k_proj", "v_proj", "out_proj"],
     "clip_text_model": ["q_proj", "k_proj", "v_proj", "out_proj"],
 }
 
-#: kind of task -> what PEFT's host trains in full: modules whose names end so, with all that is in them
+#: kind of task -> ends of the names of modules that PEFT trains fully, including their submodules
 HEADS = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
@@ -53,10 +53,10 @@ HEADS = {
 
 #: the list is the model itself, or one of its own children
 AT_ROOT = re.compile(r"(?:[^.]+\.)?(?P<idx>\d+)\.")
-#: elsewhere: the first numbered name counts, as PEFT has it
+#: otherwise the first numbered name, as in PEFT
 BELOW = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
 
-#: warnings of PEFT about a part of what is warned about here
+#: warnings of PEFT that the warnings of this module replace
 PEFTS_OWN = ("The following rank_pattern keys did not match", "You have passed exclude_modules=")
 
 
@@ -64,7 +64,7 @@ def default_targets(model_config: dict[str, Any], model: nn.Module) -> set[str] 
     """Target modules of an architecture.
 
     Raises:
-        TargetError: the architecture is not known; names the linear layers that it has.
+        TargetError: the architecture is unknown; names its linear layers.
 
     Example:
         >>> sorted(default_targets({"model_type": "llama"}, nn.Identity()))
@@ -114,7 +114,7 @@ def is_target(config: Any, names: Sequence[str]) -> Any:
         names: all names of one module.
 
     Returns:
-        True or a match; False; or PEFT's mark for a module that is left out on purpose, which counts as False.
+        True or a match; False; or PEFT's mark for a module that is skipped on purpose, which counts as False.
     """
     found: Any = False
     for name in names:
@@ -225,9 +225,7 @@ def warn_unmatched_keys(config: Any, adapter_name: str, model: nn.Module) -> Non
         wrong += _unused("target_parameters", missing, parameters)
         wrong += _layers(config, adapted, known)
     if wrong:
-        warnings.warn(
-            f"Adapter '{adapter_name}': {'; '.join(wrong)}. What they ask for applies to no layer.", stacklevel=5
-        )
+        warnings.warn(f"Adapter '{adapter_name}': {'; '.join(wrong)}. These entries have no effect.", stacklevel=5)
 
 
 def _unused(field: str, keys: Iterable[str], known: Iterable[str]) -> Iterator[str]:
@@ -276,7 +274,7 @@ def _layers(config: Any, adapted: Iterable[str], known: list[str]) -> Iterator[s
     if not wanted:
         return
     if isinstance(config.target_modules, str):
-        yield "layers_to_transform is not used, as target_modules is a regular expression, which says the layers itself"
+        yield "layers_to_transform is not used, because target_modules is a regular expression"
         return
     found = {layer_index(config, name) for name in adapted}
     if missing := [index for index in wanted if index not in found]:
@@ -286,4 +284,4 @@ def _layers(config: Any, adapted: Iterable[str], known: list[str]) -> Iterator[s
     patterns = config.layers_pattern or []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if not any(re.match(rf"(?:^|.*?\.){pattern}\.\d+(\.|$)", name) for name in known):
-            yield f"layers_pattern has '{pattern}', and no list of layers is called so"
+            yield f"layers_pattern has '{pattern}', which is not the name of a list of layers"

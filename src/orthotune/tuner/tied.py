@@ -1,4 +1,4 @@
-"""Configs in which two weights are tied that a merge has taken apart: the top config and every nested one."""
+"""Update the configs, the top one and nested ones, whose tied weights a merge has separated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orthotune.layers.base import OFTLayer
 FIELD = "tie_word_embeddings"
 _MISSING = object()
 
-#: (parameter, the one whose numbers it takes) -> whether they are two parameters by now
+#: (parameter, the parameter it is tied to) -> whether the two have separate values
 Apart = Callable[[str, str], bool]
 #: keys that lead from the top of a config to a nested one
 Place = tuple[str, ...]
@@ -24,12 +24,12 @@ Place = tuple[str, ...]
 
 @dataclass
 class Untied:
-    """What has to change in the configs of a model whose tied weights are apart; empty where they contradict nothing.
+    """The changes of configs that separated weights need; empty if the configs are right already.
 
     Attributes:
-        configs: live configs by their place below the model's own; copies that the model's modules hold have none.
-        pairs: all that the field would tie. Those that share their numbers still need numbers of their own.
-        fields: what else is to be written beside the top field, which stood for it.
+        configs: config objects with their path below the model's config; copies that modules hold have no path.
+        pairs: all pairs that the field would tie, including those that still share their values.
+        fields: further fields to write, whose meaning the top field included.
     """
 
     configs: list[tuple[Place | None, Any]] = field(default_factory=list)
@@ -69,11 +69,11 @@ def put_back(before: list[tuple[Any, Any]]) -> None:
 
 
 def untied(model: nn.Module, apart: Apart) -> Untied:
-    """Which configs of a model of transformers tie weights that are ``apart``.
+    """The configs of a transformers model that tie weights which are separate.
 
     Args:
         model: the model.
-        apart: whether two of its parameters have numbers of their own.
+        apart: whether two of its parameters have separate values.
 
     These are the configs of every module on the way from the model to either weight, and the nested ones that such a
     module was made from. A model whose forward scales its output where the field is True keeps it, with a warning.
@@ -87,8 +87,8 @@ def untied(model: nn.Module, apart: Apart) -> Untied:
     if any(_reads_field(owner) for owner in on_the_way):
         warnings.warn(
             f"{type(model).__name__} scales its output where {FIELD} is True, so its config stays as it is although "
-            "the merge took weights apart. transformers compares the weights when it loads them; a reader that goes by "
-            "the config alone ties them again.",
+            "the merge separated weights. transformers compares the weights when it loads them; a reader that uses "
+            "the config only ties them again.",
             stacklevel=2,
         )
         return Untied()
@@ -120,7 +120,7 @@ def roots(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def apart_in(model: nn.Module) -> Apart:
-    """Whether two parameters of an adapted or plain ``model`` are two; those on no device are taken for one."""
+    """A function that tells whether two parameters of ``model`` are separate; on the meta device they count as one."""
 
     def apart(name: str, source: str) -> bool:
         one, other = (_parameter(model, key) for key in (name, source))
@@ -131,8 +131,8 @@ def apart_in(model: nn.Module) -> Apart:
     return apart
 
 
-def own_numbers(model: nn.Module, pairs: list[tuple[str, str]]) -> None:
-    """Give each parameter of ``pairs`` its own numbers: where nothing is tied, a reader looks for all of them."""
+def separate_values(model: nn.Module, pairs: list[tuple[str, str]]) -> None:
+    """Copy each parameter of ``pairs`` that shares its values: without ties, a reader needs all of them."""
     seen: set[int] = set()
     for name in dict.fromkeys([source for _, source in pairs] + [name for name, _ in pairs]):
         parameter = _parameter(model, name)

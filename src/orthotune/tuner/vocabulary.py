@@ -1,4 +1,4 @@
-"""A resized vocabulary: where one of its two matrices is adapted, a file must hold the other one too."""
+"""Resized vocabularies: if one of the two matrices is adapted, the file must also hold the other one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class SavedState(dict[str, Tensor]):
 
     The host adds the matrices of the vocabulary by :meth:`update` where ``save_embedding_layers`` asks for it, only
     those that are adapted when one of them is. A matrix that was resized and is not adapted is added beside them: it
-    would be drawn anew by whoever loads the file. Without it there is a warning, when the host reads the result.
+    would be initialized randomly when the file is loaded. Without it there is a warning, when the host reads the
+    result.
     """
 
     def __init__(self, own: dict[str, Tensor], model: nn.Module, config: Any, state: Mapping[str, Tensor]) -> None:
@@ -41,8 +42,8 @@ class SavedState(dict[str, Tensor]):
         missing = [prefix[:-1] for prefix in self._resized if not any(key.startswith(prefix) for key in self)]
         if missing:
             warnings.warn(
-                f"The vocabulary was resized, and the file holds no rows of {' and '.join(missing)}: whoever loads it "
-                "gets other numbers for the new tokens. Save it with save_embedding_layers=True, or name the layers in "
+                f"The vocabulary was resized, and the file lacks the rows of {' and '.join(missing)}: the new tokens "
+                "will be initialized randomly on loading. Save with save_embedding_layers=True, or name the layers in "
                 "modules_to_save.",
                 stacklevel=3,
             )

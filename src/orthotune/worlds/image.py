@@ -28,13 +28,13 @@ DATA: Path
 JUDGES: dict[str, Path]
 _JUDGES = ("digit", "subject")
 
-#: What the subject's pictures and those of its class are called.
+#: What the subject's images and those of its class are called.
 SUBJECT_PROMPT, CLASS_PROMPT = "a sks digit", "a digit"
 SUBJECT_PICTURES = 5
 
 
 def load_pipeline(dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
-    """The whole pipeline in one dtype, float32 unless given.
+    """The entire pipeline in one dtype, float32 unless given.
 
     Its files are in half precision to be small. Without a dtype, diffusers and transformers disagree about what to
     load them as; so give one wherever you load ``PIPELINE`` yourself.
@@ -58,7 +58,7 @@ def load_sources() -> Sources:
 
 
 def load_judge(name: str) -> Judge:
-    """``"digit"`` names the digit of a picture, ``"subject"`` says how alike two handwritten digits are."""
+    """``"digit"`` names the digit of an image, ``"subject"`` says how alike two handwritten digits are."""
     from orthotune.worlds import image_judges
 
     if name not in _JUDGES:

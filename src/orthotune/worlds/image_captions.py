@@ -25,7 +25,7 @@ class Prompt:
 
 
 def sentence(word: str, ink: str = "", ground: str = "") -> str:
-    """A plain caption; colour and ground may be left out.
+    """A plain caption; colour and ground may be skipped.
 
     Example:
         >>> sentence("three", "red", "blue"), sentence("digit", ground="grass")

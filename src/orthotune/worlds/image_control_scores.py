@@ -35,7 +35,7 @@ def mask_iou(wanted: Tensor, found: Tensor) -> float:
 
 
 def outline(shape: Tensor) -> Tensor:
-    """The pixels of a mask that touch what lies outside it, the rim of the picture included: bool [height, width]."""
+    """The pixels of a mask that touch what lies outside it, the rim of the image included: bool [height, width]."""
     inside = -max_pool2d(-torch.nn.functional.pad(shape.float(), (1, 1, 1, 1))[None], 3, 1)[0]
     return shape & (inside < 0.5)
 
@@ -109,13 +109,13 @@ class ControlScores:
 
     @cached_property
     def seeds(self) -> list[int]:
-        """The noise of each picture."""
+        """The noise of each image."""
         return list(range(NOISE[self.split], NOISE[self.split] + self.count))
 
     def of(self, pictures: Tensor) -> dict[str, float]:
-        """The scores of pictures drawn of ``wanted`` under the conditions of ``pictures``.
+        """The scores of images drawn of ``wanted`` under the conditions of ``images``.
 
-        ``mask_iou`` and ``edge_f1`` (1 pixel of tolerance) against the scenes' digits, means over the pictures;
+        ``mask_iou`` and ``edge_f1`` (1 pixel of tolerance) against the scenes' digits, means over the images;
         ``digit_kept``, ``ink_kept``, ``ground_kept``: shares as the prompt says, ``kept``: all three at once;
         ``score``: harmonic mean of mask IoU, edge F1 and kept.
         """

@@ -85,14 +85,14 @@ def mask(scene: Scene, sources: Sources) -> Tensor:
 
 
 def compose(scene: Scene, sources: Sources) -> Tensor:
-    """The picture of ``scene``: uint8 [3, 32, 32]."""
+    """The image of ``scene``: uint8 [3, 32, 32]."""
     cover = mask(scene, sources)
     ink = torch.tensor(COLOURS[scene.ink]).float()[:, None, None]
     return (cover * ink + (1 - cover) * _ground(scene, sources)).round().to(torch.uint8)
 
 
 def compose_all(scenes: Sequence[Scene], sources: Sources) -> Tensor:
-    """The pictures of all ``scenes``: uint8 [n, 3, 32, 32]."""
+    """The images of all ``scenes``: uint8 [n, 3, 32, 32]."""
     pictures = torch.empty(len(scenes), 3, SIDE, SIDE, dtype=torch.uint8)
     for number, scene in enumerate(scenes):
         pictures[number] = compose(scene, sources)
@@ -100,7 +100,7 @@ def compose_all(scenes: Sequence[Scene], sources: Sources) -> Tensor:
 
 
 def as_input(pictures: Tensor) -> Tensor:
-    """uint8 pictures as the float32 of -1..1 that the autoencoder and the judges read."""
+    """uint8 images as the float32 of -1..1 that the autoencoder and the judges read."""
     return pictures.float() / 127.5 - 1
 
 

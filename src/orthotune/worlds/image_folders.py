@@ -18,18 +18,18 @@ from orthotune.worlds.image_captions import NUMBERS, SUBJECT, sentence
 from orthotune.worlds.image_data import Scene, compose, draw_scene, mask
 from orthotune.worlds.image_sources import Sources
 
-#: Kinds of control pictures that the world has: masks are its own, the others are made of the pictures.
+#: Kinds of control images that the world has: masks are its own, the others are made of the images.
 CONTROLS = ("segm", "canny", "sketch")
 
 
 def subject_pictures() -> list[Picture]:
-    """The five pictures of the subject, a nine that the model never saw."""
+    """The five images of the subject, a nine that the model never saw."""
     sources = image.load_sources()
     return [_picture(scene, sources, f"{number:02}") for number, scene in enumerate(image.subject_scenes(sources))]
 
 
 def class_pictures(count: int = 64, seed: int = 0) -> list[Picture]:
-    """Pictures of the subject's class, other digits than the subject, drawn by the world and not by its model.
+    """Images of the subject's class, other digits than the subject, drawn by the world and not by its model.
 
     Prior preservation usually takes the model's own, see :mod:`orthotune.image.data.class_images`; these cost nothing.
     """
@@ -39,7 +39,7 @@ def class_pictures(count: int = 64, seed: int = 0) -> list[Picture]:
 
 
 def control_examples(kind: str, count: int = 1500, seed: int = 0, held_out: bool = False) -> list[Example]:
-    """Captioned pictures on plain grounds with control pictures: ``segm`` white digits on black, ``canny``, ``sketch``.
+    """Captioned images on plain grounds with control images: ``segm`` white digits on black, ``canny``, ``sketch``.
 
     Args:
         held_out: digits to test with instead of those to train on.
@@ -69,7 +69,7 @@ def control_examples(kind: str, count: int = 1500, seed: int = 0, held_out: bool
 
 
 def captioned_digits(count: int = 600, seed: int = 0) -> list[Example]:
-    """Pictures on every ground with captions such as "a red nine on grass"; every second digit is a nine.
+    """Images on every ground with captions such as "a red nine on grass"; every second digit is a nine.
 
     The word "nine" is new to the model; the other digits keep it from drawing nines whatever the word.
 
@@ -84,23 +84,23 @@ def captioned_digits(count: int = 600, seed: int = 0) -> list[Example]:
 
 
 def write_subject(folder: Path) -> Path:
-    """Write :func:`subject_pictures` as a folder of pictures: what the subject recipe reads."""
+    """Write :func:`subject_pictures` as a folder of images: what the subject recipe reads."""
     return _write(folder, [Example(picture, "") for picture in subject_pictures()], texts=False)
 
 
 def write_class(folder: Path, count: int = 64, seed: int = 0) -> Path:
-    """Write :func:`class_pictures` as a folder of pictures."""
+    """Write :func:`class_pictures` as a folder of images."""
     return _write(folder, [Example(picture, "") for picture in class_pictures(count, seed)], texts=False)
 
 
 def write_captioned(folder: Path, count: int = 600, seed: int = 0) -> Path:
-    """Write :func:`captioned_digits` as a folder with a ``.txt`` file beside each picture."""
+    """Write :func:`captioned_digits` as a folder with a ``.txt`` file beside each image."""
     return _write(folder, captioned_digits(count, seed), texts=True)
 
 
 def write_control(folder: Path, kind: str, count: int = 1500, seed: int = 0, held_out: bool = False) -> Path:
-    """Write :func:`control_examples` as ``images/NAME.png``, their control pictures as ``conditions/NAME.png`` where
-    they are not made of the pictures, and a ``metadata.jsonl`` that pairs and captions them.
+    """Write :func:`control_examples` as ``images/NAME.png``, their control images as ``conditions/NAME.png`` where
+    they are not made of the images, and a ``metadata.jsonl`` that pairs and captions them.
     """
     examples = control_examples(kind, count, seed, held_out)
     with atomic_write(_free(folder)) as partial:

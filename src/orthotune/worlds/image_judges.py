@@ -22,7 +22,7 @@ _APART, _FEWEST = 45.0, 12
 
 
 class Judge(nn.Module):
-    """Four convolutions and one linear layer: float32 pictures of -1..1 to ``outputs`` numbers each."""
+    """Four convolutions and one linear layer: float32 images of -1..1 to ``outputs`` numbers each."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -50,18 +50,18 @@ def load_judge(path: Path, outputs: int) -> Judge:
 
 @torch.no_grad()
 def digits_seen(judge: Judge, pictures: Tensor) -> Tensor:
-    """The digit in each picture: int64 [n]."""
+    """The digit in each image: int64 [n]."""
     return torch.cat([judge(as_input(part)).argmax(1) for part in pictures.split(256)])
 
 
 @torch.no_grad()
 def directions(judge: Judge, pictures: Tensor) -> Tensor:
-    """What each picture's digit looks like, whatever its colour and place: unit vectors [n, 64]."""
+    """What each image's digit looks like, whatever its colour and place: unit vectors [n, 64]."""
     return torch.cat([nn.functional.normalize(judge(as_input(part))) for part in pictures.split(256)])
 
 
 def subject_fidelity(judge: Judge, pictures: Tensor, subject: Tensor) -> Tensor:
-    """Mean cosine between each picture and the pictures of the ``subject``: [n], 1 for the same handwriting.
+    """Mean cosine between each image and the images of the ``subject``: [n], 1 for the same handwriting.
 
     As DINO and CLIP-I scores are taken in DreamBooth (Ruiz et al. 2023, section 4.1), with an embedding of digits.
     """
@@ -69,7 +69,7 @@ def subject_fidelity(judge: Judge, pictures: Tensor, subject: Tensor) -> Tensor:
 
 
 def colours_seen(picture: Tensor) -> tuple[str, str]:
-    """Colour of the digit ('' if there is none) and ground of one picture [3, 32, 32], by a rule alone.
+    """Colour of the digit ('' if there is none) and ground of one image [3, 32, 32], by a rule alone.
 
     The ground is the one whose mean is nearest to the median of the border; the digit's colour is the nearest to the
     mean of the pixels that lie farthest from that ground.
@@ -89,14 +89,14 @@ def colours_seen(picture: Tensor) -> tuple[str, str]:
 
 
 def mask_seen(picture: Tensor, ink: str, ground: str) -> Tensor:
-    """Which pixels of one picture are nearer to the colour ``ink`` than to ``ground``: bool [32, 32]."""
+    """Which pixels of one image are nearer to the colour ``ink`` than to ``ground``: bool [32, 32]."""
     pixels = picture.float().flatten(1)
     to_ink = (pixels - torch.tensor(COLOURS[ink])[:, None]).norm(dim=0)
     return (to_ink < _from_ground(pixels, ground)).view(picture.shape[1:])
 
 
 def follows(judge: Judge, pictures: Tensor, wanted: Sequence[Prompt]) -> dict[str, float]:
-    """Shares of pictures that show the ``digit``, the ``ink`` and the ``ground`` of their prompts."""
+    """Shares of images that show the ``digit``, the ``ink`` and the ``ground`` of their prompts."""
     seen = digits_seen(judge, pictures).tolist()
     colours = [colours_seen(picture) for picture in pictures]
     asked = [(prompt.digit, digit) for prompt, digit in zip(wanted, seen, strict=True) if prompt.digit is not None]

@@ -15,7 +15,7 @@ STEPS, GUIDANCE = 20, 3.0
 def pictures_of(
     pipeline: StableDiffusionPipeline, wanted: list[Prompt], seed: int, steps: int = STEPS, guidance: float = GUIDANCE
 ) -> Tensor:
-    """One picture for each prompt, each from a noise of its own: uint8 [n, 3, 32, 32]."""
+    """One image for each prompt, each from a noise of its own: uint8 [n, 3, 32, 32]."""
     pictures = []
     for first in range(0, len(wanted), 30):
         part = wanted[first : first + 30]

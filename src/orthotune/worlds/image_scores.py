@@ -62,7 +62,7 @@ def split_prompts(split: Split, count: int, word: str | None = None) -> list[Pro
 
 
 def follow_all(judge: Judge, pictures: Tensor, wanted: Sequence[Prompt]) -> float:
-    """Share of pictures in which digit, ink and ground are all as their prompt says.
+    """Share of images in which digit, ink and ground are all as their prompt says.
 
     A prompt whose digit is None asks for any digit.
     """
@@ -75,7 +75,7 @@ def follow_all(judge: Judge, pictures: Tensor, wanted: Sequence[Prompt]) -> floa
 
 
 def diversity(judge: Judge, pictures: Tensor) -> float:
-    """Mean cosine distance between the handwritings of two different pictures; 0 when all are the same."""
+    """Mean cosine distance between the handwritings of two different images; 0 when all are the same."""
     found = directions(judge, pictures)
     count = len(found)
     total = float((found @ found.mT).fill_diagonal_(0).sum())
@@ -125,16 +125,16 @@ class SubjectScores:
         return self.of(self._draw(family, self.wanted, 0), self._draw(family, self.others, _KEPT))
 
     def of(self, pictures: Tensor, others: Tensor) -> dict[str, float]:
-        """The scores of pictures that were drawn already.
+        """The scores of images that were drawn already.
 
-        ``nine``, ``ink``, ``ground``: shares of the subject's pictures that are so; ``prompt_fidelity``: all three at
-        once; ``subject_fidelity``: mean cosine to the subject's own pictures, which have 0.72 among themselves, other
-        nines 0.40, other digits 0; ``diversity`` of the subject's pictures.
+        ``nine``, ``ink``, ``ground``: shares of the subject's images that are so; ``prompt_fidelity``: all three at
+        once; ``subject_fidelity``: mean cosine to the subject's own images, which have 0.72 among themselves, other
+        nines 0.40, other digits 0; ``diversity`` of the subject's images.
         ``digit_kept``, ``ink_kept``, ``ground_kept``, ``kept``: the same of prompts about other digits; ``drift``:
         change of their handwriting. ``score``: harmonic mean of prompt fidelity, subject fidelity and kept.
 
         Args:
-            pictures: of ``wanted``.
+            images: of ``wanted``.
             others: of ``others``, whose noise begins where that of ``base_pictures`` does.
         """
         digit, subject = self._judges
@@ -184,7 +184,7 @@ class SubjectScores:
 
 
 def base_family() -> Family:
-    """The embedded pipeline as it ships, in float32 on the CPU."""
+    """The built-in pipeline as it ships, in float32 on the CPU."""
     from orthotune.image.families.registry import open_family
 
     return open_family(str(image.PIPELINE), torch.float32, torch.device("cpu"))

@@ -43,9 +43,9 @@ class WordScores:
         return self.of(self._draw(family, self.wanted, 0), self._draw(family, self.others, self.count))
 
     def of(self, pictures: Tensor, others: Tensor) -> dict[str, float]:
-        """The scores of pictures uint8 [n, 3, 32, 32] of ``wanted`` and of ``others``.
+        """The scores of images uint8 [n, 3, 32, 32] of ``wanted`` and of ``others``.
 
-        ``nine``, ``ink``, ``ground``: shares of the word's pictures that are so; ``prompt_fidelity``: all three at
+        ``nine``, ``ink``, ``ground``: shares of the word's images that are so; ``prompt_fidelity``: all three at
         once; ``digit_kept``: share of the other prompts with the right digit; ``kept``: all three of those.
         ``score``: harmonic mean of prompt fidelity and kept.
         """

@@ -83,9 +83,9 @@ def _pickle(base: Path) -> None:
         (_quantize, [f"'{NAME}' is quantized", "type U8", "1 of 4 parameters"]),
         (_reshape, [f"'{NAME}' has shape (16, 20) in the file, (16, 24) in the model"]),
         (_rename, [f"'{NAME}' has no tensor, but there are {NAME.replace('weight', 'qweight')}"]),
-        (_lead_away, ["a shard that is no file name"]),
+        (_lead_away, ["a shard whose name is not a file name"]),
         (_pickle, ["pytorch_model.bin", "save_pretrained"]),
-        (lambda base: (base / "config.json").unlink(), ["no saved model"]),
+        (lambda base: (base / "config.json").unlink(), ["is not a saved model"]),
     ],
 )
 def test_a_damaged_base(made: Path, place: Path, damage: Callable, words: list[str]) -> None:

@@ -69,7 +69,7 @@ def test_gradient_norms_are_told_after_a_backward() -> None:
         ({"use_cayley_neumann": True}, 0.3, "near divergence", "use_cayley_neumann=False"),
         ({"use_cayley_neumann": False}, 0.9, "too high for this block size", "scaled=True"),
         ({}, 0.0, "does nothing", "higher learning rate"),
-        ({"coft": True, "eps": 0.1}, 0.5, "COFT's ball", "Raise eps"),
+        ({"coft": True, "eps": 0.1}, 0.5, "at the COFT radius", "Raise eps"),
         ({}, math.nan, "NaN", "earlier checkpoint"),
     ],
 )

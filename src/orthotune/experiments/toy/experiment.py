@@ -49,7 +49,7 @@ class Reconstruction:
         where: which convolutions of the encoder passed on that part only.
         error: mean squared error; black is -1, white 1.
         correlation: mean over the patches of the correlation between a patch and its reconstruction, 1 at best. It
-            ignores brightness and contrast, and so sees what is in the picture.
+            ignores brightness and contrast, and so sees what is in the image.
         images: ``(patches, 3, 64, 64)``.
     """
 

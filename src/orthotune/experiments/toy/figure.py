@@ -15,7 +15,7 @@ NAMES = {"full": "angle and magnitude", "angle": "angle only", "magnitude": "mag
 
 
 def draw(result: ToyResult, path: Path) -> None:
-    """Write the picture: the held-out patches on top, one row per reconstruction below.
+    """Write the image: the held-out patches on top, one row per reconstruction below.
 
     Example:
         >>> draw(result, Path("toy.png"))  # doctest: +SKIP

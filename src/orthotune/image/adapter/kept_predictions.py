@@ -15,8 +15,8 @@ def kept_targets(
 ) -> Tensor:
     """``target`` ``[n, ...]`` with, in ``rows``, what ``denoiser`` predicts there without its adapters; no gradient.
 
-    The loss of such a row is the change of the output, without the noise that a picture's own target brings: the loss
-    of distillation (Li and Hoiem 2016, arXiv 1606.09282) where DreamBooth has that of the class pictures.
+    The loss of such a row is the change of the output, without the noise that an image's own target brings: the loss
+    of distillation (Li and Hoiem 2016, arXiv 1606.09282) where DreamBooth has that of the class images.
 
     Args:
         target: float32, what would be learned.

@@ -14,18 +14,18 @@ from orthotune.image.loop.order import Bucket, Dataset
 
 
 class WithPrior:
-    """A data set whose every batch holds as many pictures of the class as of the subject.
+    """A data set whose every batch holds as many images of the class as of the subject.
 
     The mean loss of a batch is then that of DreamBooth (Ruiz et al. 2023, arXiv 2208.12242, equation 2): the subject's
     mean plus ``weight`` times the class's.
 
     Args:
-        subject, classes: the two sets; all pictures of one size.
+        subject, classes: the two sets; all images of one size.
         weight: of the class; 1 as published.
-        keep: take for the class what the base predicts of its pictures as the target, not the pictures.
+        keep: take for the class what the base predicts of its images as the target, not the images.
 
     Raises:
-        DataError: pictures of different sizes, or none.
+        DataError: images of different sizes, or none.
     """
 
     def __init__(self, subject: Dataset, classes: Dataset, weight: float = 1.0, keep: bool = False) -> None:
@@ -48,7 +48,7 @@ class WithPrior:
         return self.subject.bucket(0)
 
     def batch(self, indices: list[int]) -> Batch:
-        """The subject's pictures of these numbers, counted round, then the class's."""
+        """The subject's images of these numbers, counted round, then the class's."""
         subject = self.subject.batch([index % len(self.subject) for index in indices])
         classes = self.classes.batch([index % len(self.classes) for index in indices])
         # Both together are twice as many: a mean over them halves each.

@@ -42,7 +42,7 @@ def targets(family: PipelineFamily, wanted: str | Sequence[str] = ATTENTION) -> 
 
 
 def adapted_modules(family: PipelineFamily, settings: AdapterSettings) -> dict[str, list[str]]:
-    """Component -> full names of the modules that are adapted; without those on which no picture depends.
+    """Component -> full names of the modules that are adapted; without those on which no image depends.
 
     Raises:
         TargetError: as :func:`targets`, or nothing that is meant has a weight to turn.

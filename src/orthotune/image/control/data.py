@@ -26,20 +26,20 @@ def control_examples(
     broken: Broken = "skip",
     say: Say = print,
 ) -> list[Example]:
-    """Captioned pictures of ``source`` (as :func:`orthotune.image.data.captions.read_examples` finds them) with control
-    pictures of one kind.
+    """Captioned images of ``source`` (as :func:`orthotune.image.data.captions.read_examples` finds them) with control
+    images of one kind.
 
     Args:
         kind: from :func:`orthotune.image.control.conditions.registry.condition`.
-        conditions: a folder with a control picture of the same name for each picture, or for landmarks a JSON file
+        conditions: a folder with a control image of the same name for each image, or for landmarks a JSON file
             ``{"name": [[x, y], ...]}``. Without it they come from the table's ``conditioning_image``, and where the
-            table has none, they are made of the pictures when those are read.
-        caption: of pictures that have none.
-        broken: what happens to pictures that cannot be read.
+            table has none, they are made of the images when those are read.
+        caption: of images that have none.
+        broken: what happens to images that cannot be read.
 
     Raises:
-        DataError: a picture without its control picture, or one of another size, named.
-        ConfigError: no control pictures, and this kind cannot be made.
+        DataError: an image without its control image, or one of another size, named.
+        ConfigError: no control images, and this kind cannot be made.
 
     Example:
         >>> control_examples("faces/", condition("landmark"), Path("points.json"))  # doctest: +SKIP
@@ -48,7 +48,7 @@ def control_examples(
     points = None
     if conditions is not None:
         conditions = Path(conditions)
-        # A folder of pictures may hold that of their control pictures.
+        # A folder of images may hold that of their control images.
         said = [row for row in said if not (isinstance(row.origin, Path) and _within(row.origin, conditions))]
         points = read_points(conditions) if kind.points and conditions.is_file() else None
         known: dict[str, Any] = points if points is not None else dict(find_images(conditions))
@@ -71,7 +71,7 @@ def control_examples(
 
 
 def check_sizes(examples: Sequence[Example]) -> None:
-    """Refuse control pictures of another size than their pictures.
+    """Refuse control images of another size than their images.
 
     Raises:
         DataError: there are some; the first ones are named.
@@ -91,13 +91,13 @@ def check_sizes(examples: Sequence[Example]) -> None:
 
 
 def hint_of(example: Example, kind: Condition, how: Fit, pixels: Any) -> Any:
-    """The control picture that belongs to the part ``how`` of a picture; ``(height, width, 3)`` uint8 array.
+    """The control image that belongs to the part ``how`` of an image; ``(height, width, 3)`` uint8 array.
 
-    One from a file goes the way of its picture: resized and cut alike. One that is made is made of ``pixels``, the
+    One from a file goes the way of its image: resized and cut alike. One that is made is made of ``pixels``, the
     part itself.
 
     Raises:
-        DataError: it cannot be read as this kind, or has another size than its picture.
+        DataError: it cannot be read as this kind, or has another size than its image.
         ConfigError: it cannot be made.
     """
     if example.condition is None:

@@ -29,7 +29,7 @@ class HintShape:
         entry: the denoiser's layer that the features are added to.
         channels: of that layer's output.
         cell: pixels along one side of what one position of that output sees.
-        signal: what the control pictures show, such as "canny"; None if nobody said.
+        signal: what the control images show, such as "canny"; None if nobody said.
     """
 
     family: str
@@ -64,7 +64,7 @@ class HintEncoder(nn.Module):
     encoder at the input is enough beside rotated layers, OFT (Qiu et al. 2023, arXiv 2306.07280, section 5).
 
     Raises:
-        DataError: a picture whose sides are no multiples of ``cell``.
+        DataError: an image whose sides are no multiples of ``cell``.
 
     Example:
         >>> encoder = HintEncoder(HintShape("stable-diffusion", "conv_in", channels=320, cell=8))
@@ -79,7 +79,7 @@ class HintEncoder(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.SiLU()]
         for stride in _strides(shape.cell):
             wider = min(2 * width, _WIDEST)
-            # A stride of two sees its neighbours; a rarer one cuts the picture into cells.
+            # A stride of two sees its neighbours; a rarer one cuts the image into cells.
             side, padding = (3, 1) if stride == 2 else (stride, 0)
             layers += [nn.Conv2d(width, wider, side, stride=stride, padding=padding), nn.SiLU()]
             width = wider

@@ -68,14 +68,14 @@ def generate_hinted(
     batch_size: int = 16,
     **options: Any,
 ) -> Tensor:
-    """One picture per prompt and control picture, of the control pictures' size: uint8 ``[n, 3, H, W]``.
+    """One image per prompt and control image, of the control images' size: uint8 ``[n, 3, H, W]``.
 
     Args:
         hints: float32 ``[n, 3, H, W]`` of 0..1, as many as prompts.
         options: further ones of ``Family.generate``: ``steps``, ``guidance``.
 
     Raises:
-        DataError: not as many control pictures as prompts, or of a size that the model cannot draw.
+        DataError: not as many control images as prompts, or of a size that the model cannot draw.
     """
     if len(prompts) != len(hints):
         raise DataError("control pictures", got=f"{len(hints)}", needed=f"one for each of {len(prompts)} prompts")

@@ -20,19 +20,19 @@ def hints_of(
     pictures: Any, signal: str | None = None, *, size: tuple[int, int] | None = None, divisor: int = 1,
     resize: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Control pictures as float32 ``[n, 3, H, W]`` of 0..1.
+    """Control images as float32 ``[n, 3, H, W]`` of 0..1.
 
     Args:
-        pictures: one, or a sequence: Pillow's images, files, ``(H, W, 3)`` uint8 arrays, or tensors ``[3, H, W]`` or
+        images: one, or a sequence: Pillow's images, files, ``(H, W, 3)`` uint8 arrays, or tensors ``[3, H, W]`` or
             ``[n, 3, H, W]``, uint8 or floats of 0..1. All but tensors are read as files of their kind are read for
             training: maps of class numbers are coloured, deep depth maps stretched.
         signal: their kind, as "canny".
-        size: height and width that is needed; None for that of the first picture.
+        size: height and width that is needed; None for that of the first image.
         divisor: sides must be multiples of it.
-        resize: change pictures of another size; colours that are names are never mixed.
+        resize: change images of another size; colours that are names are never mixed.
 
     Raises:
-        DataError: no picture, one that cannot be read, values that are not 0..1, or, without ``resize``, another size.
+        DataError: no image, one that cannot be read, values that are not 0..1, or, without ``resize``, another size.
 
     Example:
         >>> hints_of(torch.full((3, 8, 6), 255, dtype=torch.uint8)).shape

@@ -23,11 +23,11 @@ from orthotune.image.families.registry import open_family
 
 
 class ControlPipeline:
-    """Draws what a prompt says in the shape that a control picture shows.
+    """Draws what a prompt says in the shape that a control image shows.
 
     Attributes:
         family: the model, with its adapter; ``family.pipeline`` is diffusers' own pipeline.
-        hint_encoder: reads the control pictures.
+        hint_encoder: reads the control images.
         signal: what they show, such as "canny".
 
     Example:
@@ -87,7 +87,7 @@ class ControlPipeline:
 
     @property
     def signal(self) -> str | None:
-        """What the control pictures show."""
+        """What the control images show."""
         return self.hint_encoder.shape.signal
 
     @torch.no_grad()
@@ -104,16 +104,16 @@ class ControlPipeline:
         output_type: str = "pil",
         **options: Any,
     ) -> Any:
-        """Pictures of prompts and control pictures, one for each pair; a single one of either goes with all others.
+        """Images of prompts and control images, one for each pair; a single one of either goes with all others.
 
         Args:
             prompt: one or several.
             control_image: one or several, see :func:`~orthotune.image.control.images.hints_of`.
-            seed: the same pictures each time, whatever is drawn beside them: one for each picture, or the first of
+            seed: the same images each time, whatever is drawn beside them: one for each image, or the first of
                 numbers in a row.
-            resize: change control pictures of another size than ``height`` and ``width``, or than the model can draw.
-            height, width: in pixels; the control picture's unless given.
-            num_images_per_prompt: pictures of each pair, beside each other in the result.
+            resize: change control images of another size than ``height`` and ``width``, or than the model can draw.
+            height, width: in pixels; the control image's unless given.
+            num_images_per_prompt: images of each pair, beside each other in the result.
             output_type: "pil", "pt" (float [n, 3, H, W] of 0..1), "np" or "latent", as in diffusers.
             options: further ones of the diffusers pipeline, as ``num_inference_steps`` or ``negative_prompt``.
 
@@ -121,7 +121,7 @@ class ControlPipeline:
             diffusers' ``ImagePipelineOutput``, with ``images``.
 
         Raises:
-            DataError: control pictures of another size, unreadable, or not as many as prompts.
+            DataError: control images of another size, unreadable, or not as many as prompts.
             ConfigError: options that contradict each other.
         """
         if (height is None) != (width is None):
@@ -146,7 +146,7 @@ class ControlPipeline:
         return self._output(drawn, hints.shape[2:], output_type)
 
     def merge(self) -> ControlPipeline:
-        """Merge the adapter into the model's weights and take it away; the pictures stay the same. Returns itself."""
+        """Merge the adapter into the model's weights and take it away; the images stay the same. Returns itself."""
         from diffusers.utils.peft_utils import recurse_remove_peft_layers
 
         merge(self.family)
@@ -157,7 +157,7 @@ class ControlPipeline:
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the whole model and the hint encoder into ``folder``, which appears when it is complete.
+        """Write the entire model and the hint encoder into ``folder``, which appears when it is complete.
 
         Raises:
             ConfigError: the adapter is not merged.
@@ -199,7 +199,7 @@ def _generators(seed: int | Sequence[int] | None, count: int, options: dict[str,
     seeds = [seed + number for number in range(count)] if isinstance(seed, int) else list(seed)
     if len(seeds) != count:
         raise ConfigError(f"{len(seeds)} seeds", needed=f"{count}, one for each picture, or a single number")
-    # On the CPU, one for each picture: its noise depends on neither the batch nor the device.
+    # On the CPU, one for each image: its noise depends on neither the batch nor the device.
     return {"generator": [torch.Generator().manual_seed(number) for number in seeds]}
 
 

@@ -14,15 +14,15 @@ Conditions = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """``n`` pictures of one size, as the denoiser reads them.
+    """``n`` images of one size, as the denoiser reads them.
 
     Args:
         latents: float32 [n, channels, height, width], scaled as the denoiser reads them.
-        captions: what is said of each picture.
+        captions: what is said of each image.
         conditions: the captions, encoded; None when a text encoder is trained and they are encoded anew at each step.
-        weight: float32 [n], how much each picture counts in the loss.
-        hints: float32 [n, 3, H, W] of 0..1, the control pictures, in pixels; None without control.
-        kept: bool [n], the pictures whose target is what the base predicts of them; None where none is.
+        weight: float32 [n], how much each image counts in the loss.
+        hints: float32 [n, 3, H, W] of 0..1, the control images, in pixels; None without control.
+        kept: bool [n], the images whose target is what the base predicts of them; None where none is.
     """
 
     latents: Tensor

@@ -17,7 +17,7 @@ from orthotune.errors import ConfigError
 #: Height and width in pixels.
 Size = tuple[int, int]
 Crop = Literal["centre", "random"]
-#: Sides of buckets differ by this many pixels, as published; pictures of small models by an eighth of their side.
+#: Sides of buckets differ by this many pixels, as published; images of small models by an eighth of their side.
 STEP = 64
 
 
@@ -73,7 +73,7 @@ def need_multiple(name: str, value: int, divisor: int) -> None:
 
 
 def nearest_size(height: int, width: int, known: Sequence[Size]) -> Size:
-    """The size in ``known`` whose ratio is nearest to that of a picture; too wide by a factor is as bad as too high.
+    """The size in ``known`` whose ratio is nearest to that of an image; too wide by a factor is as bad as too high.
 
     Example:
         >>> nearest_size(600, 700, [(80, 48), (64, 64), (48, 80)])
@@ -84,7 +84,7 @@ def nearest_size(height: int, width: int, known: Sequence[Size]) -> Size:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a picture comes into a bucket: resized to ``resized``, then cut from ``top``, ``left`` to ``size``.
+    """How an image comes into a bucket: resized to ``resized``, then cut from ``top``, ``left`` to ``size``.
 
     ``scale`` is how much it is enlarged; below 1 it is reduced.
     """
@@ -97,7 +97,7 @@ class Fit:
 
 
 def fit(height: int, width: int, size: Size, crop: Crop = "centre", chance: random.Random | None = None) -> Fit:
-    """Resize a picture so that it just covers ``size``, then cut what stands out.
+    """Resize an image so that it just covers ``size``, then cut what stands out.
 
     Args:
         crop: from the centre, or from a place that ``chance`` draws.
@@ -120,7 +120,7 @@ def fit(height: int, width: int, size: Size, crop: Crop = "centre", chance: rand
 
 
 def fitted(pixels: Any, how: Fit, sharp: bool = False) -> Any:
-    """The part of a picture that is trained on; ``(height, width, 3)`` uint8, in and out.
+    """The part of an image that is trained on; ``(height, width, 3)`` uint8, in and out.
 
     Args:
         sharp: colours are not mixed (each pixel is the nearest one); else Lanczos, as trained models were fed.

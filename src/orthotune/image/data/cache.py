@@ -22,32 +22,32 @@ from orthotune.image.data.image_folder import Picture, Say, picture_of
 from orthotune.image.families.family import Family
 from orthotune.runs.progress import StepBar
 
-#: How much a picture may be enlarged without a warning.
+#: How much an image may be enlarged without a warning.
 ENLARGED = 1.0
 
 
 class PictureData:
-    """Captioned pictures as batches; what :class:`orthotune.image.loop.order.Dataset` asks for.
+    """Captioned images as batches; what :class:`orthotune.image.loop.order.Dataset` asks for.
 
-    A batch is a function of its indices and the seed alone. An index beyond the last picture begins anew with the
+    A batch is a function of its indices and the seed alone. An index beyond the last image begins anew with the
     first, with other random crops, noise of the autoencoder and dropped captions: ``index + epoch * len(data)`` sees
-    each picture in a new way each time. What is cached is encoded once, so there crops and noise stay the same.
+    each image in a new way each time. What is cached is encoded once, so there crops and noise stay the same.
 
     Args:
-        examples: pictures, captions, and control pictures where there are some.
+        examples: images, captions, and control images where there are some.
         family: what encodes them.
         resolution: side in pixels of the square, or whose area the buckets have; default: the family's native size.
         buckets: keep aspect ratios, see :func:`orthotune.image.data.buckets.sizes`; False makes all square.
-        crop: where a picture that does not fit is cut: ``centre`` or ``random``.
-        cache: encode each picture and each caption once.
+        crop: where an image that does not fit is cut: ``centre`` or ``random``.
+        cache: encode each image and each caption once.
         cache_dir: keep them in files there, too, for further runs; a changed file, size, crop, seed or model is
             encoded anew.
         encode_captions: False where a text encoder is trained: then batches have no ``conditions``.
         caption_dropout: share of captions that are emptied, for guidance.
-        condition: the kind of the control pictures; batches then have ``hints``.
-        weight: of each picture in the loss.
+        condition: the kind of the control images; batches then have ``hints``.
+        weight: of each image in the loss.
         seed: decides crops, the autoencoder's noise, and which captions are emptied.
-        enlarged: pictures that have to be enlarged by more than this factor are named in a warning.
+        enlarged: images that have to be enlarged by more than this factor are named in a warning.
         say: told of them.
 
     Raises:
@@ -102,15 +102,15 @@ class PictureData:
         return len(self.examples)
 
     def bucket(self, index: int) -> Size:
-        """Height and width in pixels of what is trained on of a picture."""
+        """Height and width in pixels of what is trained on of an image."""
         return self._buckets[index % len(self)]
 
     def layout(self) -> dict[Size, int]:
-        """How many pictures each bucket has, upright ones first."""
+        """How many images each bucket has, upright ones first."""
         return dict(sorted(Counter(self._buckets).items(), key=lambda item: item[0][1] / item[0][0]))
 
     def prepare(self, bar: bool = False) -> None:
-        """Encode everything now, if it is cached; without this, each picture is encoded when it is first needed."""
+        """Encode everything now, if it is cached; without this, each image is encoded when it is first needed."""
         if not self.cache:
             return
         progress = StepBar("encoding", bar)
@@ -126,7 +126,7 @@ class PictureData:
             progress.close()
 
     def batch(self, indices: list[int]) -> Batch:
-        """The pictures with these numbers, all of one bucket.
+        """The images with these numbers, all of one bucket.
 
         Raises:
             DataError: a file that changed or vanished since it was found.
@@ -157,7 +157,7 @@ class PictureData:
         return told | self.family.picture_conditions(original, corner, fits[0].size)
 
     def _picture(self, index: int) -> tuple[Tensor, Tensor | None, Fit]:
-        """Latents, control picture and crop; a cached one is the same whichever turn ``index`` belongs to."""
+        """Latents, control image and crop; a cached one is the same whichever turn ``index`` belongs to."""
         number = index % len(self)
         turn = number if self.cache else index
         example = self.examples[number]
@@ -172,7 +172,7 @@ class PictureData:
             kept = store.get(key) if store else None
             if kept is None:
                 pixels = _part(example.picture, content, how)
-                # Alone, and from a noise of its own: what a picture's latents are depends on no other picture.
+                # Alone, and from a noise of its own: what an image's latents are depends on no other image.
                 draw = torch.Generator().manual_seed(int(digest(key, None if self.cache else index)[:15], 16))
                 shown = torch.from_numpy(pixels).permute(2, 0, 1)[None]
                 kept = {"latents": self.family.encode_pictures(shown, draw)[0].float().cpu()}

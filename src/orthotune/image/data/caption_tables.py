@@ -24,10 +24,10 @@ class Said:
 
     Args:
         place: the file, line or row that names it, for errors.
-        name: how the picture is called.
+        name: how the image is called.
         origin: its file, or the bytes of such a file.
         caption: None when nothing is said of it.
-        condition: the control picture's file or bytes.
+        condition: the control image's file or bytes.
     """
 
     place: str
@@ -41,7 +41,7 @@ def from_file(path: Path) -> list[Said]:
     """The rows of a table; paths in it start at its folder.
 
     Raises:
-        DataError: no such file, a broken line, no rows, or a row without a picture.
+        DataError: no such file, a broken line, no rows, or a row without an image.
     """
     if path.suffix not in SUFFIXES:
         got = "nothing there" if not path.exists() else "a file"
@@ -55,23 +55,23 @@ def from_hub(source: str) -> list[Said]:
     """The rows of the hub's data set ``NAME`` or ``NAME:SPLIT``, or of a folder that ``datasets`` can read.
 
     Raises:
-        DataError: no such data set, or a row without a picture.
+        DataError: no such data set, or a row without an image.
     """
     import datasets
 
     loaded = load_split(source)
     for name, feature in loaded.features.items():
         if isinstance(feature, datasets.Image):
-            # As stored: decoding is ours, so that broken pictures are named and not an exception in mid-iteration.
+            # As stored: decoding is ours, so that broken images are named and not an exception in mid-iteration.
             loaded = loaded.cast_column(name, datasets.Image(decode=False))
     return from_rows(((f"{source}, row {number}", row) for number, row in enumerate(loaded)), Path(), source)
 
 
 def from_rows(rows: Iterable[tuple[str, Row]], folder: Path, source: str) -> list[Said]:
-    """``rows``, each with its place, as pictures with captions; ``folder`` is where their paths start.
+    """``rows``, each with its place, as images with captions; ``folder`` is where their paths start.
 
     Raises:
-        DataError: no rows, or a row without a picture or with a caption that is no text.
+        DataError: no rows, or a row without an image or with a caption that is no text.
 
     Example:
         >>> from_rows([("line 1", {"file_name": "a/é.png", "text": "an e"})], Path("data"), "x")[0].name
@@ -111,7 +111,7 @@ def _first(row: Row, columns: tuple[str, ...]) -> str | None:
 
 
 def _origin(value: Any, folder: Path, said: str) -> Path | bytes:
-    """The file or the bytes of a picture: a path, bytes, or the hub's ``{"bytes": ..., "path": ...}``."""
+    """The file or the bytes of an image: a path, bytes, or the hub's ``{"bytes": ..., "path": ...}``."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:

@@ -19,7 +19,7 @@ METADATA = "metadata.jsonl"
 
 @dataclass(frozen=True)
 class Example:
-    """A picture, what is said of it, and the control picture that belongs to it, if one does."""
+    """An image, what is said of it, and the control image that belongs to it, if one does."""
 
     picture: Picture
     caption: str
@@ -29,19 +29,19 @@ class Example:
 def read_examples(
     source: str | Path, *, caption: str | None = None, broken: Broken = "skip", say: Say = print
 ) -> list[Example]:
-    """The captioned pictures of a folder, a table, or the hub's data set ``NAME`` or ``NAME:SPLIT``.
+    """The captioned images of a folder, a table, or the hub's data set ``NAME`` or ``NAME:SPLIT``.
 
-    A folder: with a ``metadata.jsonl``, the pictures that it lists; else each picture with the ``.txt`` file of its
-    name; without pictures, the ``.parquet`` files in it. A ``.jsonl``, ``.json`` or ``.parquet`` file: one picture
-    per row, under ``file_name`` or ``image`` (a path from the file's folder, or the picture itself), its caption under
-    ``text``, ``prompt`` or ``caption``, a control picture under ``conditioning_image``.
+    A folder: with a ``metadata.jsonl``, the images that it lists; else each image with the ``.txt`` file of its
+    name; without images, the ``.parquet`` files in it. A ``.jsonl``, ``.json`` or ``.parquet`` file: one image
+    per row, under ``file_name`` or ``image`` (a path from the file's folder, or the image itself), its caption under
+    ``text``, ``prompt`` or ``caption``, a control image under ``conditioning_image``.
 
     Args:
-        caption: of pictures that have none; without it, that is an error.
-        broken: ``skip`` leaves out pictures that cannot be read and says so, ``refuse`` does not.
+        caption: of images that have none; without it, that is an error.
+        broken: ``skip`` leaves out images that cannot be read and says so, ``refuse`` does not.
 
     Raises:
-        DataError: nothing there, a broken line, a missing caption, no picture that can be read.
+        DataError: nothing there, a broken line, a missing caption, no image that can be read.
 
     Example:
         >>> read_examples("birds/")[0].caption  # doctest: +SKIP
@@ -53,7 +53,7 @@ def read_examples(
 
 
 def read_said(source: str | Path) -> list[Said]:
-    """The rows of ``source``, whichever kind it is; no picture is opened yet."""
+    """The rows of ``source``, whichever kind it is; no image is opened yet."""
     path = Path(source)
     if path.is_dir():
         if (path / METADATA).is_file():
@@ -86,10 +86,10 @@ def with_captions(said: Sequence[Said], source: str | Path, default: str | None)
 
 
 def opened(said: Sequence[Said], source: str | Path, broken: Broken, say: Say) -> list[Example]:
-    """Look at every file that ``said`` names; a picture whose control picture is broken goes with it.
+    """Look at every file that ``said`` names; an image whose control image is broken goes with it.
 
     Raises:
-        DataError: a control picture is missing, no picture can be read, or, with ``broken="refuse"``, one cannot.
+        DataError: a control image is missing, no image can be read, or, with ``broken="refuse"``, one cannot.
     """
     files = [(row.condition, row.place) for row in said if isinstance(row.condition, Path)]
     lost = [f"{file} ({place})" for file, place in files if not file.is_file()]
@@ -113,7 +113,7 @@ def opened(said: Sequence[Said], source: str | Path, broken: Broken, say: Say) -
 
 
 def all_said(pictures: Iterable[Picture], caption: str) -> list[Example]:
-    """Every picture with one caption, as a subject is taught.
+    """Every image with one caption, as a subject is taught.
 
     Example:
         >>> all_said([Picture("0", b"", 32, 32)], "a sks dog")[0].caption

@@ -40,20 +40,20 @@ def class_images(
     say: Say = print,
     bar: bool = False,
 ) -> list[Picture]:
-    """``count`` pictures of ``prompt`` in ``folder``; those that are missing are generated and written one by one.
+    """``count`` images of ``prompt`` in ``folder``; those that are missing are generated and written one by one.
 
-    Picture ``n`` is drawn from seed ``seed * 1000003 + n`` and named ``n``, so a generation that was cut off goes on
-    where it stopped and ends with the same pictures. A file ``class-images.json`` beside them says what they are. A
-    folder of pictures without that file is the user's own: it is used as it is, all of it, and never written to.
+    Image ``n`` is drawn from seed ``seed * 1000003 + n`` and named ``n``, so a generation that was cut off goes on
+    where it stopped and ends with the same images. A file ``class-images.json`` beside them says what they are. A
+    folder of images without that file is the user's own: it is used as it is, all of it, and never written to.
 
     Args:
         model: what the manifest calls the model.
         height, width: in pixels; default: the family's native size.
-        other: when the folder's pictures were made with other settings: ``refuse``, or ``regenerate`` them all.
+        other: when the folder's images were made with other settings: ``refuse``, or ``regenerate`` them all.
 
     Raises:
-        DataError: pictures made with other settings (or broken ones of the user's own, none readable).
-        OutputError: too little disk space for the pictures, before any is drawn; or the folder cannot be written to.
+        DataError: images made with other settings (or broken ones of the user's own, none readable).
+        OutputError: too little disk space for the images, before any is drawn; or the folder cannot be written to.
 
     Example:
         >>> class_images(family, Path("dogs"), "a dog", 200, model="sd15")[0].name  # doctest: +SKIP
@@ -78,7 +78,7 @@ def class_images(
         say(f"{len(missing)} of {count} class images are missing and drawn: {prompt!r}, into {folder}.")
         with writing(folder, f"class images in {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
-        # First: pictures without it would be taken for the user's own.
+        # First: images without it would be taken for the user's own.
         write_json(manifest, wanted)
         _draw(family, paths, missing, wanted, batch_size, bar)
     found = open_pictures([(path.stem, path) for path in paths], f"in {folder}", "refuse", say)
@@ -141,7 +141,7 @@ def _same(said: dict[str, Any], wanted: dict[str, Any], folder: Path, other: Oth
 
 
 def _room(folder: Path, count: int, pixels: int) -> None:
-    """Refuse to begin when the pictures may not fit: a PNG of noise is a little larger than its pixels."""
+    """Refuse to begin when the images may not fit: a PNG of noise is a little larger than its pixels."""
     place = folder
     while not place.exists():
         place = place.parent

@@ -64,7 +64,7 @@ class EncodedStore:
 
 
 def picture_model(family: Family) -> str:
-    """What decides how ``family`` encodes pictures: its VAE, weights and config."""
+    """What decides how ``family`` encodes images: its VAE, weights and config."""
     vae = family.pipeline.vae
     return digest(family.name, _config(vae), fingerprint([vae]))
 

@@ -1,4 +1,4 @@
-"""Pictures to learn from: found in a folder, looked at before any training, read one by one."""
+"""Images to learn from: found in a folder, looked at before any training, read one by one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from orthotune.metrics.image_files import DEEP, as_rgb, find_images, open_image
 
 Broken = Literal["skip", "refuse"]
 Say = Callable[[str], None]
-#: How many broken pictures are named; the others are counted.
+#: How many broken images are named; the others are counted.
 NAMED = 20
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that was found to be whole; its pixels are read when they are asked for.
+    """An image that was found to be whole; its pixels are read when they are asked for.
 
     Args:
         name: how it is called: its path in the folder without suffix.
@@ -39,7 +39,7 @@ class Picture:
         Raises:
             DataError: it has changed since it was found and cannot be read any more.
         """
-        said = f"picture {self.name}"
+        said = f"image {self.name}"
         return as_rgb(eight_bits(open_image(self.origin, said), said), said)
 
     def content(self) -> bytes:
@@ -48,7 +48,7 @@ class Picture:
 
 
 def picture_of(pixels: Any, name: str) -> Picture:
-    """A picture that lies in memory alone, from a ``(height, width, 3)`` uint8 array.
+    """An image that lies in memory alone, from a ``(height, width, 3)`` uint8 array.
 
     Example:
         >>> import numpy as np
@@ -63,13 +63,13 @@ def picture_of(pixels: Any, name: str) -> Picture:
 
 
 def read_folder(folder: Path, broken: Broken = "skip", say: Say = print) -> list[Picture]:
-    """All pictures in ``folder`` and below, sorted by name.
+    """All images in ``folder`` and below, sorted by name.
 
     Args:
         broken: ``skip`` leaves out what cannot be read and says so in one line; ``refuse`` is an error instead.
 
     Raises:
-        DataError: no such folder, no picture in it (or none that can be read), two files of one name, or, with
+        DataError: no such folder, no image in it (or none that can be read), two files of one name, or, with
             ``refuse``, a file that cannot be read.
 
     Example:
@@ -96,12 +96,12 @@ def open_pictures(
     faults = [seen for seen in looked if isinstance(seen, DataError)]
     if faults and (broken == "refuse" or len(faults) == len(looked)):
         raise DataError(
-            f"pictures {where}",
+            f"images {where}",
             got=f"{len(faults)} of {len(looked)} that cannot be read: {_named(faults)}",
             do='Repair or remove them, or pass broken="skip"' if len(faults) < len(looked) else None,
         )
     if faults:
-        say(f"{len(faults)} of {len(looked)} pictures {where} cannot be read and are left out: {_named(faults)}.")
+        say(f"{len(faults)} of {len(looked)} images {where} cannot be read and are skipped: {_named(faults)}.")
     return [None if isinstance(seen, DataError) else seen for seen in looked]
 
 
@@ -133,5 +133,5 @@ def _look(one: tuple[str, Path | bytes]) -> Picture | DataError:
 
 
 def _named(faults: Sequence[DataError]) -> str:
-    named = [f"{fault.said} ({fault.got})" for fault in faults[:NAMED]]
+    named = [f"{fault.given} ({fault.got})" for fault in faults[:NAMED]]
     return "; ".join(named) + (f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else "")

@@ -21,7 +21,7 @@ class LossOptions:
         min_snr_gamma: weight of Min-SNR (Hang et al. 2023, arXiv 2303.09556), 5 as published; None weighs all equally.
             For families that learn a noise schedule of steps; flow matching has its own weighting and refuses it.
         noise_offset: standard deviation of a constant added to each channel's noise; 0.1 lets a model learn dark and
-            bright pictures. Not for flow matching.
+            bright images. Not for flow matching.
     """
 
     min_snr_gamma: float | None = None
@@ -29,7 +29,7 @@ class LossOptions:
 
 
 class Family(ABC):
-    """A pipeline of one family of image models: how it reads pictures and words, its loss, how it draws.
+    """A pipeline of one family of image models: how it reads images and words, its loss, how it draws.
 
     Args:
         pipeline: the diffusers pipeline; its denoiser may be replaced by one with an adapter.
@@ -42,7 +42,7 @@ class Family(ABC):
         convolutions: names of the denoiser's convolutions inside its residual blocks; empty where it has none.
         entry: path of the layer in the denoiser that first sees the latents: what a control encoder adds to.
         pixels_per_latent: pixels along one side of a latent "pixel".
-        divisor: height and width of a picture must be multiples of it, in pixels.
+        divisor: height and width of an image must be multiples of it, in pixels.
     """
 
     name: ClassVar[str]
@@ -79,12 +79,12 @@ class Family(ABC):
     @property
     @abstractmethod
     def divisor(self) -> int:
-        """Height and width of a picture are multiples of it, in pixels."""
+        """Height and width of an image are multiples of it, in pixels."""
 
     @property
     @abstractmethod
     def native_size(self) -> int:
-        """Side in pixels of the pictures that the model was made for."""
+        """Side in pixels of the images that the model was made for."""
 
     @abstractmethod
     def encode_pictures(self, pictures: Tensor, draw: torch.Generator) -> Tensor:
@@ -95,11 +95,11 @@ class Family(ABC):
         """What the denoiser is told of ``captions``; with gradient to text encoders that require it."""
 
     def picture_conditions(self, original: Tensor, corner: Tensor, size: tuple[int, int]) -> Conditions:
-        """What the denoiser is told of the pictures' sizes, for families that read it (SDXL); otherwise nothing.
+        """What the denoiser is told of the images' sizes, for families that read it (SDXL); otherwise nothing.
 
         Args:
-            original: [n, 2], height and width in pixels before a picture was scaled.
-            corner: [n, 2], top and left of the crop in the scaled picture.
+            original: [n, 2], height and width in pixels before an image was scaled.
+            corner: [n, 2], top and left of the crop in the scaled image.
             size: height and width of what the model sees.
         """
         return {}
@@ -109,7 +109,7 @@ class Family(ABC):
         self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, draw: torch.Generator, options: LossOptions,
         kept: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """The loss of each picture, float32 ``[n]``.
+        """The loss of each image, float32 ``[n]``.
 
         Args:
             denoiser: the module to call: ``self.denoiser`` or what an engine wrapped around it.
@@ -117,7 +117,7 @@ class Family(ABC):
             conditions: as ``encode_captions`` gives them.
             draw: the noise and the times come from it alone (a CPU generator on every device).
             options: weighting and noise.
-            kept: bool ``[n]``, the pictures whose target is what the base predicts; None where none is.
+            kept: bool ``[n]``, the images whose target is what the base predicts; None where none is.
         """
 
     @abstractmethod
@@ -132,7 +132,7 @@ class Family(ABC):
         width: int | None = None,
         batch_size: int = 16,
     ) -> Tensor:
-        """Pictures uint8 ``[n, 3, H, W]``, one per prompt, the same for the same seeds whatever the batch; no gradient.
+        """Images uint8 ``[n, 3, H, W]``, one per prompt, the same for the same seeds whatever the batch; no gradient.
 
         ``guidance`` None is the family's usual value. Training mode of the modules is left as it was.
         """

@@ -27,7 +27,7 @@ class FlowTimes:
 
     Args:
         sigmas: float32 [steps], from 1, pure noise, towards 0; shifted as the scheduler's config says. A shift that
-            depends on the size of the picture is for drawing only, as in diffusers' examples.
+            depends on the size of the image is for drawing only, as in diffusers' examples.
         logit_normal: times are a standard normal number through the sigmoid, the density that SD3 was published with
             (arXiv 2403.03206, section 3.1, ``rf/lognorm(0.00, 1.00)``); otherwise all are equally likely.
 

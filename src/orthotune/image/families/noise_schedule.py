@@ -27,9 +27,9 @@ class NoiseSchedule:
     """The steps of a discrete diffusion and what the model predicts at them.
 
     Args:
-        alphas_cumprod: float32 [steps], how much of the picture's variance is left at each step; 0 at the last one of a
+        alphas_cumprod: float32 [steps], how much of the image's variance is left at each step; 0 at the last one of a
             schedule with zero terminal SNR.
-        prediction: ``"epsilon"`` the noise, ``"sample"`` the picture, ``"v_prediction"`` the velocity
+        prediction: ``"epsilon"`` the noise, ``"sample"`` the image, ``"v_prediction"`` the velocity
             ``sqrt(a) e - sqrt(1 - a) x`` (Salimans and Ho 2022, arXiv 2202.00512, appendix D).
 
     Example:
@@ -72,7 +72,7 @@ class NoiseSchedule:
         return torch.randint(len(self.alphas_cumprod), (count,), generator=draw)
 
     def noisy(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """The pictures [n, ...] at ``times`` [n], float32."""
+        """The images [n, ...] at ``times`` [n], float32."""
         signal, rest = self._parts(times, clean)
         return signal * clean + rest * noise
 
@@ -88,7 +88,7 @@ class NoiseSchedule:
     def weights(self, times: Tensor, gamma: float) -> Tensor:
         """float32 [n]: Min-SNR's weights (Hang et al. 2023, arXiv 2303.09556, section 3.4).
 
-        ``min(SNR, gamma)`` for a model that predicts the picture, that divided by ``SNR`` for one that predicts noise,
+        ``min(SNR, gamma)`` for a model that predicts the image, that divided by ``SNR`` for one that predicts noise,
         and by ``SNR + 1`` for velocities.
         """
         left = self.alphas_cumprod.to(times.device)[times].double()
@@ -106,7 +106,7 @@ class NoiseSchedule:
 def draw_noise(like: Tensor, draw: torch.Generator, offset: float = 0.0) -> Tensor:
     """float32 noise in the shape and on the device of ``like`` [n, c, h, w], from a CPU generator.
 
-    ``offset`` times one more normal number is added to each channel of each picture.
+    ``offset`` times one more normal number is added to each channel of each image.
     """
     noise = torch.randn(like.shape, generator=draw)
     if offset:

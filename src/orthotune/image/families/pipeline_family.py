@@ -39,7 +39,7 @@ class PipelineFamily(Family):
         return {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
 
     def idle_modules(self, component: str) -> tuple[str, ...]:
-        """Starts of the names of modules in ``component`` on which no picture depends: adapters there learn nothing."""
+        """Starts of the names of modules in ``component`` on which no image depends: adapters there learn nothing."""
         return ()
 
     @property
@@ -74,7 +74,7 @@ class PipelineFamily(Family):
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Latents as the denoiser reads them to pictures, uint8 ``[n, 3, H, W]`` on the CPU."""
+        """Latents as the denoiser reads them to images, uint8 ``[n, 3, H, W]`` on the CPU."""
         vae = self.pipeline.vae
         latents = latents.float()
         center, spread = self._latent_statistics(latents)
@@ -122,7 +122,7 @@ class PipelineFamily(Family):
         pictures = []
         with self._evaluating():
             for at in range(0, len(prompts), batch_size):
-                # a generator for each picture, on the CPU: its noise depends on neither the batch nor the device
+                # a generator for each image, on the CPU: its noise depends on neither the batch nor the device
                 draws = [torch.Generator().manual_seed(seed) for seed in seeds[at : at + batch_size]]
                 with self.precision():
                     latents = self._draw(

@@ -76,11 +76,11 @@ def family_of(pipeline: Any) -> PipelineFamily:
 
 def _without(kind: type[PipelineFamily], index: dict[str, Any], path: Path) -> dict[str, Any]:
     """What diffusers is told to do without: it refuses a folder that lacks an optional part, unless that is said."""
-    # A safety checker would only cost memory: it looks at finished pictures, and none is shown while training.
-    left_out = {"safety_checker"} if kind is StableDiffusion else set()
-    left_out |= {name for name, value in index.items() if value == [None, None]}
-    left_out |= {name for name in _OPTIONAL if name in index and path.is_dir() and not (path / name).is_dir()}
-    said: dict[str, Any] = dict.fromkeys(left_out)
+    # A safety checker would only cost memory: it looks at finished images, and none is shown while training.
+    skipped_message = {"safety_checker"} if kind is StableDiffusion else set()
+    skipped_message |= {name for name, value in index.items() if value == [None, None]}
+    skipped_message |= {name for name in _OPTIONAL if name in index and path.is_dir() and not (path / name).is_dir()}
+    said: dict[str, Any] = dict.fromkeys(skipped_message)
     return said | ({"requires_safety_checker": False} if kind is StableDiffusion else {})
 
 

@@ -12,10 +12,10 @@ from orthotune.image.families.stable_diffusion import StableDiffusion
 
 
 class StableDiffusionXL(StableDiffusion):
-    """SDXL's base model: the UNet also reads the second encoder's pooled words and six numbers about the picture.
+    """SDXL's base model: the UNet also reads the second encoder's pooled words and six numbers about the image.
 
     These are its original height and width, the top and left of the crop, and the height and width that it was brought
-    to (arXiv 2307.01952, sections 2.2 and 2.3). They may be part of the conditions, see :func:`time_ids`; a picture of
+    to (arXiv 2307.01952, sections 2.2 and 2.3). They may be part of the conditions, see :func:`time_ids`; an image of
     which nothing is known counts as whole and in its original size, which is also what is asked for when drawing.
     """
 
@@ -55,8 +55,8 @@ def time_ids(original: Tensor, corner: Tensor, size: tuple[int, int]) -> Tensor:
     """float32 [n, 6], as SDXL reads them.
 
     Args:
-        original: [n, 2], height and width of each picture before it was scaled, in pixels.
-        corner: [n, 2], top and left of the crop in the scaled picture.
+        original: [n, 2], height and width of each image before it was scaled, in pixels.
+        corner: [n, 2], top and left of the crop in the scaled image.
         size: height and width that the model sees.
 
     Example:

@@ -62,10 +62,10 @@ def train(
 
     Each line of the log has ``step``, ``seconds``, ``train_loss``, ``learning_rate`` and ``gradient_norm``, before
     clipping; ``clipping`` is a warning, where a stretch of steps was clipped throughout. The
-    pictures of a step, its noise and its dropout follow from the seed and the step alone, and are the same whether
+    images of a step, its noise and its dropout follow from the seed and the step alone, and are the same whether
     processes take batches side by side or one accumulates as many. Checkpoints go to ``home.checkpoints``. A step
-    whose loss or gradient is not finite is left out and counted, and has ``left_out`` in its line; an overflow that
-    half precision's scaler meets is not counted.
+    whose loss or gradient is not finite is skipped and counted, and has ``skipped_message`` in its line; an overflow
+    that half precision's scaler meets is not counted.
 
     Args:
         trainee: with gradients required where it is to learn.
@@ -73,7 +73,7 @@ def train(
         options: how.
         home: where the log and checkpoints go.
         checkpoint: where to go on; None starts anew.
-        say: told when training is interrupted or a step is left out.
+        say: told when training is interrupted or a step is skipped.
         accelerator: accelerate's, from :func:`orthotune.image.loop.accelerator.make_accelerator`.
         on_step: what else to do.
 

@@ -43,7 +43,7 @@ class MemoryEstimate:
     """Bytes on the device while one micro-batch is trained.
 
     Args:
-        frozen: weights that are not trained, of the whole pipeline.
+        frozen: weights that are not trained, of the entire pipeline.
         trained: parameters that are, in float32.
         gradients: as large as they.
         optimizer: what AdamW keeps for them.

@@ -24,10 +24,10 @@ class LoopOptions:
         max_grad_norm: norm to which gradients are clipped; 0 leaves them.
         min_snr, noise_offset: see :class:`orthotune.image.families.family.LossOptions`.
         save_every: steps between checkpoints; None is four times over the run.
-        max_skipped: steps with a loss or gradient that is not finite that may be left out over the whole run.
-        on_failed_save: whether a checkpoint that cannot be written ends the run, or is left out.
+        max_skipped: steps with a loss or gradient that is not finite that may be skipped over the entire run.
+        on_failed_save: whether a checkpoint that cannot be written ends the run, or is skipped.
         magnitude_factor: how many times the rate magnitudes beside rotations learn at.
-        hint_learning_rate: of the control pictures' encoder, which starts from nothing; None is the same for all.
+        hint_learning_rate: of the control images' encoder, which starts from nothing; None is the same for all.
     """
 
     learning_rate: float

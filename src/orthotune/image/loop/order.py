@@ -12,30 +12,30 @@ Bucket = tuple[int, int]
 
 
 class Dataset(Protocol):
-    """Pictures to learn from.
+    """Images to learn from.
 
     ``batch`` must be a function of its indices alone: what is random in it would not come back after a resume. A data
-    set whose attribute ``turns`` is true is asked for ``index + epoch * len(data)``, and may show a picture in another
+    set whose attribute ``turns`` is true is asked for ``index + epoch * len(data)``, and may show an image in another
     way in each epoch: another crop, another caption dropped.
     """
 
     def __len__(self) -> int: ...
 
     def bucket(self, index: int) -> Bucket:
-        """Height and width in pixels of a picture; pictures of one batch have the same."""
+        """Height and width in pixels of an image; images of one batch have the same."""
 
     def batch(self, indices: list[int]) -> Batch:
-        """The pictures with these numbers, all of one bucket; a number may come twice."""
+        """The images with these numbers, all of one bucket; a number may come twice."""
 
 
 class Order:
-    """The batches of every epoch: each picture once, in an order drawn from the seed, never two buckets in one batch.
+    """The batches of every epoch: each image once, in an order drawn from the seed, never two buckets in one batch.
 
-    The last batch of a bucket is filled up with pictures of the same bucket, drawn anew, so that all have one size.
+    The last batch of a bucket is filled up with images of the same bucket, drawn anew, so that all have one size.
 
     Args:
-        buckets: the bucket of each picture.
-        batch_size: pictures per batch and process.
+        buckets: the bucket of each image.
+        batch_size: images per batch and process.
         seed: decides the order.
         processes: how many take batches side by side; each batch goes to one of them.
         turns: whether an index also tells the epoch, see :class:`Dataset`.
@@ -60,11 +60,11 @@ class Order:
 
     @property
     def per_epoch(self) -> int:
-        """Batches until every picture was seen, over all processes."""
+        """Batches until every image was seen, over all processes."""
         return sum(-(-len(members) // self.batch_size) for members in self._members.values())
 
     def indices(self, micro_step: int, process: int = 0) -> list[int]:
-        """The pictures that ``process`` sees at ``micro_step``: forwards counted from the start of training."""
+        """The images that ``process`` sees at ``micro_step``: forwards counted from the start of training."""
         epoch, number = divmod(micro_step * self.processes + process, self.per_epoch)
         if epoch != self._epoch:
             # A generator seeded with a text gives the same order on every machine and version of Python 3.

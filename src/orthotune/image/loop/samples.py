@@ -14,16 +14,16 @@ from orthotune.image.loop.trainee import Trainee
 from orthotune.metrics.contact_sheet import draw_sheet
 from orthotune.runs.metrics_log import MetricsLog
 
-#: Prompts and seeds, as many of both, to pictures uint8 ``[n, 3, H, W]``.
+#: Prompts and seeds, as many of both, to images uint8 ``[n, 3, H, W]``.
 Sampler = Callable[[Sequence[str], Sequence[int]], Tensor]
 FOLDER, LIST = "samples", "samples.json"
 
 
 class Samples:
-    """Draws every prompt from every seed and writes the pictures into a run's folder.
+    """Draws every prompt from every seed and writes the images into a run's folder.
 
     ``samples/step-000100.png`` has a row per prompt and a column per seed, ``samples/step-000100/`` the single
-    pictures, and ``samples.json`` a list of ``{"step", "prompt", "seed", "file", "grid"}`` with paths relative to the
+    images, and ``samples.json`` a list of ``{"step", "prompt", "seed", "file", "grid"}`` with paths relative to the
     folder. Written anew for a step, the step's entries are replaced; those of later steps go, as a resumed run draws
     them again.
 
@@ -42,7 +42,7 @@ class Samples:
         self.sampler, self.writes = sampler, writes
 
     def __call__(self, step: int, trainee: Trainee, log: MetricsLog) -> None:
-        """Draw and write the pictures of ``step``; as the loop calls it."""
+        """Draw and write the images of ``step``; as the loop calls it."""
         if not self.prompts:
             return
         pairs = [(prompt, seed) for prompt in self.prompts for seed in self.seeds]

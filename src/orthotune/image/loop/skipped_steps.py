@@ -15,7 +15,7 @@ from orthotune.image.loop.draw import draw_for
 from orthotune.image.loop.options import LoopOptions
 from orthotune.image.loop.trainee import Trainee
 from orthotune.runs.failed_save import kept
-from orthotune.runs.nonfinite import Kind, first_bad_gradient, first_bad_output, left_out
+from orthotune.runs.nonfinite import Kind, first_bad_gradient, first_bad_output, skipped_message
 
 #: Overflows in a row after which half precision's scaler will not find a scale. It begins with 2**16, too high on
 #: purpose, and halves it.
@@ -66,7 +66,7 @@ class SkippedSteps:
             progress.skipped += 1
             advice = "Lower learning_rate, or use mixed_precision=no or bf16"
             counted = (progress.skipped, self.options.max_skipped)
-            self.say(left_out(progress.step, kind, layer, *counted, advice, self.home))
+            self.say(skipped_message(progress.step, kind, layer, *counted, advice, self.home))
         if self._overflows >= OVERFLOWS:
             raise TrainingError(
                 f"training stopped at step {progress.step}",

@@ -32,7 +32,7 @@ class Trainee(nn.Module):
         self.hint_encoder = hint_encoder
 
     def forward(self, batch: Batch, draw: torch.Generator, options: LossOptions) -> Tensor:
-        """The weighted loss of each picture: float32 ``[n]``.
+        """The weighted loss of each image: float32 ``[n]``.
 
         Args:
             batch: on the device of the trainee.

@@ -1,1 +1,1 @@
-"""From the parameter of an adapter to the rotation that it stands for, computed once and never stale."""
+"""Compute the rotation of an adapter's parameter once, and cache it without ever serving a stale value."""

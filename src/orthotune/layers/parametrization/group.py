@@ -13,7 +13,7 @@ from orthotune.layers.parametrization.memo import Memo
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.layers.parametrization.sharding import is_zero
 
-#: numbers of R in one batch: enough to hide what a call costs, little enough to leave no mark on the peak of memory
+#: elements of R in one batch: enough to hide the cost of a call, too few to matter for the peak memory
 BATCH = 1 << 22
 
 
@@ -33,14 +33,14 @@ class RotationGroup:
     def computed_with(self, first: Rotation) -> list[Rotation]:
         """The members that can be computed with ``first``, which is one of them, in the order of the layers."""
         if not Memo.can_hold(first.weight):
-            return [first]  # nothing would be kept for the others
+            return [first]  # nothing could be cached for the others
         alive = [peer for member in self._members if (peer := member()) is not None]
         return [peer for peer in alive if peer is first or _fits(peer, first)]
 
     def connect(self, first: Rotation, R: Tensor) -> None:
         """Give the members whose rotations were computed in one batch with ``R`` one node for their gradients.
 
-        One backward of a batch takes the place of one for each layer; it runs when the last of them has its gradient.
+        A single backward for the batch replaces one for each layer; it runs when the last layer has its gradient.
         """
         storage = R.untyped_storage().data_ptr()
         found: list[tuple[Rotation, Tensor]] = []
@@ -57,14 +57,14 @@ class RotationGroup:
 def group(rotations: Iterable[Rotation]) -> None:
     """Put the rotations of one adapter into groups, in the order of the model's layers.
 
-    COFT's radius and experts' stacks go by the layer, so those stay alone.
+    the COFT radius and experts' stacks go by the layer, so those stay alone.
     """
     open_groups: dict[Hashable, list[Rotation]] = {}
     for rotation in rotations:
         if rotation.spec.eps is not None or rotation.copies > 1:
             continue
         members = open_groups.setdefault(rotation.spec.batch_key, [])
-        if members and sum(map(_numbers, members)) + _numbers(rotation) > BATCH:
+        if members and sum(map(_elements, members)) + _elements(rotation) > BATCH:
             RotationGroup(members)
             members = open_groups[rotation.spec.batch_key] = []
         members.append(rotation)
@@ -72,7 +72,7 @@ def group(rotations: Iterable[Rotation]) -> None:
         RotationGroup(members)
 
 
-def _numbers(rotation: Rotation) -> int:
+def _elements(rotation: Rotation) -> int:
     return rotation.weight.shape[0] * rotation.layout.block_size**2
 
 

@@ -1,4 +1,4 @@
-"""The trainable parameter of a rotation and the rotation that it stands for."""
+"""The trainable parameter of a rotation, and the rotation computed from it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from orthotune.rotation.spec import RotationSpec
 from orthotune.rotation.strength import FULL, blended
 
 # Compiled code finds a rotation by its number, which is a tensor: a constant would be compiled anew for every layer.
-_numbers = itertools.count()
+_counter = itertools.count()
 _rotations: weakref.WeakValueDictionary[int, Rotation] = weakref.WeakValueDictionary()
 
 
@@ -39,10 +39,10 @@ class Rotation(Exchanged):
 
     Args:
         layout: how the features are cut into blocks.
-        spec: the map from the stored numbers to rotations, with its block size.
+        spec: the map from the stored parameters to rotations, with its block size.
         copies: number of matrices of one shape that are rotated (the experts of a mixture), 1 otherwise.
 
-    The rotation is computed when the stored numbers have changed, in training too, see :class:`Memo`.
+    The rotation is computed when the stored parameters have changed, in training too, see :class:`Memo`.
     """
 
     def __init__(self, layout: BlockLayout, spec: RotationSpec, copies: int = 1) -> None:
@@ -85,7 +85,7 @@ class Rotation(Exchanged):
                 R = self.current()
                 return self._compute() if R is None else R
         if trained:
-            self._stay_within_ball()
+            self._project()
             if self.spec.exact or self.strength.partial:
                 return self._with_gradient(self.known())
             R = self.compute()  # a polynomial has no backward from R alone
@@ -95,27 +95,27 @@ class Rotation(Exchanged):
 
     def _compute(self, project: bool = False) -> Tensor:
         if project:
-            self._stay_within_ball()
+            self._project()
         return self.compute()
 
-    def _stay_within_ball(self) -> None:
+    def _project(self) -> None:
         if self.training and self.spec.eps is not None:
             weight = self.weight
-            with torch.no_grad():  # COFT: the parameter itself stays within its ball
+            with torch.no_grad():  # COFT: the parameter itself stays within the radius
                 # Through .data: projecting again changes no bit, so a module used twice in one forward must not
                 # count as modified between its first use and the backward.
                 weight.data.copy_(self.spec.within_ball(self._by_matrix(weight)).view(weight.shape))
                 self.write_shard()
 
     def known(self) -> Tensor:
-        """The rotation without a gradient ``(copies * rows, b, b)``, from the memo while the numbers are the same."""
+        """The rotation without a gradient ``(copies * rows, b, b)``, from the memo while the parameter is unchanged."""
         R = self.memo.get(self.weight, "R")
         if R is None or self.memo.peek("strength") is not self.strength:
             R = self._renew()
         return R
 
     def current(self) -> Tensor | None:
-        """What :meth:`known` would give if it need not compute: None where the numbers have changed."""
+        """The value of :meth:`known` if it is cached, None if it is stale."""
         return self.memo.get(self.weight, "R") if self.memo.peek("strength") is self.strength else None
 
     def served(self) -> Tensor | None:
@@ -125,11 +125,11 @@ class Rotation(Exchanged):
     def _renew(self) -> Tensor:
         weight = self.weight
         peers = [self] if self.group is None or self.strength.partial else self.group.computed_with(self)
-        # Computed in inference mode, the numbers must still serve a later training step.
+        # A result that is computed in inference mode must still serve a later training step.
         with torch.inference_mode(False), torch.no_grad():
             if len(peers) == 1:
                 R = self.compute()
-                planes = self.memo.get(weight, "planes")  # they belong to the numbers, whatever the strength
+                planes = self.memo.get(weight, "planes")  # the same for every strength
                 self.memo.keep(weight, weight.detach().clone(), R=R, strength=self.strength, planes=planes)
                 return R
             rows = [peer.weight.shape[0] for peer in peers]
@@ -181,7 +181,7 @@ class Rotation(Exchanged):
         return partial_rotation(Q, strength.t, self._planes(Q), known)
 
     def _planes(self, Q: Tensor) -> Planes:
-        """The planes of the present numbers: four times the memory of R in float64, any strength two products away."""
+        """The planes of the present parameter: four times the memory of R in float64, two products for any strength."""
         found = None if torch.compiler.is_compiling() else self.memo.get(self.weight, "planes")
         if found is None:
             with torch.inference_mode(False), torch.no_grad():
@@ -199,11 +199,11 @@ class Rotation(Exchanged):
         return rotation_of(self.spec, self._by_matrix(v), known).flatten(0, 1)
 
     def _by_matrix(self, v: Tensor) -> Tensor:
-        """The stored numbers ``(copies, rows, n)``: COFT's radius goes by the blocks of one matrix."""
+        """The stored parameters ``(copies, rows, n)``: the COFT radius depends on the blocks of one matrix."""
         return v if self.spec.eps is None else v.view(self.copies, -1, v.shape[-1])
 
     def _apply(self, *args: Any, **kwargs: Any) -> Rotation:
-        self.memo.drop("miss: the parameter has another place or dtype")
+        self.memo.drop("miss: the parameter has another device or dtype")
         return super()._apply(*args, **kwargs)
 
     def _replicate_for_data_parallel(self) -> Rotation:
@@ -212,7 +212,7 @@ class Rotation(Exchanged):
         return replica
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy computes for itself: its group would bring the whole model along.
+        # A copy computes for itself: its group would bring the entire model along.
         return {**self.__dict__, "memo": Memo(), "group": None, "shard": None, "number": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -227,7 +227,7 @@ def drop_blocks(R: Tensor, probability: float, count: int) -> Tensor:
     """Multiplicative dropout: each of ``count`` blocks is kept, or is the identity with ``probability``.
 
     Shapes: ``R`` ``(count, b, b)``, or ``(1, b, b)`` for a shared block; returns ``(count, b, b)``: where a shared
-    block acts it is dropped place by place.
+    block acts it is dropped feature by feature.
 
     Example:
         >>> drop_blocks(torch.zeros(1, 2, 2), 1.0, 3).shape
@@ -245,7 +245,7 @@ def _exporting() -> bool:
 
 def _numbered(rotation: Rotation) -> Tensor:
     """A number for ``rotation`` by which compiled code finds it; it does not keep it alive."""
-    number = next(_numbers)
+    number = next(_counter)
     _rotations[number] = rotation
     with torch.inference_mode(False):
         return torch.tensor(number, device="cpu")
@@ -261,8 +261,8 @@ _tags: Any = tuple(
 def looked_up(weight: Tensor, number: Tensor, block_size: int) -> Tensor:
     """The rotation of a parameter ``(rows, n)`` as it is now: ``(rows, b, b)`` in float32 or better.
 
-    For compiled code that asks for no gradient: the memo is asked while the code runs. A copy is returned, because
-    compiled code may use the memory of what it is given for something else.
+    For compiled code without gradients: the memo is consulted while the code runs. A copy is returned, because
+    compiled code may reuse the memory of its inputs.
 
     Example:
         >>> rotation = Rotation(BlockLayout(4, 2, shared=False), RotationSpec(block_size=4))

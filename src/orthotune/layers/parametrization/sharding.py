@@ -1,4 +1,4 @@
-"""Parameters of which a process holds a part (FSDP2, ZeRO-3, tensor parallel) and, for a forward, the whole."""
+"""Sharded parameters (FSDP2, ZeRO-3, tensor parallel), which a process holds in full only during a forward."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def is_part(parameter: Tensor) -> bool:
 def is_zero(parameter: Tensor) -> bool:
     """Whether ZeRO-3 has ``parameter``: gathered when its own module is called, by all processes in one order.
 
-    It has its whole shape before its numbers have come, so nobody but its module may read it.
+    It has its entire shape before its numbers have come, so nobody but its module may read it.
 
     Example:
         >>> is_zero(torch.zeros(2, 2))
@@ -45,7 +45,7 @@ def refuse_parts(layer: str, parameters: dict[str, nn.Parameter]) -> None:
 
 
 def cannot_merge(layer: str, held: str) -> MergeError:
-    """The error for a weight that is not whole in this process, or not for long."""
+    """The error for a weight that is sharded over processes."""
     return MergeError(
         f"merging into layer '{layer}'",
         got=f"a weight {held}",
@@ -77,7 +77,7 @@ class Exchanged(nn.Module):
         object.__setattr__(self, "shard", before)
         if value.dtype in (torch.bfloat16, torch.float16) and value.dtype != before.dtype:
             warnings.warn(
-                f"FSDP2's mixed precision rounds the stored numbers of rotations to {value.dtype} for every forward. "
+                f"FSDP2's mixed precision rounds the parameters of rotations to {value.dtype} for every forward. "
                 "Shard with a MixedPrecisionPolicy without param_dtype: the base may be in bfloat16 itself.",
                 stacklevel=2,
             )
@@ -94,7 +94,7 @@ class Exchanged(nn.Module):
         if shard.dtype != self.weight.dtype:
             raise OrthotuneError(
                 "COFT under FSDP2's mixed precision",
-                got=f"stored numbers rounded from {shard.dtype} to {self.weight.dtype} for the forward",
+                got=f"stored parameters rounded from {shard.dtype} to {self.weight.dtype} for the forward",
                 do="Shard with a MixedPrecisionPolicy without param_dtype",
             )
         from torch.distributed.tensor import distribute_tensor

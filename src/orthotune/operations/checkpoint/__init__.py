@@ -1,1 +1,1 @@
-"""The files of a base model, merged with an adapter tensor by tensor, without loading the model."""
+"""Merge an adapter into the files of a base model, tensor by tensor, without loading the model."""

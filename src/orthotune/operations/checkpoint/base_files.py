@@ -1,4 +1,4 @@
-"""The files of a base model, whichever layout it came in: a folder, a pipeline of several, or one file."""
+"""The files of a base model: a model folder, a diffusers pipeline, or one file."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ class Part:
     """One checkpoint of a base.
 
     Attributes:
-        component: of a pipeline; "" for a base that is one model.
+        component: name in the pipeline; "" for a base that is one model.
         place: folder below the output, "." for the output itself.
-        transformers: whether ``config.json`` describes a model of transformers', whose own rules name its parameters;
-            otherwise tensors are named as the parameters are.
+        transformers: whether ``config.json`` describes a transformers model, whose tensors may have other names than
+        its
+            parameters; otherwise the names are equal.
     """
 
     component: str
@@ -32,7 +33,7 @@ class Part:
     transformers: bool = False
 
     def prefixes(self) -> dict[str, str]:
-        """Component -> what its tensors' names start with; one file may hold several components."""
+        """Component -> prefix of its tensors' names; one file may hold several components."""
         names = list(self.checkpoint.entries())
         found = {
             component: prefix for prefix, component in INSIDE.items() if any(name.startswith(prefix) for name in names)
@@ -42,7 +43,7 @@ class Part:
 
 @dataclass
 class Base:
-    """A base model on disk: its checkpoints, and the files beside them with their places below the output."""
+    """A base model on disk: its checkpoints, and its other files with their paths below the output."""
 
     path: Path
     parts: list[Part]
@@ -50,15 +51,15 @@ class Base:
 
     @property
     def single_file(self) -> bool:
-        """Whether it is one file rather than a folder."""
+        """Whether the base is one file, not a folder."""
         return self.path.is_file()
 
 
 def open_base(path: str | Path) -> Base:
-    """The base at a path; reads headers and configs only.
+    """Open the base at a path; only headers and configs are read.
 
     Raises:
-        AdapterFileError: there is no model, or a file of it is damaged.
+        AdapterFileError: there is no model at the path, or one of its files is damaged.
 
     Example:
         >>> [part.component for part in open_base("stable-diffusion-v1-5").parts]  # doctest: +SKIP
@@ -89,10 +90,10 @@ def _pipeline(path: Path) -> Base:
             taken.add(path / name / part.checkpoint.index_name)
     if not parts:
         raise AdapterFileError(
-            f"{path} holds no component that an adapter is made for", needed=f"one of {', '.join(ADAPTED)}"
+            f"{path} has no component that can carry an adapter", needed=f"one of {', '.join(ADAPTED)}"
         )
     own = {path / part.component for part in parts}
-    # A second set of weights of an adapted component (another number type, a pickle) would not be merged.
+    # A second set of weights of an adapted component (another dtype, a pickle) is not copied: it would stay unmerged.
     weights = {".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".h5"}
     files = [
         file for file in sorted(path.rglob("*"))

@@ -1,4 +1,4 @@
-"""What an adapter changes in the weights of a base, layer by layer: for exports that hold the change alone."""
+"""The change that an adapter makes to each weight of a base, for exports that hold only the change."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from orthotune.operations.checkpoint.stream import DenseMerge
 
 @dataclass(frozen=True)
 class Change:
-    """The change of one module's weight, computed when it is asked for.
+    """The change of one module's weight, computed by :meth:`compute`.
 
     Attributes:
-        component: of a pipeline; "" for a base that is one model.
+        component: name in the pipeline; "" for a base that is one model.
         module: name of the module in its component.
-        shape: of the weight, as ``(out, in, *kernel)``.
+        shape: shape of the weight, as ``(out, in, *kernel)``.
         stored_transposed: whether the base stores ``(in, out)``.
     """
 
@@ -36,29 +36,29 @@ class Change:
 
     @property
     def name(self) -> str:
-        """Component and module."""
+        """Component and module, joined by a dot."""
         return f"{self.component}.{self.module}" if self.component else self.module
 
     def compute(self) -> Tensor:
         """``W' - W`` in float32 (float64 for a float64 base), ``(out, in, *kernel)``."""
-        weight, turned = self.plan.turned(self.parameter)
-        change = turned - weight
+        weight, rotated = self.plan.rotated(self.parameter)
+        change = rotated - weight
         return change.mT if self.stored_transposed else change
 
 
 def changes(merge: DenseMerge) -> Iterator[Change]:
-    """Every module that the adapter changes, in the order of the base's files.
+    """The change of each module that the adapter changes, in the order of the base's files.
 
     Raises:
-        MergeError: the adapter holds parameters whole (``modules_to_save``, biases), which is no change of a weight;
-        or turns something that has more than one weight.
+        MergeError: the adapter replaces parameters (``modules_to_save``, biases), or rotates a layer that has more than
+            one weight.
     """
-    whole = [name for plan in merge.plans for name in plan.skeleton.replaced]
-    if whole:
+    replaced = [name for plan in merge.plans for name in plan.skeleton.replaced]
+    if replaced:
         raise MergeError(
             "the change of the weights",
-            got=f"{len(whole)} parameters that the adapter holds whole: {shortened(whole)}",
-            needed="an adapter that only turns weights", do="Export the whole model with --to dense",
+            got=f"{len(replaced)} parameters that the adapter replaces: {shortened(replaced)}",
+            needed="an adapter that only rotates weights", do="Export the merged model with --to dense",
         )  # fmt: skip
     for plan in merge.plans:
         own = plan.skeleton
@@ -68,7 +68,7 @@ def changes(merge: DenseMerge) -> Iterator[Change]:
             if name != "weight":
                 raise MergeError(
                     f"the change of '{parameter}'", got=f"a {type(layer.get_base_layer()).__name__}",
-                    needed="layers with one weight", do="Export the whole model with --to dense",
+                    needed="layers with one weight", do="Export the merged model with --to dense",
                 )  # fmt: skip
             yield _change(plan, parameter, layer)
 

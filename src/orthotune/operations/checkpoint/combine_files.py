@@ -1,4 +1,4 @@
-"""Adapter files combined into one, without their base; or into a LoRA, with it."""
+"""Combine adapter files into one adapter, without the base, or into a LoRA, with the base."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from orthotune.tuner.combination import Combination, warn_series
 
 
 def combine_states(states: Sequence[AdapterState], how: Combination) -> AdapterState:
-    """One adapter for several; layers that only some have are the identity in the others.
+    """Combine several adapters into one; a layer that an adapter does not have counts as the identity.
 
     Raises:
-        AdapterFileError: an adapter holds more than rotations, or none of its layers is another's.
+        AdapterFileError: an adapter holds more than rotations, or has no layer in common with another one.
         UnsupportedLayerError: the adapters have no common form at a layer.
 
     Example:
@@ -35,11 +35,13 @@ def combine_states(states: Sequence[AdapterState], how: Combination) -> AdapterS
         if state.transforms:
             names = list(state.transforms)
             raise AdapterFileError(
-                what, got=f"{len(names)} layers that are no block rotation, as '{names[0]}'", needed="rotations"
+                what,
+                got=f"{len(names)} layers that are not block rotations, such as '{names[0]}'",
+                needed="block rotations",
             )
         if state.other:
             raise AdapterFileError(
-                what, got=f"{len(state.other)} tensors beside the rotations", needed="an adapter of rotations alone"
+                what, got=f"{len(state.other)} tensors that are not rotations", needed="an adapter of rotations only"
             )
     if len(states) > 1:
         for state in states:
@@ -47,9 +49,9 @@ def combine_states(states: Sequence[AdapterState], how: Combination) -> AdapterS
             if not others & set(state.layers):
                 raise AdapterFileError(
                     f"combining {state.source or 'an adapter'}",
-                    got=f"no layer in common with the others, as '{next(iter(state.layers), '')}' "
+                    got=f"no layer in common with the others, for example '{next(iter(state.layers), '')}' "
                     f"and '{next(iter(others), '')}'",
-                    do="Adapters of unlike formats spell their layers in unlike ways: convert them to one first",
+                    do="Different formats name the same layer differently: convert all adapters to one format first",
                 )
     names = list(dict.fromkeys(name for state in states for name in state.layers))
     layers, off = {}, {}
@@ -69,7 +71,7 @@ def combine_states(states: Sequence[AdapterState], how: Combination) -> AdapterS
 
 @dataclass(frozen=True)
 class SumOfChanges(Change):
-    """The weighted sum of what several adapters change in one weight."""
+    """The weighted sum of the changes that several adapters make to one weight."""
 
     terms: tuple[tuple[float, Change], ...] = ()
 
@@ -82,7 +84,7 @@ class SumOfChanges(Change):
 
 
 def summed_changes(merges: Sequence[DenseMerge], weights: Sequence[float]) -> list[Change]:
-    """``w_1 (W_1 - W) + w_2 (W_2 - W) + ...`` for every weight that one of the adapters changes.
+    """``w_1 (W_1 - W) + w_2 (W_2 - W) + ...`` for each weight that at least one adapter changes.
 
     Raises:
         MergeError: as for :func:`~orthotune.operations.checkpoint.changes.changes`.

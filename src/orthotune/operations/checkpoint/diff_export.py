@@ -1,7 +1,7 @@
-"""The exact change of every weight as dense tensors, ``<layer>.diff``: for what no adapter format can hold.
+"""The exact change of every weight as dense tensors, ``<layer>.diff``, for adapters that fit no adapter format.
 
-ComfyUI and LyCORIS add them to the weights of the same base, in whose shapes they are. Exact for this base alone, as
-large as the weights that change, and no orthogonal adapter any more.
+ComfyUI and LyCORIS add these tensors to the weights. They are exact for this base only, as large as the changed
+weights, and not an orthogonal adapter any more.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from orthotune.operations.checkpoint.changes import Change, changes
 from orthotune.operations.checkpoint.stream import DenseMerge
 
 
-def write_changes(merge: DenseMerge, out: Path, told: Callable[[int], None] | None = None) -> int:
+def write_changes(merge: DenseMerge, out: Path, on_tensor: Callable[[int], None] | None = None) -> int:
     """Write ``<layer>.diff`` in float32 for every weight that changes, one in memory at a time.
 
-    Names are ComfyUI's for parts of an image model, and those of the modules for a model of transformers.
+    The tensors of an image model have ComfyUI's names, those of a transformers model the names of the modules.
 
     Args:
         merge: the adapter on its base.
         out: the new file.
-        told: called after each tensor with its bytes.
+        on_tensor: called after each tensor with its number of bytes.
 
     Returns:
-        How many tensors were written.
+        The number of tensors.
 
     Raises:
         MergeError, OutputError: as for a merge.
@@ -48,8 +48,8 @@ def write_changes(merge: DenseMerge, out: Path, told: Callable[[int], None] | No
         change = by_name[entry.name]
         tensor = change.compute().float()
         tensor = (tensor.mT if change.stored_transposed else tensor).contiguous()
-        if told is not None:
-            told(entry.size)
+        if on_tensor is not None:
+            on_tensor(entry.size)
         return tensor
 
     write_file(out, entries, {"format": "pt"}, compute)

@@ -1,6 +1,6 @@
-"""An adapter as LoRA: the change of each weight, cut to a low rank, in the layout that its base is loaded with.
+"""Export an adapter as LoRA: a low-rank approximation of each weight's change, in the layout for its base.
 
-A model of transformers gets a PEFT folder, which PEFT and vLLM load; a diffusers folder gets
+A transformers model gets a PEFT folder, which PEFT and vLLM load; a diffusers folder gets
 ``pytorch_lora_weights.safetensors``, which ``load_lora_weights`` reads; a single file gets one file with the names of
 sd-scripts, which ComfyUI and the A1111 web UIs read. The scale is 1 throughout: ``alpha`` is the rank of the layer.
 """
@@ -33,7 +33,7 @@ ERRORS_FILE = "lora_errors.json"
 
 @dataclass(frozen=True)
 class Factors:
-    """One layer of a LoRA: ``W + up down``, and how far that is from the exact change."""
+    """One layer of a LoRA: ``W + up down``, and the relative error of the change."""
 
     change: Change
     down: Tensor
@@ -50,20 +50,20 @@ def factors(
     merge: DenseMerge,
     rank: int | None,
     error: float | None,
-    told: Callable[[Factors], None] | None = None,
+    on_layer: Callable[[Factors], None] | None = None,
     wanted: Sequence[Change] | None = None,
 ) -> list[Factors]:
-    """Every changed weight as LoRA factors, ``(r, in, *kernel)`` and ``(out, r, 1...)``.
+    """Approximate the change of every weight by LoRA factors, ``(r, in, *kernel)`` and ``(out, r, 1...)``.
 
     Args:
         merge: the adapter on its base.
         rank: see :func:`~orthotune.operations.checkpoint.low_rank.low_rank`.
-        error: the same.
-        told: called after each layer.
-        wanted: the changes; those of ``merge`` if None.
+        error: largest relative error, see there.
+        on_layer: called after each layer.
+        wanted: the changes; None for those of ``merge``.
 
     Raises:
-        UnsupportedLayerError: a layer has no LoRA of this form: an embedding, or a convolution with groups.
+        UnsupportedLayerError: a layer is an embedding or a convolution with groups.
         ConfigError, MergeError: as for :func:`low_rank` and :func:`~orthotune.operations.checkpoint.changes.changes`.
     """
     found = []
@@ -79,22 +79,22 @@ def factors(
         kernel = change.shape[2:]
         up, down = B.view(*B.shape, *(1 for _ in kernel)), A.view(A.shape[0], change.shape[1], *kernel)
         found.append(Factors(change, down, up, off))
-        if told is not None:
-            told(found[-1])
+        if on_layer is not None:
+            on_layer(found[-1])
     return found
 
 
 def write_lora(merge: DenseMerge, layers: list[Factors], out: Path, **fields: Any) -> None:
-    """Write the factors for the tools that load such a base.
+    """Write the factors in the layout of the tools that load this base.
 
     Args:
-        merge: the adapter on its base, whose kind chooses the layout.
+        merge: the adapter on its base; the kind of base decides the layout.
         layers: from :func:`factors`.
         out: an existing, empty folder, or the name of a file for a base that is one file.
         fields: further fields of a PEFT config (``base_model_name_or_path``, ``task_type``).
 
     Raises:
-        OutputError: the place cannot be written to.
+        OutputError: ``out`` cannot be written to.
     """
     errors = {layer.change.name: {"rank": layer.rank, "relative_error": layer.error} for layer in layers}
     if merge.base.single_file:
@@ -111,7 +111,7 @@ def _diffusers(layers: list[Factors]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for layer in layers:
         stem = told_by_tools(layer.change.component, layer.change.module)
-        # load_lora_weights knows CLIP's layers by names of its own
+        # load_lora_weights expects other names for the factors of CLIP's layers
         text = layer.change.component.startswith("text_encoder")
         down, up = ("lora_linear_layer.down", "lora_linear_layer.up") if text else ("lora_A", "lora_B")
         found |= {f"{stem}.{down}.weight": layer.down, f"{stem}.{up}.weight": layer.up}
@@ -132,7 +132,7 @@ def _kohya(layers: list[Factors]) -> dict[str, Tensor]:
 def _peft(merge: DenseMerge, layers: list[Factors], out: Path, fields: dict[str, Any]) -> None:
     ranks = {layer.change.module: layer.rank for layer in layers}
     most = max(ranks.values())
-    # PEFT and vLLM take a key for the end of other names unless it says that the name starts there.
+    # PEFT and vLLM match a key against the end of a name, unless the key anchors the beginning with ^.
     own = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most}
     modules = [name for plan in merge.plans for model, _ in plan.skeleton.models.values() for name, _ in _named(model)]
     config = {

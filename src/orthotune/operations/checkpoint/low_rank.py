@@ -1,4 +1,4 @@
-"""A matrix as a product of two thin ones: the best in the Frobenius norm, by the singular value decomposition."""
+"""The best low-rank approximation of a matrix in the Frobenius norm, by the singular value decomposition."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def low_rank(matrix: Tensor, rank: int | None = None, error: float | None = None
 
     Args:
         matrix: ``(out, in)``, float32 or float64.
-        rank: how many singular values are kept at most.
-        error: keep as few as bring the relative error down to this; ``rank`` goes before it.
+        rank: largest number of singular values.
+        error: keep the fewest singular values with a relative error of at most this; ``rank`` takes precedence.
 
     Shapes: ``B`` ``(out, r)``, ``A`` ``(r, in)``; ``r`` is at least 1. The error is that of the returned factors.
 
     Raises:
-        ConfigError: neither is given, or one has no meaning.
+        ConfigError: neither ``rank`` nor ``error`` is given, or one is out of its range.
 
     Example:
         >>> B, A, error = low_rank(torch.diag(torch.tensor([3.0, 4.0])), rank=1)
@@ -36,7 +36,7 @@ def low_rank(matrix: Tensor, rank: int | None = None, error: float | None = None
     total = S.double().square().sum()
     kept = S.numel()
     if error is not None:
-        # what is left after r values, from r = 0: the smallest r for which it is small enough
+        # left[r]: squared error with r singular values; the smallest r whose error is small enough is taken
         left = torch.cat([total.view(1), (total - S.double().square().cumsum(0)).clamp(min=0)])
         kept = int((left <= error**2 * total).nonzero()[0]) if total > 0 else 1
     kept = max(min(kept, rank or kept), 1)

@@ -1,4 +1,4 @@
-"""A folder with a saved model: which tensor lies where, and what else is in it."""
+"""A folder with a saved model: the file of each tensor, and the other files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from orthotune.files.names import is_file_name, shortened
 from orthotune.files.tensor_entries import Entry, read_header
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-#: What the weights are called before ``.safetensors``: by transformers, and by diffusers.
+#: Names of weight files before ``.safetensors``: of transformers, and of diffusers.
 STEMS = ("model", "diffusion_pytorch_model")
-#: Files that hold weights, in this or another format: a merged folder must not carry the old ones along.
+#: Suffixes of weight files in any format: a merged folder must not contain the unmerged weights.
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
 
 
@@ -29,7 +29,7 @@ class Shard:
 
 @dataclass
 class Checkpoint:
-    """A model in safetensors files, one or several, with ``index`` as it was read when there are several."""
+    """A model in one or several safetensors files; several have the content of their index file in ``index``."""
 
     folder: Path
     shards: list[Shard]
@@ -41,18 +41,19 @@ class Checkpoint:
         return {entry.name: entry for shard in self.shards for entry in shard.entries}
 
     def companions(self) -> list[Path]:
-        """What belongs to the model and is no weight: config, tokenizer, templates."""
+        """The files of the model that are not weights: config, tokenizer, templates."""
         found = [p for p in self.folder.iterdir() if p.is_file() and not p.name.startswith(".")]
         found = [p for p in found if p.suffix not in WEIGHTS and not p.name.endswith(".index.json")]
         return sorted(found + [p for p in self.folder.glob("additional_chat_templates") if p.is_dir()])
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """The checkpoint in a folder; reads headers only.
+    """Open the checkpoint in a folder; only headers are read.
 
     Raises:
-        AdapterFileError: there is no config, no safetensors file, a shard is missing, damaged, or lacks a tensor that
-        the index promises.
+        AdapterFileError: there is no config or no safetensors file, or a shard is missing, is damaged, or lacks a
+        tensor
+            that the index names.
 
     Example:
         >>> open_checkpoint("models/llama").shards[0].name  # doctest: +SKIP
@@ -61,7 +62,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise AdapterFileError(
-            f"{folder} is no saved model", needed="a folder with config.json and safetensors files",
+            f"{folder} is not a saved model", needed="a folder with config.json and safetensors files",
             do="Check the path; a model on the hub must be downloaded first",
         )  # fmt: skip
     index_path, single = _weights(folder)
@@ -84,14 +85,14 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         if lost:
             raise AdapterFileError(
                 f"{folder / index_name} does not fit its files",
-                got=f"{len(lost)} tensors elsewhere: {shortened(lost)}",
+                got=f"{len(lost)} tensors that are not in the file that the index names: {shortened(lost)}",
                 do="Copy or download the folder again",
             )  # fmt: skip
     return checkpoint
 
 
 def _weights(folder: Path) -> tuple[Path | None, Path | None]:
-    """The index, or the only file; a variant such as ``fp16`` when there is nothing else."""
+    """The index or the only weight file; a variant such as ``fp16`` only if there is no other."""
     for stem in STEMS:
         name = f"{stem}.safetensors.index"
         for index in (folder / f"{name}.json", *sorted(folder.glob(f"{name}.*.json"))):
@@ -109,7 +110,9 @@ def _read_index(path: Path) -> dict[str, Any]:
     names = index.get("weight_map")
     if not isinstance(names, dict):
         raise AdapterFileError(f"{path}", got="no weight_map", do=again)
-    # A name that leads out of the folder would be read, and later written, elsewhere.
+    # A name that leads out of the folder would be read, and later written, outside of it.
     if wrong := [name for name in names.values() if not is_file_name(name)]:
-        raise AdapterFileError(f"{path}", got=f"a shard that is no file name: {ascii(wrong[0])[:80]}", do=again)
+        raise AdapterFileError(
+            f"{path}", got=f"a shard whose name is not a file name: {ascii(wrong[0])[:80]}", do=again
+        )
     return index

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint make up a parameter of the model."""
+"""The tensors of a checkpoint that make up each parameter of the model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-#: What may happen between file and parameter: (operation, dimension) in order -> is there one tensor for each copy?
+#: Supported conversions from tensors to a parameter: (operation, dimension) in order -> whether the result is a stack.
 UNDERSTOOD: dict[tuple[tuple[str, int], ...], bool] = {
     (): False,
     (("Concatenate", 0),): False,
@@ -20,16 +20,16 @@ UNDERSTOOD: dict[tuple[tuple[str, int], ...], bool] = {
 class Origin:
     """The tensors of one parameter: ``copies[i]`` are stacked row by row to matrix ``i``.
 
-    ``stacked`` says that the parameter is a stack of these matrices (experts in files of their own); otherwise there is
-    one copy, and it is the parameter. ``by`` names what else would have to be done, and is empty when nothing is.
+    With ``stacked``, the parameter is a stack of these matrices (experts that are stored one by one); otherwise there
+    is one copy, and the copy is the parameter. ``by`` names a conversion that is not supported, and is empty otherwise.
     """
 
     copies: list[list[str]]
     stacked: bool = False
     by: str = ""
 
-    def place(self, name: str) -> tuple[int, int]:
-        """The copy and the position in it of a tensor."""
+    def position(self, name: str) -> tuple[int, int]:
+        """The number of the copy that a tensor belongs to, and the tensor's position in the copy."""
         return next((i, names.index(name)) for i, names in enumerate(self.copies) if name in names)
 
 
@@ -37,8 +37,8 @@ def origins(model: Any, names: Iterable[str]) -> dict[str, Origin]:
     """Parameter name -> its tensors, by the rules with which transformers loads ``model``.
 
     Args:
-        model: a transformers model; its weights are not looked at.
-        names: of the tensors in the checkpoint.
+        model: a transformers model; its weights are not read.
+        names: names of the tensors in the checkpoint.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, rename_source_key
@@ -49,7 +49,7 @@ def origins(model: Any, names: Iterable[str]) -> dict[str, Origin]:
     renamings = [rule for rule in rules if not isinstance(rule, WeightConverter)]
     groups: dict[str, dict[str, list[str]]] = {}
     for name in names:
-        if name in known:  # already the model's own layout, which no rule may touch
+        if name in known:  # already the layout of the model: no rule applies
             groups.setdefault(name, {}).setdefault("", []).append(name)
             continue
         parameter, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
@@ -74,4 +74,4 @@ def _origin(found: dict[str, list[str]], converters: list[Any]) -> Origin:
 
 
 def _natural(name: str) -> list[Any]:
-    return [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", name)]
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -1,4 +1,4 @@
-"""What becomes of each tensor of a checkpoint, decided before anything is written."""
+"""The merged value of each tensor of a checkpoint; everything is checked before a tensor is written."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from orthotune.operations.checkpoint.skeleton import ADAPTER, Skeleton
 from orthotune.operations.checkpoint.weight_merge import merge_copy, merge_weight, release
 from orthotune.tuner.tied import Untied, untied
 
-#: Layers whose rotations are kept, and experts whose other tensors wait for their turn: the tensors of two stacks of
-#: experts alternate in a file.
+#: Number of layers whose rotations stay in memory, and of experts whose other tensors do. Two, because the tensors of
+#: two stacks of experts alternate in a file.
 RECENT = 2
 
 
 class Plan:
-    """The new numbers of every tensor that changes, computed when they are asked for.
+    """The new values of every tensor that changes, computed on request.
 
     Args:
-        checkpoint: the base; ``added`` joins its tensors.
-        skeleton: what turns.
+        checkpoint: the base; the tensors in ``added`` are written in addition to its own.
+        skeleton: the model with the adapter.
 
     Raises:
-        AdapterFileError: a parameter that changes has no tensor, one of another shape, or one that is quantized; all of
-        them are listed.
+        AdapterFileError: a parameter that changes has no tensor, or a tensor of another shape or a quantized one; the
+            message lists all of them.
     """
 
     def __init__(self, checkpoint: Checkpoint, skeleton: Skeleton) -> None:
@@ -53,18 +53,18 @@ class Plan:
                 f"{checkpoint.folder}",
                 got="; ".join(faults),
                 needed="one plain floating-point weight of the model's shape for each",
-                do="Name the base that the adapter was trained on, not quantized, or merge without --stream",
+                do="Name the unquantized base that the adapter was trained on, or merge without --stream",
             )
 
     def _untie(self) -> tuple[list[Entry], Untied]:
-        """Entries for parameters that take their numbers from one that now differs, and what a config says of them."""
+        """Entries for tied parameters that a merge separates, and the changes of the config that this needs."""
         own = self.skeleton
         split = {pair for pair in own.tied.items() if set(pair) & own.changed}
         found = Untied()
         for model, _ in own.models.values() if split else ():
             found = untied(model, lambda name, source: (name, source) in split)
         added: list[Entry] = []
-        # Twice: what was missing may be the source of others.
+        # Twice: an entry that the first pass adds may be the source of others.
         for name, source in [*sorted(split), *found.pairs] * 2:
             for missing, present in ((name, source), (source, name)):
                 if missing not in own.origins and present in own.origins:
@@ -98,7 +98,7 @@ class Plan:
         return None
 
     def changed(self, entry: Entry) -> Tensor | None:
-        """The new numbers of a tensor, until the next ones are asked for, or None when it stays as it is."""
+        """The new values of a tensor, or None if it is unchanged; they may be overwritten by the next call."""
         parameter = self.parameter_of.get(entry.name)
         if parameter is None:
             return None
@@ -109,10 +109,10 @@ class Plan:
             return given
         layer, name = self.skeleton.layers[parameter]
         self._use(layer)
-        if given is not None:  # PEFT saves an embedding that turns, unturned
+        if given is not None:  # PEFT saves a rotated embedding without its rotation
             return merge_weight(layer, name, given, ADAPTER)
         origin = self.skeleton.origins[parameter]
-        index, _ = origin.place(entry.name)
+        index, _ = origin.position(entry.name)
         names = origin.copies[index]
         if not origin.stacked and len(names) == 1:
             return merge_weight(layer, name, entry.read(self._room), ADAPTER)
@@ -140,20 +140,20 @@ class Plan:
         while len(self._recent) > RECENT:
             release(self._recent.pop(0), ADAPTER)
 
-    def turned(self, parameter: str) -> tuple[Tensor, Tensor]:
-        """The weight of a parameter and what the adapter makes of it, both in float32 (float64 for float64 weights).
+    def rotated(self, parameter: str) -> tuple[Tensor, Tensor]:
+        """The weight of a parameter before and after the merge, both in float32 (float64 for float64 weights).
 
         Raises:
-            MergeError: the adapter holds the parameter whole, or its tensor is one of several; or the new weight holds
-            NaN or infinity.
+            MergeError: the adapter replaces the parameter, or the parameter is a stack of experts, or the new weight
+                holds NaN or infinity.
         """
         origin = self.skeleton.origins[parameter]
         if parameter not in self.skeleton.layers or parameter in self.skeleton.replaced or origin.stacked:
             raise MergeError(
                 f"the change of '{parameter}'",
-                got="a stack of experts" if origin.stacked else "a parameter that the adapter holds whole",
-                needed="a weight that is turned",
-                do="Export the whole model with --to dense",
+                got="a stack of experts" if origin.stacked else "a parameter that the adapter replaces",
+                needed="a weight that is rotated",
+                do="Export the merged model with --to dense",
             )
         layer, name = self.skeleton.layers[parameter]
         self._use(layer)

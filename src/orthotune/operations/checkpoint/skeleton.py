@@ -1,4 +1,4 @@
-"""The base model without its weights, and an adapter on it: what turns, how, and under which names."""
+"""The base model without its weights, with an adapter: which parameters are rotated, and how."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Skeleton:
     """A checkpoint's model on the meta device with one adapter in memory.
 
     Args:
-        layers: parameter name -> the layer that turns it and the parameter's name below that layer's base.
-        replaced: parameter name -> the numbers that the adapter holds for it whole (``modules_to_save``, biases).
+        layers: parameter name -> the layer that rotates it and the parameter's name below that layer's base.
+        replaced: parameter name -> its replacement in the adapter (``modules_to_save``, biases).
         shapes: shape of every parameter.
         origins: parameter name -> tensors of the checkpoint.
-        tied: parameters that share the numbers of another one, and which.
-        models: component -> its model and what the names of its parameters start with.
+        tied: parameter -> the parameter whose values it shares.
+        models: component -> its model and the prefix of its parameters' names.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -50,7 +50,7 @@ class Skeleton:
         return {*self.layers, *self.replaced}
 
     def take(self, root: nn.Module, prefix: str) -> None:
-        """Note what turns in an adapted model, whose parameters' names start with ``prefix``."""
+        """Record the rotated and the replaced parameters of an adapted model, whose names start with ``prefix``."""
         for key, module in root.named_modules():
             if isinstance(module, OFTLayer) and ADAPTER in module.oft_settings:
                 module.check_mergeable([ADAPTER])
@@ -61,31 +61,33 @@ class Skeleton:
                 self.replaced[prefix + _bare(name)] = parameter.detach()
 
     def set_scale(self, strength: float, kind: Kind | None) -> None:
-        """Set how strongly the adapter acts.
+        """Set the strength of the adapter.
 
         Raises:
-            ConfigError: it holds more than what turns, or see :func:`~orthotune.tuner.strength.set_scale`.
+            ConfigError: the adapter replaces parameters, or as for :func:`~orthotune.tuner.strength.set_scale`.
         """
         if self.replaced:
             raise ConfigError(
-                f"strength {strength:g}", got=f"{len(self.replaced)} parameters that the adapter holds whole",
-                needed="an adapter of rotations alone",
+                f"strength {strength:g}", got=f"{len(self.replaced)} parameters that the adapter replaces",
+                needed="an adapter of rotations only",
             )  # fmt: skip
         for layer in {id(layer): layer for layer, _ in self.layers.values()}.values():
             layer.set_scale(ADAPTER, strength, kind)
 
 
 def build_skeletons(base: Base, adapter: Adapter, *, strict: bool = True) -> tuple[list[Skeleton], LoadReport]:
-    """One skeleton for each part of ``base``, with the adapter on all of them together, and what matched.
+    """One skeleton for each part of ``base`` with the adapter applied, and a report of the matched layers.
 
     Raises:
-        OrthotuneError: the config describes no model that the installed transformers knows.
+        OrthotuneError: the installed transformers does not know the model of the config.
         AdapterFileError, UnsupportedLayerError: the adapter does not fit this model.
     """
     skeletons = [_from_transformers(part) if part.transformers else _from_tensors(part) for part in base.parts]
     models = {name: model for skeleton in skeletons for name, (model, _) in skeleton.models.items()}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*")  # untied where that matters
+        warnings.filterwarnings(
+            "ignore", message=".*tie_word_embeddings=True.*"
+        )  # the plan unties where a merge needs it
         tuned, report = apply_adapter(models[""] if list(models) == [""] else models, adapter, ADAPTER, strict=strict)
     for skeleton in skeletons:
         for component, (_, prefix) in skeleton.models.items():
@@ -109,9 +111,9 @@ def _from_transformers(part: Part) -> Skeleton:
     model = _empty_model(part.checkpoint.folder)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     names = list(part.checkpoint.entries())
-    places = {name: origin for name, origin in origins(model, names).items() if name in shapes}
+    found = {name: origin for name, origin in origins(model, names).items() if name in shapes}
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    return Skeleton(shapes, places, tied, {part.component: (model, "")})
+    return Skeleton(shapes, found, tied, {part.component: (model, "")})
 
 
 def _empty_model(base: Path) -> Any:

@@ -1,4 +1,4 @@
-"""From the files of a base model to those of a merged one, one tensor in memory at a time."""
+"""Merge the files of a base model with an adapter, with one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def merge_checkpoint(
 ) -> None:
     """Merge the adapter in ``adapter`` into the checkpoint in ``base``, and write the result into the folder ``out``.
 
-    The merged weights are those that ``merge_and_unload`` gives. Names, number types, shards and the files beside the
-    weights stay the base's. Every check that can be made without reading weights comes before the first byte is
-    written; the caller removes ``out`` when there is an error.
+    The merged weights equal those of ``merge_and_unload``. Names, dtypes, shards and the files beside the weights are
+    those of the base. All checks that do not need the weights are made before the first byte is written; after an error
+    the caller removes ``out``.
 
     Args:
-        adapter: of any readable format.
+        adapter: file or folder of any readable format.
         base: folder with config.json and safetensors files, a diffusers folder, or one safetensors file.
         out: an existing, empty folder.
         progress: called before each shard with its number from 1, the number of shards and its name.
-        strength: how strongly the adapter acts, see :func:`~orthotune.tuner.strength.set_scale`.
-        kind: the same; None for what the file's own tool does, ``geodesic`` where that knows no strength.
+        strength: strength of the adapter, see :func:`~orthotune.tuner.strength.set_scale`.
+        kind: interpolation for other strengths than 1; None for that of the tool that wrote the file, or ``geodesic``.
 
     Raises:
         AdapterFileError: the adapter or the checkpoint is damaged, or they do not belong together.
         MergeError: a merged weight would hold NaN or infinity.
-        OutputError: ``out`` cannot be written to or its disk is too small.
+        OutputError: ``out`` cannot be written to, or its disk has too little free space.
 
     Example:
         >>> merge_checkpoint("runs/sft/adapter", "models/llama", "merged")  # doctest: +SKIP
@@ -57,19 +57,19 @@ def merge_checkpoint(
 
 
 class DenseMerge:
-    """A merge that was checked and can be written.
+    """A merge that is checked and ready to be written.
 
     Args:
         adapter: the adapter.
         base: as for :func:`merge_checkpoint`.
-        strict: an error for layers of the adapter that the base has not.
+        strict: raise an error for layers of the adapter that the base does not have.
         strength: as for :func:`merge_checkpoint`.
-        kind: the same.
+        kind: as for :func:`merge_checkpoint`.
 
     Attributes:
-        said: the strength in words, empty at 1.
-        report: what matched.
-        size: bytes of all weights that are written.
+        strength: the strength as text for a fingerprint; empty for strength 1.
+        report: the matched and unmatched layers.
+        size: bytes of all weights.
 
     Raises:
         AdapterFileError, MergeError: as for :func:`merge_checkpoint`; nothing is written.
@@ -84,7 +84,7 @@ class DenseMerge:
         strength: float = 1.0,
         kind: Kind | None = None,
     ) -> None:
-        self.said = [f"{kind or 'its own kind'} {strength!r}"] if strength != 1 else []
+        self.strength = [f"{kind or 'its own kind'} {strength!r}"] if strength != 1 else []
         self.base = open_base(base)
         skeletons, self.report = build_skeletons(self.base, adapter, strict=strict)
         for skeleton in skeletons if strength != 1 else ():
@@ -106,10 +106,10 @@ class DenseMerge:
         """Write the merged base into the folder ``out``.
 
         Args:
-            out: an existing folder, empty but for what ``journal`` knows.
+            out: an existing folder, empty except for files that ``journal`` lists.
             progress: called before each shard with its number from 1, the number of shards and its name.
-            advance: called after each tensor with its bytes.
-            journal: what an earlier, interrupted call wrote, and where this one notes what it has written.
+            advance: called after each tensor with its number of bytes.
+            journal: the record of finished files, from an earlier, interrupted call and of this call.
 
         Raises:
             MergeError, OutputError: as for :func:`merge_checkpoint`.
@@ -131,30 +131,30 @@ class DenseMerge:
                     advance(size)
                 continue
             (out / name).parent.mkdir(parents=True, exist_ok=True)
-            write_file(out / name, shard.entries, shard.metadata, _told(plan.changed, advance))
+            write_file(out / name, shard.entries, shard.metadata, _with_progress(plan.changed, advance))
             if journal is not None:
                 journal.add(name)
-        for path, place in self.base.companions:
-            with writing(out / place):
-                (out / place).parent.mkdir(parents=True, exist_ok=True)
+        for path, target in self.base.companions:
+            with writing(out / target):
+                (out / target).parent.mkdir(parents=True, exist_ok=True)
                 if path.is_dir():
-                    shutil.copytree(path, out / place, dirs_exist_ok=True)
+                    shutil.copytree(path, out / target, dirs_exist_ok=True)
                 else:
-                    shutil.copyfile(path, out / place)
+                    shutil.copyfile(path, out / target)
         for part, plan in zip(self.base.parts, self.plans, strict=True):
             _write_index(part, out / part.place)
             if plan.untied:
                 _untie_config(plan.untied, out / part.place / "config.json")
 
 
-def _told(changed: Callable[[Entry], Tensor | None], advance: Callable[[int], None] | None) -> Any:
-    def told(entry: Entry) -> Tensor | None:
+def _with_progress(changed: Callable[[Entry], Tensor | None], advance: Callable[[int], None] | None) -> Any:
+    def computed(entry: Entry) -> Tensor | None:
         tensor = changed(entry)
         if advance is not None:
             advance(entry.size)
         return tensor
 
-    return told
+    return computed
 
 
 def _size(part: Part) -> int:
@@ -166,7 +166,7 @@ def _check_space(out: Path, needed: int) -> None:
     if free < needed:
         raise OutputError(
             f"--out {out}", got=f"{free / 2**30:.1f} GiB of free space", needed=f"{needed / 2**30:.1f} GiB",
-            do="Free some space, or name another place",
+            do="Free some space, or choose another folder",
         )  # fmt: skip
 
 
@@ -176,11 +176,11 @@ def _write_index(part: Part, out: Path) -> None:
         return
     metadata = {**(checkpoint.index.get("metadata") or {}), "total_size": _size(part)}
     added = {entry.name for shard in checkpoint.shards for entry in shard.entries} - set(checkpoint.index["weight_map"])
-    numbers = sum(math.prod(entry.shape) for entry in checkpoint.shards[-1].entries if entry.name in added)
+    elements = sum(math.prod(entry.shape) for entry in checkpoint.shards[-1].entries if entry.name in added)
     if "total_parameters" in metadata:
-        metadata["total_parameters"] += numbers
-    places = {entry.name: shard.name for shard in checkpoint.shards for entry in shard.entries}
-    index: dict[str, Any] = {**checkpoint.index, "metadata": metadata, "weight_map": dict(sorted(places.items()))}
+        metadata["total_parameters"] += elements
+    files = {entry.name: shard.name for shard in checkpoint.shards for entry in shard.entries}
+    index: dict[str, Any] = {**checkpoint.index, "metadata": metadata, "weight_map": dict(sorted(files.items()))}
     write_json(out / checkpoint.index_name, index, nan_as_null=False)
 
 

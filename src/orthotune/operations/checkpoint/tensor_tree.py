@@ -1,4 +1,4 @@
-"""Modules made from the names and shapes of tensors alone: enough to hold an adapter, with no model class needed."""
+"""Build modules from the names and shapes of tensors, to carry an adapter without a model class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def module_tree(shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
     """A tree of layers on the meta device: a linear layer for each ``X.weight`` of two dimensions, else a convolution.
 
     Args:
-        shapes: name of a tensor -> its shape. What is no weight of a layer (norms, buffers) is passed over.
+        shapes: name of a tensor -> its shape. Tensors that are not weights of a layer (norms, buffers) are ignored.
 
     Example:
         >>> module_tree({"blk.lin.weight": (4, 2), "blk.norm.weight": (4,)}).blk.lin

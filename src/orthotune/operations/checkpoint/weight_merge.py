@@ -1,4 +1,4 @@
-"""One weight, or one expert of a stack, turned in place by the adapter of its layer."""
+"""Merge an adapter into one weight, or into one expert of a stack, in place."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from torch import Tensor, nn
 
 from orthotune.errors import AdapterFileError, MergeError
 from orthotune.kernels.finite import all_finite
-from orthotune.kernels.turn_weight import RUN, turn_weight
+from orthotune.kernels.rotate_weight import RUN, rotate_weight
 from orthotune.layers.base import OFTLayer
 
 
 @torch.no_grad()
 def merge_weight(layer: OFTLayer, parameter: str, weight: Tensor, adapter: str) -> Tensor:
-    """``weight``, written over by ``W'``: what merging ``adapter`` in memory gives, in the same dtype.
+    """Overwrite ``weight`` with the merged weight ``W'`` and return it, in the same dtype.
 
-    Besides the weight there are the rotation and a few runs of float32 numbers in memory, see
-    :func:`~orthotune.kernels.turn_weight.turn_weight`.
+    Besides the weight, only the rotation and a few float32 buffers are in memory, see
+    :func:`~orthotune.kernels.rotate_weight.rotate_weight`.
 
     Args:
-        layer: the layer, whose own base may be on the meta device.
+        layer: the adapted layer; its base may be on the meta device.
         parameter: name of the weight below the layer's base, as in ``layer.base_parameters()``.
-        weight: its numbers, in the shape of the parameter, contiguous.
+        weight: values of the parameter, in its shape, contiguous.
         adapter: name of the adapter.
 
     Raises:
@@ -34,39 +34,41 @@ def merge_weight(layer: OFTLayer, parameter: str, weight: Tensor, adapter: str) 
         >>> settings = LayerSettings("q", RotationSpec(block_size=2))
         >>> layer = Linear(nn.Linear(4, 2, device="meta"), "default", settings)
         >>> rotation = layer.rotations("default")[""]
-        >>> rotation.weight = nn.Parameter(torch.ones(2, 1))  # Q = [[0, 1], [-1, 0]]: a quarter of a turn
+        >>> rotation.weight = nn.Parameter(torch.ones(2, 1))  # Q = [[0, 1], [-1, 0]]: 90 degrees
         >>> merge_weight(layer, "weight", torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]), "default")[0]
         tensor([ 0.,  1., -1.,  0.])
     """
     if layer.frozen_map(adapter) is not None:
         try:
             weight.copy_(layer.frozen_weight(adapter, weight))
-        except AdapterFileError as error:  # shapes of the adapter, which does not know the layer's name
+        except AdapterFileError as error:  # raised without the layer's name
             name = layer.oft_settings[adapter].layer
-            raise AdapterFileError(f"layer '{name}': {error.said}", got=error.got, needed=error.needed) from error
+            raise AdapterFileError(f"layer '{name}': {error.given}", got=error.got, needed=error.needed) from error
         return _finite(layer, parameter, weight, adapter)
     with layer.holding({parameter: nn.Parameter(weight, requires_grad=False)}):
         for part, matrix in layer.matrices().items():
-            if matrix.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr():  # no other parameter's part
-                turn_weight(matrix, layer.steps(part, [adapter], every_block=True), out=matrix)
+            if (
+                matrix.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
+            ):  # skip matrices of other parameters
+                rotate_weight(matrix, layer.steps(part, [adapter], every_block=True), out=matrix)
     return _finite(layer, parameter, weight, adapter)
 
 
 @torch.no_grad()
 def merge_copy(layer: OFTLayer, parameter: str, weight: Tensor, adapter: str, index: int, count: int) -> Tensor:
-    """``weight``, the matrix ``index`` of a stack of ``count``, written over by what merging the whole stack gives.
+    """Overwrite ``weight``, matrix ``index`` of a stack of ``count``, with its value in the merged stack.
 
     Raises:
         MergeError: the new weight holds NaN or infinity.
     """
     matrix = weight.mT if getattr(layer, "input_first", False) else weight
     steps = layer.steps("", [adapter], every_block=True)
-    turn_weight(matrix, [step.of_copy(index, count) for step in steps], out=matrix)
+    rotate_weight(matrix, [step.of_copy(index, count) for step in steps], out=matrix)
     return _finite(layer, parameter, weight, adapter)
 
 
 def release(layer: OFTLayer, adapter: str) -> None:
-    """Let the blocks of a layer go that is done: those of all layers together may be larger than a shard."""
+    """Free the cached blocks of a finished layer: those of all layers together may be larger than a shard."""
     for rotation in layer.rotations(adapter).values():
         rotation.memo.drop("miss: released after its weight was merged")
 

@@ -1,1 +1,1 @@
-"""What an adapter does to each layer, what that says about its training, and what to do about it."""
+"""Measure the effect of an adapter on each layer, and derive warnings with remedies."""

@@ -1,4 +1,4 @@
-"""What the facts of an adapter say about its training: warnings, each with a remedy."""
+"""Warnings about the training of an adapter, derived from its measured facts, each with a remedy."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 
 from orthotune.operations.diagnosis.rotation_facts import RotationFacts
 
-#: every series diverges where a skew block's largest singular value reaches 1
+#: The Neumann series diverges where the largest singular value of a skew block reaches 1.
 SERIES_NORM = 0.9
-#: Half a percent of a plane's length. With five terms a plane whose block has the singular value q keeps 1 - q^4 of its
-#: length, so that this is q = 0.27; where it keeps 1 - d, its part of the norm of R R^T - I is about 2 sqrt(2) d.
+#: Corresponds to a loss of half a percent of a vector's length. With five terms, a plane with the singular value q
+#: keeps 1 - q^4 of its length, so q = 0.27; a loss of d contributes about 2 sqrt(2) d to the norm of R R^T - I.
 ORTHOGONALITY = 0.014
-#: Mean angle in radians. Of runs on the text world with blocks of 8 to 64, those up to 0.3 learned, and the ones from
-#: 0.5 on had lost most of what the best of their block size gained; docs/evidence/diagnosis.md has the table.
+#: Mean angle in radians. Of runs on the text world with blocks of 8 to 64, those up to 0.3 learned, and those from 0.5
+#: on had lost most of the gain of the best run of the same block size; docs/evidence/diagnosis.md has the table.
 FAR = 0.45
-#: A weight that turns by less changes by less than a hundredth of bfloat16's last place.
+#: Angle in radians below which a weight changes by less than a hundredth of a bfloat16 rounding step.
 STILL_ANGLE = 1e-5
 MANY = 0.5
 
 
 @dataclass(frozen=True)
 class Advice:
-    """A warning in one line, where it applies, what to do. docs/evidence/diagnosis.md says what the limits rest on."""
+    """A warning in one line, its layers, and a remedy. docs/evidence/diagnosis.md explains the limits."""
 
     warning: str
     layers: tuple[str, ...]
@@ -35,11 +35,11 @@ class Advice:
 
 
 def advise(facts: Sequence[RotationFacts], gradients: Mapping[str, float | None] | None = None) -> list[Advice]:
-    """Warnings for the rotations of one adapter, the gravest first.
+    """Warnings for the rotations of one adapter, the most serious first.
 
     Args:
-        facts: of every rotation.
-        gradients: layer -> norm of the gradient of its numbers; None for a layer that got none.
+        facts: the facts of every rotation.
+        gradients: layer -> norm of the gradient of its parameters; None for a layer without a gradient.
 
     Example:
         >>> advise([])
@@ -53,9 +53,9 @@ def advise(facts: Sequence[RotationFacts], gradients: Mapping[str, float | None]
 
     broken = [row for row in facts if not math.isfinite(row.orthogonality_error + row.skew_norm)]
     warn(broken, "NaN or infinite values", "Go back to an earlier checkpoint and lower the learning rate")
-    whole = [row for row in facts if row not in broken]
+    finite = [row for row in facts if row not in broken]
     near = [
-        row for row in whole
+        row for row in finite
         if row.map != "exact" and (row.skew_norm > SERIES_NORM or row.orthogonality_error > ORTHOGONALITY)
     ]  # fmt: skip
     warn(
@@ -64,28 +64,28 @@ def advise(facts: Sequence[RotationFacts], gradients: Mapping[str, float | None]
         f"orthogonality error up to {max((row.orthogonality_error for row in near), default=0):.1e}",
         "Train with use_cayley_neumann=False, which stays exact, or lower the learning rate",
     )
-    far = [row for row in whole if row.angle_mean > FAR and row not in near]
+    far = [row for row in finite if row.angle_mean > FAR and row not in near]
     sizes = sorted({row.block_size for row in far})
     warn(
         far,
-        f"Planes turn by more than {FAR} rad on average in blocks of {', '.join(map(str, sizes))}: "
+        f"Planes are rotated by more than {FAR} rad on average in blocks of {', '.join(map(str, sizes))}: "
         "the learning rate is too high for this block size",
-        "Lower it, take smaller blocks (angles grow with both), or set scaled=True",
+        "Lower the learning rate, take smaller blocks, or set scaled=True",
     )
-    still = [row for row in whole if row.angle_max < STILL_ANGLE]
-    if whole and len(still) == len(whole):
+    still = [row for row in finite if row.angle_max < STILL_ANGLE]
+    if finite and len(still) == len(finite):
         remedy = "Train it longer, with a higher learning rate, or check that its parameters are in the optimizer"
-        warn(still, "The adapter does nothing: no plane turns", remedy)
+        warn(still, "The adapter does nothing: no plane is rotated", remedy)
     else:
         warn(
-            [row for row in whole if row.dead > MANY],
+            [row for row in finite if row.dead > MANY],
             "More than half of the blocks have not moved",
             "Check that the layer is used by the model, or take it out of target_modules",
         )
     warn(
-        [row for row in whole if (row.saturation or 0) > MANY],
-        "More than half of the blocks stand on the surface of COFT's ball",
-        "Raise eps, or train without coft: the ball decides what is learned, not the data",
+        [row for row in finite if (row.saturation or 0) > MANY],
+        "More than half of the blocks are at the COFT radius",
+        "Raise eps, or train without coft: the constraint decides what is learned, not the data",
     )
     gradients = gradients or {}
     if any(norm for norm in gradients.values()):

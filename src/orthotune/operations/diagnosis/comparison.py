@@ -1,4 +1,4 @@
-"""How far two adapters are from each other, layer by layer."""
+"""The distance of two adapters, layer by layer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from orthotune.rotation.measure import rotation_angles
 
 @dataclass(frozen=True)
 class LayerDistance:
-    """Two adapters at one matrix. Units: radians.
+    """The distance of two adapters at one matrix. Angles are in radians.
 
     Args:
-        layer, part: where.
-        angle_max, angle_mean: by how much the planes of ``R_aᵀ R_b`` turn; 0 where both do the same.
-        cosine: between the packed numbers; -1 for opposite rotations, 0 for unrelated ones. None if one is the
+        layer, part: name of the layer, and of the matrix in a layer with several.
+        angle_max, angle_mean: largest and mean rotation angle of ``R_aᵀ R_b``; 0 for equal rotations.
+        cosine: cosine between the packed parameters; -1 for opposite rotations, 0 for unrelated ones. None if one is
+        the
             identity, or if the blocks have different sizes.
     """
 
@@ -31,12 +32,12 @@ class LayerDistance:
 
 
 def compare_adapters(one: AdapterState, other: AdapterState) -> tuple[list[LayerDistance], list[str]]:
-    """The distance of two adapters at every layer that both turn on the same side, and the layers that only one has.
+    """The distance at every layer that both adapters rotate on the same side, and the names of all other layers.
 
-    Blocks of different sizes are compared as the whole matrices that they stand for, if one size divides the other.
+    Blocks of different sizes are joined into equal ones, if one size divides the other.
 
     Raises:
-        AdapterFileError: no layer that both turn, or blocks that cannot be compared; names the layer.
+        AdapterFileError: no layer is rotated by both, or blocks cannot be compared; names the layer.
 
     Example:
         >>> state = AdapterState({"q": LayerState({"": torch.ones(2, 3)})})
@@ -46,7 +47,7 @@ def compare_adapters(one: AdapterState, other: AdapterState) -> tuple[list[Layer
     shared = [name for name in one.layers if name in other.layers and _alike(one.layers[name], other.layers[name])]
     if not shared:
         raise AdapterFileError(
-            f"{one.source} and {other.source}", got="no layer that both turn, on the same side",
+            f"{one.source} and {other.source}", got="no layer that both rotate on the same side",
             needed="adapters of the same layers of one model",
         )  # fmt: skip
     rows = [
@@ -72,7 +73,9 @@ def _distance(name: str, part: str, a: LayerState, b: LayerState) -> LayerDistan
     comparable = v.shape == w.shape and bool(norms > 0)
     R, S = _large(R, size, a.spec.shared), _large(S, size, b.spec.shared)
     if len({len(R), len(S)} - {1}) > 1:
-        raise AdapterFileError(f"layer '{name}'", got=f"{len(R)} and {len(S)} blocks of {size}", needed="as many")
+        raise AdapterFileError(
+            f"layer '{name}'", got=f"{len(R)} and {len(S)} blocks of {size}", needed="equal numbers of blocks"
+        )
     angles = rotation_angles(R.mT @ S)
     return LayerDistance(
         name, part, angles.max().item(), angles.mean().item(), (v @ w / norms).item() if comparable else None

@@ -1,4 +1,4 @@
-"""``diagnose``: an adapter in its model, or in its file, layer by layer."""
+"""``diagnose``: measure an adapter in its model, or in its file, layer by layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from orthotune.errors import ConfigError
 from orthotune.formats.adapter_state import AdapterState
-from orthotune.kernels.turn_weight import turn_whole
+from orthotune.kernels.rotate_weight import rotate_full
 from orthotune.layers.base import OFTLayer
 from orthotune.operations.diagnosis.advice import Advice, advise
 from orthotune.operations.diagnosis.rotation_facts import RotationFacts, rotation_facts
@@ -21,12 +21,12 @@ from orthotune.operations.diagnosis.weight_facts import WeightFacts, weight_fact
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The facts of one adapter, and what they say.
+    """The facts of one adapter, and warnings.
 
     Args:
         rotations: one entry for each rotation, in the order of the layers.
-        weights: layer and part -> what happens to the weight; empty where no model was given.
-        gradients: layer -> norm of the gradient, where there is one.
+        weights: layer and part -> the change of the weight; empty without a model.
+        gradients: layer -> norm of the gradient, if there is one.
         advice: warnings with a remedy.
     """
 
@@ -38,7 +38,7 @@ class Diagnosis:
     def record(self) -> dict[str, Any]:
         """Plain values ready for JSON: one row for each rotation, and the warnings.
 
-        The rows' ``angle_histogram`` have one axis, from 0 to ``angle_top``, the largest angle of all.
+        The ``angle_histogram`` of all rows has the same axis, from 0 to the largest angle ``angle_top``.
         """
         top = max((facts.angle_max for facts in self.rotations if math.isfinite(facts.angle_max)), default=0.0)
         rows = []
@@ -54,23 +54,23 @@ class Diagnosis:
 
 
 def diagnose(model: nn.Module, adapter_name: str | None = None, *, weights: bool = True) -> Diagnosis:
-    """What an adapter does to each layer of its model; nothing is changed.
+    """Measure the effect of an adapter on each layer of its model; nothing is changed.
 
-    Gradient norms are told when the parameters have gradients, after a backward.
+    Gradient norms are included if the parameters have gradients, that is after a backward.
 
     Args:
         model: a model with adapters.
-        adapter_name: which one; the first active one if None.
-        weights: measure weights, too: energy, spectrum and distance. It costs a decomposition for each layer.
+        adapter_name: name of the adapter; None for the first active one.
+        weights: also measure energy, spectrum and distance of the weights, at the cost of an SVD for each layer.
 
     Raises:
-        ConfigError: the model has no rotation of that name.
+        ConfigError: the model has no adapter of that name with rotations.
 
     Example:
         >>> from orthotune import OFTConfig, get_peft_model
         >>> model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), OFTConfig(r=2, target_modules=["0"]))
         >>> print(diagnose(model).advice[0].warning)
-        The adapter does nothing: no plane turns
+        The adapter does nothing: no plane is rotated
     """
     layers = {n.removeprefix("base_model.model."): m for n, m in model.named_modules() if isinstance(m, OFTLayer)}
     if adapter_name is None:
@@ -97,7 +97,7 @@ def diagnose(model: nn.Module, adapter_name: str | None = None, *, weights: bool
 
 
 def diagnose_state(state: AdapterState) -> Diagnosis:
-    """What can be told of an adapter from its file alone: everything but weights and gradients.
+    """Diagnose an adapter from its file only: everything except weights and gradients.
 
     Example:
         >>> from orthotune.formats.adapter_state import LayerState
@@ -116,7 +116,7 @@ def _of_layer(name: str, layer: OFTLayer, adapter: str) -> Iterator[RotationFact
     for part, rotation in layer.rotations(adapter).items():
         spec, (rows, elements) = rotation.spec, rotation.weight.shape
         v = spec.vector(rotation.weight.view(rotation.copies, rows // rotation.copies, elements))
-        # The radius of COFT's ball goes by the blocks of one expert, and the facts are those of all together.
+        # The COFT radius depends on the number of blocks of one expert; these facts are about all experts together.
         spec = spec if rotation.copies == 1 else replace(spec, eps=None)
         yield rotation_facts(rotation(every_block=True), v, spec, layer=name, part=part)
 
@@ -133,10 +133,10 @@ def _weights(layer: OFTLayer, adapter: str) -> Iterator[tuple[str, WeightFacts]]
     side = layer.oft_settings[adapter].spec.side
     with layer.unmerged():
         for part, matrix in layer.matrices().items():
-            after = turn_whole(matrix, layer.steps(part, [adapter], every_block=True))
+            after = rotate_full(matrix, layer.steps(part, [adapter], every_block=True))
             yield part, weight_facts(_vectors(matrix, side), _vectors(after, side))
 
 
 def _vectors(weight: Tensor, side: str) -> Tensor:
-    """One row for each vector that turns as a whole: a neuron, or a column where the output side turns."""
+    """One row for each rotated vector: a neuron, or a column of the weight if the outputs are rotated."""
     return weight.mT if side == "out" else weight

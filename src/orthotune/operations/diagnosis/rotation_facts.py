@@ -1,4 +1,4 @@
-"""What one rotation says of itself, without the weight that it turns."""
+"""Measurements of one rotation, without the weight."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orthotune.rotation.ball import coft_radius
+from orthotune.rotation.coft import coft_radius
 from orthotune.rotation.measure import distance_from_identity, orthogonality_error, rotation_angles
 from orthotune.rotation.packing import unpack
 from orthotune.rotation.spec import RotationSpec
 
-#: bars of an angle histogram, from 0 to pi
+#: Bars of an angle histogram, from 0 to pi.
 BARS = 24
-#: a block whose largest stored number is below this has not moved
+#: A block counts as unmoved if its largest stored parameter is below this.
 STILL = 1e-8
 
 
 @dataclass(frozen=True)
 class RotationFacts:
-    """One rotation. Angles are radians, norms Frobenius norms.
+    """Measurements of one rotation. Angles are in radians, norms are Frobenius norms.
 
     Args:
-        layer, part: where; ``part`` names one of several matrices of a layer, "" otherwise.
+        layer, part: name of the layer; ``part`` is the name of the matrix in a layer with several, "" otherwise.
         side: ``in`` or ``out``.
-        map: ``exact``, or the series that stands for it.
+        map: ``exact``, or the series that approximates the Cayley transform.
         block_size, blocks: size, and number of stored blocks (a shared block counts once).
-        angle_max, angle_mean: over the planes of all blocks.
+        angle_max, angle_mean: largest and mean angle over the planes of all blocks.
         angle_counts: planes in :data:`BARS` equal bars from 0 to pi.
         distance: root mean square over the blocks of the norm of ``R - I``.
         orthogonality_error: largest norm of ``R Rᵀ - I``.
         skew_norm: largest singular value of a skew block; a series converges below 1.
         dead: share of the blocks that have not moved.
-        saturation: share of the blocks on the surface of COFT's ball; None without COFT.
-        angles: of every plane, float32; not part of a record.
+        saturation: share of the blocks at the COFT radius; None without COFT.
+        angles: angle of every plane, float32; not part of a record.
     """
 
     layer: str
@@ -66,13 +66,14 @@ class RotationFacts:
 
 
 def rotation_facts(R: Tensor, v: Tensor, spec: RotationSpec, *, layer: str, part: str = "") -> RotationFacts:
-    """The facts of a rotation.
+    """Measure a rotation.
 
     Args:
-        R: ``(blocks, b, b)``.
-        v: its packed skew blocks ``(blocks, b (b - 1) / 2)``, as :meth:`RotationSpec.vector` gives them.
-        spec: what it is; without an ``eps`` nothing is said of COFT's ball.
-        layer: where, for the record; ``part`` is the matrix of a layer that has several.
+        R: the blocks, ``(blocks, b, b)``.
+        v: the packed skew blocks ``(blocks, b (b - 1) / 2)``, as :meth:`RotationSpec.vector` gives them.
+        spec: spec of the rotation; without an ``eps`` the saturation is None.
+        layer: name of the layer, for the record.
+        part: name of the matrix, in a layer that has several.
 
     Example:
         >>> rotation_facts(torch.eye(2)[None], torch.zeros(1, 1), RotationSpec(), layer="q").dead
@@ -85,7 +86,7 @@ def rotation_facts(R: Tensor, v: Tensor, spec: RotationSpec, *, layer: str, part
     at_surface = None
     if spec.eps is not None:
         norms = v.norm(dim=-1) * math.sqrt(2)
-        # The projection leaves a block within some roundings of the surface.
+        # After the projection, the norm of a block equals the radius up to rounding.
         at_surface = (norms >= coft_radius(spec.eps, v.shape[0]) * (1 - 1e-4)).double().mean().item()
     counts = torch.histc(angles.clamp(0, math.pi), BARS, 0, math.pi) if angles.numel() else torch.zeros(BARS)
     return RotationFacts(

@@ -1,4 +1,4 @@
-"""What an adapter does to the weight of a layer."""
+"""The effect of an adapter on the weight of a layer."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 from orthotune.rotation.energy import hyperspherical_energy
 
-#: neurons that a layer is measured on; more say the same and cost the square, or for the spectrum the cube
+#: Largest number of neurons that are measured. The cost grows with the square, for the spectrum with the cube.
 MOST = 512
 
 
 @dataclass(frozen=True)
 class WeightFacts:
-    """One weight before and after.
+    """Measurements of one weight before and after the rotation.
 
     Args:
-        energy_before, energy_after: hyperspherical energy of the vectors that turn as a whole, at most :data:`MOST`.
-        spectrum_change: relative change of their singular values, ``|s' - s| / |s|``; a rotation leaves them.
+        energy_before, energy_after: hyperspherical energy of the rotated vectors, of at most :data:`MOST`.
+        spectrum_change: relative change of their singular values, ``|s' - s| / |s|``; 0 for a rotation.
         weight_change: relative distance ``|W' - W| / |W|``.
     """
 
@@ -30,7 +30,7 @@ class WeightFacts:
 
 
 def weight_facts(before: Tensor, after: Tensor) -> WeightFacts:
-    """The facts of a weight ``(neurons, features)`` or ``(copies, neurons, features)``; of several, the first copy.
+    """Measure a weight ``(neurons, features)``, or the first copy of ``(copies, neurons, features)``.
 
     Example:
         >>> weight_facts(torch.eye(3), torch.eye(3).roll(1, 1)).spectrum_change

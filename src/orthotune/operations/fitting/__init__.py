@@ -1,1 +1,1 @@
-"""An adapter's layers fitted to the modules of a model: which modules, with which settings, and what did not match."""
+"""Fit the layers of an adapter to the modules of a model: matching, settings, and a report."""

@@ -1,4 +1,4 @@
-"""The modules that an adapter can go into: of one model, or of each component of a pipeline."""
+"""The modules that can carry an adapter: of one model, or of each component of a pipeline."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import nn
 
 from orthotune.errors import TargetError, UnsupportedLayerError
 from orthotune.layers.base import OFTLayer
-from orthotune.layers.roster import kind_of
+from orthotune.layers.registry import kind_of
 
-#: Components of diffusers' pipelines that adapters are made for, by the start of their names.
+#: Beginnings of the names of pipeline components that can carry an adapter.
 ADAPTED = ("unet", "transformer", "text_encoder", "controlnet", "prior")
 
 
@@ -21,7 +21,7 @@ def components_of(model: Any) -> dict[str, nn.Module]:
     """Component -> module: ``{"": model}`` for one model, the adaptable components of a pipeline or a mapping.
 
     Raises:
-        TargetError: it is neither.
+        TargetError: ``model`` is neither a module, nor a pipeline, nor a mapping of modules.
 
     Example:
         >>> list(components_of({"unet": nn.Identity()}))
@@ -42,14 +42,14 @@ def components_of(model: Any) -> dict[str, nn.Module]:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model inside PEFT's wrappers, whose names the adapter's layers have."""
+    """The model inside PEFT's wrappers; the names of the adapter's layers are relative to it."""
     if isinstance(model, PeftModel):
         model = model.base_model
     return model.model if isinstance(model, BaseTuner) else model
 
 
 def adaptable(model: nn.Module) -> dict[str, nn.Module]:
-    """Name -> base module of everything in ``model`` that a layer kind serves, adapted already or not.
+    """Name -> base module of every module that a layer kind supports, whether it is adapted already or not.
 
     Example:
         >>> list(adaptable(nn.Sequential(nn.Linear(2, 2), nn.ReLU())))

@@ -1,4 +1,4 @@
-"""From what a file holds to the settings of each layer, and to one config for all of them."""
+"""Fit the content of an adapter file to the layers of a model, and make one config for all of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orthotune.errors import AdapterFileError
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.peft.fields import fields_of_spec
 from orthotune.formats.peft.layer_settings import in_common
-from orthotune.layers.roster import check_holds, kind_of
+from orthotune.layers.registry import check_holds, kind_of
 from orthotune.layers.settings import LayerSettings
 from orthotune.rotation.blocks import nearest_divisor
 from orthotune.rotation.frozen import FrozenMap
@@ -28,8 +28,9 @@ class Fit:
     """An adapter fitted to one model, by the names of its modules.
 
     Attributes:
-        rotations: what runs as rotations; ``features`` says how many features each of them maps.
-        transforms: what can only be applied to a weight.
+        rotations: module -> its rotations.
+        features: module -> number of features that its rotation acts on.
+        transforms: module -> a frozen map, for layers that no trainable rotation can represent.
     """
 
     rotations: dict[str, LayerState] = field(default_factory=dict)
@@ -38,7 +39,7 @@ class Fit:
 
 
 def fit(state: AdapterState, places: Mapping[str, str], modules: Mapping[str, nn.Module]) -> Fit:
-    """Each layer of ``state`` as its module can hold it; nothing is changed.
+    """Fit each layer of ``state`` to its module; nothing is changed.
 
     Args:
         state: the adapter.
@@ -77,8 +78,8 @@ def fit(state: AdapterState, places: Mapping[str, str], modules: Mapping[str, nn
 def _for_module(layer: LayerState, module: nn.Module) -> LayerState:
     if isinstance(module, nn.Embedding) != layer.embedding:
         raise AdapterFileError(
-            "an adapter for an embedding" if layer.embedding else "an adapter for a layer that is no embedding",
-            got=f"a {type(module).__name__} under its name",
+            "an adapter for an embedding" if layer.embedding else "an adapter for a layer that is not an embedding",
+            got=f"a {type(module).__name__} of that name",
             do="Load the adapter on the base model that it was trained on",
         )
     conv = isinstance(module, nn.modules.conv._ConvNd)
@@ -97,7 +98,7 @@ def _natural(module: nn.Module) -> Tensor:
 
 
 def _outputs(module: nn.Module) -> int:
-    """Blocks that are cut lie on the outputs; a quantized weight has another shape than its layer."""
+    """Output features of a layer; the shape of a quantized weight does not have them."""
     features = getattr(module, "out_features", None)
     return features if isinstance(features, int) else _natural(module).shape[0]
 
@@ -107,12 +108,16 @@ def _checked(transform: FrozenMap, name: str, module: nn.Module) -> FrozenMap:
     try:
         _try(transform, _natural(module).shape)
     except AdapterFileError as error:
-        raise AdapterFileError(f"layer '{name}': {error.said}", got=error.got, needed=error.needed) from error
+        raise AdapterFileError(f"layer '{name}': {error.given}", got=error.got, needed=error.needed) from error
     return transform
 
 
 def _try(transform: Any, shape: Sequence[int]) -> None:
-    """Whether the transform takes a weight of this shape: tried on zeros, as few as its side needs."""
+    """Apply the transform to zeros, to find out whether it fits a weight of this shape.
+
+    Raises:
+        AdapterFileError: the transform does not fit.
+    """
     out, *rest = shape
     sides = {part.side for part in getattr(transform, "parts", (transform,))}
     scale = getattr(transform, "magnitude", None)
@@ -121,23 +126,23 @@ def _try(transform: Any, shape: Sequence[int]) -> None:
             transform.apply(torch.zeros(*shape))
         elif sides == {"out"}:  # a column is enough
             transform.apply(torch.zeros(out, *(1 for _ in rest)))
-        else:  # a row is enough, and the scale has as many numbers as there are rows
+        else:  # a row is enough; the scale has one value per row
             if scale is not None and scale.numel() != out:
-                raise AdapterFileError("the scale of the rows", got=f"{scale.numel()} numbers", needed=f"{out}")
+                raise AdapterFileError("the scale of the rows", got=f"{scale.numel()} values", needed=f"{out}")
             (replace(transform, magnitude=None) if scale is not None else transform).apply(torch.zeros(1, *rest))
 
 
 def config_for(fitted: Fit, names: Iterable[str], **fields: Any) -> OFTConfig:
-    """One config with which the tuner makes exactly the layers of ``fitted``.
+    """A config with which the tuner creates exactly the layers of ``fitted``.
 
     Args:
         fitted: the adapter.
-        names: of all modules of the model, so that no other module is meant by the targets.
+        names: names of all modules of the model; the target pattern must match none of the others.
         fields: further fields of the config.
     """
     targets = [*fitted.rotations, *fitted.transforms]
     if fitted.rotations:
-        # The length of a series means nothing to the exact map; PEFT's own default stands in the config then.
+        # The exact map ignores the number of terms; the config then has PEFT's default.
         specs = {n: replace(h.spec, terms=5) if h.spec.exact else h.spec for n, h in fitted.rotations.items()}
         one_size = _one_size(fitted)
         if one_size is not None:
@@ -150,7 +155,7 @@ def config_for(fitted: Fit, names: Iterable[str], **fields: Any) -> OFTConfig:
 
 
 def _one_size(fitted: Fit) -> int | None:
-    """A block size from which PEFT's rule for sizes that do not divide makes every layer's, if there is one."""
+    """A block size from which PEFT's rule for non-dividing sizes gives the size of every layer, or None."""
     sizes = {name: held.spec.block_size for name, held in fitted.rotations.items()}
     for wanted in sorted(set(sizes.values()), reverse=True):
         if all(nearest_divisor(fitted.features[name], wanted) == size for name, size in sizes.items()):
@@ -159,7 +164,7 @@ def _one_size(fitted: Fit) -> int | None:
 
 
 def meaning(targets: list[str], names: Iterable[str]) -> list[str] | str:
-    """Target modules that mean ``targets`` alone: PEFT takes a name for the end of others, too.
+    """A value of ``target_modules`` that matches only ``targets``: PEFT also matches a name against the end of others.
 
     Example:
         >>> meaning(["lin"], ["lin", "blk.conv"]), meaning(["lin"], ["lin", "blk.lin"])

@@ -1,4 +1,4 @@
-"""What became of an adapter that was put on a model."""
+"""The report of loading an adapter on a model."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from orthotune.files.names import escaped
 
 @dataclass
 class LoadReport:
-    """What matched and what did not.
+    """The matched and unmatched layers of an adapter that was loaded on a model.
 
     Attributes:
         format: id of the format of the file.
-        matched: layer's name in the file -> module of the model, with the component before it for a pipeline.
+        matched: name of a layer in the file -> name of the module, in a pipeline with the component before it.
         unmatched: names in the file for which the model has no module.
-        untouched: modules of the model that could carry an adapter and got none.
+        untouched: modules of the model that could carry an adapter but have none in the file.
         frozen: modules whose adapter is applied as an exact weight transform and cannot be trained.
-        warnings: what else should be known.
-        strength: what strengths other than 1 do until ``set_scale`` names another kind: ``geodesic``, or ``linear`` or
-            ``rotation`` where the file's own tool does that.
+        warnings: further remarks.
+        strength: interpolation for strengths other than 1, until ``set_scale`` names another kind: that of the tool
+        that
+            wrote the file, otherwise ``geodesic``.
 
     Example:
         >>> print(LoadReport("kohya_oft", {"oft_unet_blk_lin": "blk.lin"}, untouched=["blk.conv"]))
@@ -46,7 +47,7 @@ class LoadReport:
         if self.untouched:
             lines.append(f"{_count(self.untouched, 'module')} without this adapter: {escaped(self.untouched)}")
         if self.strength != "geodesic":
-            lines.append(f"Strengths other than 1 are of kind '{self.strength}', as in the file's own tool.")
+            lines.append(f"Strengths other than 1 are of kind '{self.strength}', as in the tool that wrote the file.")
         return "\n".join([*lines, *(f"Note: {text}" for text in self.warnings)])
 
     def _trainable(self) -> str:

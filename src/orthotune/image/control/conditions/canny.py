@@ -9,7 +9,7 @@ from orthotune.metrics.edges import canny, edge_map
 
 
 def make(pixels: Any) -> Any:
-    """The Canny edges of a picture, thresholds 100 and 200.
+    """The Canny edges of an image, thresholds 100 and 200.
 
     Shapes: ``(height, width, 3)`` uint8, in and out.
     """

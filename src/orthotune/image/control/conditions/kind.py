@@ -12,21 +12,21 @@ from orthotune.metrics.image_files import as_rgb
 
 
 def read_colours(image: Any, said: str) -> Any:
-    """The colours of a control picture as they are; an image of Pillow to ``(height, width, 3)`` uint8."""
+    """The colours of a control image as they are; an image of Pillow to ``(height, width, 3)`` uint8."""
     return as_rgb(eight_bits(image, said), said)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A kind of control picture. Pictures are ``(height, width, 3)`` uint8 arrays.
+    """A kind of control image. Images are ``(height, width, 3)`` uint8 arrays.
 
     Args:
         name: as the user says it.
         shows: one line for help and errors.
-        make: a control picture from a picture; None where files are read only.
-        read: a control picture from an image of Pillow and words that name it.
+        make: a control image from an image; None where files are read only.
+        read: a control image from an image of Pillow and words that name it.
         sharp: its colours are names, so they are never mixed when it is resized.
-        points: whether a JSON file of points may stand for the pictures.
+        points: whether a JSON file of points may stand for the images.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Condition:
     points: bool = False
 
     def made(self, pixels: Any) -> Any:
-        """The control picture of ``pixels``.
+        """The control image of ``pixels``.
 
         Raises:
             ConfigError: this kind is read from files only, or the library that makes it is not installed.

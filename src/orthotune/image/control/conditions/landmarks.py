@@ -23,7 +23,7 @@ LINES: tuple[tuple[int, int, bool, tuple[int, int, int]], ...] = (
 
 
 def draw(points: Any, height: int, width: int) -> Any:
-    """Lines through 68 points on black; points beyond the picture are cut off.
+    """Lines through 68 points on black; points beyond the image are cut off.
 
     Shapes: ``(68, 2)`` as x, y in pixels -> ``(height, width, 3)`` uint8.
 
@@ -44,7 +44,7 @@ def draw(points: Any, height: int, width: int) -> Any:
 
 
 def make(pixels: Any) -> Any:
-    """The map of the face that face-alignment finds in a picture.
+    """The map of the face that face-alignment finds in an image.
 
     Raises:
         DataError: there is no face in it.

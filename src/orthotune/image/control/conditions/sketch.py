@@ -25,7 +25,7 @@ FULL = 64.0
 
 
 def make(pixels: Any) -> Any:
-    """The soft edges of a picture, white on black.
+    """The soft edges of an image, white on black.
 
     Shapes: ``(height, width, 3)`` uint8, in and out.
 

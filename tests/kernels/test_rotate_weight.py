@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from orthotune.kernels.turn_weight import Step, turn_weight, turn_whole
+from orthotune.kernels.rotate_weight import Step, rotate_full, rotate_weight
 
 
 def _rotation(*shape: int) -> Tensor:
@@ -41,13 +41,13 @@ def _steps(name: str, copies: tuple[int, ...] = ()) -> list[Step]:
 def test_in_runs_is_at_once(name: str, copies: tuple[int, ...], run: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     W, steps = torch.randn(*copies, 60, 48).to(dtype), _steps(name, copies)
-    expected = turn_whole(W, steps)
+    expected = rotate_full(W, steps)
     for weight in (W, W.mT.contiguous().mT):
-        found = turn_weight(weight, steps, run=run)
+        found = rotate_weight(weight, steps, run=run)
         assert found.dtype == dtype and found.stride() == weight.stride()
         # float32 sums of at most 60, in another order; then one rounding to the dtype
         torch.testing.assert_close(found, expected.to(dtype), rtol=torch.finfo(dtype).eps, atol=2e-6)
-        assert turn_weight(weight, steps, out=weight, run=run) is weight
+        assert rotate_weight(weight, steps, out=weight, run=run) is weight
         assert torch.equal(weight, found)
 
 
@@ -86,22 +86,22 @@ def test_memory_is_a_few_runs(kind: Any, stored: str) -> None:
     W = W if stored == "out_in" else W.mT.contiguous().mT
     R = _rotation(W.shape[1 if kind == "columns" else 0] // 16, 16, 16)
     with _Live() as in_place:
-        turn_weight(W, [Step(kind, R)], out=W, run=run)
+        rotate_weight(W, [Step(kind, R)], out=W, run=run)
     with _Live() as new:
-        turn_weight(W, [Step(kind, R)], run=run)
+        rotate_weight(W, [Step(kind, R)], run=run)
     # float32 copy, product, and the product in the order of the weight; a dense R alone would be a hundred runs
     few = 6 * run * 4
     assert run * 4 <= in_place.most <= few
     assert W.nbytes <= new.most <= W.nbytes + few
     with _Live() as at_once:
-        turn_whole(W, [Step(kind, R)])
+        rotate_full(W, [Step(kind, R)])
     assert at_once.most >= 2 * W.nbytes  # the counter counts
 
 
 def test_a_weight_of_another_layout_is_turned_into_the_same_layout() -> None:
     blocks = torch.linalg.qr(torch.randn(512, 4, 4, generator=torch.Generator().manual_seed(0)))[0]
     W = torch.randn(2048, 1031, generator=torch.Generator().manual_seed(1)).t()
-    turned = turn_weight(W, [Step("columns", blocks)])
+    turned = rotate_weight(W, [Step("columns", blocks)])
     assert turned.stride() == W.stride()
     reference = (W.double().view(1031, 512, 1, 4) @ blocks.double()).view(1031, 2048)
     # A dot product of four float32 numbers of size 4 at most.

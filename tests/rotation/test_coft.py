@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orthotune.rotation.ball import coft_radius, project
+from orthotune.rotation.coft import coft_radius, project
 from orthotune.rotation.packing import element_count, unpack
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from orthotune.errors import UnsupportedLayerError
-from orthotune.layers.roster import KINDS, kind_of
+from orthotune.layers.registry import KINDS, kind_of
 
 SERVED = [
     (nn.Linear(2, 2), "Linear"),

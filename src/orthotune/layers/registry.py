@@ -14,9 +14,9 @@ from orthotune.layers.embedding import Embedding
 from orthotune.layers.linear import Linear, TransposedLinear
 from orthotune.layers.quantized_linear import QuantizedLinear
 from orthotune.layers.settings import LayerSettings
-from orthotune.quantized.roster import library_of
+from orthotune.quantized.registry import library_of
 
-#: first match wins, so a subclass stands before its base
+#: the first match counts, so a subclass comes before its base
 KINDS: list[tuple[tuple[type[nn.Module], ...], type[OFTLayer]]] = [
     ((NonDynamicallyQuantizableLinear,), AttentionOutput),
     ((nn.Linear,), Linear),

@@ -13,7 +13,7 @@ from orthotune.metrics.measured import Measured
 
 @dataclass(frozen=True)
 class Measure:
-    """Where a measure lives, what it takes and what it says.
+    """The module of a measure, its inputs and its headline figures.
 
     Args:
         place: ``module:function`` within ``orthotune.metrics``; the function gives a :class:`Measured`.
@@ -31,7 +31,7 @@ class Measure:
         return found
 
 
-ROSTER: dict[str, Measure] = {
+REGISTRY: dict[str, Measure] = {
     "canny": Measure("edges:measure_edges", ("iou", "accuracy", "f1")),
     "segmentation": Measure("segmentation:measure_segmentation", ("miou", "macc", "aacc")),
     "landmarks": Measure("landmarks:measure_landmarks", ("error_pixels",)),
@@ -51,7 +51,9 @@ def measure(name: str) -> Measure:
         >>> measure("canny").headline
         ('iou', 'accuracy', 'f1')
     """
-    if name not in ROSTER:
-        near = nearest(name, ROSTER, 1)
-        raise ConfigError(f"measure {name}", needed=", ".join(ROSTER), do=f"Did you mean {near[0]}?" if near else None)
-    return ROSTER[name]
+    if name not in REGISTRY:
+        near = nearest(name, REGISTRY, 1)
+        raise ConfigError(
+            f"measure {name}", needed=", ".join(REGISTRY), do=f"Did you mean {near[0]}?" if near else None
+        )
+    return REGISTRY[name]

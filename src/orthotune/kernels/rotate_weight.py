@@ -1,4 +1,4 @@
-"""A weight turned run by run: never a dense rotation, never a float32 copy of the whole weight."""
+"""Rotate a weight in runs of rows, without a dense rotation or a float32 copy of the entire weight."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from orthotune.kernels.rotate import rotate_rows, rotate_stack
-from orthotune.kernels.turn_once import RUN, turn_once
+from orthotune.kernels.rotate_once import RUN, rotate_once
 
 
 class Step(NamedTuple):
-    """One factor of a turned weight ``(..., out, in)``.
+    """One factor of a rotated weight ``(..., out, in)``.
 
     ``columns`` is ``W BD(R)`` and ``rows`` is ``BD(R) W``, with ``R`` ``(..., blocks or 1, b, b)``; ``scale_rows`` and
     ``scale_columns`` multiply by a vector, ``(copies * out,)`` and ``(in,)``.
@@ -24,7 +24,7 @@ class Step(NamedTuple):
     factor: Tensor
 
     def act(self, W: Tensor) -> Tensor:
-        """The whole of ``W`` after this step, differentiable, in the dtype of ``W``."""
+        """The entire of ``W`` after this step, differentiable, in the dtype of ``W``."""
         if self.kind == "columns":
             return rotate_stack(W, self.factor)
         if self.kind == "rows":
@@ -36,7 +36,7 @@ class Step(NamedTuple):
         window = columns if self.kind.endswith("columns") else rows
         if self.factor.dim() == 1:
             return Step(self.kind, self.factor[window])
-        if self.factor.shape[-3] == 1:  # one block for every place
+        if self.factor.shape[-3] == 1:  # one shared block
             return self
         size = self.factor.shape[-1]
         return Step(self.kind, self.factor[window.start // size : window.stop // size])
@@ -53,63 +53,63 @@ class Step(NamedTuple):
         return Step(self.kind, self.factor[index]) if self.factor.dim() == 4 else self
 
 
-def turn_whole(W: Tensor, steps: Sequence[Step]) -> Tensor:
+def rotate_full(W: Tensor, steps: Sequence[Step]) -> Tensor:
     """``W`` after all steps at once, differentiable, in float32 (float64 for float64 weights).
 
     For training with a single rotation the result is already rounded to the dtype of ``W``, and nothing of its size is
     kept for the backward.
 
     Example:
-        >>> turn_whole(torch.ones(1, 2), [Step("scale_columns", torch.tensor([1.0, 2.0]))])
+        >>> rotate_full(torch.ones(1, 2), [Step("scale_columns", torch.tensor([1.0, 2.0]))])
         tensor([[1., 2.]])
     """
     if len(steps) == 1 and steps[0].factor.dim() > 1 and steps[0].factor.requires_grad and torch.is_grad_enabled():
-        return turn_once(W, steps[0].factor, steps[0].kind == "columns")
+        return rotate_once(W, steps[0].factor, steps[0].kind == "columns")
     W = W.to(torch.promote_types(W.dtype, torch.float32))
     for step in steps:
         W = step.act(W)
     return W
 
 
-def turn_weight(W: Tensor, steps: Sequence[Step], out: Tensor | None = None, run: int = RUN) -> Tensor:
+def rotate_weight(W: Tensor, steps: Sequence[Step], out: Tensor | None = None, run: int = RUN) -> Tensor:
     """``W`` after all steps in its own dtype and layout: computed in float32 run by run, rounded once, no gradient.
 
     Args:
         W: ``(out, in)`` or ``(copies, out, in)``, with any strides.
         steps: in the order in which they act.
         out: where the result goes, of the same shape; ``W`` itself is allowed. A new tensor when None.
-        run: how many numbers are worked on at once, or as few as hold whole blocks of every step.
+        run: number of elements that are processed at once; increased where a block of a step needs more.
 
     Example:
-        >>> turn_weight(torch.ones(1, 2).bfloat16(), [Step("scale_rows", torch.tensor([3.0]))])
+        >>> rotate_weight(torch.ones(1, 2).bfloat16(), [Step("scale_rows", torch.tensor([3.0]))])
         tensor([[3., 3.]], dtype=torch.bfloat16)
     """
     out = torch.empty_like(W, requires_grad=False) if out is None else out
     with torch.no_grad(), torch.autocast(W.device.type, enabled=False):
         if W.dim() == 2:
-            _turn_matrix(W, steps, out, run)
+            _rotate_matrix(W, steps, out, run)
         # One by one, however small: an expert must come out the same when its file holds it alone.
         for index in range(W.shape[0] if W.dim() == 3 else 0):
-            _turn_matrix(W[index], [step.of_copy(index, W.shape[0]) for step in steps], out[index], run)
+            _rotate_matrix(W[index], [step.of_copy(index, W.shape[0]) for step in steps], out[index], run)
     return out
 
 
-def _turn_matrix(W: Tensor, steps: Sequence[Step], out: Tensor, run: int) -> None:
+def _rotate_matrix(W: Tensor, steps: Sequence[Step], out: Tensor, run: int) -> None:
     for rows, columns in _windows(W, steps, run):
         own = [step.within(rows, columns) for step in steps]
         here, there = W[rows, columns], out[rows, columns]
         if W.device.type == "cpu" and own[-1].kind == "columns" and own[-1].factor.shape[0] > 1:
             # The last product is rounded out of its own layout: no float32 copy in between.
-            R, wide = own[-1].factor, turn_whole(here, own[:-1])
+            R, wide = own[-1].factor, rotate_full(here, own[:-1])
             blocks = (R.shape[0], R.shape[-1])
             product = torch.bmm(wide.unflatten(1, blocks).transpose(0, 1), R.to(wide.dtype))
             there.unflatten(1, blocks).transpose(0, 1).copy_(product)
         else:
-            there.copy_(turn_whole(here, own))
+            there.copy_(rotate_full(here, own))
 
 
 def _windows(W: Tensor, steps: Sequence[Step], run: int) -> Iterator[tuple[slice, slice]]:
-    """Runs of rows that cut no block of a ``rows`` step; of columns, too, where such rows are too many numbers."""
+    """Runs of rows that split no block of a ``rows`` step; also of columns, where such rows have too many elements."""
     count, width = W.shape
     height = math.lcm(*(step.factor.shape[-1] for step in steps if step.kind == "rows"))
     across = math.lcm(*(step.factor.shape[-1] for step in steps if step.kind == "columns"))

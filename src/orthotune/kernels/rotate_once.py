@@ -1,4 +1,4 @@
-"""A weight turned by one rotation, differentiable, keeping nothing of the weight's size for the backward."""
+"""Rotate a weight once, differentiably, without saving a tensor of the weight's size for the backward."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def _blocks(W: Tensor, block_size: int, columns: bool) -> Tensor:
 
 
 def _runs(W: Tensor, factor: Tensor, columns: bool) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of ``W``, whole blocks of them where rows turn, with the blocks that act on them."""
+    """Runs of rows of ``W`` with the blocks that act on them; rotated rows are not split within a block."""
     size = 1 if columns else factor.shape[-1]
     high = max(RUN // max(W.numel() // max(W.shape[-2], 1), 1) // size, 1) * size
     for top in range(0, W.shape[-2], high):
         rows = slice(top, min(top + high, W.shape[-2]))
-        whole = columns or factor.shape[-3] == 1
-        yield rows, factor if whole else factor[..., rows.start // size : rows.stop // size, :, :]
+        complete = columns or factor.shape[-3] == 1
+        yield rows, factor if complete else factor[..., rows.start // size : rows.stop // size, :, :]
 
 
-class _TurnOnce(torch.autograd.Function):
+class _RotateOnce(torch.autograd.Function):
     """Keeps the weight, which the layer holds anyway, and the rotation: the float32 copies live for one run of rows."""
 
     @staticmethod
@@ -85,15 +85,15 @@ def _plain(W: Tensor, factor: Tensor, columns: bool) -> Tensor:
     return (factor @ blocks).flatten(-3, -2).to(W.dtype)
 
 
-def turn_once(W: Tensor, factor: Tensor, columns: bool) -> Tensor:
+def rotate_once(W: Tensor, factor: Tensor, columns: bool) -> Tensor:
     """``W BD(F)`` (``columns``) or ``BD(F) W``: computed in float32 or better, rounded once to the dtype of ``W``.
 
     Shapes: ``W`` ``(..., out, in)``, ``F`` ``(..., blocks or 1, b, b)`` with the same leading dimensions.
 
     Example:
-        >>> turn_once(torch.ones(1, 2).bfloat16(), torch.eye(2)[None], columns=True)
+        >>> rotate_once(torch.ones(1, 2).bfloat16(), torch.eye(2)[None], columns=True)
         tensor([[1., 1.]], dtype=torch.bfloat16)
     """
     if looked_through():
         return _plain(W, factor, columns)
-    return _TurnOnce.apply(W, factor, columns)
+    return _RotateOnce.apply(W, factor, columns)

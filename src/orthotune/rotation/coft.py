@@ -17,7 +17,7 @@ def coft_radius(eps: float, rows: int) -> float:
 
 
 def project(v: Tensor, radius: float) -> Tensor:
-    """``v`` with each packed block whose skew matrix leaves the ball brought back to its surface.
+    """Project each packed block of ``v`` whose skew matrix is outside of the ball to its surface.
 
     Shapes: ``(..., b (b - 1) / 2)`` -> the same. ``radius`` is a Frobenius norm of the skew matrix, sqrt(2) |v|. A
     block inside the ball is returned bit for bit, and projecting twice equals projecting once.
