@@ -23,26 +23,21 @@ ORDINARY = re.compile(r"\bwhole numbers?\b|\bin turn\b")
 ALLOWED: dict[tuple[str, str], str] = {
     ("cli/compare.py", "told"): "a field of Task in experiments, which is not swept",
     ("cli/demo_subject.py", "pictures"): "a function of worlds, which is not swept",
-    ("cli/evaluate_drift.py", "roster"): "a module of formats, which is not swept",
     ("cli/evaluate_drift.py", "pictures"): "a key of the command's JSON",
     ("cli/evaluate_drift_images.py", "judge"): "a function of worlds, which is not swept",
-    ("cli/evaluate_weights.py", "roster"): "a module of formats, which is not swept",
     ("cli/identify.py", "said"): "a key of the command's JSON",
     ("cli/reading.py", "scrambled"): "a value of --boft-conv, which scripts pass",
     ("metrics/image_drift.py", "pictures"): "a key of the JSON of evaluate drift",
-    ("operations/adapter.py", "roster"): "a module of formats, which is not swept",
     ("operations/base_model.py", "home"): "a function of files, which is not swept",
     ("operations/checkpoint/diff_export.py", "told"): "a function of formats, which is not swept",
     ("operations/checkpoint/lora_export.py", "told"): "a function of formats, which is not swept",
     ("operations/fitting/fit.py", "ragged"): "a field that formats pass",
     ("operations/fitting/fit.py", "scrambled"): "a field that formats pass",
-    ("operations/hotswap.py", "roster"): "a module of formats, which is not swept",
     ("operations/identify.py", "said"): "a key of the JSON of identify",
     ("rotation/butterfly.py", "scrambled"): "a field that formats pass",
     ("rotation/transform.py", "ragged"): "a field that formats pass",
     ("tuner/combination.py", "ragged"): "a field that formats pass",
     ("tuner/old_files.py", "ragged"): "a field that formats pass",
-    ("tuner/old_files.py", "roster"): "a module of formats, which is not swept",
 }
 
 
