@@ -48,6 +48,8 @@ def measure(
     and what a neighbour leaves in the caches fall on all alike.
 
     Args:
+        steps: name -> what is timed.
+        device: that the steps run on.
         repetitions: wanted.
         seconds: after which no further repetition starts, once there are five.
         settle: run each contender once, untimed, right before it is timed: for neighbours that take so much memory that

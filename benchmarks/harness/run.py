@@ -23,7 +23,11 @@ def run_cell(
     """Measure ``contenders`` in ``cell``; the first of them is the floor.
 
     Args:
-        repetitions, seconds: see :func:`harness.measure.measure`.
+        cell: the shapes and the mode.
+        contenders: what is measured.
+        device: that the models run on.
+        repetitions: see :func:`harness.measure.measure`.
+        seconds: see :func:`harness.measure.measure`.
 
     Example:
         >>> from harness.contenders import LLAMA

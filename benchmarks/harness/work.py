@@ -83,7 +83,12 @@ def added_work(
     """What ``count`` adapted ``features -> features`` layers of one input do beyond the frozen ones, per layer.
 
     Args:
-        settings: of :class:`OFTConfig`, beside the targets; the block size is 16 unless said.
+        mode: training, evaluation or decoding.
+        features: of each layer's input and output.
+        tokens: rows of the input.
+        count: layers of one input.
+        dtype: of the layers and the input.
+        **settings: of :class:`OFTConfig`, beside the targets; the block size is 16 unless said.
 
     Example:
         >>> added_work("train").saved  # the input, 24 x 64 in bfloat16, and R, 4 x 16 x 16 in float32

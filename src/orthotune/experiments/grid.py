@@ -54,7 +54,9 @@ def load_grid(
     Args:
         kind: the settings of the grid.
         runs: the settings of one run.
-        inside: the key of ``kind`` under which those of every run are kept.
+        inside: the key of ``kind`` under which the settings of every run are kept.
+        recipe: a YAML file, or None.
+        overrides: ``KEY=VALUE`` settings that override the file.
 
     Returns:
         the settings, and where each was said.

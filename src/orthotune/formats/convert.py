@@ -53,6 +53,8 @@ def plan(state: AdapterState, target: str, shapes: Shapes | None = None, *, line
     """Whether and how the adapter can be written for a target; nothing is computed.
 
     Args:
+        state: the adapter.
+        target: id of a format that can be written.
         shapes: the base's weights, as far as they are known.
         linear: every layer is known to be linear, none a convolution.
 

@@ -83,7 +83,14 @@ def measure_edges(
     """Edges of each condition against the Canny edges of its result; figures are means over the images.
 
     Args:
+        results: folder of generated images.
+        conditions: folder of the conditions they were made from.
+        manifest: which condition belongs to which result; without a manifest, images are paired by name.
         conditions_are: ``edges``, white on black, taken as they are; or ``photos``, whose edges are found first.
+        low: lower threshold of Canny's detector.
+        high: upper threshold of Canny's detector.
+        resize: resize results of another size than their condition, instead of refusing them.
+        strict: refuse missing or unreadable images, instead of skipping them.
 
     Raises:
         DataError: no images or pairs, a condition that is no map of edges, sizes that differ; with ``strict`` also

@@ -20,7 +20,9 @@ def measure_energy(
     tiles.
 
     Args:
-        s, half_space: as in :func:`~orthotune.rotation.energy.hyperspherical_energy`.
+        pairs: name, weight before and weight after of each layer.
+        s: as in :func:`~orthotune.rotation.energy.hyperspherical_energy`.
+        half_space: as in :func:`~orthotune.rotation.energy.hyperspherical_energy`.
 
     Shapes: weights ``(neurons, inputs)``.
 

@@ -55,9 +55,14 @@ def measure_fid(
     """FID of the results against real images; neither is paired.
 
     Args:
+        results: folder of generated images.
+        references: folder of real images.
         model: ``inception``, the network of published figures, through torch-fidelity; or the path or hub name of a
             vision model of transformers, whose embeddings then take its features' place.
         weights: a file of inception's weights, instead of a download.
+        batch_size: images that the network sees at once.
+        device: where the network runs.
+        strict: refuse unreadable images, instead of skipping them.
 
     Raises:
         DataError: no images, fewer than two on a side; with ``strict`` also unreadable ones.

@@ -75,10 +75,15 @@ def measure_landmarks(
     """The mean distance in pixels between the points of each condition and those of its result, averaged over images.
 
     Args:
+        results: folder of generated images.
         conditions: points by name as :func:`read_points` takes them, or a folder of photographs in which they are
             found first.
+        manifest: which condition belongs to which result; without a manifest, images are paired by name.
         found: given points of the results, by name, instead of a detector's.
         detect: ``face-alignment``, ``package.module:function``, or a function.
+        points: how many points an image has.
+        device: where the detector runs.
+        strict: refuse missing or unreadable images and images without a face, instead of skipping them.
 
     Raises:
         DataError: no images or points, points of another number, a photograph of another size than its result; with

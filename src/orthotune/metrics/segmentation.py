@@ -90,12 +90,18 @@ def measure_segmentation(
     """The map of each condition against what a segmentation model sees in its result, over all pixels of all images.
 
     Args:
+        results: folder of generated images.
         conditions: maps of class numbers.
+        manifest: which condition belongs to which result; without a manifest, images are paired by name.
         maps: given maps of the results, paired with them by name, instead of a model's.
         model: path or hub name of a segmentation model of transformers.
         classes: how many; default the model's, with ``maps`` 255.
         ignored: a class number of conditions that does not count.
         reduce_labels: 0 in conditions is ignored and all others count one less, as ADE20K's files mean it.
+        batch_size: images that the model sees at once.
+        device: where the model runs.
+        resize: resize results of another size than their condition, instead of refusing them.
+        strict: refuse missing or unreadable images, instead of skipping them.
 
     Raises:
         DataError: no images or pairs, coloured maps, class numbers beyond ``classes``, sizes that differ; with

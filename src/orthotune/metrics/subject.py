@@ -64,12 +64,18 @@ def measure_subject(
     """Results against photographs of their subject and against their prompts; means over the results.
 
     Args:
+        results: folder of generated images.
         references: photographs of the subject; with ``subject`` in the manifest, one folder each in there.
+        manifest: prompt, subject and name of each result.
         prompt: of every result, where the manifest names none.
         measures: ``dino``, ``clip-i``, ``clip-t``, ``lpips``. The last is the mean over pairs of results of one subject
             and one prompt: higher is more diverse.
-        dino, clip: path or hub name.
+        dino: path or hub name of the vision model.
+        clip: path or hub name of the model of images and texts.
         lpips: ``alex``, ``vgg`` or ``squeeze``.
+        batch_size: images that a model sees at once.
+        device: where the models run.
+        strict: refuse missing or unreadable images, instead of skipping them.
 
     Raises:
         ConfigError: an unknown measure.

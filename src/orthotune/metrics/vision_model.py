@@ -22,6 +22,8 @@ def load(name: str, device: str, kind: Any = None) -> tuple[Any, Any]:
     Images are resized by Pillow, so that figures do not depend on whether torchvision is installed.
 
     Args:
+        name: path or hub name.
+        device: where the model runs.
         kind: the automatic class that loads it; default ``AutoModel``.
 
     Raises:

@@ -46,7 +46,8 @@ def load_adapter(
         path: a file, or a folder with ``adapter_config.json``.
         adapter_name: name of the adapter in the model.
         strict: raise an error for layers of the file that the model does not have, instead of listing them in the
-        report. options: facts that the file does not record, see :class:`~orthotune.formats.read_options.ReadOptions`.
+            report.
+        **options: facts that the file does not record, see :class:`~orthotune.formats.read_options.ReadOptions`.
 
     Returns:
         The model, and a report of the matched layers. diffusers models, pipelines and mappings are changed in place;

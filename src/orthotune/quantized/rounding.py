@@ -66,6 +66,7 @@ def codebook(weight: Tensor, codes: Tensor, group: int) -> Tensor:
     Args:
         weight: ``(out, in)``, flattened row by row into runs.
         codes: the values that a number can take, in any order, within -1 and 1.
+        group: elements of a run.
 
     Example:
         >>> codebook(torch.tensor([[2.0, 0.2]]), torch.tensor([-1.0, 0.0, 1.0]), 2).tolist()

@@ -42,6 +42,9 @@ def control_examples(kind: str, count: int = 1500, seed: int = 0, held_out: bool
     """Captioned images on plain grounds with control images: ``segm`` white digits on black, ``canny``, ``sketch``.
 
     Args:
+        kind: ``segm``, ``canny`` or ``sketch``.
+        count: how many images.
+        seed: of the captions, the digits and their places.
         held_out: digits to test with instead of those to train on.
 
     Raises:

@@ -134,8 +134,8 @@ class SubjectScores:
         change of their handwriting. ``score``: harmonic mean of prompt fidelity, subject fidelity and kept.
 
         Args:
-            images: of ``wanted``.
-            others: of ``others``, whose noise begins where that of ``base_pictures`` does.
+            pictures: images of the prompts ``wanted``.
+            others: images of the prompts ``others``, whose noise begins where that of ``base_pictures`` does.
         """
         digit, subject = self._judges
         shares, kept = follows(digit, pictures, self.wanted), follows(digit, others, self.others)

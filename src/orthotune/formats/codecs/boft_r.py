@@ -78,6 +78,7 @@ def boft_tensors(state: AdapterState, names: Mapping[str, str], conv_row: bool) 
     """Blocks and scales of exact rotations, and of butterflies, on the input side.
 
     Args:
+        state: the adapter.
         names: layer -> what stands before the suffix.
         conv_row: whether the scale of a convolution is a row, as PEFT has it; sd-scripts has columns everywhere.
 

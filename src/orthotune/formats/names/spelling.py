@@ -45,6 +45,7 @@ def dotted(stems: Iterable[str], modules: Mapping[str, Iterable[str]] | None) ->
     """Names in a file -> names of the modules, for PEFT's folders, which belong to one model.
 
     Args:
+        stems: names of layers in the file.
         modules: component -> the base's modules; None if the base is not known, which is enough for dotted names.
 
     Raises:

@@ -30,12 +30,14 @@ def control_examples(
     images of one kind.
 
     Args:
+        source: a folder, a table or a data set of the hub.
         kind: from :func:`orthotune.image.control.conditions.registry.condition`.
         conditions: a folder with a control image of the same name for each image, or for landmarks a JSON file
             ``{"name": [[x, y], ...]}``. Without it they come from the table's ``conditioning_image``, and where the
             table has none, they are made of the images when those are read.
         caption: of images that have none.
         broken: what happens to images that cannot be read.
+        say: gets a message about images that are skipped.
 
     Raises:
         DataError: an image without its control image, or one of another size, named.

@@ -71,7 +71,12 @@ def generate_hinted(
     """One image per prompt and control image, of the control images' size: uint8 ``[n, 3, H, W]``.
 
     Args:
+        family: the model.
+        encoder: of the control images.
+        prompts: one for each image.
         hints: float32 ``[n, 3, H, W]`` of 0..1, as many as prompts.
+        seeds: one for each image.
+        batch_size: images that are generated at once.
         options: further ones of ``Family.generate``: ``steps``, ``guidance``.
 
     Raises:

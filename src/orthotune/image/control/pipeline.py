@@ -112,7 +112,8 @@ class ControlPipeline:
             seed: the same images each time, whatever is drawn beside them: one for each image, or the first of
                 numbers in a row.
             resize: change control images of another size than ``height`` and ``width``, or than the model can draw.
-            height, width: in pixels; the control image's unless given.
+            height: in pixels; the control image's unless given.
+            width: in pixels; the control image's unless given.
             num_images_per_prompt: images of each pair, beside each other in the result.
             output_type: "pil", "pt" (float [n, 3, H, W] of 0..1), "np" or "latent", as in diffusers.
             options: further ones of the diffusers pipeline, as ``num_inference_steps`` or ``negative_prompt``.

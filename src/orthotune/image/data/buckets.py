@@ -100,7 +100,11 @@ def fit(height: int, width: int, size: Size, crop: Crop = "centre", chance: rand
     """Resize an image so that it just covers ``size``, then cut what stands out.
 
     Args:
-        crop: from the centre, or from a place that ``chance`` draws.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        size: height and width that are wanted, in pixels.
+        crop: from the centre, or from a random position.
+        chance: draws the random position.
 
     Example:
         >>> fit(300, 100, (48, 32))
@@ -123,6 +127,8 @@ def fitted(pixels: Any, how: Fit, sharp: bool = False) -> Any:
     """The part of an image that is trained on; ``(height, width, 3)`` uint8, in and out.
 
     Args:
+        pixels: the image.
+        how: from :func:`fit`.
         sharp: colours are not mixed (each pixel is the nearest one); else Lanczos, as trained models were fed.
     """
     import numpy as np

@@ -37,8 +37,10 @@ def read_examples(
     ``text``, ``prompt`` or ``caption``, a control image under ``conditioning_image``.
 
     Args:
-        caption: of images that have none; without it, that is an error.
-        broken: ``skip`` leaves out images that cannot be read and says so, ``refuse`` does not.
+        source: the folder, the table, or the name of the data set.
+        caption: of images that have none; without a caption for them, they are an error.
+        broken: ``skip`` skips images that cannot be read, with a message; ``refuse`` makes them an error.
+        say: gets the message.
 
     Raises:
         DataError: nothing there, a broken line, a missing caption, no image that can be read.

@@ -47,9 +47,20 @@ def class_images(
     folder of images without that file is the user's own: it is used as it is, all of it, and never written to.
 
     Args:
+        family: the model.
+        folder: where the images are, and are written.
+        prompt: of every image.
+        count: how many images there are at the end.
         model: what the manifest calls the model.
-        height, width: in pixels; default: the family's native size.
+        seed: of the whole folder.
+        height: in pixels; default: the family's native size.
+        width: in pixels; default: the family's native size.
+        steps: of the sampler.
+        guidance: scale of the classifier-free guidance; default: the family's.
+        batch_size: images that are generated at once.
         other: when the folder's images were made with other settings: ``refuse``, or ``regenerate`` them all.
+        say: gets a message about what is generated.
+        bar: show a progress bar.
 
     Raises:
         DataError: images made with other settings (or broken ones of the user's own, none readable).

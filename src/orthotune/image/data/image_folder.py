@@ -66,7 +66,9 @@ def read_folder(folder: Path, broken: Broken = "skip", say: Say = print) -> list
     """All images in ``folder`` and below, sorted by name.
 
     Args:
-        broken: ``skip`` leaves out what cannot be read and says so in one line; ``refuse`` is an error instead.
+        folder: of images, searched with all folders in it.
+        broken: ``skip`` skips files that cannot be read, with one message; ``refuse`` is an error instead.
+        say: gets the message.
 
     Raises:
         DataError: no such folder, no image in it (or none that can be read), two files of one name, or, with

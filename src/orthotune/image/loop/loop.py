@@ -76,6 +76,8 @@ def train(
         say: told when training is interrupted or a step is skipped.
         accelerator: accelerate's, from :func:`orthotune.image.loop.accelerator.make_accelerator`.
         on_step: what else to do.
+        title: what the progress bar is called.
+        bar: show a progress bar.
 
     Raises:
         TrainingError: more than ``options.max_skipped`` steps without a finite loss and gradient, or a scaler of half
