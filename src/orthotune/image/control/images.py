@@ -24,8 +24,8 @@ def hints_of(
 
     Args:
         pictures: one image, or a sequence: Pillow's images, files, ``(H, W, 3)`` uint8 arrays, or tensors
-            ``[3, H, W]`` or ``[n, 3, H, W]``, uint8 or floats of 0..1. All but tensors are read as files of their kind are read for
-            training: maps of class numbers are coloured, deep depth maps stretched.
+            ``[3, H, W]`` or ``[n, 3, H, W]``, uint8 or floats of 0..1. All but tensors are read as files of their
+            kind are read for training: maps of class numbers are coloured, deep depth maps stretched.
         signal: their kind, as "canny".
         size: height and width that is needed; None for that of the first image.
         divisor: sides must be multiples of it.
