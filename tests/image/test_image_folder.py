@@ -68,7 +68,7 @@ def test_broken_pictures_are_named_counted_and_skipped_or_refused(tmp_path: Path
     count = _damage(tmp_path)
     said: list[str] = []
     assert [one.name for one in read_folder(tmp_path, say=said.append)] == ["good"]
-    assert len(said) == 1 and said[0].startswith(f"{count} of {count + 1} pictures in {tmp_path} cannot be read")
+    assert len(said) == 1 and said[0].startswith(f"{count} of {count + 1} images in {tmp_path} cannot be read")
     for name in ("cut-png", "cut-jpg", "cut-webp", "cut-bmp", "empty", "text", "header", "fractions"):
         assert name in said[0]
     with pytest.raises(DataError, match=rf"{count} of {count + 1} that cannot be read.*Repair or remove"):
@@ -108,5 +108,5 @@ def test_a_picture_in_memory_is_as_its_array(tmp_path: Path) -> None:
 def test_a_picture_that_vanished_is_named(tmp_path: Path) -> None:
     (picture,) = read_folder(save(tmp_path, gone=noise(0)))
     (tmp_path / "gone.png").unlink()
-    with pytest.raises(DataError, match="picture gone. Found: no such file"):
+    with pytest.raises(DataError, match="image gone. Found: no such file"):
         picture.pixels()

@@ -61,5 +61,5 @@ def test_pixels_and_features_are_what_they_are_called() -> None:
 
 @pytest.mark.parametrize("other", [torch.zeros(1, 3, 4, 4), torch.zeros(2, 3, 4, 5), torch.zeros(0, 3, 4, 4)])
 def test_pictures_that_do_not_belong_together(other: torch.Tensor) -> None:
-    with pytest.raises(DataError, match="pictures to compare"):
+    with pytest.raises(DataError, match="images to compare"):
         image_drift(torch.zeros(2, 3, 4, 4) if len(other) else other, other)

@@ -40,7 +40,7 @@ class InferenceLinear(RoundedLinear):
 
 class RoundedLibrary(Library):
     name = "toy"
-    classes = ("quantized.toy.RoundedLinear",)
+    classes = ("tests.quantized.toy.RoundedLinear",)
     no_merge = None
 
     def mode(self, module: Any) -> str:
@@ -61,7 +61,7 @@ class RoundedLibrary(Library):
 class FixedLibrary(RoundedLibrary):
     """The same, without a way back."""
 
-    classes = ("quantized.toy.FixedLinear",)
+    classes = ("tests.quantized.toy.FixedLinear",)
     no_merge = "numbers that nobody can round again"
 
 

@@ -44,7 +44,7 @@ def test_a_folder_of_one_s_own_is_trained_on_in_buckets_from_a_cache(tmp_path: P
     said: list[str] = []
     record = text_to_image.run(settings(*words, f"output={tmp_path / 'run'}"), said.append, bar=False)
     assert record.recipe == "t2i" and record.steps == 2 and not record.scores_before
-    assert any("1 of 6 pictures" in line and "broken" in line for line in said)
+    assert any("1 of 6 images" in line and "broken" in line for line in said)
     assert (tmp_path / "run" / "adapter").is_dir()
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
     captions = {one.caption for one in image_folders.captioned_digits(4)} | {"a red background", ""}

@@ -63,7 +63,7 @@ def test_histograms_of_all_modules_have_the_axis_of_the_largest_angle() -> None:
 
 def test_curves_hold_every_step_and_smoothing_is_an_average() -> None:
     losses, angles = charts(LINES)
-    assert [curve["name"] for curve in losses["curves"]] == ["training batch", "new domain, held out"]
+    assert [curve["name"] for curve in losses["curves"]] == ["training batch", "target domain, held out"]
     training = losses["curves"][0]["paths"]
     assert [path["weight"] for path in training] == [0.0, 0.6, 0.9]
     assert training[0]["path"].count("L") == 39
