@@ -64,7 +64,7 @@ def test_files_combine_as_adapters_in_memory_do(call: Callable, pair: Path, kind
 
 def test_ties(call: Callable, pair: Path) -> None:
     words = ("combine", f"{pair / 'adapter'}:0.5", pair / "other", "-o", pair / "C", "--type", "ties")
-    assert "a share for ties alone" in call(*words).stderr
+    assert "a share with ties, and only with ties" in call(*words).stderr
     assert not (pair / "C").exists()
     assert call(*words, "--density", "0.5").exit_code == 0
     assert torch.isfinite(alone(pair, "C")).all()

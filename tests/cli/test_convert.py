@@ -116,5 +116,5 @@ def test_the_adapter_is_never_written_over(call: Callable, tmp_path: Path) -> No
     own = tmp_path / "own.safetensors"
     own.write_bytes(LYCORIS.read_bytes())
     done = call("convert", own, own, "--to", "comfyui", "--overwrite")
-    assert done.exit_code == 2 and "would be lost" in done.stderr
+    assert done.exit_code == 2 and "would be overwritten" in done.stderr
     assert own.read_bytes() == LYCORIS.read_bytes()

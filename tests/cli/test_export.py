@@ -303,7 +303,7 @@ def test_the_adapter_is_never_written_over(call: Callable, image: Any, out: str)
     to = "diff" if out.endswith(".safetensors") else "dense"
     before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     done = call("export", home / "style.safetensors", home / out, "--base", home / "pipe", "--to", to, "--overwrite")
-    assert done.exit_code == 2 and "would be lost" in done.stderr
+    assert done.exit_code == 2 and "would be overwritten" in done.stderr
     assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
 
 

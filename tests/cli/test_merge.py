@@ -200,7 +200,7 @@ def test_the_adapter_is_never_written_over(call: Callable, trained: Path, out: s
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     words = ("--base", trained / "base", "--out", trained / out, "--overwrite")
     done = call("merge", trained / "adapter", *words, *stream)
-    assert done.exit_code == 2 and "would be lost" in done.stderr
+    assert done.exit_code == 2 and "would be overwritten" in done.stderr
     assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
 
 

@@ -252,7 +252,7 @@ def _(folder: Path) -> None:
 
 @shows("alpha_pattern")
 def _(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="alpha_pattern. Needed: nothing: OFT has no alpha. Leave it out"):
+    with pytest.raises(ConfigError, match="alpha_pattern. Needed: no value: OFT has no alpha. Omit alpha_pattern"):
         OFTConfig(alpha_pattern={"up": 8})
 
 

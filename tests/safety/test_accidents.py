@@ -74,7 +74,7 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(job: Job, number: sig
     with pytest.raises(Stopped, match=rf"Stopped by {number.name} after step 5 of 8.*checkpoint-5.*resume=auto") as end:
         _run(job, _At(5, do=lambda _: signal.raise_signal(number)), said=said)
     assert end.value.number == number and str(job["output"]) in str(end.value)
-    assert any(number.name in words and "once more stops at once" in words for words in said)
+    assert any(number.name in words and "a second signal stops at once" in words for words in said)
     assert check(job["output"] / "checkpoints" / "checkpoint-5") == 5
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)] == handlers
     _run(job, resume="auto")

@@ -14,6 +14,8 @@ from orthotune.errors import RecipeError, nearest
 from orthotune.recipes.method_settings import SettingError
 
 Settings = TypeVar("Settings", bound=BaseModel)
+#: faults of one recipe that are named; of more only the number
+LISTED = 10
 
 
 @dataclass
@@ -72,8 +74,8 @@ def check(kind: type[Settings], said: Said) -> Settings:
         RecipeError: every fault that was found. Contradictions between settings are looked for when all keys are known
             and all values have the right type.
     """
-    # YAML's keys may be numbers, dates, nothing.
-    faults = [unknown_key(said, str(key), kind.model_fields) for key in said.values if key not in kind.model_fields]
+    unknown = [str(key) for key in said.values if key not in kind.model_fields]  # YAML's keys may be numbers or dates
+    faults = [unknown_key(said, key, kind.model_fields) for key in unknown]
     try:
         checked = kind(**{key: value for key, value in said.values.items() if key in kind.model_fields})
     except ValidationError as found:
@@ -84,13 +86,28 @@ def check(kind: type[Settings], said: Said) -> Settings:
         return checked
     if len(faults) == 1:
         raise faults[0]
-    raise RecipeError(f"{len(faults)} settings cannot be used:" + "".join(f"\n  {fault}" for fault in faults))
+    raise _joined(faults, kind)
+
+
+def _joined(faults: list[RecipeError], kind: type[BaseModel]) -> RecipeError:
+    """One error for several; the known keys are listed once."""
+    listing = _listing(kind.model_fields)
+    lines = [f"  {fault}".removesuffix(f" {listing}.") for fault in faults[:LISTED]]
+    if len(faults) > LISTED:
+        lines.append(f"  and {len(faults) - LISTED} more")
+    if any(fault.do == listing for fault in faults):
+        lines.append(listing)
+    return RecipeError("\n".join([f"{len(faults)} settings cannot be used:", *lines]))
+
+
+def _listing(known: Iterable[str]) -> str:
+    return f"Known keys: {', '.join(sorted(known))}"
 
 
 def unknown_key(said: Said, key: str, known: Iterable[str]) -> RecipeError:
     """The error for a key that no setting has."""
     close = nearest(key, known, count=1)
-    do = f"Did you mean {close[0]!r}?" if close else f"Known keys: {', '.join(sorted(known))}"
+    do = f"Did you mean {close[0]!r}?" if close else _listing(known)
     return RecipeError(f"{said.place(key)}: unknown key {key!r}", do=do)
 
 

@@ -120,7 +120,7 @@ class MethodSettings(BaseModel):
         rates = said.get("learning_rate", {})
         if isinstance(rates, dict):
             known = {**cls.rates, **rates}
-            said["learning_rate"] = known.get(method, cls.model_fields["learning_rate"].default)
+            said["learning_rate"] = known.get(str(method), cls.model_fields["learning_rate"].default)
         if isinstance(method, str):
             said.setdefault("output", Path("runs") / f"{cls.recipe}-{method}")
         return said
