@@ -66,7 +66,7 @@ def test_the_merged_scale_follows_the_weight() -> None:
 def test_scales_of_rows_are_not_merged() -> None:
     layer, library = parts(SUBJECTS[0].model())
     layer.dequant_weights.scale = torch.ones(96)
-    assert library.cannot_merge(layer) == "scales that are not one for the whole weight"
+    assert library.cannot_merge(layer) == "scales that are not one for the entire weight"
 
 
 def test_a_layer_for_another_product_is_not_claimed() -> None:
