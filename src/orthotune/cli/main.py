@@ -19,6 +19,7 @@ from orthotune.cli import (
     report,
     toy,
     train,
+    worlds,
 )
 from orthotune.cli.verbs import Verbs
 
@@ -67,6 +68,7 @@ app.command("report")(report.report)
 app.command("demo")(demo.demo)
 app.command("bench")(bench.bench)
 app.command("toy")(toy.toy)
+app.add_typer(worlds.app, name="worlds")
 
 
 def main() -> None:

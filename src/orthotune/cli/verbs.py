@@ -13,7 +13,7 @@ from orthotune.cli.plain_text import plain
 #: The order in ``--help``, from the main commands to the minor ones.
 ORDER = (
     "train", "compare", "evaluate", "presets", "inspect", "identify", "merge", "combine", "convert", "export", "report",
-    "demo", "toy", "bench",
+    "demo", "worlds", "toy", "bench",
 )  # fmt: skip
 
 

@@ -90,7 +90,8 @@ def held_out_rows(model: Any, tokenizer: Any, settings: SFTSettings) -> dict[str
             Path(folder), packing=settings.packing, data_format=first.format, schedule="constant", bf16=False,
             max_length=settings.max_length, max_steps=1,
         )  # fmt: skip
-        return sft_trainer.domain_rows(sft_trainer.build_trainer(model, tokenizer, arguments, first, domains, None))
+        trainer = sft_trainer.build_trainer(model, tokenizer, arguments, first, domains, None)
+        return sft_trainer.domain_rows(trainer, settings.eval_tokens)
 
 
 def _at_strength(settings: SFTSettings, source: str) -> Callable[[float], nn.Module]:

@@ -1,4 +1,8 @@
-"""Where the files of the worlds are: in the package ``orthotune_worlds``, which is a wheel of its own."""
+"""Where the files of the worlds are.
+
+Those of the built-in worlds are in the package ``orthotune_worlds``, which is a wheel of its own; a real model is in
+the cache, where ``orthotune worlds get`` put it.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,14 @@ import re
 from pathlib import Path
 
 from orthotune.errors import DataError
+from orthotune.files.cache import cache_folder
 
 #: What brings the files.
 INSTALL = 'pip install "orthotune[worlds]" (in a clone of the repository: pip install ./worlds)'
 #: How the path of a world's model ends. Until version 0.2 it was inside of orthotune.
+TEXT_WORLD, SMOLLM2 = "text-world", "smollm2"
+#: Words that settings may say in the place of the path of a language model.
+MODEL_WORDS = (TEXT_WORLD, SMOLLM2)
 _MODEL = re.compile(r"(?:^|[/\\])orthotune(?:_worlds|[/\\]worlds)[/\\](text[/\\]model|image[/\\]pipeline)[/\\]?$")
 
 
@@ -40,6 +48,38 @@ def home(world: str) -> Path:
         return orthotune_worlds.path(world)
     except FileNotFoundError as missing:
         raise DataError(f"the built-in {world} world", got=str(missing), do=f"Run {INSTALL}") from None
+
+
+def cached_model(word: str) -> Path:
+    """The folder in the cache of a model that is not in the wheel; it may not exist yet.
+
+    Args:
+        word: ``smollm2``.
+    """
+    return cache_folder() / "models" / word
+
+
+def model_folder(model: str) -> str:
+    """The path that a model's word means; any other path or name is returned unchanged.
+
+    Args:
+        model: ``text-world``, ``smollm2``, a path, or a name on the hub.
+
+    Raises:
+        DataError: the model of the word is not installed, or was not fetched yet.
+
+    Example:
+        >>> Path(model_folder("text-world")).name, model_folder("gpt2")
+        ('model', 'gpt2')
+    """
+    if model == TEXT_WORLD:
+        return str(home("text") / "model")
+    if model != SMOLLM2 or Path(model).exists():
+        return model
+    folder = cached_model(model)
+    if not (folder / "config.json").is_file():
+        raise DataError(f"model={model}", got=f"no model in {folder}", do=f"Run `orthotune worlds get {model}` once")
+    return str(folder)
 
 
 def need(path: Path, what: str) -> Path:

@@ -11,12 +11,12 @@ import transformers
 from safetensors import safe_open
 
 from orthotune.errors import AdapterFileError, OrthotuneError
-from orthotune.files.installed_worlds import home
+from orthotune.files.installed_worlds import TEXT_WORLD, model_folder
 from orthotune.files.json_file import read_json
 from orthotune.quantized.loading_options import loading_options
 
 #: The built-in language model, by the name that recipes give it and that its adapters record.
-WORLD = "text-world"
+WORLD = TEXT_WORLD
 #: Last parts of the names of tensors that only quantized checkpoints have.
 SCALES = {
     "weight_scale",
@@ -97,7 +97,7 @@ def place_of(base: str) -> Path:
         >>> place_of("models/llama").as_posix(), place_of("text-world").name
         ('models/llama', 'model')
     """
-    return home("text") / "model" if base == WORLD else Path(base)
+    return Path(model_folder(base))
 
 
 def _transformers(base: str, dtype: str, quantization: str | None) -> BaseModel:

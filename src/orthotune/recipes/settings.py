@@ -56,7 +56,7 @@ class SFTSettings(MethodSettings):
     rivals: ClassVar[tuple[tuple[str, str], ...]] = RIVALS
     # Held-out data belongs to the data that it was held out from.
     tied: ClassVar[dict[str, str]] = {"eval_data": "data"}
-    newer: ClassVar[tuple[str, ...]] = ("lora", "keep", "max_grad_norm")
+    newer: ClassVar[tuple[str, ...]] = ("lora", "keep", "max_grad_norm", "eval_tokens")
 
     model: str = Field(description="Path or hub name of a causal language model, or text-world.")
     data: str = Field(description="File, directory, hub name or text-world/SPLIT to learn from.")
@@ -93,6 +93,9 @@ class SFTSettings(MethodSettings):
         description="How several processes share a run: ddp, fsdp2, zero2 or zero3. batch_size is of all.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, else float32.")
+    eval_tokens: Positive | None = Field(
+        None, description="Held-out tokens of each domain that are measured; default: all of them."
+    )
     eval_every: Positive | None = Field(None, description="Steps; default: five times over the run.")
 
     @classmethod

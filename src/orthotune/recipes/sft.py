@@ -132,7 +132,7 @@ def _train(
     log = MetricsLog(home.metrics if main else None, step_of(checkpoint), settings.on_failed_save, say)
     progress = ProgressBar(log, settings.method, visible=bar and main)
     every = settings.eval_every or max(1, steps // 5)
-    rows = sft_trainer.domain_rows(trainer)
+    rows = sft_trainer.domain_rows(trainer, settings.eval_tokens)
     inner = (DiagnosisLog(log, every, say), GradientLog(log, say))  # before the one that writes the line
     for callback in (*inner, DomainLoss(log, rows, every), progress, *callbacks):
         trainer.add_callback(callback)

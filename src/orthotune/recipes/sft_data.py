@@ -8,6 +8,7 @@ from orthotune.errors import DataError, nearest
 from orthotune.recipes.settings import GENERATED, WORLD, SFTSettings
 from orthotune.text.data import Examples, examples_of, hold_out, load_examples
 from orthotune.text.written_texts import FILE, TEXTS
+from orthotune.worlds import debian_texts
 from orthotune.worlds import text as text_world
 
 #: word for no old domain
@@ -82,6 +83,8 @@ def said_of_old(settings: SFTSettings) -> list[str]:
 
 def _load(source: str, data_format: str) -> Examples:
     world, _, split = source.partition("/")
+    if (fetched := debian_texts.rows_of(source)) is not None:
+        return examples_of(fetched, source, data_format)
     if world != WORLD:
         return load_examples(source, data_format)
     rows = text_world.load_split(split)

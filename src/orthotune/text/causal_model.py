@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orthotune.errors import RecipeError
+from orthotune.files.installed_worlds import model_folder
 from orthotune.quantized.loading_options import loading_options
 from orthotune.runs import processes
 
@@ -24,7 +25,7 @@ def choose_dtype(name: str) -> torch.dtype:
 
 
 def load_model(source: str, dtype: torch.dtype, quantization: str | None = None) -> Any:
-    """The model in ``source`` (path or hub name), in ``dtype`` whatever it is stored in, without dropout.
+    """The model in ``source`` (path, hub name or word), in ``dtype`` whatever it is stored in, without dropout.
 
     Dropout is off so that a loss means the same in training and in measuring, and runs can be repeated.
     ``quantization`` is a word of ``quantized/loading_options.py``; what is not quantized is in ``dtype``.
@@ -32,6 +33,7 @@ def load_model(source: str, dtype: torch.dtype, quantization: str | None = None)
     Raises:
         RecipeError: no such model, it has code of its own, which is never run, or it cannot be quantized so.
     """
+    source = model_folder(source)
     options = loading_options(quantization, source, dtype, processes.count()) if quantization else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, **options)
@@ -47,6 +49,7 @@ def load_tokenizer(source: str) -> Any:
     Raises:
         RecipeError: no tokenizer there, or one without an end token.
     """
+    source = model_folder(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as fault:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -102,11 +103,42 @@ def build_trainer(
     return trainer
 
 
-def domain_rows(trainer: SFTTrainer) -> dict[str, list[TokenRow]]:
-    """The rows of each measured domain as the trainer tokenized them."""
+def domain_rows(trainer: SFTTrainer, tokens: int | None = None) -> dict[str, list[TokenRow]]:
+    """The rows of each measured domain as the trainer tokenized them.
+
+    Args:
+        trainer: whose ``eval_dataset`` holds the rows.
+        tokens: at most about as many tokens of each domain, in rows chosen at random and always the same ones;
+            None takes all rows.
+    """
     return {
-        name: _token_rows(rows) for name, rows in (trainer.eval_dataset or {}).items() if name != KEPT and len(rows)
+        name: some_rows(_token_rows(rows), tokens)
+        for name, rows in (trainer.eval_dataset or {}).items()
+        if name != KEPT and len(rows)
     }
+
+
+def some_rows(rows: list[TokenRow], tokens: int | None) -> list[TokenRow]:
+    """Rows that hold about ``tokens`` tokens, chosen at random and always the same ones.
+
+    Args:
+        rows: all of them.
+        tokens: how many to choose; None chooses all rows. The row that reaches the number is the last one.
+
+    Example:
+        >>> len(some_rows([TokenRow([1, 2, 3], [1, 2, 3])] * 10, 7))
+        3
+    """
+    if tokens is None:
+        return rows
+    chosen: list[int] = []
+    left = tokens
+    for index in random.Random(len(rows)).sample(range(len(rows)), len(rows)):
+        if left <= 0:
+            break
+        chosen.append(index)
+        left -= len(rows[index].input_ids)
+    return [rows[index] for index in sorted(chosen)]
 
 
 def kept_rows(trainer: SFTTrainer) -> list[TokenRow]:
