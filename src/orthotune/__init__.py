@@ -93,6 +93,7 @@ HOMES = {
     "open_family": "orthotune.image.families.registry",
     "read_adapter": "orthotune.formats.registry",
     "register": "orthotune.tuner.register",
+    "rewind": "orthotune.operations.rewind",
     "set_scale": "orthotune.tuner.strength",
     "unregister": "orthotune.tuner.register",
     "write_adapter": "orthotune.formats.writers",

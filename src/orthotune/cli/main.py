@@ -17,6 +17,7 @@ from orthotune.cli import (
     merge,
     presets,
     report,
+    rewind,
     toy,
     train,
     worlds,
@@ -58,6 +59,7 @@ app.add_typer(train.app, name="train")
 app.add_typer(compare.app, name="compare")
 app.add_typer(evaluate.app, name="evaluate")
 app.command("presets")(presets.presets)
+app.command("rewind")(rewind.rewind)
 app.command("merge")(merge.merge)
 app.command("inspect")(inspect.inspect)
 app.command("identify")(identify.identify)

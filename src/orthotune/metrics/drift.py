@@ -49,8 +49,8 @@ def text_drift(model: Any, rows: Sequence[TokenRow], base: nn.Module | None = No
     device = next(model.parameters()).device
     total, largest, same, tokens = 0.0, 0.0, 0, 0
     with _evaluating(model), _evaluating(model if base is None else base):
-        for batch in _batches(rows, _vocabulary(model)):
-            ids, labels, mask = (side.to(device) for side in _pad(batch))
+        for places in _batches(rows, _vocabulary(model)):
+            ids, labels, mask = (side.to(device) for side in _pad([rows[place] for place in places]))
             counted = labels[:, 1:] != IGNORED
             after = _log_probabilities(model, ids, mask)[counted]
             without: AbstractContextManager[Any] = model.disable_adapter() if base is None else _nothing()

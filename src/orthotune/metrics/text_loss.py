@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,6 @@ def token_rows(tokenizer: Any, texts: Iterable[str], max_length: int) -> list[To
     return rows
 
 
-@torch.no_grad()
 def mean_loss(model: nn.Module, rows: Sequence[TokenRow]) -> TextLoss:
     """The loss of ``model`` over all counted tokens of ``rows``: each token weighs the same, padding nothing.
 
@@ -54,25 +53,48 @@ def mean_loss(model: nn.Module, rows: Sequence[TokenRow]) -> TextLoss:
     Raises:
         ValueError: no token to count.
     """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     total, tokens = 0.0, 0
-    try:
-        for batch in _batches(rows, _vocabulary(model)):
-            ids, labels, mask = (side.to(device) for side in _pad(batch))
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-            wanted = labels[:, 1:]
-            losses = nn.functional.cross_entropy(
-                logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none"
-            )
-            total += losses.double().sum().item()
-            tokens += int((wanted != IGNORED).sum())
-    finally:
-        model.train(was_training)
+    for _, losses, counts in _measured(model, rows):
+        total += losses.sum().item()
+        tokens += int(counts.sum())
     if not tokens:
         raise ValueError("no token to measure the loss on")
     return TextLoss(total / tokens, tokens)
+
+
+def row_losses(model: nn.Module, rows: Sequence[TokenRow]) -> list[tuple[float, int]]:
+    """The loss of ``model`` on each row.
+
+    Args:
+        model: a causal language model.
+        rows: tokens, each row by itself.
+
+    Returns:
+        For each row, in the order of ``rows``, the sum of nats over its counted tokens, and their number.
+
+    Example:
+        >>> row_losses(model, [TokenRow([1, 2], [1, 2])])  # doctest: +SKIP
+        [(3.2, 1)]
+    """
+    found: dict[int, tuple[float, int]] = {}
+    for places, losses, counts in _measured(model, rows):
+        sums = zip(losses.sum(1).tolist(), counts.tolist(), strict=True)
+        found |= dict(zip(places, sums, strict=True))
+    return [found[place] for place in range(len(rows))]
+
+
+def batch_nats(model: Any, rows: Sequence[TokenRow]) -> tuple[torch.Tensor, int]:
+    """The loss of one batch, with its gradient.
+
+    Args:
+        model: a causal language model.
+        rows: the batch.
+
+    Returns:
+        The sum of nats over the counted tokens, and their number.
+    """
+    losses, counts = _forward(model, list(rows))
+    return losses.sum(), int(counts.sum())
 
 
 def nats_per_token(model: nn.Module, tokenizer: Any, texts: Iterable[str], max_length: int = 1024) -> TextLoss:
@@ -90,15 +112,39 @@ def _vocabulary(model: nn.Module) -> int:
     return int(config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
 
 
-def _batches(rows: Sequence[TokenRow], vocabulary: int) -> Iterable[list[TokenRow]]:
-    """Rows of like length together, so many that the logits stay small."""
+@torch.no_grad()
+def _measured(model: nn.Module, rows: Sequence[TokenRow]) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Places in ``rows``, float64 losses ``(rows, tokens)`` and counts ``(rows,)``, batch by batch, in evaluation."""
+    was_training = model.training
+    model.eval()
+    try:
+        for places in _batches(rows, _vocabulary(model)):
+            losses, counts = _forward(model, [rows[place] for place in places])
+            yield places, losses.double(), counts
+    finally:
+        model.train(was_training)
+
+
+def _forward(model: Any, batch: list[TokenRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    device = next(model.parameters()).device
+    ids, labels, mask = (side.to(device) for side in _pad(batch))
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+    wanted = labels[:, 1:]
+    losses = nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view(wanted.shape), (wanted != IGNORED).sum(1)
+
+
+def _batches(rows: Sequence[TokenRow], vocabulary: int) -> Iterator[list[int]]:
+    """The places of rows of like length together, so many that the logits stay small."""
     room = max(256, LOGITS_AT_ONCE // vocabulary)
-    batch: list[TokenRow] = []
-    for row in sorted(rows, key=lambda row: -len(row.input_ids)):
-        if batch and (len(batch) + 1) * len(batch[0].input_ids) > room:
+    batch: list[int] = []
+    for place in sorted(range(len(rows)), key=lambda place: -len(rows[place].input_ids)):
+        if batch and (len(batch) + 1) * len(rows[batch[0]].input_ids) > room:
             yield batch
             batch = []
-        batch.append(row)
+        batch.append(place)
     if batch:
         yield batch
 

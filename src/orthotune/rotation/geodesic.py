@@ -78,6 +78,26 @@ def planes_of_skew(Q: Tensor, R: Tensor | None = None) -> Planes:
     return Planes(vectors, torch.where(finite, angles, math.nan), stretch)
 
 
+def power_direction(Q: Tensor) -> Tensor:
+    """The direction in which ``Q`` moves when every angle of ``cayley(Q)`` grows in proportion.
+
+    With ``R^t`` for a function of the strength, ``t dL/dt`` is the inner product of this direction and ``dL/dQ``,
+    because ``d/ds cayley(Q_s) = log(R) R`` at ``s = 1`` for the ``Q_s`` with ``cayley(Q_s) = R^s``.
+
+    Shapes: skew ``(..., b, b)`` -> skew ``(..., b, b)``, float64.
+
+    Example:
+        >>> Q = torch.tensor([[0.0, 0.5], [-0.5, 0.0]])
+        >>> direction = power_direction(Q)[0, 1].item()
+        >>> abs(direction - (1 + 0.25) * math.atan(0.5)) < 1e-12
+        True
+    """
+    found, vectors = torch.linalg.eigh(1j * Q.double())
+    moved = (1 + found.square()) * found.atan()
+    direction = ((vectors * (-1j * moved).unsqueeze(-2)) @ vectors.mH).real
+    return (direction - direction.mT) / 2
+
+
 def planes(R: Tensor) -> Planes:
     """The planes of rotations of any origin, including angles of pi.
 

@@ -148,7 +148,9 @@ def load_split(name: str, split: str) -> list[Row]:
     try:
         return [row for _, row in read_json_lines(path)]
     except ValueError as fault:
-        raise DataError(f"data {name}/{split}", got=str(fault), do=f"Run `orthotune worlds get {name}` again") from fault
+        raise DataError(
+            f"data {name}/{split}", got=str(fault), do=f"Run `orthotune worlds get {name}` again"
+        ) from fault
 
 
 def get(name: str, package: Path | None = None) -> Path:
@@ -200,7 +202,9 @@ def _download(package: str, into: Path) -> Path:
     found = next(into.glob("*.deb"), None)
     if run.returncode or found is None:
         got = (run.stderr.strip().splitlines() or ["apt-get gave no file"])[-1]
-        raise DataError(f"texts of the package {package}", got=got, do=f"Run apt-get update, or: {do[0].lower()}{do[1:]}")
+        raise DataError(
+            f"texts of the package {package}", got=got, do=f"Run apt-get update, or: {do[0].lower()}{do[1:]}"
+        )
     return found
 
 

@@ -1,0 +1,155 @@
+"""``rewind``: write an adapter at other strengths than it was trained, one for each layer."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from orthotune.errors import AdapterFileError, ConfigError, nearest
+from orthotune.files.atomic import write_text
+from orthotune.files.json_file import read_json
+from orthotune.files.names import shortened
+from orthotune.files.output import new_folder
+from orthotune.files.safetensors_file import read_tensors, write_tensors
+from orthotune.formats.adapter_file import CONFIG_NAME
+from orthotune.formats.adapter_state import AdapterState
+from orthotune.formats.convert import convert
+from orthotune.formats.writers import write_adapter
+from orthotune.operations.adapter import read_once
+from orthotune.tuner.combination import Combination, warn_series
+
+#: Name of the tensor that a LoRA's change is proportional to, and the file that holds it.
+_LORA_B = (".lora_B.weight", ".lora_embedding_B")
+_LORA_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Rewound:
+    """What :func:`rewind` wrote.
+
+    Attributes:
+        out: the folder.
+        strengths: layer -> the strength that it has now.
+        notes: warnings about the result.
+    """
+
+    out: Path
+    strengths: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+
+
+def rewind(
+    adapter: str | Path, strengths: float | Mapping[str, float], out: str | Path, *, overwrite: bool = False
+) -> Rewound:
+    """Write an adapter at chosen strengths: what it does at strength 1 is what the given one does at these.
+
+    A rotation becomes ``R^t`` and a magnitude ``m^t``, exactly, as parameters of the same kind; a LoRA's change is
+    multiplied by ``t``. The new adapter loads, merges and converts like any other.
+
+    Args:
+        adapter: a file or folder of any readable format, or a folder with a LoRA of PEFT.
+        strengths: one for all layers, or layer -> strength for some of them; the others keep 1. 0 is the base.
+        out: folder of the new adapter; it appears when it is complete.
+        overwrite: replace what is at ``out``.
+
+    Returns:
+        The folder, and the strength of every layer.
+
+    Raises:
+        ConfigError: a strength that is no finite number, or of a layer that the adapter does not have.
+        AdapterFileError: the adapter is damaged, or holds more than rotations or LoRA's factors.
+        UnsupportedLayerError: a magnitude that has no power, an angle of pi.
+        OutputError: ``out`` exists already or cannot be written to.
+
+    Source: a geodesic from the base to the adapter, docs/concepts/strength.md; "rewinding" after PEFT-Arena
+    (arXiv 2605.28819).
+
+    Example:
+        >>> import tempfile, torch
+        >>> from orthotune.formats import AdapterState, LayerState, read_adapter, write_adapter
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> quarter = LayerState({"": torch.ones(2, 1)})
+        >>> path = write_adapter(AdapterState({"blk.lin": quarter}), folder / "trained", "orthotune")
+        >>> done = rewind(folder / "trained", 0.5, folder / "rewound")
+        >>> read_adapter(done.out).layers["blk.lin"].rotation()[0]  # 45 degrees remain of 90
+        tensor([[ 0.7071, -0.7071],
+                [ 0.7071,  0.7071]])
+    """
+    out = Path(out)
+    if is_lora(adapter):
+        return _lora(Path(adapter), strengths, out, overwrite)
+    state = read_once(adapter).state
+    found = _of_layers([*state.layers, *state.transforms], strengths)
+    if state.transforms:
+        raise AdapterFileError(
+            f"{adapter}", got=f"layers that are not block rotations: {shortened(state.transforms)}",
+            needed="block rotations", do="Merge the adapter at a strength: orthotune merge --strength T",
+        )  # fmt: skip
+    if state.other:
+        raise AdapterFileError(
+            f"{adapter}", got=f"{len(state.other)} tensors that are not rotations: {shortened(state.other)}",
+            needed="rotations only: a strength says nothing of modules that were trained in full beside them",
+        )  # fmt: skip
+    layers, off = {}, {}
+    for name, layer in state.layers.items():
+        held = layer.for_weight((1,) * layer.dims) if layer.dims else layer
+        layers[name], off[name] = Combination((found[name],)).joint(name, [held])
+    with new_folder(out, overwrite=overwrite) as folder:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warn_series(off)
+        config = {key: state.config[key] for key in ("task_type", "base_model_name_or_path") if state.config.get(key)}
+        rewound = AdapterState(layers, config, prefixes=state.prefixes, format=state.format)
+        ready, _ = convert(rewound, "orthotune")
+        write_adapter(ready, folder, "orthotune")
+    return Rewound(out, found, tuple(str(one.message) for one in caught))
+
+
+def is_lora(adapter: str | Path) -> bool:
+    """Whether a folder holds a LoRA of PEFT.
+
+    Example:
+        >>> is_lora("no/such/folder")
+        False
+    """
+    config = Path(adapter) / CONFIG_NAME
+    return config.is_file() and read_json(config, error=AdapterFileError).get("peft_type") == "LORA"
+
+
+def _lora(source: Path, strengths: float | Mapping[str, float], out: Path, overwrite: bool) -> Rewound:
+    config = read_json(source / CONFIG_NAME, error=AdapterFileError)
+    refused = [key for key in ("use_dora", "modules_to_save") if config.get(key)]
+    refused += ["bias"] if config.get("bias", "none") != "none" else []
+    if refused:
+        raise AdapterFileError(f"{source}", got=f"a LoRA with {refused[0]}, which has no strength", needed="a LoRA")
+    if not (source / _LORA_FILE).is_file():
+        raise AdapterFileError(f"{source}", got=f"no file {_LORA_FILE}", needed="a LoRA as PEFT saves it")
+    tensors = read_tensors(source / _LORA_FILE)
+    layer_of = {key: key.removeprefix("base_model.model.").removesuffix(end) for key in tensors for end in _LORA_B
+                if key.endswith(end)}  # fmt: skip
+    found = _of_layers(list(layer_of.values()), strengths)
+    scaled: dict[str, Tensor] = {
+        key: tensor * found[layer_of[key]] if key in layer_of else tensor for key, tensor in tensors.items()
+    }
+    with new_folder(out, overwrite=overwrite) as folder:
+        write_tensors(folder / _LORA_FILE, scaled, {"format": "pt"})
+        write_text(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+    return Rewound(out, found)
+
+
+def _of_layers(names: list[str], strengths: float | Mapping[str, float]) -> dict[str, float]:
+    given = dict(strengths) if isinstance(strengths, Mapping) else dict.fromkeys(names, strengths)
+    for name, t in given.items():
+        if name not in names:
+            close = nearest(name, names, count=1)
+            do = f"Did you mean {close[0]!r}?" if close else f"It has {len(names)} layers: {shortened(names)}"
+            raise ConfigError(f"the strength of layer '{name}'", got="no such layer in the adapter", do=do)
+        if isinstance(t, bool) or not isinstance(t, int | float) or not math.isfinite(t):
+            raise ConfigError(f"strength {t!r} of layer '{name}'", needed="a finite number")
+    return {name: float(given.get(name, 1.0)) for name in names}

@@ -1,0 +1,44 @@
+"""The held-out texts of a finished run of a language model, as its trainer tokenized them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from orthotune.metrics.text_loss import TokenRow
+from orthotune.recipes.settings import SFTSettings
+from orthotune.recipes.sft_data import examples_for
+from orthotune.text import sft_trainer
+from orthotune.text.data import Examples
+
+#: Training rows that are compared with the old texts.
+LOOKED_AT = 500
+
+
+def held_out_rows(model: Any, tokenizer: Any, settings: SFTSettings, training: int = 1) -> dict[str, list[TokenRow]]:
+    """The held-out rows as the trainer of such a run tokenizes them.
+
+    Args:
+        model: the base or the adapted model.
+        tokenizer: the base's.
+        settings: of the run; ``eval_tokens`` limits the rows of each domain.
+        training: number of training examples that are tokenized, too.
+
+    Returns:
+        Rows by domain, ``new`` and ``old``, and those of the training examples as ``training``.
+
+    Raises:
+        DataError: the data is missing or of another form.
+    """
+    examples, domains = examples_for(settings)
+    some = Examples(examples.rows[:training], examples.format, examples.source)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = sft_trainer.sft_config(
+            Path(folder), packing=settings.packing, data_format=some.format, schedule="constant", bf16=False,
+            max_length=settings.max_length, max_steps=1,
+        )  # fmt: skip
+        trainer = sft_trainer.build_trainer(model, tokenizer, arguments, some, domains, None)
+        rows = sft_trainer.domain_rows(trainer, settings.eval_tokens)
+        seen = [list(row["input_ids"]) for row in trainer.train_dataset]
+    return {**rows, "training": [TokenRow(ids, ids) for ids in seen]}
