@@ -220,7 +220,7 @@ def _chosen(
     choosing = Rewinding(model, layers, rows["choose"])
     curve = choosing.curve(settings.weight)
     best = _best(curve, settings)
-    chosen, groups = best.strengths, groups_of(layers.names, "one")
+    chosen, groups = dict(best.strengths), groups_of(layers.names, "one")
     if settings.by != "one":
         groups = groups_of(layers.names, settings.by)
         start = best.strengths["all"] or 0.5

@@ -7,6 +7,7 @@ is used at other strengths, and the strengths can be trained like any other para
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -69,16 +70,17 @@ def layer_strengths(model: nn.Module, adapter: str = "default", base: nn.Module 
     rotations = {name: layer for name, layer in layers.items() if isinstance(layer, OFTLayer)}
     _refuse_others(model, adapter)
     if rotations:
-        return _Rotations(rotations, adapter)
+        return _Rotations(model, rotations, adapter)
     if not layers:
         raise ConfigError("strengths of layers", got="a model without an adapter", needed="an OFT or LoRA adapter")
-    return _Lora(layers, adapter)
+    return _Lora(model, layers, adapter)
 
 
 class _Rotations:
     """Rotations, and magnitudes beside them."""
 
-    def __init__(self, layers: dict[str, OFTLayer], adapter: str) -> None:
+    def __init__(self, model: nn.Module, layers: dict[str, OFTLayer], adapter: str) -> None:
+        self.model = model
         self.layers = {name: layer for name, layer in layers.items() if adapter in layer.slots}
         self.adapter, self.names = adapter, tuple(self.layers)
         self.now = dict.fromkeys(self.names, 1.0)
@@ -94,11 +96,14 @@ class _Rotations:
             self.now[name] = float(t)
 
     def gradients(self) -> dict[str, float]:
-        return {name: _along(ways, self.now[name]) for name, ways in self.ways.items()}
+        found = {name: _along(ways, self.now[name]) for name, ways in self.ways.items()}
+        self.model.zero_grad(set_to_none=True)
+        return found
 
 
 class _Lora:
-    def __init__(self, layers: dict[str, Any], adapter: str) -> None:
+    def __init__(self, model: nn.Module, layers: dict[str, Any], adapter: str) -> None:
+        self.model = model
         self.layers = {name: layer for name, layer in layers.items() if adapter in layer.scaling}
         self.adapter, self.names = adapter, tuple(self.layers)
         if dora := [name for name, layer in self.layers.items() if layer.use_dora.get(adapter)]:
@@ -118,14 +123,16 @@ class _Lora:
             self.now[name] = float(t)
 
     def gradients(self) -> dict[str, float]:
-        return {name: _along(ways, self.now[name]) for name, ways in self.ways.items()}
+        found = {name: _along(ways, self.now[name]) for name, ways in self.ways.items()}
+        self.model.zero_grad(set_to_none=True)
+        return found
 
 
 class _Line:
     """Weights trained in full: the straight line from the base's."""
 
     def __init__(self, base: nn.Module, trained: nn.Module) -> None:
-        before = dict(base.named_parameters())
+        self.model, before = trained, dict(base.named_parameters())
         self.ends: dict[str, list[tuple[nn.Parameter, Tensor, Tensor]]] = {}
         for name, parameter in trained.named_parameters():
             start = before[name].detach().to(parameter)
@@ -142,7 +149,9 @@ class _Line:
 
     def gradients(self) -> dict[str, float]:
         ways = {name: [(p, end - start) for p, start, end in ends] for name, ends in self.ends.items()}
-        return {name: _along(own, 1.0) for name, own in ways.items()}
+        found = {name: _along(own, 1.0) for name, own in ways.items()}
+        self.model.zero_grad(set_to_none=True)
+        return found
 
 
 def _directions(name: str, layer: OFTLayer, adapter: str) -> list[tuple[nn.Parameter, Tensor]]:
@@ -155,7 +164,8 @@ def _directions(name: str, layer: OFTLayer, adapter: str) -> list[tuple[nn.Param
                 do="Make the adapter exact first: orthotune combine ADAPTER:1 --out EXACT",
             )  # fmt: skip
         weight, spec = rotation.weight, rotation.spec
-        direction = pack(power_direction(spec.skew(weight.detach()))) / spec.scale
+        rotation.project()  # a block outside of COFT's radius has no gradient along itself
+        direction = pack(power_direction(replace(spec, eps=None).skew(weight.detach()))) / spec.scale
         ways.append((weight, direction.to(weight.dtype)))
     if adapter in layer.oft_magnitude:
         magnitude = layer.oft_magnitude[adapter]
@@ -169,7 +179,6 @@ def _along(ways: list[tuple[nn.Parameter, Tensor]], t: float) -> float:
     for parameter, direction in ways:
         if parameter.grad is not None:
             total += float((parameter.grad * direction).sum(dtype=torch.float64))
-            parameter.grad = None
     return total / max(abs(t), SMALLEST)
 
 

@@ -25,7 +25,7 @@ CURVE = (0.0, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
 #: A strength never leaves this range while it is trained; beyond the adapter nothing was measured in training.
 LARGEST = 1.3
 _DEPTH = re.compile(r"\.(\d+)\.")
-_ATTENTION = re.compile(r"attn|attention|\.(?:[qkvo]_proj|query|key|value|out_proj|c_attn|qkv|dense)$")
+_ATTENTION = re.compile(r"[Aa]ttn|[Aa]ttention|\.(?:[qkvo]_proj|query|key|value|out_proj|c_attn|qkv|dense)$")
 _MLP = re.compile(r"mlp|ffn|feed_?forward|(?:gate|up|down)_proj$|\.fc\d$|\.wi|\.wo$|expert")
 
 Rows = Mapping[str, Sequence[TokenRow]]

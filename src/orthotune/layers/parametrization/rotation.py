@@ -99,13 +99,19 @@ class Rotation(Exchanged):
         return self.compute()
 
     def _project(self) -> None:
-        if self.training and self.spec.eps is not None:
-            weight = self.weight
-            with torch.no_grad():  # COFT: the parameter itself stays within the radius
-                # Through .data: projecting again changes no bit, so a module used twice in one forward must not
-                # count as modified between its first use and the backward.
-                weight.data.copy_(self.spec.within_ball(self._by_matrix(weight)).view(weight.shape))
-                self.write_shard()
+        if self.training:
+            self.project()
+
+    def project(self) -> None:
+        """COFT: project the stored parameters into the radius, which changes no rotation."""
+        if self.spec.eps is None:
+            return
+        weight = self.weight
+        with torch.no_grad():
+            # Through .data: projecting again changes no bit, so a module used twice in one forward must not
+            # count as modified between its first use and the backward.
+            weight.data.copy_(self.spec.within_ball(self._by_matrix(weight)).view(weight.shape))
+            self.write_shard()
 
     def known(self) -> Tensor:
         """The rotation without a gradient ``(copies * rows, b, b)``, from the memo while the parameter is unchanged."""
