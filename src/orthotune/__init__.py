@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from orthotune.operations.inspect import inspect
     from orthotune.operations.load import load_adapter
     from orthotune.operations.merge import merge
+    from orthotune.operations.rewind import rewind
     from orthotune.tuner.config import OFTConfig
     from orthotune.tuner.model import OFTModel
     from orthotune.tuner.register import register, unregister
@@ -63,6 +64,7 @@ __all__ = [
     "open_family",
     "read_adapter",
     "register",
+    "rewind",
     "set_scale",
     "unregister",
     "write_adapter",

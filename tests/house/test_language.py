@@ -28,7 +28,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("cli/identify.py", "said"): "a key of the command's JSON",
     ("cli/reading.py", "scrambled"): "a value of --boft-conv, which scripts pass",
     ("metrics/image_drift.py", "pictures"): "a key of the JSON of evaluate drift",
-    ("operations/base_model.py", "home"): "a function of files, which is not swept",
     ("operations/checkpoint/diff_export.py", "told"): "a function of formats, which is not swept",
     ("operations/checkpoint/lora_export.py", "told"): "a function of formats, which is not swept",
     ("operations/fitting/fit.py", "ragged"): "a field that formats pass",

@@ -46,12 +46,12 @@ def rewind(
     from orthotune.recipes.rewind import FOLDER, RewindSettings
     from orthotune.recipes.rewind import run as job
 
-    said = load.read(None, settings or ())
+    given = load.read(None, settings or ())
     options = {"run": str(run), "by": by, "weight": weight, "forgetting": forgetting, "new": new, "old": old,
                "output": None if output is None else str(output)}  # fmt: skip
-    said.values |= {key: value for key, value in options.items() if value is not None}
-    said.places |= {key: "command line" for key in options}
-    checked = load.check(RewindSettings, said)
+    given.values |= {key: value for key, value in options.items() if value is not None}
+    given.places |= {key: "command line" for key in options}
+    checked = load.check(RewindSettings, given)
     found = job(checked, say=lambda line: typer.echo(line, err=as_json), overwrite=overwrite)
     if as_json:
         typer.echo(json.dumps(found.model_dump(mode="json"), indent=2))

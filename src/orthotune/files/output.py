@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,24 @@ from orthotune.errors import OutputError
 from orthotune.files.atomic import put_in_place, remove, temporary
 from orthotune.files.failed_write import writing
 from orthotune.files.locks import FileLock, LockHeld
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder of the system's temporary files, which is gone when the block ends.
+
+    Yields:
+        The folder, empty.
+
+    Example:
+        >>> with temporary_folder() as folder:
+        ...     folder.is_dir()
+        True
+        >>> folder.exists()
+        False
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 @contextmanager

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
+from orthotune.files.output import temporary_folder
 from orthotune.metrics.text_loss import TokenRow
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.sft_data import examples_for
@@ -33,9 +32,9 @@ def held_out_rows(model: Any, tokenizer: Any, settings: SFTSettings, training: i
     """
     examples, domains = examples_for(settings)
     some = Examples(examples.rows[:training], examples.format, examples.source)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         arguments = sft_trainer.sft_config(
-            Path(folder), packing=settings.packing, data_format=some.format, schedule="constant", bf16=False,
+            folder, packing=settings.packing, data_format=some.format, schedule="constant", bf16=False,
             max_length=settings.max_length, max_steps=1,
         )  # fmt: skip
         trainer = sft_trainer.build_trainer(model, tokenizer, arguments, some, domains, None)

@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from orthotune.errors import DataError, nearest
 from orthotune.files.atomic import atomic_write, write_text
 from orthotune.files.cache import cache_folder
 from orthotune.files.json_file import json_line, read_json_lines, write_json
+from orthotune.files.output import temporary_folder
 from orthotune.worlds.plain_text import text_of_html, text_of_roff
 
 Row = dict[str, Any]
@@ -167,8 +167,8 @@ def get(name: str, package: Path | None = None) -> Path:
         DataError: there is no such package or it holds no such texts.
     """
     kind, target = TEXTS[name], folder(name)
-    with tempfile.TemporaryDirectory() as beside:
-        archive = package or _download(kind.package, Path(beside))
+    with temporary_folder() as beside:
+        archive = package or _download(kind.package, beside)
         rows = [row for row in kind.read(_files(archive)) if "text" not in row or len(row["text"]) >= SHORTEST]
     if not rows:
         raise DataError(f"package {archive.name}", got="none of its texts in it", needed=f"a package {kind.package}")
