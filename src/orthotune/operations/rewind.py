@@ -72,7 +72,8 @@ def rewind(
 
     Example:
         >>> import tempfile, torch
-        >>> from orthotune.formats import AdapterState, LayerState, read_adapter, write_adapter
+        >>> from orthotune import AdapterState, read_adapter, write_adapter
+        >>> from orthotune.formats.adapter_state import LayerState
         >>> folder = Path(tempfile.mkdtemp())
         >>> quarter = LayerState({"": torch.ones(2, 1)})
         >>> path = write_adapter(AdapterState({"blk.lin": quarter}), folder / "trained", "orthotune")
