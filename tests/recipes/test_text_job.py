@@ -14,8 +14,8 @@ import torch
 from datasets import Dataset
 from pydantic import Field
 from safetensors.torch import load_file
-from transformers import TrainerCallback
-from trl import DPOConfig, DPOTrainer
+from transformers import AutoModelForSequenceClassification, TrainerCallback
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from orthotune import PeftModel
 from orthotune.recipes.text_job import TextJob, TrainerInputs, source_of, trainer_arguments
@@ -90,6 +90,33 @@ def _held_out(trainer: Any) -> Measure:
         return {"preference_loss": sum(losses) / len(losses)}
 
     return measure
+
+
+def reward_job(settings: PreferenceSettings) -> TextJob:
+    """A reward model from the same preferences: another class of model, with a head that is trained in full."""
+
+    def trainer(given: TrainerInputs) -> Any:
+        make = partial(run_arguments, RewardConfig)
+        arguments = trainer_arguments(make, settings, given.checkpoints, given.dtype, max_length=settings.max_length)
+        data = Dataset.from_list(given.data)
+        return run_trainer(RewardTrainer)(
+            given.model, args=arguments, train_dataset=data, processing_class=given.tokenizer,
+            peft_config=given.adapter, parts=given.parts,
+        )  # fmt: skip
+
+    def model(dtype: torch.dtype) -> Any:
+        torch.manual_seed(settings.seed)  # of the head
+        return AutoModelForSequenceClassification.from_pretrained(settings.model, num_labels=1, dtype=dtype)
+
+    return TextJob(
+        data=lambda: [row for _, row in read_rows(Path(settings.data))],
+        tokenizer=lambda: load_tokenizer(settings.model),
+        model=model,
+        trainer=trainer,
+        entries=["accuracy"],
+        task="SEQ_CLS",
+        curve=draw_scores,
+    )
 
 
 # Its runs.
@@ -178,3 +205,16 @@ def test_a_step_that_is_not_finite_is_skipped_and_recorded(settings: Callable[..
     assert json.loads((given.output / "checkpoints" / "checkpoint-4" / "skipped.json").read_text())[0]["step"] == 3
     weights = load_file(given.output / "adapter" / "adapter_model.safetensors")
     assert all(weight.isfinite().all() for weight in weights.values())
+
+
+@pytest.mark.parametrize("method", ["oft", "lora"])
+def test_another_class_of_model_is_a_task_of_the_job(settings: Callable[..., Any], method: str) -> None:
+    given = settings("run", method=method, steps=2, **({} if method == "oft" else {"block_size": None}))
+    record = run_text(given, reward_job(given), lambda _: None, bar=False)
+    config = json.loads((given.output / "adapter" / "adapter_config.json").read_text())
+    assert config["task_type"] == "SEQ_CLS"
+    saved = load_file(given.output / "adapter" / "adapter_model.safetensors")
+    assert any("score" in name for name in saved)
+    assert record.trainable_parameters == sum(value.numel() for value in saved.values())
+    assert all(0 <= line["accuracy"] <= 1 for line in _lines(given.output)[1:])
+    assert (record.scores_before, record.gain, record.drift) == ({}, None, None)

@@ -221,3 +221,11 @@ def test_a_second_look_at_a_loss_leaves_what_is_logged(tmp_path: Path) -> None:
     before = copy.deepcopy(trainer._metrics)
     assert before["train"] and trainer.loss_again(trainer.model, batch).isfinite()
     assert trainer._metrics == before
+
+
+def test_nothing_is_reported_to_anybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda topic, **_: sent.append(topic), raising=False)
+    _trainer("dpo", tmp_path)
+    assert sent == []

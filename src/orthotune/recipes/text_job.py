@@ -71,6 +71,7 @@ class TextJob:
         measures: what measures the model before, while and after it is trained. ``new_nats`` and ``old_nats`` are the
             losses of the target and the source domain; other numbers become the scores of the record.
         entries: names of the trainer's own log that ``metrics.jsonl`` has, too.
+        task: PEFT's task type of the adapter, which decides what is trained in full beside the adapter.
         findings: further fields of the record, from the trained model and, after full finetuning, its base.
         curve: draws the lines of metrics into a PNG, with a title.
     """
@@ -84,6 +85,7 @@ class TextJob:
     losses: Callable[[RunDirectory, Path | None], Sequence[LossMaker]] = _no_losses
     measures: Callable[[RunTrainer], Sequence[Measure]] = _no_measures
     entries: Sequence[str] = ()
+    task: str = "CAUSAL_LM"
     findings: Callable[[RunTrainer, Any], dict[str, Any]] = _no_findings
     curve: Callable[[Sequence[Line], Path, str], None] = draw_curve
 
@@ -93,27 +95,29 @@ def source_of(settings: TextSettings) -> str:
     return str(text_world.MODEL) if settings.model == WORLD else settings.model
 
 
-def adapter_config(settings: TextSettings, model: Any, notes: list[str]) -> Any:
+def adapter_config(settings: TextSettings, model: Any, notes: list[str], task: str) -> Any:
     """The config of the adapter that ``settings`` ask for; None for full finetuning.
 
     Args:
         settings: of the run.
         model: that the adapter is for; the rank of LoRA is chosen by its layers where the settings leave it open.
         notes: gets a sentence about that rank.
+        task: PEFT's task type.
     """
     if settings.method == "full":
         return None
     targets, coft = settings.target_modules, settings.method == "coft"
     rotation = adapters.rotation_config(
-        targets, block_size=settings.block_size, r=settings.r, coft=coft, eps=settings.eps, options=settings.rotation
-    )
+        targets, block_size=settings.block_size, r=settings.r, coft=coft, eps=settings.eps, options=settings.rotation,
+        task=task,
+    )  # fmt: skip
     if settings.method != "lora":
         return rotation
     rank = settings.lora_rank
     if rank is None:
         rank, parameters, wanted = adapters.matching_rank(model, rotation)
         notes.append(f"lora_rank={rank}: {parameters:,} parameters, nearest to OFT's {wanted:,} on the same layers.")
-    return adapters.lora_config(targets, rank, settings.lora_alpha, settings.lora)
+    return adapters.lora_config(targets, rank, settings.lora_alpha, settings.lora, task)
 
 
 def trainer_arguments(

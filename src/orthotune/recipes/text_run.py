@@ -121,7 +121,7 @@ class _Run:
         data, tokenizer, dtype = job.data(), job.tokenizer(), choose_dtype(settings.dtype)
         # Full finetuning keeps float32 weights: an update of a bfloat16 weight is mostly rounded away.
         model = job.model(torch.float32 if self.full else dtype)
-        adapter = None if job.adapt else adapter_config(settings, model, self.notes)
+        adapter = None if job.adapt else adapter_config(settings, model, self.notes, job.task)
         model = job.adapt(model, self.notes) if job.adapt else model
         parts = TrainerParts(
             say=self.say,

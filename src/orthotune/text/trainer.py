@@ -202,6 +202,9 @@ class RunTrainer(Trainer):
         else:
             self._save(output_dir, state_dict=adapter)
 
+    def _send_telemetry(self) -> None:
+        """TRL would report model, device and kind of data of every trainer; a run stays on this machine."""
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         def write(folder: Path) -> None:
             # The base class chooses the name itself, below its output.
