@@ -61,10 +61,15 @@ def read_texts(path: Path) -> list[TokenRow]:
 
 
 def texts_of_run(directory: RunDirectory, checkpoint: Path | None, trainer: Trainer) -> list[TokenRow]:
-    """The texts that the base of ``trainer`` wrote: a run that begins lets it, one that goes on reads them.
+    """The texts that the base of ``trainer`` wrote: a new run lets the base write them, a resumed one reads them.
+
+    Args:
+        directory: where the texts are kept.
+        checkpoint: that the run is resumed from; None for a new run.
+        trainer: with the adapted model, the tokenizer, the length of a text and the seed.
 
     Raises:
-        DataError: those of the run that goes on are missing or damaged.
+        DataError: the texts of a resumed run are missing or damaged.
     """
     path = directory.path / FILE
     if checkpoint is None:
