@@ -59,7 +59,7 @@ def test_a_grid_is_run_once_and_written_down(ran: Ran, monkeypatch: pytest.Monke
     def refuse(*given: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(sft, "_train", refuse)
+    monkeypatch.setattr(sft, "_trainer", refuse)
     assert compare.run(grid, say=lambda _: None) == rows
 
 

@@ -15,6 +15,9 @@ from tests.support.source import MODULES, ROOT, named
 GLOSSARY = ROOT / "docs" / "concepts" / "glossary.md"
 #: Rooms whose comments, docstrings, texts and names are free of retired words. A room joins once it is swept.
 SWEPT = {"cli", "operations", "tuner", "layers", "kernels", "rotation", "quantized", "metrics", "runs", "report"}
+SWEPT |= {"text"}
+#: Files that are swept in rooms which are not.
+SWEPT_FILES = re.compile(r"recipes/(sft\w*|text_(job|run|settings)|settings)\.py")
 #: Files of these rooms that are not swept yet.
 WAITING = re.compile(r"cli/train\w*\.py")
 #: English that has another meaning than the retired word.
@@ -33,6 +36,8 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("operations/fitting/fit.py", "ragged"): "a field that formats pass",
     ("operations/fitting/fit.py", "scrambled"): "a field that formats pass",
     ("operations/identify.py", "said"): "a key of the JSON of identify",
+    ("recipes/settings.py", "rivals"): "a class variable of method_settings, which is not swept",
+    ("recipes/text_settings.py", "rivals"): "a class variable of method_settings, which is not swept",
     ("rotation/butterfly.py", "scrambled"): "a field that formats pass",
     ("rotation/transform.py", "ragged"): "a field that formats pass",
     ("tuner/combination.py", "ragged"): "a field that formats pass",
@@ -71,7 +76,8 @@ def _room(path: Path) -> str:
 
 def _swept() -> list[Path]:
     inside = [path for path in MODULES if path.is_relative_to(ROOT / "src" / "orthotune")]
-    return [path for path in inside if _room(path) in SWEPT and not WAITING.search(path.as_posix())]
+    swept = [path for path in inside if _room(path) in SWEPT or SWEPT_FILES.search(path.as_posix())]
+    return [path for path in swept if not WAITING.search(path.as_posix())]
 
 
 def test_glossary_has_retired_words_and_their_replacements() -> None:
@@ -79,7 +85,7 @@ def test_glossary_has_retired_words_and_their_replacements() -> None:
 
 
 def test_swept_rooms_exist() -> None:
-    assert {_room(path) for path in _swept()} == SWEPT
+    assert {_room(path) for path in _swept() if not SWEPT_FILES.search(path.as_posix())} == SWEPT
 
 
 @pytest.mark.parametrize("path", _swept(), ids=named)

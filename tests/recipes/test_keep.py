@@ -18,7 +18,7 @@ from orthotune.errors import DataError
 from orthotune.experiments.grid import settings_of
 from orthotune.recipes import magnitude, sft
 from orthotune.recipes.settings import SFTSettings
-from orthotune.recipes.sft_data import kept_examples, said_of_kept
+from orthotune.recipes.sft_data import keep_notes, kept_examples
 from orthotune.text.written_texts import FILE, TEXTS, read_texts
 from tests.support.tiny_text import write_jsonl
 
@@ -28,7 +28,7 @@ from tests.support.tiny_text import write_jsonl
 def test_nothing_is_kept_unless_asked_for() -> None:
     settings = SFTSettings()
     assert (settings.keep, settings.keep_data, settings.keep_batch) == (0, None, None)
-    assert kept_examples(settings) is None and said_of_kept(settings) == []
+    assert kept_examples(settings) is None and keep_notes(settings) == []
 
 
 def test_what_was_left_open_is_filled_in() -> None:
@@ -57,7 +57,7 @@ def test_a_record_gives_the_same_settings_again(method: str) -> None:
         ({"keep": 1, "rotation": {"bias": "all"}}, "of which rotation.bias=all trains a part"),
         ({"method": "lora", "keep": 1, "lora": {"bias": "lora_only"}}, "of which lora.bias=lora_only trains a part"),
         ({"keep": 1, "distributed": "zero2"}, "which distributed=zero2 is not run with. Choose distributed=ddp"),
-        ({"keep": 1, "keep_data": "generated", "distributed": "fsdp2"}, "keep_data=generated needs a whole base"),
+        ({"keep": 1, "keep_data": "generated", "distributed": "fsdp2"}, "keep_data=generated needs a complete base"),
     ],
 )
 def test_contradictions(values: dict[str, Any], words: str) -> None:
@@ -112,9 +112,9 @@ def test_measuring_on_what_was_trained_on_is_told(old_path: Path) -> None:
         (path, path, True), (path, aside, True), (path, None, False), ("generated", None, False),
         ("text-world/old_validation", None, True), (path, "none", False),
     ]:  # fmt: skip
-        said = said_of_kept(SFTSettings(model="m", data="d", keep=1, keep_data=data, old_data=old))
+        said = keep_notes(SFTSettings(model="m", data="d", keep=1, keep_data=data, old_data=old))
         assert (words in " ".join(said)) == same, (data, old)
-    assert not any(words in line for line in said_of_kept(SFTSettings(keep=1)))
+    assert not any(words in line for line in keep_notes(SFTSettings(keep=1)))
 
 
 # Runs.

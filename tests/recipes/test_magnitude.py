@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from orthotune.errors import RecipeError
+from orthotune.files.json_file import read_json
 from orthotune.recipes import magnitude, sft
 from orthotune.recipes.magnitude import load_magnitude
 from orthotune.recipes.settings import SFTSettings
+from orthotune.runs.record import RunRecord
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def test_only_magnitudes_are_fitted_and_both_are_saved(rotated: Path, tmp_path: 
 def test_the_fit_starts_where_the_rotation_ended(rotated: Path, tmp_path: Path) -> None:
     words = [f"adapter={rotated / 'adapter'}", f"output={tmp_path / 'fit'}", "steps=3"]
     record = magnitude.run(load_magnitude(None, words), say=lambda _: None, bar=False)
-    ended = sft.RunRecord(**sft.read_json(rotated / "run.json"))
+    ended = RunRecord(**read_json(rotated / "run.json"))
     # One more product for each output: float32 rounding of a mean over some hundred tokens.
     assert record.new_before == pytest.approx(ended.new_after, rel=1e-5)
     assert record.old_before == pytest.approx(ended.old_after, rel=1e-5)

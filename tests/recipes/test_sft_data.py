@@ -6,7 +6,7 @@ import pytest
 
 from orthotune.errors import DataError
 from orthotune.recipes.settings import SFTSettings
-from orthotune.recipes.sft_data import examples_for, said_of_old
+from orthotune.recipes.sft_data import examples_for, source_domain_notes
 
 
 def test_the_text_world_is_found() -> None:
@@ -36,8 +36,8 @@ def test_forgetting_is_measured_on_general_texts_when_nobody_names_others(text_p
     _, domains = examples_for(settings)
     assert len(domains["old"].rows) == 12 and domains["old"].format == "text"
     assert max(len(row["text"]) for row in domains["old"].rows) <= 1000
-    (said,) = said_of_old(settings)
+    (said,) = source_domain_notes(settings)
     assert "Python sources" in said and "old_data=none" in said
-    (said,) = said_of_old(SFTSettings(model="m", data=str(text_path), old_data="none"))
+    (said,) = source_domain_notes(SFTSettings(model="m", data=str(text_path), old_data="none"))
     assert "not measured" in said
-    assert said_of_old(SFTSettings()) == []  # the text world names its own
+    assert source_domain_notes(SFTSettings()) == []  # the text world names its own

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 from peft import LoraConfig
+from transformers import LlamaForSequenceClassification
 
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import RecipeError
@@ -39,6 +40,20 @@ def test_the_matching_rank_is_the_nearest(targets: str | list[str], block_size: 
     assert rank == 1 or away <= abs(count(lora_config(targets, rank - 1)) - wanted)
     # Counting touches neither the model nor the config.
     assert trainable(model) == (sum(p.numel() for p in model.parameters()),) * 2
+
+
+def test_a_head_that_is_trained_beside_the_adapter_does_not_count_for_the_rank() -> None:
+    def make() -> LlamaForSequenceClassification:
+        config = make_model().config
+        config.num_labels = 100
+        return LlamaForSequenceClassification(config)
+
+    rotation = rotation_config(["q_proj"], block_size=8, task="SEQ_CLS")
+    rank, parameters, wanted = matching_rank(make(), rotation)
+    head = 32 * 100
+    assert wanted == trainable(get_peft_model(make(), rotation))[0] == head + 2 * 4 * 28
+    assert (rank, parameters) == (2, head + 2 * 2 * 64)  # 224 parameters of OFT, 128 at each rank
+    assert trainable(get_peft_model(make(), lora_config(["q_proj"], rank, task="SEQ_CLS")))[0] == parameters
 
 
 def test_alpha_is_twice_the_rank() -> None:

@@ -237,7 +237,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(job: Job, gradient: b
     assert not all(torch.equal(a, b) for a, b in zip(seen[3], seen[4], strict=True))
     kind = "gradient" if gradient else "loss"
     assert any(f"the {kind} of step 3 is NaN or infinite" in words and "1 of at most 10" in words for words in said)
-    assert any("1 steps were left out" in note for note in record.notes)
+    assert any("1 steps were skipped" in note for note in record.notes)
     lines = [json.loads(line) for line in (job["output"] / "metrics.jsonl").read_text().splitlines()]
     # a loss that is not finite is written as none, not as some other number
     assert [line["step"] for line in lines if line["step"] and line["train_loss"] is None] == ([] if gradient else [3])
@@ -296,7 +296,7 @@ def test_a_series_near_divergence_is_told_while_all_is_finite(job: Job) -> None:
     series = {"rotation": {"use_cayley_neumann": True}, "learning_rate": 0.1, "eval_every": 2}
     record = _run(job, said=said, **series)
     assert any("The series is near divergence: skew norm" in words for words in said)
-    assert not any("left out" in note for note in record.notes)
+    assert not any("skipped" in note for note in record.notes)
 
 
 def test_the_command_line_ends_as_the_signal_says() -> None:

@@ -19,6 +19,7 @@ from orthotune.runs.quiet import quiet
 from orthotune.text.data import Examples
 from orthotune.text.keep_outputs import KeepOutputs, change_of_outputs, counted, divergence
 from orthotune.text.sft_trainer import KEPT, build_trainer, domain_rows, kept_rows, sft_config
+from orthotune.text.trainer import TrainerParts
 from tests.support.tiny_text import make_model, make_tokenizer
 
 # Of uneven length; the second row counts two tokens of its three predicted ones.
@@ -183,13 +184,13 @@ def test_rows_are_drawn_by_seed_step_and_part_alone() -> None:
     rows = [TokenRow([number, 1], [number, 1]) for number in range(9)]
     keep = KeepOutputs(1.0, rows, batch=4)
     state = torch.get_rng_state()
-    drawn = [keep.drawn(step, part) for step in range(20) for part in range(2)]
-    assert drawn == [keep.drawn(step, part) for step in range(20) for part in range(2)]
+    drawn = [keep.chosen(step, part) for step in range(20) for part in range(2)]
+    assert drawn == [keep.chosen(step, part) for step in range(20) for part in range(2)]
     assert torch.equal(torch.get_rng_state(), state)
     assert all(len({row.input_ids[0] for row in batch}) == 4 for batch in drawn)
     assert {row.input_ids[0] for batch in drawn for row in batch} == set(range(9))
-    assert KeepOutputs(1.0, rows, batch=4, seed=1).drawn(0) != keep.drawn(0)
-    assert len(KeepOutputs(1.0, rows[:2], batch=4).drawn(0)) == 2
+    assert KeepOutputs(1.0, rows, batch=4, seed=1).chosen(0) != keep.chosen(0)
+    assert len(KeepOutputs(1.0, rows[:2], batch=4).chosen(0)) == 2
 
 
 # In the trainer.
@@ -200,7 +201,14 @@ PAIRS = Examples(
 OLD = Examples([{"text": "the old text number " + "one" * n} for n in range(5)], "text", "old")
 
 
-def _trainer(folder: Path, examples: Examples = PAIRS, **options: Any) -> Any:
+def _trainer(
+    folder: Path, examples: Examples = PAIRS, weight: float | None = None, batch: int = 2, **options: Any
+) -> Any:
+    def keep(trainer: Any) -> KeepOutputs:
+        assert weight is not None
+        return KeepOutputs(weight, kept_rows(trainer), batch)
+
+    parts = TrainerParts(losses=() if weight is None else (keep,))
     said = {
         "schedule": "constant",
         "bf16": False,
@@ -211,11 +219,10 @@ def _trainer(folder: Path, examples: Examples = PAIRS, **options: Any) -> Any:
     said |= {"learning_rate": 1e-2, "max_steps": 3, "packing": "none", "data_format": examples.format} | options
     arguments = sft_config(folder, **said)
     with quiet():
-        return build_trainer(_base(), make_tokenizer(), arguments, examples, {KEPT: OLD}, OFTConfig(**OFT))
+        return build_trainer(_base(), make_tokenizer(), arguments, examples, {KEPT: OLD}, OFTConfig(**OFT), parts)
 
 
-def _train(trainer: Any, weight: float, batch: int = 2) -> Any:
-    trainer.keep = KeepOutputs(weight, kept_rows(trainer), batch)
+def _train(trainer: Any) -> Any:
     with quiet():
         trainer.train()
     return trainer
@@ -231,9 +238,9 @@ def test_what_is_logged_is_what_was_added_to_the_loss(tmp_path: Path) -> None:
     # The same step with two weights, from parameters that have moved: the loss grows by weight times what is logged.
     losses, kept = [], []
     for weight in (1.0, 5.0):
-        trainer = _trainer(tmp_path, max_steps=1)
+        trainer = _trainer(tmp_path, weight=weight, max_steps=1)
         _moved(trainer.model)
-        log = _train(trainer, weight).state.log_history[0]
+        log = _train(trainer).state.log_history[0]
         losses.append(log["loss"])
         kept.append(log["keep_nats"])
     assert kept[0] == kept[1] > 1e-3
@@ -248,13 +255,14 @@ def test_a_step_in_parts_is_a_mean_over_them(tmp_path: Path, packing: str) -> No
     _moved(trainer.model)
     with torch.no_grad():
         keep = KeepOutputs(0.0, kept_rows(trainer), 3)
-        parts = [keep.drawn(0, part) for part in range(2)]
+        parts = [keep.chosen(0, part) for part in range(2)]
         expected = [change_of_outputs(trainer.model, rows).item() / counted(rows) for rows in parts]
     seen: dict[float, Any] = {}
     for weight in (1.0, 5.0):
-        again = _trainer(tmp_path, examples, packing=packing, gradient_accumulation_steps=2, max_steps=1)
+        options = {"packing": packing, "gradient_accumulation_steps": 2, "max_steps": 1}
+        again = _trainer(tmp_path, examples, weight, batch=3, **options)
         again.model.load_state_dict(trainer.model.state_dict())
-        seen[weight] = _train(again, weight, batch=3).state.log_history[0]
+        seen[weight] = _train(again).state.log_history[0]
         assert seen[weight]["keep_nats"] == pytest.approx(sum(expected) / 2, rel=1e-4)
     # Once in the loss, not once for each part and not half.
     assert seen[5.0]["loss"] - seen[1.0]["loss"] == pytest.approx(4 * sum(expected) / 2, rel=1e-3)
@@ -270,13 +278,13 @@ def test_nothing_kept_is_the_trainer_as_it_was(tmp_path: Path) -> None:
 def test_a_strong_penalty_holds_the_outputs(tmp_path: Path) -> None:
     drifts = []
     for weight in (0.01, 20.0):
-        trainer = _train(_trainer(tmp_path, max_steps=12), weight, batch=5)
+        trainer = _train(_trainer(tmp_path, weight=weight, batch=5, max_steps=12))
         drifts.append(text_drift(trainer.model, kept_rows(trainer)).kl)
     assert drifts[1] < drifts[0] / 2
 
 
 def test_bfloat16_autocast(tmp_path: Path) -> None:
-    trainer = _trainer(tmp_path, bf16=True)
-    log = _train(trainer, 1.0).state.log_history
+    trainer = _trainer(tmp_path, weight=1.0, bf16=True)
+    log = _train(trainer).state.log_history
     assert log[0]["keep_nats"] == pytest.approx(0, abs=1e-6)
     assert all(math.isfinite(line["keep_nats"]) for line in log[:3]) and log[2]["keep_nats"] > 0

@@ -8,7 +8,7 @@ import pytest
 from orthotune.errors import DataError
 from orthotune.runs.quiet import quiet
 from orthotune.text.data import Examples
-from orthotune.text.sft_trainer import build_trainer, domain_rows, planned_steps, sft_config
+from orthotune.text.sft_trainer import build_trainer, domain_rows, sft_config
 from tests.support.tiny_text import make_model, make_tokenizer
 
 TEXTS = ["one", "the second text is much longer than the length of one row", "three"]
@@ -62,7 +62,7 @@ def test_planned_steps_are_those_that_are_made(tmp_path: Path, options: dict[str
     examples = Examples(rows, "prompt-completion", "here")
     # Seven rows, two a batch, two batches a step: two steps an epoch.
     trainer = _trainer(tmp_path, examples, gradient_accumulation_steps=2, save_steps=100, **options)
-    assert planned_steps(trainer) == steps
+    assert trainer.planned_steps == steps
     trainer.train()
     assert trainer.state.global_step == steps
 

@@ -16,14 +16,13 @@ Say = Callable[[str], None]
 
 
 def _text(settings: Any, say: Say, bar: bool) -> RunRecord:
-    from orthotune.recipes import sft
-
     def adapt(model: Any, notes: list[str]) -> Any:
         rotated, _ = load_adapter(model, settings.adapter)
         notes.append(_told(len(free_magnitudes(rotated)), settings.adapter))
         return rotated
 
-    return sft.run(settings, say, bar=bar, adapt=adapt)
+    record: RunRecord = RECIPES[settings.recipe].job().run(settings, say, bar=bar, adapt=adapt)
+    return record
 
 
 def _image(settings: Any, say: Say, bar: bool) -> RunRecord:

@@ -11,16 +11,16 @@ from orthotune.text.written_texts import FILE, TEXTS
 from orthotune.worlds import debian_texts
 from orthotune.worlds import text as text_world
 
-#: word for no old domain
+#: value of old_data for no source domain
 NOTHING = "none"
 #: texts of the general set, and characters of each
 GENERAL_TEXTS, GENERAL_LENGTH = 12, 1000
 
 
 def examples_for(settings: SFTSettings) -> tuple[Examples, dict[str, Examples]]:
-    """What to learn from, and what to measure on by domain (``new``, ``old``).
+    """What to learn from, and what to measure on by domain (``new``, the target; ``old``, the source).
 
-    Where nobody named data of the old domain, it is :func:`general_texts`.
+    Where nobody named data of the source domain, it is :func:`general_texts`.
     """
     examples = _load(settings.data, settings.data_format)
     if settings.eval_data:
@@ -45,7 +45,7 @@ def general_texts() -> Examples:
 
 
 def kept_examples(settings: SFTSettings) -> Examples | None:
-    """The old texts on which outputs are kept; None where nothing is kept, or the base is to write them.
+    """The texts on which outputs are kept; None where nothing is kept, or the base is to write them.
 
     Raises:
         DataError: as for other data.
@@ -58,27 +58,29 @@ def kept_examples(settings: SFTSettings) -> Examples | None:
     return _load(source, "auto")
 
 
-def said_of_kept(settings: SFTSettings) -> list[str]:
-    """What a run's record says of the texts on which outputs are kept: nothing where none are."""
+def keep_notes(settings: SFTSettings) -> list[str]:
+    """What a run's record notes about the texts on which outputs are kept: nothing where none are."""
     if not settings.keep:
         return []
-    told = settings.keep_data
-    if told == GENERATED:
-        told = f"{TEXTS} texts that the base itself writes, {FILE}"
-    said = f"keep: {settings.keep:g} x KL(base || adapted) on {settings.keep_batch} rows a batch of {told}."
+    texts = settings.keep_data
+    if texts == GENERATED:
+        texts = f"{TEXTS} texts that the base itself writes, {FILE}"
+    note = f"keep: {settings.keep:g} x KL(base || adapted) on {settings.keep_batch} rows a batch of {texts}."
     if _place(settings.keep_data) != _place(settings.old_data or f"{WORLD}/old_validation"):
-        return [said]
-    return [said, "keep_data is old_data: forgetting and drift are measured on texts that were trained on."]
+        return [note]
+    return [note, "keep_data is old_data: forgetting and drift are measured on texts that were trained on."]
 
 
-def said_of_old(settings: SFTSettings) -> list[str]:
-    """What a run's record says of its old domain: nothing where it was named."""
+def source_domain_notes(settings: SFTSettings) -> list[str]:
+    """What a run's record notes about its source domain: nothing where it was named."""
     if settings.old_data is None:
         return [
-            f"old domain: none was named, so forgetting and drift are measured on {GENERAL_TEXTS} Python sources that "
-            "come with the package. old_data=FILE names texts that the model must not forget, old_data=none none."
+            f"source domain: none was named, so forgetting and drift are measured on {GENERAL_TEXTS} Python sources "
+            "that come with the package. old_data=FILE names texts that the model must not forget, old_data=none none."
         ]
-    return ["old domain: none, so forgetting and drift are not measured."] if settings.old_data == NOTHING else []
+    if settings.old_data == NOTHING:
+        return ["source domain: none, so forgetting and drift are not measured."]
+    return []
 
 
 def _load(source: str, data_format: str) -> Examples:

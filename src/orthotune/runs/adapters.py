@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import RecipeError, nearest
@@ -25,8 +24,18 @@ def rotation_config(
     coft: bool = False,
     eps: float | None = None,
     options: dict[str, Any] | None = None,
+    task: str = "CAUSAL_LM",
 ) -> PeftConfig:
     """The config of an OFT or COFT adapter.
+
+    Args:
+        targets: names of the adapted layers, or one of PEFT's words for them.
+        block_size: side of a block.
+        r: blocks per layer, instead of ``block_size``.
+        coft: constrained OFT.
+        eps: radius of COFT.
+        options: further fields of OFTConfig.
+        task: PEFT's task type, which decides what is trained in full beside the adapter.
 
     Raises:
         RecipeError: an option that OFTConfig does not have.
@@ -35,13 +44,24 @@ def rotation_config(
     # A size is only passed if it was given: OFTConfig adapts its default to each layer, but not a given size.
     given = {"r": r, "oft_block_size": block_size, "eps": eps, **(options or {})}
     given = {name: value for name, value in given.items() if value is not None}
-    return OFTConfig(target_modules=targets, task_type="CAUSAL_LM", coft=coft, **given)
+    return OFTConfig(target_modules=targets, task_type=task, coft=coft, **given)
 
 
 def lora_config(
-    targets: str | list[str], rank: int, alpha: float | None = None, options: dict[str, Any] | None = None
+    targets: str | list[str],
+    rank: int,
+    alpha: float | None = None,
+    options: dict[str, Any] | None = None,
+    task: str = "CAUSAL_LM",
 ) -> PeftConfig:
-    """The config of a LoRA adapter without dropout; ``alpha`` is twice the rank unless given.
+    """The config of a LoRA adapter without dropout.
+
+    Args:
+        targets: names of the adapted layers, or one of PEFT's words for them.
+        rank: of the adapter.
+        alpha: of the adapter; twice the rank if None.
+        options: further fields of LoraConfig.
+        task: PEFT's task type, which decides what is trained in full beside the adapter.
 
     Raises:
         RecipeError: an option that LoraConfig does not have, or one that it refuses.
@@ -57,7 +77,7 @@ def lora_config(
         )
     given = {"r": rank, "lora_alpha": alpha or 2 * rank, "lora_dropout": 0.0, **(options or {})}
     try:
-        return LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **given)
+        return LoraConfig(target_modules=targets, task_type=task, **given)
     except (TypeError, ValueError) as fault:
         raise RecipeError(f"lora={options}", got=str(fault)) from fault
 
@@ -70,9 +90,11 @@ def matching_rank(model: Any, rotation: PeftConfig) -> tuple[int, int, int]:
     """
     targets = rotation.target_modules
     wanted = _count_on_copy(model, rotation)
-    per_rank = _count_on_copy(model, lora_config(targets, rank=1))
-    rank = max(1, round(wanted / per_rank))
-    return rank, rank * per_rank, wanted
+    one, two = (_count_on_copy(model, lora_config(targets, rank, task=rotation.task_type)) for rank in (1, 2))
+    # A head that is trained in full beside the adapter has the same parameters at every rank.
+    per_rank, beside = two - one, 2 * one - two
+    rank = max(1, round((wanted - beside) / per_rank))
+    return rank, beside + rank * per_rank, wanted
 
 
 def trainable(model: nn.Module) -> tuple[int, int]:
@@ -93,5 +115,5 @@ def _known(key: str, options: dict[str, Any] | None, config: type[PeftConfig]) -
 def _count_on_copy(model: Any, config: PeftConfig) -> int:
     # On the meta device a copy of any model costs nothing.
     with torch.device("meta"):
-        copy = AutoModelForCausalLM.from_config(model.config)
+        copy = type(model)._from_config(model.config)
     return trainable(get_peft_model(copy, config, low_cpu_mem_usage=True))[0]

@@ -51,10 +51,12 @@ def draw_curve(lines: Sequence[Line], path: Path, title: str) -> None:
         figure.savefig(partial, format="png", dpi=130)
 
 
-def draw_scores(lines: Sequence[Line], path: Path, title: str, names: Sequence[str] = ()) -> None:
-    """Write ``lines`` of an image run's metrics as a PNG: training loss, its running mean, and the scores ``names``.
+def draw_scores(
+    lines: Sequence[Line], path: Path, title: str, names: Sequence[str] = (), heading: str = "Scores of its images"
+) -> None:
+    """Write ``lines`` of metrics as a PNG: training loss, its running mean, and the scores ``names``.
 
-    Units: mean squared error over steps, as the model's family weighs it.
+    Units: the training loss of the recipe; of image models mean squared error, as the model's family weighs it.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -73,7 +75,7 @@ def draw_scores(lines: Sequence[Line], path: Path, title: str, names: Sequence[s
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         panels[1].plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.4, label=name)
     if names:
-        panels[1].set_title("Scores of its images", fontsize=11)
+        panels[1].set_title(heading, fontsize=11)
         panels[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for axes in panels:
         axes.set_xlabel("step")

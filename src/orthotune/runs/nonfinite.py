@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -45,10 +45,17 @@ def first_bad_gradient(model: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def first_bad_output(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
+def first_bad_output(
+    model: nn.Module, inputs: Mapping[str, Any], forward: Callable[..., Any] | None = None
+) -> str | None:
     """The innermost module whose output is the first not to be finite in a forward of ``inputs``; None if all are.
 
     Random state and mode of the model are left as they were.
+
+    Args:
+        model: whose modules are looked at.
+        inputs: by name.
+        forward: calls the model, given ``inputs``; the model itself if None.
     """
     found: list[str] = []
     names = {module: name for name, module in model.named_modules()}
@@ -62,7 +69,7 @@ def first_bad_output(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices):
-            model(**inputs)
+            (forward or model)(**inputs)
     except Exception:  # a model that cannot even run is as bad as one that gives NaN; what was seen until then counts
         pass
     finally:

@@ -17,7 +17,7 @@ HUSHED = (
     "transformers.trainer",
     "transformers.tokenization_utils_base",
     "transformers.utils.import_utils",
-    "trl.trainer.sft_trainer",
+    "trl",
 )
 
 

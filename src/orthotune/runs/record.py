@@ -33,7 +33,8 @@ class RunRecord(BaseModel):
         gain: new_before - new_after; what was learned.
         forgetting: old_after - old_before.
         drift: mean divergence of the next-token distributions on the source domain, KL(before || after).
-        scores_before, scores_after: what an image model's images were scored with, by name.
+        scores_before, scores_after: what a recipe measures beside the losses of the domains, by name; of an image model
+            the scores of its images.
         skipped_steps: steps that were skipped because a loss or gradient was not finite.
         seconds: from loading the model to the written adapter; train_seconds: training steps only.
         artifacts: what was written, by kind, relative to the run directory.

@@ -58,7 +58,7 @@ def examples_of(rows: Iterable[tuple[str, Row]], source: str, data_format: str =
     if not placed:
         raise DataError(f"data {source!r}", got="no rows", needed="at least one example")
     name = _format_of(placed[0][1], source) if data_format == "auto" else data_format
-    kept = [row for place, whole in placed if _has_text(row := _only(whole, name, place), name, place)]
+    kept = [row for place, full in placed if _has_text(row := _only(full, name, place), name, place)]
     if not kept:
         raise DataError(f"data {source!r}", got=f"{len(placed)} rows, all blank", needed="at least one example")
     return Examples(kept, name, source)
@@ -67,15 +67,15 @@ def examples_of(rows: Iterable[tuple[str, Row]], source: str, data_format: str =
 def hold_out(examples: Examples) -> tuple[Examples, Examples | None]:
     """Split off a twentieth (at most 256 rows) to measure on; nothing when there are fewer than 20 rows.
 
-    The draw depends on the number of rows only, so that runs with other seeds are measured on the same rows.
+    The choice depends on the number of rows only, so that runs with other seeds are measured on the same rows.
     """
     count = len(examples.rows)
     if count < SMALLEST_TO_HOLD_OUT:
         return examples, None
     wanted = min(LARGEST_HELD_OUT, max(1, int(count * HELD_OUT_SHARE)))
-    drawn = set(random.Random(count).sample(range(count), wanted))
-    rest = [row for index, row in enumerate(examples.rows) if index not in drawn]
-    held_out = [examples.rows[index] for index in sorted(drawn)]
+    chosen = set(random.Random(count).sample(range(count), wanted))
+    rest = [row for index, row in enumerate(examples.rows) if index not in chosen]
+    held_out = [examples.rows[index] for index in sorted(chosen)]
     return Examples(rest, examples.format, examples.source), Examples(held_out, examples.format, examples.source)
 
 

@@ -17,7 +17,7 @@ class DiagnosisLog(TrainerCallback):
     """Adds ``diagnosis`` to the metrics of a step, as it is before the optimizer's.
 
     ``diagnosis`` holds ``angle_mean``, ``angle_max`` (radians), ``orthogonality_error``, ``dead``, ``saturation`` and
-    ``gradient_norm`` over all layers, and ``advice``, the warnings. A warning is said once, when it first appears.
+    ``gradient_norm`` over all layers, and ``advice``, the warnings. A warning is reported once, when it first appears.
     The norm is the one before clipping; in older records, whose lines have no ``gradient_norm`` of their own, it is
     the one after clipping.
 
@@ -29,7 +29,7 @@ class DiagnosisLog(TrainerCallback):
 
     def __init__(self, log: MetricsLog, every: int, say: Any = None) -> None:
         self.log, self.every, self.say = log, every, say
-        self.said: set[str] = set()
+        self.reported: set[str] = set()
         self._found: Line = {}
 
     def on_pre_optimizer_step(
@@ -49,8 +49,8 @@ class DiagnosisLog(TrainerCallback):
         self._found = self._line(found) | {"advice": [str(one) for one in advice]}
         self.log.attach(step, {"diagnosis": self._found})
         for one in advice:
-            if self.say is not None and one.warning.partition(":")[0] not in self.said:
-                self.said.add(one.warning.partition(":")[0])
+            if self.say is not None and one.warning.partition(":")[0] not in self.reported:
+                self.reported.add(one.warning.partition(":")[0])
                 self.say(f"Step {step}: {one}")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:

@@ -1,4 +1,4 @@
-"""A penalty on the change of outputs on old texts, so that finetuning forgets less of them."""
+"""A penalty on the change of outputs on texts of the source domain, so that finetuning forgets less of it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from torch.nn import functional
 
 from orthotune.metrics.text_loss import IGNORED, TokenRow, _pad
 from orthotune.runs.adapter_off import adapter_off
-from orthotune.text.rated_trainer import RatedTrainer
 
 
 @dataclass(frozen=True)
 class KeepOutputs:
-    """What is kept, and how strongly.
+    """A loss to add (``added_losses.py``): how far the outputs on some texts have moved from those of the base.
+
+    Each step's entry of the log is ``keep_nats``, the mean divergence per counted token.
 
     Args:
         weight: of the penalty in the loss.
-        rows: tokens of old texts, each row with at least one that is counted.
+        rows: tokens of texts of the source domain, each row with at least one token that is counted.
         batch: rows beside each batch of training, of all processes together.
-        seed: of the draw.
+        seed: of the choice of rows.
     """
 
     weight: float
@@ -32,17 +33,28 @@ class KeepOutputs:
     batch: int
     seed: int = 0
 
-    def drawn(self, step: int, part: int = 0) -> list[TokenRow]:
-        """The rows beside the batch ``part`` of ``step``: the same ones in every process and after every resume.
+    def chosen(self, step: int, batch: int = 0) -> list[TokenRow]:
+        """The rows beside a batch of ``step``: the same ones in every process and after every resume.
 
         Example:
             >>> keep = KeepOutputs(1.0, [TokenRow([1, 2], [1, 2]), TokenRow([3, 4], [3, 4])], batch=1)
-            >>> keep.drawn(5) == keep.drawn(5)
+            >>> keep.chosen(5) == keep.chosen(5)
             True
         """
         # A generator of its own: the order of the data and the random state of the run do not depend on it.
-        draw = random.Random(f"{self.seed} {step} {part}")
-        return draw.sample(self.rows, min(self.batch, len(self.rows)))
+        generator = random.Random(f"{self.seed} {step} {batch}")
+        return generator.sample(self.rows, min(self.batch, len(self.rows)))
+
+    def __call__(self, trainer: Any, model: Any, batch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """``weight`` times the mean divergence per counted token, and the entry of the log."""
+        accelerator = trainer.accelerator
+        processes, process = accelerator.num_processes, accelerator.process_index
+        rows = self.chosen(trainer.state.global_step, batch)
+        # A process without a row of its own goes through the layers all the same: sharded ones are gathered together.
+        mine = rows[process::processes] or [TokenRow(rows[0].input_ids, [IGNORED] * len(rows[0].labels))]
+        mean = change_of_outputs(accelerator.unwrap_model(model), mine) / counted(rows)
+        entry = accelerator.reduce(mean.detach().clone(), "sum")
+        return self.weight * (mean * processes), {"keep_nats": entry}
 
 
 def divergence(base: Tensor, adapted: Tensor) -> Tensor:
@@ -81,46 +93,3 @@ def change_of_outputs(model: Any, rows: Sequence[TokenRow]) -> Tensor:
     with torch.no_grad(), adapter_off(model):
         base = logits()
     return divergence(base, logits())
-
-
-class KeepingTrainer(RatedTrainer):
-    """Adds to the loss how far the outputs on old texts have moved; each step's log line has it as ``keep_nats``.
-
-    ``keep`` says what is kept; None, as at first, keeps nothing and costs nothing.
-    """
-
-    keep: KeepOutputs | None = None
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._step, self._parts = -1, list[Tensor]()  # what was found for the batches of a step until now
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The trainer's own loss, and in training ``keep.weight`` times the mean divergence per counted token."""
-        if self.keep is None or return_outputs or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        # First, so that the base's forward meets no graph of the other loss in memory.
-        penalty = self._penalty(model, self.keep)
-        # Where the loss is divided by the tokens of all parts of a step, nobody divides the sum of the parts again.
-        parts = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        return loss + self.keep.weight * penalty / parts
-
-    def _penalty(self, model: Any, keep: KeepOutputs) -> Tensor:
-        processes, process = self.accelerator.num_processes, self.accelerator.process_index
-        if self._step != self.state.global_step:
-            self._step, self._parts = self.state.global_step, []
-        drawn = keep.drawn(self._step, len(self._parts))
-        # A process without a row of its own goes through the layers all the same: sharded ones are gathered together.
-        mine = drawn[process::processes] or [TokenRow(drawn[0].input_ids, [IGNORED] * len(drawn[0].labels))]
-        mean = change_of_outputs(self.accelerator.unwrap_model(model), mine) / counted(drawn)
-        self._parts.append(self.accelerator.reduce(mean.detach().clone(), "sum"))
-        return mean * processes  # gradients of the processes are averaged
-
-    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        """As the trainer's own, with ``keep_nats``, the mean over the batches of the step."""
-        if "loss" in logs and self._parts:
-            logs = {**logs, "keep_nats": torch.stack(self._parts).mean().item()}
-        super().log(logs, *args, **kwargs)

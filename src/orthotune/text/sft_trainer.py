@@ -1,58 +1,43 @@
-"""TRL's SFTTrainer, set up so that runs are repeatable and stay on this machine."""
+"""Supervised finetuning on TRL: the trainer, and the rows that it tokenized to measure on."""
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from peft import PeftConfig
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from orthotune.errors import DataError
 from orthotune.metrics.text_loss import TokenRow, token_rows
+from orthotune.text.arguments import run_arguments
 from orthotune.text.data import Examples
-from orthotune.text.keep_outputs import KeepingTrainer, counted
-from orthotune.tuner.first_step import keep_float32
+from orthotune.text.keep_outputs import counted
+from orthotune.text.trainer import RunTrainer, TrainerParts, run_trainer
 
 #: the domain of the texts on which outputs are kept: tokenized with the others, and not measured
 KEPT = "kept"
-SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
-def sft_config(
-    checkpoints: Path, *, packing: str, data_format: str, schedule: str, bf16: bool, **options: Any
-) -> SFTConfig:
-    """The trainer's arguments: nothing is reported or pushed anywhere, and each step is logged.
+def sft_config(checkpoints: Path, *, packing: str, data_format: str, **options: Any) -> SFTConfig:
+    """The trainer's arguments, as :func:`~orthotune.text.arguments.run_arguments` makes them, and how rows are packed.
 
-    ``packing="auto"`` wraps running text, so that none of it is cut off, and leaves other examples one per row.
-    With one log line per step, the loss written after a resume does not depend on where the run was cut.
+    Args:
+        checkpoints: the folder of the run's checkpoints.
+        packing: ``none`` or a strategy of TRL. ``auto`` wraps running text, so that none of it is cut off, and leaves
+            other examples one per row.
+        data_format: of the examples.
+        **options: further fields.
     """
     if packing == "auto":
         packing = "wrapped" if data_format == "text" else "none"
-    return SFTConfig(
-        output_dir=str(checkpoints),
-        lr_scheduler_type=SCHEDULES[schedule],
-        packing=packing != "none",
-        packing_strategy=packing if packing != "none" else "bfd_split",
-        eval_packing=False,
-        bf16=bf16,
-        use_cpu=not torch.accelerator.is_available(),
-        report_to="none",
-        push_to_hub=False,
-        save_strategy="steps",
-        eval_strategy="no",
-        logging_strategy="steps",
-        logging_steps=1,
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.accelerator.is_available(),
-        **options,
-    )
+    rows: dict[str, Any] = {
+        "packing": packing != "none",
+        "packing_strategy": packing if packing != "none" else "bfd_split",
+    }
+    return run_arguments(SFTConfig, checkpoints, eval_packing=False, **rows, **options)
 
 
 def build_trainer(
@@ -62,13 +47,18 @@ def build_trainer(
     examples: Examples,
     domains: dict[str, Examples],
     adapter: PeftConfig | None,
-    callbacks: Iterable[TrainerCallback] = (),
-    **safety: Any,
-) -> KeepingTrainer:
+    parts: TrainerParts | None = None,
+) -> RunTrainer:
     """A trainer for ``examples`` whose ``eval_dataset`` holds the tokenized rows of each domain.
 
-    ``safety`` is what :class:`~orthotune.text.checkpoint_trainer.CheckpointTrainer` takes beside. The domain
-    ``KEPT`` is not measured: see :func:`kept_rows`.
+    Args:
+        model: to train, or to put ``adapter`` on.
+        tokenizer: of the model.
+        arguments: of the trainer.
+        examples: to learn from.
+        domains: to measure on, by name. The domain ``KEPT`` is not measured: see :func:`kept_rows`.
+        adapter: config of what is trained; None trains what of the model is not frozen.
+        parts: what a run adds to the trainer.
 
     Raises:
         DataError: dialogues for a tokenizer without a chat template, or no example left after tokenizing.
@@ -81,19 +71,15 @@ def build_trainer(
                 do="Use a chat model, or data with text, or prompt and completion",
             )
     measured = {name: _evaluation_rows(tokenizer, given, arguments.max_length) for name, given in domains.items()}
-    trainer = KeepingTrainer(
+    trainer: RunTrainer = run_trainer(SFTTrainer)(
         model,
         args=arguments,
         train_dataset=Dataset.from_list(examples.rows),
         eval_dataset=measured or None,
         processing_class=tokenizer,
         peft_config=adapter,
-        callbacks=list(callbacks),
-        **safety,
+        parts=parts,
     )
-    keep_float32(trainer.model)
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
     if not len(trainer.train_dataset):
         raise DataError(
             f"data {examples.source!r}",
@@ -152,15 +138,6 @@ def kept_rows(trainer: SFTTrainer) -> list[TokenRow]:
         got = f"no example with anything to predict in its first {trainer.args.max_length} tokens"
         raise DataError("keep_data", got=got, do="Pass a larger max_length, or name other texts")
     return rows
-
-
-def planned_steps(trainer: SFTTrainer) -> int:
-    """How many optimizer steps the trainer will make."""
-    arguments = trainer.args
-    if arguments.max_steps > 0:
-        return int(arguments.max_steps)
-    per_epoch = math.ceil(len(trainer.get_train_dataloader()) / arguments.gradient_accumulation_steps)
-    return math.ceil(per_epoch * arguments.num_train_epochs)
 
 
 def _evaluation_rows(tokenizer: Any, examples: Examples, max_length: int | None) -> Dataset:

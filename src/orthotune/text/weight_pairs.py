@@ -35,7 +35,7 @@ def weight_change(model: nn.Module, base: Any | None = None) -> WeightChange:
 
 
 def weight_pairs(model: nn.Module, base: Any | None = None) -> Iterator[Pair]:
-    """(layer, weight before, weight after) of each trained linear layer or convolution, a row per vector that turns.
+    """(layer, weight before, weight after) of each trained linear layer or convolution, a row per rotated vector.
 
     Arguments as for :func:`weight_change`. Shapes: ``(neurons, inputs)``.
     """
@@ -45,8 +45,8 @@ def weight_pairs(model: nn.Module, base: Any | None = None) -> Iterator[Pair]:
 def _adapted(model: nn.Module) -> Iterator[Pair]:
     for name, module in unsharded_modules(model):
         if isinstance(module, QuantizedLinear):
-            turned = module.merged_parameters(module.active_adapters)["weight"]
-            yield name, _neurons(module, module.matrices()[""]), _neurons(module, turned)
+            rotated = module.merged_parameters(module.active_adapters)["weight"]
+            yield name, _neurons(module, module.matrices()[""]), _neurons(module, rotated)
             continue
         if not isinstance(module, BaseTunerLayer) or not _has_neurons(module.get_base_layer()):
             continue
@@ -85,7 +85,7 @@ def _has_neurons(layer: nn.Module) -> bool:
 
 
 def _neurons(module: nn.Module, weight: Tensor) -> Tensor:
-    """One row per vector that is turned as a whole: a neuron, or a column when the output side turns."""
+    """One row per vector that is rotated: a neuron, or a column where the output side is rotated."""
     layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     # A convolution's neuron is all that one output channel sees of a patch.
     rows = weight.mT if isinstance(layer, Conv1D) else weight.flatten(1)

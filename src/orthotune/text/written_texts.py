@@ -1,4 +1,4 @@
-"""Texts that a model writes by itself, for who has none of those that it was pretrained on."""
+"""Texts that a base model generates, to keep its outputs on where its pretraining data is not available."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
-from trl import SFTTrainer
+from transformers import GenerationConfig, Trainer
 
 from orthotune.errors import DataError
 from orthotune.files.atomic import write_bytes, write_text
@@ -61,13 +60,18 @@ def read_texts(path: Path) -> list[TokenRow]:
     return rows
 
 
-def texts_of_run(home: RunDirectory, checkpoint: Path | None, trainer: SFTTrainer) -> list[TokenRow]:
-    """The texts that the base of ``trainer`` wrote: a run that begins lets it, one that goes on reads them.
+def texts_of_run(directory: RunDirectory, checkpoint: Path | None, trainer: Trainer) -> list[TokenRow]:
+    """The texts that the base of ``trainer`` wrote: a new run lets the base write them, a resumed one reads them.
+
+    Args:
+        directory: where the texts are kept.
+        checkpoint: that the run is resumed from; None for a new run.
+        trainer: with the adapted model, the tokenizer, the length of a text and the seed.
 
     Raises:
-        DataError: those of the run that goes on are missing or damaged.
+        DataError: the texts of a resumed run are missing or damaged.
     """
-    path = home.path / FILE
+    path = directory.path / FILE
     if checkpoint is None:
         write_texts(trainer.model, trainer.processing_class, path, trainer.args.max_length, trainer.args.seed)
         return read_texts(path)
@@ -82,7 +86,7 @@ def _write(model: Any, tokenizer: Any, count: int, max_length: int) -> list[list
     device, base = next(model.parameters()).device, model.get_base_model()
     end, first = _end_tokens(base, tokenizer), tokenizer.bos_token_id
     begin = torch.full((count, 1), tokenizer.eos_token_id if first is None else first, device=device)
-    # A blank one in the place of the model's own, whose cut-offs and penalties would fill in what is not said here.
+    # A blank config in the place of the model's own, whose cut-offs and penalties would fill in what is not given here.
     plain = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_length - 1,
         eos_token_id=end, pad_token_id=tokenizer.pad_token_id, use_cache=True,

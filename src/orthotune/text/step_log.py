@@ -1,9 +1,9 @@
-"""Measures, while a model trains, what it learns (target domain) and what it forgets (source domain)."""
+"""One line of metrics per step of a trainer, and what is measured while the model trains."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -11,18 +11,22 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from orthotune.metrics.text_loss import TokenRow, mean_loss
 from orthotune.runs.metrics_log import Line, MetricsLog
 
+#: model -> numbers by name, which are the keys of a line of metrics.
+Measure = Callable[[Any], dict[str, float]]
 
-class DomainLoss(TrainerCallback):
-    """Writes one line of metrics per step, with the loss of each domain before, during and after training.
+
+class StepLog(TrainerCallback):
+    """Writes one line of metrics per step, with what is measured before, during and after training.
 
     Args:
         log: where the lines go.
-        domains: rows to measure on, by domain (``new``, ``old``).
+        measures: of the model.
         every: steps between two measurements.
+        entries: names of the trainer's own log that are copied into the lines.
     """
 
-    def __init__(self, log: MetricsLog, domains: Mapping[str, Sequence[TokenRow]], every: int) -> None:
-        self.log, self.domains, self.every = log, domains, every
+    def __init__(self, log: MetricsLog, measures: Sequence[Measure], every: int, entries: Sequence[str] = ()) -> None:
+        self.log, self.measures, self.every, self.entries = log, tuple(measures), every, tuple(entries)
         self.trained = float(log.last("seconds") or 0.0)
         self.measured: Line = {}
         self.measuring = 0.0
@@ -53,7 +57,7 @@ class DomainLoss(TrainerCallback):
                 "seconds": round(self.seconds, 3),
                 "train_loss": logs["loss"],
                 "learning_rate": logs["learning_rate"],
-                **({"keep_nats": logs["keep_nats"]} if "keep_nats" in logs else {}),
+                **{name: logs[name] for name in self.entries if name in logs},
                 **self.measured,
             }
         )
@@ -66,5 +70,17 @@ class DomainLoss(TrainerCallback):
 
     def _measure(self, model: Any) -> None:
         began = time.monotonic()
-        self.measured = {f"{name}_nats": mean_loss(model, rows).nats for name, rows in self.domains.items()}
+        self.measured = {name: value for measure in self.measures for name, value in measure(model).items()}
         self.measuring += time.monotonic() - began
+
+
+def domain_losses(domains: Mapping[str, Sequence[TokenRow]]) -> Measure:
+    """The measure of what a model learns (target domain, ``new``) and forgets (source domain, ``old``).
+
+    Args:
+        domains: rows to measure on, by domain.
+
+    Returns:
+        a function from a model to the loss of each domain, ``new_nats`` and ``old_nats``, in nats per token.
+    """
+    return lambda model: {f"{name}_nats": mean_loss(model, rows).nats for name, rows in domains.items()}

@@ -1,0 +1,212 @@
+"""What every recipe for language models shares: from settings and data to a finished run directory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from orthotune.files.atomic import atomic_write
+from orthotune.files.json_file import read_json, write_json
+from orthotune.recipes.text_job import TextJob, TrainerInputs, adapter_config
+from orthotune.recipes.text_settings import TextSettings
+from orthotune.runs import adapters, engines, processes
+from orthotune.runs.checkpoint_on_signal import StopOnSignal
+from orthotune.runs.clipping import GradientLog
+from orthotune.runs.directory import RunDirectory, step_of
+from orthotune.runs.failed_save import kept as kept_checkpoint
+from orthotune.runs.metrics_log import MetricsLog
+from orthotune.runs.progress import ProgressBar
+from orthotune.runs.quiet import quiet
+from orthotune.runs.record import RunRecord, WeightChange, device_name, versions
+from orthotune.runs.sharded_model import is_sharded
+from orthotune.text.causal_model import choose_dtype
+from orthotune.text.diagnosis_log import DiagnosisLog
+from orthotune.text.step_log import StepLog
+from orthotune.text.trainer import RunTrainer, TrainerParts
+from orthotune.text.weight_pairs import weight_change
+
+Say = Callable[[str], None]
+Callbacks = Iterable[TrainerCallback]
+ADAPTER, MODEL, CURVE = "adapter", "model", "curve.png"
+#: Checkpoints over a run, and measurements after the first one, when the settings leave them open.
+SAVES, MEASUREMENTS = 4, 5
+
+
+def run_text(
+    settings: TextSettings, job: TextJob, say: Say = print, callbacks: Callbacks = (), bar: bool = True
+) -> RunRecord:
+    """Train as ``settings`` and ``job`` say; return the record that is also in ``run.json`` of the output.
+
+    The output holds ``adapter`` (or ``model`` for full finetuning), ``metrics.jsonl``, ``curve.png`` and checkpoints.
+    A run that was cut off and resumed ends with the same parameters as one that was not. SIGTERM and Ctrl-C let it
+    save a checkpoint first. Under a launcher every process runs this: ``settings.distributed`` says how they share the
+    work; the first one reports and writes.
+
+    Args:
+        settings: of the run.
+        job: what the recipe adds.
+        say: called with each message.
+        callbacks: of the trainer, besides those of every run.
+        bar: show a progress bar.
+
+    Raises:
+        OutputError: the output cannot be written, or holds another run.
+        TrainingError: too many steps whose loss or gradient is not finite.
+        Stopped: a signal ended the run; a ``KeyboardInterrupt``.
+        DataError: data that is missing, empty or of another shape.
+        RecipeError: a model or an option that does not exist.
+    """
+    processes.check_launch(settings.distributed)
+    say = say if processes.is_main() else _silent
+    with processes.together():
+        directory = RunDirectory(settings.output)
+        checkpoint = processes.from_main(lambda: directory.open(settings.record(), settings.resume, say))
+        if finished := processes.from_main(lambda: read_json(directory.record) if directory.finished else None):
+            say(f"{directory.path} holds this run, finished.")
+            return RunRecord(**finished)
+        processes.require_visible(checkpoint)
+        try:
+            with quiet(), StopOnSignal(say) as stop:
+                return _Run(settings, job, directory, checkpoint, stop, say).train(callbacks, bar)
+        finally:
+            directory.drop_if_empty()
+
+
+def _silent(message: str) -> None:
+    """Drop the message: only the main process reports."""
+
+
+class _Run:
+    """One run, once its directory is open."""
+
+    def __init__(
+        self, settings: TextSettings, job: TextJob, directory: RunDirectory, checkpoint: Path | None,
+        stop: StopOnSignal, say: Say,
+    ) -> None:  # fmt: skip
+        self.settings, self.job, self.directory, self.checkpoint = settings, job, directory, checkpoint
+        self.stop, self.say, self.main = stop, say, processes.is_main()
+        self.full, self.notes = settings.method == "full", list(job.notes)
+
+    def train(self, callbacks: Callbacks, bar: bool) -> RunRecord:
+        began = time.monotonic()
+        trainer = self._trainer()
+        counts = adapters.trainable(trainer.model)
+        self.notes.append(
+            f"{self.settings.method}: {counts[0]:,} of {counts[1]:,} parameters are trained, "
+            f"{trainer.planned_steps} steps."
+        )
+        self.say("\n".join(self.notes))
+        if self.main:
+            self.directory.claim(self.settings.record())
+        log = self._log()
+        self._fit(trainer, log, callbacks, bar)
+        self._check_stopped(trainer)
+        if trainer.skipped:
+            self.notes.append(f"{len(trainer.skipped)} steps were skipped: their loss or gradient was not finite.")
+        if warning := log.first("clipping"):
+            self.notes.append(warning)
+        kept = self._save(trainer, log)
+        record = self._record(trainer, log, kept, counts, began)
+        if self.main:
+            write_json(self.directory.record, record.model_dump(mode="json"))
+        return processes.from_main(lambda: record)
+
+    def _trainer(self) -> RunTrainer:
+        settings, job = self.settings, self.job
+        data, tokenizer, dtype = job.data(), job.tokenizer(), choose_dtype(settings.dtype)
+        # Full finetuning keeps float32 weights: an update of a bfloat16 weight is mostly rounded away.
+        model = job.model(torch.float32 if self.full else dtype)
+        adapter = None if job.adapt else adapter_config(settings, model, self.notes, job.task)
+        model = job.adapt(model, self.notes) if job.adapt else model
+        parts = TrainerParts(
+            say=self.say,
+            stop=self.stop,
+            max_skipped=settings.max_skipped,
+            on_failed_save=settings.on_failed_save,
+            saves=None if settings.save_every else SAVES,
+            magnitude_factor=settings.magnitude_factor,
+            losses=tuple(job.losses(self.directory, self.checkpoint)),
+        )
+        trainer = job.trainer(TrainerInputs(model, tokenizer, adapter, data, self.directory.checkpoints, dtype, parts))
+        engines.check_started(trainer, settings.distributed)
+        return trainer
+
+    def _log(self) -> MetricsLog:
+        path = self.directory.metrics if self.main else None
+        return MetricsLog(path, step_of(self.checkpoint), self.settings.on_failed_save, self.say)
+
+    def _fit(self, trainer: RunTrainer, log: MetricsLog, callbacks: Callbacks, bar: bool) -> None:
+        every = self.settings.eval_every or max(1, trainer.planned_steps // MEASUREMENTS)
+        progress = ProgressBar(log, self.settings.method, visible=bar and self.main)
+        inner = (DiagnosisLog(log, every, self.say), GradientLog(log, self.say))  # before the one that writes the line
+        steps = StepLog(log, self.job.measures(trainer), every, self.job.entries)
+        for callback in (*inner, steps, progress, *callbacks):
+            trainer.add_callback(callback)
+        try:
+            trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+        finally:
+            progress.close()
+
+    def _check_stopped(self, trainer: RunTrainer) -> None:
+        done, steps, checkpoints = trainer.state.global_step, trainer.planned_steps, self.directory.checkpoints
+        if not self.stop.asked or done >= steps:
+            return
+        # A full disk may have kept the checkpoint from being written.
+        written = (checkpoints / f"checkpoint-{done}").is_dir()
+        saved = f"which checkpoint-{done} holds" if written else kept_checkpoint(checkpoints)
+        raise self.stop.stopped(
+            f"Stopped by {self.stop.asked} after step {done} of {steps}, {saved}. "
+            f"Go on with the same settings and resume=auto output={self.directory.path}"
+        )
+
+    def _save(self, trainer: RunTrainer, log: MetricsLog) -> str:
+        """Write the adapter or model and the curve; return the name of the folder."""
+        kept, path = MODEL if self.full else ADAPTER, self.directory.path
+        state = trainer.full_state_dict()
+        if self.main:
+            with atomic_write(path / kept) as partial:
+                trainer.model.save_pretrained(partial, state_dict=state)
+                trainer.processing_class.save_pretrained(partial)
+            title = f"{self.settings.method}, learning rate {self.settings.learning_rate:g}"
+            self.job.curve(log.lines, path / CURVE, title)
+        return kept
+
+    def _record(
+        self, trainer: RunTrainer, log: MetricsLog, kept: str, counts: tuple[int, int], began: float
+    ) -> RunRecord:
+        settings = self.settings
+        looks = self.main or is_sharded(trainer.model)  # all processes look at a sharded model together
+        base = self.job.model(torch.float32) if self.full and looks else None
+        findings = self.job.findings(trainer, base) if looks else {}
+        scores = _scores(log)
+        fields: dict[str, Any] = dict(
+            recipe=settings.recipe,
+            method=settings.method,
+            settings=settings.record(),
+            versions=versions(),
+            device=device_name(),
+            trainable_parameters=counts[0],
+            total_parameters=counts[1],
+            steps=trainer.planned_steps,
+            **log.outcome(),
+            scores_before={name: log.first(name) for name in scores},
+            scores_after={name: log.last(name) for name in scores},
+            skipped_steps=len(trainer.skipped),
+            weights=weight_change(trainer.model, base) if looks else WeightChange(),
+            seconds=round(time.monotonic() - began, 1),
+            train_seconds=round(log.last("seconds") or 0.0, 1),
+            notes=self.notes,
+            artifacts={kept: kept, "curve": CURVE, "metrics": "metrics.jsonl"},
+        )
+        return RunRecord(**(fields | findings))
+
+
+def _scores(log: MetricsLog) -> list[str]:
+    """What was measured before training; the losses of the domains have fields of their own in the record."""
+    first = log.lines[0] if log.lines else {}
+    return [name for name in first if name not in ("step", "seconds", "new_nats", "old_nats")]

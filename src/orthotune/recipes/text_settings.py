@@ -1,0 +1,75 @@
+"""The settings that every recipe for language models has."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from orthotune.files.installed_worlds import TEXT_WORLD
+from orthotune.recipes import method_settings
+from orthotune.recipes.method_settings import Method, MethodSettings, Positive, SettingError
+from orthotune.runs.processes import Distributed
+
+WORLD = TEXT_WORLD
+
+# Rates for models of a billion parameters and more; presets know better for their family.
+LEARNING_RATES: dict[str, float] = {"oft": 4e-4, "coft": 4e-4, "lora": 1e-4, "full": 2e-5}
+
+# A trained block's skew matrix has a norm near 1 on the text world: this radius binds without freezing the adapter,
+# which OFTConfig's (and PEFT's) 6e-5 all but does.
+COFT_EPS = 1.0
+
+#: Full finetuning has no adapter and no frozen base.
+WITH_ADAPTER = ("oft", "coft", "lora")
+ONLY_FOR: dict[str, tuple[str, ...]] = {
+    **method_settings.ONLY_FOR,
+    "target_modules": WITH_ADAPTER,
+    "quantization": WITH_ADAPTER,
+}
+# COFT: DeepSpeed's optimizer has its own copy of the parameters, which a projection into the ball does not reach.
+BY_ZERO: tuple[Method, ...] = ("oft", "lora")
+RIVALS = (*method_settings.RIVALS, ("steps", "epochs"))
+
+
+class TextSettings(MethodSettings):
+    """What decides a run on a language model; a recipe's settings add its data.
+
+    Without a model it is ``text-world``, the small model that comes with the package, and the preset of that name.
+    """
+
+    world: ClassVar[str] = WORLD
+    rates: ClassVar[dict[str, float]] = LEARNING_RATES
+    ball: ClassVar[float] = COFT_EPS
+    only_for: ClassVar[dict[str, tuple[str, ...]]] = ONLY_FOR
+    rivals: ClassVar[tuple[tuple[str, str], ...]] = RIVALS
+    newer: ClassVar[tuple[str, ...]] = ("lora", "max_grad_norm", "eval_tokens")
+
+    model: str = Field(description="Path or hub name of a causal language model, text-world or smollm2.")
+    target_modules: str | list[str] = "all-linear"
+
+    steps: Positive | None = None
+    epochs: float | None = Field(None, gt=0, description="Default: 1, when steps is not given.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0 leaves them.")
+    max_length: Annotated[int, Field(ge=2)] = Field(1024, description="Tokens per example or chunk.")
+    quantization: str | None = Field(
+        None,
+        description="Of the base: nf4, fp4, int8 (bitsandbytes), torchao-int8, quanto-int8, -int4, -int2, -float8 "
+        "while loading; gptq, awq, aqlm for a checkpoint that is stored so.",
+    )
+    distributed: Distributed = Field(
+        "none",
+        description="How several processes share a run: ddp, fsdp2, zero2 or zero3. batch_size is of all.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, else float32.")
+    eval_tokens: Positive | None = Field(
+        None, description="Held-out tokens of each domain that are measured; default: all of them."
+    )
+    eval_every: Positive | None = Field(None, description="Steps; default: five times over the run.")
+
+    @model_validator(mode="after")
+    def _fits_the_engine(self) -> TextSettings:
+        if self.distributed.startswith("zero") and self.method not in BY_ZERO:
+            fault = f"distributed={self.distributed} does not train method={self.method}"
+            raise SettingError("distributed", fault, "Choose distributed=fsdp2 or ddp, or method=oft or lora")
+        return self
