@@ -28,3 +28,19 @@ def test_panels_show_the_domains(tmp_path: Path) -> None:
     draw_curve(with_old, tmp_path / "a.png", "a run")
     draw_curve([{"step": step, "new_nats": 2 + step} for step in range(3)], tmp_path / "b.png", "a run")
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
+def test_gain_and_forgetting_have_panels_where_a_domain_was_measured(tmp_path: Path) -> None:
+    losses = [
+        {"step": step, "train_loss": 2.0, "new_nats": 3 - step / 10, "old_nats": 2 + step / 20} for step in (0, 5)
+    ]
+    older, newer = tmp_path / "older.png", tmp_path / "newer.png"
+    draw_curve(losses, older, "a run")
+    draw_curve(
+        [{**losses[0], "gain": 0.0, "forgetting": 0.0}, {**losses[1], "gain": 0.5, "forgetting": 0.25}], newer, "a run"
+    )
+    assert older.read_bytes() == newer.read_bytes()  # logs from before the keys are drawn all the same
+    draw_curve([{"step": step, "train_loss": 2.0} for step in (1, 2)], tmp_path / "none.png", "a run")
+    heights = [matplotlib.image.imread(path).shape[0] for path in (older, tmp_path / "none.png")]
+    assert heights[0] > 1.5 * heights[1]
+    draw_curve([line | {"new_nats": None, "old_nats": None} for line in losses], tmp_path / "nan.png", "a run")

@@ -19,7 +19,7 @@ from orthotune.runs.checkpoint_on_signal import StopOnSignal
 from orthotune.runs.clipping import GradientLog
 from orthotune.runs.directory import RunDirectory, step_of
 from orthotune.runs.failed_save import kept as kept_checkpoint
-from orthotune.runs.metrics_log import MetricsLog
+from orthotune.runs.metrics_log import CHANGES, MetricsLog
 from orthotune.runs.progress import ProgressBar
 from orthotune.runs.quiet import quiet
 from orthotune.runs.record import RunRecord, WeightChange, device_name, versions
@@ -209,4 +209,4 @@ class _Run:
 def _scores(log: MetricsLog) -> list[str]:
     """What was measured before training; the losses of the domains have fields of their own in the record."""
     first = log.lines[0] if log.lines else {}
-    return [name for name in first if name not in ("step", "seconds", "new_nats", "old_nats")]
+    return [name for name in first if name not in ("step", "seconds", *CHANGES, *CHANGES.values())]

@@ -11,6 +11,7 @@ from orthotune.files.atomic import write_bytes
 from orthotune.report import wording
 from orthotune.report.comparison import comparison
 from orthotune.report.curves import charts
+from orthotune.report.gain import gain_and_forgetting, rewound
 from orthotune.report.heat_map import DISTANCES, heat_maps
 from orthotune.report.histograms import histograms
 from orthotune.report.loading import loading
@@ -90,6 +91,8 @@ def _values(records: Records) -> dict[str, Any]:
         "scores": scored,
         "nats": not scored,
         "charts": curves,
+        "gained": gain_and_forgetting(records.metrics),
+        "rewound": rewound(run),
         "frames": plotted,
         "skipped": skipped,
         "texts": [Lenient(sample) for sample in records.samples if "step" not in sample],

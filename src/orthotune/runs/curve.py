@@ -4,25 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from orthotune.files.atomic import atomic_write
-from orthotune.runs.metrics_log import Line
+from orthotune.runs.metrics_log import CHANGES, Line, measurements
 
-NEW, OLD, TRAINING = "#1b7837", "#b2182b", "#9e9e9e"
+NEW, OLD, TRAINING, PATH = "#1b7837", "#b2182b", "#9e9e9e", "#1f5fa8"
 
 
 def draw_curve(lines: Sequence[Line], path: Path, title: str) -> None:
-    """Write ``lines`` of metrics as a PNG with one panel for learning and one for forgetting.
+    """Write ``lines`` of metrics as a PNG: the losses of both domains, and what is gained and forgotten since step 0.
+
+    Below the losses, gain and forgetting are plotted over the steps, and, where both were measured, against each other:
+    a path through the run that is better the further it leads up and the less it leads to the right.
 
     Units: nats per token over steps.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    measured = measurements(lines)
+    changed = [line for line in measured if any(line.get(change) is not None for change in CHANGES.values())]
+    figure = Figure(figsize=(10, 8.2) if changed else (10, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    learning, forgetting = figure.subplots(1, 2)
-    figure.suptitle(title, fontsize=12, fontweight="bold")
+    panels = figure.subplots(2 if changed else 1, 2, squeeze=False)
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    _draw_losses(panels[0][0], panels[0][1], lines)
+    for axes in panels[0]:
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss, nats/token")
+    if changed:
+        _draw_changes(panels[1][0], changed)
+        _draw_path(panels[1][1], changed)
+    for axes in panels.flat:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, format="png", dpi=130)
+
+
+def _draw_losses(learning: Any, forgetting: Any, lines: Sequence[Line]) -> None:
     training = [(line["step"], line["train_loss"]) for line in lines if line.get("train_loss") is not None]
     if training:
         learning.plot(*zip(*training, strict=True), color=TRAINING, linewidth=0.8, label="training batch")
@@ -37,18 +58,55 @@ def draw_curve(lines: Sequence[Line], path: Path, title: str) -> None:
             axes.annotate(f"{points[-1][1]:.3f}", points[-1], textcoords="offset points", xytext=(0, 8), ha="center")
             axes.margins(y=0.15)
         else:
-            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=TRAINING)
+            _write_not_measured(axes)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=9)
-    learning.set_title("What was learned", fontsize=11)
-    forgetting.set_title("What was forgotten", fontsize=11)
-    for axes in (learning, forgetting):
-        axes.set_xlabel("step")
-        axes.set_ylabel("loss, nats/token")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    with atomic_write(path) as partial:
-        figure.savefig(partial, format="png", dpi=130)
+            axes.legend(frameon=False, fontsize=10)
+    learning.set_title("What was learned", fontsize=12)
+    forgetting.set_title("What was forgotten", fontsize=12)
+
+
+def _draw_changes(axes: Any, changed: Sequence[Line]) -> None:
+    for change, colour, marker in (("gain", NEW, "o"), ("forgetting", OLD, "s")):
+        points = [(line["step"], line[change]) for line in changed if line.get(change) is not None]
+        if points:
+            axes.plot(
+                *zip(*points, strict=True), color=colour, marker=marker, markersize=4, linewidth=1.8, label=change
+            )
+            axes.annotate(
+                f"{points[-1][1]:+.3f}", points[-1], textcoords="offset points", xytext=(0, 8), ha="center", fontsize=10
+            )
+    axes.axhline(0, color=TRAINING, linestyle=":", linewidth=1)
+    axes.margins(y=0.15)
+    axes.legend(frameon=False, fontsize=10)
+    axes.set_title("Gain and forgetting since step 0", fontsize=12)
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats/token")
+
+
+def _draw_path(axes: Any, changed: Sequence[Line]) -> None:
+    points = [(line["forgetting"], line["gain"], line["step"]) for line in changed
+              if line.get("gain") is not None and line.get("forgetting") is not None]  # fmt: skip
+    axes.set_title("Gain against forgetting: up and left is better", fontsize=12)
+    axes.set_xlabel("forgetting, nats/token")
+    axes.set_ylabel("gain, nats/token")
+    if not points:
+        _write_not_measured(axes)
+        return
+    axes.plot([x for x, _, _ in points], [y for _, y, _ in points], color=PATH, marker="o", markersize=4, linewidth=1.8)
+    for words, x, y in _named(points):
+        axes.annotate(words, (x, y), textcoords="offset points", xytext=(6, -12), fontsize=10, color=PATH)
+    axes.margins(x=0.2, y=0.15)
+
+
+def _named(points: Sequence[tuple[float, float, int]]) -> list[tuple[str, float, float]]:
+    """Labels of a path: of its ends, and of the point with the largest gain - forgetting, which is the best one."""
+    best = max(points, key=lambda point: point[1] - point[0])
+    chosen = sorted({points[0], best, points[-1]}, key=lambda point: point[2])
+    return [(f"{'best: ' if point == best else ''}step {point[2]}", point[0], point[1]) for point in chosen]
+
+
+def _write_not_measured(axes: Any) -> None:
+    axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=TRAINING)
 
 
 def draw_scores(

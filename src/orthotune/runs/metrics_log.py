@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from orthotune.files.json_file import complete_json_lines, finite, json_line
 from orthotune.runs.failed_save import OnFailedSave
 
 Line = dict[str, Any]
+#: The loss of a domain, and the name of its change since step 0: what is gained or forgotten is positive.
+CHANGES = {"new_nats": "gain", "old_nats": "forgetting"}
 
 
 class MetricsLog:
@@ -22,7 +25,7 @@ class MetricsLog:
 
     A line has ``step``, ``seconds`` (since the start of training, interruptions skipped) and, where measured,
     ``train_loss``, ``learning_rate``, ``gradient_norm`` (before clipping), ``new_nats`` and ``old_nats`` (nats per
-    token), and ``diagnosis``.
+    token), ``gain`` and ``forgetting`` (the changes of these two since step 0), and ``diagnosis``.
 
     A line that cannot be written, for example on a full disk, is an error or is kept until there is room; the file
     always holds complete lines.
@@ -97,23 +100,78 @@ class MetricsLog:
         else:
             self._bytes, self._unwritten = self._bytes + len(text), []
 
-    def last(self, key: str) -> Any:
-        """The newest value of ``key``, or None."""
-        return next((line[key] for line in reversed(self.lines) if line.get(key) is not None), None)
+    def last(self, key: str, until: int | None = None) -> Any:
+        """The newest value of ``key``, or None; with ``until``, the newest one up to that step."""
+        lines = self.lines if until is None else [line for line in self.lines if line["step"] <= until]
+        return next((line[key] for line in reversed(lines) if line.get(key) is not None), None)
 
     def first(self, key: str) -> Any:
         """The oldest value of ``key``, or None."""
         return next((line[key] for line in self.lines if line.get(key) is not None), None)
 
-    def outcome(self) -> dict[str, Any]:
-        """The loss of each domain before and after, what was gained on the new and forgotten of the old one."""
-        found: dict[str, Any] = {}
-        for domain, change, sign in (("new", "gain", -1), ("old", "forgetting", 1)):
-            before, after = self.first(f"{domain}_nats"), self.last(f"{domain}_nats")
-            known = before is not None and after is not None
-            found |= {f"{domain}_before": before, f"{domain}_after": after}
-            found[change] = sign * (after - before) if known else None
-        return found
+    def outcome(self, until: int | None = None) -> dict[str, Any]:
+        """The loss of each domain before and after, what was gained on the target and forgotten of the source domain.
+
+        Args:
+            until: the last step that counts; None for all.
+        """
+        before = {key: self.first(key) for key in CHANGES}
+        after = {key: self.last(key, until) for key in CHANGES}
+        ends = {key.replace("nats", "before"): value for key, value in before.items()}
+        ends |= {key.replace("nats", "after"): value for key, value in after.items()}
+        return {**ends, **dict.fromkeys(CHANGES.values()), **changes(before, after)}
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, float]:
+    """What was gained on the target domain and forgotten of the source domain between two measurements.
+
+    Args:
+        before: a line of metrics with the losses ``new_nats`` and ``old_nats``, in nats per token, as far as measured.
+        now: a later line.
+
+    Returns:
+        ``gain`` and ``forgetting``, in nats per token: each one whose loss both lines have.
+
+    Example:
+        >>> changes({"new_nats": 3.0, "old_nats": 2.0}, {"new_nats": 2.5, "old_nats": 2.25})
+        {'gain': 0.5, 'forgetting': 0.25}
+    """
+    both = [key for key in CHANGES if before.get(key) is not None and now.get(key) is not None]
+    return {CHANGES[key]: before[key] - now[key] if key == "new_nats" else now[key] - before[key] for key in both}
+
+
+def measurements(lines: Sequence[Line]) -> list[Line]:
+    """The lines with a loss of the target or the source domain, each with its ``gain`` and ``forgetting``.
+
+    Lines that were written before these two keys existed get them, too.
+
+    Example:
+        >>> measurements([{"step": 0, "new_nats": 3.0}, {"step": 1}, {"step": 2, "new_nats": 2.5}])[1]
+        {'gain': 0.5, 'step': 2, 'new_nats': 2.5}
+    """
+    before: Line = {}
+    found: list[Line] = []
+    for line in lines:
+        measured = {key: line[key] for key in CHANGES if key in line}
+        if measured:
+            before = {key: value for key, value in measured.items() if value is not None} | before
+            found.append({**changes(before, line), **line})
+    return found
+
+
+def net_gain(line: Mapping[str, Any]) -> float | None:
+    """Gain - forgetting of a measurement, in nats per token; the gain alone where no source domain is measured.
+
+    Returns:
+        The difference; None where the gain is not known, or a value is not finite.
+
+    Example:
+        >>> net_gain({"gain": 0.5, "forgetting": 0.125})
+        0.375
+    """
+    values = line.get("gain"), line.get("forgetting", 0.0)
+    gain, forgetting = (value if value is not None and math.isfinite(value) else None for value in values)
+    return None if gain is None or forgetting is None else gain - forgetting
 
 
 def _text(line: Line) -> bytes:

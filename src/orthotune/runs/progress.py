@@ -9,7 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from orthotune.runs.metrics_log import MetricsLog
+from orthotune.runs.metrics_log import CHANGES, MetricsLog
+
+#: Columns of a terminal that has room for the losses of the domains beside their changes.
+WIDE = 100
 
 
 class StepBar:
@@ -30,7 +33,7 @@ class StepBar:
         self.title = title
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[losses]}"),
@@ -43,11 +46,20 @@ class StepBar:
         self.bar.start()
         self.task = self.bar.add_task(self.title, total=total, completed=completed, losses="")
 
-    def show(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Go on to ``step``; ``values`` that are None are skipped."""
+    def show(
+        self, step: int, values: Mapping[str, float | None], changes: Mapping[str, float | None] | None = None
+    ) -> None:
+        """Go on to a step.
+
+        Args:
+            step: that is done.
+            values: by name; those that are None are skipped.
+            changes: shown with their sign, before the values: a narrow terminal cuts off the end of the line.
+        """
         if self.bar.tasks:
-            losses = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if value is not None)
-            self.bar.update(self.task, completed=step, losses=losses)
+            words = [f"{name} {value:+.3f}" for name, value in (changes or {}).items() if value is not None]
+            words += [f"{name} {value:.3f}" for name, value in values.items() if value is not None]
+            self.bar.update(self.task, completed=step, losses="  ".join(words))
 
     def close(self) -> None:
         """Leave the terminal as it was, whatever ended the work."""
@@ -74,8 +86,11 @@ class ProgressBar(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:
         if state.is_world_process_zero:
+            changes = {name: self.log.last(name) for name in CHANGES.values()}
             shown = {"loss": "train_loss", "new": "new_nats", "old": "old_nats"}
-            self.bar.show(state.global_step, {name: self.log.last(key) for name, key in shown.items()})
+            if self.bar.bar.console.width < WIDE and any(value is not None for value in changes.values()):
+                shown = {"loss": "train_loss"}
+            self.bar.show(state.global_step, {name: self.log.last(key) for name, key in shown.items()}, changes)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:
         self.close()

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from orthotune.metrics.text_loss import TokenRow, mean_loss
-from orthotune.runs.metrics_log import Line, MetricsLog
+from orthotune.runs.metrics_log import Line, MetricsLog, changes
 
 #: model -> numbers by name, which are the keys of a line of metrics.
 Measure = Callable[[Any], dict[str, float]]
@@ -23,6 +23,10 @@ class StepLog(TrainerCallback):
         measures: of the model.
         every: steps between two measurements.
         entries: names of the trainer's own log that are copied into the lines.
+
+    Attributes:
+        measured: what was measured at the current step, in every process; empty at the other steps. ``gain`` and
+            ``forgetting`` are in the main process alone, which has the lines.
     """
 
     def __init__(self, log: MetricsLog, measures: Sequence[Measure], every: int, entries: Sequence[str] = ()) -> None:
@@ -36,16 +40,16 @@ class StepLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any
     ) -> None:
         if state.global_step == 0:
-            self._measure(seen["model"])
+            self._measure(seen["model"], 0)
             if state.is_world_process_zero:
                 self.log.append({"step": 0, "seconds": 0.0, **self.measured})
-            self.measured = {}
         # What was measured before training is no training time.
         self.resumed_at, self.measuring = time.monotonic(), 0.0
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:
+        self.measured = {}
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
-            self._measure(seen["model"])
+            self._measure(seen["model"], state.global_step)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:
         logs = seen["logs"]
@@ -61,16 +65,17 @@ class StepLog(TrainerCallback):
                 **self.measured,
             }
         )
-        self.measured = {}
 
     @property
     def seconds(self) -> float:
         """Seconds of training over all sittings, measuring skipped."""
         return self.trained + time.monotonic() - self.resumed_at - self.measuring
 
-    def _measure(self, model: Any) -> None:
+    def _measure(self, model: Any, step: int) -> None:
         began = time.monotonic()
-        self.measured = {name: value for measure in self.measures for name, value in measure(model).items()}
+        measured = {name: value for measure in self.measures for name, value in measure(model).items()}
+        before = {name: self.log.first(name) for name in measured} if step else measured
+        self.measured = measured | changes(before, measured)
         self.measuring += time.monotonic() - began
 
 
