@@ -24,8 +24,10 @@ from orthotune.runs.progress import ProgressBar
 from orthotune.runs.quiet import quiet
 from orthotune.runs.record import RunRecord, WeightChange, device_name, versions
 from orthotune.runs.sharded_model import is_sharded
+from orthotune.text.best_parameters import BestParameters
 from orthotune.text.causal_model import choose_dtype
 from orthotune.text.diagnosis_log import DiagnosisLog
+from orthotune.text.early_stopping import EarlyStopping, Reached, StopRules
 from orthotune.text.step_log import StepLog
 from orthotune.text.trainer import RunTrainer, TrainerParts
 from orthotune.text.weight_pairs import weight_change
@@ -44,7 +46,8 @@ def run_text(
 
     The output holds ``adapter`` (or ``model`` for full finetuning), ``metrics.jsonl``, ``curve.png`` and checkpoints.
     A run that was cut off and resumed ends with the same parameters as one that was not. SIGTERM and Ctrl-C let it
-    save a checkpoint first. Under a launcher every process runs this: ``settings.distributed`` says how they share the
+    save a checkpoint first. A rule of ``settings.stop_when`` ends it in order, and with ``settings.result=best`` the
+    parameters of the best measurement are what is written. Under a launcher every process runs this: ``settings.distributed`` says how they share the
     work; the first one reports and writes.
 
     Args:
@@ -67,8 +70,9 @@ def run_text(
         directory = RunDirectory(settings.output)
         checkpoint = processes.from_main(lambda: directory.open(settings.record(), settings.resume, say))
         if finished := processes.from_main(lambda: read_json(directory.record) if directory.finished else None):
-            say(f"{directory.path} holds this run, finished.")
-            return RunRecord(**finished)
+            record = RunRecord(**finished)
+            say(" ".join([f"{directory.path} holds this run, finished.", *_end_of(record)]))
+            return record
         processes.require_visible(checkpoint)
         try:
             with quiet(), StopOnSignal(say) as stop:
@@ -81,6 +85,12 @@ def _silent(message: str) -> None:
     """Drop the message: only the main process reports."""
 
 
+def _end_of(record: RunRecord) -> list[str]:
+    """The note of the rule that ended a run, if one did."""
+    rule = f"stop_when.{(record.stopped_by or {}).get('rule')}="
+    return [note for note in record.notes if note.startswith(rule)]
+
+
 class _Run:
     """One run, once its directory is open."""
 
@@ -91,6 +101,8 @@ class _Run:
         self.settings, self.job, self.directory, self.checkpoint = settings, job, directory, checkpoint
         self.stop, self.say, self.main = stop, say, processes.is_main()
         self.full, self.notes = settings.method == "full", list(job.notes)
+        self.best: BestParameters | None = None
+        self.reached: Reached | None = None
 
     def train(self, callbacks: Callbacks, bar: bool) -> RunRecord:
         began = time.monotonic()
@@ -106,6 +118,7 @@ class _Run:
         log = self._log()
         self._fit(trainer, log, callbacks, bar)
         self._check_stopped(trainer)
+        self._choose_result(trainer)
         if trainer.skipped:
             self.notes.append(f"{len(trainer.skipped)} steps were skipped: their loss or gradient was not finite.")
         if warning := log.first("clipping"):
@@ -131,6 +144,7 @@ class _Run:
             saves=None if settings.save_every else SAVES,
             magnitude_factor=settings.magnitude_factor,
             losses=tuple(job.losses(self.directory, self.checkpoint)),
+            add_to_checkpoint=lambda folder: self.best.save(folder) if self.best else None,
         )
         trainer = job.trainer(TrainerInputs(model, tokenizer, adapter, data, self.directory.checkpoints, dtype, parts))
         engines.check_started(trainer, settings.distributed)
@@ -145,16 +159,26 @@ class _Run:
         progress = ProgressBar(log, self.settings.method, visible=bar and self.main)
         inner = (DiagnosisLog(log, every, self.say), GradientLog(log, self.say))  # before the one that writes the line
         steps = StepLog(log, self.job.measures(trainer), every, self.job.entries)
-        for callback in (*inner, steps, progress, *callbacks):
+        end = EarlyStopping(StopRules(**self.settings.stop_when), log, steps)
+        self.best = BestParameters(steps) if self.settings.result == "best" else None
+        if self.best and self.checkpoint:
+            self.best.load(self.checkpoint)
+        for callback in (*inner, steps, *([self.best] if self.best else []), end, progress, *callbacks):
             trainer.add_callback(callback)
+        checkpoint = str(self.checkpoint) if self.checkpoint else None
         try:
-            trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+            done = step_of(self.checkpoint)
+            if checkpoint and done < trainer.planned_steps and end.at(done):  # ended, and cut off before its record
+                trainer.restore(checkpoint)
+            else:
+                trainer.train(resume_from_checkpoint=checkpoint)
         finally:
             progress.close()
+        self.reached = end.reached
 
     def _check_stopped(self, trainer: RunTrainer) -> None:
         done, steps, checkpoints = trainer.state.global_step, trainer.planned_steps, self.directory.checkpoints
-        if not self.stop.asked or done >= steps:
+        if not self.stop.asked or self.reached or done >= steps:
             return
         # A full disk may have kept the checkpoint from being written.
         written = (checkpoints / f"checkpoint-{done}").is_dir()
@@ -163,6 +187,24 @@ class _Run:
             f"Stopped by {self.stop.asked} after step {done} of {steps}, {saved}. "
             f"Go on with the same settings and resume=auto output={self.directory.path}"
         )
+
+    def _choose_result(self, trainer: RunTrainer) -> None:
+        """Say which rule ended the training, and put the best parameters into the model."""
+        notes = [self.reached.sentence(trainer.planned_steps)] if self.reached else []
+        if self.best is not None:
+            step = processes.from_main(lambda: self.best.step if self.best else None)
+            if self.main:
+                self.best.restore(trainer.model)
+            notes.append(
+                "result=best: no measurement gained more than it forgot, and the result is the base."
+                if step == 0
+                else f"result=best: the result is that of step {step}, where gain - forgetting was largest."
+                if step is not None
+                else "result=best: no measurement was finite, and the result is that of the last step."
+            )
+        for note in notes:
+            self.say(note)
+        self.notes += notes
 
     def _save(self, trainer: RunTrainer, log: MetricsLog) -> str:
         """Write the adapter or model and the curve; return the name of the folder."""
@@ -183,7 +225,7 @@ class _Run:
         looks = self.main or is_sharded(trainer.model)  # all processes look at a sharded model together
         base = self.job.model(torch.float32) if self.full and looks else None
         findings = self.job.findings(trainer, base) if looks else {}
-        scores = _scores(log)
+        scores, until = _scores(log), self.best.step if self.best else None
         fields: dict[str, Any] = dict(
             recipe=settings.recipe,
             method=settings.method,
@@ -192,16 +234,18 @@ class _Run:
             device=device_name(),
             trainable_parameters=counts[0],
             total_parameters=counts[1],
-            steps=trainer.planned_steps,
-            **log.outcome(),
+            steps=self.reached.step if self.reached else trainer.planned_steps,
+            **log.outcome(until),
             scores_before={name: log.first(name) for name in scores},
-            scores_after={name: log.last(name) for name in scores},
+            scores_after={name: log.last(name, until) for name in scores},
             skipped_steps=len(trainer.skipped),
             weights=weight_change(trainer.model, base) if looks else WeightChange(),
             seconds=round(time.monotonic() - began, 1),
             train_seconds=round(log.last("seconds") or 0.0, 1),
             notes=self.notes,
             artifacts={kept: kept, "curve": CURVE, "metrics": "metrics.jsonl"},
+            stopped_by=self.reached.record() if self.reached else None,
+            result_step=until,
         )
         return RunRecord(**(fields | findings))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from orthotune.files.installed_worlds import TEXT_WORLD
 from orthotune.recipes import method_settings
 from orthotune.recipes.method_settings import Method, MethodSettings, Positive, SettingError
+from orthotune.recipes.stop_when import rule_faults
 from orthotune.runs.processes import Distributed
 
 WORLD = TEXT_WORLD
@@ -43,7 +44,7 @@ class TextSettings(MethodSettings):
     ball: ClassVar[float] = COFT_EPS
     only_for: ClassVar[dict[str, tuple[str, ...]]] = ONLY_FOR
     rivals: ClassVar[tuple[tuple[str, str], ...]] = RIVALS
-    newer: ClassVar[tuple[str, ...]] = ("lora", "max_grad_norm", "eval_tokens")
+    newer: ClassVar[tuple[str, ...]] = ("lora", "max_grad_norm", "eval_tokens", "stop_when", "result")
 
     model: str = Field(description="Path or hub name of a causal language model, text-world or smollm2.")
     target_modules: str | list[str] = "all-linear"
@@ -66,6 +67,25 @@ class TextSettings(MethodSettings):
         None, description="Held-out tokens of each domain that are measured; default: all of them."
     )
     eval_every: Positive | None = Field(None, description="Steps; default: five times over the run.")
+    stop_when: dict[str, Any] = Field(
+        {},
+        description="Rules that end the run at a measurement, as {forgetting: 0.05}: forgetting (more nats per token "
+        "than that), gain (at least that), patience (so many measurements without a larger gain - forgetting).",
+    )
+    result: Literal["last", "best"] = Field(
+        "last", description="Parameters of the last step, or of the measurement with the largest gain - forgetting."
+    )
+
+    @model_validator(mode="after")
+    def _stops(self) -> TextSettings:
+        if faults := rule_faults(self.stop_when):
+            raise SettingError(*faults[0], others=[SettingError(*fault) for fault in faults[1:]])
+        if self.result == "best" and self.distributed not in ("none", "ddp"):
+            fault = (
+                f"result=best keeps complete parameters, which distributed={self.distributed} spreads over processes"
+            )
+            raise SettingError("result", fault, "Choose distributed=ddp, or result=last")
+        return self
 
     @model_validator(mode="after")
     def _fits_the_engine(self) -> TextSettings:

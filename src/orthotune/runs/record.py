@@ -38,6 +38,11 @@ class RunRecord(BaseModel):
         skipped_steps: steps that were skipped because a loss or gradient was not finite.
         seconds: from loading the model to the written adapter; train_seconds: training steps only.
         artifacts: what was written, by kind, relative to the run directory.
+        stopped_by: the rule that ended the training before its last step, with ``limit``, ``step``, ``gain`` and
+            ``forgetting``; None without one.
+        result_step: the step whose parameters were written, where that is not the last one as a matter of course.
+        rewound: what rewinding at the end chose: ``by``, ``strengths``, and ``gain`` and ``forgetting`` with these and
+            ``as_trained``, on texts that nothing was chosen by.
     """
 
     recipe: str
@@ -63,6 +68,9 @@ class RunRecord(BaseModel):
     train_seconds: float
     notes: list[str] = []
     artifacts: dict[str, str]
+    stopped_by: dict[str, Any] | None = None
+    result_step: int | None = None
+    rewound: dict[str, Any] | None = None
 
 
 def versions() -> dict[str, str]:

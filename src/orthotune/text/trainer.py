@@ -46,6 +46,7 @@ class TrainerParts:
         saves: checkpoints over the run, at even distances; None saves as ``save_steps`` of the arguments says.
         magnitude_factor: magnitudes of an adapter learn at this many times the learning rate.
         losses: make what is added to the loss, once the data is tokenized and the model is in its place.
+        add_to_checkpoint: called in the main process with the folder of each checkpoint, to write further files.
 
     Example:
         >>> TrainerParts(max_skipped=3).magnitude_factor
@@ -59,6 +60,11 @@ class TrainerParts:
     saves: int | None = None
     magnitude_factor: float = 1.0
     losses: tuple[LossMaker, ...] = ()
+    add_to_checkpoint: Callable[[Path], None] | None = None
+
+
+def _state_of(checkpoint: str) -> TrainerState:
+    return TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
 
 
 @cache
@@ -133,12 +139,16 @@ class RunTrainer(Trainer):
         self.added.start(self)
         if isinstance(resume_from_checkpoint, str):
             self.nonfinite.skipped = read_skipped(Path(resume_from_checkpoint))
-            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, "trainer_state.json")))
+            state = _state_of(resume_from_checkpoint)
             if 0 < state.max_steps <= state.global_step:
-                self._load_from_checkpoint(resume_from_checkpoint)
-                self.state = state
-                return None
+                return self.restore(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def restore(self, checkpoint: str) -> None:
+        """Load a checkpoint after which nothing is trained."""
+        self.nonfinite.skipped = read_skipped(Path(checkpoint))
+        self._load_from_checkpoint(checkpoint)
+        self.state = _state_of(checkpoint)
 
     def create_optimizer(self, model: Any = None) -> Any:
         """As the base class, with a group for the magnitudes."""
@@ -211,6 +221,8 @@ class RunTrainer(Trainer):
             output, self.args.output_dir = self.args.output_dir, str(folder)
             try:
                 super(RunTrainer, self)._save_checkpoint(model, trial)
+                if self.parts.add_to_checkpoint is not None and self.is_world_process_zero():
+                    self.parts.add_to_checkpoint(folder / f"checkpoint-{self.state.global_step}")
             finally:
                 self.args.output_dir = output
 
