@@ -26,6 +26,12 @@ KEEPING: dict[str, dict[str, Any]] = {
     "keep-fsdp2": {"distributed": "fsdp2"},
 }
 
+#: ended by a rule at the first measurement of six steps
+STOPPING: dict[str, dict[str, Any]] = {
+    "stop-ddp": {"distributed": "ddp", "result": "best"},
+    "stop-fsdp2": {"distributed": "fsdp2"},
+}
+
 
 def make_files(home: Path) -> None:
     save_model(home / "model", dtype="float32")
@@ -56,7 +62,9 @@ def settings_of(home: Path, name: str) -> SFTSettings:
     }
     if name in KEEPING:
         recipe |= {"keep": 3, "keep_data": str(home / "kept.jsonl"), "keep_batch": 3}
-    return SFTSettings(**(recipe | (JOBS | KEEPING)[name]))
+    if name in STOPPING:
+        recipe |= {"eval_data": str(home / "new.jsonl"), "eval_every": 2, "stop_when": {"gain": 1e-6}}
+    return SFTSettings(**(recipe | (JOBS | KEEPING | STOPPING)[name]))
 
 
 def pictures_of(home: Path, name: str, processes: int) -> SubjectSettings:

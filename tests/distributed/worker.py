@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from orthotune.recipes import sft, subject
 from orthotune.runs.processes import leave
-from tests.distributed.jobs import JOBS, KEEPING, pictures_of, settings_of
+from tests.distributed.jobs import JOBS, KEEPING, STOPPING, pictures_of, settings_of
 
 
 class _Accident(TrainerCallback):
@@ -27,7 +27,7 @@ class _Accident(TrainerCallback):
 
 
 def finetune(home: Path) -> None:
-    for name in [*JOBS, *KEEPING]:
+    for name in [*JOBS, *KEEPING, *STOPPING]:
         if name in ("none", "keep"):
             continue
         said: list[str] = []

@@ -28,7 +28,8 @@ LEARNING_RATE = 3e-3
 OF_THAT_RUN = {
     "method", "block_size", "r", "eps", "rotation", "magnitude_rate", "target_modules", "train_text_encoder",
     "lora_rank", "lora_alpha", "lora",
-    "preset", "output", "resume", "learning_rate", "steps", "epochs", "eval_every", "save_every",
+    "preset", "output", "resume", "learning_rate", "steps", "epochs", "eval_every", "save_every", "stop_when", "result",
+    "rewind",
 }  # fmt: skip
 
 

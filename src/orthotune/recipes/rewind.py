@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from orthotune import PeftModel
-from orthotune.errors import RecipeError
+from orthotune.errors import OrthotuneError, OutputError, RecipeError
 from orthotune.files.json_file import read_json, write_json
 from orthotune.files.output import new_folder
 from orthotune.metrics.text_loss import TokenRow
@@ -24,8 +24,10 @@ from orthotune.operations import rewind as files
 from orthotune.quantized.loading_options import place
 from orthotune.recipes.held_out import LOOKED_AT, held_out_rows
 from orthotune.recipes.settings import GENERATED, SFTSettings
+from orthotune.runs.directory import RunDirectory
 from orthotune.runs.layer_strengths import LayerStrengths, layer_strengths
 from orthotune.runs.quiet import quiet
+from orthotune.runs.record import RunRecord
 from orthotune.text.causal_model import choose_dtype, load_model, load_tokenizer
 from orthotune.text.rewinding import By, Losses, Point, Rewinding, difference, groups_of, overlap
 from orthotune.text.rewinding_plot import draw_rewinding
@@ -35,6 +37,8 @@ Say = Callable[[str], None]
 Rows = dict[str, list[TokenRow]]
 #: Fewer held-out rows of a domain cannot be divided into those to choose by and those to measure on.
 FEWEST = 4
+#: Held-out tokens of each domain.
+TOKENS = 8192
 #: Where a run directory keeps what was rewound.
 FOLDER = "rewound"
 
@@ -59,7 +63,7 @@ class RewindSettings(BaseModel):
         "run, generated if it named none.",
     )  # fmt: skip
     tokens: Annotated[int, Field(ge=64)] = Field(
-        8192, description="Held-out tokens of each domain; half of them choose the strengths, half measure them."
+        TOKENS, description="Held-out tokens of each domain; half of them choose the strengths, half measure them."
     )
     steps: Annotated[int, Field(gt=0)] = Field(40, description="Steps in which strengths of groups are trained.")
     step_tokens: Annotated[int, Field(gt=0)] = Field(1024, description="Tokens of each domain in such a step.")
@@ -95,6 +99,16 @@ class Rewound(BaseModel):
     seconds: float
     notes: list[str]
     settings: dict[str, Any]
+
+    def table(self) -> list[str]:
+        """The rows as lines of text."""
+        heading = "rewound, nats per token on texts that nothing was chosen by:"
+        twice = "one strength" if self.settings["by"] == "one" else None  # it is the chosen one
+        return [heading] + [
+            f"  {name:<12} gain {row['gain']:+.3f}  forgetting {row['forgetting']:+.3f}"
+            for name, row in self.rows.items()
+            if name != twice
+        ]
 
 
 def run(settings: RewindSettings, say: Say = print, *, overwrite: bool = False) -> Rewound:
@@ -143,6 +157,61 @@ def run(settings: RewindSettings, say: Say = print, *, overwrite: bool = False) 
     return found
 
 
+def finish(settings: SFTSettings, say: Say = print) -> RunRecord:
+    """Rewind a run that has just finished, as its setting ``rewind`` asks, and add the figures to its record.
+
+    A run that was cut off here is finished by the next call. The run directory is locked meanwhile.
+
+    Args:
+        settings: of the run.
+        say: called with each message.
+
+    Returns:
+        The record of the run, with ``rewound``.
+
+    Raises:
+        OutputError: another process is at work in the run directory, or another rewinding lies there.
+        RecipeError: too few held-out texts.
+    """
+    directory = RunDirectory(settings.output)
+    by = "one" if settings.rewind == "auto" else settings.rewind
+    asked = RewindSettings.model_validate({"run": directory.path, "by": by, "seed": settings.seed})
+    with directory.locked(say):
+        record = RunRecord(**read_json(directory.record))
+        if record.rewound is not None:
+            return record
+        try:
+            found = _written(asked) or run(asked, say)
+        except OrthotuneError:
+            say(f"The run in {directory.path} is finished; rewinding failed.")
+            raise
+        for line in found.table():
+            say(line)
+        figures = {
+            "by": by,
+            "strengths": found.strengths,
+            **found.rows["chosen"],
+            "as_trained": found.rows["as trained"],
+        }
+        more = {"rewound": figures, "artifacts": record.artifacts | {FOLDER: FOLDER}}
+        record = record.model_copy(update=more)
+        write_json(directory.record, record.model_dump(mode="json"))
+    return record
+
+
+def _written(asked: RewindSettings) -> Rewound | None:
+    """What an earlier call wrote, which was cut off before the run's record was written."""
+    folder = asked.run / FOLDER
+    if not folder.exists():
+        return None
+    path = folder / "rewind.json"
+    found = Rewound(**read_json(path)) if path.is_file() else None
+    own = {"run", "output"}
+    if found is None or RewindSettings(**found.settings).model_dump(exclude=own) != asked.model_dump(exclude=own):
+        raise OutputError(f"{folder}", got="another rewinding, or other files", do="Move it away, then start again")
+    return found
+
+
 def _settings_of(run: Path) -> SFTSettings:
     record = read_json(run / "run.json") if (run / "run.json").is_file() else {}
     if record.get("recipe") != "sft" or not ((run / "adapter").is_dir() or (run / "model").is_dir()):
@@ -150,7 +219,8 @@ def _settings_of(run: Path) -> SFTSettings:
             f"{run}", got="no finished run of `orthotune train sft` in it",
             do="Name the output of such a run: the folder that holds run.json and adapter",
         )  # fmt: skip
-    return SFTSettings(**record["settings"])
+    # A fit of magnitudes is a run of this recipe, and has a setting more: its adapter.
+    return SFTSettings(**{key: value for key, value in record["settings"].items() if key in SFTSettings.model_fields})
 
 
 def _loaded(run: Path, trained: SFTSettings, folder: Path) -> tuple[Any, LayerStrengths, Any]:
@@ -187,13 +257,7 @@ def _rows(
         write_texts(model, tokenizer, folder / "old-texts.jsonl", length, settings.seed, count)
         found["old"] = read_texts(folder / "old-texts.jsonl")
         notes.append(f"old domain: {len(found['old'])} texts that the base wrote, old-texts.jsonl.")
-    for domain, key in (("new", "new (or eval_data of the run)"), ("old", "old")):
-        if len(found.get(domain, ())) < FEWEST:
-            raise RecipeError(
-                f"{key}: held-out texts of the {domain} domain", got=f"{len(found.get(domain, ()))} rows",
-                needed=f"at least {FEWEST}: half of them choose, half measure",
-                do=f"Name more texts: {domain}=FILE",
-            )  # fmt: skip
+    require_rows(found, {"new": "new (or eval_data of the run)", "old": "old"})
     halves = {domain: _halves(found[domain]) for domain in ("new", "old")}
     shared = overlap([*found["training"], *found["new"]], found["old"])
     if shared:
@@ -206,6 +270,25 @@ def _rows(
         "measure": {domain: other for domain, (_, other) in halves.items()},
         "overlap": {"old": found["old"], "new": [*found["training"], *found["new"]]},
     }, notes
+
+
+def require_rows(found: Mapping[str, Sequence[TokenRow]], settings: Mapping[str, str]) -> None:
+    """Refuse held-out texts that cannot be divided into those to choose by and those to measure on.
+
+    Args:
+        found: rows by domain.
+        settings: domain -> the setting that names its texts, and what else the message says of it.
+
+    Raises:
+        RecipeError: too few rows of a domain.
+    """
+    for domain, key in settings.items():
+        if len(found.get(domain, ())) < FEWEST:
+            raise RecipeError(
+                f"{key}: held-out texts of the {domain} domain", got=f"{len(found.get(domain, ()))} rows",
+                needed=f"at least {FEWEST}: half of them choose, half measure",
+                do=f"Name more texts: {key.partition(' ')[0]}=FILE",
+            )  # fmt: skip
 
 
 def _halves(rows: Sequence[TokenRow]) -> tuple[list[TokenRow], list[TokenRow]]:

@@ -14,6 +14,10 @@ __all__ = ["LEARNING_RATES", "METHODS", "ONLY_FOR", "RIVALS", "WORLD", "Method",
 
 #: value of keep_data for texts that the base model generates
 GENERATED = "generated"
+#: value of old_data for no texts of the source domain
+NO_DATA = "none"
+#: options of an adapter with which parameters beside rotations and LoRA's factors are trained
+NO_STRENGTH = ("use_dora", "bias", "modules_to_save", "trainable_token_indices")
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     **text_settings.ONLY_FOR,
     "keep": WITH_ADAPTER,
@@ -37,7 +41,7 @@ class SFTSettings(TextSettings):
     only_for: ClassVar[dict[str, tuple[str, ...]]] = ONLY_FOR
     # Held-out data belongs to the data that it was held out from.
     tied: ClassVar[dict[str, str]] = {"eval_data": "data"}
-    newer: ClassVar[tuple[str, ...]] = ("lora", "keep", "max_grad_norm", "eval_tokens", "stop_when", "result")
+    newer: ClassVar[tuple[str, ...]] = ("lora", "keep", "max_grad_norm", "eval_tokens", "stop_when", "result", "rewind")
 
     data: str = Field(description="File, directory, hub name or text-world/SPLIT to learn from.")
     data_format: Literal["auto", "text", "prompt-completion", "messages"] = "auto"
@@ -54,6 +58,11 @@ class SFTSettings(TextSettings):
         "for text-world its old_train.",
     )
     keep_batch: Positive | None = Field(None, description="Rows of keep_data beside each batch; default: half of it.")
+    rewind: Literal["none", "auto", "kind", "projection", "depth", "layer"] = Field(
+        "none",
+        description="Choose strengths for the finished adapter, as `orthotune rewind`: auto, one for all layers, or "
+        "one by kind, projection, depth or layer.",
+    )
     packing: Literal["auto", "none", "wrapped", "bfd_split"] = Field(
         "auto", description="auto: running text is wrapped (nothing is cut off), dialogues stay one per row."
     )
@@ -81,6 +90,35 @@ class SFTSettings(TextSettings):
         if self.keep_batch is None:
             self.keep_batch = max(1, self.batch_size // 2)
         self._keeps_in_engine()
+        return self
+
+    @model_validator(mode="after")
+    def _measures_what_is_asked(self) -> SFTSettings:
+        if self.old_data == NO_DATA:
+            fault = "{} needs texts of the source domain, and old_data=none names none"
+            if "forgetting" in self.stop_when:
+                raise SettingError("stop_when.forgetting", fault.format("stop_when.forgetting"), "Name old_data=FILE")
+            if self.rewind != "none":
+                raise SettingError("rewind", fault.format("rewind"), "Name old_data=FILE, or leave old_data out")
+        return self
+
+    @model_validator(mode="after")
+    def _rewinds(self) -> SFTSettings:
+        if self.rewind == "none":
+            return self
+        if self.distributed != "none":
+            fault = f"rewind is done by one process, and distributed={self.distributed} starts several"
+            raise SettingError("rewind", fault, "Leave it out, and after the run call orthotune rewind RUN")
+        if self.method == "full" and self.old_data is None:
+            fault = (
+                "rewind after method=full needs texts of the source domain: no base is beside the model to write any"
+            )
+            raise SettingError("rewind", fault, "Name old_data=FILE")
+        for options in ("rotation", "lora"):
+            for key in NO_STRENGTH:
+                if (value := getattr(self, options).get(key)) not in (None, False, "none", []):
+                    fault = f"rewind chooses strengths, and what {options}.{key}={value} trains has none"
+                    raise SettingError("rewind", fault, "Leave out one of them")
         return self
 
     def _keeps_in_engine(self) -> None:

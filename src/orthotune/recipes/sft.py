@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from orthotune.errors import RecipeError
 from orthotune.metrics.drift import text_drift
+from orthotune.metrics.text_loss import TokenRow
+from orthotune.recipes import rewind
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.sft_data import examples_for, keep_notes, kept_examples, source_domain_notes
 from orthotune.recipes.text_job import TextJob, TrainerInputs, source_of, trainer_arguments
@@ -56,7 +59,8 @@ def run(
         >>> run(SFTSettings(steps=20, output="runs/first")).gain > 0  # doctest: +SKIP
         True
     """
-    return run_text(settings, job(settings, adapt), say, callbacks, bar)
+    record = run_text(settings, job(settings, adapt), say, callbacks, bar)
+    return rewind.finish(settings, say) if settings.rewind != "none" and record.rewound is None else record
 
 
 def job(settings: SFTSettings, adapt: Adapt | None = None) -> TextJob:
@@ -90,7 +94,20 @@ def _trainer(settings: SFTSettings, given: TrainerInputs) -> RunTrainer:
     )
     if sft_trainer.KEPT in domains:
         sft_trainer.kept_rows(trainer)  # texts that cannot be used are refused before the run takes its directory
+    _check_held_out(settings, sft_trainer.domain_rows(trainer, rewind.TOKENS))
     return trainer
+
+
+def _check_held_out(settings: SFTSettings, rows: Mapping[str, Sequence[TokenRow]]) -> None:
+    """Refuse what needs held-out texts that there are not, before the run takes its directory."""
+    if settings.rewind != "none":
+        named = {"new": "eval_data"} if settings.old_data is None else {"new": "eval_data", "old": "old_data"}
+        rewind.require_rows(rows, named)
+    asked = [f"stop_when.{rule}" for rule in ("gain", "patience") if rule in settings.stop_when]
+    asked += ["result=best"] if settings.result == "best" else []
+    if asked and "new" not in rows:
+        got = "no held-out texts of the target domain, and too few rows in data to hold some out"
+        raise RecipeError(", ".join(asked), got=got, do="Name some: eval_data=FILE")
 
 
 def _losses(settings: SFTSettings, directory: RunDirectory, checkpoint: Path | None) -> Sequence[LossMaker]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from orthotune.errors import DataError, nearest
-from orthotune.recipes.settings import GENERATED, WORLD, SFTSettings
+from orthotune.recipes.settings import GENERATED, NO_DATA, WORLD, SFTSettings
 from orthotune.text.data import Examples, examples_of, hold_out, load_examples
 from orthotune.text.written_texts import FILE, TEXTS
 from orthotune.worlds import debian_texts
 from orthotune.worlds import text as text_world
 
-#: value of old_data for no source domain
-NOTHING = "none"
 #: texts of the general set, and characters of each
 GENERAL_TEXTS, GENERAL_LENGTH = 12, 1000
 
@@ -28,7 +26,7 @@ def examples_for(settings: SFTSettings) -> tuple[Examples, dict[str, Examples]]:
     else:
         examples, held_out = hold_out(examples)
     old = general_texts() if settings.old_data is None else None
-    if settings.old_data not in (None, NOTHING):
+    if settings.old_data not in (None, NO_DATA):
         old = _load(str(settings.old_data), "auto")
     return examples, {name: given for name, given in (("new", held_out), ("old", old)) if given}
 
@@ -78,7 +76,7 @@ def source_domain_notes(settings: SFTSettings) -> list[str]:
             f"source domain: none was named, so forgetting and drift are measured on {GENERAL_TEXTS} Python sources "
             "that come with the package. old_data=FILE names texts that the model must not forget, old_data=none none."
         ]
-    if settings.old_data == NOTHING:
+    if settings.old_data == NO_DATA:
         return ["source domain: none, so forgetting and drift are not measured."]
     return []
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,19 @@ class RunDirectory:
             return self.newest_checkpoint(say)
         return None if resume == "never" else _given(Path(resume))
 
+    @contextmanager
+    def locked(self, say: Callable[[str], None] | None = None) -> Iterator[None]:
+        """No other process can open the directory within the block, not even a finished run's.
+
+        Raises:
+            OutputError: another process has it.
+        """
+        self._lock.take(say)
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def claim(self, settings: dict[str, Any]) -> None:
         """Note what is run here, and remove what a killed process left half-written; another run is refused now."""
         sweep(self.path)
@@ -91,6 +104,8 @@ class RunDirectory:
     def drop_if_empty(self) -> None:
         """Let others open the directory again; remove it when the run failed before it wrote anything."""
         self._lock.release()
+        with suppress(OSError):
+            self.checkpoints.rmdir()  # a trainer makes it when it is made itself
         with suppress(OSError):
             self.path.rmdir()
 
