@@ -47,8 +47,8 @@ def run_text(
     The output holds ``adapter`` (or ``model`` for full finetuning), ``metrics.jsonl``, ``curve.png`` and checkpoints.
     A run that was cut off and resumed ends with the same parameters as one that was not. SIGTERM and Ctrl-C let it
     save a checkpoint first. A rule of ``settings.stop_when`` ends it in order, and with ``settings.result=best`` the
-    parameters of the best measurement are what is written. Under a launcher every process runs this: ``settings.distributed`` says how they share the
-    work; the first one reports and writes.
+    parameters of the best measurement are what is written. Under a launcher every process runs this:
+    ``settings.distributed`` says how they share the work; the first one reports and writes.
 
     Args:
         settings: of the run.
