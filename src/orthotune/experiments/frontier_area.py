@@ -11,10 +11,11 @@ import random
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
+from typing import Any
 
 Point = tuple[float, float]
 #: way of running -> seed -> (gain, forgetting)
-Runs = Mapping[Hashable, Mapping[int, Point]]
+Runs = Mapping[Any, Mapping[int, Point]]
 #: Draws of seeds with replacement; the bounds of an interval then move by about a hundredth of its width.
 DRAWS = 2000
 
@@ -103,11 +104,11 @@ def means(runs: Runs, seeds: Sequence[int]) -> dict[Hashable, Point]:
 def interval(
     measure: Callable[[Sequence[int]], float | None], seeds: Sequence[int], level: float = 0.95
 ) -> tuple[float, float] | None:
-    """The bootstrap interval of a measure over draws of ``seeds`` with replacement; None with a single seed.
+    """The bootstrap interval of a measure over samples of ``seeds`` with replacement; None with a single seed.
 
-    Also None when a twentieth of the draws cannot be measured: those that can are the better ones.
+    Also None when a twentieth of the samples cannot be measured: those that can are the better ones.
 
-    With few seeds it is narrower than it says: three of them can be drawn in ten ways only.
+    With few seeds it is narrower than it says: three of them can be sampled in ten ways only.
 
     Example:
         >>> interval(lambda seeds: sum(seeds) / len(seeds), [0, 0, 0])

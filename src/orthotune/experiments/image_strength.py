@@ -1,4 +1,4 @@
-"""What a finished image run left, put on the embedded model at a strength."""
+"""What a finished image run left, put on the built-in model at a strength."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def finished(run: Path, strength: float = 1.0) -> PipelineFamily:
 
     Args:
         run: the output of ``orthotune train subject``, ``control`` or ``t2i`` on the image world.
-        strength: 1 as trained, 0 the base. Rotations turn by that part of their angles, LoRA's change is scaled, and
+        strength: 1 as trained, 0 the base. Rotations have that part of their angles, LoRA's change is scaled, and
             weights trained in full lie on the straight line from the base's.
     """
     if (run / MODEL).is_dir():
