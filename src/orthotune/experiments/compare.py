@@ -3,7 +3,7 @@
 Every run is measured on the validation data, at each strength asked for. The points of a method that no other one of
 it beats are then measured on the test data, once, and are its frontier. A task that ranks its runs chooses a learning
 rate for each method first: every rate is run with the first seeds, the best one with all seeds, and these runs are
-tested, once, and are the ones whose points are drawn.
+tested, once, and are the only ones with points on frontiers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A comparison as an image: what is gained against what is forgotten; and how each method is drawn anywhere."""
+"""A comparison as an image: what is gained against what is forgotten; and the colour and marker of each method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A grid of runs of one job, methods by learning rates by seeds: which runs there are, and running the unfinished."""
+"""A grid of runs of one job, methods by learning rates by seeds: its settings, its cells, and running them."""
 
 from __future__ import annotations
 

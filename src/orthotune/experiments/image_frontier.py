@@ -60,7 +60,15 @@ def means(rows: Sequence[Row], x: str, y: str) -> dict[str, list[tuple[float, fl
 
 
 def draw_plane(rows: Sequence[Row], x: str, y: str, titles: Titles, path: Path) -> None:
-    """Two scores against each other: all runs on the validation split, the chosen ones on the test split."""
+    """Draw two scores against each other: all runs on the validation split, the chosen ones on the test split.
+
+    Args:
+        rows: of the comparison.
+        x: the score to the right.
+        y: the score upwards.
+        titles: of the scores.
+        path: of the PNG file.
+    """
 
     of = looks(rows)
 
@@ -90,7 +98,15 @@ def draw_plane(rows: Sequence[Row], x: str, y: str, titles: Titles, path: Path) 
 
 
 def draw_curves(names: Sequence[str], titles: Titles, rows: Sequence[Row], curves: Curves, path: Path) -> None:
-    """Validation scores of the runs of ``curves`` over the steps of training, means over the seeds."""
+    """Draw the validation scores of runs over the steps of training, as means over the seeds.
+
+    Args:
+        names: of the scores.
+        titles: of the scores.
+        rows: of the comparison.
+        curves: run -> the lines of its metrics with these scores.
+        path: of the PNG file.
+    """
     of = looks(rows)
 
     def draw(figure: Any) -> None:
@@ -114,7 +130,13 @@ def draw_curves(names: Sequence[str], titles: Titles, rows: Sequence[Row], curve
 
 
 def draw_change(titles: Titles, rows: Sequence[Row], path: Path) -> None:
-    """What happened to the weights of the chosen runs, and to images that are not about the task."""
+    """Draw the changes of the weights by the chosen runs, and of images that are not about the task.
+
+    Args:
+        titles: of the scores.
+        rows: of the comparison.
+        path: of the PNG file.
+    """
     columns = {
         "energy_change": "largest relative change of a layer's hyperspherical energy",
         "angle_change": "largest relative change of a layer's angles",

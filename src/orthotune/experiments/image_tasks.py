@@ -89,7 +89,7 @@ class ImageTask(Task):
     """An image recipe on the image world, by several methods.
 
     A task states its scores in class variables: ``heading``, for the page; ``learned`` and ``kept``, the scores that
-    are drawn against each other in ``frontier.png``; ``pair``, two more; ``headline``, those that are printed;
+    ``frontier.png`` shows against each other; ``pair``, two more; ``headline``, those that are printed;
     ``titles``, every score with a few words for drawings.
     """
 

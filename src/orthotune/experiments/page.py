@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a comparison on the image world: its table, its images, every run."""
+"""One self-contained HTML page of a comparison on the image world: its tables, its images, every run."""
 
 from __future__ import annotations
 

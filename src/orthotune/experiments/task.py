@@ -1,4 +1,4 @@
-"""What a comparison knows of a job: a :class:`Task` states its settings, its runs, how they are measured, its axes."""
+"""The job of a comparison: a :class:`Task` states its settings, its runs, how they are measured, and its axes."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class Task(ABC):
         return {"learned": self.axes.gain.column, "kept": self.axes.forgetting.column, "better": self.axes.better}
 
     def draw(self, rows: Sequence[Row], folder: Path) -> None:
-        """Write ``frontier.png`` and whatever else is drawn.
+        """Write ``frontier.png`` and whatever other drawings there are.
 
         Args:
             rows: of the comparison.
