@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from orthotune.cli import compare as verbs
 from orthotune.errors import RecipeError
-from orthotune.experiments import compare
+from orthotune.experiments import compare, grid
 from orthotune.experiments.axes import Axes, Axis
 from orthotune.experiments.registry import COMPARISONS, Comparison
 from orthotune.experiments.summary import chosen_ways, summary
@@ -82,6 +83,22 @@ def test_every_entry_leads_to_its_task() -> None:
         assert found.name == entry.name == name and found.runs.recipe == name
         assert found.grid.inside in found.grid.model_fields and f"{name} " in f"{entry.examples[0]} "
         assert found.grid().output == Path(f"runs/compare-{name}")
+        # Runs beside each other are made and measured in other processes.
+        assert pickle.loads(pickle.dumps(found.measure)).__func__ is type(found).measure
+
+
+@pytest.mark.parametrize(("name", "file"), [("sft", "frontiers-text.yaml"), ("subject", "frontiers-subject.yaml")])
+def test_grids_in_files_are_read(name: str, file: str) -> None:
+    task = COMPARISONS[name].task()
+    settings = compare.load_compare(task, DOCS.parent / "benchmarks" / file, ["steps=7"])
+    rates = grid.rates_of(task, settings)
+    assert {"oft", "lora", "full", "oft-magnitude"} <= rates.keys() and settings.seeds == [0, 1, 2]
+    made = grid.cells(task, settings, rates, settings.first_seeds, first=True)
+    assert all(cell.settings.steps == 7 for cell in made)
+    assert {cell.settings.rotation.get("magnitude") for cell in made if cell.method == "oft-magnitude"} == {True}
+    # What a comparison wrote down can be read as its settings.
+    again = task.grid(**json.loads(settings.model_dump_json()))
+    assert again == settings
 
 
 def test_the_members_on_the_page_exist_and_those_that_must_be_stated_are_there() -> None:

@@ -61,8 +61,8 @@ class Evaluation:
         return found
 
 
-def _argument(text: str, kind: type = Path) -> Parameter:
-    return kind, typer.Argument(help=text)
+def _argument(text: str) -> Parameter:
+    return Path, typer.Argument(help=text)
 
 
 def _option(kind: type, default: Any, text: str, *flags: str, **limits: Any) -> Parameter:
@@ -73,17 +73,17 @@ def _flag(name: str, text: str) -> Parameter:
     return _option(bool, False, text, name)
 
 
-def _listed(value: str) -> list[str]:
+def _parts(value: str) -> list[str]:
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
 RESULTS = _argument("Folder of generated images.")
 MANIFEST = _option(
-    Path, None, "JSON Lines or CSV: result, condition, prompt, subject. Default: RESULTS/manifest.jsonl.", "--manifest"
+    Path, None, "JSON Lines or CSV: result, condition, prompt, subject. Default: RESULTS/manifest.jsonl."
 )
 RESIZE = _flag("--resize", "Resize results of another size than their conditions instead of refusing them.")
-BATCH = _option(int, 8, "Images per batch.", "--batch-size", min=1)
-DEVICE = _option(str, "cpu", "Device of the model: cpu, cuda, mps, ...", "--device")
+BATCH = _option(int, 8, "Images per batch.", min=1)
+DEVICE = _option(str, "cpu", "Device of the model: cpu, cuda, mps, ...")
 STRICT = _flag("--strict", "Refuse missing and unreadable files instead of counting them.")
 OVERWRITE = _flag("--overwrite", "Replace what is at --out.")
 WRITTEN: dict[str, Parameter] = {
@@ -153,9 +153,7 @@ EVALUATIONS: dict[str, Evaluation] = {
                 ),
                 "manifest": MANIFEST,
                 "prompt": _option(str, None, "Prompt of the results for which the manifest has none."),
-                "measures": _option(
-                    str, "dino,clip-i,clip-t,lpips", "Measures, separated by commas.", callback=_listed
-                ),
+                "measures": _option(str, "dino,clip-i,clip-t,lpips", "Measures, separated by commas.", callback=_parts),
                 "dino": _option(str, None, "DINO model: path or hub name. Default: DINO ViT-S/16."),
                 "clip": _option(str, None, "CLIP model: path or hub name. Default: CLIP ViT-B/32."),
                 "lpips": _option(str, "alex", "Network of LPIPS: alex, vgg or squeeze."),
@@ -202,22 +200,17 @@ EVALUATIONS: dict[str, Evaluation] = {
                     str, None,
                     "Data not related to the task. Language models: a file, a folder, a hub name, or text-world/SPLIT. "
                     "Image models: a text file with one prompt per line. The built-in models have a default.",
-                    "--data",
                 ),
-                "base": _option(str, None, "Base model. Default: the one that the adapter records.", "--base"),
-                "max_length": _option(int, 512, "Language models: tokens per sequence.", "--max-length", min=2),
-                "limit": _option(int, 200, "Number of texts or prompts, taken from the beginning.", "--limit", min=1),
+                "base": _option(str, None, "Base model. Default: the one that the adapter records."),
+                "max_length": _option(int, 512, "Language models: tokens per sequence.", min=2),
+                "limit": _option(int, 200, "Number of texts or prompts, taken from the beginning.", min=1),
                 "seed": _option(
-                    int, 0, "Image models: seed of the first image; each further image takes the next number.",
-                    "--seed", min=0,
+                    int, 0, "Image models: seed of the first image; each further image takes the next number.", min=0
                 ),
-                "steps": _option(int, 20, "Image models: sampling steps.", "--steps", min=1),
-                "guidance": _option(
-                    float, None, "Image models: guidance scale. Default: the pipeline's own.", "--guidance"
-                ),
+                "steps": _option(int, 20, "Image models: sampling steps.", min=1),
+                "guidance": _option(float, None, "Image models: guidance scale. Default: the pipeline's own."),
                 "model": _option(
-                    str, None,
-                    "Image models: vision model whose features are compared. Default: built-in classifier.", "--model",
+                    str, None, "Image models: vision model whose features are compared. Default: built-in classifier."
                 ),
                 "as_json": JSON,
             },
@@ -226,10 +219,7 @@ EVALUATIONS: dict[str, Evaluation] = {
             "forgetting", "evaluate_forgetting:forgetting",
             "Disable the parts of a run's adapter one after the other, and measure how gain and forgetting change.",
             ("forgetting runs/sft-oft",),
-            {
-                "run": _argument("Run directory of a finished `orthotune train sft` with an adapter."),
-                "as_json": JSON,
-            },
+            {"run": _argument("Run directory of a finished `orthotune train sft` with an adapter."), "as_json": JSON},
         ),
     )
 }  # fmt: skip
