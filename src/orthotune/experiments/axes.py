@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+#: Column to value; the task of a comparison decides which columns there are.
+Row = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Axis:

@@ -8,19 +8,19 @@ tested, once, and are the only ones with points on frontiers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orthotune.experiments import grid
+from orthotune.experiments.axes import Row
 from orthotune.experiments.frontier import draw_frontier
 from orthotune.experiments.grid import load_compare
-from orthotune.experiments.points import choose_and_test, points
 from orthotune.experiments.rates import choose, seed_means
 from orthotune.experiments.settings import CompareSettings
-from orthotune.experiments.summary import size_notes, summary
-from orthotune.experiments.task import Row, Say, Task
+from orthotune.experiments.summary import chosen_ways, size_notes, summary
+from orthotune.experiments.task import Finished, Say, Task
 from orthotune.files.json_file import write_json
 from orthotune.files.tables import write_table
 from orthotune.runs.directory import RunDirectory
@@ -94,11 +94,13 @@ class _Runs:
     def every(self) -> list[Row]:
         return [*self.rows, *self.last]
 
+    def records(self, job: grid.Job[Any], asked: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        return grid.records(job, asked, self.settings.parallel, self.say)
+
     def add(self, cells: Sequence[grid.Cell]) -> None:
         """Run the cells, and write the rows after each one."""
         asked = [(cell.name, cell.settings) for cell in cells]
-        found = grid.records(self.task.run, asked, self.settings.parallel, self.say)
-        for number, (cell, (name, record)) in enumerate(zip(cells, found, strict=True), start=1):
+        for number, (cell, (name, record)) in enumerate(zip(cells, self.records(self.task.run, asked), strict=True), 1):
             self.made[name] = cell.settings
             self.rows.append(_named(cell, self.task) | self.task.row(record, self.settings.output / name))
             self.say(f"{number} of {len(cells)}: {name}{self.task.outcome(record)}")
@@ -125,12 +127,37 @@ def _of_chosen_rates(done: _Runs, seeds: list[int]) -> list[Row]:
 
 
 def _points(done: _Runs, rows: list[Row]) -> list[Row]:
-    strengths, parallel = done.settings.strengths, done.settings.parallel
+    """A row for each run and strength; the points on the frontiers are marked as chosen, and tested."""
+    task, strengths = done.task, done.settings.strengths
+    found = rows
     if strengths != [1.0]:
-        rows = points(done.task, done.made, rows, strengths, parallel, done.say)
-    test_data = done.task.test_data(done.settings, list(done.made.values()))
-    choose_and_test(done.task, done.made, rows, test_data, parallel, done.say)
-    return rows
+        found = []
+        asked = [(row["run"], Finished(done.made[row["run"]], strengths)) for row in rows]
+        for row, (name, measured) in zip(rows, done.records(task.measure, asked), strict=True):
+            done.say(f"strengths of {name}")
+            found += [{**task.point(row, strength), **measured[strength]} for strength in strengths]
+    chosen = chosen_ways(found, task.axes)
+    for point in found:
+        point["chosen"] = (point["learning_rate"], point["strength"]) in chosen.get(point["method"], ())
+        point |= dict.fromkeys(f"test_{axis.column}" for axis in (task.axes.gain, task.axes.forgetting))
+    _test(done, [point for point in found if point["chosen"]])
+    return found
+
+
+def _test(done: _Runs, chosen: list[Row]) -> None:
+    """Add to the chosen points what the test data say, in columns ``test_...``."""
+    data = done.task.test_data(done.settings, list(done.made.values()))
+    if data is None:
+        done.say(f"{done.task.without_test_data}: the frontiers are those of the data by which they were chosen.")
+        return
+    points: dict[str, list[Row]] = {}
+    for point in chosen:
+        points.setdefault(point["run"], []).append(point)
+    asked = [(name, Finished(done.made[name], [one["strength"] for one in own], data)) for name, own in points.items()]
+    for name, measured in done.records(done.task.measure, asked):
+        done.say(f"test data, {name}")
+        for point in points[name]:
+            point |= {f"test_{column}": value for column, value in measured[point["strength"]].items()}
 
 
 def _write_points(task: Task, found: list[Row], against: str, folder: Path) -> None:

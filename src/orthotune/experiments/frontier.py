@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from orthotune.experiments.axes import AXES, Axes
+from orthotune.experiments.axes import AXES, Axes, Row
 from orthotune.experiments.frontier_area import frontier_of, means
 from orthotune.experiments.summary import points_of
 from orthotune.files.atomic import atomic_write
 
-Row = dict[str, Any]
 LOOKS = {
     "oft": ("#1b7837", "o"),
     "coft": ("#7fbf7b", "s"),

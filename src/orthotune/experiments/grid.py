@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 
 from orthotune.errors import RecipeError
+from orthotune.experiments.axes import Row
 from orthotune.experiments.settings import VARIED, CompareSettings
-from orthotune.experiments.task import Row, Say, Task
+from orthotune.experiments.task import Say, Task
 from orthotune.files.json_file import write_json
 from orthotune.files.platforms import processors
 from orthotune.recipes import load

@@ -7,11 +7,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from orthotune.experiments.axes import Axes, Axis
+from orthotune.experiments.axes import Axes, Axis, Row
 from orthotune.experiments.frontier import NAMES, looks, write_figure
 from orthotune.experiments.summary import points_of
 
-Row = dict[str, Any]
 Titles = Mapping[str, str]
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 FRONTIER, CURVES, FIDELITY, CHANGE = "frontier.png", "convergence.png", "fidelity.png", "change.png"

@@ -11,13 +11,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from orthotune.experiments.axes import Axes, Axis
+from orthotune.experiments.axes import Axes, Axis, Row
 from orthotune.experiments.image_frontier import draw_all
 from orthotune.experiments.image_strength import finished
 from orthotune.experiments.page import write_page
 from orthotune.experiments.rates import seed_means
 from orthotune.experiments.settings import CompareSettings, Rates
-from orthotune.experiments.task import Finished, Row, Say, Table, Task
+from orthotune.experiments.task import Finished, Say, Table, Task
 from orthotune.files.json_file import read_json, write_json
 from orthotune.image.control.hint_encoder import load_hint_encoder
 from orthotune.image.families.family import Family

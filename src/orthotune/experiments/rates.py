@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean, stdev
-from typing import Any
 
-Row = dict[str, Any]
+from orthotune.experiments.axes import Row
 
 
 def choose(rows: Sequence[Row], ranking: Sequence[str]) -> dict[str, float]:

@@ -6,10 +6,9 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from orthotune.experiments.axes import AXES, Axes
+from orthotune.experiments.axes import AXES, Axes, Row
 from orthotune.experiments.frontier_area import Point, area, forgetting_at, frontier_of, interval, joined, means, path
 
-Row = dict[str, Any]
 #: (learning rate, strength) -> seed -> (gain, forgetting)
 Ways = dict[tuple[float, float], dict[int, Point]]
 Line = Callable[[Mapping[Hashable, Point]], list[Point]]

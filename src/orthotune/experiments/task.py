@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from orthotune.experiments.axes import Axes
+from orthotune.experiments.axes import Axes, Row
 from orthotune.experiments.frontier import draw_frontier
 from orthotune.experiments.settings import CompareSettings, settings_of
 from orthotune.recipes.method_settings import MethodSettings
 from orthotune.report import write_report
 
-#: Column to value; which columns there are is the task's choice.
-Row = dict[str, Any]
 Say = Callable[[str], None]
 
 

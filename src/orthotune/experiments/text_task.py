@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from orthotune.experiments.axes import Axes, Axis
+from orthotune.experiments.axes import Axes, Axis, Row
 from orthotune.experiments.settings import CompareSettings
 from orthotune.experiments.strengths import Again, measure
-from orthotune.experiments.task import Finished, Row, Say, Table, Task
+from orthotune.experiments.task import Finished, Say, Table, Task
 from orthotune.recipes import sft
 from orthotune.recipes.settings import WORLD, SettingError, SFTSettings
 from orthotune.runs.record import RunRecord
