@@ -12,8 +12,7 @@ from orthotune.recipes.method_settings import METHODS, Method, MethodSettings, S
 
 #: What a comparison varies or does for every run, and what is written instead of it.
 VARIED = {"method": "methods", "learning_rate": "learning_rates", "seed": "seeds", "output": "output", "resume": ""}
-Rate = Annotated[float, Field(gt=0)]
-Rates = Annotated[list[Rate], Field(min_length=1)]
+Rates = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
 
 
 class CompareSettings(BaseModel):
@@ -37,7 +36,7 @@ class CompareSettings(BaseModel):
     learning_rates: dict[Method, Rates] = Field(
         {}, description="Rates by method; default: 0.4, 1 and 2.5 times the preset's."
     )
-    strengths: list[Rate] = Field(
+    strengths: list[Annotated[float, Field(gt=0)]] = Field(
         [1.0], min_length=1, description="Strengths at which finished runs are measured; 1 is as trained."
     )
     against: str = Field("lora", description="The method or variant that the others are compared with.")
