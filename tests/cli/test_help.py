@@ -28,6 +28,7 @@ assert not heavy, f"imported {{heavy}}"
 
 ASKED = [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)]
 ASKED += [["train", "sft", "--help"], ["compare", "sft", "--help"], ["evaluate", "canny", "--help"]]
+ASKED += [["compare", "control", "--help"], ["evaluate", "drift", "--help"], ["evaluate", "forgetting", "--help"]]
 ASKED += [["train", recipe, "--help"] for recipe in ("subject", "control", "t2i", "magnitude")]
 
 

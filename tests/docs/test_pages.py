@@ -13,8 +13,8 @@ import pytest
 import typer
 
 from orthotune.cli.main import app
-from orthotune.experiments.compare import CompareSettings
-from orthotune.experiments.compare_images_settings import CompareImagesSettings
+from orthotune.experiments.image_tasks import CompareControlSettings, CompareSubjectSettings
+from orthotune.experiments.text_task import CompareSFTSettings
 from orthotune.recipes.control import ControlSettings
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.subject_settings import SubjectSettings
@@ -26,9 +26,9 @@ SETTINGS: dict[tuple[str, ...], tuple[Any, ...]] = {
     ("train", "subject"): (SubjectSettings,),
     ("train", "control"): (ControlSettings,),
     ("train", "t2i"): (TextToImageSettings,),
-    ("compare", "sft"): (CompareSettings, SFTSettings),
-    ("compare", "subject"): (CompareImagesSettings, SubjectSettings),
-    ("compare", "control"): (CompareImagesSettings, ControlSettings),
+    ("compare", "sft"): (CompareSFTSettings, SFTSettings),
+    ("compare", "subject"): (CompareSubjectSettings, SubjectSettings),
+    ("compare", "control"): (CompareControlSettings, ControlSettings),
 }
 
 

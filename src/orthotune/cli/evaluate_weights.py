@@ -11,21 +11,16 @@ import typer
 from orthotune.cli.evaluation import run
 
 
-def energy(
-    tuned: Path = typer.Argument(help="Adapter, or the folder of a fully finetuned model."),
-    base: str = typer.Option(
-        None, "--base", "-b", help="Base model: path or hub name. Default: the one that the adapter records."
-    ),
-    s: float = typer.Option(1.0, "--power", min=0, help="Exponent s of the energy; usually 0, 1 or 2."),
-    half_space: bool = typer.Option(
-        False, "--half-space", help="Treat a neuron and its negative as the same direction."
-    ),
-    out: Path = typer.Option(None, "--out", "-o", help="Output folder. Default: runs/evaluate-energy."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is at --out."),
-) -> None:
-    """Compare the hyperspherical energy of each linear layer, and of all together, before and after finetuning.
+def energy(*, tuned: Path, base: str | None, s: float, half_space: bool, out: Path | None, overwrite: bool) -> None:
+    """Measure and write the energy of each linear layer, and of all together.
 
-    Example: orthotune evaluate energy runs/demo/adapter
+    Args:
+        tuned: adapter, or the folder of a fully finetuned model.
+        base: path or hub name of the base model; None for the one that the adapter records.
+        s: exponent of the energy.
+        half_space: treat a neuron and its negative as the same direction.
+        out: output folder.
+        overwrite: replace what is at ``out``.
     """
     from orthotune.operations.base_model import load_base
     from orthotune.text.weight_pairs import weight_pairs

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from inspect import Parameter, Signature
+from collections.abc import Callable
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from orthotune.cli.recipe_words import recipe_and_settings
+from orthotune.cli.verbs import with_parameters
 from orthotune.recipes.registry import RECIPES, Option, Recipe
 
 WORDS = "[RECIPE.yaml] [KEY=VALUE]..."
@@ -61,15 +62,8 @@ def _verb(recipe: Recipe) -> Callable[..., None]:
     if recipe.plans:
         dry = typer.Option(False, "--dry-run", help="Print the plan of the run, and train nothing.")
         parameters.append(Parameter("dry_run", Parameter.KEYWORD_ONLY, default=dry, annotation=bool))
-    made: Any = run
-    made.__signature__ = Signature(parameters)
-    made.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    made.__doc__ = _described(recipe.summary, recipe.examples)
-    return run
-
-
-def _described(summary: str, examples: Sequence[str]) -> str:
-    return "\n\n".join([summary, "Examples:", *(f"  orthotune train {example}" for example in examples)])
+    examples = (f"  orthotune train {example}" for example in recipe.examples)
+    return with_parameters(run, parameters, [recipe.summary, "Examples:", *examples])
 
 
 for _recipe in RECIPES.values():
