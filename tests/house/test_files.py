@@ -31,7 +31,6 @@ LACKING = {"fcntl", "msvcrt", "resource", "termios", "pwd", "grp", "winreg", "te
 ALLOWED = {
     "src/orthotune/runs/metrics_log.py": {"open"},  # a log grows line by line; a line is complete or cut off again
     "src/orthotune/worlds/image_folders.py": {"write_text", "write_bytes"},  # into the folder of an atomic_write
-    "src/orthotune/experiments/strengths.py": {"tempfile"},  # a folder that is gone when the function returns
 }
 
 

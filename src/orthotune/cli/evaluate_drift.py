@@ -113,30 +113,23 @@ def measure(adapter: Path, data: str | None, base: str, max_length: int, limit: 
     from orthotune.metrics.text_loss import token_rows
     from orthotune.operations.base_model import WORLD
     from orthotune.text.causal_model import load_model, load_tokenizer
-    from orthotune.worlds import text as text_world
 
     if data is None and base != WORLD and world_of(base) != "text":
         raise DataError(
             f"texts for {base}", got="none", needed="texts that are not about the task", do="Name them with --data"
         )
     data = data or f"{WORLD}/old_test"
-    source = str(text_world.MODEL) if base == WORLD else base
     texts = _texts(data, limit)  # before the model is loaded: a wrong name is reported at once
-    tokenizer = load_tokenizer(source)
-    model, _ = load_adapter(load_model(source, torch.float32), adapter)
+    tokenizer = load_tokenizer(base)
+    model, _ = load_adapter(load_model(base, torch.float32), adapter)
     rows = token_rows(tokenizer, texts, max_length)
     return {"adapter": str(adapter), "base": base, "data": data, **asdict(text_drift(model, rows))}
 
 
 def _texts(data: str, limit: int) -> list[str]:
-    from orthotune.operations.base_model import WORLD
-    from orthotune.text.data import load_examples
-    from orthotune.worlds import text as text_world
+    from orthotune.recipes.sft_data import load_texts
 
-    name, _, split = data.partition("/")
-    if name == WORLD:
-        return [row["text"] for row in text_world.load_split(split)][:limit]
-    return ["\n".join(map(_text, row.values())) for row in load_examples(data).rows[:limit]]
+    return ["\n".join(map(_text, row.values())) for row in load_texts(data).rows[:limit]]
 
 
 def _text(value: Any) -> str:

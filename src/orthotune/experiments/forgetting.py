@@ -19,17 +19,16 @@ from torch import Tensor, nn
 
 from orthotune import PeftModel
 from orthotune.errors import RecipeError
-from orthotune.experiments.strengths import held_out_rows
 from orthotune.files.json_file import read_json
 from orthotune.layers.base import OFTLayer
 from orthotune.metrics.drift import text_drift
 from orthotune.metrics.text_loss import TokenRow, mean_loss
 from orthotune.quantized.loading_options import place
-from orthotune.recipes.settings import WORLD, SFTSettings
+from orthotune.recipes.held_out import held_out_rows
+from orthotune.recipes.settings import SFTSettings
 from orthotune.runs.quiet import quiet
 from orthotune.text.causal_model import load_model, load_tokenizer
 from orthotune.text.weight_pairs import weight_pairs
-from orthotune.worlds import text as text_world
 
 Layer = OFTLayer | LoraLayer
 DEPTH = re.compile(r"\.(\d+)\.")
@@ -94,13 +93,12 @@ def parts_of(run: Path, say: Callable[[str], None] = print) -> list[Part]:
             do="Name the output of such a run: the folder that holds run.json and adapter",
         )  # fmt: skip
     settings = SFTSettings(**record["settings"])
-    source = str(text_world.MODEL) if settings.model == WORLD else settings.model
     with quiet():
-        base = load_model(source, torch.float32, settings.quantization)
+        base = load_model(settings.model, torch.float32, settings.quantization)
         base = base if settings.quantization else base.to(place())
         model: Any = PeftModel.from_pretrained(base, run / "adapter").eval()
         _check_divisible(model, run)
-        rows = held_out_rows(model, load_tokenizer(source), settings)
+        rows = held_out_rows(model, load_tokenizer(settings.model), settings)
     if not {"new", "old"} <= set(rows):
         raise RecipeError(f"{run}", got="no target or no source domain", do="Train with old_data and eval_data")
     return list(_parts(model, rows, say))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,15 +14,12 @@ from torch import Tensor, nn
 from orthotune import PeftModel
 from orthotune.errors import RecipeError
 from orthotune.files.json_file import read_json, write_json
-from orthotune.metrics.text_loss import TokenRow, mean_loss
+from orthotune.metrics.text_loss import mean_loss
 from orthotune.quantized.loading_options import place
-from orthotune.recipes.settings import WORLD, SFTSettings
-from orthotune.recipes.sft_data import examples_for
+from orthotune.recipes.held_out import held_out_rows
+from orthotune.recipes.settings import SFTSettings
 from orthotune.runs.quiet import quiet
-from orthotune.text import sft_trainer
 from orthotune.text.causal_model import load_model, load_tokenizer
-from orthotune.text.data import Examples
-from orthotune.worlds import text as text_world
 
 Losses = dict[str, float]
 
@@ -82,28 +77,14 @@ def _measured(again: Again, strengths: list[float]) -> dict[str, Losses]:
     settings = again.run.model_copy(
         update={k: v for k, v in (("eval_data", again.eval_data), ("old_data", again.old_data)) if v}
     )
-    source = str(text_world.MODEL) if settings.model == WORLD else settings.model
-    at = _at_strength(settings, source)
-    rows = held_out_rows(at(1.0), load_tokenizer(source), settings)
+    at = _at_strength(settings)
+    rows = held_out_rows(at(1.0), load_tokenizer(settings.model), settings)
     return {repr(t): {name: mean_loss(at(t), own).nats for name, own in rows.items()} for t in strengths}
 
 
-def held_out_rows(model: Any, tokenizer: Any, settings: SFTSettings) -> dict[str, list[TokenRow]]:
-    """The held-out rows as the trainer of such a run tokenizes them, which one example is enough to make."""
-    examples, domains = examples_for(settings)
-    first = Examples(examples.rows[:1], examples.format, examples.source)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = sft_trainer.sft_config(
-            Path(folder), packing=settings.packing, data_format=first.format, schedule="constant", bf16=False,
-            max_length=settings.max_length, max_steps=1,
-        )  # fmt: skip
-        trainer = sft_trainer.build_trainer(model, tokenizer, arguments, first, domains, None)
-        return sft_trainer.domain_rows(trainer, settings.eval_tokens)
-
-
-def _at_strength(settings: SFTSettings, source: str) -> Callable[[float], nn.Module]:
+def _at_strength(settings: SFTSettings) -> Callable[[float], nn.Module]:
     """A function from a strength to the finished model at that strength."""
-    base: Any = load_model(source, torch.float32, settings.quantization)
+    base: Any = load_model(settings.model, torch.float32, settings.quantization)
     if not settings.quantization:  # a quantized model stays on the device that it was loaded to
         base = base.to(place())
     if settings.method == "full":
@@ -114,7 +95,7 @@ def _at_strength(settings: SFTSettings, source: str) -> Callable[[float], nn.Mod
         if settings.quantization:
             raise RecipeError("strengths of a LoRA on a quantized model", needed="strengths=[1], or a plain model")
         # On merged weights: LoRA's own scale does not change the magnitudes of DoRA.
-        return _Line(load_model(source, torch.float32).to(place()), model.merge_and_unload())
+        return _Line(load_model(settings.model, torch.float32).to(place()), model.merge_and_unload())
 
     in_full = [m for m in model.modules() if isinstance(m, ModulesToSaveWrapper)]
     lines: list[Callable[[float], Any]] = [_Line(m.original_module, m.modules_to_save["default"]) for m in in_full]

@@ -15,17 +15,24 @@ from orthotune.text.data import Examples
 LOOKED_AT = 500
 
 
-def held_out_rows(model: Any, tokenizer: Any, settings: SFTSettings, training: int = 1) -> dict[str, list[TokenRow]]:
-    """The held-out rows as the trainer of such a run tokenizes them.
+def held_out_rows(model: Any, tokenizer: Any, settings: SFTSettings) -> dict[str, list[TokenRow]]:
+    """The held-out rows by domain, ``new`` and ``old``; arguments and errors as for :func:`tokenized_rows`."""
+    return tokenized_rows(model, tokenizer, settings)[0]
+
+
+def tokenized_rows(
+    model: Any, tokenizer: Any, settings: SFTSettings, training: int = 1
+) -> tuple[dict[str, list[TokenRow]], list[TokenRow]]:
+    """The rows of a run as its trainer tokenizes them.
 
     Args:
         model: the base or the adapted model.
         tokenizer: the base's.
-        settings: of the run; ``eval_tokens`` limits the rows of each domain.
-        training: number of training examples that are tokenized, too.
+        settings: of the run; ``eval_tokens`` limits the held-out rows of each domain.
+        training: number of training examples that are tokenized; at least one.
 
     Returns:
-        Rows by domain, ``new`` and ``old``, and those of the training examples as ``training``.
+        Held-out rows by domain, ``new`` and ``old``, and the rows of the training examples.
 
     Raises:
         DataError: the data is missing or of another form.
@@ -40,4 +47,4 @@ def held_out_rows(model: Any, tokenizer: Any, settings: SFTSettings, training: i
         trainer = sft_trainer.build_trainer(model, tokenizer, arguments, some, domains, None)
         rows = sft_trainer.domain_rows(trainer, settings.eval_tokens)
         seen = [list(row["input_ids"]) for row in trainer.train_dataset]
-    return {**rows, "training": [TokenRow(ids, ids) for ids in seen]}
+    return rows, [TokenRow(ids, ids) for ids in seen]

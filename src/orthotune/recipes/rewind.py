@@ -22,7 +22,7 @@ from orthotune.files.output import new_folder
 from orthotune.metrics.text_loss import TokenRow
 from orthotune.operations import rewind as files
 from orthotune.quantized.loading_options import place
-from orthotune.recipes.held_out import LOOKED_AT, held_out_rows
+from orthotune.recipes.held_out import LOOKED_AT, tokenized_rows
 from orthotune.recipes.settings import GENERATED, SFTSettings
 from orthotune.runs.layer_strengths import LayerStrengths, layer_strengths
 from orthotune.runs.quiet import quiet
@@ -175,7 +175,7 @@ def _rows(
     """Held-out rows of either domain to choose by and to measure on, and what there is to say of them."""
     old = settings.old or trained.old_data or GENERATED
     asked = {"eval_data": settings.new or trained.eval_data, "old_data": "none" if old == GENERATED else old}
-    found = held_out_rows(
+    found, training = tokenized_rows(
         model, tokenizer, trained.model_copy(update={**asked, "eval_tokens": settings.tokens}), LOOKED_AT
     )
     notes = []
@@ -195,7 +195,7 @@ def _rows(
                 do=f"Name more texts: {domain}=FILE",
             )  # fmt: skip
     halves = {domain: _halves(found[domain]) for domain in ("new", "old")}
-    shared = overlap([*found["training"], *found["new"]], found["old"])
+    shared = overlap([*training, *found["new"]], found["old"])
     if shared:
         notes.append(
             f"{shared:.0%} of the old rows have a passage of 13 tokens in common with the new texts: the "
@@ -204,7 +204,7 @@ def _rows(
     return {
         "choose": {domain: one for domain, (one, _) in halves.items()},
         "measure": {domain: other for domain, (_, other) in halves.items()},
-        "overlap": {"old": found["old"], "new": [*found["training"], *found["new"]]},
+        "overlap": {"old": found["old"], "new": [*training, *found["new"]]},
     }, notes
 
 
