@@ -221,5 +221,15 @@ EVALUATIONS: dict[str, Evaluation] = {
             ("forgetting runs/sft-oft",),
             {"run": _argument("Run directory of a finished `orthotune train sft` with an adapter."), "as_json": JSON},
         ),
+        Evaluation(
+            "changes", "evaluate_changes:changes",
+            "Measure what a run changed in predictions and in the activations of every layer, on either domain.",
+            ("changes runs/sft-oft",),
+            {
+                "run": _argument("Run directory of a finished `orthotune train sft`."),
+                "tokens": _option(int, 1024, "Held-out tokens of either domain.", min=64),
+                "as_json": JSON,
+            },
+        ),
     )
 }  # fmt: skip

@@ -19,13 +19,11 @@ from torch import Tensor, nn
 
 from orthotune import PeftModel
 from orthotune.errors import RecipeError
-from orthotune.files.json_file import read_json
 from orthotune.layers.base import OFTLayer
 from orthotune.metrics.drift import text_drift
 from orthotune.metrics.text_loss import TokenRow, mean_loss
 from orthotune.quantized.loading_options import place
-from orthotune.recipes.held_out import held_out_rows
-from orthotune.recipes.settings import SFTSettings
+from orthotune.recipes.held_out import held_out_rows, settings_of_run
 from orthotune.runs.quiet import quiet
 from orthotune.text.causal_model import load_model, load_tokenizer
 from orthotune.text.weight_pairs import weight_pairs
@@ -86,13 +84,9 @@ def parts_of(run: Path, say: Callable[[str], None] = print) -> list[Part]:
     Raises:
         RecipeError: no finished run there, one without an adapter, or one without a source domain.
     """
-    record = read_json(run / "run.json") if (run / "run.json").is_file() else {}
-    if record.get("recipe") != "sft" or not (run / "adapter").is_dir():
-        raise RecipeError(
-            f"{run}", got="no finished run of `orthotune train sft` with an adapter in it",
-            do="Name the output of such a run: the folder that holds run.json and adapter",
-        )  # fmt: skip
-    settings = SFTSettings(**record["settings"])
+    settings = settings_of_run(run)
+    if not (run / "adapter").is_dir():
+        raise RecipeError(f"{run}", got="a model that was trained in full", needed="a run with an adapter")
     with quiet():
         base = load_model(settings.model, torch.float32, settings.quantization)
         base = base if settings.quantization else base.to(place())

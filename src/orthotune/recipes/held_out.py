@@ -1,9 +1,12 @@
-"""The held-out texts of a finished run of a language model, as its trainer tokenized them."""
+"""A finished run of a language model: its settings, and its held-out texts as its trainer tokenized them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from orthotune.errors import RecipeError
+from orthotune.files.json_file import read_json
 from orthotune.files.output import temporary_folder
 from orthotune.metrics.text_loss import TokenRow
 from orthotune.recipes.settings import SFTSettings
@@ -13,6 +16,24 @@ from orthotune.text.data import Examples
 
 #: Training rows that are compared with the old texts.
 LOOKED_AT = 500
+
+
+def settings_of_run(run: Path) -> SFTSettings:
+    """The settings of a finished run of ``orthotune train sft``.
+
+    Args:
+        run: the run directory, which holds ``run.json`` and ``adapter``, or ``model`` after full finetuning.
+
+    Raises:
+        RecipeError: no such run is there, or it is not finished.
+    """
+    record = read_json(run / "run.json") if (run / "run.json").is_file() else {}
+    if record.get("recipe") != "sft" or not ((run / "adapter").is_dir() or (run / "model").is_dir()):
+        raise RecipeError(
+            f"{run}", got="no finished run of `orthotune train sft` in it",
+            do="Name the output of such a run: the folder that holds run.json and adapter",
+        )  # fmt: skip
+    return SFTSettings(**record["settings"])
 
 
 def held_out_rows(model: Any, tokenizer: Any, settings: SFTSettings) -> dict[str, list[TokenRow]]:

@@ -22,7 +22,7 @@ from orthotune.files.output import new_folder
 from orthotune.metrics.text_loss import TokenRow
 from orthotune.operations import rewind as files
 from orthotune.quantized.loading_options import place
-from orthotune.recipes.held_out import LOOKED_AT, tokenized_rows
+from orthotune.recipes.held_out import LOOKED_AT, settings_of_run, tokenized_rows
 from orthotune.recipes.settings import GENERATED, SFTSettings
 from orthotune.runs.layer_strengths import LayerStrengths, layer_strengths
 from orthotune.runs.quiet import quiet
@@ -119,7 +119,7 @@ def run(settings: RewindSettings, say: Say = print, *, overwrite: bool = False) 
         >>> run(RewindSettings(run="runs/sft-oft", by="kind")).strengths  # doctest: +SKIP
         {'attention': 0.55, 'mlp': 0.85}
     """
-    trained = _settings_of(settings.run)
+    trained = settings_of_run(settings.run)
     out = settings.output or settings.run / FOLDER
     with new_folder(out, overwrite=overwrite, named="output") as folder:
         with quiet():
@@ -141,16 +141,6 @@ def run(settings: RewindSettings, say: Say = print, *, overwrite: bool = False) 
         write_json(folder / "rewind.json", found.model_dump(mode="json"))
         draw_rewinding(found.curve, found.rows, folder / "rewind.png", f"{settings.run.name}: strength after training")
     return found
-
-
-def _settings_of(run: Path) -> SFTSettings:
-    record = read_json(run / "run.json") if (run / "run.json").is_file() else {}
-    if record.get("recipe") != "sft" or not ((run / "adapter").is_dir() or (run / "model").is_dir()):
-        raise RecipeError(
-            f"{run}", got="no finished run of `orthotune train sft` in it",
-            do="Name the output of such a run: the folder that holds run.json and adapter",
-        )  # fmt: skip
-    return SFTSettings(**record["settings"])
 
 
 def _loaded(run: Path, trained: SFTSettings, folder: Path) -> tuple[Any, LayerStrengths, Any]:
