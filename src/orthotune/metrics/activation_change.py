@@ -52,8 +52,8 @@ def change_of(X: Tensor, Y: Tensor, layer: int = 0) -> ActivationChange:
     Example:
         >>> X = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
         >>> Q = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1)))[0]
-        >>> turned = change_of(X, X @ Q)
-        >>> turned.shift > 0.5, round(turned.procrustes, 6), round(turned.gram, 6), round(turned.cka, 6)
+        >>> rotated = change_of(X, X @ Q)
+        >>> rotated.shift > 0.5, round(rotated.procrustes, 6), round(rotated.gram, 6), round(rotated.cka, 6)
         (True, 0.0, 0.0, 1.0)
     """
     X, Y = X.double(), Y.double()
@@ -79,7 +79,7 @@ def activation_changes(model: Any, rows: Sequence[TokenRow], base: nn.Module | N
 
     Args:
         model: the finetuned causal language model.
-        rows: tokens, each row by itself; those that are not counted are left out. All activations are held in memory:
+        rows: tokens, each row by itself; those that are not counted are skipped. All activations are held in memory:
             layers x tokens x features x 8 bytes.
         base: the model before; ``model`` with its adapters disabled if None.
 

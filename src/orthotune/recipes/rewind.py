@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,9 +52,9 @@ class RewindSettings(BaseModel):
     by: By = Field("one", description="One strength for all layers, or one by kind, projection, depth or layer.")
     weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="Nats of gain that a nat of forgetting is worth.")
     forgetting: float | None = Field(None, description="At most so many nats per token may be forgotten.")
-    new: str | None = Field(None, description="Held-out texts of the new domain; default: those of the run.")
+    new: str | None = Field(None, description="Held-out texts of the target domain; default: those of the run.")
     old: str | None = Field(
-        None, description="Texts of the old domain, or generated: texts that the base writes. Default: those of the "
+        None, description="Texts of the source domain, or generated: texts that the base writes. Default: those of the "
         "run, generated if it named none.",
     )  # fmt: skip
     tokens: Annotated[int, Field(ge=64)] = Field(
@@ -176,11 +175,11 @@ def _rows(
         count = max(2 * FEWEST, -(-settings.tokens // length))
         write_texts(model, tokenizer, folder / "old-texts.jsonl", length, settings.seed, count)
         found["old"] = read_texts(folder / "old-texts.jsonl")
-        notes.append(f"old domain: {len(found['old'])} texts that the base wrote, old-texts.jsonl.")
-    for domain, key in (("new", "new (or eval_data of the run)"), ("old", "old")):
+        notes.append(f"source domain: {len(found['old'])} texts that the base wrote, old-texts.jsonl.")
+    for domain, key, name in (("new", "new (or eval_data of the run)", "target"), ("old", "old", "source")):
         if len(found.get(domain, ())) < FEWEST:
             raise RecipeError(
-                f"{key}: held-out texts of the {domain} domain", got=f"{len(found.get(domain, ()))} rows",
+                f"{key}: held-out texts of the {name} domain", got=f"{len(found.get(domain, ()))} rows",
                 needed=f"at least {FEWEST}: half of them choose, half measure",
                 do=f"Name more texts: {domain}=FILE",
             )  # fmt: skip
@@ -275,11 +274,11 @@ def _notes(against: Mapping[str, tuple[float, float]], best: Point, settings: Re
         notes.append(f"no strength forgets at most {settings.forgetting:g}: the base is left.")
     elif best.strengths["all"] == 1 and settings.by == "one":
         notes.append("no other strength is worth more than the adapter as it was trained.")
-    wide = {domain: half for domain, (value, half) in against.items() if half > abs(value)}
+    named = {"new": "target", "old": "source"}
+    wide = {named[domain]: half for domain, (value, half) in against.items() if half > abs(value)}
     if wide and best.strengths["all"] != 1:
-        with suppress(KeyError):
-            notes.append(
-                f"the difference on the {' and the '.join(wide)} domain lies within its 95 % interval of "
-                f"±{max(wide.values()):.3f} nats: more held-out texts (tokens=...) would tell it from nothing."
-            )
+        notes.append(
+            f"the difference on the {' and the '.join(wide)} domain lies within its 95 % interval of "
+            f"±{max(wide.values()):.3f} nats: more held-out texts (tokens=...) would tell it from nothing."
+        )
     return notes

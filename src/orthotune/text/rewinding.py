@@ -44,7 +44,7 @@ class Losses:
 
     @property
     def nats(self) -> tuple[float, float]:
-        """Nats per token on the new and on the old domain."""
+        """Nats per token on the new and on the source domain."""
         return _mean(self.new), _mean(self.old)
 
 
@@ -54,8 +54,8 @@ class Point:
 
     Attributes:
         strengths: group -> strength.
-        gain: nats per token that the new domain became easier by.
-        forgetting: nats per token that the old domain became harder by.
+        gain: nats per token that the target domain became easier by.
+        forgetting: nats per token that the source domain became harder by.
     """
 
     strengths: Mapping[str, float]
@@ -166,7 +166,7 @@ class Rewinding:
         Args:
             groups: layer -> group.
             start: the strength of all groups at first.
-            weight: of the old domain in the loss.
+            weight: of the source domain in the loss.
             steps: optimizer steps; the rate falls to nothing along a cosine.
             tokens: of each domain in a step.
             rate: of the first step.
