@@ -28,7 +28,7 @@ class ImageSettings(MethodSettings):
     world: ClassVar[str] = WORLD
     rates: ClassVar[dict[str, float]] = LEARNING_RATES
     ball: ClassVar[float] = COFT_EPS
-    newer: ClassVar[tuple[str, ...]] = ("lora", "max_skipped", "on_failed_save")
+    newer: ClassVar[tuple[str, ...]] = (*MethodSettings.newer, "max_skipped", "on_failed_save")
 
     model: str = Field(WORLD, description="Folder or hub name of a diffusers pipeline, or image-world.")
     target_modules: str | list[str] = Field("attention", description="attention, attention+convolutions, or names.")

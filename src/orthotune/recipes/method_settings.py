@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from orthotune.recipes import preset
+from orthotune.runs.learning_rates import RateFactors
 
 Method = Literal["oft", "coft", "lora", "full"]
 METHODS: tuple[Method, ...] = ("oft", "coft", "lora", "full")
@@ -20,13 +21,14 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "r": ("oft", "coft", "lora"),
     "rotation": ("oft", "coft"),
     "magnitude_rate": ("oft", "coft"),
+    "block_rate": ("oft", "coft"),
     "eps": ("coft",),
     "lora_rank": ("lora",),
     "lora_alpha": ("lora",),
     "lora": ("lora",),
 }
 # Settings that there are records from before.
-NEWER = ("lora",)
+NEWER = ("lora", "block_rate")
 # Pairs that say the same thing twice.
 RIVALS: tuple[tuple[str, str], ...] = (("block_size", "r"), ("lora_rank", "block_size"), ("lora_rank", "r"))
 
@@ -79,6 +81,9 @@ class MethodSettings(BaseModel):
     rotation: dict[str, Any] = Field({}, description="Further OFTConfig options, as side, magnitude or scaled.")
     magnitude_rate: float = Field(
         MAGNITUDE_RATE, gt=0, description="Learning rate of the scales of rotation.magnitude, as times learning_rate."
+    )
+    block_rate: float = Field(
+        0.0, ge=0, le=2, description="Exponent p: blocks of size b learn at (32 / b)^p times learning_rate."
     )
     lora_rank: Positive | None = Field(None, description="Default: as many trainable parameters as OFT would have.")
     lora_alpha: float | None = Field(None, gt=0, description="Default: twice the rank.")
@@ -143,6 +148,12 @@ class MethodSettings(BaseModel):
         if found:
             raise SettingError(*found[0], others=[SettingError(*one) for one in found[1:]])
         return self
+
+    @property
+    def rate_factors(self) -> RateFactors:
+        """By how much the learning rates of magnitudes, and of blocks of other sizes than 32, differ."""
+        exponent = self.block_rate if self.method in ("oft", "coft") else 0.0
+        return RateFactors(self.magnitude_factor, exponent)
 
     @property
     def magnitude_factor(self) -> float:

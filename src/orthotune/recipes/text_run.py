@@ -129,7 +129,7 @@ class _Run:
             max_skipped=settings.max_skipped,
             on_failed_save=settings.on_failed_save,
             saves=None if settings.save_every else SAVES,
-            magnitude_factor=settings.magnitude_factor,
+            rate_factors=settings.rate_factors,
             losses=tuple(job.losses(self.directory, self.checkpoint)),
         )
         trainer = job.trainer(TrainerInputs(model, tokenizer, adapter, data, self.directory.checkpoints, dtype, parts))

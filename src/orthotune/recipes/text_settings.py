@@ -43,7 +43,7 @@ class TextSettings(MethodSettings):
     ball: ClassVar[float] = COFT_EPS
     only_for: ClassVar[dict[str, tuple[str, ...]]] = ONLY_FOR
     rivals: ClassVar[tuple[tuple[str, str], ...]] = RIVALS
-    newer: ClassVar[tuple[str, ...]] = ("lora", "max_grad_norm", "eval_tokens")
+    newer: ClassVar[tuple[str, ...]] = (*method_settings.NEWER, "max_grad_norm", "eval_tokens")
 
     model: str = Field(description="Path or hub name of a causal language model, text-world or smollm2.")
     target_modules: str | list[str] = "all-linear"

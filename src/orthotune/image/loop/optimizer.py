@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from orthotune.errors import RecipeError
 from orthotune.image.loop.options import LoopOptions
-from orthotune.runs.magnitude_rate import is_magnitude
+from orthotune.runs.learning_rates import by_factor
 
 #: Start of the names of the parameters that learn at ``hint_learning_rate``.
 HINTS = "hint_encoder."
@@ -29,14 +29,10 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], options: LoopOptions)
         RecipeError: 8-bit moments without bitsandbytes.
     """
     factor = (options.hint_learning_rate or options.learning_rate) / options.learning_rate
-    scales = options.magnitude_factor if options.magnitude_factor != 1 else None
-    groups: list[dict[str, Any]] = [
-        {"params": [one for name, one in parameters.items() if name.startswith(HINTS)], "factor": factor},
-        {"params": [one for name, one in parameters.items() if scales and is_magnitude(name)], "factor": scales},
-    ]
-    known = {id(one) for group in groups for one in group["params"]}
-    groups.append({"params": [one for one in parameters.values() if id(one) not in known], "factor": 1.0})
-    groups = [group for group in groups if group["params"]]
+    hints = [one for name, one in parameters.items() if name.startswith(HINTS)]
+    others = {name: one for name, one in parameters.items() if not name.startswith(HINTS)}
+    groups: list[dict[str, Any]] = [{"params": hints, "factor": factor}] if hints else []
+    groups += [{"params": own, "factor": other} for other, own in by_factor(others, options.rate_factors).items()]
     if options.optimizer == "adamw-8bit":
         return _eight_bit(groups, options)
     fused = all(one.device.type in FUSED and one.is_floating_point() for one in parameters.values())

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from orthotune.image.families.family import LossOptions
 from orthotune.runs.failed_save import OnFailedSave
+from orthotune.runs.learning_rates import EQUAL, RateFactors
 
 Precision = Literal["no", "fp16", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("no", "fp16", "bf16")
@@ -26,7 +27,7 @@ class LoopOptions:
         save_every: steps between checkpoints; None is four times over the run.
         max_skipped: steps with a loss or gradient that is not finite that may be skipped over the entire run.
         on_failed_save: whether a checkpoint that cannot be written ends the run, or is skipped.
-        magnitude_factor: how many times the rate magnitudes beside rotations learn at.
+        rate_factors: by how much the learning rates of single parameters differ.
         hint_learning_rate: of the control images' encoder, which starts from nothing; None is the same for all.
     """
 
@@ -50,7 +51,7 @@ class LoopOptions:
     max_skipped: int = 10
     on_failed_save: OnFailedSave = "stop"
     trackers: tuple[str, ...] = ()
-    magnitude_factor: float = 1.0
+    rate_factors: RateFactors = EQUAL
     hint_learning_rate: float | None = None
 
     @classmethod
