@@ -153,7 +153,7 @@ def test_depth_needs_files(pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'depth' of the image world.*data=FOLDER"):
         _run(ControlSettings(signal="depth", output=tmp_path / "run"))
     shutil.copytree(pairs / "images", tmp_path / "images")
-    with pytest.raises(ConfigError, match="depth.*no control pictures.*conditions=FOLDER"):
+    with pytest.raises(ConfigError, match="depth.*no control images.*conditions=FOLDER"):
         _run(ControlSettings(signal="depth", data=str(tmp_path / "images"), caption="a digit", output=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

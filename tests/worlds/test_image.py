@@ -123,7 +123,7 @@ def test_the_subject_is_five_held_out_nines(sources):
     scenes = image.subject_scenes(sources)
     rows = [scene.row for scene in scenes]
     assert scenes == image.subject_scenes(sources)
-    assert len(set(rows)) == image.SUBJECT_PICTURES
+    assert len(set(rows)) == image.SUBJECT_IMAGES
     assert set(rows) <= set(sources.rows((SUBJECT,), held_out=True))
 
 

@@ -99,7 +99,7 @@ def test_fidelity_is_highest_for_the_subject(image_sources):
 @installed
 def test_the_subject_is_seen_as_a_nine(image_sources):
     subject = compose_all(image.subject_scenes(image_sources), image_sources)
-    assert digits_seen(image.load_judge("digit"), subject).tolist() == [SUBJECT] * image.SUBJECT_PICTURES
+    assert digits_seen(image.load_judge("digit"), subject).tolist() == [SUBJECT] * image.SUBJECT_IMAGES
 
 
 def test_an_unknown_judge_is_refused():

@@ -43,7 +43,7 @@ def drawn(wanted: list[Prompt], rows: dict[int, int], sources) -> Tensor:
 @pytest.fixture
 def scores(rows, image_sources) -> SubjectScores:
     scores = SubjectScores(count=27)
-    scores.__dict__["base_pictures"] = drawn(scores.others, rows, image_sources)
+    scores.__dict__["base_images"] = drawn(scores.others, rows, image_sources)
     return scores
 
 

@@ -16,7 +16,7 @@ from orthotune.errors import nearest
 from orthotune.image.control.conditions.registry import KINDS, condition
 from orthotune.image.control.data import control_examples
 from orthotune.image.control.hint_encoder import HintEncoder, HintShape
-from orthotune.image.data.cache import PictureData
+from orthotune.image.data.cache import ImageDataset
 from orthotune.image.families.family import Family
 from orthotune.image.loop.trainee import Trainee
 from orthotune.recipes.control_samples import control_sampler
@@ -107,8 +107,8 @@ def job(settings: ControlSettings, say: Callable[[str], None] = print, split: Sp
         shown = examples[:SHOWN]
     made: list[HintEncoder] = []
 
-    def data(family: Family, folder: Path | None) -> PictureData:
-        return PictureData(
+    def data(family: Family, folder: Path | None) -> ImageDataset:
+        return ImageDataset(
             examples, family, settings.resolution, buckets=settings.buckets, cache=settings.cache,
             encode_captions=not settings.train_text_encoder, caption_dropout=settings.caption_dropout,
             condition=kind, seed=settings.seed, say=say,

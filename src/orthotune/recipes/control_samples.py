@@ -11,7 +11,7 @@ from torch import Tensor
 from orthotune.image.control.conditions.kind import Condition
 from orthotune.image.control.hint_encoder import HintEncoder
 from orthotune.image.control.hinted import generate_hinted
-from orthotune.image.data.cache import PictureData
+from orthotune.image.data.cache import ImageDataset
 from orthotune.image.data.captions import Example
 from orthotune.image.families.family import Family
 from orthotune.image.loop.samples import Sampler
@@ -40,7 +40,7 @@ def control_sampler(trainee: Trainee, settings: ImageSettings, examples: Sequenc
 
 
 def _hints(family: Family, settings: ImageSettings, examples: Sequence[Example], kind: Condition) -> Tensor:
-    quiet = PictureData(
+    quiet = ImageDataset(
         examples, family, settings.resolution, encode_captions=False, condition=kind, seed=settings.seed,
         say=lambda _: None,
     )  # fmt: skip

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orthotune.image.adapter.prior import WithPrior
-from orthotune.image.data.cache import PictureData
-from orthotune.image.data.captions import Example, all_said, read_examples
+from orthotune.image.data.cache import ImageDataset
+from orthotune.image.data.captions import Example, read_examples, with_one_caption
 from orthotune.image.data.class_images import class_images
-from orthotune.image.data.image_folder import Picture, read_folder
+from orthotune.image.data.image_folder import ImageFile, read_folder
 from orthotune.image.families.family import Family
 from orthotune.image.loop.order import Dataset
 from orthotune.recipes.image_job import ImageJob, Score, plan_image
@@ -69,8 +69,8 @@ def _data(
 def _encoded(
     settings: SubjectSettings, examples: list[Example], family: Family, home: Path | None,
     say: Callable[[str], None], bar: bool,
-) -> PictureData:  # fmt: skip
-    data = PictureData(
+) -> ImageDataset:  # fmt: skip
+    data = ImageDataset(
         examples, family, settings.resolution, buckets=settings.buckets, cache=settings.cache,
         encode_captions=not settings.train_text_encoder, seed=settings.seed, say=say,
     )  # fmt: skip
@@ -84,12 +84,12 @@ def _instances(settings: SubjectSettings, say: Callable[[str], None]) -> list[Ex
     if settings.instance_images != WORLD:
         if settings.instance_captions:
             return read_examples(settings.instance_images, caption=prompt, say=say)
-        return all_said(read_folder(Path(settings.instance_images), say=say), prompt)
+        return with_one_caption(read_folder(Path(settings.instance_images), say=say), prompt)
     from orthotune.worlds import image, image_captions, image_folders
 
-    pictures, scenes = image_folders.subject_pictures(), image.subject_scenes(image.load_sources())
+    pictures, scenes = image_folders.subject_images(), image.subject_scenes(image.load_sources())
     if not settings.instance_captions:
-        return all_said(pictures, prompt)
+        return with_one_caption(pictures, prompt)
     name = prompt.removeprefix("a ")
     said = [image_captions.sentence(name, scene.ink, scene.ground) for scene in scenes]
     return [Example(picture, caption) for picture, caption in zip(pictures, said, strict=True)]
@@ -109,7 +109,7 @@ def _classes(
     for number, prompt in enumerate(prompts):
         if home is None:
             # Nothing may be drawn in a dry run: what would be is as large as what is trained on.
-            pictures = [Picture(str(number), b"", side, side) for number in range(count)]
+            pictures = [ImageFile(str(number), b"", side, side) for number in range(count)]
         else:
             folder = settings.class_images or home / CLASSES
             pictures = class_images(
@@ -118,7 +118,7 @@ def _classes(
                 guidance=settings.guidance, batch_size=settings.batch_size,
                 say=say if len(prompts) == 1 else lambda words: None, bar=bar,
             )  # fmt: skip
-        found += all_said(pictures, prompt)
+        found += with_one_caption(pictures, prompt)
     return found
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from orthotune.image.data.cache import PictureData
+from orthotune.image.data.cache import ImageDataset
 from orthotune.image.data.captions import Example, read_examples
 from orthotune.image.families.family import Family
 from orthotune.recipes.image_job import ImageJob, plan_image
@@ -77,8 +77,8 @@ def job(settings: TextToImageSettings, say: Callable[[str], None] = print, bar: 
     """What this recipe adds to the shared run; on the image world it is scored."""
     examples = _examples(settings, say)
 
-    def data(family: Family, home: Path | None) -> PictureData:
-        found = PictureData(
+    def data(family: Family, home: Path | None) -> ImageDataset:
+        found = ImageDataset(
             examples, family, settings.resolution, buckets=settings.buckets, crop=settings.crop, cache=settings.cache,
             cache_dir=settings.cache_dir, encode_captions=not settings.train_text_encoder,
             caption_dropout=settings.caption_dropout, seed=settings.seed, say=say,

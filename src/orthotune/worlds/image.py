@@ -30,7 +30,7 @@ _JUDGES = ("digit", "subject")
 
 #: What the subject's images and those of its class are called.
 SUBJECT_PROMPT, CLASS_PROMPT = "a sks digit", "a digit"
-SUBJECT_PICTURES = 5
+SUBJECT_IMAGES = 5
 
 
 def load_pipeline(dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
@@ -79,7 +79,7 @@ def subject_scenes(sources: Sources) -> list[Scene]:
 
     rows = sources.rows((SUBJECT,), held_out=True)
     pixels = sources.digits[rows].flatten(1).float()
-    near = torch.cdist(pixels, pixels).topk(SUBJECT_PICTURES, largest=False)
+    near = torch.cdist(pixels, pixels).topk(SUBJECT_IMAGES, largest=False)
     chosen = near.indices[near.values.sum(1).argmin()].tolist()
     chance = random.Random(SUBJECT)
     return [draw_scene([rows[number]], chance, textured=0.0) for number in chosen]

@@ -12,7 +12,7 @@ from torch import Tensor
 from orthotune.errors import DataError, OutputError
 from orthotune.files.atomic import atomic_write
 from orthotune.image.data.captions import METADATA, Example
-from orthotune.image.data.image_folder import Picture, picture_of
+from orthotune.image.data.image_folder import ImageFile, in_memory_image
 from orthotune.worlds import image
 from orthotune.worlds.image_captions import NUMBERS, SUBJECT, sentence
 from orthotune.worlds.image_data import Scene, compose, draw_scene, mask
@@ -22,13 +22,13 @@ from orthotune.worlds.image_sources import Sources
 CONTROLS = ("segm", "canny", "sketch")
 
 
-def subject_pictures() -> list[Picture]:
+def subject_images() -> list[ImageFile]:
     """The five images of the subject, a nine that the model never saw."""
     sources = image.load_sources()
     return [_picture(scene, sources, f"{number:02}") for number, scene in enumerate(image.subject_scenes(sources))]
 
 
-def class_pictures(count: int = 64, seed: int = 0) -> list[Picture]:
+def class_pictures(count: int = 64, seed: int = 0) -> list[ImageFile]:
     """Images of the subject's class, other digits than the subject, drawn by the world and not by its model.
 
     Prior preservation usually takes the model's own, see :mod:`orthotune.image.data.class_images`; these cost nothing.
@@ -66,7 +66,7 @@ def control_examples(kind: str, count: int = 1500, seed: int = 0, held_out: bool
     if kind != "segm":
         return examples
     return [
-        Example(one.picture, one.caption, _mask(scene, sources, one.picture.name))
+        Example(one.image, one.caption, _mask(scene, sources, one.image.name))
         for one, scene in zip(examples, scenes, strict=True)
     ]
 
@@ -87,8 +87,8 @@ def captioned_digits(count: int = 600, seed: int = 0) -> list[Example]:
 
 
 def write_subject(folder: Path) -> Path:
-    """Write :func:`subject_pictures` as a folder of images: what the subject recipe reads."""
-    return _write(folder, [Example(picture, "") for picture in subject_pictures()], texts=False)
+    """Write :func:`subject_images` as a folder of images: what the subject recipe reads."""
+    return _write(folder, [Example(picture, "") for picture in subject_images()], texts=False)
 
 
 def write_class(folder: Path, count: int = 64, seed: int = 0) -> Path:
@@ -111,8 +111,8 @@ def write_control(folder: Path, kind: str, count: int = 1500, seed: int = 0, hel
             (partial / place).mkdir(parents=True)
         lines = []
         for one in examples:
-            name = f"{one.picture.name}.png"
-            (partial / "images" / name).write_bytes(one.picture.content())
+            name = f"{one.image.name}.png"
+            (partial / "images" / name).write_bytes(one.image.content())
             line = {"file_name": f"images/{name}", "text": one.caption}
             if one.condition is not None:
                 (partial / "conditions" / name).write_bytes(one.condition.content())
@@ -126,9 +126,9 @@ def _write(folder: Path, examples: Sequence[Example], texts: bool) -> Path:
     with atomic_write(_free(folder)) as partial:
         partial.mkdir(parents=True)
         for one in examples:
-            (partial / f"{one.picture.name}.png").write_bytes(one.picture.content())
+            (partial / f"{one.image.name}.png").write_bytes(one.image.content())
             if texts:
-                (partial / f"{one.picture.name}.txt").write_text(one.caption + "\n", encoding="utf-8")
+                (partial / f"{one.image.name}.txt").write_text(one.caption + "\n", encoding="utf-8")
     return Path(folder)
 
 
@@ -150,13 +150,13 @@ def _captioned(scenes: Sequence[Scene], sources: Sources) -> list[Example]:
     ]
 
 
-def _picture(scene: Scene, sources: Sources, name: str) -> Picture:
+def _picture(scene: Scene, sources: Sources, name: str) -> ImageFile:
     return _of(compose(scene, sources), name)
 
 
-def _mask(scene: Scene, sources: Sources, name: str) -> Picture:
+def _mask(scene: Scene, sources: Sources, name: str) -> ImageFile:
     return _of(((mask(scene, sources) > 0.5) * 255).byte().expand(3, -1, -1), name)
 
 
-def _of(pixels: Tensor, name: str) -> Picture:
-    return picture_of(pixels.permute(1, 2, 0).contiguous().numpy(), name)
+def _of(pixels: Tensor, name: str) -> ImageFile:
+    return in_memory_image(pixels.permute(1, 2, 0).contiguous().numpy(), name)

@@ -135,7 +135,7 @@ class SubjectScores:
 
         Args:
             pictures: images of the prompts ``wanted``.
-            others: images of the prompts ``others``, whose noise begins where that of ``base_pictures`` does.
+            others: images of the prompts ``others``, whose noise begins where that of ``base_images`` does.
         """
         digit, subject = self._judges
         shares, kept = follows(digit, pictures, self.wanted), follows(digit, others, self.others)
@@ -149,7 +149,7 @@ class SubjectScores:
             "diversity": diversity(subject, pictures),
             **{f"{name}_kept": share for name, share in kept.items()},
             "kept": follow_all(digit, others, self.others),
-            "drift": drift(subject, self.base_pictures, others),
+            "drift": drift(subject, self.base_images, others),
         }
         return found | {"score": balance(found["prompt_fidelity"], alike, found["kept"])}
 
@@ -164,7 +164,7 @@ class SubjectScores:
         return split_prompts(self.split, self.count)
 
     @cached_property
-    def base_pictures(self) -> Tensor:
+    def base_images(self) -> Tensor:
         """What the model drew of ``others`` before finetuning."""
         return self._draw(self.base or base_family(), self.others, _KEPT)
 
