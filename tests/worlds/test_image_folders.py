@@ -69,7 +69,7 @@ def test_pictures_to_test_with_are_others_than_those_to_train_on() -> None:
 
 def test_nothing_is_overwritten_and_other_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(OutputError, match="something there already. Needed: a new or empty folder"):
+    with pytest.raises(OutputError, match="existing files. Needed: a new or empty folder"):
         image_folders.write_subject(tmp_path)
     with pytest.raises(DataError, match="'depth' of the image world. Needed: one of segm, canny, sketch"):
         image_folders.control_examples("depth")

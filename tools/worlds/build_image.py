@@ -16,19 +16,19 @@ from pathlib import Path
 
 import torch
 
+from image_classifier_training import VIEWS, examine, train_digit_classifier, train_subject_classifier, views
 from image_collect import collect_sources, photo_crops
-from image_judge_training import VIEWS, examine, train_digit_judge, train_subject_judge, views
 from image_pretrain import as_pipeline, new_text_encoder, new_unet, token_ids, train_denoiser
 from image_release import WorseWorld, release
 from image_tokenizer import new_tokenizer
 from image_training import OutOfTime, Plan
 from image_vae import encode, new_vae, signal_to_noise, train_vae
 from orthotune.worlds.image_captions import SUBJECT, WORDS, caption
-from orthotune.worlds.image_data import SIDE, Scene, compose_all, draw_scene
+from orthotune.worlds.image_data import SIDE, Scene, compose_all, random_scene
 from orthotune.worlds.image_sources import Sources
 
 SCENES, PHOTOS = 24_000, 3_000
-VAE_STEPS, JUDGE_STEPS, STEPS = 4_200, 2_000, 7_000
+VAE_STEPS, CLASSIFIER_STEPS, STEPS = 4_200, 2_000, 7_000
 
 
 def build(out: Path, work: Path, steps: int, seed: int, deadline: float) -> dict[str, object]:
@@ -50,17 +50,17 @@ def build(out: Path, work: Path, steps: int, seed: int, deadline: float) -> dict
     latents = encode(vae, pictures) * vae.config.scaling_factor
     train_denoiser(unet, encoder, latents, ids, plan, work / f"denoiser-seed-{seed}-steps-{steps}.pt", seed)
 
-    plan = Plan(JUDGE_STEPS, peak=2e-3, average=0.99, deadline=deadline)
+    plan = Plan(CLASSIFIER_STEPS, peak=2e-3, average=0.99, deadline=deadline)
     seen, labels = views(sources, held_out=False, each=VIEWS, seed=seed)
-    digit = train_digit_judge(seen, labels, plan, work / "digit_judge.pt", seed)
-    subject = train_subject_judge(seen, plan, work / "subject_judge.pt", seed)
+    digit = train_digit_classifier(seen, labels, plan, work / "digit_judge.pt", seed)
+    subject = train_subject_classifier(seen, plan, work / "subject_judge.pt", seed)
 
     pipeline = as_pipeline(unet, encoder, vae, tokenizer)
     card: dict[str, object] = {
         "parameters": {name: _count(part) for name, part in (("unet", unet), ("vae", vae), ("text_encoder", encoder))},
         "vocabulary": len(tokenizer),
         "scenes": len(scenes),
-        "steps": {"vae": VAE_STEPS, "judges": JUDGE_STEPS, "denoiser": steps},
+        "steps": {"vae": VAE_STEPS, "judges": CLASSIFIER_STEPS, "denoiser": steps},
         "seed": seed,
         "vae_decibels": {
             "scenes": round(signal_to_noise(vae, pictures[:1000]), 2),
@@ -75,7 +75,7 @@ def training_scenes(sources: Sources, seed: int) -> list[Scene]:
     """The scenes that the pipeline is trained on: no held-out digit and no nine."""
     chance = random.Random(seed)
     rows = sources.rows(tuple(range(SUBJECT)), held_out=False)
-    return [draw_scene(rows, chance) for _ in range(SCENES)]
+    return [random_scene(rows, chance) for _ in range(SCENES)]
 
 
 def captions(scenes: list[Scene], sources: Sources, seed: int) -> list[str]:
@@ -91,7 +91,9 @@ def _count(part: torch.nn.Module) -> int:
 def main() -> int:
     """Read the command line and build; 1 if the world was not installed."""
     parser = argparse.ArgumentParser(description="Build the image world.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for pipeline/, the judges, the data, card.json")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for pipeline/, the classifiers, the data, card.json"
+    )
     parser.add_argument("--work", type=Path, help="folder for the checkpoints (OUT-work unless given)")
     parser.add_argument("--steps", type=int, default=STEPS, help="of the denoiser")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many; run again to go on")

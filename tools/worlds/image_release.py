@@ -14,8 +14,8 @@ from config_files import change_config
 from orthotune.files.atomic import atomic_write, write_text
 from orthotune.files.json_file import read_json, write_json
 from orthotune.worlds.image_captions import prompts
-from orthotune.worlds.image_judges import DIGITS, Judge, follows, load_judge
-from orthotune.worlds.image_pictures import GUIDANCE, STEPS, pictures_of
+from orthotune.worlds.image_classifiers import DIGITS, Classifier, follows, load_classifier
+from orthotune.worlds.image_samples import GUIDANCE, STEPS, sample_images
 from orthotune.worlds.image_sources import Sources
 
 #: Shares of prompts that must be followed.
@@ -41,7 +41,7 @@ class WorseWorld(Exception):
 
 def release(
     out: Path, draft: Path, card: dict[str, object], pipeline: StableDiffusionPipeline, sources: Sources,
-    judges: dict[str, Judge],
+    classifiers: dict[str, Classifier],
 ) -> dict[str, object]:  # fmt: skip
     """Write everything to ``draft``, score what was written, and move it to ``out``; return the card with its scores.
 
@@ -51,15 +51,15 @@ def release(
     shutil.rmtree(draft, ignore_errors=True)
     save_pipeline(pipeline, draft / "pipeline")
     sources.save(draft / "data.safetensors")
-    for name, judge in judges.items():
-        judge.save(draft / f"{name}_judge.safetensors")
+    for name, classifier in classifiers.items():
+        classifier.save(draft / f"{name}_judge.safetensors")
     write_text(draft / "NOTICE", NOTICE)
     # Measured on the weights that ship, rounded to half precision.
     shipped = StableDiffusionPipeline.from_pretrained(draft / "pipeline", torch_dtype=torch.float32)
     shipped.set_progress_bar_config(disable=True)
-    digit = load_judge(draft / "digit_judge.safetensors", DIGITS)
+    digit = load_classifier(draft / "digit_judge.safetensors", DIGITS)
     wanted = prompts(PROMPTS, seed=1)
-    shares = follows(digit, pictures_of(shipped, wanted, seed=0, steps=STEPS), wanted)
+    shares = follows(digit, sample_images(shipped, wanted, seed=0, steps=STEPS), wanted)
     scores = {name: round(share, 4) for name, share in shares.items()}
     card["follows"] = {"prompts": PROMPTS, "steps": STEPS, "guidance": GUIDANCE, **scores}
     write_json(draft / "card.json", card)

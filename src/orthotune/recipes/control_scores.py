@@ -15,7 +15,7 @@ from orthotune.image.control.hint_encoder import HintEncoder
 from orthotune.image.control.hinted import generate_hinted
 from orthotune.image.families.family import Family
 from orthotune.worlds.image_control_scores import ControlScores
-from orthotune.worlds.image_pictures import GUIDANCE, STEPS
+from orthotune.worlds.image_samples import GUIDANCE, STEPS
 from orthotune.worlds.image_scores import COUNT, Split
 
 #: A mask is the image world's own map of classes, there is nothing to find in the picture.
@@ -67,5 +67,5 @@ class DrawnScores:
         if self.signal == _MASKS:
             return self.scenes.masks.float()[:, None].expand(-1, 3, -1, -1)
         kind = condition(self.signal)
-        made = [kind.made(picture.permute(1, 2, 0).numpy()) for picture in self.scenes.pictures]
+        made = [kind.made(picture.permute(1, 2, 0).numpy()) for picture in self.scenes.images]
         return torch.stack([torch.from_numpy(one).permute(2, 0, 1).float() / 255 for one in made])

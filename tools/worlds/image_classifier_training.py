@@ -1,4 +1,4 @@
-"""Train the judges of the image world on composites of the training digits; they are tested on the held-out ones."""
+"""Train the scoring classifiers of the image world on scenes of training digits; held-out digits test them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from image_training import Plan, train
-from orthotune.worlds.image_data import as_input, compose_all, draw_scene
-from orthotune.worlds.image_judges import DIGITS, DIRECTIONS, Judge, digits_seen, directions
+from orthotune.worlds.image_classifiers import DIGITS, DIRECTIONS, Classifier, digits_seen, directions
+from orthotune.worlds.image_data import as_input, compose_all, random_scene
 from orthotune.worlds.image_sources import Sources
 
 EVERY_DIGIT: tuple[int, ...] = tuple(range(10))
@@ -23,48 +23,48 @@ def views(sources: Sources, held_out: bool, each: int, seed: int) -> tuple[Tenso
     """``each`` scenes of every digit of one part: pictures [n, each, 3, 32, 32] and labels [n]."""
     chance = random.Random(seed)
     rows = sources.rows(EVERY_DIGIT, held_out)
-    pictures = compose_all([draw_scene([row], chance) for row in rows for _ in range(each)], sources)
+    pictures = compose_all([random_scene([row], chance) for row in rows for _ in range(each)], sources)
     return pictures.view(len(rows), each, *pictures.shape[1:]), sources.labels[rows].long()
 
 
-def train_digit_judge(pictures: Tensor, labels: Tensor, plan: Plan, checkpoint: Path, seed: int) -> Judge:
-    """A judge that names the digit."""
+def train_digit_classifier(pictures: Tensor, labels: Tensor, plan: Plan, checkpoint: Path, seed: int) -> Classifier:
+    """A classifier that names the digit."""
     torch.manual_seed(seed)
-    judge = Judge(DIGITS)
+    classifier = Classifier(DIGITS)
 
     def loss_at(step: int) -> Tensor:
         draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
         rows = torch.randint(len(pictures), (64,), generator=draw)
         which = torch.randint(pictures.shape[1], (64,), generator=draw)
-        return nn.functional.cross_entropy(judge(_worn(pictures[rows, which], draw)), labels[rows])
+        return nn.functional.cross_entropy(classifier(_worn(pictures[rows, which], draw)), labels[rows])
 
-    train(judge, loss_at, plan, checkpoint)
-    return judge
+    train(classifier, loss_at, plan, checkpoint)
+    return classifier
 
 
-def train_subject_judge(pictures: Tensor, plan: Plan, checkpoint: Path, seed: int) -> Judge:
-    """A judge that gives two scenes of one handwritten digit the same direction, and others other ones.
+def train_subject_classifier(pictures: Tensor, plan: Plan, checkpoint: Path, seed: int) -> Classifier:
+    """A classifier that gives two scenes of one handwritten digit the same direction, and others other ones.
 
     The loss is NT-Xent (Chen et al. 2020, SimCLR, equation 1) over 48 digits in two scenes each.
     """
     torch.manual_seed(seed)
-    judge = Judge(DIRECTIONS)
+    classifier = Classifier(DIRECTIONS)
 
     def loss_at(step: int) -> Tensor:
         draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
         rows = torch.randperm(len(pictures), generator=draw)[:48]
         pairs = torch.stack([torch.randperm(pictures.shape[1], generator=draw)[:2] for _ in rows])
         both = torch.cat([pictures[rows, pairs[:, 0]], pictures[rows, pairs[:, 1]]])
-        unit = nn.functional.normalize(judge(_worn(both, draw)))
+        unit = nn.functional.normalize(classifier(_worn(both, draw)))
         likeness = (unit @ unit.T / _TEMPERATURE).fill_diagonal_(-math.inf)
         return nn.functional.cross_entropy(likeness, torch.arange(96).roll(48))
 
-    train(judge, loss_at, plan, checkpoint)
-    return judge
+    train(classifier, loss_at, plan, checkpoint)
+    return classifier
 
 
-def examine(digit: Judge, subject: Judge, pictures: Tensor, labels: Tensor) -> dict[str, float]:
-    """Both judges on scenes [n, each, ...] of held-out digits.
+def examine(digit: Classifier, subject: Classifier, pictures: Tensor, labels: Tensor) -> dict[str, float]:
+    """Both classifiers on scenes [n, each, ...] of held-out digits.
 
     ``digit``: share named rightly. ``same_handwriting``: share of scenes whose nearest among the second scenes of all
     n digits is that of its own digit.
