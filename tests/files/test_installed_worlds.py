@@ -29,7 +29,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_file_is_in_the_package_of_the_data() -> None:
     folder = Path(orthotune_worlds.__file__).parent
-    places = [text.MODEL, text.CARD, image.PIPELINE, image.CARD, image.DATA, *image.JUDGES.values()]
+    places = [text.MODEL, text.CARD, image.PIPELINE, image.CARD, image.DATA, *image.CLASSIFIERS.values()]
     assert all(place.exists() and place.is_relative_to(folder) for place in places)
     assert not [p for p in Path(orthotune.__file__).parent.rglob("*") if p.suffix in (".safetensors", ".gz")]
 
@@ -43,7 +43,7 @@ def test_every_file_is_in_the_package_of_the_data() -> None:
         lambda: image.PIPELINE,
         image.load_pipeline,
         image.load_sources,
-        lambda: image.load_judge("digit"),
+        lambda: image.load_classifier("digit"),
         lambda: current(TEXT_BEFORE),
     ],
 )

@@ -35,7 +35,7 @@ def turn(family):
 
 
 def loss_of(family):
-    latents = family.encode_pictures(pictures(), noise_of())
+    latents = family.encode_images(pictures(), noise_of())
     return family.losses(
         family.denoiser, latents, family.encode_captions(PROMPTS[:2]), noise_of(), LossOptions()
     ).mean()

@@ -61,7 +61,7 @@ def test_an_unknown_family_is_told_what_is_supported(tiny, tmp_path):
         open_family(_broken(tiny, tmp_path, rename))
     assert "PixArtAlphaPipeline" in str(caught.value)
     assert all(kind.name in str(caught.value) for kind in FAMILIES)
-    with pytest.raises(RecipeError, match="no supported family"):
+    with pytest.raises(RecipeError, match="not a supported family"):
         family_of(torch.nn.Identity())
 
 
@@ -70,7 +70,7 @@ def test_an_unknown_family_is_told_what_is_supported(tiny, tmp_path):
     [
         (lambda folder: (folder / "model_index.json").write_text("{"), "line 1: not JSON"),
         (lambda folder: (folder / "model_index.json").unlink(), "without model_index.json"),
-        (lambda folder: shutil.rmtree(folder / "vae"), "whole StableDiffusionPipeline"),
+        (lambda folder: shutil.rmtree(folder / "vae"), "complete StableDiffusionPipeline"),
         (lambda folder: next((folder / "unet").glob("*.safetensors")).write_bytes(b"cut"), "download it again"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where chance comes from in training: a function of the seed and of which batch it is, so that it is repeatable."""
+"""Random generators of the training loop: determined by the seed and the number of the batch, so reproducible."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 
 
 def draw_for(seed: int, batch: int) -> torch.Generator:
-    """A generator on the CPU for noise and times; torch's own, which dropout draws from, begin at the same number.
+    """A CPU generator for noise and times. The global generators, used by dropout, get the same seed.
 
     Args:
         seed: of the run.
-        batch: its number, counted over all processes from the start of training.
+        batch: number of the batch, counted over all processes from the start of training.
 
     Example:
         >>> one, same, other = (torch.rand(1, generator=draw_for(0, batch)).item() for batch in (7, 7, 8))
@@ -18,7 +18,7 @@ def draw_for(seed: int, batch: int) -> torch.Generator:
         (True, False)
     """
     mixed = (seed * 1_000_003 + batch) * 1_009
-    # splitmix64 (Steele et al. 2014): neighbouring numbers become unlike ones.
+    # splitmix64 (Steele et al. 2014): neighbouring numbers give unrelated seeds.
     mixed = (mixed + 0x9E3779B97F4A7C15) & (2**64 - 1)
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
