@@ -19,7 +19,7 @@ from orthotune.errors import ConfigError, DataError
 from orthotune.image.control.pipeline import ControlPipeline
 from orthotune.recipes import control
 from orthotune.recipes.control import ControlSettings
-from orthotune.recipes.control_scores import DrawnScores
+from orthotune.recipes.control_scores import SampleScores
 from orthotune.recipes.image_run import ADAPTER, MODEL
 from orthotune.worlds.image_folders import write_control
 from orthotune.worlds.image_scores import base_family
@@ -128,7 +128,7 @@ def test_a_plan_writes_nothing(bases: Any, pairs: Path, tmp_path: Path) -> None:
 
 
 def test_edges_are_made_of_the_pictures_and_scored_as_the_base(tmp_path: Path) -> None:
-    scores = DrawnScores("sketch", count=2, steps=1)
+    scores = SampleScores("sketch", count=2, steps=1)
     assert scores.hints.shape == (2, 3, 32, 32)
     assert {"mask_iou", "edge_f1", "kept", "score"} <= scores(0, base_family()).keys()
 

@@ -62,9 +62,9 @@ def load_compare(task: Task, recipe: Path | None, overrides: Sequence[str]) -> A
             raise RecipeError(f"{given.place(key)}: {key} in a comparison", do=f"Write {VARIED[key]}=[...] instead")
         if key not in task.runs.model_fields or key in VARIED:
             raise load.unknown_key(given, key, task.grid.model_fields | task.runs.model_fields)
-    settings = load.check(task.grid, load.Said({**given.values, inside: every}, given.places))
+    settings = load.check(task.grid, load.Given({**given.values, inside: every}, given.places))
     for values, _ in methods_of(task, settings).values():
-        load.check(task.runs, load.Said(values, given.places))
+        load.check(task.runs, load.Given(values, given.places))
     return settings
 
 

@@ -23,7 +23,7 @@ from orthotune.image.control.hint_encoder import load_hint_encoder
 from orthotune.image.families.family import Family
 from orthotune.recipes import control, subject
 from orthotune.recipes.control import ControlSettings
-from orthotune.recipes.control_scores import DrawnScores
+from orthotune.recipes.control_scores import SampleScores
 from orthotune.recipes.image_job import ImageJob
 from orthotune.recipes.image_run import ADAPTER, MODEL, run_image
 from orthotune.recipes.subject_settings import SubjectSettings
@@ -341,7 +341,7 @@ class ControlTask(ImageTask):
         # The encoder of the control images keeps its strength: it steers, and does not forget.
         encoder = load_hint_encoder(run / MODEL if (run / MODEL).is_dir() else run / ADAPTER)
         signal = read_json(run / "settings.json")["signal"]
-        return DrawnScores(signal, lambda: encoder, split)(1, finished(run, strength))
+        return SampleScores(signal, lambda: encoder, split)(1, finished(run, strength))
 
     def base_scores(self, split: Split) -> Scores:
         """The scores of the model without finetuning, which sees no control images."""
@@ -350,4 +350,4 @@ class ControlTask(ImageTask):
 
 @cache
 def _control_base(split: Split) -> Scores:
-    return DrawnScores(ControlSettings.model_validate({}).signal, None, split)(0, base_family())
+    return SampleScores(ControlSettings.model_validate({}).signal, None, split)(0, base_family())

@@ -21,7 +21,7 @@ MODEL_WORDS = (TEXT_WORLD, SMOLLM2)
 _MODEL = re.compile(r"(?:^|[/\\])orthotune(?:_worlds|[/\\]worlds)[/\\](text[/\\]model|image[/\\]pipeline)[/\\]?$")
 
 
-def home(world: str) -> Path:
+def world_folder(world: str) -> Path:
     """The folder with the files of a world.
 
     Args:
@@ -31,7 +31,7 @@ def home(world: str) -> Path:
         DataError: ``orthotune_worlds`` is not installed, or lacks the folder.
 
     Example:
-        >>> (home("text") / "card.json").is_file()
+        >>> (world_folder("text") / "card.json").is_file()
         True
     """
     try:
@@ -73,7 +73,7 @@ def model_folder(model: str) -> str:
         ('model', 'gpt2')
     """
     if model == TEXT_WORLD:
-        return str(home("text") / "model")
+        return str(world_folder("text") / "model")
     if model != SMOLLM2 or Path(model).exists():
         return model
     folder = cached_model(model)
@@ -126,10 +126,10 @@ def current(base: str) -> str:
     Example:
         >>> current("gpt2")
         'gpt2'
-        >>> Path(current("/old/site-packages/orthotune/worlds/text/model")) == home("text") / "model"
+        >>> Path(current("/old/site-packages/orthotune/worlds/text/model")) == world_folder("text") / "model"
         True
     """
     world = world_of(base)
     if world is None or Path(base).exists():
         return base
-    return str(home(world) / {"text": "model", "image": "pipeline"}[world])
+    return str(world_folder(world) / {"text": "model", "image": "pipeline"}[world])

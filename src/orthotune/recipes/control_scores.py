@@ -71,6 +71,3 @@ class SampleScores:
         kind = condition(self.signal)
         made = [kind.made(image.permute(1, 2, 0).numpy()) for image in self.scenes.images]
         return torch.stack([torch.from_numpy(one).permute(2, 0, 1).float() / 255 for one in made])
-
-
-DrawnScores = SampleScores  # the name that ``experiments`` imports

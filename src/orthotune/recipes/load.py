@@ -30,9 +30,6 @@ class Given:
         return self.places.get(key) or self.places.get(key.split(".")[0]) or "settings"
 
 
-Said = Given  # the name that ``experiments`` imports
-
-
 def load_settings(kind: type[Settings], recipe: Path | None = None, overrides: Sequence[str] = ()) -> Settings:
     """Read and check settings.
 

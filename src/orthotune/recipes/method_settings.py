@@ -30,7 +30,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
 # Added after the first release: not written to run.json at their default, so that older runs can be resumed.
 NEWER = ("lora", "block_rate")
 # Mutually exclusive settings.
-RIVALS: tuple[tuple[str, str], ...] = (("block_size", "r"), ("lora_rank", "block_size"), ("lora_rank", "r"))
+MUTUALLY_EXCLUSIVE: tuple[tuple[str, str], ...] = (("block_size", "r"), ("lora_rank", "block_size"), ("lora_rank", "r"))
 
 # One magnitude scales a complete neuron, but many parameters rotate it: with the same learning rate, magnitudes learn
 # too slowly. On the text world a factor of 5 forgets less at equal gain than 1 and 15 (docs/evidence/choosing.md).
@@ -57,7 +57,7 @@ class MethodSettings(BaseModel):
 
     The settings class of a recipe has these class variables: ``recipe``, the name, also of the folder of presets;
     ``world``, the built-in model, and the preset used for it; ``rates``, the learning rate per method; ``ball``, the
-    COFT radius; ``only_for``, the methods for which a setting has a meaning; ``rivals``, mutually exclusive settings;
+    COFT radius; ``only_for``, the methods for which a setting has a meaning; ``mutually_exclusive``, pairs of settings;
     ``tied``, settings of a preset that are dropped if another setting is given. Settings in ``newer`` are not part of
     the record of a run at their default, because older records do not have them.
     """
@@ -69,7 +69,7 @@ class MethodSettings(BaseModel):
     rates: ClassVar[dict[str, float]]
     ball: ClassVar[float]
     only_for: ClassVar[dict[str, tuple[str, ...]]] = ONLY_FOR
-    rivals: ClassVar[tuple[tuple[str, str], ...]] = RIVALS
+    mutually_exclusive: ClassVar[tuple[tuple[str, str], ...]] = MUTUALLY_EXCLUSIVE
     tied: ClassVar[dict[str, str]] = {}
     newer: ClassVar[tuple[str, ...]] = NEWER
 
@@ -144,7 +144,7 @@ class MethodSettings(BaseModel):
         if "magnitude_rate" in self.model_fields_set - faulty and not self._has_magnitudes:
             contradiction = "magnitude_rate has no meaning without rotation.magnitude"
             faults.append(("magnitude_rate", contradiction, "Add rotation.magnitude=true, or leave it out"))
-        for one, other in self.rivals:
+        for one, other in self.mutually_exclusive:
             if {one, other} <= self.model_fields_set:
                 faults.append((other, f"{one} and {other} are mutually exclusive", f"Keep {one} or {other}"))
         if faults:
@@ -182,6 +182,6 @@ class MethodSettings(BaseModel):
         filled = preset.settings_of(given["preset"], cls.recipe)
         method = given.get("method", "oft")
         dropped = {key for key, other in cls.tied.items() if other in given}
-        dropped |= {other for pair in cls.rivals for other in pair if given.keys() & set(pair)}
+        dropped |= {other for pair in cls.mutually_exclusive for other in pair if given.keys() & set(pair)}
         dropped |= {key for key, methods in cls.only_for.items() if method not in methods}
         return {key: value for key, value in filled.items() if key not in dropped}

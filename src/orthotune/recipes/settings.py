@@ -8,9 +8,18 @@ from pydantic import Field, model_validator
 
 from orthotune.recipes import text_settings
 from orthotune.recipes.method_settings import METHODS, Method, Positive, SettingError
-from orthotune.recipes.text_settings import LEARNING_RATES, RIVALS, WITH_ADAPTER, WORLD, TextSettings
+from orthotune.recipes.text_settings import LEARNING_RATES, MUTUALLY_EXCLUSIVE, WITH_ADAPTER, WORLD, TextSettings
 
-__all__ = ["LEARNING_RATES", "METHODS", "ONLY_FOR", "RIVALS", "WORLD", "Method", "SFTSettings", "SettingError"]
+__all__ = [
+    "LEARNING_RATES",
+    "METHODS",
+    "MUTUALLY_EXCLUSIVE",
+    "ONLY_FOR",
+    "WORLD",
+    "Method",
+    "SFTSettings",
+    "SettingError",
+]
 
 #: value of keep_data for texts that the base model generates
 GENERATED = "generated"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orthotune.errors import DataError
-from orthotune.files.installed_worlds import home, need
+from orthotune.files.installed_worlds import need, world_folder
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ def load_pipeline(dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    folder = need(home("image") / "pipeline" / "model_index.json", "pipeline of the image world").parent
+    folder = need(world_folder("image") / "pipeline" / "model_index.json", "pipeline of the image world").parent
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder, torch_dtype=dtype or torch.float32, local_files_only=True, safety_checker=None
     )
@@ -57,7 +57,7 @@ def load_sources() -> Sources:
     """Load the digits and textures of which scenes are composed."""
     from orthotune.worlds.image_sources import read_sources
 
-    return read_sources(home("image") / "data.safetensors")
+    return read_sources(world_folder("image") / "data.safetensors")
 
 
 def load_classifier(name: str) -> Classifier:
@@ -74,7 +74,7 @@ def load_classifier(name: str) -> Classifier:
 
     if name not in _CLASSIFIERS:
         raise DataError(f"classifier {name!r} of the image world", needed=f"one of {', '.join(_CLASSIFIERS)}")
-    path = need(home("image") / f"{name}_judge.safetensors", f"classifier {name!r} of the image world")
+    path = need(world_folder("image") / f"{name}_judge.safetensors", f"classifier {name!r} of the image world")
     outputs = image_classifiers.DIGITS if name == "digit" else image_classifiers.DIRECTIONS
     return image_classifiers.load_classifier(path, outputs)
 
@@ -120,7 +120,7 @@ def control_scenes(sources: Sources, count: int, seed: int, held_out: bool) -> l
 def __getattr__(name: str) -> Any:
     """Look up the paths when they are used, so that importing this module needs no file of the world."""
     if name == "CLASSIFIERS":
-        return {classifier: home("image") / f"{classifier}_judge.safetensors" for classifier in _CLASSIFIERS}
+        return {classifier: world_folder("image") / f"{classifier}_judge.safetensors" for classifier in _CLASSIFIERS}
     if name in ("PIPELINE", "CARD", "DATA"):
-        return home("image") / {"PIPELINE": "pipeline", "CARD": "card.json", "DATA": "data.safetensors"}[name]
+        return world_folder("image") / {"PIPELINE": "pipeline", "CARD": "card.json", "DATA": "data.safetensors"}[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
