@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.support.adapter_files import lycoris, merged, onetrainer
+from tests.support.after_peft import Run
 from tests.support.checkpoint_models import gpt2, llama, save_base
 from tests.support.image_bases import STYLE, load_pipeline, save_pipeline, save_single_file
 
@@ -150,35 +149,28 @@ def test_interrupted_it_goes_on_where_it_stopped(
 
 STOCK = """
 import sys, torch
-from pathlib import Path
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 assert "orthotune" not in sys.modules
-for home in map(Path, sys.argv[1:]):
-    model = AutoModelForCausalLM.from_pretrained(home / "base")
-    model = PeftModel.from_pretrained(model, home / "exact")
-    torch.save(model(torch.arange(12).view(2, 6)).logits.detach(), home / "logits.pt")
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+model = PeftModel.from_pretrained(model, sys.argv[2])
+torch.save(model(torch.arange(12).view(2, 6)).logits.detach(), sys.argv[3])
 """
 
 
-def test_lora_gives_the_adapters_output_in_stock_peft(call: Callable, tmp_path: Path) -> None:
-    """One process without orthotune loads both kinds of models."""
-    kinds = {
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_lora_gives_the_adapters_output_in_stock_peft(
+    call: Callable, tmp_path: Path, fresh_after_peft: Run, kind: str
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    build, layers = {
         "llama": (llama, {"model.layers.0.mlp.up_proj": 16, "model.layers.1.mlp.down_proj": 24}),
         "gpt2": (gpt2, {"transformer.h.0.attn.c_attn": 16, "transformer.h.1.mlp.c_proj": 24}),
-    }
-    homes = {kind: tmp_path / kind for kind in kinds}
-    for kind, (build, layers) in kinds.items():
-        _exported_as_lora(call, homes[kind], build, layers)
-    subprocess.run([sys.executable, "-W", "ignore", "-c", STOCK, *map(str, homes.values())], check=True)
-    for kind, (_, layers) in kinds.items():
-        _same_as_lora(homes[kind], layers, transposed=kind == "gpt2")
-
-
-def _exported_as_lora(call: Callable, home: Path, build: Callable, layers: dict[str, int]) -> None:
-    base = save_base(build(), home / "base")
-    adapter = onetrainer(home / "style.safetensors", layers)
-    out = home / "lora"
+    }[kind]
+    base = save_base(build(), tmp_path / "base")
+    adapter = onetrainer(tmp_path / "style.safetensors", layers)
+    out = tmp_path / "lora"
     done = call("export", adapter, out, "--base", base, "--to", "lora", "--error", "0.02")
     assert done.exit_code == 0, done.stderr
     errors = json.loads((out / "lora_errors.json").read_text())
@@ -186,17 +178,13 @@ def _exported_as_lora(call: Callable, home: Path, build: Callable, layers: dict[
     assert all(0 <= found["relative_error"] <= 0.02 for found in errors.values())
     assert all(f"rank {found['rank']}" in done.stdout for found in errors.values())
     # and an exact one: the change has no higher rank than the smaller side
-    assert call("export", adapter, home / "exact", "--base", base, "--to", "lora", "--rank", "64").exit_code == 0
-
-
-def _same_as_lora(home: Path, layers: dict[str, int], *, transposed: bool) -> None:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(home / "base")
-    expected = _turned(model, home / "style.safetensors", transposed=transposed)(torch.arange(12).view(2, 6)).logits
-    torch.testing.assert_close(torch.load(home / "logits.pt"), expected.detach(), rtol=0, atol=1e-4)  # 2 layers
-    out = home / "lora"
-    errors = json.loads((out / "lora_errors.json").read_text())
+    exact = tmp_path / "exact"
+    assert call("export", adapter, exact, "--base", base, "--to", "lora", "--rank", "64").exit_code == 0
+    loaded = fresh_after_peft(STOCK, str(base), str(exact), str(tmp_path / "logits.pt"))
+    assert loaded.returncode == 0, loaded.stderr
+    model = AutoModelForCausalLM.from_pretrained(base)
+    expected = _turned(model, adapter, transposed=kind == "gpt2")(torch.arange(12).view(2, 6)).logits
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected.detach(), rtol=0, atol=1e-4)  # 2 layers
     tensors = load_file(out / "adapter_model.safetensors")
     config = json.loads((out / "adapter_config.json").read_text())
     for name in layers:

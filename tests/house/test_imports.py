@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import orthotune
+from tests.support.after_peft import Run
 from tests.support.source import BESIDE, MODULES, ROOMS, ROOT, imports, named, room_of, tree_of
 
 #: An entry that is no room of the package, and what it may import.
@@ -158,25 +158,17 @@ def test_what_is_no_public_name_is_an_attribute_error() -> None:
         orthotune.frobnicate  # noqa: B018
 
 
-#: Every name is the first one in a fork of its own: importing PEFT takes longer than all the rest.
 FIRST_USE = """
-import os, sys
 import orthotune
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as table
 from peft.utils import PeftType
-for name in sys.argv[1:]:
-    child = os.fork()
-    if child == 0:
-        assert table[PeftType.OFT].__module__.startswith("peft."), "importing alone changes PEFT"
-        eval(f"orthotune.{name}")
-        assert table[PeftType.OFT].__module__.startswith("orthotune."), f"{name}: not registered"
-        os._exit(0)  # what Python takes down at its end takes a second
-    assert os.waitpid(child, 0)[1] == 0, name
+assert table[PeftType.OFT].__module__.startswith("peft."), "importing alone changes PEFT"
+orthotune.{name}
+assert table[PeftType.OFT].__module__.startswith("orthotune."), "not registered"
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the names are used in forks of one process")
-def test_the_first_name_that_needs_the_host_registers() -> None:
-    names = ["OFTConfig", "get_peft_model", "PeftModel", "load_adapter", "register()"]
-    done = subprocess.run([sys.executable, "-c", FIRST_USE, *names], capture_output=True, text=True)
+@pytest.mark.parametrize("name", ["OFTConfig", "get_peft_model", "PeftModel", "load_adapter", "register()"])
+def test_the_first_name_that_needs_the_host_registers(name: str, fresh_after_peft: Run) -> None:
+    done = fresh_after_peft(FIRST_USE.format(name=name))
     assert done.returncode == 0, done.stderr
