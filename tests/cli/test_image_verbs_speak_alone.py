@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 CODE = """
-import json, sys
+import json, os, sys
 from orthotune.cli.main import main
 for words in json.loads(sys.argv[1]):
     sys.argv = ["orthotune", *words]
@@ -15,6 +15,9 @@ for words in json.loads(sys.argv[1]):
         main()
     except SystemExit as done:
         print(done.code)
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(0)  # what Python takes down at its end takes a second
 """
 
 
