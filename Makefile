@@ -37,7 +37,7 @@ demo: $(STAMP)
 	$(BIN)/orthotune demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 .PRECIOUS: $(VENV)-quant-%/.installed
 test-quant: $(QUANT:%=test-quant-%)

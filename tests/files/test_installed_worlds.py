@@ -75,7 +75,7 @@ def test_an_incomplete_installation_names_the_file(tmp_path: Path) -> None:
 def _emptied(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(orthotune_worlds, "files", lambda name: folder)
-        home("text")
+        world_folder("text")
 
 
 def test_a_name_that_no_module_has_stays_an_attribute_error() -> None:

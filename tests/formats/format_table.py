@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from orthotune.formats.kinds import kind_of
@@ -23,6 +24,7 @@ SIGNS = {"lossless": "●", "approximate": "○", "impossible": ""}
 TRANSFORMS = {"in butterfly", "out butterfly", "legacy convolution", "truncated blocks", "dense blocks", "split rows"}
 
 
+@cache
 def tables() -> str:
     """Both tables as the page has them."""
     kinds: dict[str, set[str]] = {name: set(found) for name, (_, found) in BY_FORMULA.items()}

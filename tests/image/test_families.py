@@ -16,7 +16,7 @@ from orthotune.image.adapter.settings import AdapterSettings
 from orthotune.image.families.family import LossOptions
 from orthotune.image.families.noise_schedule import PREDICTIONS
 from orthotune.image.families.registry import open_family
-from tests.support.tiny_pipelines import FAMILIES, KINDS
+from tests.support.tiny_pipelines import FAMILIES, KINDS, LATENTS, known_of
 
 PROMPTS, SEEDS = ["a red digit three", "sks", "a green photo of the digit"], [5, 6, 7]
 SMALL = {"steps": 2, "height": 16, "width": 24}
@@ -156,8 +156,7 @@ def test_latents_are_scaled_and_shifted_as_the_vae_says(tiny, kind):
     with torch.no_grad():
         found = vae.encode(seen.float() / 127.5 - 1).latent_dist
     sample = found.mean.double() + found.std.double() * torch.randn(found.mean.shape, generator=noise_of(4)).double()
-    shift = {"sd3": 0.0609, "sd3-without-t5": 0.0609, "flux-dev": 0.1159, "flux-schnell": 0.1159}.get(kind, 0.0)
-    scale = {"sd3": 1.5305, "sd3-without-t5": 1.5305, "flux-dev": 0.3611, "flux-schnell": 0.3611}.get(kind, 0.18215)
+    shift, scale = known_of(kind, LATENTS, (0.0, 0.18215))
     torch.testing.assert_close(latents.double(), (sample - shift) * scale, rtol=0, atol=1e-6)  # float32
     assert latents.shape[2:] == (16 // family.pixels_per_latent, 24 // family.pixels_per_latent)
     assert not latents.requires_grad

@@ -11,16 +11,13 @@ import torch
 from orthotune.errors import RecipeError
 from orthotune.image.families.registry import FAMILIES, family_of, open_family
 from orthotune.worlds.image import PIPELINE
-from tests.support.tiny_pipelines import KINDS
-
-NAMES = {"sd": "stable-diffusion", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux"}
+from tests.support.tiny_pipelines import KINDS, NAMES, known_of
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_family_is_known_by_its_folder(tiny, kind):
     family = open_family(tiny(kind))
-    expected = next(name for start, name in reversed(NAMES.items()) if kind.startswith(start))
-    assert family.name == expected
+    assert family.name == known_of(kind, NAMES)
     assert not any(p.requires_grad or m.training for m in family.modules().values() for p in m.parameters())
     assert family.native_size == (256 if kind.startswith("flux") else 16)
     assert family.pixels_per_latent == 2 and family.native_size % family.divisor == 0

@@ -142,13 +142,13 @@ def _activations(family: PipelineFamily, trainee: nn.Module, settings: TrainingS
 
 def _empty(parts: list[nn.Module], mode: FakeTensorMode) -> dict[int, Any]:
     """The memo of ``deepcopy`` that replaces each parameter and buffer by a fake tensor."""
+    tensors = {id(tensor): tensor for part in parts for tensor in (*part.parameters(), *part.buffers())}
     memo: dict[int, Any] = {}
-    for part in parts:
-        for tensor in (*part.parameters(), *part.buffers()):
-            with mode:
-                empty = torch.empty_like(tensor.detach(), device="cpu")
+    with mode:
+        for name, tensor in tensors.items():
+            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
             learns = tensor.requires_grad
-            memo.setdefault(id(tensor), nn.Parameter(empty, learns) if isinstance(tensor, nn.Parameter) else empty)
+            memo[name] = nn.Parameter(empty, learns) if isinstance(tensor, nn.Parameter) else empty
     return memo
 
 
