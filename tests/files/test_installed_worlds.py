@@ -13,7 +13,7 @@ import pytest
 import orthotune
 import orthotune_worlds
 from orthotune.errors import DataError
-from orthotune.files.installed_worlds import current, need, world_of
+from orthotune.files.installed_worlds import current, need, world_folder, world_of
 from orthotune.worlds import image, text
 
 #: What an adapter may have recorded, on this system or another one.
