@@ -147,11 +147,11 @@ def prepare(folder: Path, recipe: str) -> None:
 
 def trial(folder: Path, number: int, job: Job, expected: Any, seconds: float, events: int, seed: int) -> Any:
     """One run that is killed once or twice: when, and whether its result equals that of the uninterrupted run."""
-    draw, output = random.Random(f"{seed}-{number}"), folder / f"run-{number}"
+    rng, output = random.Random(f"{seed}-{number}"), folder / f"run-{number}"
     kills: list[str] = []
-    for _ in range(draw.randint(1, 2)):
+    for _ in range(rng.randint(1, 2)):
         by_clock = number % 2 == 0
-        moment = Moment(seconds=draw.uniform(0, seconds)) if by_clock else Moment(event=draw.randint(1, events))
+        moment = Moment(seconds=rng.uniform(0, seconds)) if by_clock else Moment(event=rng.randint(1, events))
         if attempt(folder, output, job, moment, folder / "log"):
             if kills:
                 break

@@ -132,17 +132,17 @@ def _train(model: Any, candidates: list[Candidate], train: Tensor, old: Tensor, 
         return min(1.0, (step + 1) / warmup) * shape[settings.schedule]
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    draw = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(settings.seed)
     size = settings.batch_size
     rounds = settings.steps * size // len(train) + 1
-    order = torch.cat([torch.randperm(len(train), generator=draw) for _ in range(rounds)])
+    order = torch.cat([torch.randperm(len(train), generator=generator) for _ in range(rounds)])
     model.train()
     for step in range(settings.steps):
         batch = train[order[step * size : (step + 1) * size]]
         with parametrize.cached():
             loss = model(batch, labels=batch).loss
             if base is not None:
-                kept = old[torch.randint(len(old), (settings.keep_batch,), generator=draw)]
+                kept = old[torch.randint(len(old), (settings.keep_batch,), generator=generator)]
                 with torch.no_grad():
                     wanted = base(kept).logits.log_softmax(-1)
                 now = model(kept).logits.log_softmax(-1)

@@ -28,10 +28,10 @@ WAYS = {
 
 def turn(family):
     """Give what is trained some numbers."""
-    draw = noise_of(11)
+    generator = noise_of(11)
     with torch.no_grad():
         for parameter in trained(family).values():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=draw))
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
 def loss_of(family):

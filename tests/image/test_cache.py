@@ -32,9 +32,9 @@ class Counted:
     def __init__(self, family: Family) -> None:
         self.family, self.pictures, self.captions = family, 0, 0
 
-    def encode_images(self, pictures: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+    def encode_images(self, pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         self.pictures += len(pictures)
-        return self.family.encode_images(pictures, draw)
+        return self.family.encode_images(pictures, generator)
 
     def encode_captions(self, captions: list[str]) -> Any:
         self.captions += len(captions)

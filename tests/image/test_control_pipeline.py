@@ -61,15 +61,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def _train(family: PipelineFamily, encoder: HintEncoder, steps: int = 3) -> None:
-    trainee, draw = Trainee(family, encoder), torch.Generator().manual_seed(0)
+    trainee, generator = Trainee(family, encoder), torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(trainee.learning().values(), lr=0.05)
     before = {name: value.detach().clone() for name, value in trainee.learning().items()}
-    pictures = torch.randint(256, (2, 3, 16, 24), generator=draw, dtype=torch.uint8)
+    pictures = torch.randint(256, (2, 3, 16, 24), generator=generator, dtype=torch.uint8)
     batch = Batch(
-        family.encode_images(pictures, draw), PROMPTS, family.encode_captions(PROMPTS), torch.ones(2), _hints()
+        family.encode_images(pictures, generator), PROMPTS, family.encode_captions(PROMPTS), torch.ones(2), _hints()
     )
     for _ in range(steps):
-        loss = trainee(batch, draw, LossOptions()).mean()
+        loss = trainee(batch, generator, LossOptions()).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

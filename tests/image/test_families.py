@@ -250,7 +250,7 @@ def test_min_snr_weights_the_loss_of_each_picture(tiny):
     latents, told = family.encode_images(pictures(), noise_of()), family.encode_captions(["a", "b"])
     plain = family.losses(family.denoiser, latents, told, noise_of(1), LossOptions())
     weighted = family.losses(family.denoiser, latents, told, noise_of(1), LossOptions(min_snr_gamma=5.0))
-    times = family.schedule.draw_times(2, noise_of(1))
+    times = family.schedule.sample_times(2, noise_of(1))
     left = family.schedule.alphas_cumprod[times].double()
     snr = left / (1 - left)
     torch.testing.assert_close(weighted.double(), plain.double() * snr.clamp(max=5) / (snr + 1), rtol=1e-5, atol=0)

@@ -40,10 +40,10 @@ def train_digit_classifier(images: Tensor, labels: Tensor, plan: Plan, checkpoin
     classifier = Classifier(DIGITS)
 
     def loss_at(step: int) -> Tensor:
-        draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        rows = torch.randint(len(images), (64,), generator=draw)
-        which = torch.randint(images.shape[1], (64,), generator=draw)
-        return nn.functional.cross_entropy(classifier(_augmented(images[rows, which], draw)), labels[rows])
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        rows = torch.randint(len(images), (64,), generator=generator)
+        which = torch.randint(images.shape[1], (64,), generator=generator)
+        return nn.functional.cross_entropy(classifier(_augmented(images[rows, which], generator)), labels[rows])
 
     train(classifier, loss_at, plan, checkpoint)
     return classifier
@@ -58,11 +58,11 @@ def train_subject_classifier(images: Tensor, plan: Plan, checkpoint: Path, seed:
     classifier = Classifier(DIRECTIONS)
 
     def loss_at(step: int) -> Tensor:
-        draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        rows = torch.randperm(len(images), generator=draw)[:48]
-        pairs = torch.stack([torch.randperm(images.shape[1], generator=draw)[:2] for _ in rows])
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        rows = torch.randperm(len(images), generator=generator)[:48]
+        pairs = torch.stack([torch.randperm(images.shape[1], generator=generator)[:2] for _ in rows])
         both = torch.cat([images[rows, pairs[:, 0]], images[rows, pairs[:, 1]]])
-        unit = nn.functional.normalize(classifier(_augmented(both, draw)))
+        unit = nn.functional.normalize(classifier(_augmented(both, generator)))
         likeness = (unit @ unit.T / _TEMPERATURE).fill_diagonal_(-math.inf)
         return nn.functional.cross_entropy(likeness, torch.arange(96).roll(48))
 
@@ -83,17 +83,17 @@ def examine(digit: Classifier, subject: Classifier, images: Tensor, labels: Tens
     return {"digit": round(named.float().mean().item(), 4), "same_handwriting": round(same.float().mean().item(), 4)}
 
 
-def _augmented(images: Tensor, draw: torch.Generator) -> Tensor:
+def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     """Augment images like the errors of a generator: rotated, stretched, blurred and noisy, as floats."""
     count = len(images)
-    angle = (torch.rand(count, generator=draw) - 0.5) * 0.4
-    stretch = 1 + (torch.rand(count, 2, generator=draw) - 0.5) * 0.2
+    angle = (torch.rand(count, generator=generator) - 0.5) * 0.4
+    stretch = 1 + (torch.rand(count, 2, generator=generator) - 0.5) * 0.2
     rotation = torch.stack([torch.stack([angle.cos(), -angle.sin()], 1), torch.stack([angle.sin(), angle.cos()], 1)], 1)
     affine = torch.cat([rotation * stretch[:, :, None], torch.zeros(count, 2, 1)], 2)
     grid = nn.functional.affine_grid(affine, [count, 3, 32, 32], align_corners=False)
     rotated = nn.functional.grid_sample(as_input(images), grid, padding_mode="border", align_corners=False)
     soft = nn.functional.avg_pool2d(rotated, 3, stride=1, padding=1, count_include_pad=False)
-    share = torch.rand(count, 1, 1, 1, generator=draw)
-    return rotated.lerp(soft, share) + 0.1 * torch.rand(count, 1, 1, 1, generator=draw) * torch.randn(
-        rotated.shape, generator=draw
+    share = torch.rand(count, 1, 1, 1, generator=generator)
+    return rotated.lerp(soft, share) + 0.1 * torch.rand(count, 1, 1, 1, generator=generator) * torch.randn(
+        rotated.shape, generator=generator
     )

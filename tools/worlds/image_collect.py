@@ -39,12 +39,12 @@ def photo_crops(count: int, size: int, seed: int) -> Tensor:
     for name in PHOTOS:
         pixels = torch.from_numpy(getattr(data, name)()).float()
         photos.append(pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels.expand(3, -1, -1))
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     crops = []
     for number in range(count):
         photo = photos[number % len(photos)]
-        side = int(torch.randint(48, 193, (), generator=draw))
-        top, left = (int(torch.randint(extent - side, (), generator=draw)) for extent in photo.shape[1:])
+        side = int(torch.randint(48, 193, (), generator=generator))
+        top, left = (int(torch.randint(extent - side, (), generator=generator)) for extent in photo.shape[1:])
         crop = photo[:, top : top + side, left : left + side]
         crops.append(interpolate(crop[None], (size, size), mode="bilinear", antialias=True))
     return torch.cat(crops).round().clamp(0, 255).to(torch.uint8)

@@ -94,11 +94,11 @@ def train_denoiser(
     weight = ratio.clamp(max=_SNR_CEILING) / ratio
 
     def loss_at(step: int) -> Tensor:
-        draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        rows = torch.randint(len(latents), (batch,), generator=draw)
-        times = torch.randint(1000, (batch,), generator=draw)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        rows = torch.randint(len(latents), (batch,), generator=generator)
+        times = torch.randint(1000, (batch,), generator=generator)
         clean = latents[rows]
-        noise = torch.randn(clean.shape, generator=draw)
+        noise = torch.randn(clean.shape, generator=generator)
         states = encoder(ids[rows]).last_hidden_state
         guess = unet(scheduler.add_noise(clean, noise, times), times, states).sample
         return (weight[times] * (guess - noise).square().mean((1, 2, 3))).mean()

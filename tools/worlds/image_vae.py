@@ -36,10 +36,10 @@ def train_vae(vae: AutoencoderKL, images: Tensor, plan: Plan, checkpoint: Path, 
     """Train ``vae`` on uint8 [n, 3, 32, 32], and set its scaling factor so that the latents have unit variance."""
 
     def loss_at(step: int) -> Tensor:
-        draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        inputs = as_input(images[torch.randint(len(images), (batch,), generator=draw)])
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        inputs = as_input(images[torch.randint(len(images), (batch,), generator=generator)])
         posterior = vae.encode(inputs).latent_dist
-        error = vae.decode(posterior.sample(draw)).sample - inputs
+        error = vae.decode(posterior.sample(generator)).sample - inputs
         return error.abs().mean() + error.square().mean() + _KL * posterior.kl().mean() / posterior.mean[0].numel()
 
     train(vae, loss_at, plan, checkpoint)

@@ -160,6 +160,6 @@ def _rate(step: int, plan: Schedule) -> float:
 
 
 def _windows(tokens: torch.Tensor, plan: Schedule, step: int) -> torch.Tensor:
-    draw = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-    starts = torch.randint(len(tokens) - plan.length, (plan.batch,), generator=draw)
+    generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
+    starts = torch.randint(len(tokens) - plan.length, (plan.batch,), generator=generator)
     return tokens[starts[:, None] + torch.arange(plan.length + 1)]

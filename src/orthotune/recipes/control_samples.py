@@ -35,7 +35,7 @@ def control_sampler(trainee: Trainee, settings: ImageSettings, examples: Sequenc
     assert isinstance(encoder, HintEncoder)
     known = _hints(family, settings, examples, kind)
 
-    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         # Each prompt is repeated for each seed.
         each = len(settings.sample_seeds)
         hints = known[[number // each % len(known) for number in range(len(prompts))]]
@@ -43,7 +43,7 @@ def control_sampler(trainee: Trainee, settings: ImageSettings, examples: Sequenc
         generated = generate_hinted(family, encoder, prompts, hints, seeds, batch_size=settings.batch_size, **options)
         return torch.cat([(hints * 255).round().to(torch.uint8), generated.cpu()], dim=3)
 
-    return draw
+    return sample
 
 
 def _hints(family: Family, settings: ImageSettings, examples: Sequence[Example], kind: Condition) -> Tensor:

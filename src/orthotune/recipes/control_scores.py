@@ -48,9 +48,9 @@ class SampleScores:
 
     def __call__(self, step: int, family: Family) -> dict[str, float]:
         """The scores of ``family``, see ``ControlScores.of``."""
-        return self.scenes.of(self.draw(family))
+        return self.scenes.of(self.generate(family))
 
-    def draw(self, family: Family) -> Tensor:
+    def generate(self, family: Family) -> Tensor:
         """Generate the images that are scored: uint8 ``[n, 3, 32, 32]``."""
         prompts, seeds = [prompt.text for prompt in self.scenes.wanted], self.scenes.seeds
         options: dict[str, Any] = {"steps": self.steps, "guidance": self.guidance}

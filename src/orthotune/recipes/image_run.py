@@ -129,13 +129,13 @@ class _Run:
     def _sampler(self, family: Family) -> Sampler:
         side = self.settings.resolution or family.native_size
 
-        def draw(prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
+        def sample(prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
             return family.generate(
                 prompts, seeds, steps=self.settings.sample_steps, guidance=self.settings.guidance, height=side,
                 width=side, batch_size=self.settings.batch_size,
             )  # fmt: skip
 
-        return draw
+        return sample
 
     def _save(self, trainee: Trainee, folder: Path) -> None:
         with atomic_write(folder) as partial:

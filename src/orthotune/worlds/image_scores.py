@@ -146,7 +146,7 @@ class SubjectScores:
 
     def __call__(self, step: int, family: Family) -> dict[str, float]:
         """The scores of ``family``; see :meth:`of` for their names."""
-        return self.of(self._draw(family, self.wanted, 0), self._draw(family, self.others, _KEPT))
+        return self.of(self._generate(family, self.wanted, 0), self._generate(family, self.others, _KEPT))
 
     def of(self, images: Tensor, others: Tensor) -> dict[str, float]:
         """The scores of generated images.
@@ -191,7 +191,7 @@ class SubjectScores:
     @cached_property
     def base_images(self) -> Tensor:
         """Images of the prompts ``others`` before finetuning."""
-        return self._draw(self.base or base_family(), self.others, _KEPT)
+        return self._generate(self.base or base_family(), self.others, _KEPT)
 
     @cached_property
     def _classifiers(self) -> tuple[Classifier, Classifier]:
@@ -202,7 +202,7 @@ class SubjectScores:
         sources = image.load_sources()
         return directions(self._classifiers[1], compose_all(image.subject_scenes(sources), sources))
 
-    def _draw(self, family: Family, wanted: list[Prompt], offset: int) -> Tensor:
+    def _generate(self, family: Family, wanted: list[Prompt], offset: int) -> Tensor:
         first = NOISE[self.split] + offset
         texts, seeds = [prompt.text for prompt in wanted], list(range(first, first + len(wanted)))
         return family.generate(texts, seeds, steps=self.steps, guidance=self.guidance).cpu()

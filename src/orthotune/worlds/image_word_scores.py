@@ -41,7 +41,7 @@ class WordScores:
 
     def __call__(self, step: int, family: Family) -> dict[str, float]:
         """The scores of ``family``; see :meth:`of` for their names."""
-        return self.of(self._draw(family, self.wanted, 0), self._draw(family, self.others, self.count))
+        return self.of(self._generate(family, self.wanted, 0), self._generate(family, self.others, self.count))
 
     def of(self, images: Tensor, others: Tensor) -> dict[str, float]:
         """The scores of generated images.
@@ -80,7 +80,7 @@ class WordScores:
     def _classifier(self) -> Classifier:
         return image.load_classifier("digit")
 
-    def _draw(self, family: Family, wanted: Sequence[Prompt], offset: int) -> Tensor:
+    def _generate(self, family: Family, wanted: Sequence[Prompt], offset: int) -> Tensor:
         first = NOISE[self.split] + offset
         texts, seeds = [prompt.text for prompt in wanted], list(range(first, first + len(wanted)))
         return family.generate(texts, seeds, steps=self.steps, guidance=self.guidance).cpu()

@@ -106,7 +106,7 @@ class Fit:
     scale: float
 
 
-def fit(height: int, width: int, size: Size, crop: Crop = "centre", chance: random.Random | None = None) -> Fit:
+def fit(height: int, width: int, size: Size, crop: Crop = "centre", rng: random.Random | None = None) -> Fit:
     """Resize an image so that it just covers ``size``, then crop the rest.
 
     Args:
@@ -114,7 +114,7 @@ def fit(height: int, width: int, size: Size, crop: Crop = "centre", chance: rand
         width: of the image, in pixels.
         size: wanted height and width, in pixels.
         crop: at the centre, or at a random position.
-        chance: generator of the random position.
+        rng: generator of the random position.
 
     Raises:
         ConfigError: ``crop`` is neither ``centre`` nor ``random``.
@@ -127,8 +127,8 @@ def fit(height: int, width: int, size: Size, crop: Crop = "centre", chance: rand
     resized = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
     over = (resized[0] - size[0], resized[1] - size[1])
     if crop == "random":
-        draw = chance or random.Random()
-        top, left = draw.randint(0, over[0]), draw.randint(0, over[1])
+        rng = rng or random.Random()
+        top, left = rng.randint(0, over[0]), rng.randint(0, over[1])
     elif crop == "centre":
         top, left = over[0] // 2, over[1] // 2
     else:

@@ -162,8 +162,8 @@ class ImageDataset:
         number = index % len(self)
         varied = number if self.cache else index
         example = self.examples[number]
-        chance = random.Random(f"{self.seed} crop {varied}")
-        how = fit(example.image.height, example.image.width, self._buckets[number], self.crop, chance)
+        rng = random.Random(f"{self.seed} crop {varied}")
+        how = fit(example.image.height, example.image.width, self._buckets[number], self.crop, rng)
         pixels: Any = None
         latents = self._latents.get(number)
         if latents is None:
@@ -174,9 +174,9 @@ class ImageDataset:
             if kept is None:
                 pixels = _part(example.image, content, how)
                 # Encoded one by one, each with its own noise, so that latents do not depend on other images.
-                draw = torch.Generator().manual_seed(int(digest(key, None if self.cache else index)[:15], 16))
+                generator = torch.Generator().manual_seed(int(digest(key, None if self.cache else index)[:15], 16))
                 shown = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-                kept = {"latents": self.family.encode_images(shown, draw)[0].float().cpu()}
+                kept = {"latents": self.family.encode_images(shown, generator)[0].float().cpu()}
                 if store:
                     store.put(key, kept)
             latents = kept["latents"]

@@ -91,12 +91,12 @@ def class_images(
             folder.mkdir(parents=True, exist_ok=True)
         # Written first: a folder of images without a manifest counts as made by the user.
         write_json(manifest, wanted)
-        _draw(family, paths, missing, wanted, batch_size, bar)
+        _generate(family, paths, missing, wanted, batch_size, bar)
     found = open_images([(path.stem, path) for path in paths], f"in {folder}", "refuse", say)
     return [image for image in found if image is not None]
 
 
-def _draw(
+def _generate(
     family: Family, paths: list[Path], missing: list[int], wanted: dict[str, Any], batch_size: int, bar: bool
 ) -> None:
     from PIL import Image

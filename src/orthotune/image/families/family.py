@@ -87,12 +87,12 @@ class Family(ABC):
         """Side in pixels of the images that the model was trained on."""
 
     @abstractmethod
-    def encode_images(self, images: Tensor, draw: torch.Generator) -> Tensor:
+    def encode_images(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Encode images with the VAE; no gradient.
 
         Args:
             images: uint8 ``[n, 3, H, W]``.
-            draw: CPU generator of the noise of the VAE.
+            generator: on the CPU, for the noise of the VAE.
 
         Returns:
             Latents, float32 ``[n, c, h, w]``, scaled for the denoiser.
@@ -114,8 +114,8 @@ class Family(ABC):
 
     @abstractmethod
     def losses(
-        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, draw: torch.Generator, options: LossOptions,
-        kept: Tensor | None = None,
+        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, generator: torch.Generator,
+        options: LossOptions, kept: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """The loss of each image, float32 ``[n]``.
 
@@ -123,7 +123,7 @@ class Family(ABC):
             denoiser: the module to call: ``self.denoiser`` or a wrapper of it.
             latents: from ``encode_images``.
             conditions: from ``encode_captions``.
-            draw: generator of noise and times, on the CPU for all devices.
+            generator: for noise and times, on the CPU for all devices.
             options: weighting and noise.
             kept: bool ``[n]``, the images whose target is the prediction of the base; None if there are none.
         """

@@ -17,7 +17,7 @@ from orthotune.errors import RecipeError
 from orthotune.image.adapter.kept_predictions import kept_targets
 from orthotune.image.data.batch import Conditions
 from orthotune.image.families.family import LossOptions
-from orthotune.image.families.noise_schedule import draw_noise
+from orthotune.image.families.noise_schedule import sample_noise
 from orthotune.image.families.pipeline_family import PipelineFamily
 
 
@@ -33,7 +33,7 @@ class FlowTimes:
 
     Example:
         >>> times = FlowTimes(torch.linspace(1, 0.001, 1000), logit_normal=True)
-        >>> bool((times.draw(1000, torch.Generator().manual_seed(0)) - 0.5).abs().mean() < 0.2)
+        >>> bool((times.sample(1000, torch.Generator().manual_seed(0)) - 0.5).abs().mean() < 0.2)
         True
     """
 
@@ -65,20 +65,20 @@ class FlowTimes:
         )
         return cls(fresh.sigmas, logit_normal)
 
-    def draw(self, count: int, draw: torch.Generator) -> Tensor:
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Sample times.
 
         Args:
             count: number of times.
-            draw: CPU generator.
+            generator: on the CPU.
 
         Returns:
             float32 [count] on the CPU.
         """
         if self.logit_normal:
-            position = torch.randn(count, generator=draw).sigmoid()
+            position = torch.randn(count, generator=generator).sigmoid()
         else:
-            position = torch.rand(count, generator=draw)
+            position = torch.rand(count, generator=generator)
         steps = len(self.sigmas)
         return self.sigmas[(position * steps).long().clamp(max=steps - 1)]
 
@@ -103,8 +103,8 @@ class FlowFamily(PipelineFamily):
         """
 
     def losses(
-        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, draw: torch.Generator, options: LossOptions,
-        kept: Tensor | None = None,
+        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, generator: torch.Generator,
+        options: LossOptions, kept: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         for field in ("min_snr_gamma", "noise_offset"):
             if value := getattr(options, field):
@@ -112,8 +112,8 @@ class FlowFamily(PipelineFamily):
                     f"{field.removesuffix('_gamma')}={value} for {self.name}",
                     got="a model of flow matching, which has its own weighting", do="Leave it out",
                 )  # fmt: skip
-        times = self.times.draw(len(latents), draw).to(latents.device)
-        noise = draw_noise(latents, draw)
+        times = self.times.sample(len(latents), generator).to(latents.device)
+        noise = sample_noise(latents, generator)
         at = times.view(-1, 1, 1, 1)
         noisy = (1 - at) * latents + at * noise
 

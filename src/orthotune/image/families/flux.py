@@ -72,8 +72,8 @@ class Flux(FlowFamily):
         )[0]
         return unpack(found, height, width)
 
-    def _draw(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
-        packed = super()._draw(prompts, generators, max_sequence_length=self._tokens, **options)
+    def _sample(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
+        packed = super()._sample(prompts, generators, max_sequence_length=self._tokens, **options)
         return unpack(packed, *(options[side] // self.pixels_per_latent for side in ("height", "width")))
 
 

@@ -67,17 +67,17 @@ class NoiseSchedule:
         # Rounding can make the last step of a rescaled schedule slightly negative.
         return cls(known.alphas_cumprod.clamp(0.0, 1.0), prediction)
 
-    def draw_times(self, count: int, draw: torch.Generator) -> Tensor:
+    def sample_times(self, count: int, generator: torch.Generator) -> Tensor:
         """Sample steps uniformly.
 
         Args:
             count: number of steps.
-            draw: CPU generator.
+            generator: on the CPU.
 
         Returns:
             int64 [count] on the CPU.
         """
-        return torch.randint(len(self.alphas_cumprod), (count,), generator=draw)
+        return torch.randint(len(self.alphas_cumprod), (count,), generator=generator)
 
     def noisy(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """The noisy images.
@@ -130,18 +130,18 @@ class NoiseSchedule:
         return left.sqrt(), (1 - left).sqrt()
 
 
-def draw_noise(like: Tensor, draw: torch.Generator, offset: float = 0.0) -> Tensor:
+def sample_noise(like: Tensor, generator: torch.Generator, offset: float = 0.0) -> Tensor:
     """Standard normal noise, sampled on the CPU.
 
     Args:
         like: [n, c, h, w], gives shape and device.
-        draw: CPU generator.
+        generator: on the CPU.
         offset: standard deviation of a constant that is added to each channel of each image.
 
     Returns:
         float32 in the shape and on the device of ``like``.
     """
-    noise = torch.randn(like.shape, generator=draw)
+    noise = torch.randn(like.shape, generator=generator)
     if offset:
-        noise = noise + offset * torch.randn(*like.shape[:2], 1, 1, generator=draw)
+        noise = noise + offset * torch.randn(*like.shape[:2], 1, 1, generator=generator)
     return noise.to(like.device)

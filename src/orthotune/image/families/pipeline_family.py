@@ -61,14 +61,14 @@ class PipelineFamily(Family):
         return int(2 ** (len(self.pipeline.vae.config.block_out_channels) - 1))
 
     @torch.no_grad()
-    def encode_images(self, images: Tensor, draw: torch.Generator) -> Tensor:
+    def encode_images(self, images: Tensor, generator: torch.Generator) -> Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise DataError("images", got=f"{images.dtype} {tuple(images.shape)}", needed="uint8 [n, 3, H, W]")
         self.check_size(*images.shape[2:])
         vae = self.pipeline.vae
         found = vae.encode(images.to(vae.device, vae.dtype) / 127.5 - 1).latent_dist
         mean, std = found.mean.float(), found.std.float()
-        latents = mean + std * torch.randn(mean.shape, generator=draw).to(mean.device)
+        latents = mean + std * torch.randn(mean.shape, generator=generator).to(mean.device)
         center, spread = self._latent_statistics(latents)
         return (latents - center) / spread
 
@@ -123,11 +123,11 @@ class PipelineFamily(Family):
         with self._evaluating():
             for at in range(0, len(prompts), batch_size):
                 # one CPU generator per image, so that its noise depends on neither the batch nor the device
-                draws = [torch.Generator().manual_seed(seed) for seed in seeds[at : at + batch_size]]
+                generators = [torch.Generator().manual_seed(seed) for seed in seeds[at : at + batch_size]]
                 with self.precision():
-                    latents = self._draw(
+                    latents = self._sample(
                         list(prompts[at : at + batch_size]),
-                        draws,
+                        generators,
                         num_inference_steps=steps,
                         guidance_scale=self.usual_guidance if guidance is None else guidance,
                         height=height,
@@ -136,7 +136,7 @@ class PipelineFamily(Family):
                 images.append(self.decode_latents(latents))
         return torch.cat(images)
 
-    def _draw(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
+    def _sample(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
         output = self.pipeline(prompt=prompts, generator=generators, output_type="latent", **options)
         latents: Tensor = output.images
         return latents

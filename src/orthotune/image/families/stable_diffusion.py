@@ -12,7 +12,7 @@ from orthotune.errors import RecipeError
 from orthotune.image.adapter.kept_predictions import kept_targets
 from orthotune.image.data.batch import Conditions
 from orthotune.image.families.family import LossOptions
-from orthotune.image.families.noise_schedule import NoiseSchedule, draw_noise
+from orthotune.image.families.noise_schedule import NoiseSchedule, sample_noise
 from orthotune.image.families.pipeline_family import PipelineFamily
 
 
@@ -50,11 +50,11 @@ class StableDiffusion(PipelineFamily):
         return {"encoder_hidden_states": found}
 
     def losses(
-        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, draw: torch.Generator, options: LossOptions,
-        kept: Tensor | None = None,
+        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, generator: torch.Generator,
+        options: LossOptions, kept: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        times = self.schedule.draw_times(len(latents), draw).to(latents.device)
-        noise = draw_noise(latents, draw, options.noise_offset)
+        times = self.schedule.sample_times(len(latents), generator).to(latents.device)
+        noise = sample_noise(latents, generator, options.noise_offset)
         noisy = self.schedule.noisy(latents, noise, times)
 
         def predict(rows: Tensor | slice) -> Tensor:

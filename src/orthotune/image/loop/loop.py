@@ -15,7 +15,7 @@ from torch import Tensor
 
 from orthotune.image.loop.average import Average
 from orthotune.image.loop.checkpoint import Parts, Progress, read_checkpoint, write_checkpoint
-from orthotune.image.loop.draw import draw_for
+from orthotune.image.loop.generators import generator_for
 from orthotune.image.loop.optimizer import make_optimizer, rate, set_rate
 from orthotune.image.loop.options import LoopOptions
 from orthotune.image.loop.order import Dataset, Order
@@ -194,7 +194,7 @@ class _Loop:
         batch = self.data.batch(self.order.indices(micro_step, process)).to(self.accelerator.device)
         # Seeded by the batch, not by the process: several processes use the same noise as one that accumulates.
         number = micro_step * self.accelerator.num_processes + process
-        losses: Tensor = self.model(batch, draw_for(options.seed, number), options.loss)
+        losses: Tensor = self.model(batch, generator_for(options.seed, number), options.loss)
         loss = losses.mean()
         self.skipped.look(loss, number, batch)
         self.accelerator.backward(loss)

@@ -73,17 +73,17 @@ class Order:
         epoch, number = divmod(micro_step * self.processes + process, self.per_epoch)
         if epoch != self._epoch:
             # A generator that is seeded with text gives the same order on all machines and versions of Python 3.
-            self._epoch, self._batches = epoch, list(self._draw(random.Random(f"{self.seed} {epoch}")))
+            self._epoch, self._batches = epoch, list(self._shuffled_batches(random.Random(f"{self.seed} {epoch}")))
         return [index + epoch * self._stride for index in self._batches[number]]
 
-    def _draw(self, chance: random.Random) -> Iterator[list[int]]:
+    def _shuffled_batches(self, rng: random.Random) -> Iterator[list[int]]:
         batches = []
         for members in self._members.values():
             shuffled: list[int] = []
             while len(shuffled) < len(members) or len(shuffled) % self.batch_size:
-                again = chance.sample(members, len(members))
+                again = rng.sample(members, len(members))
                 missing = -len(shuffled) % self.batch_size if len(shuffled) >= len(members) else len(again)
                 shuffled += again[:missing]
             batches += [shuffled[at : at + self.batch_size] for at in range(0, len(shuffled), self.batch_size)]
-        chance.shuffle(batches)
+        rng.shuffle(batches)
         yield from batches

@@ -11,7 +11,7 @@ from torch import Tensor
 from orthotune.errors import TrainingError
 from orthotune.image.data.batch import Batch
 from orthotune.image.loop.checkpoint import Progress
-from orthotune.image.loop.draw import draw_for
+from orthotune.image.loop.generators import generator_for
 from orthotune.image.loop.options import LoopOptions
 from orthotune.image.loop.trainee import Trainee
 from orthotune.runs.failed_save import kept
@@ -57,7 +57,7 @@ class SkippedSteps:
             return first_bad_gradient(self.trainee)
         number, batch = self._bad
         inputs: dict[str, Any] = {"batch": batch, "options": self.options.loss}
-        return first_bad_output(self.trainee, inputs | {"draw": draw_for(self.options.seed, number)})
+        return first_bad_output(self.trainee, inputs | {"generator": generator_for(self.options.seed, number)})
 
     def count(self, progress: Progress, kind: Kind | None, layer: str | None, overflow: bool) -> None:
         """Count the result of a step.

@@ -31,19 +31,19 @@ class Trainee(nn.Module):
         self.text_encoders = nn.ModuleDict(learning)
         self.hint_encoder = hint_encoder
 
-    def forward(self, batch: Batch, draw: torch.Generator, options: LossOptions) -> Tensor:
+    def forward(self, batch: Batch, generator: torch.Generator, options: LossOptions) -> Tensor:
         """The weighted loss of each image: float32 ``[n]``.
 
         Args:
             batch: on the device of the module.
-            draw: CPU generator of noise and times.
+            generator: on the CPU, for noise and times.
             options: weighting and noise.
         """
         conditions = batch.conditions
         if conditions is None:
             conditions = self.family.encode_captions(batch.captions)
         with self._hints(batch):
-            losses = self.family.losses(self.denoiser, batch.latents, conditions, draw, options, batch.kept)
+            losses = self.family.losses(self.denoiser, batch.latents, conditions, generator, options, batch.kept)
         return losses * batch.weight
 
     def learning(self) -> dict[str, nn.Parameter]:

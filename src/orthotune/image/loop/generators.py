@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def draw_for(seed: int, batch: int) -> torch.Generator:
+def generator_for(seed: int, batch: int) -> torch.Generator:
     """A CPU generator for noise and times. The global generators, used by dropout, get the same seed.
 
     Args:
@@ -13,7 +13,7 @@ def draw_for(seed: int, batch: int) -> torch.Generator:
         batch: number of the batch, counted over all processes from the start of training.
 
     Example:
-        >>> one, same, other = (torch.rand(1, generator=draw_for(0, batch)).item() for batch in (7, 7, 8))
+        >>> one, same, other = (torch.rand(1, generator=generator_for(0, batch)).item() for batch in (7, 7, 8))
         >>> one == same, one == other
         (True, False)
     """
