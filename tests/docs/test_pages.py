@@ -97,6 +97,13 @@ def test_notebooks_are_their_pages() -> None:
         assert kept == made["notebook_of"](page), f"python docs/_notebooks.py writes {page.stem} anew"
 
 
+def test_the_site_is_built_with_every_warning_an_error() -> None:
+    (line,) = (line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if "mkdocs build" in line)
+    # quiet, mkdocs counts no warning, and --strict lets everything pass
+    assert "--strict" in line and "quiet" not in line and " -q" not in line
+    assert "warnings: true" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+
+
 def test_every_page_is_in_the_navigation() -> None:
     listed = re.findall(r"[\w-]+(?:/[\w-]+)*\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:")[1])
     assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in PAGES)
