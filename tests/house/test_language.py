@@ -28,7 +28,6 @@ ORDINARY = re.compile(r"\bwhole numbers?\b|\bin turn\b")
 ALLOWED: dict[tuple[str, str], str] = {
     ("benchmarks/before_after.py", "contender"): "a column of its table",
     ("cli/evaluate_drift.py", "pictures"): "a key of the command's JSON",
-    ("cli/evaluate_drift_images.py", "judge"): "the former name of a function of worlds",
     ("cli/identify.py", "said"): "a key of the command's JSON",
     ("cli/reading.py", "scrambled"): "a value of --boft-conv, which scripts pass",
     ("files/journal.py", "whole"): "a key of the record of an interrupted export",
@@ -42,7 +41,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("recipes/subject_settings.py", "pictures"): "a value of prior_target",
     ("tools/worlds/build_image.py", "judge"): "names of files",
     ("tools/worlds/image_release.py", "judge"): "names of files",
-    ("worlds/image.py", "judge"): "names of files, and the former name of a function",
+    ("worlds/image.py", "judge"): "names of files",
 }
 
 

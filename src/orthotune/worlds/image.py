@@ -79,9 +79,6 @@ def load_classifier(name: str) -> Classifier:
     return image_classifiers.load_classifier(path, outputs)
 
 
-load_judge = load_classifier  # the name that ``evaluate drift`` calls
-
-
 def subject_scenes(sources: Sources) -> list[Scene]:
     """Five fixed scenes, each with a held-out nine; the scores depend strongly on the choice of scenes.
 
