@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from orthotune.cli import evaluate_drift, evaluate_forgetting, evaluate_images, evaluate_weights
+from orthotune.cli import evaluate_answers, evaluate_drift, evaluate_forgetting, evaluate_images, evaluate_weights
 
 app = typer.Typer(no_args_is_help=True, help="Measure generated images, or what finetuning changed in a model.")
 
@@ -22,3 +22,4 @@ app.command("fid")(evaluate_images.fid)
 app.command("energy")(evaluate_weights.energy)
 app.command("drift")(evaluate_drift.drift)
 app.command("forgetting")(evaluate_forgetting.forgetting)
+app.command("answers")(evaluate_answers.answers)
