@@ -12,18 +12,9 @@ import torch
 
 from orthotune.errors import DataError
 from orthotune.metrics import answers as module
-from orthotune.metrics.answers import (
-    EXAMPLES,
-    RULES,
-    Answers,
-    Question,
-    Reply,
-    answer_questions,
-    mcnemar,
-    read_questions,
-    record,
-    wilson,
-)
+from orthotune.metrics.answers import EXAMPLES, Answers, Reply, answer_questions, record
+from orthotune.metrics.proportions import mcnemar, wilson
+from orthotune.metrics.questions import RULES, Question, read_questions
 from orthotune.metrics.text_loss import TokenRow, mean_loss
 from tests.support.tiny_text import CHAT, make_model, make_tokenizer, write_jsonl
 

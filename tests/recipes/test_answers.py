@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from orthotune.metrics.answers import Question
+from orthotune.metrics.questions import Question
 from orthotune.recipes import sft
 from orthotune.recipes.settings import SFTSettings
 from orthotune.runs.metrics_log import read_lines

@@ -112,7 +112,7 @@ def measure(
     Args:
         model: a base, or a run directory.
         adapter: of the base, of any format.
-        questions: JSON Lines as :func:`orthotune.metrics.answers.read_questions` reads; None for those of the package.
+        questions: a file as :func:`orthotune.metrics.questions.read_questions` reads; None for those of the package.
         strength: of the adapter, or of the weights after full finetuning.
 
     Raises:
@@ -122,7 +122,8 @@ def measure(
         >>> measure("smollm2")["before"]["facts"]["right"]  # doctest: +SKIP
         25
     """
-    from orthotune.metrics.answers import answer_questions, read_questions, record
+    from orthotune.metrics.answers import answer_questions, record
+    from orthotune.metrics.questions import read_questions
     from orthotune.quantized.loading_options import place
     from orthotune.runs.adapter_off import adapter_off
     from orthotune.runs.layer_strengths import layer_strengths

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from orthotune.metrics.answers import answer_questions, read_questions
+from orthotune.metrics.answers import answer_questions
 from orthotune.metrics.drift import text_drift
+from orthotune.metrics.questions import read_questions
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.sft_data import examples_for, keep_notes, kept_examples, source_domain_notes
 from orthotune.recipes.text_job import TextJob, TrainerInputs, source_of, trainer_arguments
