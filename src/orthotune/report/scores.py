@@ -1,4 +1,4 @@
-"""What an image run's images were scored with, before and after."""
+"""What a run scored before and after training: an image run's images, a language model's answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orthotune.report.wording import spoken
 #: The most important scores, which are shown large, in this order; the others are only in the table.
 FIRST = ("score", "prompt_fidelity", "mask_iou", "subject_fidelity", "kept", "drift")
 #: Scores that are better when they are lower.
-LOWER = ("drift", "forgetting", "error")
+LOWER = ("drift", "forgetting", "error", "answers_nats")
 CARDS = 4
 #: What a run's record calls them.
 SIDES = ("scores_before", "scores_after")
