@@ -35,7 +35,7 @@ def energy(*, tuned: Path, base: str | None, s: float, half_space: bool, out: Pa
         if full:
             yield from weight_pairs(load_base(str(tuned), "float32").model, model)
         else:
-            yield from weight_pairs(_with_adapter(model, tuned))
+            yield from weight_pairs(with_adapter(model, tuned))
 
     run("energy", out, overwrite, pairs(), inputs=(tuned, before), s=s, half_space=half_space)
 
@@ -49,7 +49,13 @@ def _recorded_base(adapter: Path) -> str | None:
     return current(recorded) if recorded else None
 
 
-def _with_adapter(model: Any, adapter: Path) -> Any:
+def with_adapter(model: Any, adapter: Path) -> Any:
+    """``model`` with an adapter of any method of PEFT, or of any format that orthotune reads.
+
+    Args:
+        model: the base.
+        adapter: a folder or a file.
+    """
     from orthotune import PeftModel, load_adapter
 
     # Adapters of PEFT's other methods are measured as well, to compare: LoRA changes the energy.

@@ -222,6 +222,25 @@ EVALUATIONS: dict[str, Evaluation] = {
             {"run": _argument("Run directory of a finished `orthotune train sft` with an adapter."), "as_json": JSON},
         ),
         Evaluation(
+            "answers", "evaluate_answers:answers",
+            "Ask a chat model short questions with exact answers: facts, arithmetic, instructions; before and after "
+            "training.",
+            ("answers smollm2", "answers smollm2 --adapter style.safetensors", "answers runs/sft-oft --json"),
+            {
+                "model": (
+                    str, typer.Argument(help="Base model: path, hub name, text-world or smollm2; or a run directory.")
+                ),
+                "adapter": _option(
+                    Path, None, "Adapter of the base, of any format. A run directory brings its own.", "--adapter", "-a"
+                ),
+                "questions": _option(
+                    Path, None, "JSON Lines: question, kind, answers. Default: 120 questions of the package."
+                ),
+                "strength": _option(float, 1.0, "Strength of what was trained: 0 is the base."),
+                "as_json": JSON,
+            },
+        ),
+        Evaluation(
             "changes", "evaluate_changes:changes",
             "Measure what a run changed in predictions and in the activations of every layer, on either domain.",
             ("changes runs/sft-oft",),

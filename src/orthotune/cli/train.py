@@ -112,10 +112,10 @@ def _finished(recipe: Recipe, settings: Any, run: Callable[[], Any]) -> None:
     if not is_main():
         return
     page = report_on(settings.output)
-    if record.scores_after:
-        show_scores(record)
-    elif recipe.text:
+    if recipe.text and not (record.scores_after and record.new_before is None and record.old_before is None):
         show(record)
+    if record.scores_after:
+        show_scores(record, "scores" if recipe.text else "validation split")
     for kind, name in record.artifacts.items():
         typer.echo(f"{kind:<10} {settings.output / name}")
     typer.echo(f"{'report':<10} {page}")
@@ -137,12 +137,17 @@ def show(record: Any) -> None:
     Console().print(table)
 
 
-def show_scores(record: Any) -> None:
-    """Print the scores before and after."""
+def show_scores(record: Any, heading: str = "validation split") -> None:
+    """Print the scores before and after.
+
+    Args:
+        record: of the run.
+        heading: of the column with the names of the scores.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("validation split", "before", "after", "change")
+    table = Table(heading, "before", "after", "change")
     for name, after in record.scores_after.items():
         before = record.scores_before[name]
         table.add_row(name, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")

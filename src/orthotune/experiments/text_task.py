@@ -79,6 +79,7 @@ class SFTTask(Task):
             **record.model_dump(
                 include={"gain", "forgetting", "drift", "new_before", "new_after", "old_before", "old_after"}
             ),
+            **record.scores_after,
             **record.weights.model_dump(),
             "train_seconds": record.train_seconds,
             "seconds": record.seconds,
@@ -108,7 +109,7 @@ class SFTTask(Task):
 
     def point(self, row: Row, strength: float) -> Row:
         """All columns; what only the run itself measured is unknown at other strengths."""
-        unknown = () if strength == 1 else AT_THE_END
+        unknown = () if strength == 1 else (*AT_THE_END, *(key for key in row if key.startswith("answers")))
         return {**row, "strength": strength, **dict.fromkeys(unknown)}
 
     def table(self, rows: Sequence[Row]) -> Table:

@@ -46,7 +46,7 @@ class SFTSettings(TextSettings):
     only_for: ClassVar[dict[str, tuple[str, ...]]] = ONLY_FOR
     # Held-out data belongs to the data that it was held out from.
     tied: ClassVar[dict[str, str]] = {"eval_data": "data"}
-    newer: ClassVar[tuple[str, ...]] = (*TextSettings.newer, "keep")
+    newer: ClassVar[tuple[str, ...]] = (*TextSettings.newer, "keep", "answers")
 
     data: str = Field(description="File, directory, hub name or text-world/SPLIT to learn from.")
     data_format: Literal["auto", "text", "prompt-completion", "messages"] = "auto"
@@ -63,6 +63,9 @@ class SFTSettings(TextSettings):
         "for text-world its old_train.",
     )
     keep_batch: Positive | None = Field(None, description="Rows of keep_data beside each batch; default: half of it.")
+    answers: bool = Field(
+        False, description="Ask the model short questions with exact answers before and after training; scores."
+    )
     packing: Literal["auto", "none", "wrapped", "bfd_split"] = Field(
         "auto", description="auto: running text is wrapped (nothing is cut off), dialogues stay one per row."
     )
@@ -73,6 +76,13 @@ class SFTSettings(TextSettings):
         if given.get("keep") == 0:  # the rest of what a preset keeps has no meaning then
             filled = {key: value for key, value in filled.items() if key not in ("keep_data", "keep_batch")}
         return filled
+
+    @model_validator(mode="after")
+    def _answers_in_engine(self) -> SFTSettings:
+        if self.answers and self.distributed not in ("none", "ddp"):
+            fault = f"answers needs a complete model in one process, which distributed={self.distributed} does not have"
+            raise SettingError("answers", fault, "Run `orthotune evaluate answers` on the output, or choose ddp")
+        return self
 
     @model_validator(mode="after")
     def _keeps(self) -> SFTSettings:

@@ -144,7 +144,7 @@ class _Run:
         every = self.settings.eval_every or max(1, trainer.planned_steps // MEASUREMENTS)
         progress = ProgressBar(log, self.settings.method, visible=bar and self.main)
         inner = (DiagnosisLog(log, every, self.say), GradientLog(log, self.say))  # before the one that writes the line
-        steps = StepLog(log, self.job.measures(trainer), every, self.job.entries)
+        steps = StepLog(log, self.job.measures(trainer), every, self.job.entries, self.job.ends(trainer))
         for callback in (*inner, steps, progress, *callbacks):
             trainer.add_callback(callback)
         try:

@@ -79,7 +79,8 @@ def _values(records: Records) -> dict[str, Any]:
     run, layers = records.run, records.adapter.get("layers") or []
     plotted, skipped = frames(records.samples, records.folder)
     scored = scores(run)
-    curves = charts(records.metrics, [row["name"] for row in scored])
+    # Losses of answers have another unit than the shares of right ones on the same axis.
+    curves = charts(records.metrics, [row["name"] for row in scored if not row["name"].endswith("_nats")])
     hidden = {name for name, there in zip(INLINE, (curves, plotted), strict=True) if there}
     return {
         "title": _title(records),
@@ -88,7 +89,7 @@ def _values(records: Records) -> dict[str, Any]:
         "versions": (run or records.comparison).get("versions") or {},
         "weights": Lenient(run.get("weights") or {}),
         "scores": scored,
-        "nats": not scored,
+        "nats": not scored or run.get("new_before") is not None,
         "charts": curves,
         "frames": plotted,
         "skipped": skipped,

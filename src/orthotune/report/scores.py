@@ -1,4 +1,4 @@
-"""The scores of an image run, before and after training."""
+"""What a run scored before and after training: an image run's images, a language model's answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orthotune.report.wording import spoken
 #: Scores that come first, in this order. The first ``CARDS`` scores are shown large, the others only in the table.
 FIRST = ("score", "prompt_fidelity", "mask_iou", "subject_fidelity", "kept", "drift")
 #: Scores that are better when they are lower.
-LOWER = ("drift", "forgetting", "error")
+LOWER = ("drift", "forgetting", "error", "answers_nats")
 CARDS = 4
 #: Keys in the record of a run.
 SIDES = ("scores_before", "scores_after")

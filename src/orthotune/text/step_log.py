@@ -23,10 +23,19 @@ class StepLog(TrainerCallback):
         measures: of the model.
         every: steps between two measurements.
         entries: names of the trainer's own log that are copied into the lines.
+        ends: measures of the model before the first step and after the last one alone, for what takes long.
     """
 
-    def __init__(self, log: MetricsLog, measures: Sequence[Measure], every: int, entries: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        log: MetricsLog,
+        measures: Sequence[Measure],
+        every: int,
+        entries: Sequence[str] = (),
+        ends: Sequence[Measure] = (),
+    ) -> None:
         self.log, self.measures, self.every, self.entries = log, tuple(measures), every, tuple(entries)
+        self.ends = tuple(ends)
         self.trained = float(log.last("seconds") or 0.0)
         self.measured: Line = {}
         self.measuring = 0.0
@@ -36,7 +45,7 @@ class StepLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any
     ) -> None:
         if state.global_step == 0:
-            self._measure(seen["model"])
+            self._measure(seen["model"], self.measures + self.ends)
             if state.is_world_process_zero:
                 self.log.append({"step": 0, "seconds": 0.0, **self.measured})
             self.measured = {}
@@ -44,8 +53,10 @@ class StepLog(TrainerCallback):
         self.resumed_at, self.measuring = time.monotonic(), 0.0
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:
-        if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
-            self._measure(seen["model"])
+        if state.global_step >= state.max_steps:
+            self._measure(seen["model"], self.measures + self.ends)
+        elif state.global_step % self.every == 0:
+            self._measure(seen["model"], self.measures)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:
         logs = seen["logs"]
@@ -68,9 +79,9 @@ class StepLog(TrainerCallback):
         """Seconds of training over all sittings, measuring skipped."""
         return self.trained + time.monotonic() - self.resumed_at - self.measuring
 
-    def _measure(self, model: Any) -> None:
+    def _measure(self, model: Any, measures: Sequence[Measure]) -> None:
         began = time.monotonic()
-        self.measured = {name: value for measure in self.measures for name, value in measure(model).items()}
+        self.measured = {name: value for measure in measures for name, value in measure(model).items()}
         self.measuring += time.monotonic() - began
 
 
