@@ -37,7 +37,7 @@ demo: $(STAMP)
 	$(BIN)/orthotune demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 .PRECIOUS: $(VENV)-quant-%/.installed
 test-quant: $(QUANT:%=test-quant-%)
@@ -84,7 +84,8 @@ $(VENV)-docs/.installed: pyproject.toml constraints.txt $(STAMP)
 	@touch $@
 
 docs: $(VENV)-docs/.installed
-	NO_MKDOCS_2_WARNING=1 $(<D)/bin/python -m mkdocs build --strict --quiet
+	@# Not quiet: mkdocs would not see its own warnings then, and --strict would find none.
+	NO_MKDOCS_2_WARNING=1 $(<D)/bin/python -m mkdocs build --strict
 
 test-docs: $(VENV)-docs/.installed
 	$(<D)/bin/python -m pytest tests/docs/guides_that_run.py $(ARGS)

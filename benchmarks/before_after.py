@@ -1,10 +1,10 @@
-"""Two versions of the library against one frozen model, in one process and in turns: what a change costs.
+"""Compare two versions of the library with a frozen model, alternating in one process: the cost of a change.
 
     git worktree add ../before COMMIT
     python benchmarks/before_after.py --before ../before/src --threads 2 --repetitions 25
 
 Each cell of ``orthotune bench targets`` (or of ``--selection``) is run with the frozen model, PEFT's LoRA, the version
-at ``--before`` and this one. A ratio is a time divided by the frozen model's in the same repetition.
+at ``--before`` and this version. A ratio is a time divided by the time of the frozen model in the same repetition.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import torch
 
 
 def forget() -> None:
-    """Take the library, and the harness that has imported it, out of the interpreter; their objects live on."""
+    """Remove the library, and the harness that imported it, from ``sys.modules``; their objects stay valid."""
     sys.modules["orthotune"].unregister()
     for name in [name for name in sys.modules if name.partition(".")[0] in ("orthotune", "harness")]:
         del sys.modules[name]
 
 
 def library(source: Path) -> Any:
-    """The library in a folder of sources, freshly imported and registered with PEFT."""
+    """Import the library from a folder of sources and register it with PEFT."""
     if "orthotune" in sys.modules:
         forget()
     sys.path.insert(0, str(source))
@@ -42,11 +42,11 @@ def library(source: Path) -> Any:
 
 
 def adapted(source: Path, frozen: Any, cell: Any, names: list[str]) -> dict[str, torch.nn.Module]:
-    """The contenders ``names`` with the library of one version, around the same frozen weights."""
+    """The methods ``names`` of one version of the library, with the same frozen weights."""
     library(source)
     bench = importlib.import_module("harness.contenders")
-    own = importlib.import_module("harness.cells").Cell(**vars(cell))
-    return {one.name: bench.stirred(one, frozen, own) for one in bench.LLAMA if one.name in names}
+    cell_of_version = importlib.import_module("harness.cells").Cell(**vars(cell))
+    return {one.name: bench.stirred(one, frozen, cell_of_version) for one in bench.LLAMA if one.name in names}
 
 
 def main() -> None:
@@ -54,12 +54,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", type=Path, required=True, help="The src folder of the other version.")
     parser.add_argument("--selection", default="targets")
-    parser.add_argument("--mode", help="Cells of this mode alone: train, eval or decode.")
-    parser.add_argument("--dtype", help="Another dtype for every cell, as float32.")
-    parser.add_argument("--tokens", type=int, help="Cells of so many tokens alone.")
+    parser.add_argument("--mode", help="Only cells of this mode: train, eval or decode.")
+    parser.add_argument("--dtype", help="Another dtype for all cells, such as float32.")
+    parser.add_argument("--tokens", type=int, help="Only cells with this number of tokens.")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=25)
-    parser.add_argument("--seconds", type=float, default=120.0, help="Of a cell, after five repetitions.")
+    parser.add_argument("--seconds", type=float, default=120.0, help="Time limit of a cell, after five repetitions.")
     parser.add_argument("--out", type=Path, help="A CSV file.")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)

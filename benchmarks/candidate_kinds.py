@@ -1,6 +1,6 @@
-"""What ``rotation_candidates.py`` trains: each kind maps a frozen weight ``(out, in)`` to the weight in use.
+"""The parametrizations that ``rotation_candidates.py`` trains: each maps a frozen weight ``(out, in)`` to a new weight.
 
-At strength 0 every kind gives the frozen weight; between, a rotation's generator is scaled, a difference is scaled.
+At strength 0 each gives the frozen weight; in between, the generator of a rotation, or the difference, is scaled.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from candidate_settings import Settings
 
 
 def skew(packed: Tensor, size: int) -> Tensor:
-    """Skew-symmetric blocks ``(blocks, size, size)`` of their strict upper triangles."""
+    """Skew-symmetric blocks ``(blocks, size, size)`` from their strict upper triangles."""
     rows, columns = torch.triu_indices(size, size, 1)
     Q = packed.new_zeros(packed.shape[0], size, size)
     Q[:, rows, columns] = packed
@@ -23,7 +23,7 @@ def skew(packed: Tensor, size: int) -> Tensor:
 
 
 class Rotation(nn.Module):
-    """Block rotations of ``features`` coordinates, by Cayley; ``order`` shuffles the coordinates first."""
+    """Block rotations of ``features`` coordinates by the Cayley map; ``order`` seeds a permutation before them."""
 
     def __init__(self, features: int, size: int, order: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Rotation(nn.Module):
         self.departure: Tensor | None = None
 
     def blocks(self) -> Tensor:
-        """The rotations ``(blocks, size, size)``, from the point of departure if they were re-centred."""
+        """The rotations ``(blocks, size, size)``, times the accumulated rotation if they were re-centred."""
         identity = torch.eye(self.size)
         if self.departure is None:
             Q = skew(self.packed, self.size) * self.strength
@@ -54,19 +54,26 @@ class Rotation(nn.Module):
             kept = (torch.rand(R.shape[0], 1, 1) > self.dropout).float()
             R = kept * R + (1 - kept) * torch.eye(self.size)
         matrix = matrix if self.shuffle is None else matrix[self.shuffle]
-        turned = torch.bmm(R, matrix.reshape(-1, self.size, matrix.shape[1])).reshape(matrix.shape)
-        return turned if self.shuffle is None else turned[torch.argsort(self.shuffle)]
+        rotated = torch.bmm(R, matrix.reshape(-1, self.size, matrix.shape[1])).reshape(matrix.shape)
+        return rotated if self.shuffle is None else rotated[torch.argsort(self.shuffle)]
 
 
 class Candidate(nn.Module):
-    """A map of a weight; ``settings`` are those of the run, ``basis`` the chosen directions of a subspace."""
+    """A parametrization of a weight.
+
+    Args:
+        weight: the frozen weight ``(out, in)``.
+        place: number of the layer.
+        settings: of the run.
+        basis: the directions of a subspace, or a frame, if the settings ask for one.
+    """
 
     def __init__(self, weight: Tensor, place: int, settings: Settings, basis: Tensor | None) -> None:
         super().__init__()
         self.strength = 1.0
 
     def set_strength(self, strength: float) -> None:
-        """Use another part of what was trained."""
+        """Set the strength of the trained change."""
         for module in self.modules():
             if isinstance(module, (Candidate, Rotation)):
                 module.strength = strength
@@ -75,7 +82,7 @@ class Candidate(nn.Module):
 class Blocks(Candidate):
     """OFT: block rotations of inputs, outputs or both; ``magnitude`` 1: a scale per output, 2: per input, too.
 
-    ``basis``, a frame ``P`` ``(in, in)``: what turns the inputs is ``P R P^-1``.
+    With a frame ``P`` ``(in, in)`` as ``basis``, the inputs are multiplied by ``P R P^-1``.
     """
 
     def __init__(self, weight: Tensor, place: int, settings: Settings, basis: Tensor | None) -> None:
@@ -102,7 +109,7 @@ class Blocks(Candidate):
 
 
 class Butterfly(Candidate):
-    """Several factors of block rotations of the inputs, a perfect shuffle between one and the next."""
+    """Several factors of block rotations of the inputs, with a perfect shuffle between them."""
 
     def __init__(self, weight: Tensor, place: int, settings: Settings, basis: Tensor | None) -> None:
         super().__init__(weight, place, settings, basis)
@@ -115,14 +122,14 @@ class Butterfly(Candidate):
             self.orders.append(self.orders[-1][shuffle])
 
     def forward(self, weight: Tensor) -> Tensor:
-        turned = weight.mT
+        rotated = weight.mT
         for factor, order in zip(self.factors, self.orders, strict=True):
-            turned = factor(turned[order])[torch.argsort(order)]
-        return turned.mT
+            rotated = factor(rotated[order])[torch.argsort(order)]
+        return rotated.mT
 
 
 class LowRank(Candidate):
-    """A rotation by Cayley whose generator is ``A B^T - B A^T``; ``A`` begins as LoRA's, ``B`` at 0.
+    """A rotation by the Cayley map with the generator ``A B^T - B A^T``; ``A`` begins as in LoRA, ``B`` at 0.
 
     ``basis`` ``(in, width)``: ``A`` of the inputs begins as its last ``rank`` columns, of the same length.
     """
@@ -140,20 +147,20 @@ class LowRank(Candidate):
                 self.pairs[f"{side}_b"] = nn.Parameter(torch.zeros(features, settings.rank))
         self.scale = nn.Parameter(torch.zeros(weight.shape[0])) if settings.magnitude else None
 
-    def _turned(self, side: str, matrix: Tensor) -> Tensor:
+    def _rotated(self, side: str, matrix: Tensor) -> Tensor:
         # (I - Q)(I + Q)^-1 M = M - 2 X (I + Y^T X)^-1 Y^T M with Q = X Y^T.
         a, b = self.pairs[f"{side}_a"], self.strength * self.pairs[f"{side}_b"]
         X, Y = torch.cat([a, -b], 1), torch.cat([b, a], 1)
         return matrix - 2 * X @ torch.linalg.solve(torch.eye(X.shape[1]) + Y.T @ X, Y.T @ matrix)
 
     def forward(self, weight: Tensor) -> Tensor:
-        weight = self._turned("in", weight.mT).mT if "in_a" in self.pairs else weight
-        weight = self._turned("out", weight) if "out_a" in self.pairs else weight
+        weight = self._rotated("in", weight.mT).mT if "in_a" in self.pairs else weight
+        weight = self._rotated("out", weight) if "out_a" in self.pairs else weight
         return weight if self.scale is None else weight * (1 + self.strength * self.scale)[:, None]
 
 
 class Subspace(Candidate):
-    """A rotation within the span of ``basis`` ``(in, width)``; all other directions stay."""
+    """A rotation within the span of ``basis`` ``(in, width)``; all other directions are unchanged."""
 
     def __init__(self, weight: Tensor, place: int, settings: Settings, basis: Tensor | None) -> None:
         super().__init__(weight, place, settings, basis)
@@ -166,7 +173,7 @@ class Subspace(Candidate):
 
 
 class PlainBlocks(Candidate):
-    """``W (I + A)`` with any blocks ``A``: as many freedoms per coordinate, no orthogonality."""
+    """``W (I + A)`` with unconstrained blocks ``A``, without orthogonality."""
 
     def __init__(self, weight: Tensor, place: int, settings: Settings, basis: Tensor | None) -> None:
         super().__init__(weight, place, settings, basis)
@@ -180,7 +187,7 @@ class PlainBlocks(Candidate):
 
 
 class SymmetricBlocks(PlainBlocks):
-    """``W (I + A + A^T)``: of the blocks' freedom, at first order, the half that a rotation lacks."""
+    """``W (I + A + A^T)``: to first order, the symmetric half of the changes, which a rotation does not have."""
 
     def forward(self, weight: Tensor) -> Tensor:
         parts = weight.view(weight.shape[0], -1, self.size)
@@ -189,7 +196,7 @@ class SymmetricBlocks(PlainBlocks):
 
 
 class LoRA(Candidate):
-    """``W + s B A``; a scale of 2 is what alpha = 2 r gives, rsLoRA's is 2 sqrt(r)."""
+    """``W + s B A``; the scale is 2 for alpha = 2 r, and 2 sqrt(r) in rsLoRA."""
 
     def __init__(self, weight: Tensor, place: int, settings: Settings, basis: Tensor | None) -> None:
         super().__init__(weight, place, settings, basis)
@@ -203,7 +210,7 @@ class LoRA(Candidate):
 
 
 class DoRA(Candidate):
-    """LoRA for the direction of each row, and a magnitude of its own; the norm has no gradient, as in PEFT."""
+    """LoRA for the direction of each row, with a trained magnitude; the norm has no gradient, as in PEFT."""
 
     def __init__(self, weight: Tensor, place: int, settings: Settings, basis: Tensor | None) -> None:
         super().__init__(weight, place, settings, basis)
@@ -216,7 +223,7 @@ class DoRA(Candidate):
 
 
 class PiSSA(Candidate):
-    """LoRA that begins at the weight's own largest singular directions."""
+    """LoRA that begins with the largest singular directions of the weight."""
 
     def __init__(self, weight: Tensor, place: int, settings: Settings, basis: Tensor | None) -> None:
         super().__init__(weight, place, settings, basis)
@@ -230,7 +237,7 @@ class PiSSA(Candidate):
 
 
 class Full(Candidate):
-    """The weight itself."""
+    """Full finetuning of the weight."""
 
     def __init__(self, weight: Tensor, place: int, settings: Settings, basis: Tensor | None) -> None:
         super().__init__(weight, place, settings, basis)

@@ -1,4 +1,4 @@
-"""Optimizers that ``rotation_candidates.py`` compares: Adam whose second moment is shared, and re-centred rotations."""
+"""Optimizers that ``rotation_candidates.py`` compares: Adam with a shared second moment, and re-centred rotations."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from candidate_kinds import Rotation
 
 
 class SharedAdam(torch.optim.Optimizer):
-    """Adam with one second moment per ``share``: ``block``, all but the first axis, ``layer``, a tensor, or ``model``.
+    """Adam with a shared second moment, per ``block`` (all but the first axis), ``layer`` (tensor) or ``model``.
 
-    One moment per block treats every plane of a rotation alike: its steps turn with the coordinates, as those of
-    momentum on the group do. Adam's own, one per number, do not.
+    With one moment per block the steps are equivariant under a rotation of the coordinates, like momentum on the group.
+    The steps of Adam, with one moment per parameter, are not.
     """
 
     def __init__(self, parameters: Iterable[Tensor], lr: float, share: str, betas: tuple[float, float] = (0.9, 0.999)):
@@ -47,7 +47,7 @@ class SharedAdam(torch.optim.Optimizer):
 
 @torch.no_grad()
 def recentre(candidates: Iterable[nn.Module]) -> None:
-    """Make what was turned so far each rotation's point of departure, and its generator zero."""
+    """Accumulate the current rotation of each module, and set its generator to zero."""
     for rotation in (module for candidate in candidates for module in candidate.modules()):
         if isinstance(rotation, Rotation):
             rotation.departure = rotation.blocks().clone()

@@ -1,4 +1,4 @@
-"""What a run of ``rotation_candidates.py`` is asked for."""
+"""The settings of a run of ``rotation_candidates.py``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """One run: the candidate, its sizes and its schedule."""
+    """The settings of a run: parametrization, sizes and schedule."""
 
     kind: str = "blocks"
     learning_rate: float = 1e-3

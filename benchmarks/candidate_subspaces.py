@@ -1,4 +1,4 @@
-"""The directions within which a ``subspace`` candidate turns, by what the weight, the data or the gradients say."""
+"""The directions of a ``subspace`` candidate, computed from the weight, the data or the gradients."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Choose = Callable[[int, Tensor], Tensor]
 
 
 def directions_for(settings: Settings, model: Any, layers: list[nn.Linear], train: Tensor, old: Tensor) -> Choose:
-    """A function of a layer's place and weight ``(out, in)`` that gives an orthonormal basis ``(in, width)``.
+    """A function of the number and weight ``(out, in)`` of a layer that returns an orthonormal basis ``(in, width)``.
 
-    ``top`` and ``bottom``: the weight's own singular directions; ``newtop``: where the new data's inputs are largest;
-    ``newold``: largest on new against old data; ``skewgrad``: where the first gradient turns most; ``skewgradold``:
-    the same against old data.
+    ``top`` and ``bottom``: singular directions of the weight; ``newtop``: directions in which the inputs on target data
+    are largest; ``newold``: the same relative to source data; ``skewgrad``: directions in which the first gradient
+    rotates most; ``skewgradold``: the same relative to source data.
     """
     width, name = settings.width, settings.directions
     if name == "top":
@@ -30,25 +30,26 @@ def directions_for(settings: Settings, model: Any, layers: list[nn.Linear], trai
     gradients = _gradients(model, layers, train)
 
     def choose(place: int, weight: Tensor) -> Tensor:
-        turning = weight.T @ gradients[place] - gradients[place].T @ weight
+        skew_gradient = weight.T @ gradients[place] - gradients[place].T @ weight
         if name == "newtop":
             return torch.linalg.eigh(new_inputs[place])[1][:, -width:]
         if name == "newold":
             return _against(new_inputs[place], old_inputs[place], width)
         if name == "skewgrad":
-            return torch.linalg.svd(turning)[0][:, :width].flip(1)
+            return torch.linalg.svd(skew_gradient)[0][:, :width].flip(1)
         if name == "skewgradold":
-            return _against(turning @ turning.T, old_inputs[place], width)
+            return _against(skew_gradient @ skew_gradient.T, old_inputs[place], width)
         raise ValueError(f"directions={name}: needed is top, bottom, newtop, newold, skewgrad or skewgradold")
 
     return choose
 
 
 def frames_for(name: str, model: Any, layers: list[nn.Linear], old: Tensor) -> Choose:
-    """A function of a layer's place and weight that gives the frame ``(in, in)`` in which a rotation turns.
+    """A function of the number and weight of a layer that returns the frame ``(in, in)`` of a rotation.
 
-    By the second moments ``C`` of the layer's inputs on old data: ``deviation``, the root of its diagonal; ``root``,
-    its root, so that ``C`` itself is kept; ``principal``, its eigenvectors, so that like variances share a block.
+    The frame is computed from the second moments ``C`` of the inputs of the layer on source data: ``deviation``, the
+    root of the diagonal; ``root``, the matrix root, so that a rotation keeps ``C``; ``principal``, the eigenvectors, so
+    that similar variances are in the same block.
     """
     moments = _covariances(model, layers, old)
 
@@ -67,7 +68,7 @@ def frames_for(name: str, model: Any, layers: list[nn.Linear], old: Tensor) -> C
 
 
 def _against(wanted: Tensor, other: Tensor, width: int) -> Tensor:
-    """The directions in which ``wanted`` is largest against ``other``, made orthonormal."""
+    """Orthonormal directions in which ``wanted`` is largest relative to ``other``."""
     ridge = other.diagonal().mean() * 1e-2
     inverse = torch.linalg.inv(torch.linalg.cholesky(other + ridge * torch.eye(len(other))))
     vectors = inverse.T @ torch.linalg.eigh(inverse @ wanted @ inverse.T)[1][:, -width:]

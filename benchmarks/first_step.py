@@ -1,14 +1,13 @@
-"""What the first step of each kind of change brings: gain and forgetting along the steepest descent.
+"""Gain and forgetting of the first gradient step for each kind of change of the weights.
 
     python benchmarks/first_step.py --out first-step.csv --plot first-step.png
     python benchmarks/first_step.py --by-projection --out first-step-by-projection.csv
 
-The gradient of the new domain's loss at the base, projected onto what a kind can change at first order, scaled so that
-the loss would fall by the same amount if it were linear, and applied at once to all layers of the embedded text world.
-``skew``: ``W Q``, a rotation's generator in blocks; ``scales``: of inputs and outputs; ``symmetric``: ``W S``;
-``hollow``: ``W S`` with nothing on the diagonal; ``blocks``: ``W A``, any block; ``lora``: ``G A^T A``, what LoRA's
-``B`` learns first; ``full``: the gradient itself. What differs here owes nothing to learning
-rates, moments or noise.
+The gradient of the loss on the target domain at the base is projected onto the changes that a kind permits to first
+order, scaled so that a linear loss would fall by the same amount, and applied to all layers of the text world.
+``skew``: ``W Q``, the generator of a rotation in blocks; ``scales``: of inputs and outputs; ``symmetric``: ``W S``;
+``hollow``: ``W S`` with a zero diagonal; ``blocks``: ``W A``, any block; ``lora``: ``G A^T A``, the first step of ``B``
+in LoRA; ``full``: the gradient itself. The differences do not depend on learning rates, moments or noise.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from orthotune.text.causal_model import load_model, load_tokenizer
 from orthotune.worlds import text
 from rotation_candidates import _chunks, _rows
 
-#: Nats by which the loss would fall if it were linear.
+#: Decrease of a linear loss, in nats per token.
 AIMS = (0.02, 0.06, 0.09, 0.12, 0.15, 0.2, 0.3)
 PART_AIMS = (0.01, 0.02, 0.04, 0.08)
 CHUNKS, BATCH = 96, 8
@@ -78,12 +77,12 @@ KINDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "full": lambda W, G: G,
 }
 
-WORDS = {
+LABELS = {
     "skew": "rotation (blocks of 32)", "skew+scales": "rotation, scales of both sides", "scales": "scales alone",
     "symmetric": "symmetric blocks of 32", "hollow": "the same, zero diagonal", "blocks": "any blocks of 16",
     "lora": "LoRA, rank 7", "full": "full gradient",
 }  # fmt: skip
-LOOKS = {
+STYLES = {
     "skew": ("#1b7837", "o"), "skew+scales": ("#2166ac", "P"), "scales": ("#92c5de", "s"),
     "symmetric": ("#ca0020", "v"),
     "hollow": ("#f4a582", "v"), "blocks": ("#b8860b", "X"), "lora": ("#762a83", "^"), "full": ("#e08214", "D"),
@@ -91,7 +90,7 @@ LOOKS = {
 
 
 def gradients(model: Any, layers: dict[str, nn.Linear], chunks: Tensor) -> dict[str, Tensor]:
-    """Of the mean loss over the first ``CHUNKS`` of a fixed draw."""
+    """The gradients of the mean loss over a fixed random sample of ``CHUNKS`` chunks."""
     for layer in layers.values():
         layer.weight.requires_grad_(True)
     for ids in chunks[torch.randperm(len(chunks), generator=torch.Generator().manual_seed(0))[:CHUNKS]].split(BATCH):
@@ -105,11 +104,13 @@ def gradients(model: Any, layers: dict[str, nn.Linear], chunks: Tensor) -> dict[
 
 
 def main() -> None:
-    """Read the command line, measure and draw."""
+    """Read the command line, measure and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("first-step.csv"))
-    parser.add_argument("--plot", type=Path, help="draw the table, which is measured only where it is not there yet")
-    parser.add_argument("--by-projection", action="store_true", help="rotations and symmetric blocks, in one alone")
+    parser.add_argument("--plot", type=Path, help="plot the table, which is measured only if it does not exist")
+    parser.add_argument(
+        "--by-projection", action="store_true", help="rotations and symmetric blocks, in one projection at a time"
+    )
     asked = parser.parse_args()
     if not asked.out.exists():
         measure(asked.out, asked.by_projection)
@@ -119,7 +120,7 @@ def main() -> None:
 
 @torch.no_grad()
 def measure(out: Path, by_projection: bool) -> None:
-    """Write one line per kind, place and step."""
+    """Write one line per kind, projection and size of the step."""
     tokenizer, model = load_tokenizer(str(text.MODEL)), load_model(str(text.MODEL), torch.float32)
     model.requires_grad_(False)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in n}
@@ -136,13 +137,13 @@ def measure(out: Path, by_projection: bool) -> None:
             change = {name: KINDS[kind](W[name], G[name]) for name in here}
             slope = sum(float((change[name] * G[name]).sum()) for name in here)
             length = sum(float(change[name].square().sum()) for name in here) ** 0.5
-            whole = sum(float(G[name].square().sum()) for name in here) ** 0.5
+            norm = sum(float(G[name].square().sum()) for name in here) ** 0.5
             for aim in PART_AIMS if by_projection else AIMS:
                 for name, layer in layers.items():
                     layer.weight.data = W[name] - aim / slope * change[name] if name in change else W[name]
                 now = {name: mean_loss(model, own).nats for name, own in held_out.items()}
                 found = {"gain": base["new"] - now["new"], "forgetting": now["old"] - base["old"]}
-                rows.append({"kind": kind, "projection": place, "cosine": round(slope / length / whole, 4), "aim": aim}
+                rows.append({"kind": kind, "projection": place, "cosine": round(slope / length / norm, 4), "aim": aim}
                             | {key: round(value, 5) for key, value in found.items()})  # fmt: skip
                 print(rows[-1], flush=True)
     with out.open("w", newline="", encoding="utf-8") as file:
@@ -151,8 +152,8 @@ def measure(out: Path, by_projection: bool) -> None:
         writer.writerows(rows)
 
 
-def draw(table: Path, picture: Path) -> None:
-    """Forgetting against gain, a line per kind from the base on."""
+def draw(table: Path, plot: Path) -> None:
+    """Plot gain over forgetting, one line per kind, beginning at the base."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -164,16 +165,16 @@ def draw(table: Path, picture: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for kind, line in points.items():
-        colour, style = LOOKS[kind]
-        axes.plot(*zip(*line, strict=True), color=colour, marker=style, markersize=4, linewidth=1.5, label=WORDS[kind])
+        colour, style = STYLES[kind]
+        axes.plot(*zip(*line, strict=True), color=colour, marker=style, markersize=4, linewidth=1.5, label=LABELS[kind])
     axes.axvline(0, color="#9e9e9e", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="forgetting on the old domain, nats/token", ylabel="gain on the new domain, nats/token",
+    axes.set(xlabel="forgetting on the source domain, nats/token", ylabel="gain on the target domain, nats/token",
              xlim=(-0.014, 0.032), ylim=(-0.005, 0.075))  # fmt: skip
     axes.set_title("One step down the gradient (up and left is better)", fontsize=11)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(picture, dpi=130)
+    figure.savefig(plot, dpi=130)
 
 
 if __name__ == "__main__":

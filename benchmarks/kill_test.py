@@ -1,12 +1,12 @@
-"""Kill a finetuning run with SIGKILL at random moments, resume it, and compare what comes out, bit by bit.
+"""Kill a finetuning run with SIGKILL at random moments, resume it, and compare the results bit by bit.
 
     python benchmarks/kill_test.py --moments 20
     python benchmarks/kill_test.py --moments 20 --recipe subject
 
-One process imports the libraries, and every run is a fork of it, so that a run costs seconds. A moment is either a time
-of the clock or the n-th time that the run opens, renames or removes a file, which also meets a checkpoint, the adapter
-or the record half-written. After the kill the run is resumed, killed again now and then, and let to its end. The
-adapter, tensor by tensor, and every line of the metrics but its seconds must equal those of the uninterrupted run.
+One process imports the libraries, and each run is a fork of it, so that a run takes seconds. A moment is either a time
+or the n-th time that the run opens, renames or removes a file, so that some kills leave a checkpoint, the adapter or
+the record half-written. After the kill the run is resumed, sometimes killed again, and then runs to its end. All
+tensors of the adapter and all lines of the metrics, except seconds, must equal those of the uninterrupted run.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("src", ".", "tools/worlds", "worlds/src")]
 
 Job = tuple[str, str]  # recipe, method
-#: What the audit hook counts: CPython tells of these before it does them.
+#: Events that the audit hook counts; CPython reports them before it executes the operation.
 EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When a run is killed: after so many seconds, or before its n-th file event; by itself it runs to its end."""
+    """When a run is killed: after some seconds, or before its n-th file event; without either it is not killed."""
 
     seconds: float | None = None
     event: int | None = None
 
 
 def run(folder: Path, output: Path, recipe: str, method: str) -> None:
-    """A run of seconds with a checkpoint every 3 of 12 steps: on a language model of two layers, or a tiny UNet."""
+    """A run of some seconds with 12 steps and a checkpoint every 3 steps: a small language model or a tiny UNet."""
     common: dict[str, Any] = {"method": method, "batch_size": 2, "steps": 12, "save_every": 3, "learning_rate": 1e-2}
     common |= {"output": output, "resume": "auto"}
     if recipe == "sft":
@@ -58,12 +58,12 @@ def run(folder: Path, output: Path, recipe: str, method: str) -> None:
     words = {"instance_prompt": "a sks digit", "class_prompt": "a digit", "sample_prompts": ["a red sks digit"]}
     sizes = {"class_count": 3, "class_steps": 2, "sample_steps": 2, "sample_every": 6, "ema": 0.5}
     sizes |= {} if method == "full" else {"block_size": 4}
-    pictures = {"model": str(folder / "unet"), "instance_images": str(folder / "pictures")}
-    subject.run(SubjectSettings(**common, **words, **sizes, **pictures), bar=False)
+    images = {"model": str(folder / "unet"), "instance_images": str(folder / "images")}
+    subject.run(SubjectSettings(**common, **words, **sizes, **images), bar=False)
 
 
 def attempt(folder: Path, output: Path, job: Job, moment: Moment, log: Path) -> bool:
-    """Run or go on with the run in ``output``; whether it came to its end."""
+    """Start or resume the run in ``output``; returns whether it ended."""
     child = os.fork()
     if child == 0:
         _child(folder, output, job, moment, log)
@@ -104,7 +104,7 @@ def _child(folder: Path, output: Path, job: Job, moment: Moment, log: Path) -> N
 
 
 def result(output: Path) -> dict[str, Any]:
-    """What a run left: every tensor's bytes, and its metrics without the seconds."""
+    """The result of a run: the bytes of all tensors, and the metrics without seconds."""
     from safetensors.numpy import load_file
 
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -119,7 +119,7 @@ def result(output: Path) -> dict[str, Any]:
 
 
 def prepare(folder: Path, recipe: str) -> None:
-    """The model, the data, and the libraries, once."""
+    """Write the model and the data, and import the libraries."""
     import matplotlib.figure  # noqa: F401
     import torch
 
@@ -132,7 +132,7 @@ def prepare(folder: Path, recipe: str) -> None:
         from tests.support.tiny_pipelines import save_tiny
 
         save_tiny("sd15", folder / "unet")
-        write_subject(folder / "pictures")
+        write_subject(folder / "images")
         return
     import trl  # noqa: F401
 
@@ -146,12 +146,12 @@ def prepare(folder: Path, recipe: str) -> None:
 
 
 def trial(folder: Path, number: int, job: Job, expected: Any, seconds: float, events: int, seed: int) -> Any:
-    """One run that is killed once or twice; how, and whether it ended as the uninterrupted one."""
-    draw, output = random.Random(f"{seed}-{number}"), folder / f"run-{number}"
+    """One run that is killed once or twice: when, and whether its result equals that of the uninterrupted run."""
+    rng, output = random.Random(f"{seed}-{number}"), folder / f"run-{number}"
     kills: list[str] = []
-    for _ in range(draw.randint(1, 2)):
+    for _ in range(rng.randint(1, 2)):
         by_clock = number % 2 == 0
-        moment = Moment(seconds=draw.uniform(0, seconds)) if by_clock else Moment(event=draw.randint(1, events))
+        moment = Moment(seconds=rng.uniform(0, seconds)) if by_clock else Moment(event=rng.randint(1, events))
         if attempt(folder, output, job, moment, folder / "log"):
             if kills:
                 break
@@ -170,16 +170,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--method", default="oft", choices=["oft", "coft", "lora", "full"])
     parser.add_argument("--recipe", default="sft", choices=["sft", "subject"])
-    parser.add_argument("--out", type=Path, help="write what happened as JSON")
+    parser.add_argument("--out", type=Path, help="write the results as JSON")
     chosen = parser.parse_args()
     job = (chosen.recipe, chosen.method)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepare(folder, chosen.recipe)
         began = time.monotonic()
-        events = _count_events(folder, folder / "whole", job)
+        events = _count_events(folder, folder / "uninterrupted", job)
         seconds = time.monotonic() - began
-        expected = result(folder / "whole")
+        expected = result(folder / "uninterrupted")
         print(f"uninterrupted: {seconds:.1f} s, {events} file events, {len(expected['tensors'])} tensors", flush=True)
         rows = []
         for number in range(chosen.moments):
@@ -198,7 +198,7 @@ def main() -> None:
 
 
 def _count_events(folder: Path, output: Path, job: Job) -> int:
-    """How many file events an uninterrupted run has: the kill that lies beyond the last one never comes."""
+    """The number of file events of an uninterrupted run."""
     counter = folder / "events"
     child = os.fork()
     if child == 0:
@@ -220,7 +220,7 @@ def _count_events(folder: Path, output: Path, job: Job) -> int:
             traceback.print_exc()
             os._exit(1)
     if os.waitpid(child, 0)[1]:
-        raise SystemExit("the run that nothing interrupts failed, see above")
+        raise SystemExit("the uninterrupted run failed, see above")
     return int(counter.read_text())
 
 

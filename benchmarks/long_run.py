@@ -1,12 +1,11 @@
-"""Does a process grow? Footprints along 2,000 training steps and 200 lives of an adapter, and their picture.
+"""Measure and plot the memory of a process over 2,000 training steps and over 200 loads and deletions of an adapter.
 
     python benchmarks/long_run.py --out docs/images/long-run.png
 
-The first tenth of a run, and at least ten steps, are left out of the judgement: what is made once (thread pools,
-caches of libraries, optimizer state) is made there. After it, live tensors, their bytes and open files may not change
-at all, Python's own allocations not by more than 100 kB, and resident memory not by more than 5 percent. To a life of
-an adapter 1,500 bytes are granted: safetensors 0.8.0 leaves about 57 bytes behind for every tensor that it reads, and a
-life reads 21 on average.
+The first tenth of a run, and at least ten steps, are not evaluated: one-time allocations (thread pools, caches of
+libraries, optimizer state) happen there. After that, the number of live tensors, their bytes and open files must not
+change, allocations of Python may grow by 100 kB, and resident memory by 5 percent. Each load and deletion of an adapter
+may add 1,500 bytes: safetensors 0.8.0 leaks about 57 bytes per tensor that it reads, and a cycle reads 21 on average.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
 PYTHON_SLACK, RESIDENT_SLACK, GRANTED = 100_000, 0.05, 1_500
-#: steps, or lives, in which a short run makes what is made once
+#: fewest steps or cycles at the beginning that are not evaluated
 WARM = 10
 
 
 def judged(name: str, found: Sequence[Any], granted: int = 0) -> bool:
-    """Print the change of each measure after what is left out; whether all are within their bounds."""
+    """Print the change of each measure after the warm-up; returns whether all are within their bounds."""
     last = found[-1]
     warm = next(one for one in found if one.at >= min(last.at, max(WARM, last.at // 10)))
     flat = (warm.tensors, warm.tensor_bytes, warm.files) == (last.tensors, last.tensor_bytes, last.files)
@@ -46,7 +45,7 @@ def judged(name: str, found: Sequence[Any], granted: int = 0) -> bool:
 
 
 def draw(rows: dict[str, Sequence[Any]], path: Path) -> None:
-    """Two panels of memory, each over its own count."""
+    """Plot memory in one panel per run."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,15 +1,15 @@
-"""What a training step on a 4-bit base needs: rotations (QOFT) beside LoRA (QLoRA), on the same model in one run.
+"""Memory of a training step on a 4-bit base: rotations (QOFT) and LoRA (QLoRA) on the same model in one run.
 
     python benchmarks/quantized_memory.py --hidden 1024 --layers 4 --tokens 512
 
-Needs bitsandbytes. Each contender runs in a process of its own on the same random weights: a stack of Llama blocks in
-nf4 with quantized scales, all seven projections adapted, LoRA with r=16, rotations with blocks of 32. Printed are
+Needs bitsandbytes. Each method runs in its own process on the same random weights: a stack of Llama blocks in nf4 with
+quantized scales, all seven projections adapted, LoRA with r=16, rotations with blocks of 32. The table has
 
-- the bytes that autograd keeps for the backward, each storage once, parameters and buffers not counted;
-- how far the memory of the process (on a GPU: the allocated memory) rises during a step; the median of five steps;
-- the bytes of adapter, gradients and optimizer (AdamW), which the first two leave out;
+- the bytes that autograd saves for the backward, each storage once, without parameters and buffers;
+- the increase of the memory of the process (on a GPU: the allocated memory) during a step, the median of five steps;
+- the bytes of adapter, gradients and optimizer (AdamW), which are not part of the first two;
 
-and their ratios, which are what can be compared between machines.
+and their ratios, which can be compared between machines.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from harness.cells import Cell
 from harness.saved_bytes import peak_bytes, saved_bytes
 from orthotune import OFTConfig, get_peft_model
 
-CONTENDERS = ("orthotune", "peft_lora")
+METHODS = ("orthotune", "peft_lora")
 STEPS = 5
 
 
 def quantized(model: nn.Module, device: torch.device) -> nn.Module:
-    """``model`` in bfloat16 with every linear layer in nf4, the scales quantized too, as QLoRA has it."""
+    """``model`` in bfloat16 with every linear layer in nf4, with quantized scales, as in QLoRA."""
     from bitsandbytes.nn import Linear4bit
 
     model = model.to(torch.bfloat16)
@@ -52,15 +52,15 @@ def quantized(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device).requires_grad_(False)
 
 
-def measure(contender: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The figures of one contender, in this process."""
+def measure(method: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one method in this process."""
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cell = Cell(mode="train", hidden=options.hidden, tokens=options.tokens, layers=options.layers)
     base, x, call = llama.build(cell)
     config: Any = LoraConfig(r=options.rank, target_modules=llama.PROJECTIONS)
-    if contender == "orthotune":
+    if method == "orthotune":
         config = OFTConfig(oft_block_size=options.block_size, target_modules=llama.PROJECTIONS)
     model = get_peft_model(quantized(base, device), config).train()
     x = x.to(device, torch.bfloat16)
@@ -76,13 +76,13 @@ def measure(contender: str, options: argparse.Namespace) -> dict[str, Any]:
         forward().float().square().mean().backward()
         x.grad = None
 
-    step()  # gradients, states and the library's own buffers are there from now on
+    step()  # allocates gradients, states and buffers of the library
     optimizer.step()
     trained = sum(p.numel() for p in learning)
     state = [v for values in optimizer.state.values() for v in values.values() if isinstance(v, Tensor) and v.dim()]
     kept = [*learning, *(p.grad for p in learning if p.grad is not None), *state]
     return {
-        "contender": contender,
+        "method": method,
         "trained": trained,
         "adapter_bytes": sum(t.numel() * t.element_size() for t in kept),
         "saved_bytes": saved_bytes(forward, model),
@@ -94,7 +94,7 @@ def _rise(step: Any, device: torch.device) -> int:
     on_gpu = peak_bytes(step, device)
     if on_gpu is not None:
         return on_gpu
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
     step()
     return _status("VmHWM") - before
@@ -106,34 +106,34 @@ def _status(name: str) -> int:
 
 
 def main() -> None:
-    """Measure each contender in a process of its own and print the table."""
+    """Measure each method in its own process and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {"hidden": 1024, "layers": 4, "tokens": 512, "rank": 16, "block-size": 32, "threads": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one, options)))
         return
     found = {}
-    for contender in CONTENDERS:
-        words = [sys.executable, __file__, *sys.argv[1:], "--one", contender]
-        # Freed blocks go back to the system at once, so that the process holds what the step holds.
-        room = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=room)
-        found[contender] = json.loads(done.stdout.splitlines()[-1])
+    for method in METHODS:
+        command = [sys.executable, __file__, *sys.argv[1:], "--one", method]
+        # Freed blocks are returned to the system at once, so that the memory of the process is that of the step.
+        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        found[method] = json.loads(done.stdout.splitlines()[-1])
     print(
         f"hidden {options.hidden}, {options.layers} layers, {options.tokens} tokens, nf4 and bfloat16; "
         f"{machine.versions()}"
     )
-    print(f"| {'':<42} | {' | '.join(CONTENDERS)} | ratio |\n|---|---|---|---|")
+    print(f"| {'':<42} | {' | '.join(METHODS)} | ratio |\n|---|---|---|---|")
     for key, words in {
-        "trained": "trained numbers",
+        "trained": "trained parameters",
         "adapter_bytes": "adapter, gradients, optimizer (MiB)",
         "saved_bytes": "kept for the backward (MiB)",
         "peak_bytes": "rise of the memory in a step (MiB)",
     }.items():
-        one, other = (found[name][key] for name in CONTENDERS)
+        one, other = (found[name][key] for name in METHODS)
         cells = [f"{v:,}" if key == "trained" else f"{v / 2**20:.1f}" for v in (one, other)]
         print(f"| {words:<42} | {cells[0]} | {cells[1]} | {one / other:.2f} |")
 

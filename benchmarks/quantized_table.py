@@ -1,4 +1,4 @@
-"""Write the table of docs/evidence/quantized.md from the lines that the tests measured; `make quant-table` does both.
+"""Write the table of docs/evidence/quantized.md from the measurements of the tests; `make quant-table` does both.
 
 python benchmarks/quantized_table.py ROWS.jsonl docs/evidence/quantized.md
 """
@@ -18,15 +18,15 @@ HEAD = [
 ]  # fmt: skip
 
 
-def line(row: dict[str, Any], told_apart: bool) -> str:
-    """One row of the table; ``told_apart`` adds the test's name for the layer to its mode."""
+def line(row: dict[str, Any], ambiguous: bool) -> str:
+    """One row of the table; ``ambiguous`` adds the name of the layer in the test to its mode."""
 
     def both(suffix: str = "") -> str:
         return f"{small(row['gradient_x' + suffix])}, {small(row['gradient_adapter' + suffix])}"
 
     cells = [
         row["library"],
-        f"{row['mode']} ({row['layer']})" if told_apart else row["mode"],
+        f"{row['mode']} ({row['layer']})" if ambiguous else row["mode"],
         row["dtype"],
         small(row["forward"]),
         both(),
@@ -41,12 +41,12 @@ def line(row: dict[str, Any], told_apart: bool) -> str:
 
 
 def small(number: float) -> str:
-    """Two digits."""
+    """A number with two digits."""
     return "0" if number == 0 else f"{number:.1e}".replace("e-0", "e-").replace("e+00", "")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The whole table, one line for each library and layer, sorted."""
+    """The complete table, one line per library and layer, sorted."""
     kept: dict[tuple[str, str, str], dict[str, Any]] = {}
     for row in rows:  # torchao is in all environments
         kept.setdefault((row["library"].lower(), row["mode"], row["layer"]), row)
@@ -59,7 +59,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Put the table between its two marks."""
+    """Write the table between its two marks."""
     source, page = map(Path, sys.argv[1:3])
     rows = [json.loads(text) for text in source.read_text(encoding="utf-8").splitlines()]
     text = page.read_text(encoding="utf-8")

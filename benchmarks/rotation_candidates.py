@@ -1,5 +1,5 @@
-"""Candidates for what is trained, tried as parametrizations of the embedded text world's weights before any of them was
-built: what each gains on the new domain and forgets on the old one, at several strengths.
+"""Train candidates for adapters as parametrizations of the built-in text model, and measure their gain on the target
+domain and their forgetting on the source domain at several strengths.
 
     python benchmarks/rotation_candidates.py kind=lowrank rank=8 learning_rate=5e-3 --out candidates.csv
 
@@ -9,11 +9,11 @@ whose skew generator is ``A B^T - B A^T`` of rank 2r), ``subspace`` (a rotation 
 ``directions``, as PSOFT), ``plain_blocks`` (``W (I + A)`` without orthogonality), ``symmetric_blocks``
 (``W (I + A + A^T)``), ``lora``, ``dora``, ``pissa``, ``full``.
 
-``scale_rate``: learning rate of magnitudes, as times that of the rest. ``optimizer``: ``adam``, or Adam with a second
-moment per ``block``, ``layer`` or ``model``; ``recentred``: after each step the generator is zero again. ``frame``: the
-rotation of the inputs turns in a frame by the second moments of old inputs (``deviation``, ``root``, ``principal``).
-``keep`` is the weight of KL(base || adapted) on old texts, here the old test split, as the old domain is measured on
-the validation split. Every second row of either validation split is measured.
+``scale_rate``: factor of the learning rate for magnitudes. ``optimizer``: ``adam``, or Adam with a second moment per
+``block``, ``layer`` or ``model``; ``recentred``: set the generator to zero after each step. ``frame``: the inputs are
+rotated in a frame from the second moments of source inputs (``deviation``, ``root``, ``principal``). ``keep`` is the
+weight of KL(base || adapted) on source texts, from the test split, because the source domain is measured on the
+validation split. Every second row of both validation splits is measured.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=", ".join(f.name for f in fields(Settings)))
     parser.add_argument("--out", type=Path, default=Path("candidates.csv"))
-    asked = parser.parse_args()
-    said: dict[str, Any] = {}
-    for word in asked.words:
+    options = parser.parse_args()
+    given: dict[str, Any] = {}
+    for word in options.words:
         key, _, value = word.partition("=")
         kinds = {f.name: type(f.default) for f in fields(Settings)}
         if key not in kinds:
             parser.error(f"{key}: no such setting, needed is one of {', '.join(kinds)}")
-        said[key] = kinds[key](value)
-    rows = run(Settings(**said))
-    new = not asked.out.exists()
-    with asked.out.open("a", newline="", encoding="utf-8") as file:
+        given[key] = kinds[key](value)
+    rows = run(Settings(**given))
+    new = not options.out.exists()
+    with options.out.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         if new:
             writer.writeheader()
@@ -107,8 +107,8 @@ def run(settings: Settings) -> list[dict[str, Any]]:
         after = measured(strength)
         found = {"gain": before["new"] - after["new"], "forgetting": after["old"] - before["old"]}
         found = {name: round(value, 5) for name, value in found.items()}
-        own = {key: value for key, value in asdict(settings).items() if key != "strengths"}
-        rows.append({**own, "trained": trained, "seconds": round(seconds, 1), "strength": strength, **found})
+        used = {key: value for key, value in asdict(settings).items() if key != "strengths"}
+        rows.append({**used, "trained": trained, "seconds": round(seconds, 1), "strength": strength, **found})
     return rows
 
 
@@ -132,17 +132,17 @@ def _train(model: Any, candidates: list[Candidate], train: Tensor, old: Tensor, 
         return min(1.0, (step + 1) / warmup) * shape[settings.schedule]
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    draw = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(settings.seed)
     size = settings.batch_size
     rounds = settings.steps * size // len(train) + 1
-    order = torch.cat([torch.randperm(len(train), generator=draw) for _ in range(rounds)])
+    order = torch.cat([torch.randperm(len(train), generator=generator) for _ in range(rounds)])
     model.train()
     for step in range(settings.steps):
         batch = train[order[step * size : (step + 1) * size]]
         with parametrize.cached():
             loss = model(batch, labels=batch).loss
             if base is not None:
-                kept = old[torch.randint(len(old), (settings.keep_batch,), generator=draw)]
+                kept = old[torch.randint(len(old), (settings.keep_batch,), generator=generator)]
                 with torch.no_grad():
                     wanted = base(kept).logits.log_softmax(-1)
                 now = model(kept).logits.log_softmax(-1)
@@ -161,7 +161,7 @@ def _train(model: Any, candidates: list[Candidate], train: Tensor, old: Tensor, 
 
 @torch.no_grad()
 def _cap(candidates: list[Candidate], angle: float) -> None:
-    """No plane of any block turns by more than ``angle`` radians: Cayley turns by 2 atan of a singular value."""
+    """Limit all rotation angles to ``angle`` radians; the Cayley map rotates by 2 atan of a singular value."""
     for rotation in (module for candidate in candidates for module in candidate.modules()):
         if isinstance(rotation, Rotation):
             largest = torch.linalg.matrix_norm(skew(rotation.packed, rotation.size), 2)

@@ -3,21 +3,56 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
+from typer.testing import CliRunner
 
 from orthotune.cli import evaluate
+from orthotune.cli.evaluations import EVALUATIONS, Evaluation
 from orthotune.metrics.registry import REGISTRY
 from tests.support.images import dino, noise, save, step
 
 
 def test_every_measure_of_the_roster_has_a_command() -> None:
     assert {command.name for command in evaluate.app.registered_commands} >= set(REGISTRY)
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_an_entry_leads_to_a_function_with_its_options(name: str) -> None:
+    entry = EVALUATIONS[name]
+    given = entry.parameters.keys() - (set() if entry.place else {"out", "overwrite"})
+    called = entry.function() if entry.place else REGISTRY[name].function
+    # What an option is not named after must be taken by the function as it comes.
+    parameters = inspect.signature(called).parameters
+    rest = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    assert rest or given <= parameters.keys()
+    needed = {key for key, one in parameters.items() if one.default is one.empty and one.kind is not one.VAR_KEYWORD}
+    assert needed <= given and entry.name == name and entry.examples[0].startswith(f"{name} ")
+
+
+def test_a_new_evaluation_is_an_entry_and_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    module: Any = ModuleType("orthotune.cli.toy_evaluation")
+    module.look = lambda **values: seen.append(values)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    count = (int, typer.Option(2, "--count", min=1, help="How often."))
+    entry = Evaluation("toy", "toy_evaluation:look", "Look.", ("toy --count 3",), {"count": count})
+    app = typer.Typer()
+    app.command("toy")(evaluate._verb(entry))
+    shown = CliRunner().invoke(app, ["--help"]).output
+    assert "Look." in shown and "--count" in shown and "orthotune evaluate toy --count 3" in shown
+    assert CliRunner().invoke(app, ["--count", "3"]).exit_code == 0 and seen == [{"count": 3}]
+    assert CliRunner().invoke(app, ["--count", "0"]).exit_code == 2
 
 
 def _edges(column: int) -> np.ndarray:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.support.adapter_files import lycoris, merged, onetrainer
+from tests.support.after_peft import Run
 from tests.support.checkpoint_models import gpt2, llama, save_base
 from tests.support.image_bases import STYLE, load_pipeline, save_pipeline, save_single_file
 
@@ -160,7 +159,9 @@ torch.save(model(torch.arange(12).view(2, 6)).logits.detach(), sys.argv[3])
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_lora_gives_the_adapters_output_in_stock_peft(call: Callable, tmp_path: Path, kind: str) -> None:
+def test_lora_gives_the_adapters_output_in_stock_peft(
+    call: Callable, tmp_path: Path, fresh_after_peft: Run, kind: str
+) -> None:
     from transformers import AutoModelForCausalLM
 
     build, layers = {
@@ -179,9 +180,8 @@ def test_lora_gives_the_adapters_output_in_stock_peft(call: Callable, tmp_path: 
     # and an exact one: the change has no higher rank than the smaller side
     exact = tmp_path / "exact"
     assert call("export", adapter, exact, "--base", base, "--to", "lora", "--rank", "64").exit_code == 0
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", STOCK, str(base), str(exact), str(tmp_path / "logits.pt")], check=True
-    )
+    loaded = fresh_after_peft(STOCK, str(base), str(exact), str(tmp_path / "logits.pt"))
+    assert loaded.returncode == 0, loaded.stderr
     model = AutoModelForCausalLM.from_pretrained(base)
     expected = _turned(model, adapter, transposed=kind == "gpt2")(torch.arange(12).view(2, 6)).logits
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected.detach(), rtol=0, atol=1e-4)  # 2 layers

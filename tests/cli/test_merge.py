@@ -56,7 +56,7 @@ def test_taken_place_is_kept_unless_overwrite(call: Callable, trained: Path) -> 
 def test_place_below_a_file_is_refused(call: Callable, trained: Path) -> None:
     done = call("merge", trained / "adapter", "--out", trained / "expected.pt" / "merged")
     assert done.exit_code == 2
-    assert "Name a place that can be written to" in done.stderr
+    assert "Name a folder that can be written to" in done.stderr
     assert call("merge", trained / "adapter", "--out", trained / "expected.pt").exit_code == 2
 
 
@@ -174,7 +174,7 @@ def test_streaming_that_fails_leaves_nothing(call: Callable, trained: Path, dama
 def test_streaming_into_a_place_below_a_file(call: Callable, trained: Path) -> None:
     done = call("merge", trained / "adapter", "--out", trained / "expected.pt" / "merged", "--stream")
     assert done.exit_code == 2
-    assert "Name a place that can be written to" in done.stderr
+    assert "Name a folder that can be written to" in done.stderr
 
 
 @pytest.mark.parametrize("more", [[], ["--stream"]])

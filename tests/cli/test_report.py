@@ -40,7 +40,7 @@ def test_another_adapter_beside_it(call: Callable, trained: Path) -> None:
     done = call("report", trained, "--compare", trained / "other")
     assert done.exit_code == 0, done.stderr
     page = (trained / "report.html").read_text()
-    assert "Beside another adapter" in page and "mean angle between both" not in page  # they are the same
+    assert "Distance from another adapter" in page and "mean angle between both" not in page  # they are the same
     numbers = load_file(trained / "other/adapter/adapter_model.safetensors")
     save_file({name: 2 * value for name, value in numbers.items()}, trained / "other/adapter/adapter_model.safetensors")
     assert call("report", trained, "--compare", trained / "other").exit_code == 0

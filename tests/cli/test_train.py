@@ -51,3 +51,17 @@ def test_faults_are_worded(words: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["train", "sft", *words])
     assert result.exit_code == 2
     assert message in result.output and "Traceback" not in result.output
+
+
+def test_answers_are_printed_beside_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(tmp_path / "model")
+    data, old = (write_jsonl(tmp_path / f"{name}.jsonl", texts(4, name)) for name in ("new", "old"))
+    few = [{"question": "1 + 1?", "kind": "arithmetic", "answers": ["2"]}]
+    monkeypatch.setattr("orthotune.metrics.questions.QUESTIONS", write_jsonl(tmp_path / "few.jsonl", few))
+    words = [f"model={tmp_path / 'model'}", f"data={data}", f"old_data={old}", f"output={tmp_path / 'run'}", "steps=1",
+             "batch_size=2", "max_length=32", "block_size=8", "answers=true"]  # fmt: skip
+    done = CliRunner().invoke(app, ["train", "sft", *words])
+    assert done.exit_code == 0, done.stderr
+    for shown in ("old domain (forgotten)", "scores", "answers_arithmetic", "answers_nats"):
+        assert shown in done.stdout
+    assert "validation split" not in done.stdout

@@ -19,7 +19,7 @@ def test_a_dry_run_shows_pictures_and_buckets_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     done = call("train", "t2i", "--data", folder, "--dry-run", "steps=3")
     assert done.exit_code == 0, done.stderr
-    assert "pictures    3: 3 of 32 x 32" in done.stdout and "steps       3" in done.stdout
+    assert "images      3: 3 of 32 x 32" in done.stdout and "steps       3" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["nines"]
 
 

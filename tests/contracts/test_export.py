@@ -16,14 +16,6 @@ from orthotune import OFTConfig, get_peft_model
 from tests.support.contract_cases import Case, cases, randomize, rotation_parameters
 from tests.support.contract_layers import KINDS, Inputs
 
-#: kind -> axes of every input that may have any size: batch and length
-FREE: dict[str, tuple[int, ...]] = {
-    "linear_rank2": (0,), "linear_rank3": (0, 1), "linear_rank4": (0, 1, 2), "transposed_linear": (0, 1),
-    "conv1d_circular": (0, 2), "conv1d_same": (1,), "conv2d": (0, 2, 3), "conv2d_reflect": (0, 2, 3),
-    "conv2d_groups": (0, 2, 3), "conv2d_depthwise": (0, 2, 3), "conv2d_channels_last": (0, 2, 3),
-    "conv2d_1x1": (0, 2, 3), "conv3d": (0,), "embedding": (0, 1), "attention_batch_first": (0, 1),
-    "encoder_layer": (0, 1), "experts": (0,), "experts_input_first": (0,), "parameter": (0,),
-}  # fmt: skip
 #: one kind of each that runs by the same code, for what takes seconds to compile
 OUTPUTS = {"linear_rank3", "conv2d_1x1", "experts"}
 #: kind -> the one that is compiled and exported in its place: the layer runs by the same code, and what differs is in
@@ -37,7 +29,7 @@ CUT = {"mixtral_experts", "gpt_oss_experts"}
 CASES = cases("exact")
 FEWER = [case for case in CASES if case.kind.name not in ALIKE and (case.side == "in" or case.kind.name in OUTPUTS)]
 SCALED = [case for case in cases("magnitude") if case.kind.name in ("linear_rank3", "attention") and case.side == "in"]
-DYNAMIC = [case for case in FEWER if case.kind.name in FREE]
+DYNAMIC = [case for case in FEWER if case.kind.free]
 
 
 @pytest.fixture(autouse=True)
@@ -50,13 +42,13 @@ def _forget() -> Any:
 
 def _grown(case: Case, inputs: Inputs, by: int = 1) -> Inputs:
     """The inputs repeated along every free axis."""
-    for axis in FREE[case.kind.name]:
+    for axis in case.kind.free:
         inputs = tuple(torch.cat([x] * (1 + by), axis) for x in inputs)
     return inputs
 
 
 def _shapes(case: Case, inputs: Inputs) -> Any:
-    free = {axis: torch.export.Dim.AUTO for axis in FREE[case.kind.name]}
+    free = {axis: torch.export.Dim.AUTO for axis in case.kind.free}
     return (tuple(free for _ in inputs),)
 
 
@@ -118,9 +110,9 @@ class Pair(nn.Module):
 
 
 def _sizes(case: Case) -> list[Inputs]:
-    if case.kind.name not in FREE:
+    if not case.kind.free:
         return [case.inputs()]
-    first = FREE[case.kind.name][0]
+    first = case.kind.free[0]
     alone = case.kind.name == "linear_rank3"
     one = [tuple(x.narrow(first, 0, 1) for x in case.inputs())] if alone else []
     return [_twice(case), _grown(case, case.inputs(), 4), *one]
@@ -194,4 +186,4 @@ def test_every_kind_with_a_free_axis_is_here() -> None:
     """Kinds without: a vector, attention whose batch comes second, and experts that are picked by their inputs."""
     beside = {"linear_rank1", "attention", "attention_separate", "attention_output", "mixtral_experts",
               "gpt_oss_experts"}  # fmt: skip
-    assert FREE.keys() | beside == KINDS.keys()
+    assert {name for name, kind in KINDS.items() if not kind.free} == beside

@@ -13,8 +13,8 @@ import pytest
 import typer
 
 from orthotune.cli.main import app
-from orthotune.experiments.compare import CompareSettings
-from orthotune.experiments.compare_images_settings import CompareImagesSettings
+from orthotune.experiments.image_tasks import CompareControlSettings, CompareSubjectSettings
+from orthotune.experiments.text_task import CompareSFTSettings
 from orthotune.recipes.control import ControlSettings
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.subject_settings import SubjectSettings
@@ -26,9 +26,9 @@ SETTINGS: dict[tuple[str, ...], tuple[Any, ...]] = {
     ("train", "subject"): (SubjectSettings,),
     ("train", "control"): (ControlSettings,),
     ("train", "t2i"): (TextToImageSettings,),
-    ("compare", "sft"): (CompareSettings, SFTSettings),
-    ("compare", "subject"): (CompareImagesSettings, SubjectSettings),
-    ("compare", "control"): (CompareImagesSettings, ControlSettings),
+    ("compare", "sft"): (CompareSFTSettings, SFTSettings),
+    ("compare", "subject"): (CompareSubjectSettings, SubjectSettings),
+    ("compare", "control"): (CompareControlSettings, ControlSettings),
 }
 
 
@@ -95,6 +95,13 @@ def test_notebooks_are_their_pages() -> None:
     for page in made["PAGES"]:
         kept = json.loads(page.with_suffix(".ipynb").read_text(encoding="utf-8"))
         assert kept == made["notebook_of"](page), f"python docs/_notebooks.py writes {page.stem} anew"
+
+
+def test_the_site_is_built_with_every_warning_an_error() -> None:
+    (line,) = (line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if "mkdocs build" in line)
+    # quiet, mkdocs counts no warning, and --strict lets everything pass
+    assert "--strict" in line and "quiet" not in line and " -q" not in line
+    assert "warnings: true" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 
 
 def test_every_page_is_in_the_navigation() -> None:

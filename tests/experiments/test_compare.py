@@ -12,20 +12,23 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from orthotune.errors import RecipeError
 from orthotune.experiments import compare
-from orthotune.experiments.compare import CompareSettings, load_compare
+from orthotune.experiments import grid as grids
 from orthotune.experiments.strengths import Again, measure
+from orthotune.experiments.text_task import CompareSFTSettings, SFTTask
 from orthotune.recipes import sft
 from orthotune.recipes.settings import SFTSettings
 
+TASK = SFTTask()
+
 
 @pytest.fixture
-def grid(model_path: Path, text_path: Path, old_path: Path, tmp_path: Path) -> CompareSettings:
+def grid(model_path: Path, text_path: Path, old_path: Path, tmp_path: Path) -> CompareSFTSettings:
     return _settings(model_path, text_path, old_path, tmp_path / "grid")
 
 
-def _settings(model: Path, data: Path, old_data: Path, output: Path) -> CompareSettings:
+def _settings(model: Path, data: Path, old_data: Path, output: Path) -> CompareSFTSettings:
     job = {"model": str(model), "data": str(data), "old_data": str(old_data), "batch_size": 2}
-    return CompareSettings(
+    return CompareSFTSettings(
         methods=["oft", "lora"],
         learning_rates={"oft": [1e-3, 1e-2], "lora": [1e-2]},
         output=output,
@@ -33,14 +36,14 @@ def _settings(model: Path, data: Path, old_data: Path, output: Path) -> CompareS
     )
 
 
-Ran = tuple[CompareSettings, list[dict[str, Any]]]
+Ran = tuple[CompareSFTSettings, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
 def ran(model_path: Path, text_path: Path, old_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """A comparison whose runs are finished, one after another, and its rows."""
     settings = _settings(model_path, text_path, old_path, tmp_path_factory.mktemp("ran") / "grid")
-    return settings, compare.run(settings, say=lambda _: None)
+    return settings, compare.run(TASK, settings, say=lambda _: None)
 
 
 def test_a_grid_is_run_once_and_written_down(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,12 +63,12 @@ def test_a_grid_is_run_once_and_written_down(ran: Ran, monkeypatch: pytest.Monke
         raise AssertionError("trained again")
 
     monkeypatch.setattr(sft, "_trainer", refuse)
-    assert compare.run(grid, say=lambda _: None) == rows
+    assert compare.run(TASK, grid, say=lambda _: None) == rows
 
 
-def test_variants_are_measured_at_strengths_chosen_and_tested(grid: CompareSettings, text_path: Path) -> None:
+def test_variants_are_measured_at_strengths_chosen_and_tested(grid: CompareSFTSettings, text_path: Path) -> None:
     """Contenders of one's own, other strengths, and test data for the frontiers alone."""
-    settings = CompareSettings(
+    settings = CompareSFTSettings(
         methods=["lora"], learning_rates={"lora": [1e-2]}, strengths=[1.0, 0.5], output=grid.output, sft=grid.sft,
         variants={
             "outputs": {"rotation": {"side": "out"}, "learning_rates": [1e-2]},
@@ -75,7 +78,7 @@ def test_variants_are_measured_at_strengths_chosen_and_tested(grid: CompareSetti
         test_data=str(text_path), old_test_data=str(grid.sft["old_data"]),
     )  # fmt: skip
     said: list[str] = []
-    rows = compare.run(settings, say=said.append)
+    rows = compare.run(TASK, settings, say=said.append)
     names = ["lora", "outputs", "dora", "all"]
     assert [(row["method"], row["strength"]) for row in rows] == [(name, t) for name in names for t in (1.0, 0.5)]
     for name in names:
@@ -91,12 +94,12 @@ def test_variants_are_measured_at_strengths_chosen_and_tested(grid: CompareSetti
         assert on_test[-1]["test_forgetting"] == pytest.approx(on_test[-1]["forgetting"], abs=1e-6)
     # Other test data are measured anew; a strength of many digits is found again.
     again = settings.model_copy(update={"test_data": str(grid.sft["old_data"]), "strengths": [1.0, 1 / 3]})
-    other = next(row for row in compare.run(again, say=lambda _: None) if row["chosen"])
+    other = next(row for row in compare.run(TASK, again, say=lambda _: None) if row["chosen"])
     assert other["test_gain"] == pytest.approx(-other["test_forgetting"], abs=1e-9)
     assert other["test_gain"] != next(row for row in rows if row["chosen"])["test_gain"]
-    assert [row["strength"] for row in compare.run(again, say=lambda _: None)[:2]] == [1.0, 1 / 3]
+    assert [row["strength"] for row in compare.run(TASK, again, say=lambda _: None)[:2]] == [1.0, 1 / 3]
 
-    compare.run(settings, say=lambda _: None)
+    compare.run(TASK, settings, say=lambda _: None)
     record = json.loads((grid.output / "comparison.json").read_text())
     assert record["summary"]["against"] == "lora" and set(record["summary"]["contenders"]) == set(names)
     assert any("all trains" in words and "times lora's" in words for words in said)
@@ -106,17 +109,18 @@ def test_variants_are_measured_at_strengths_chosen_and_tested(grid: CompareSetti
 def test_parallel_runs_give_the_same(ran: Ran, tmp_path: Path) -> None:
     # Not equal: runs of their own may use another number of threads, which round sums differently.
     grid, alone = ran
-    both = compare.run(grid.model_copy(update={"parallel": 2, "output": tmp_path / "both"}), say=lambda _: None)
+    both = compare.run(TASK, grid.model_copy(update={"parallel": 2, "output": tmp_path / "both"}), say=lambda _: None)
     assert [row["new_after"] for row in both] == pytest.approx([row["new_after"] for row in alone], rel=1e-5)
 
 
 def test_settings_go_to_the_methods_they_mean() -> None:
-    settings = load_compare(None, ["block_size=16", "eps=0.5", "lora_rank=3", "steps=10", "seeds=[1,2]"])
-    cells = {label: values for _, label, values in compare._cells(settings)}
-    assert len(list(compare._cells(settings))) == 4 * 3 * 2
+    settings = compare.load_compare(TASK, None, ["block_size=16", "eps=0.5", "lora_rank=3", "steps=10", "seeds=[1,2]"])
+    made = grids.cells(TASK, settings, grids.rates_of(TASK, settings), settings.seeds, first=True)
+    cells = {label: values for label, (values, _) in grids.methods_of(TASK, settings).items()}
+    assert len(made) == 4 * 3 * 2
     assert (cells["oft"]["block_size"], cells["coft"]["eps"], cells["lora"]["lora_rank"]) == (16, 0.5, 3)
     assert "eps" not in cells["oft"] and "block_size" not in cells["full"] and "block_size" not in cells["lora"]
-    rates = [values["learning_rate"] for _, label, values in compare._cells(settings) if label == "lora"]
+    rates = [cell.settings.learning_rate for cell in made if cell.method == "lora"]
     assert sorted(set(rates)) == [8e-4, 2e-3, 5e-3]
 
 
@@ -149,11 +153,13 @@ def test_settings_go_to_the_methods_they_mean() -> None:
 )
 def test_faults_are_told_before_the_first_run(words: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        load_compare(None, [words])
+        compare.load_compare(TASK, None, [words])
 
 
 @pytest.mark.parametrize("beside", [{"modules_to_save": ["norm", "input_layernorm"]}, {"bias": "oft_only"}])
-def test_what_is_trained_beside_a_rotation_has_the_strength_too(grid: CompareSettings, beside: dict[str, Any]) -> None:
+def test_what_is_trained_beside_a_rotation_has_the_strength_too(
+    grid: CompareSFTSettings, beside: dict[str, Any]
+) -> None:
     run = SFTSettings(**{**grid.sft, "rotation": beside, "learning_rate": 1e-2, "output": grid.output / "beside"})
     if "bias" in beside:
         grid.output.mkdir(parents=True)

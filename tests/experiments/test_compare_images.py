@@ -12,15 +12,20 @@ import pytest
 import torch
 
 from orthotune.errors import RecipeError
-from orthotune.experiments import compare_images, image_tasks
-from orthotune.experiments.compare_images import choose, summary
-from orthotune.experiments.compare_images_settings import CompareImagesSettings, contenders, load_compare
+from orthotune.experiments import compare, grid
 from orthotune.experiments.image_frontier import means
+from orthotune.experiments.image_strength import finished
+from orthotune.experiments.image_tasks import (
+    CompareControlSettings,
+    CompareSubjectSettings,
+    ControlTask,
+    SubjectTask,
+)
+from orthotune.experiments.rates import choose, seed_means
 from orthotune.image.adapter.adapters import add_adapter, trained
 from orthotune.image.adapter.saved_adapter import save_adapter
 from orthotune.image.adapter.settings import AdapterSettings
 from orthotune.recipes import subject
-from orthotune.recipes.image_run import run_image
 from orthotune.worlds import image
 from orthotune.worlds.image_scores import SubjectScores, base_family
 
@@ -31,38 +36,44 @@ QUICK = {
     "sample_steps": 1, "sample_seeds": [0],
 }  # fmt: skip
 
+RANKING = ("validation_score", "validation_learned")
+SUBJECT = SubjectTask()
+
+
+def cells(settings: CompareSubjectSettings, seeds: list[int]) -> list[grid.Cell]:
+    return grid.cells(SUBJECT, settings, grid.rates_of(SUBJECT, settings), seeds, first=True)
+
 
 def quick(split: Any) -> SubjectScores:
     return SubjectScores(split, count=3, steps=2)
 
 
-def run_quickly(settings: Any, say: Any = print, *, bar: bool = True) -> Any:
-    return run_image(settings, dataclasses.replace(subject.job(settings), scores=[quick("validation")]), say, bar)
+class SmallTask(SubjectTask):
+    """The subject's task with fewer images; what is scored on the test split is noted."""
 
+    def __init__(self) -> None:
+        self.on_test: list[str] = []
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The subject's task with fewer pictures; what is scored on the test split is noted."""
-    tested: list[str] = []
+    def job(self, settings: Any) -> Any:
+        return dataclasses.replace(subject.job(settings), scores=[quick("validation")])
 
-    def at(run: Path, split: Any, strength: float) -> dict[str, float]:
+    def scores_at(self, run: Path, split: Any, strength: float) -> dict[str, float]:
         if split == "test" and strength == 1:
-            tested.append(run.name)
-        return quick(split)(1, image_tasks.finished(run, strength))
+            self.on_test.append(run.name)
+        return quick(split)(1, finished(run, strength))
 
-    task = dataclasses.replace(
-        image_tasks.SUBJECT, run=run_quickly, at=at, base=lambda split: quick(split)(0, base_family())
-    )
-    monkeypatch.setitem(image_tasks.TASKS, "subject", task)
-    return tested
+    def base_scores(self, split: Any) -> dict[str, float]:
+        return quick(split)(0, base_family())
 
 
-def test_a_comparison_is_run_chosen_tested_and_shown(small: list[str], tmp_path: Path) -> None:
-    settings = CompareImagesSettings(
-        task="subject", methods=["oft+magnitude"], seeds=[0, 1], output=tmp_path / "grid", runs=QUICK,
+def test_a_comparison_is_run_chosen_tested_and_shown(tmp_path: Path) -> None:
+    task = SmallTask()
+    small = task.on_test
+    settings = CompareSubjectSettings(
+        methods=["oft+magnitude"], seeds=[0, 1], output=tmp_path / "grid", runs=QUICK,
         learning_rates={"oft+magnitude": [1e-3, 1e-2]}, strengths=[1.0, 0.5],
     )  # fmt: skip
-    rows = compare_images.run(settings, say=lambda _: None)
+    rows = compare.run(task, settings, say=lambda _: None)
     # Two rates with the first seed, then the best of them with the second one, and the base.
     assert len(rows) == 2 + 1 + 1 and len(small) == 2
     by_run = {row["run"]: row for row in rows}
@@ -100,7 +111,7 @@ def test_a_comparison_is_run_chosen_tested_and_shown(small: list[str], tmp_path:
     assert (home / "equal-gain.json").is_file() and (home / "equal-gain.png").is_file()
 
     small.clear()
-    assert compare_images.run(settings, say=lambda _: None) == rows
+    assert compare.run(task, settings, say=lambda _: None) == rows
     assert not small, "the test split was scored again"
 
 
@@ -109,7 +120,7 @@ def test_what_full_finetuning_left_is_loaded(tmp_path: Path) -> None:
     with torch.no_grad():
         family.denoiser.conv_in.weight.mul_(0.9)
     family.pipeline.save_pretrained(tmp_path / "model")
-    pictures = [one.generate(["a red two"], [0], steps=1) for one in (family, image_tasks.finished(tmp_path))]
+    pictures = [one.generate(["a red two"], [0], steps=1) for one in (family, finished(tmp_path))]
     assert torch.equal(*pictures)
 
 
@@ -119,7 +130,7 @@ def test_full_finetuning_at_half_strength_is_half_way(tmp_path: Path) -> None:
     with torch.no_grad():
         family.denoiser.conv_in.weight.mul_(0.5)
     family.pipeline.save_pretrained(tmp_path / "model")
-    halved = image_tasks.finished(tmp_path, 0.5)
+    halved = finished(tmp_path, 0.5)
     # A sum of two halves rounds once.
     torch.testing.assert_close(halved.denoiser.conv_in.weight, 0.75 * before, rtol=1e-6, atol=0)
 
@@ -133,16 +144,16 @@ def test_an_adapter_at_next_to_no_strength_draws_as_the_base_does(method: str, t
         for parameter in trained(family).values():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     save_adapter(family, tmp_path / "adapter")
-    of = [base_family(), image_tasks.finished(tmp_path), image_tasks.finished(tmp_path, 1e-9)]
+    of = [base_family(), finished(tmp_path), finished(tmp_path, 1e-9)]
     base, whole, off = (one.generate(["a red two"], [0], steps=1).float() for one in of)
     # Rounding of the adapter's own additions: one grey level of 255 at most.
     assert (whole - base).abs().max() > 1 and (off - base).abs().max() <= 1
 
 
 def test_runs_share_class_pictures_and_differ_by_method() -> None:
-    settings = CompareImagesSettings(task="subject", runs={"block_size": 8})
+    settings = CompareSubjectSettings(runs={"block_size": 8})
     assert settings.output == Path("runs/compare-subject")
-    made = [(method, one) for _, method, one in compare_images._cells(settings, compare_images._rates(settings), [4])]
+    made = [(method, one) for _, method, one in cells(settings, [4])]
     assert len(made) == 5 * 5
     of = {method: [one for name, one in made if name == method] for method in settings.methods}
     assert of["oft+magnitude"][0].rotation == {"magnitude": True} and of["oft+magnitude"][0].method == "oft"
@@ -150,9 +161,9 @@ def test_runs_share_class_pictures_and_differ_by_method() -> None:
     assert {one.class_images for _, one in made} == {Path("runs/compare-subject/class-images-seed4")}
     rates = [one.learning_rate for one in of["oft"]]
     assert max(rates) / min(rates) == pytest.approx(16) and len(rates) == 5
-    beside = CompareImagesSettings(task="subject", parallel=2)
-    assert all(one.class_images is None for *_, one in compare_images._cells(beside, {"oft": [1e-3]}, [0]))
-    assert "block_size" not in contenders(settings)["full"][0]
+    beside = CompareSubjectSettings(parallel=2)
+    assert all(one.class_images is None for *_, one in grid.cells(SUBJECT, beside, {"oft": [1e-3]}, [0], first=True))
+    assert "block_size" not in grid.methods_of(SUBJECT, settings)["full"][0]
 
 
 def _row(method: str, rate: float, seed: int, score: float, learned: float = 0.0) -> dict[str, Any]:
@@ -162,26 +173,25 @@ def _row(method: str, rate: float, seed: int, score: float, learned: float = 0.0
 
 def test_the_rate_is_chosen_by_the_mean_score() -> None:
     rows = [_row("oft", 1.0, 0, 0.9), _row("oft", 1.0, 1, 0.1), _row("oft", 2.0, 0, 0.6), _row("oft", 2.0, 1, 0.6)]
-    assert choose(rows, "learned") == {"oft": 2.0}
+    assert choose(rows, RANKING) == {"oft": 2.0}
     # Nothing learned at all: what came closest, then the lower rate.
-    assert choose([_row("oft", 1.0, 0, 0.0, 0.1), _row("oft", 2.0, 0, 0.0, 0.2)], "learned") == {"oft": 2.0}
-    assert choose([_row("oft", 2.0, 0, 0.0), _row("oft", 1.0, 0, 0.0)], "learned") == {"oft": 1.0}
+    assert choose([_row("oft", 1.0, 0, 0.0, 0.1), _row("oft", 2.0, 0, 0.0, 0.2)], RANKING) == {"oft": 2.0}
+    assert choose([_row("oft", 2.0, 0, 0.0), _row("oft", 1.0, 0, 0.0)], RANKING) == {"oft": 1.0}
     # sqrt(((0.9 - 0.5)^2 + (0.1 - 0.5)^2) / 1)
-    assert summary(rows[:2])["oft"]["validation_score"] == pytest.approx((0.5, 0.5657), abs=1e-4)
+    assert seed_means(rows[:2])["oft"]["validation_score"] == pytest.approx((0.5, 0.5657), abs=1e-4)
     assert means(rows, "validation_score", "validation_learned")["oft"] == [(1.0, 0.5, 0.0), (2.0, 0.6, 0.0)]
 
 
 def test_variants_run_beside_the_methods_with_settings_of_their_own() -> None:
     said = {"prior_target": "base", "learning_rates": [0.002]}
-    settings = CompareImagesSettings(task="subject", methods=["lora"], variants={"keep": said}, against="keep")
-    cells = compare_images._cells(settings, compare_images._rates(settings), [4])
-    made = [(name, label, one) for name, label, one in cells if label == "keep"]
+    settings = CompareSubjectSettings(methods=["lora"], variants={"keep": said}, against="keep")
+    made = [(name, label, one) for name, label, one in cells(settings, [4]) if label == "keep"]
     assert [name for name, *_ in made] == ["keep-lr0.002-seed4"]
     one = made[0][2]
     assert (one.method, one.prior_target, one.learning_rate) == ("oft", "base", 0.002)
     # Said of all, and of meaning for those with magnitudes alone.
-    rated = CompareImagesSettings(task="control", methods=["oft", "oft+magnitude"], runs={"magnitude_rate": 2})
-    assert {name: base.get("magnitude_rate") for name, (base, _) in contenders(rated).items()} == {
+    rated = CompareControlSettings(methods=["oft", "oft+magnitude"], runs={"magnitude_rate": 2})
+    assert {name: base.get("magnitude_rate") for name, (base, _) in grid.methods_of(ControlTask(), rated).items()} == {
         "oft": None, "oft+magnitude": 2,
     }  # fmt: skip
 
@@ -204,6 +214,6 @@ def test_variants_run_beside_the_methods_with_settings_of_their_own() -> None:
     ],
 )
 def test_faults_are_told_before_the_first_run(words: str, message: str) -> None:
-    for task in ("subject", "control"):
+    for task in (SUBJECT, ControlTask()):
         with pytest.raises(RecipeError, match=message):
-            load_compare(task, None, [words])
+            compare.load_compare(task, None, [words])

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from orthotune.experiments.frontier_area import area, forgetting_at, frontier_of, interval, joined, means, path
-from orthotune.experiments.summary import chosen_ways, points_of, said_of_sizes, summary
+from orthotune.experiments.summary import chosen_ways, points_of, size_notes, summary
 
 
 def _row(method: str, rate: float, forgetting: float | None, gain: float | None, seed: int = 0) -> dict[str, Any]:
@@ -110,8 +110,8 @@ def test_an_interval_is_of_every_draw_of_the_seeds() -> None:
 
 def test_unequal_sizes_and_steps_are_said() -> None:
     rows = [_row("lora", 1, 0, 0), {**_row("wide", 1, 0, 0), "trainable_parameters": 260, "steps": 9}]
-    assert said_of_sizes(rows, "lora") == [
+    assert size_notes(rows, "lora") == [
         "wide trains 260 parameters, 2.60 times lora's.",
         "wide is trained for 9 steps, lora for 7.",
     ]
-    assert said_of_sizes(rows[:1], "lora") == []
+    assert size_notes(rows[:1], "lora") == []

@@ -216,7 +216,7 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path) -> None:
         pytest.skip("the system refuses the superuser nothing")
     tmp_path.chmod(0o500)
     try:
-        with pytest.raises(OutputError, match="Permission denied. Name a place that can be written to"):
+        with pytest.raises(OutputError, match="Permission denied. Name a folder that can be written to"):
             write_text(tmp_path / "a", "x")
     finally:
         tmp_path.chmod(0o700)

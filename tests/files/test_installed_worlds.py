@@ -13,7 +13,7 @@ import pytest
 import orthotune
 import orthotune_worlds
 from orthotune.errors import DataError
-from orthotune.files.installed_worlds import current, home, need, world_of
+from orthotune.files.installed_worlds import current, need, world_folder, world_of
 from orthotune.worlds import image, text
 
 #: What an adapter may have recorded, on this system or another one.
@@ -29,7 +29,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_file_is_in_the_package_of_the_data() -> None:
     folder = Path(orthotune_worlds.__file__).parent
-    places = [text.MODEL, text.CARD, image.PIPELINE, image.CARD, image.DATA, *image.JUDGES.values()]
+    places = [text.MODEL, text.CARD, image.PIPELINE, image.CARD, image.DATA, *image.CLASSIFIERS.values()]
     assert all(place.exists() and place.is_relative_to(folder) for place in places)
     assert not [p for p in Path(orthotune.__file__).parent.rglob("*") if p.suffix in (".safetensors", ".gz")]
 
@@ -43,7 +43,7 @@ def test_every_file_is_in_the_package_of_the_data() -> None:
         lambda: image.PIPELINE,
         image.load_pipeline,
         image.load_sources,
-        lambda: image.load_judge("digit"),
+        lambda: image.load_classifier("digit"),
         lambda: current(TEXT_BEFORE),
     ],
 )
@@ -75,7 +75,7 @@ def test_an_incomplete_installation_names_the_file(tmp_path: Path) -> None:
 def _emptied(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(orthotune_worlds, "files", lambda name: folder)
-        home("text")
+        world_folder("text")
 
 
 def test_a_name_that_no_module_has_stays_an_attribute_error() -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from orthotune.formats.kinds import kind_of
@@ -20,9 +21,10 @@ BY_FORMULA = {
     "orthotune": ("orthotune", {"in exact", "out exact", "in neumann"}),
 }
 SIGNS = {"lossless": "●", "approximate": "○", "impossible": ""}
-TRANSFORMS = {"in butterfly", "out butterfly", "scrambled", "ragged", "finished", "split rows"}
+TRANSFORMS = {"in butterfly", "out butterfly", "legacy convolution", "truncated blocks", "dense blocks", "split rows"}
 
 
+@cache
 def tables() -> str:
     """Both tables as the page has them."""
     kinds: dict[str, set[str]] = {name: set(found) for name, (_, found) in BY_FORMULA.items()}
@@ -34,7 +36,7 @@ def tables() -> str:
         if state.format == "kohya-oft-flux":
             kinds[state.format].add("out exact")  # parts with blocks of one size
         if "ragged" in case.folder.name:
-            kinds[state.format].add("ragged")
+            kinds[state.format].add("truncated blocks")
         writers.setdefault(state.format, set()).add(case.producer)
         counts[state.format] = counts.get(state.format, 0) + len(list(comparisons(case)))
     lines = ["| format | files of | compared | runs as | `--to`, without loss |", "|---|---|---|---|---|"]

@@ -68,7 +68,7 @@ def _bare(name: str) -> str:
 
 def test_most_pairs_are_written() -> None:
     pairs = _pairs()
-    # every producer but that of split rows, and those of BOFT whose convolutions are scrambled
+    # every producer but that of split rows, and those of BOFT with the legacy convolution layout
     assert len({case.producer for case, _ in pairs}) == len({case.producer for case in produced()}) - 3
     assert {target for _, target in pairs} == set(targets())
 
@@ -93,11 +93,11 @@ IN = LayerState({"": torch.full((3, 6), 0.05)})
         (_one(IN, side="out"), "peft", "distinct singular values"),
         (_one(IN, magnitude=torch.full((5,), 2.0)), "peft", "scale of the rows"),
         (_one(IN, side="out", magnitude=torch.full((12,), 2.0)), "kohya-oft", "scale of the rows"),
-        (_one(IN, map="neumann"), "peft-0.14", "another one.*--approximate"),
-        (_one(IN, map="neumann_legacy"), "onetrainer", "another one.*--approximate"),
+        (_one(IN, map="neumann"), "peft-0.14", "another map.*--approximate"),
+        (_one(IN, map="neumann_legacy"), "onetrainer", "another map.*--approximate"),
         (_one(IN, map="neumann"), "onetrainer", "which layers are convolutions.*--base"),
         (_one(IN), "peft-0.14", "how many rows.*--base"),
-        (_one(IN, side="out", magnitude=torch.full((12,), 2.0)), "comfyui", "tells convolutions.*--base"),
+        (_one(IN, side="out", magnitude=torch.full((12,), 2.0)), "comfyui", "which layers are those.*--base"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(state: AdapterState, target: str, reason: str) -> None:
@@ -123,7 +123,7 @@ def test_layers_that_differ_have_settings_of_their_own(tmp_path: Path) -> None:
 
 
 def test_blocks_that_may_be_cut_are_noted_without_the_base() -> None:
-    state = _one(IN, side="out", ragged=True)
+    state = _one(IN, side="out", truncated=True)
     assert plan(state, "lycoris").notes
     assert not plan(state, "lycoris", {"lin": (12, 4)}).notes
     assert plan(state, "lycoris", {"lin": (11, 4)}).verdict == "impossible"
@@ -191,7 +191,7 @@ def test_a_scale_goes_into_a_butterfly_for_comfyui(count: int, packed: int, tmp_
 
 def test_odd_blocks_of_an_odd_number_are_refused_with_a_scale(tmp_path: Path) -> None:
     layer = LayerState({"": torch.randn(5, 3)}, RotationSpec(side="out"), dims=2, magnitude=torch.full((15,), 2.0))
-    with pytest.raises(UnsupportedLayerError, match="5 blocks of 3.*even size or number"):
+    with pytest.raises(UnsupportedLayerError, match="5 blocks of size 3.*even size or number"):
         write_adapter(AdapterState({"lin": layer}), tmp_path / "a.safetensors", "comfyui")
 
 
@@ -242,7 +242,7 @@ def test_peft_reads_the_series_that_was_written(tmp_path: Path) -> None:
 
 def test_names_that_need_the_base_say_so(tmp_path: Path) -> None:
     state = AdapterState({"lora_unet_a_b": IN})
-    with pytest.raises(OrthotuneError, match="dots as underscores.*--base"):
+    with pytest.raises(OrthotuneError, match="underscores instead of dots.*--base"):
         write_adapter(state, tmp_path / "out", "peft")
     with pytest.raises(UnsupportedLayerError, match="1 of 1 layers.*modules of the base"):
         write_adapter(state, tmp_path / "out", "peft", {"": ["x.y"]})

@@ -103,7 +103,7 @@ def test_components_are_told_by_their_prefix() -> None:
     layer = "text_model_encoder_layers_0_mlp_fc1"
     found = match_names([f"lora_te1_{layer}", f"lora_te2_{layer}", "oft_unet_conv_in"], components).matched
     assert [place[0] for place in found.values()] == ["text_encoder", "text_encoder_2", "unet"]
-    with pytest.raises(AdapterFileError, match=r"2 modules that it may mean: text_encoder\.encoder"):
+    with pytest.raises(AdapterFileError, match=r"2 modules that match: text_encoder\.encoder"):
         match_names(["text_model.encoder.layers.0.mlp.fc1"], components)
 
 
@@ -175,10 +175,10 @@ def test_prefixes_that_are_names_of_modules_stay_names() -> None:
 def test_underscored_twins_are_an_error_only_where_they_are_meant() -> None:
     modules = {"": ["a.b_c", "a_b.c", "d"]}
     assert match_names(["lycoris_d", "a.b_c"], modules).matched == {"lycoris_d": ("", "d"), "a.b_c": ("", "a.b_c")}
-    with pytest.raises(AdapterFileError, match=r"lycoris_a_b_c.*2 modules that it may mean: a\.b_c, a_b\.c"):
+    with pytest.raises(AdapterFileError, match=r"lycoris_a_b_c.*2 modules that match: a\.b_c, a_b\.c"):
         match_names(["lycoris_a_b_c"], modules)
 
 
 def test_two_layers_for_one_module_are_an_error() -> None:
-    with pytest.raises(AdapterFileError, match=r"'lora_te1_fc' and 'lora_te2_fc'.*one module for both, 'fc'"):
+    with pytest.raises(AdapterFileError, match=r"'lora_te1_fc' and 'lora_te2_fc'.*the same module for both, 'fc'"):
         match_names(["lora_te1_fc", "lora_te2_fc"], {"": ["fc"]})

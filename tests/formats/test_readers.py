@@ -154,9 +154,9 @@ class TestFinishedRotations:
 
     def test_development_builds_are_refused(self, tmp_path: Path) -> None:
         R = cayley(_skew(3, 4, 4))
-        with pytest.raises(AdapterFileError, match="less the identity"):
+        with pytest.raises(AdapterFileError, match="minus the identity"):
             self._read(tmp_path, R - torch.eye(4))
-        with pytest.raises(AdapterFileError, match="no finished rotation.*norm of R Rᵀ"):
+        with pytest.raises(AdapterFileError, match="is not a rotation.*norm of R Rᵀ"):
             self._read(tmp_path, torch.randn(3, 4, 4))
 
 

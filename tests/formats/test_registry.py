@@ -122,7 +122,7 @@ def test_a_new_format_is_converted_both_ways(toy: Path, tmp_path: Path) -> None:
 
 def test_what_a_new_format_cannot_hold_is_refused_with_the_reason(toy: Path) -> None:
     assert targets()["toy"].can_hold("in exact")[0] == "impossible"
-    assert targets()["toy"].can_hold("embedding") == ("impossible", "the format knows no embeddings")
+    assert targets()["toy"].can_hold("embedding") == ("impossible", "the format has no embeddings")
 
 
 def test_what_stock_peft_assumes_is_the_default_here() -> None:

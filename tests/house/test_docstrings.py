@@ -7,8 +7,6 @@ import inspect
 import re
 from collections.abc import Iterator
 
-import pytest
-
 from tests.support.source import MODULES, named, tree_of
 
 SECTION = re.compile(r"^Args:\n((?:(?: .*)?\n)+)", flags=re.MULTILINE)
@@ -32,9 +30,9 @@ def unknown(tree: ast.AST) -> Iterator[str]:
             )
 
 
-@pytest.mark.parametrize("path", MODULES, ids=named)
-def test_documented_arguments_exist(path) -> None:
-    assert not list(unknown(tree_of(path)))
+def test_documented_arguments_exist() -> None:
+    found = {named(path): list(unknown(tree_of(path))) for path in MODULES}
+    assert len(found) > 300 and not {path: names for path, names in found.items() if names}
 
 
 def test_an_argument_that_does_not_exist_is_found() -> None:

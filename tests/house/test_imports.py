@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import orthotune
+from tests.support.after_peft import Run
 from tests.support.source import BESIDE, MODULES, ROOMS, ROOT, imports, named, room_of, tree_of
 
 #: An entry that is no room of the package, and what it may import.
@@ -63,28 +64,32 @@ def test_the_map_has_no_circle() -> None:
     assert not left, f"may import each other: {', '.join(sorted(left))}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=named)
-def test_imports_look_down(path: Path) -> None:
-    room = room_of(path)
-    upward = _edges(path) - BELOW[room] - {room, "errors"}
-    assert not upward, f"{room} may not import {', '.join(sorted(upward))}"
+def test_imports_look_down() -> None:
+    upward = {named(path): _edges(path) - BELOW[room_of(path)] - {room_of(path), "errors"} for path in MODULES}
+    assert len(upward) > 300 and not {path: rooms for path, rooms in upward.items() if rooms}, "imports that look up"
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if room_of(p) in LIBRARIES], ids=named)
-def test_lean_rooms_stay_lean(path: Path) -> None:
-    tops = {name.partition(".")[0] for name in imports(tree_of(path))}
-    extra = tops - set(sys.stdlib_module_names) - {"orthotune"} - LIBRARIES[room_of(path)]
-    assert not extra, f"{room_of(path)} may not import {', '.join(sorted(extra))}"
+def test_lean_rooms_stay_lean() -> None:
+    lean = [path for path in MODULES if room_of(path) in LIBRARIES]
+    known = set(sys.stdlib_module_names) | {"orthotune"}
+    extra = {named(path): _tops(path) - known - LIBRARIES[room_of(path)] for path in lean}
+    assert len(lean) > 50 and not {path: names for path, names in extra.items() if names}, "not allowed there"
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if room_of(p) == "cli"], ids=named)
-def test_verbs_import_nothing_heavy_before_they_run(path: Path) -> None:
-    tree = tree_of(path)
-    head = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
-    # The registry imports nothing heavy, which the test of help's imports holds.
-    light = ("orthotune.cli.", "orthotune.recipes.registry.")
-    foreign = {name for name in imports(head) if not f"{name}.".startswith(light)}
-    assert {name.partition(".")[0] for name in foreign} <= set(sys.stdlib_module_names) | {"typer"}
+def _tops(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports(tree_of(path))}
+
+
+def test_verbs_import_nothing_heavy_before_they_run() -> None:
+    verbs = [path for path in MODULES if room_of(path) == "cli"]
+    for path in verbs:
+        tree = tree_of(path)
+        head = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        # The registries import nothing heavy, which the test of help's imports holds.
+        light = ("orthotune.cli.", "orthotune.recipes.registry.", "orthotune.experiments.registry.")
+        foreign = {name for name in imports(head) if not f"{name}.".startswith(light)}
+        assert {name.partition(".")[0] for name in foreign} <= set(sys.stdlib_module_names) | {"typer"}, named(path)
+    assert len(verbs) > 20
 
 
 def test_two_files_touch_the_tables_of_peft() -> None:
@@ -93,12 +98,11 @@ def test_two_files_touch_the_tables_of_peft() -> None:
     assert touching == ["src/orthotune/tuner/host_functions.py", "src/orthotune/tuner/register.py"]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=named)
-def test_the_package_needs_nothing_of_the_clone(path: Path) -> None:
+def test_the_package_needs_nothing_of_the_clone() -> None:
     """Only ``files.installed_worlds`` knows the wheel of the data; no file imports the benchmark, tools or tests."""
-    tops = {name.partition(".")[0] for name in imports(tree_of(path))}
-    allowed = {"orthotune_worlds"} if named(path) == "src/orthotune/files/installed_worlds.py" else set()
-    assert not tops & (NAMES_BESIDE | {"tests", "orthotune_worlds"}) - allowed
+    for path in MODULES:
+        allowed = {"orthotune_worlds"} if named(path) == "src/orthotune/files/installed_worlds.py" else set()
+        assert not _tops(path) & (NAMES_BESIDE | {"tests", "orthotune_worlds"}) - allowed, named(path)
 
 
 def test_no_circle_beside_the_package() -> None:
@@ -168,6 +172,6 @@ assert table[PeftType.OFT].__module__.startswith("orthotune."), "not registered"
 
 
 @pytest.mark.parametrize("name", ["OFTConfig", "get_peft_model", "PeftModel", "load_adapter", "register()"])
-def test_the_first_name_that_needs_the_host_registers(name: str) -> None:
-    done = subprocess.run([sys.executable, "-c", FIRST_USE.format(name=name)], capture_output=True, text=True)
+def test_the_first_name_that_needs_the_host_registers(name: str, fresh_after_peft: Run) -> None:
+    done = fresh_after_peft(FIRST_USE.format(name=name))
     assert done.returncode == 0, done.stderr

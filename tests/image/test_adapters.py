@@ -13,7 +13,7 @@ from orthotune.image.families.family import LossOptions
 from orthotune.image.families.registry import open_family
 from orthotune.layers.base import OFTLayer
 from tests.image.test_families import PROMPTS, SEEDS, SMALL, levels, noise_of, pictures
-from tests.support.tiny_pipelines import FAMILIES
+from tests.support.tiny_pipelines import FAMILIES, IDLE, known_of
 
 BOTH = "attention+convolutions"
 WAYS = {
@@ -28,14 +28,14 @@ WAYS = {
 
 def turn(family):
     """Give what is trained some numbers."""
-    draw = noise_of(11)
+    generator = noise_of(11)
     with torch.no_grad():
         for parameter in trained(family).values():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=draw))
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
 def loss_of(family):
-    latents = family.encode_pictures(pictures(), noise_of())
+    latents = family.encode_images(pictures(), noise_of())
     return family.losses(
         family.denoiser, latents, family.encode_captions(PROMPTS[:2]), noise_of(), LossOptions()
     ).mean()
@@ -77,8 +77,7 @@ def test_attention_means_every_attention_that_a_picture_depends_on(tiny, kind):
         key for key, module in family.denoiser.named_modules()
         if "attn" in key and isinstance(module, torch.nn.Linear) and "norm" not in key
     }  # fmt: skip
-    # SD3's last block throws away what becomes of the words
-    assert names - found == ({"transformer_blocks.1.attn.add_q_proj"} if kind == "sd3" else set())
+    assert names - found == known_of(kind, IDLE, set())
 
 
 def test_convolutions_are_those_of_the_residual_blocks(tiny):

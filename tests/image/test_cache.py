@@ -14,9 +14,9 @@ from PIL import Image
 
 from orthotune.errors import ConfigError, DataError
 from orthotune.image.control.conditions.registry import condition
-from orthotune.image.data.cache import PictureData
+from orthotune.image.data.cache import ImageDataset
 from orthotune.image.data.captions import Example
-from orthotune.image.data.image_folder import picture_of, read_folder
+from orthotune.image.data.image_folder import in_memory_image, read_folder
 from orthotune.image.families.family import Family
 from orthotune.image.families.registry import family_of
 from orthotune.image.loop.order import Order
@@ -32,9 +32,9 @@ class Counted:
     def __init__(self, family: Family) -> None:
         self.family, self.pictures, self.captions = family, 0, 0
 
-    def encode_pictures(self, pictures: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+    def encode_images(self, pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         self.pictures += len(pictures)
-        return self.family.encode_pictures(pictures, draw)
+        return self.family.encode_images(pictures, generator)
 
     def encode_captions(self, captions: list[str]) -> Any:
         self.captions += len(captions)
@@ -58,16 +58,16 @@ def xl() -> Family:
 def examples() -> list[Example]:
     shapes = [(16, 16), (40, 20), (17, 30), (16, 16)]
     return [
-        Example(picture_of(noise(number, *shape), f"p{number}"), caption)
+        Example(in_memory_image(noise(number, *shape), f"p{number}"), caption)
         for number, (shape, caption) in enumerate(zip(shapes, CAPTIONS, strict=True))
     ]
 
 
-def data(examples: list[Example], family: Any, **options: Any) -> PictureData:
-    return PictureData(examples, family, 16, **{"say": lambda _: None} | options)
+def data(examples: list[Example], family: Any, **options: Any) -> ImageDataset:
+    return ImageDataset(examples, family, 16, **{"say": lambda _: None} | options)
 
 
-def same(one: PictureData, other: PictureData, indices: list[int]) -> bool:
+def same(one: ImageDataset, other: ImageDataset, indices: list[int]) -> bool:
     left, right = one.batch(indices), other.batch(indices)
     assert left.conditions and right.conditions
     return torch.equal(left.latents, right.latents) and all(
@@ -144,7 +144,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     yield path
 
 
-def from_folder(folder: Path, family: Any, **options: Any) -> PictureData:
+def from_folder(folder: Path, family: Any, **options: Any) -> ImageDataset:
     return data([Example(picture, "a digit") for picture in read_folder(folder)], family, **options)
 
 
@@ -195,9 +195,9 @@ def test_another_size_crop_seed_or_model_is_encoded_anew(change: str, folder: Pa
     else:
         family.pipeline.vae.register_to_config(scaling_factor=0.5)
     examples = [Example(picture, "a digit") for picture in read_folder(folder)]
-    changed = PictureData(examples, counted, side, say=lambda _: None, **options)  # type: ignore[arg-type]
+    changed = ImageDataset(examples, counted, side, say=lambda _: None, **options)  # type: ignore[arg-type]
     changed.prepare()
-    fresh = PictureData(examples, family, side, say=lambda _: None, **options | {"cache_dir": None})
+    fresh = ImageDataset(examples, family, side, say=lambda _: None, **options | {"cache_dir": None})
     assert torch.equal(changed.batch([0]).latents, fresh.batch([0]).latents)
     assert counted.pictures > 2
 
@@ -229,7 +229,7 @@ def test_a_damaged_cache_file_is_written_anew(sd: Family, folder: Path, tmp_path
 
 def test_buckets_keep_ratios_and_batches_of_one_bucket_have_one_size(sd: Family, examples: list[Example]) -> None:
     side = 4 * sd.divisor
-    found = PictureData(examples, sd, side, buckets=True, say=lambda _: None)
+    found = ImageDataset(examples, sd, side, buckets=True, say=lambda _: None)
     assert found.layout()[(side, side)] == 2 and len(found.layout()) == 3
     order = Order([found.bucket(index) for index in range(len(found))], 2, seed=0)
     for step in range(order.per_epoch):
@@ -240,7 +240,7 @@ def test_buckets_keep_ratios_and_batches_of_one_bucket_have_one_size(sd: Family,
 
 def test_each_epoch_sees_the_same_pictures_in_another_way(sd: Family, examples: list[Example]) -> None:
     found = data(examples, sd, cache=False, crop="random", caption_dropout=0.5)
-    order = Order([found.bucket(index) for index in range(len(found))], 2, seed=0, turns=found.turns)
+    order = Order([found.bucket(index) for index in range(len(found))], 2, seed=0, epoch_in_index=found.epoch_in_index)
     epochs = [[index for step in (0, 1) for index in order.indices(2 * epoch + step)] for epoch in range(3)]
     assert [sorted(index - 4 * epoch for index in seen) for epoch, seen in enumerate(epochs)] == [[0, 1, 2, 3]] * 3
     latents = [found.batch([1 + 4 * epoch]).latents for epoch in range(3)]
@@ -256,16 +256,16 @@ def test_sdxl_is_told_the_picture_s_own_size_and_corner(xl: Family, examples: li
 
 def test_small_pictures_are_named_once(sd: Family, examples: list[Example]) -> None:
     said: list[str] = []
-    small = Example(picture_of(noise(0, 4, 8), "tiny"), "x")
-    PictureData([*examples, small], sd, 16, say=said.append)
-    assert said == ["1 of 5 pictures are smaller than what is trained on and enlarged: tiny (4.0 times)."]
-    PictureData([*examples, small], sd, 16, enlarged=4.0, say=said.append)
+    small = Example(in_memory_image(noise(0, 4, 8), "tiny"), "x")
+    ImageDataset([*examples, small], sd, 16, say=said.append)
+    assert said == ["1 of 5 images are smaller than the training size and enlarged: tiny (4.0 times)."]
+    ImageDataset([*examples, small], sd, 16, enlarged=4.0, say=said.append)
     assert len(said) == 1
 
 
 def test_hints_go_the_way_of_their_pictures(sd: Family) -> None:
     picture = noise(0, 40, 20)
-    one = Example(picture_of(picture, "p"), "x", picture_of(picture, "p"))
+    one = Example(in_memory_image(picture, "p"), "x", in_memory_image(picture, "p"))
     for cache in (True, False):
         found = data([one], sd, condition=condition("densepose"), crop="random", cache=cache)
         batch = found.batch([0])
@@ -276,7 +276,7 @@ def test_hints_go_the_way_of_their_pictures(sd: Family) -> None:
     # The crop is that of the picture: of a map in two halves the same rows are seen.
     halves = np.zeros((40, 20, 3), dtype=np.uint8)
     halves[20:] = 255
-    both = Example(picture_of(halves, "p"), "x", picture_of(halves, "p"))
+    both = Example(in_memory_image(halves, "p"), "x", in_memory_image(halves, "p"))
     hints = data([both], sd, condition=condition("segm")).batch([0]).hints
     assert hints is not None and hints[0, 0].mean(1).tolist() == [0.0] * 8 + [1.0] * 8
 
@@ -285,7 +285,7 @@ def test_hints_are_made_of_the_part_that_is_seen(sd: Family) -> None:
     picture = np.zeros((48, 16, 3), dtype=np.uint8)
     picture[:4] = 255  # an edge that the crop leaves out
     picture[:, 8:] = 255
-    hints = data([Example(picture_of(picture, "p"), "x")], sd, condition=condition("sketch")).batch([0]).hints
+    hints = data([Example(in_memory_image(picture, "p"), "x")], sd, condition=condition("sketch")).batch([0]).hints
     assert hints is not None
     assert hints[0, 0, :, 7].min() == 1.0 and hints[0, 0, :, 0].max() == 0.0
 
@@ -293,12 +293,12 @@ def test_hints_are_made_of_the_part_that_is_seen(sd: Family) -> None:
 def test_a_file_that_changes_its_size_meanwhile_is_named(sd: Family, folder: Path) -> None:
     found = from_folder(folder, sd)
     Image.fromarray(noise(3, 9, 9)).save(folder / "1.png")
-    with pytest.raises(DataError, match=r"picture 1. Found: 9 x 9 pixels. Needed: 16 x 16, as when the run began"):
+    with pytest.raises(DataError, match=r"image 1. Found: 9 x 9 pixels. Needed: 16 x 16, as when the run began"):
         found.batch([1])
 
 
 def test_sizes_that_the_model_cannot_take_and_no_pictures_are_refused(sd: Family, examples: list[Example]) -> None:
     with pytest.raises(ConfigError, match=rf"resolution=\d+. Needed: a multiple of {sd.divisor} pixels"):
-        PictureData(examples, sd, sd.divisor * 2 + 1)
-    with pytest.raises(DataError, match="pictures. Found: none"):
-        PictureData([], sd)
+        ImageDataset(examples, sd, sd.divisor * 2 + 1)
+    with pytest.raises(DataError, match="images. Found: none"):
+        ImageDataset([], sd)

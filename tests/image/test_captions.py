@@ -10,8 +10,8 @@ import pytest
 
 from orthotune.errors import DataError
 from orthotune.image.data import caption_tables
-from orthotune.image.data.captions import all_said, dropping, read_examples
-from orthotune.image.data.image_folder import picture_of, read_folder
+from orthotune.image.data.captions import dropping, read_examples, with_one_caption
+from orthotune.image.data.image_folder import in_memory_image, read_folder
 from tests.support.images import noise, save
 
 
@@ -32,16 +32,16 @@ def test_a_text_file_beside_each_picture(folder: Path) -> None:
     for name, text in (("a", "ein Hund\n"), ("é", "\ufeffwritten by\r\n  an editor "), ("日/b", "一つ")):
         (folder / f"{name}.txt").write_text(text, encoding="utf-8")
     found = read_examples(folder)
-    assert [(one.picture.name, one.caption) for one in found] == [
+    assert [(one.image.name, one.caption) for one in found] == [
         ("a", "ein Hund"), ("é", "written by an editor"), ("日/b", "一つ")
     ]  # fmt: skip
-    assert [one.picture.height for one in found] == [20, 9, 33]
+    assert [one.image.height for one in found] == [20, 9, 33]
 
 
 def test_a_missing_caption_names_its_picture_or_has_a_default(folder: Path) -> None:
     (folder / "a.txt").write_text("a dog")
     (folder / "é.txt").write_text(" \n")
-    with pytest.raises(DataError, match=r"none for .*é\.png, .*b\.png\. Needed: a \.txt file beside each picture"):
+    with pytest.raises(DataError, match=r"none for .*é\.png, .*b\.png\. Needed: a \.txt file beside each image"):
         read_examples(folder)
     assert [one.caption for one in read_examples(folder, caption="a thing")] == ["a dog", "a thing", "a thing"]
     assert [one.caption for one in read_examples(folder, caption="")] == ["a dog", "", ""]
@@ -54,7 +54,7 @@ def test_a_missing_caption_names_its_picture_or_has_a_default(folder: Path) -> N
 def test_metadata_lists_what_is_read(folder: Path, column: str) -> None:
     lines(folder / "metadata.jsonl", {"file_name": "日/b.png", column: "b"}, {"file_name": "a.png", column: "a"})
     found = read_examples(folder)
-    assert [(one.picture.name, one.caption) for one in found] == [("日/b", "b"), ("a", "a")]
+    assert [(one.image.name, one.caption) for one in found] == [("日/b", "b"), ("a", "a")]
     assert read_examples(folder / "metadata.jsonl") == found
 
 
@@ -66,7 +66,7 @@ def test_a_picture_may_be_said_twice(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"text": "no picture"}, r"line 2. Found: columns text. Needed: a picture under file_name or image"),
+        ({"text": "no picture"}, r"line 2. Found: columns text. Needed: an image under file_name or image"),
         ({"file_name": "a.png", "text": ["x"]}, r"line 2: column 'text'. Found: list \"\['x'\]\". Needed: a text"),
         ({"file_name": 3, "text": "x"}, r"line 2: column 'file_name'. Found: int '3'. Needed: a path"),
         ({"file_name": "a.png"}, r"none for .*line 2"),
@@ -83,7 +83,7 @@ def test_rows_of_missing_or_broken_pictures_are_left_out_with_their_captions(fol
     rows = [{"file_name": f"{name}.png", "text": name} for name in ("gone", "é", "a")]
     said: list[str] = []
     (only,) = read_examples(lines(folder / "t.jsonl", *rows), say=said.append)
-    assert (only.picture.name, only.caption) == ("a", "a")
+    assert (only.image.name, only.caption) == ("a", "a")
     assert "gone.png (no such file)" in said[0] and "é.png (no complete image" in said[0]
     with pytest.raises(DataError, match="2 of 3 that cannot be read"):
         read_examples(folder / "t.jsonl", broken="refuse")
@@ -99,12 +99,12 @@ def parquet(path: Path, pictures: list[Any], **columns: list[Any]) -> Path:
 
 
 def test_parquet_holds_pictures_and_captions(tmp_path: Path) -> None:
-    one, other = (picture_of(noise(number, 10 + number, 20), "") for number in (0, 1))
+    one, other = (in_memory_image(noise(number, 10 + number, 20), "") for number in (0, 1))
     stored = [{"bytes": one.origin, "path": "ü.png"}, {"bytes": other.origin, "path": None}]
     path = parquet(tmp_path / "data" / "train-00000-of-00001.parquet", stored, text=["x", "y"])
     found = read_examples(path)
-    assert [(e.picture.name, e.picture.height, e.caption) for e in found] == [("ü", 10, "x"), ("row-000001", 11, "y")]
-    assert (found[1].picture.pixels() == noise(1, 11, 20)).all()
+    assert [(e.image.name, e.image.height, e.caption) for e in found] == [("ü", 10, "x"), ("row-000001", 11, "y")]
+    assert (found[1].image.pixels() == noise(1, 11, 20)).all()
     assert read_examples(tmp_path) == found
     plain = parquet(tmp_path / "plain.parquet", [one.origin, other.origin], prompt=["x", None])
     assert [e.caption for e in read_examples(plain, caption="z")] == ["x", "z"]
@@ -112,14 +112,14 @@ def test_parquet_holds_pictures_and_captions(tmp_path: Path) -> None:
 
 def test_parquet_may_name_files(folder: Path) -> None:
     path = parquet(folder / "t.parquet", ["a.png", "é.png"], text=["x", "y"])
-    assert [one.picture.name for one in read_examples(path)] == ["a", "é"]
+    assert [one.image.name for one in read_examples(path)] == ["a", "é"]
 
 
 def test_datasets_gives_what_the_files_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    pictures = [{"bytes": picture_of(noise(number), "").origin, "path": None} for number in range(3)]
+    pictures = [{"bytes": in_memory_image(noise(number), "").origin, "path": None} for number in range(3)]
     pictures[1]["bytes"] = b"broken"
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     made = datasets.Dataset.from_dict({"image": pictures, "text": ["a", "é", "日"]}, features=features)
@@ -139,7 +139,7 @@ def test_what_is_neither_file_nor_data_set_says_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or directory, and the hub answers"):
         read_examples("nobody/nothing-of-that-name")
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match=r"Found: a file. Needed: a folder of pictures, or a file ending in .jsonl"):
+    with pytest.raises(DataError, match=r"Found: a file. Needed: a folder of images, or a file ending in .jsonl"):
         read_examples(tmp_path / "notes.txt")
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(DataError, match="no rows"):
@@ -160,4 +160,4 @@ def test_dropping_is_a_function_of_seed_and_index() -> None:
 
 
 def test_one_caption_for_all(folder: Path) -> None:
-    assert {one.caption for one in all_said(read_folder(folder), "a sks dog")} == {"a sks dog"}
+    assert {one.caption for one in with_one_caption(read_folder(folder), "a sks dog")} == {"a sks dog"}

@@ -83,12 +83,12 @@ def test_other_settings_are_refused_or_drawn_anew(family: Family, tmp_path: Path
     draw(family, tmp_path / "c")
     before = contents(tmp_path / "c")
     (key,) = change
-    with pytest.raises(DataError, match=rf"pictures made with {key} .* instead of .*regenerate"):
+    with pytest.raises(DataError, match=rf"images made with {key} .* instead of .*regenerate"):
         draw(family, tmp_path / "c", **change)
     assert contents(tmp_path / "c") == before
     said: list[str] = []
     draw(family, tmp_path / "c", other="regenerate", say=said.append, **change)
-    assert "drawn anew" in said[0]
+    assert "generated again" in said[0]
     again = contents(tmp_path / "c")
     assert again.keys() == before.keys() and (key == "model" or again != before)
     draw(family, tmp_path / "c", **change)
@@ -100,7 +100,7 @@ def test_pictures_of_one_s_own_are_used_and_never_added_to(family: Family, tmp_p
     drawing = Drawing(family)
     assert [one.name for one in draw(drawing, tmp_path / "own", count=9, say=said.append)] == ["cat", "dog"]
     assert drawing.drawn == 0 and len(list((tmp_path / "own").iterdir())) == 2
-    assert "2 class images of your own; 9 were asked for" in said[0]
+    assert "2 class images of yours instead of 9" in said[0]
 
 
 class Usage(NamedTuple):
@@ -115,7 +115,7 @@ def test_too_little_disk_is_said_before_anything_is_drawn(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 10**6, 10**6))
     drawing = Drawing(family)
     with pytest.raises(
-        OutputError, match=r"2000 class images in .*Found: 1.0 MB free. Needed: up to 1.6 MB. Make room"
+        OutputError, match=r"2000 class images in .*Found: 1.0 MB free. Needed: up to 1.6 MB. Free some space"
     ):
         draw(drawing, tmp_path / "c", count=2000, height=16, width=16)
     assert drawing.drawn == 0 and not (tmp_path / "c").exists()

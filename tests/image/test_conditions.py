@@ -93,7 +93,7 @@ def test_depth_of_8_bits_stays_and_deeper_maps_are_stretched() -> None:
     assert kind.read(Image.fromarray(np.array([[3, 90]], dtype=np.uint8)), "x")[0].tolist() == [[3] * 3, [90] * 3]
     for deep in (np.array([[500, 1500, 2500]], dtype=np.uint16), np.array([[0.5, 1.5, 2.5]], dtype=np.float32)):
         assert kind.read(Image.fromarray(deep), "x")[0, :, 0].tolist() == [0, 128, 255]
-    with pytest.raises(DataError, match="no depths"):
+    with pytest.raises(DataError, match="not depths"):
         kind.read(Image.fromarray(np.full((2, 2), np.nan, dtype=np.float32)), "depth p")
     with pytest.raises(DataError, match="depth p"):
         kind.read(Image.fromarray(np.full((2, 2), 900, dtype=np.uint16)), "depth p")

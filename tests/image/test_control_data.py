@@ -29,7 +29,7 @@ def test_pairs_are_made_by_name_never_by_position(pictures: Path, tmp_path: Path
     for name, shape in (("é", (31, 17)), ("0", (5, 5)), ("a", (20, 28))):
         Image.fromarray(noise(2, *shape)).save(maps / f"{name}.bmp")
     found = control_examples(pictures, DEPTH, maps, caption="x")
-    assert [(one.picture.name, one.condition and one.condition.name) for one in found] == [("a", "a"), ("é", "é")]
+    assert [(one.image.name, one.condition and one.condition.name) for one in found] == [("a", "a"), ("é", "é")]
     assert found[0].condition is not None and (found[0].condition.pixels() == noise(2, 20, 28)).all()
 
 
@@ -40,7 +40,7 @@ def test_control_pictures_may_lie_in_the_folder_of_the_pictures(pictures: Path) 
 
 def test_a_missing_partner_is_named(pictures: Path, tmp_path: Path) -> None:
     maps = save(tmp_path / "maps", a=noise(2, 20, 28))
-    with pytest.raises(DataError, match=r"control pictures in .*maps. Found: none for é, of 2 pictures"):
+    with pytest.raises(DataError, match=r"control images in .*maps. Found: none for é, of 2 images"):
         control_examples(pictures, DEPTH, maps, caption="x")
     with pytest.raises(DataError, match="no such (file|folder)"):
         control_examples(pictures, DEPTH, tmp_path / "no", caption="x")
@@ -48,7 +48,7 @@ def test_a_missing_partner_is_named(pictures: Path, tmp_path: Path) -> None:
 
 def test_a_partner_of_another_size_is_named_with_both_sizes(pictures: Path, tmp_path: Path) -> None:
     maps = save(tmp_path / "maps", a=noise(2, 20, 28), é=noise(2, 17, 31))
-    with pytest.raises(DataError, match=r"1 of 2 control pictures. Found: é \(31 x 17 instead of 17 x 31\)"):
+    with pytest.raises(DataError, match=r"1 of 2 control images. Found: é \(31 x 17 instead of 17 x 31\)"):
         control_examples(pictures, DEPTH, maps, caption="x")
 
 
@@ -70,17 +70,17 @@ def test_a_table_with_a_hole_names_the_line(pictures: Path) -> None:
     save(pictures / "c", one=noise(2, 20, 28))
     rows = [{"file_name": "a.png", "conditioning_image": "c/one.png", "text": "x"}, {"file_name": "é.png", "text": "y"}]
     _table(pictures, *rows)
-    with pytest.raises(DataError, match=r"none for .*metadata.jsonl, line 2, of 2 pictures"):
+    with pytest.raises(DataError, match=r"none for .*metadata.jsonl, line 2, of 2 images"):
         control_examples(pictures, DEPTH)
     _table(pictures, rows[0] | {"conditioning_image": "c/gone.png"})
-    with pytest.raises(DataError, match=r"control pictures of .*nothing at .*gone.png \(.*line 1\)"):
+    with pytest.raises(DataError, match=r"control images of .*no file at .*gone.png \(.*line 1\)"):
         control_examples(pictures, DEPTH)
 
 
 def test_without_control_pictures_they_are_made_or_asked_for(pictures: Path) -> None:
     found = control_examples(pictures, condition("sketch"), caption="x")
     assert [one.condition for one in found] == [None, None]
-    with pytest.raises(ConfigError, match=r"condition depth of .*Found: no control pictures.*Pass conditions=FOLDER"):
+    with pytest.raises(ConfigError, match=r"condition depth of .*Found: no control images.*Pass conditions=FOLDER"):
         control_examples(pictures, DEPTH, caption="x")
 
 
@@ -88,8 +88,8 @@ def test_a_broken_control_picture_takes_its_picture_with_it(pictures: Path, tmp_
     maps = save(tmp_path / "maps", a=noise(2, 20, 28))
     (maps / "é.png").write_text("broken")
     said: list[str] = []
-    assert [one.picture.name for one in control_examples(pictures, DEPTH, maps, caption="x", say=said.append)] == ["a"]
-    assert "among the control pictures" in said[0] and "é" in said[0]
+    assert [one.image.name for one in control_examples(pictures, DEPTH, maps, caption="x", say=said.append)] == ["a"]
+    assert "among the control images" in said[0] and "é" in said[0]
     with pytest.raises(DataError, match="1 of 2 that cannot be read"):
         control_examples(pictures, DEPTH, maps, caption="x", broken="refuse")
 
@@ -101,7 +101,7 @@ def test_points_in_a_file_become_maps(pictures: Path, tmp_path: Path) -> None:
     found = control_examples(pictures, LANDMARK, file, caption="x")
     for one in found:
         assert one.condition is not None and one.condition.pixels().any()
-        assert (one.condition.height, one.condition.width) == (one.picture.height, one.picture.width)
+        assert (one.condition.height, one.condition.width) == (one.image.height, one.image.width)
     file.write_text(json.dumps({"a": points.tolist()}))
     with pytest.raises(DataError, match="none for é"):
         control_examples(pictures, LANDMARK, file, caption="x")

@@ -61,15 +61,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def _train(family: PipelineFamily, encoder: HintEncoder, steps: int = 3) -> None:
-    trainee, draw = Trainee(family, encoder), torch.Generator().manual_seed(0)
+    trainee, generator = Trainee(family, encoder), torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(trainee.learning().values(), lr=0.05)
     before = {name: value.detach().clone() for name, value in trainee.learning().items()}
-    pictures = torch.randint(256, (2, 3, 16, 24), generator=draw, dtype=torch.uint8)
+    pictures = torch.randint(256, (2, 3, 16, 24), generator=generator, dtype=torch.uint8)
     batch = Batch(
-        family.encode_pictures(pictures, draw), PROMPTS, family.encode_captions(PROMPTS), torch.ones(2), _hints()
+        family.encode_images(pictures, generator), PROMPTS, family.encode_captions(PROMPTS), torch.ones(2), _hints()
     )
     for _ in range(steps):
-        loss = trainee(batch, draw, LossOptions()).mean()
+        loss = trainee(batch, generator, LossOptions()).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -196,7 +196,7 @@ def test_the_output_is_a_picture_of_the_control_s_size(world: ControlPipeline) -
     [
         (_square(30), {}, "30 x 30 pixels.*multiples of 8.*resize=True"),
         (_square(40), {"height": 32, "width": 32}, "40 x 40 pixels.*32 x 32 pixels"),
-        ([_square(), _square(40)], {}, "control picture 1.*40 x 40"),
+        ([_square(), _square(40)], {}, "control image 1.*40 x 40"),
         ([], {}, "none"),
         ([_square()] * 3, {}, "3 with 2 prompts"),
         (torch.zeros(1, 32, 32), {}, r"\(1, 32, 32\)"),
@@ -233,7 +233,7 @@ def test_folders_that_do_not_fit_are_refused(folders: Any, tmp_path: Path) -> No
     base, adapter = folders("sd15")
     with pytest.raises(AdapterFileError, match="without a hint encoder.*second argument"):
         ControlPipeline.from_pretrained(base)
-    with pytest.raises(AdapterFileError, match="a whole model.*alone"):
+    with pytest.raises(AdapterFileError, match="a complete model.*alone"):
         ControlPipeline.from_pretrained(base, base)
     with pytest.raises(AdapterFileError, match="made for sd3.*pos_embed.proj"):
         ControlPipeline.from_pretrained(base, folders("sd3")[1])
@@ -245,7 +245,7 @@ def test_folders_that_do_not_fit_are_refused(folders: Any, tmp_path: Path) -> No
 
 def test_a_whole_model_is_not_written_over_something(world: ControlPipeline, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="something there"):
+    with pytest.raises(OutputError, match="existing files"):
         world.save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

@@ -16,7 +16,7 @@ from orthotune.image.adapter.settings import AdapterSettings
 from orthotune.image.families.family import LossOptions
 from orthotune.image.families.noise_schedule import PREDICTIONS
 from orthotune.image.families.registry import open_family
-from tests.support.tiny_pipelines import FAMILIES, KINDS
+from tests.support.tiny_pipelines import FAMILIES, KINDS, LATENTS, known_of
 
 PROMPTS, SEEDS = ["a red digit three", "sks", "a green photo of the digit"], [5, 6, 7]
 SMALL = {"steps": 2, "height": 16, "width": 24}
@@ -69,7 +69,7 @@ class Perfect(nn.Module):
 )
 def test_a_perfect_denoiser_has_no_loss(tiny, kind, scheduler):
     family = open_family(tiny(kind, **scheduler))
-    latents = family.encode_pictures(pictures(), noise_of())
+    latents = family.encode_images(pictures(), noise_of())
     told = family.encode_captions(["a", "sks"])
     perfect = Perfect(family, latents)
     loss = family.losses(perfect, latents, told, noise_of(), LossOptions())
@@ -104,7 +104,7 @@ def test_training_tells_the_denoiser_what_drawing_tells_it(tiny, kind):
     with what_is_told(family.denoiser, drawing):
         family.generate(PROMPTS[:1], [1], steps=1, guidance=1.0, height=16, width=24)
     with what_is_told(family.denoiser, training):
-        latents = family.encode_pictures(pictures(1), noise_of())
+        latents = family.encode_images(pictures(1), noise_of())
         family.losses(family.denoiser, latents, family.encode_captions(PROMPTS[:1]), noise_of(), LossOptions())
     (args, told), (own_args, own) = drawing[0], training[0]
     theirs, ours = flat(told), flat(own)
@@ -152,12 +152,11 @@ def test_pictures_are_those_of_the_pipeline(tiny, kind):
 def test_latents_are_scaled_and_shifted_as_the_vae_says(tiny, kind):
     family = open_family(tiny(kind))
     vae, seen = family.pipeline.vae, pictures()
-    latents = family.encode_pictures(seen, noise_of(4))
+    latents = family.encode_images(seen, noise_of(4))
     with torch.no_grad():
         found = vae.encode(seen.float() / 127.5 - 1).latent_dist
     sample = found.mean.double() + found.std.double() * torch.randn(found.mean.shape, generator=noise_of(4)).double()
-    shift = {"sd3": 0.0609, "sd3-without-t5": 0.0609, "flux-dev": 0.1159, "flux-schnell": 0.1159}.get(kind, 0.0)
-    scale = {"sd3": 1.5305, "sd3-without-t5": 1.5305, "flux-dev": 0.3611, "flux-schnell": 0.3611}.get(kind, 0.18215)
+    shift, scale = known_of(kind, LATENTS, (0.0, 0.18215))
     torch.testing.assert_close(latents.double(), (sample - shift) * scale, rtol=0, atol=1e-6)  # float32
     assert latents.shape[2:] == (16 // family.pixels_per_latent, 24 // family.pixels_per_latent)
     assert not latents.requires_grad
@@ -181,7 +180,7 @@ def test_five_steps_learn_and_change_exactly_what_is_trained(tiny, kind, method,
     everything = {f"{c}.{n}": p for c, m in family.modules().items() for n, p in m.named_parameters()}
     assert {p.dtype for name, p in everything.items() if name not in learning} == {dtype}
     before = {name: p.detach().clone() for name, p in everything.items()}
-    latents = family.encode_pictures(pictures(), noise_of())
+    latents = family.encode_images(pictures(), noise_of())
     optimizer = torch.optim.AdamW(learning.values(), lr=2e-2, weight_decay=0.0)
     history = []
     for _ in range(6):  # always the same noise, so that the losses compare
@@ -213,11 +212,11 @@ def test_captions_carry_a_gradient_only_to_encoders_that_learn(tiny, kind):
 def test_what_is_wrong_is_said(tiny, kind):
     family = open_family(tiny(kind))
     with pytest.raises(RecipeError, match=f"multiples of {family.divisor}"):
-        family.encode_pictures(pictures(1, 16, 26 if kind != "flux-dev" else 25), noise_of())
+        family.encode_images(pictures(1, 16, 26 if kind != "flux-dev" else 25), noise_of())
     with pytest.raises(RecipeError, match="multiples"):
         family.generate(["a"], [1], height=17, width=16)
     with pytest.raises(DataError, match="uint8"):
-        family.encode_pictures(torch.zeros(1, 3, 16, 16), noise_of())
+        family.encode_images(torch.zeros(1, 3, 16, 16), noise_of())
     with pytest.raises(DataError, match="2 seeds"):
         family.generate(["a"], [1, 2])
     with pytest.raises(DataError, match="none"):
@@ -227,19 +226,19 @@ def test_what_is_wrong_is_said(tiny, kind):
 def test_the_sizes_that_sdxl_reads_can_be_given(tiny):
     family = open_family(tiny("sdxl"))
     told = family.encode_captions(["a"])
-    latents = family.encode_pictures(pictures(1), noise_of())
-    sizes = family.picture_conditions(torch.tensor([[600, 800]]), torch.tensor([[0, 4]]), (16, 24))
+    latents = family.encode_images(pictures(1), noise_of())
+    sizes = family.size_conditions(torch.tensor([[600, 800]]), torch.tensor([[0, 4]]), (16, 24))
     seen = []
     with what_is_told(family.denoiser, seen):
         family.losses(family.denoiser, latents, told | sizes, noise_of(), LossOptions())
     assert seen[0][1]["added_cond_kwargs"]["time_ids"].tolist() == [[600, 800, 0, 4, 16, 24]]
-    assert open_family(tiny("sd15")).picture_conditions(torch.ones(1, 2), torch.ones(1, 2), (16, 16)) == {}
+    assert open_family(tiny("sd15")).size_conditions(torch.ones(1, 2), torch.ones(1, 2), (16, 16)) == {}
 
 
 def test_flux_is_told_no_guidance_in_training(tiny):
     for kind, expected in (("flux-dev", [1.0, 1.0]), ("flux-schnell", None)):
         family, seen = open_family(tiny(kind)), []
-        latents = family.encode_pictures(pictures(), noise_of())
+        latents = family.encode_images(pictures(), noise_of())
         with what_is_told(family.denoiser, seen):
             family.losses(family.denoiser, latents, family.encode_captions(["a", "b"]), noise_of(), LossOptions())
         told = seen[0][1]["guidance"]
@@ -248,10 +247,10 @@ def test_flux_is_told_no_guidance_in_training(tiny):
 
 def test_min_snr_weights_the_loss_of_each_picture(tiny):
     family = open_family(tiny("sd21"))
-    latents, told = family.encode_pictures(pictures(), noise_of()), family.encode_captions(["a", "b"])
+    latents, told = family.encode_images(pictures(), noise_of()), family.encode_captions(["a", "b"])
     plain = family.losses(family.denoiser, latents, told, noise_of(1), LossOptions())
     weighted = family.losses(family.denoiser, latents, told, noise_of(1), LossOptions(min_snr_gamma=5.0))
-    times = family.schedule.draw_times(2, noise_of(1))
+    times = family.schedule.sample_times(2, noise_of(1))
     left = family.schedule.alphas_cumprod[times].double()
     snr = left / (1 - left)
     torch.testing.assert_close(weighted.double(), plain.double() * snr.clamp(max=5) / (snr + 1), rtol=1e-5, atol=0)
@@ -271,7 +270,7 @@ def test_a_gpu_draws_and_learns_the_same(tiny, kind):
     losses = []
     for family in (here, there):
         add_adapter(family, AdapterSettings(r=2, text_encoders=True))
-        latents = family.encode_pictures(pictures(), noise_of())
+        latents = family.encode_images(pictures(), noise_of())
         told = family.encode_captions(PROMPTS[:2])
         losses.append(family.losses(family.denoiser, latents, told, noise_of(), LossOptions()))
         losses[-1].mean().backward()

@@ -27,14 +27,14 @@ def test_times_are_shifted_as_the_scheduler_says(shift, dynamic, used):
 
 
 def test_logit_normal_times_have_the_published_density():
-    found = FlowTimes.of(FlowMatchEulerDiscreteScheduler(), True).draw(_COUNT, torch.Generator().manual_seed(0))
+    found = FlowTimes.of(FlowMatchEulerDiscreteScheduler(), True).sample(_COUNT, torch.Generator().manual_seed(0))
     logits = torch.logit(found.double().clamp(max=0.9995))
     # five standard errors of a mean and of a deviation of 20000 numbers, and the grid of 1/1000
     assert abs(logits.mean()) < 0.04 and abs(logits.std() - 1) < 0.03
 
 
 def test_even_times_are_even():
-    found = FlowTimes.of(FlowMatchEulerDiscreteScheduler(), False).draw(_COUNT, torch.Generator().manual_seed(0))
+    found = FlowTimes.of(FlowMatchEulerDiscreteScheduler(), False).sample(_COUNT, torch.Generator().manual_seed(0))
     quarters = torch.histc(found, 4, 0, 1) / _COUNT
     assert (quarters - 0.25).abs().max() < 0.016  # five standard errors: sqrt(0.25 * 0.75 / 20000) * 5
 

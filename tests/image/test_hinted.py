@@ -40,16 +40,16 @@ def _encoder(seed: int = 0) -> HintEncoder:
 
 
 def _hints(count: int, seed: int = 1) -> Tensor:
-    draw = torch.Generator().manual_seed(seed)
-    return torch.rand(count, 3, 4, 4, generator=draw).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 3, 4, 4, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
 
 
 def _inputs(count: int) -> dict[str, Any]:
-    draw = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(2)
     return {
-        "sample": torch.randn(count, 4, 8, 8, generator=draw),
+        "sample": torch.randn(count, 4, 8, 8, generator=generator),
         "timestep": torch.full((count,), 400),
-        "encoder_hidden_states": torch.randn(count, 20, 64, generator=draw),
+        "encoder_hidden_states": torch.randn(count, 20, 64, generator=generator),
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from orthotune.errors import DataError
-from orthotune.image.data.image_folder import NAMED, open_pictures, picture_of, read_folder
+from orthotune.image.data.image_folder import NAMED, in_memory_image, open_images, read_folder
 from tests.support.images import noise, save
 
 
@@ -90,15 +90,15 @@ def test_nothing_left_and_nothing_there_are_errors(tmp_path: Path) -> None:
 def test_long_lists_of_broken_pictures_end_in_a_count() -> None:
     origins: list[tuple[str, Path | bytes]] = [(f"p{number}", b"x") for number in range(NAMED + 2)]
     said: list[str] = []
-    good = picture_of(noise(0), "good")
-    seen = open_pictures([*origins, ("good", good.origin)], "here", say=said.append)
+    good = in_memory_image(noise(0), "good")
+    seen = open_images([*origins, ("good", good.origin)], "here", say=said.append)
     assert seen[:-1] == [None] * (NAMED + 2) and seen[-1] == good
     assert said[0].endswith("; and 2 more.")
 
 
 def test_a_picture_in_memory_is_as_its_array(tmp_path: Path) -> None:
     pixels = noise(1, 5, 7)
-    picture = picture_of(pixels, "one")
+    picture = in_memory_image(pixels, "one")
     assert (picture.height, picture.width) == (5, 7) and (picture.pixels() == pixels).all()
     path = tmp_path / "one.png"
     path.write_bytes(picture.content())

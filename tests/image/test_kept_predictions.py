@@ -19,7 +19,7 @@ CAPTIONS = ["a sks digit", "a red digit", "a digit"]
 
 
 def losses(family, kept):
-    latents, told = family.encode_pictures(pictures(3), noise_of()), family.encode_captions(CAPTIONS)
+    latents, told = family.encode_images(pictures(3), noise_of()), family.encode_captions(CAPTIONS)
     return family.losses(family.denoiser, latents, told, noise_of(), LossOptions(), kept)
 
 

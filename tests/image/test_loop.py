@@ -92,7 +92,7 @@ def test_accumulated_small_batches_are_one_large_batch(tmp_path: Path) -> None:
     # One loss whatever the noise: what is compared is the mean over the pictures, which both see once.
     for trainee in (small, large):
         family: Any = trainee.family
-        family.losses = lambda denoiser, latents, conditions, draw, loss, kept: (
+        family.losses = lambda denoiser, latents, conditions, generator, loss, kept: (
             denoiser(latents, torch.full((len(latents),), 300), conditions["encoder_hidden_states"], return_dict=False)[
                 0
             ]

@@ -13,7 +13,7 @@ from diffusers import (
 )  # fmt: skip
 
 from orthotune.errors import RecipeError
-from orthotune.image.families.noise_schedule import PREDICTIONS, NoiseSchedule, draw_noise
+from orthotune.image.families.noise_schedule import PREDICTIONS, NoiseSchedule, sample_noise
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -42,8 +42,8 @@ def test_drawing_leaves_the_schedule_alone():
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_seen_and_predicted_are_the_published_formulas(prediction):
     schedule = NoiseSchedule(_left().float(), prediction)
-    draw = torch.Generator().manual_seed(0)
-    clean, noise = torch.randn(3, 4, 5, 6, generator=draw), torch.randn(3, 4, 5, 6, generator=draw)
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(3, 4, 5, 6, generator=generator), torch.randn(3, 4, 5, 6, generator=generator)
     times = torch.tensor([0, 400, 999])
     a = _left()[times].view(3, 1, 1, 1)
     x, e = clean.double(), noise.double()
@@ -80,11 +80,11 @@ def test_zero_terminal_snr(prediction):
 
 def test_noise_offset_adds_one_number_to_each_channel():
     like = torch.zeros(2, 3, 4, 5)
-    plain = draw_noise(like, torch.Generator().manual_seed(1))
-    moved = draw_noise(like, torch.Generator().manual_seed(1), offset=0.1)
-    draw = torch.Generator().manual_seed(1)
-    torch.randn(like.shape, generator=draw)
-    expected = 0.1 * torch.randn(2, 3, 1, 1, generator=draw)
+    plain = sample_noise(like, torch.Generator().manual_seed(1))
+    moved = sample_noise(like, torch.Generator().manual_seed(1), offset=0.1)
+    generator = torch.Generator().manual_seed(1)
+    torch.randn(like.shape, generator=generator)
+    expected = 0.1 * torch.randn(2, 3, 1, 1, generator=generator)
     # one rounding of the sum
     torch.testing.assert_close(moved - plain, expected.expand_as(like), rtol=0, atol=1e-6)
 

@@ -40,7 +40,7 @@ def test_a_batch_holds_as_many_of_both_and_its_mean_is_dreambooths_loss() -> Non
 
 @pytest.mark.parametrize(
     ("classes", "words"),
-    [(Numbers(2, 0, (8, 16)), "sizes 8 x 8, 16 x 8.*buckets=false"), (Numbers(0, 0), "none of one of them")],
+    [(Numbers(2, 0, (8, 16)), "sizes 8 x 8, 16 x 8.*buckets=false"), (Numbers(0, 0), "no images in one")],
 )
 def test_pictures_that_cannot_share_a_batch(classes: Numbers, words: str) -> None:
     with pytest.raises(DataError, match=words):

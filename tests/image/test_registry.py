@@ -11,16 +11,13 @@ import torch
 from orthotune.errors import RecipeError
 from orthotune.image.families.registry import FAMILIES, family_of, open_family
 from orthotune.worlds.image import PIPELINE
-from tests.support.tiny_pipelines import KINDS
-
-NAMES = {"sd": "stable-diffusion", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux"}
+from tests.support.tiny_pipelines import KINDS, NAMES, known_of
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_family_is_known_by_its_folder(tiny, kind):
     family = open_family(tiny(kind))
-    expected = next(name for start, name in reversed(NAMES.items()) if kind.startswith(start))
-    assert family.name == expected
+    assert family.name == known_of(kind, NAMES)
     assert not any(p.requires_grad or m.training for m in family.modules().values() for p in m.parameters())
     assert family.native_size == (256 if kind.startswith("flux") else 16)
     assert family.pixels_per_latent == 2 and family.native_size % family.divisor == 0
@@ -61,7 +58,7 @@ def test_an_unknown_family_is_told_what_is_supported(tiny, tmp_path):
         open_family(_broken(tiny, tmp_path, rename))
     assert "PixArtAlphaPipeline" in str(caught.value)
     assert all(kind.name in str(caught.value) for kind in FAMILIES)
-    with pytest.raises(RecipeError, match="no supported family"):
+    with pytest.raises(RecipeError, match="not a supported family"):
         family_of(torch.nn.Identity())
 
 
@@ -70,7 +67,7 @@ def test_an_unknown_family_is_told_what_is_supported(tiny, tmp_path):
     [
         (lambda folder: (folder / "model_index.json").write_text("{"), "line 1: not JSON"),
         (lambda folder: (folder / "model_index.json").unlink(), "without model_index.json"),
-        (lambda folder: shutil.rmtree(folder / "vae"), "whole StableDiffusionPipeline"),
+        (lambda folder: shutil.rmtree(folder / "vae"), "complete StableDiffusionPipeline"),
         (lambda folder: next((folder / "unet").glob("*.safetensors")).write_bytes(b"cut"), "download it again"),
     ],
 )  # fmt: skip

@@ -25,11 +25,11 @@ class Memory:
     """Five random pictures of two sizes."""
 
     def __init__(self, family: Any, encode: bool = True) -> None:
-        draw = torch.Generator().manual_seed(1)
+        generator = torch.Generator().manual_seed(1)
         self.sizes = [(16, 16), (16, 16), (16, 24), (16, 16), (16, 24)]
         self.captions = ["a sks digit", "a red digit", "a digit", "a blue digit", "a green sks digit"]
-        pictures = [torch.randint(256, (1, 3, *size), dtype=torch.uint8, generator=draw) for size in self.sizes]
-        self.latents = [family.encode_pictures(picture, draw)[0] for picture in pictures]
+        pictures = [torch.randint(256, (1, 3, *size), dtype=torch.uint8, generator=generator) for size in self.sizes]
+        self.latents = [family.encode_images(picture, generator)[0] for picture in pictures]
         self.conditions = family.encode_captions(self.captions) if encode else None
         self.asked: list[list[int]] = []
 

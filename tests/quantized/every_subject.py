@@ -1,4 +1,4 @@
-"""The layers of all libraries that can be imported here, as the test files beside this one name them."""
+"""The subjects of all installed libraries: ``SUBJECTS`` of each ``test_<library>.py`` in this folder."""
 
 from __future__ import annotations
 
@@ -22,5 +22,15 @@ def every_subject() -> dict[str, Subject]:
         except (pytest.skip.Exception, ImportError):
             continue  # not installed here
         for subject in getattr(module, "SUBJECTS", []):
-            found[f"{library}: {subject.name.removeprefix(library + '-')}"] = subject
+            name = f"{library}: {subject.name.removeprefix(library + '-')}"
+            assert name not in found, f"two subjects are named {name}"
+            found[name] = subject
     return found
+
+
+def first_of_each_library(subjects: dict[str, Subject]) -> dict[str, Subject]:
+    """Name -> subject for the first subject of each library, from the result of ``every_subject``."""
+    first: dict[str, str] = {}
+    for name in subjects:
+        first.setdefault(name.partition(": ")[0], name)
+    return {name: subjects[name] for name in first.values()}

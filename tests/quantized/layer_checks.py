@@ -1,4 +1,4 @@
-"""What must hold for a layer of every quantized library: a test file names its layers and runs them through ``CHECKS``.
+"""The checks for a layer of any quantized library: ``test_every_library.py`` runs ``CHECKS`` over all subjects.
 
 The reference is dense and in float64: the block-diagonal rotation written out in full (``contracts/reference.py``) and
 the dequantized weight.

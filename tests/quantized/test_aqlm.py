@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from tests.quantized.layer_checks import CHECKS, Subject, check_files
+from tests.quantized.layer_checks import Subject
 
 # Its kernel for 8-bit codebooks sums in several threads into the same numbers: with one it can be compared.
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
@@ -68,14 +66,3 @@ SUBJECTS = [
         product=8e-3, merges=REFUSED,
     ),
 ]  # fmt: skip
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("subject", SUBJECTS, ids=str)
-def test_layer(subject: Subject, check: Callable[[Subject], None]) -> None:
-    check(subject)
-
-
-@pytest.mark.parametrize("subject", SUBJECTS[:1], ids=str)
-def test_files(subject: Subject, tmp_path: Path) -> None:
-    check_files(subject, tmp_path)

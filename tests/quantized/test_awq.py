@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from transformers import AwqConfig
 
 from orthotune.quantized.registry import library_of
 from tests.quantized.gptqmodel_layers import AwqTorchLinear, awq, finetune_loaded, load, packed
-from tests.quantized.layer_checks import CHECKS, Subject, check_files, check_llama, error, quantize_layers, tokens
+from tests.quantized.layer_checks import Subject, check_llama, error, quantize_layers, tokens
 
 #: The torch kernel rounds the input, the product and the output to float16 when the input is float32; the CPU's kernel
 #: multiplies in the input's dtype, until it is packed.
@@ -30,17 +29,6 @@ SUBJECTS = [
         "fused", partial(awq, kernel="fused"), "TorchFusedAwqLinear", product=B16, merges="with its own order of codes"
     ),
 ]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("subject", SUBJECTS, ids=str)
-def test_layer(subject: Subject, check: Callable[[Subject], None]) -> None:
-    check(subject)
-
-
-@pytest.mark.parametrize("subject", SUBJECTS[:1], ids=str)
-def test_files(subject: Subject, tmp_path: Path) -> None:
-    check_files(subject, tmp_path)
 
 
 @pytest.mark.parametrize("kernel", ["torch", "aten"])

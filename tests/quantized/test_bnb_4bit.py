@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from orthotune import OFTConfig, get_peft_model
-from tests.quantized.layer_checks import CHECKS, Subject, check_files, error
+from tests.quantized.layer_checks import Subject, error
 
 bnb = pytest.importorskip("bitsandbytes")
 
@@ -49,17 +47,6 @@ SUBJECTS = [
     Subject("bnb-fp4", partial(four_bit, kind="fp4", double=False), "fp4", product=F32),
     Subject("bnb-nf4-bfloat16", partial(four_bit, dtype=torch.bfloat16), "nf4", dtype=torch.bfloat16, product=B16),
 ]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("subject", SUBJECTS, ids=str)
-def test_layer(subject: Subject, check: Callable[[Subject], None]) -> None:
-    check(subject)
-
-
-@pytest.mark.parametrize("subject", SUBJECTS[:1], ids=str)
-def test_files(subject: Subject, tmp_path: Path) -> None:
-    check_files(subject, tmp_path)
 
 
 def test_an_adapted_layer_is_not_packed_by_an_evaluation() -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from tests.quantized.layer_checks import CHECKS, Subject, check_files
+from tests.quantized.layer_checks import Subject
 
 bnb = pytest.importorskip("bitsandbytes")
 
@@ -32,14 +30,3 @@ SUBJECTS = [
     Subject("bnb-int8-outliers", partial(int8, threshold=6.0), "int8", 8, product=INT8),
     Subject("bnb-int8-bfloat16", int8, "int8", 8, dtype=torch.bfloat16, product=INT8),
 ]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("subject", SUBJECTS, ids=str)
-def test_layer(subject: Subject, check: Callable[[Subject], None]) -> None:
-    check(subject)
-
-
-@pytest.mark.parametrize("subject", SUBJECTS[:1], ids=str)
-def test_files(subject: Subject, tmp_path: Path) -> None:
-    check_files(subject, tmp_path)

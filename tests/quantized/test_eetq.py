@@ -8,7 +8,6 @@ kernel, stores the codes in an order of its own. It does not show the real kerne
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations import eetq as integration
 
-from tests.quantized.layer_checks import CHECKS, Subject, check_files, check_llama, quantize_layers
+from tests.quantized.layer_checks import Subject, check_llama, quantize_layers
 
 
 def quant_weights(weight: Tensor, dtype: torch.dtype, _: bool) -> tuple[Tensor, Tensor]:
@@ -86,16 +85,6 @@ SUBJECTS = [
     Subject("package-qweight", partial(of_package, stored="qweight"), "int8", 8, torch.float16, F16),
     Subject("package-weight", partial(of_package, stored="weight"), "int8", 8, torch.float16, F16),
 ]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("subject", SUBJECTS, ids=str)
-def test_layer(subject: Subject, check: Callable[[Subject], None]) -> None:
-    check(subject)
-
-
-def test_files(tmp_path: Path) -> None:
-    check_files(SUBJECTS[0], tmp_path)
 
 
 def test_llama(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
-"""Every quantized layer that can be made here under adapters of every kind, and its line of the evidence page.
+"""The checks that every quantized layer passes, over the subjects of all installed libraries.
 
-With ``ORTHOTUNE_QUANTIZED_ROWS`` naming a file, each line is added to it: ``make quant-table`` joins those of all
-environments.
+``pytest tests/quantized -k hqq`` runs the checks of one library together with the tests of its file.
+
+``test_a_line_of_the_table`` also measures the line of each subject on the evidence page. With
+``ORTHOTUNE_QUANTIZED_ROWS`` naming a file, the test appends the line to the file, and ``make quant-table`` joins the
+files of all environments.
 """
 
 from __future__ import annotations
@@ -9,18 +12,31 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.quantized.adapter_checks import ADAPTER_CHECKS, check_a_wrong_write_is_undone
-from tests.quantized.every_subject import every_subject
-from tests.quantized.layer_checks import Subject, eps
+from tests.quantized.every_subject import every_subject, first_of_each_library
+from tests.quantized.layer_checks import CHECKS, Subject, check_files, eps
 from tests.quantized.measured import measure
 from tests.quantized.test_eetq import kernel  # noqa: F401 (a fixture that serves EETQ's layers here, too)
 
 EVERY = every_subject()
+FIRST = first_of_each_library(EVERY)
 each = pytest.mark.parametrize(("name", "subject"), EVERY.items(), ids=list(EVERY))
+
+
+@each
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_layer(name: str, subject: Subject, check: Callable[[Subject], None]) -> None:
+    check(subject)
+
+
+@pytest.mark.parametrize("subject", FIRST.values(), ids=list(FIRST))
+def test_files(subject: Subject, tmp_path: Path) -> None:
+    check_files(subject, tmp_path)
 
 
 @each

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from transformers import GPTQConfig
 from orthotune.errors import MergeError
 from orthotune.quantized.registry import library_of
 from tests.quantized.gptqmodel_layers import TorchLinear, finetune_loaded, gptq, load, packed
-from tests.quantized.layer_checks import CHECKS, Subject, check_files, check_llama, error, quantize_layers, tokens
+from tests.quantized.layer_checks import Subject, check_llama, error, quantize_layers, tokens
 
 FITTED = "codes that were fitted to calibration data"
 #: The torch kernels multiply in the input's dtype; others, and packed ones, in bfloat16.
@@ -30,17 +29,6 @@ SUBJECTS = [
     # A kernel that is read through the identity. Packed, it takes every zero point for the middle one.
     Subject("fused", partial(gptq, kernel="fused", sym=True), "TorchFusedLinear", product=B16, merges=FITTED),
 ]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("subject", SUBJECTS, ids=str)
-def test_layer(subject: Subject, check: Callable[[Subject], None]) -> None:
-    check(subject)
-
-
-@pytest.mark.parametrize("subject", SUBJECTS[:1], ids=str)
-def test_files(subject: Subject, tmp_path: Path) -> None:
-    check_files(subject, tmp_path)
 
 
 @pytest.mark.parametrize("kernel", ["torch", "aten"])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from tests.quantized.layer_checks import CHECKS, Subject, check_files
+from tests.quantized.layer_checks import Subject
 
 quantize = pytest.importorskip("hqq.core.quantize")
 
@@ -33,14 +31,3 @@ SUBJECTS = [
     Subject("hqq-2-groups-of-16", partial(hqq, bits=2, group=16), "2 bit", 2, product=F32),
     Subject("hqq-4-bfloat16", partial(hqq, dtype=torch.bfloat16), "4 bit", dtype=torch.bfloat16, product=B16),
 ]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("subject", SUBJECTS, ids=str)
-def test_layer(subject: Subject, check: Callable[[Subject], None]) -> None:
-    check(subject)
-
-
-@pytest.mark.parametrize("subject", SUBJECTS[:1], ids=str)
-def test_files(subject: Subject, tmp_path: Path) -> None:
-    check_files(subject, tmp_path)

@@ -7,12 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
 from tests.quantized.inc import FP8Config, convert, prepare
-from tests.quantized.layer_checks import CHECKS, Subject, check_files, check_llama, error, parts, tokens
+from tests.quantized.layer_checks import Subject, check_llama, error, parts, tokens
 
 
 def convert_all(model: Any, run: Callable[[Any], Any]) -> Any:
@@ -42,16 +41,6 @@ SUBJECTS = [
     # weight as in the input; for a weight of normal numbers that is about what six even bits give.
     Subject("e4m3", fp8, "float8_e4m3fn", 6, torch.bfloat16, product=4e-2),
 ]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("subject", SUBJECTS, ids=str)
-def test_layer(subject: Subject, check: Callable[[Subject], None]) -> None:
-    check(subject)
-
-
-def test_files(tmp_path: Path) -> None:
-    check_files(SUBJECTS[0], tmp_path)
 
 
 def test_the_merged_scale_follows_the_weight() -> None:

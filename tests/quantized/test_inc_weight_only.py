@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
 from tests.quantized.inc import RTNConfig, convert, prepare
-from tests.quantized.layer_checks import CHECKS, Subject, check_files, check_llama, parts, quantize_layers
+from tests.quantized.layer_checks import Subject, check_llama, parts, quantize_layers
 
 
 def rtn(linear: nn.Linear, bits: int = 4, **options: Any) -> nn.Module:
@@ -30,16 +28,6 @@ SUBJECTS = [
     Subject("int-3-row", partial(rtn, bits=3, group_size=-1), "3 bit int, groups of 64", 3, product=F32),
     Subject("nf4", partial(rtn, dtype="nf4"), "4 bit nf4", product=F32, merges="codes of the table nf4"),
 ]
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("subject", SUBJECTS, ids=str)
-def test_layer(subject: Subject, check: Callable[[Subject], None]) -> None:
-    check(subject)
-
-
-def test_files(tmp_path: Path) -> None:
-    check_files(SUBJECTS[0], tmp_path)
 
 
 def test_a_merge_before_any_forward_is_seen_by_the_first_one() -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from tests.quantized.layer_checks import CHECKS, Subject, check_files
+from tests.quantized.layer_checks import Subject
 
 oq = pytest.importorskip("optimum.quanto")
 
@@ -38,14 +36,3 @@ SUBJECTS = [
     # Not frozen yet: the float weight is there and is quantized in every forward.
     Subject("quanto-qint8-unfrozen", partial(quanto, kind="qint8", frozen=False), "qint8", 8, product=F32),
 ]  # fmt: skip
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("subject", SUBJECTS, ids=str)
-def test_layer(subject: Subject, check: Callable[[Subject], None]) -> None:
-    check(subject)
-
-
-@pytest.mark.parametrize("subject", SUBJECTS[:1], ids=str)
-def test_files(subject: Subject, tmp_path: Path) -> None:
-    check_files(subject, tmp_path)

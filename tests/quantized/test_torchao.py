@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from orthotune import OFTConfig, get_peft_model
-from tests.quantized.layer_checks import CHECKS, Subject, check_files, error
+from tests.quantized.layer_checks import Subject, error
 
 ao = pytest.importorskip("torchao.quantization")
 from torchao.quantization.granularity import PerGroup, PerTensor  # noqa: E402
@@ -47,17 +45,6 @@ SUBJECTS = [
         dtype=torch.bfloat16, product=B16,
     ),
 ]  # fmt: skip
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("subject", SUBJECTS, ids=str)
-def test_layer(subject: Subject, check: Callable[[Subject], None]) -> None:
-    check(subject)
-
-
-@pytest.mark.parametrize("subject", SUBJECTS[:1], ids=str)
-def test_files(subject: Subject, tmp_path: Path) -> None:
-    check_files(subject, tmp_path)
 
 
 def test_one_scale_for_the_whole_weight_stays_one() -> None:

@@ -18,6 +18,7 @@ from orthotune.tuner.first_step import keep_float32
 from tests.quantized.adapter_checks import ADAPTER_CHECKS, check_a_wrong_write_is_undone
 from tests.quantized.layer_checks import CHECKS, Subject, check_files
 from tests.quantized.toy import TOYS, FixedLinear, InferenceLinear, RoundedLibrary, RoundedLinear
+from tests.support.after_peft import Run
 from tests.support.contract_cases import randomize
 
 
@@ -201,10 +202,7 @@ def test_the_first_training_step_gives_float32_back_before_an_optimizer_sees_the
     assert all(p.dtype == torch.float32 and not torch.equal(p, b) for p, b in zip(learning, before, strict=True))
 
 
-def test_importing_the_package_imports_no_library() -> None:
-    import subprocess
-    import sys
-
+def test_importing_the_package_imports_no_library(fresh_after_peft: Run) -> None:
     names = "bitsandbytes gptqmodel awq aqlm eetq hqq torchao optimum neural_compressor"
     # A name that raises on import: what a broken optional package does.
     code = (
@@ -217,5 +215,5 @@ def test_importing_the_package_imports_no_library() -> None:
         "from orthotune import OFTConfig, get_peft_model\n"
         "get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 8)), OFTConfig(oft_block_size=4, target_modules=['0']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = fresh_after_peft(code)
     assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ from orthotune.errors import ConfigError, DataError
 from orthotune.image.control.pipeline import ControlPipeline
 from orthotune.recipes import control
 from orthotune.recipes.control import ControlSettings
-from orthotune.recipes.control_scores import DrawnScores
+from orthotune.recipes.control_scores import SampleScores
 from orthotune.recipes.image_run import ADAPTER, MODEL
 from orthotune.worlds.image_folders import write_control
 from orthotune.worlds.image_scores import base_family
@@ -123,12 +123,12 @@ def test_a_stopped_run_ends_with_the_same_numbers(bases: Any, pairs: Path, tmp_p
 def test_a_plan_writes_nothing(bases: Any, pairs: Path, tmp_path: Path) -> None:
     lines = control.plan(_settings(bases("sd15"), pairs, tmp_path / "run"))
     assert any("signal" in line and "maps of classes" in line for line in lines)
-    assert any("pictures    6" in line for line in lines)
+    assert any("images      6" in line for line in lines)
     assert not (tmp_path / "run").exists()
 
 
 def test_edges_are_made_of_the_pictures_and_scored_as_the_base(tmp_path: Path) -> None:
-    scores = DrawnScores("sketch", count=2, steps=1)
+    scores = SampleScores("sketch", count=2, steps=1)
     assert scores.hints.shape == (2, 3, 32, 32)
     assert {"mask_iou", "edge_f1", "kept", "score"} <= scores(0, base_family()).keys()
 
@@ -138,8 +138,8 @@ def test_edges_are_made_of_the_pictures_and_scored_as_the_base(tmp_path: Path) -
     [
         ({"signal": "cany"}, "no control signal 'cany'.*'canny'"),
         ({"signal": "xyz"}, "canny, segm, sketch, depth, densepose, landmark"),
-        ({"model": "some/model"}, "nothing to learn from.*data=FOLDER"),
-        ({"conditions": "maps"}, "data=FOLDER, too"),
+        ({"model": "some/model"}, "no training data.*data=FOLDER"),
+        ({"conditions": "maps"}, "Add data=FOLDER"),
         ({"hint_learning_rate": 0}, "greater than 0"),
     ],
     ids=str,
@@ -153,7 +153,7 @@ def test_depth_needs_files(pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'depth' of the image world.*data=FOLDER"):
         _run(ControlSettings(signal="depth", output=tmp_path / "run"))
     shutil.copytree(pairs / "images", tmp_path / "images")
-    with pytest.raises(ConfigError, match="depth.*no control pictures.*conditions=FOLDER"):
+    with pytest.raises(ConfigError, match="depth.*no control images.*conditions=FOLDER"):
         _run(ControlSettings(signal="depth", data=str(tmp_path / "images"), caption="a digit", output=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

@@ -52,7 +52,7 @@ def test_without_arguments_it_is_the_image_world() -> None:
 
 
 def test_a_model_of_ones_own_needs_pictures() -> None:
-    with pytest.raises(RecipeError, match="instance_images is missing. Needed: Folder with pictures of the subject"):
+    with pytest.raises(RecipeError, match="instance_images is missing. Needed: Folder with images of the subject"):
         load_settings(SubjectSettings, None, ["model=m"])
     settings = SubjectSettings(**OWN)
     assert settings.learning_rate == LEARNING_RATES["oft"] and not settings.prior
@@ -62,11 +62,11 @@ def test_a_model_of_ones_own_needs_pictures() -> None:
     ("values", "words"),
     [
         ({"method": "oft", "eps": 0.1}, "eps has no meaning for method=oft"),
-        ({"block_size": 8, "r": 2}, "block_size and r say the same thing twice"),
-        ({"buckets": True}, "buckets and class pictures need pictures of one size"),
+        ({"block_size": 8, "r": 2}, "block_size and r are mutually exclusive"),
+        ({"buckets": True}, "class images need images of one size"),
         ({"prior_target": "base", "method": "full"}, "prior_target has no meaning for method=full"),
-        ({"prior_target": "base", "prior_weight": 0}, "what class pictures teach, and there are none"),
-        ({"prior_target": "base", "train_text_encoder": True}, "whose words train_text_encoder changes"),
+        ({"prior_target": "base", "prior_weight": 0}, "target on class images, and there are none"),
+        ({"prior_target": "base", "train_text_encoder": True}, "whose text encoder train_text_encoder changes"),
         ({"prior_target": "base", "rotation": {"bias": "oft_only"}}, "of which rotation.bias=oft_only trains"),
         ({"mixed_precision": "fp8"}, "'no', 'fp16' or 'bf16'"),
         ({"ema": 1.0}, "less than 1"),

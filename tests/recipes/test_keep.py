@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from orthotune.cli.main import app
 from orthotune.errors import DataError
-from orthotune.experiments.grid import settings_of
+from orthotune.experiments.settings import settings_of
 from orthotune.recipes import magnitude, sft
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.sft_data import keep_notes, kept_examples

@@ -79,7 +79,7 @@ def test_all_contradictions_are_named_at_once(tmp_path: Path) -> None:
         load_settings(SFTSettings, recipe)
     first, *faults = str(raised.value).splitlines()
     assert first == "3 settings cannot be used:"
-    for text in ("line 2: eps has no", "line 4: steps and epochs say the same", "line 5: magnitude_rate has no"):
+    for text in ("line 2: eps has no", "line 4: steps and epochs are mutually", "line 5: magnitude_rate has no"):
         assert sum(text in fault for fault in faults) == 1, (text, faults)
 
 

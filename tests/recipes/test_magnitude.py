@@ -82,7 +82,7 @@ def test_what_cannot_be_scaled_is_told(rotated: Path, model_path: Path, tmp_path
             load_magnitude(None, words)
     alone = tmp_path / "alone"
     shutil.copytree(rotated / "adapter", alone)
-    with pytest.raises(RecipeError, match="in no run's folder.*recipe=subject"):
+    with pytest.raises(RecipeError, match="is not in a run directory.*recipe=subject"):
         load_magnitude(None, [f"adapter={alone}"])
     lora = tmp_path / "lora"
     shutil.copytree(rotated, lora)

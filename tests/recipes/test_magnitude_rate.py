@@ -19,6 +19,7 @@ from orthotune.recipes.magnitude import load_magnitude
 from orthotune.recipes.method_settings import MAGNITUDE_RATE
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.subject_settings import SubjectSettings
+from orthotune.runs.learning_rates import RateFactors
 
 RATE = 1e-3
 WITH = {"rotation": {"magnitude": True}}
@@ -54,7 +55,7 @@ def test_the_first_step_of_a_language_model(job: dict[str, Any], said: dict[str,
 def test_the_first_step_of_an_image_model() -> None:
     names = ("unet.to_q.oft_R.default.weight", "unet.to_q.oft_magnitude.default", "hint_encoder.head.weight")
     weights = {name: torch.nn.Parameter(torch.zeros(2)) for name in names}
-    options = LoopOptions(RATE, steps=2, magnitude_factor=5.0, hint_learning_rate=2 * RATE)
+    options = LoopOptions(RATE, steps=2, rate_factors=RateFactors(5.0), hint_learning_rate=2 * RATE)
     optimizer = make_optimizer(weights, options)
     for weight in weights.values():
         weight.grad = torch.tensor([1.0, -2.0])
@@ -125,3 +126,33 @@ def test_the_record_of_a_run_without_them_says_nothing() -> None:
 def test_contradictions(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         SFTSettings(**values)
+
+
+@pytest.mark.parametrize(("exponent", "factor"), [(0.0, 1.0), (0.5, 2.0), (1.0, 4.0)])
+def test_blocks_of_another_size_learn_at_the_rate_of_their_size(
+    job: dict[str, Any], exponent: float, factor: float
+) -> None:
+    job |= {"block_size": 8, "block_rate": exponent}
+    rotated, _ = moved(trained(job) | {"magnitude": torch.ones(1)})
+    assert rotated == pytest.approx(factor * RATE, rel=1e-3)
+
+
+def test_sizes_differ_within_one_model() -> None:
+    names = {"a.oft_R.default.weight": 8 * 7 // 2, "b.oft_R.default.weight": 32 * 31 // 2, "b.lora_A.weight": 28}
+    weights = {name: torch.nn.Parameter(torch.zeros(1, count)) for name, count in names.items()}
+    factors = RateFactors(magnitude=3.0, block_exponent=0.5)
+    options = LoopOptions(RATE, steps=2, rate_factors=factors)
+    optimizer = make_optimizer(weights, options)
+    for weight in weights.values():
+        weight.grad = torch.ones_like(weight)
+    set_rate(optimizer, rate(0, options))
+    optimizer.step()
+    steps = [float(weight.abs().max()) for weight in weights.values()]
+    assert steps == pytest.approx([2 * RATE, RATE, RATE], rel=1e-6)
+
+
+def test_records_from_before_have_no_such_key(job: dict[str, Any]) -> None:
+    assert "block_rate" not in SFTSettings(**job).record()
+    assert SFTSettings(**job, block_rate=0.5).record()["block_rate"] == 0.5
+    with pytest.raises(ValidationError, match="block_rate has no meaning for method=lora"):
+        SFTSettings(**job | {"block_rate": 0.5, "method": "lora"})

@@ -94,7 +94,7 @@ def test_old_texts_that_are_new_texts_are_told(runs: dict[str, Path], tmp_path: 
 
 def test_few_texts_are_told_or_refused(runs: dict[str, Path], tmp_path: Path) -> None:
     few = write_jsonl(tmp_path / "few.jsonl", [{"text": "three words here"}])
-    with pytest.raises(RecipeError, match=r"old domain. Found: 1 rows. Needed: at least 4.*old=FILE"):
+    with pytest.raises(RecipeError, match=r"source domain. Found: 1 rows. Needed: at least 4.*old=FILE"):
         rewind.run(RewindSettings(run=runs["oft"], old=str(few), output=tmp_path / "out"), **QUIET)
     assert not (tmp_path / "out").exists()
     write_jsonl(few, [{"text": f"some words {n}"} for n in range(6)])

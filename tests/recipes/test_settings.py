@@ -43,8 +43,8 @@ def test_coft_is_given_room_to_learn() -> None:
     [
         ({"method": "oft", "eps": 0.1}, "eps has no meaning for method=oft. Leave it out, or choose method=coft"),
         ({"method": "full", "block_size": 8}, "block_size has no meaning for method=full"),
-        ({"steps": 3, "epochs": 1}, "steps and epochs say the same thing twice"),
-        ({"method": "lora", "lora_rank": 2, "block_size": 8}, "lora_rank and block_size say the same thing twice"),
+        ({"steps": 3, "epochs": 1}, "steps and epochs are mutually exclusive"),
+        ({"method": "lora", "lora_rank": 2, "block_size": 8}, "lora_rank and block_size are mutually exclusive"),
         ({"learning_rate": 0}, "greater than 0"),
         ({"packing": "bfd"}, "'auto', 'none', 'wrapped' or 'bfd_split'"),
     ],

@@ -109,8 +109,8 @@ def test_a_dry_run_says_much_and_writes_nothing(tiny: Path, pictures: Path, tmp_
     assert not (tmp_path / "run").exists()
     text = "\n".join(lines)
     assert "'a digit' does not hold 'sks'" in text
-    assert "pictures    5: 5 of 16 x 16" in text and "4, which see 8 pictures" in text
-    assert "3 pictures of 'a digit'" in text and "memory" in text
+    assert "images      5: 5 of 16 x 16" in text and "4, on 8 images" in text
+    assert "3 images of 'a digit'" in text and "memory" in text
 
 
 def test_without_class_pictures_and_with_a_text_encoder(tiny: Path, pictures: Path, tmp_path: Path) -> None:

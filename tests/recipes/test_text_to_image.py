@@ -25,7 +25,7 @@ def test_the_plan_says_what_would_be_trained_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     lines = "\n".join(text_to_image.plan(settings("steps=7")))
-    assert "600 of 32 x 32" in lines and "steps       7, which see 112 pictures" in lines
+    assert "600 of 32 x 32" in lines and "steps       7, on 112 images" in lines
     assert not list(tmp_path.iterdir())
 
 
@@ -64,7 +64,7 @@ def test_a_folder_of_one_s_own_is_trained_on_in_buckets_from_a_cache(tmp_path: P
     [
         (("data=./nowhere",), DataError, "nowhere"),
         (("data=no-such.jsonl",), DataError, "no-such.jsonl"),
-        (("model=some/where",), RecipeError, "nothing to learn from for model=some/where"),
+        (("model=some/where",), RecipeError, "no training data for model=some/where"),
         (("caption_dropout=2",), RecipeError, "caption_dropout"),
         (("crop=middle",), RecipeError, "crop"),
         (("cache=false", "cache_dir=x"), RecipeError, "cache_dir without a cache"),

@@ -221,6 +221,24 @@ def test_a_rule_and_the_best_parameters_together(job: dict[str, Any], monkeypatc
     assert record.gain == 0.875 and record.stopped_by["gain"] == 1.0
 
 
+@pytest.mark.parametrize("changes", [{"stop_when": {"gain": 0.75}}, {"result": "best"}])
+def test_what_is_measured_at_the_end_is_that_of_the_result(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    asked: list[float] = []
+
+    def answers(model: Any) -> dict[str, float]:
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        asked.append(sum(float(one.detach().abs().sum()) for one in parameters))
+        return {"answers": asked[-1]}
+
+    monkeypatch.setattr(sft, "_answers", lambda trainer: answers)
+    record = _run(job, _Course(monkeypatch, NEW, OLD), answers=True, **changes)
+    assert record.scores_before == {"answers": asked[0]} and record.scores_after == {"answers": asked[-1]}
+    saved = sum(float(value.abs().sum()) for value in _weights(job["output"]).values())
+    assert asked[-1] == pytest.approx(saved, rel=1e-5) and asked[-1] != asked[0]
+
+
 # Settings.
 
 

@@ -97,6 +97,25 @@ def test_results_settings_and_versions_are_on_the_page(run: Path) -> None:
     assert not list(run.glob("*.partial"))
 
 
+def test_answers_stand_beside_the_losses(run: Path) -> None:
+    scores = {
+        "scores_before": {"answers": 0.575, "answers_nats": 2.995},
+        "scores_after": {"answers": 0.55, "answers_nats": 2.5},
+    }
+    _write(run, "run.json", RUN | scores)
+    lines = [
+        {"step": 0, "new_nats": 3.5, "answers": 0.575, "answers_nats": 2.995},
+        {"step": 9, "answers": 0.55, "answers_nats": 2.5},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    page = _page(run)
+    assert "+0.412" in page and "perplexity before" in page and "of images" not in page
+    assert "answers; 0.575 before training" in page
+    assert '<td>answers</td><td class="n">0.575</td><td class="n bad">0.550</td>' in page
+    assert '<td>answers nats</td><td class="n">2.995</td><td class="n good">2.500</td>' in page
+    assert "step 9: answers 0.55" in page and "step 9: answers nats" not in page
+
+
 def test_page_is_whole_and_fetches_nothing(run: Path) -> None:
     _write(run, "comparison.json", {"recipe": "sft", "runs": [{**ROW, "gain": 0.4, "forgetting": 0.1}]})
     reader = _Reader()

@@ -152,7 +152,7 @@ def test_only_blocks_are_trained() -> None:
 @pytest.mark.parametrize(
     ("made", "why"),
     [
-        (Butterfly(_skew(1, 6), "peft", "in", scrambled=True), "memory"),
+        (Butterfly(_skew(1, 6), "peft", "in", legacy_conv=True), "memory"),
         (SplitRows((2, 3), (_blocks("in"), _blocks("in"))), "each run of outputs"),
         (replace(_blocks("in"), magnitude=torch.ones(OTHER)), "scale of the outputs"),
         (Blocks(cayley(_skew(1, 6)[0]), "in", torch.ones(OTHER)), "scale of the outputs"),
@@ -174,7 +174,7 @@ def test_a_scale_of_the_outputs_comes_after_their_rotation() -> None:
 
 @pytest.mark.parametrize("side", SIDES)
 def test_blocks_that_are_cut_act_alike_and_have_no_inverse(side: Side) -> None:
-    cut = replace(_blocks(side, rows=7), ragged=True)  # 28 places for 24 + 2 features
+    cut = replace(_blocks(side, rows=7), truncated=True)  # 28 places for 24 + 2 features
     W = torch.randn(*((OTHER, 26) if side == "in" else (26, OTHER)), dtype=torch.float64)
     x = torch.randn(3, W.shape[1], dtype=torch.float64)
     torch.testing.assert_close(_layer(cut, W, x), x @ cut.apply(W).T)

@@ -12,6 +12,7 @@ from orthotune.recipes import sft
 from orthotune.recipes.settings import SFTSettings
 from orthotune.runs.clipping import STRETCH, ClippingWatch
 from orthotune.runs.metrics_log import MetricsLog, read_lines
+from tests.support.known_curves import _known_curves  # noqa: F401
 from tests.support.tiny_text import save_model
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.known_curves import _known_curves  # noqa: F401
 from tests.support.tiny_text import save_model, texts, write_jsonl
 
 

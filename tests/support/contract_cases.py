@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from orthotune import OFTConfig, get_peft_model
+from orthotune.layers.base import OFTLayer
 from orthotune.rotation.frozen import Blocks
 from tests.support.contract_layers import KINDS, Inputs, Kind, Projections, Turn
 
@@ -182,6 +183,12 @@ def frozen_map(case: Case, turn: Turn, config: dict[str, Any]) -> Blocks:
     noise = torch.randn((fan_in if config["side"] == "in" else out) // 2, 2, 2, generator=generator)
     scale = 1 + 0.3 * torch.randn(out, generator=generator) if config.get("magnitude") else None
     return Blocks(torch.eye(2) + 0.4 * noise, config["side"], scale)
+
+
+def one_set_of_weights(case: Case) -> bool:
+    """Whether a layer of ``case`` only calls its base with rotated weights, and so refuses mixed batches."""
+    layers = [module for module in case.fresh().modules() if isinstance(module, OFTLayer)]
+    return any(type(layer).forward is OFTLayer.forward for layer in layers)
 
 
 def two_alike(case: Case) -> PeftModel:

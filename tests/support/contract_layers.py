@@ -37,7 +37,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Kind:
-    """A layer kind: ``build`` gives a fresh module that holds it, ``inputs`` a float32 (or token) batch for it."""
+    """A layer kind: ``build`` gives a fresh module that holds it, ``inputs`` a float32 (or token) batch for it.
+
+    ``free`` are the axes of every input that may have any size, batch and length; none for a module that cannot be
+    exported with free sizes.
+    """
 
     name: str
     build: Callable[[], nn.Module]
@@ -46,6 +50,7 @@ class Kind:
     targets: dict[str, Any] = field(default_factory=lambda: {"target_modules": ["layer"]})
     block_size: int = 4
     sides: tuple[str, ...] = ("in", "out")
+    free: tuple[int, ...] = ()
 
 
 class Net(nn.Module):
@@ -119,11 +124,15 @@ def _batch(*shape: int, count: int = 1) -> Callable[[], Inputs]:
 
 def _linear(rank: int, bias: bool) -> Kind:
     shape = (*(2, 3, 5)[: rank - 1], 12)
-    return Kind(f"linear_rank{rank}", lambda: Net(nn.Linear(12, 20, bias=bias)), _batch(*shape))
+    free = tuple(range(rank - 1))
+    return Kind(f"linear_rank{rank}", lambda: Net(nn.Linear(12, 20, bias=bias)), _batch(*shape), free=free)
 
 
-def _conv(name: str, build: Callable[[], nn.Module], *shape: int, block_size: int = 4) -> Kind:
-    return Kind(name, lambda: Net(build()), _batch(*shape), (Turn("layer.weight", "conv"),), block_size=block_size)
+def _conv(
+    name: str, build: Callable[[], nn.Module], *shape: int, block_size: int = 4, free: tuple[int, ...] = (0, 2, 3)
+) -> Kind:
+    turns = (Turn("layer.weight", "conv"),)
+    return Kind(name, lambda: Net(build()), _batch(*shape), turns, block_size=block_size, free=free)
 
 
 def _packed(width: int, module: str = "layer") -> tuple[Turn, ...]:
@@ -176,9 +185,10 @@ KINDS: dict[str, Kind] = {
             lambda: Net(_noisy(Conv1D(20, 12))),
             _batch(3, 5, 12),
             (Turn("layer.weight", "in_out"),),
+            free=(0, 1),
         ),
-        _conv("conv1d_circular", lambda: nn.Conv1d(6, 8, 4, 2, 3, padding_mode="circular"), 3, 6, 9),
-        _conv("conv1d_same", lambda: nn.Conv1d(4, 12, 3, padding="same", dilation=2, bias=False), 4, 9),
+        _conv("conv1d_circular", lambda: nn.Conv1d(6, 8, 4, 2, 3, padding_mode="circular"), 3, 6, 9, free=(0, 2)),
+        _conv("conv1d_same", lambda: nn.Conv1d(4, 12, 3, padding="same", dilation=2, bias=False), 4, 9, free=(1,)),
         _conv("conv2d", lambda: nn.Conv2d(4, 8, (3, 2), (2, 1), (2, 1)), 3, 4, 7, 6, block_size=8),
         _conv("conv2d_reflect", lambda: nn.Conv2d(4, 8, (2, 3), 1, (1, 2), (1, 2), padding_mode="reflect"), 1, 4, 6, 7),
         _conv("conv2d_groups", lambda: nn.Conv2d(8, 12, (3, 1), padding=(1, 0), groups=2, bias=False), 3, 8, 5, 4),
@@ -189,16 +199,23 @@ KINDS: dict[str, Kind] = {
             *(3, 4, 7, 6),
         ),
         _conv("conv2d_1x1", lambda: nn.Conv2d(8, 12, 1), 3, 8, 5, 4),
-        _conv("conv3d", lambda: nn.Conv3d(2, 8, (2, 1, 3), (1, 2, 1), (1, 0, 1)), 1, 2, 4, 3, 5),
+        _conv("conv3d", lambda: nn.Conv3d(2, 8, (2, 1, 3), (1, 2, 1), (1, 0, 1)), 1, 2, 4, 3, 5, free=(0,)),
         Kind(
             "embedding",
             lambda: Net(nn.Embedding(11, 12, padding_idx=2)),
             lambda: (torch.tensor([[0, 2, 5, 10, 3], [1, 1, 4, 2, 7], [6, 8, 9, 0, 10]]),),
             (Turn("layer.weight", "lookup"),),
             sides=("in",),
+            free=(0, 1),
         ),
         Kind("attention", _attention(), _batch(5, 3, 8, count=3), _packed(8)),
-        Kind("attention_batch_first", _attention(batch_first=True, bias=False), _batch(3, 5, 8, count=3), _packed(8)),
+        Kind(
+            "attention_batch_first",
+            _attention(batch_first=True, bias=False),
+            _batch(3, 5, 8, count=3),
+            _packed(8),
+            free=(0, 1),
+        ),
         Kind(
             "attention_separate",
             lambda: AttentionNet(_noisy(nn.MultiheadAttention(8, 2, kdim=12, vdim=16, batch_first=True)), True),
@@ -222,16 +239,18 @@ KINDS: dict[str, Kind] = {
                 Turn("layer.linear2.weight", module="layer.linear2"),
             ),
             {"target_modules": ["self_attn", "linear1", "linear2"]},
+            free=(0, 1),
         ),
-        Kind("experts", lambda: Net(Experts(False)), _batch(5, 12), targets=_parameters("weight")),
+        Kind("experts", lambda: Net(Experts(False)), _batch(5, 12), targets=_parameters("weight"), free=(0,)),
         Kind(
             "experts_input_first",
             lambda: Net(Experts(True)),
             _batch(5, 12),
             (Turn("layer.weight", "in_out"),),
             _parameters("weight", fan_in_fan_out=True),
+            free=(0,),
         ),
-        Kind("parameter", lambda: Net(Router()), _batch(5, 12), targets=_parameters("weight")),
+        Kind("parameter", lambda: Net(Router()), _batch(5, 12), targets=_parameters("weight"), free=(0,)),
         Kind("mixtral_experts", _mixtral, _routed(8), tuple(Turn(f"layer.{n}") for n in _BOTH), _parameters(*_BOTH)),
         Kind(
             "gpt_oss_experts",

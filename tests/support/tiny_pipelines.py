@@ -19,6 +19,18 @@ JOINT = FIRST[0] + SECOND[0]
 KINDS = ("sd15", "sd21", "sdxl", "sd3", "sd3-without-t5", "flux-dev", "flux-schnell")
 #: one of each family
 FAMILIES = ("sd15", "sdxl", "sd3", "flux-dev")
+#: starts of the names above -> what is known of such a pipeline: its family
+NAMES = {"sd": "stable-diffusion", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux"}
+#: its latents are ``(z - shift) * scale``, other than Stable Diffusion's
+LATENTS = {"sd3": (0.0609, 1.5305), "flux": (0.1159, 0.3611)}
+#: and linear layers of its attention on which no image depends: SD3's last block throws away what becomes of the words
+IDLE = {"sd3": {"transformer_blocks.1.attn.add_q_proj"}}
+
+
+def known_of(kind: str, facts: dict[str, Any], otherwise: Any = None) -> Any:
+    """What ``facts`` say of ``kind``, by the longest start of its name."""
+    found = [start for start in facts if kind.startswith(start)]
+    return facts[max(found, key=len)] if found else otherwise
 
 
 def save_tiny(kind: str, folder: Path, **scheduler: Any) -> Path:

@@ -24,8 +24,12 @@ def test_what_is_attached_joins_its_line_or_gets_one(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "m.jsonl") == log.lines
 
 
-def test_a_run_records_its_rotations_its_gradients_and_its_drift(tmp_path: Path) -> None:
-    settings = SFTSettings(steps=4, eval_every=2, max_length=32, batch_size=2, output=tmp_path / "run")
+def test_a_run_records_its_rotations_its_gradients_and_its_drift(
+    text_path: Path, old_path: Path, tmp_path: Path
+) -> None:
+    """The built-in model and its texts, evaluated on few: all that are held out take most of a minute."""
+    few = {"eval_data": str(text_path), "old_data": str(old_path)}
+    settings = SFTSettings(**few, steps=4, eval_every=2, max_length=32, batch_size=2, output=tmp_path / "run")
     record = sft.run(settings, say=lambda _: None, bar=False)
     lines = {line["step"]: line for line in read_lines(tmp_path / "run/metrics.jsonl")}
     assert sorted(lines) == [0, 1, 2, 3, 4]

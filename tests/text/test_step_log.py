@@ -52,3 +52,12 @@ def test_measuring_is_not_counted_as_training(tmp_path: Path, monkeypatch: pytes
     log = MetricsLog(tmp_path / "m.jsonl")
     _pass(StepLog(log, [domain_losses(ROWS)], every=3), make_model(), 0, 7)
     assert log.last("seconds") == 0.0 and clock[0] == 400.0
+
+
+@pytest.mark.parametrize(("first", "steps"), [(0, [0, 7]), (5, [7])])
+def test_the_ends_are_measured_before_and_after_alone(tmp_path: Path, first: int, steps: list[int]) -> None:
+    log = MetricsLog(tmp_path / "m.jsonl")
+    ends = [lambda model: {"answers": 0.5}]
+    _pass(StepLog(log, [domain_losses(ROWS)], every=3, ends=ends), make_model(), first, 7)
+    assert [line["step"] for line in log.lines if "answers" in line] == steps
+    assert all("new_nats" in line for line in log.lines if "answers" in line)

@@ -17,6 +17,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import TrainingError
 from orthotune.runs.checkpoint_manifest import check
+from orthotune.runs.learning_rates import RateFactors
 from orthotune.runs.quiet import quiet
 from orthotune.text.added_losses import LossMaker
 from orthotune.text.arguments import run_arguments
@@ -206,7 +207,7 @@ def test_checkpoints_over_a_run_are_counted_where_asked_for(tmp_path: Path) -> N
 def test_magnitudes_get_their_rate_whatever_the_trainer_is(tmp_path: Path) -> None:
     model = get_peft_model(_scorer(2), OFTConfig(oft_block_size=8, target_modules=["q_proj"], magnitude=True))
     arguments = _arguments(TrainingArguments)(tmp_path, learning_rate=1e-3)
-    made = run_trainer(Trainer)(model, args=arguments, parts=TrainerParts(magnitude_factor=5.0))
+    made = run_trainer(Trainer)(model, args=arguments, parts=TrainerParts(rate_factors=RateFactors(5.0)))
     assert sorted({group["lr"] for group in made.create_optimizer().param_groups}) == [1e-3, 5e-3]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -171,6 +169,6 @@ assert Trainer._load_best_model.__wrapped__ is before
 """
 
 
-def test_a_trainer_that_is_imported_after_the_adapter_is_made():
-    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, check=False)
+def test_a_trainer_that_is_imported_after_the_adapter_is_made(fresh_after_peft):
+    done = fresh_after_peft(LATE)
     assert done.returncode == 0, done.stderr

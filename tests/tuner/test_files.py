@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -55,7 +53,7 @@ for name, path in cases:
 """
 
 
-def test_stock_peft_gives_our_output_or_fails_aloud(llama, llama_fields, ids, turn, tmp_path):
+def test_stock_peft_gives_our_output_or_fails_aloud(llama, llama_fields, ids, turn, fresh_after_peft, tmp_path):
     """One process without orthotune loads everything that we save."""
     expressible = {
         "exact": {},
@@ -82,7 +80,7 @@ def test_stock_peft_gives_our_output_or_fails_aloud(llama, llama_fields, ids, tu
         model.save_pretrained(str(tmp_path / name))
         outputs[name] = model(ids).logits.detach()
     request = json.dumps([{**llama_fields, "mlp_bias": True}, [(name, str(tmp_path / name)) for name in outputs]])
-    done = subprocess.run([sys.executable, "-c", STOCK, request], capture_output=True, text=True, check=False)
+    done = fresh_after_peft(STOCK, request)
     assert done.returncode == 0, done.stderr[-2000:]
     results = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
     for name in expressible:

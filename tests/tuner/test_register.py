@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import peft
 import peft.peft_model
@@ -28,8 +26,8 @@ assert not new & {"diffusers", "trl", "matplotlib", "datasets", "jinja2", "typer
 """
 
 
-def test_import_is_light_and_sets_nothing():
-    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=False)
+def test_import_is_light_and_sets_nothing(fresh_after_peft):
+    done = fresh_after_peft(IMPORT)
     assert done.returncode == 0, done.stderr
 
 

@@ -19,7 +19,7 @@ from image_tokenizer import new_tokenizer
 from image_training import OutOfTime, Plan, train
 from image_vae import new_vae, train_vae
 from orthotune.worlds.image_captions import WORDS
-from orthotune.worlds.image_judges import DIGITS, DIRECTIONS, Judge, load_judge
+from orthotune.worlds.image_classifiers import DIGITS, DIRECTIONS, Classifier, load_classifier
 
 PLAN = Plan(steps=5, peak=1e-2, warmup=2, keep_every=2)
 
@@ -80,7 +80,7 @@ def untrained(image_sources, monkeypatch):
     monkeypatch.setattr(image_release, "STEPS", 2)
     tokenizer = new_tokenizer(WORDS)
     pipeline = as_pipeline(new_unet(0), new_text_encoder(tokenizer, 0), new_vae(0).eval(), tokenizer)
-    judges = {"digit": Judge(DIGITS), "subject": Judge(DIRECTIONS)}
+    judges = {"digit": Classifier(DIGITS), "subject": Classifier(DIRECTIONS)}
     return lambda out, draft: release(out, draft, {"seed": 0}, pipeline, image_sources, judges)
 
 
@@ -96,7 +96,10 @@ def test_a_worse_world_does_not_replace_a_better_one(untrained, tmp_path, monkey
     out = tmp_path / "out"
     card = untrained(out, tmp_path / "draft")
     assert json.loads((out / "card.json").read_text()) == card
-    assert load_judge(out / "subject_judge.safetensors", DIRECTIONS)(torch.zeros(1, 3, 32, 32)).shape == (1, DIRECTIONS)
+    assert load_classifier(out / "subject_judge.safetensors", DIRECTIONS)(torch.zeros(1, 3, 32, 32)).shape == (
+        1,
+        DIRECTIONS,
+    )
     better = json.dumps({"follows": {"digit": 1.0, "ink": 1.0, "ground": 1.0}})
     (out / "card.json").write_text(better)
     with pytest.raises(WorseWorld, match="follows more of its prompts"):

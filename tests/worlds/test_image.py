@@ -15,8 +15,8 @@ from image_tokenizer import new_tokenizer
 from orthotune.errors import DataError
 from orthotune.worlds import image
 from orthotune.worlds.image_captions import NUMBERS, SUBJECT, WORDS, caption, prompts, sentence
-from orthotune.worlds.image_data import COLOURS, GROUNDS, Scene, compose, compose_all, draw_scene, mask, visible
-from orthotune.worlds.image_judges import colours_seen, mask_seen
+from orthotune.worlds.image_classifiers import colours_seen, mask_seen
+from orthotune.worlds.image_data import COLOURS, GROUNDS, Scene, compose, compose_all, mask, random_scene, visible
 from orthotune.worlds.image_sources import Sources, read_sources
 
 EVERY = tuple(range(10))
@@ -30,7 +30,7 @@ def sources(image_sources) -> Sources:
 def drawn(sources: Sources, count: int, seed: int, textured: float = 0.25) -> list[Scene]:
     chance = random.Random(seed)
     rows = sources.rows(EVERY, held_out=True)
-    return [draw_scene(rows, chance, textured) for _ in range(count)]
+    return [random_scene(rows, chance, textured) for _ in range(count)]
 
 
 def test_scenes_are_drawn_the_same_every_time(sources):
@@ -123,7 +123,7 @@ def test_the_subject_is_five_held_out_nines(sources):
     scenes = image.subject_scenes(sources)
     rows = [scene.row for scene in scenes]
     assert scenes == image.subject_scenes(sources)
-    assert len(set(rows)) == image.SUBJECT_PICTURES
+    assert len(set(rows)) == image.SUBJECT_IMAGES
     assert set(rows) <= set(sources.rows((SUBJECT,), held_out=True))
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from orthotune.worlds import image
 from orthotune.worlds.image_captions import SUBJECT, Prompt
+from orthotune.worlds.image_classifiers import digits_seen
 from orthotune.worlds.image_control_scores import ControlScores, edge_f1, mask_iou, outline
 from orthotune.worlds.image_data import Scene, compose_all
-from orthotune.worlds.image_judges import digits_seen
 from orthotune.worlds.image_scores import SubjectScores, balance, base_family, part, split_prompts
 
 pytestmark = pytest.mark.skipif(not image.CARD.is_file(), reason="the image world is not in this tree")
@@ -25,7 +25,7 @@ def scenes_of(wanted: list[Prompt], rows: dict[int, int]) -> list[Scene]:
 @pytest.fixture(scope="module")
 def rows(image_sources) -> dict[int, int]:
     """For each digit one that the judge reads, also when it is drawn like this."""
-    judge, found = image.load_judge("digit"), {}
+    judge, found = image.load_classifier("digit"), {}
     for digit in range(10):
         for row in image_sources.rows((digit,), held_out=True):
             views = [Scene(row, 24, 0, 0, *pair) for pair in (("red", "white"), ("white", "grass"), ("black", "cyan"))]
@@ -43,7 +43,7 @@ def drawn(wanted: list[Prompt], rows: dict[int, int], sources) -> Tensor:
 @pytest.fixture
 def scores(rows, image_sources) -> SubjectScores:
     scores = SubjectScores(count=27)
-    scores.__dict__["base_pictures"] = drawn(scores.others, rows, image_sources)
+    scores.__dict__["base_images"] = drawn(scores.others, rows, image_sources)
     return scores
 
 
@@ -103,7 +103,7 @@ def test_balance_cannot_be_bought():
 def test_scenes_themselves_are_perfect_control(image_sources):
     scores = ControlScores(count=20)
     assert all(image_sources.held_out[scene.row] for scene in scores.scenes)
-    found = scores.of(scores.pictures)
+    found = scores.of(scores.images)
     # Half-covered pixels at the rim round either way: at most one or two of about 150.
     assert found["mask_iou"] > 0.98 and found["edge_f1"] == 1
     assert found["ink_kept"] == found["ground_kept"] == 1 and found["digit_kept"] >= 0.95
@@ -115,9 +115,9 @@ def test_other_shapes_and_colours_are_no_control():
     chance = random.Random(0)
     shuffled = list(range(20))
     chance.shuffle(shuffled)
-    moved = scores.of(scores.pictures.roll((11, 0), (2, 3)))
+    moved = scores.of(scores.images.roll((11, 0), (2, 3)))
     assert moved["mask_iou"] < 0.3 and moved["edge_f1"] < 0.7
-    inverted = scores.of(255 - scores.pictures)
+    inverted = scores.of(255 - scores.images)
     assert inverted["kept"] == 0 and inverted["score"] == 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from text_corpus import collect, place, squeeze, take_docstrings
+from text_corpus import collect, hash_position, squeeze, take_docstrings
 
 LONG = (
     "Tells at length what this is for, and when one would rather not use it at all.\n\n"
@@ -41,5 +41,9 @@ def test_collect_keeps_prose_once_and_leaves_out_tests(tmp_path):
 
 
 def test_place_depends_on_the_name_alone():
-    assert place("asyncio/base_events.py") == place("asyncio/base_events.py") != place("asyncio/events.py")
-    assert 0 <= place("") < 1
+    assert (
+        hash_position("asyncio/base_events.py")
+        == hash_position("asyncio/base_events.py")
+        != hash_position("asyncio/events.py")
+    )
+    assert 0 <= hash_position("") < 1

@@ -1,6 +1,6 @@
-"""Build the text world from the running Python's standard library: ``python tools/worlds/build_text.py --out DIR``.
+"""Build the text world from the standard library of this Python: ``python tools/worlds/build_text.py --out DIR``.
 
-Takes about 15 minutes on two idle CPU cores, and goes on from its last checkpoint when it was stopped.
+This takes about 15 minutes on two idle CPU cores. An interrupted build continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -40,9 +40,15 @@ part of the code that the model was trained on.
 
 
 def build(out: Path, work: Path, plan: Schedule) -> dict[str, object]:
-    """Write the splits, the model, the notice and the card below ``out``; return the card."""
+    """Write splits, model, notice and card into ``out``; return the card.
+
+    Args:
+        out: the folder of the world.
+        work: folder for the checkpoint.
+        plan: of the training.
+    """
     corpus = _write_texts(out)
-    # The tokenizer may know the words of the prose to be learned, the model not its sentences.
+    # The tokenizer is also trained on the prose that finetuning will learn; the model is not.
     seen = corpus.pretraining + corpus.splits["new_train"]
     tokenizer = train_tokenizer(doc["text"] for doc in seen)
     tokens = stream(tokenizer, texts(corpus.pretraining))
@@ -61,12 +67,12 @@ def build(out: Path, work: Path, plan: Schedule) -> dict[str, object]:
     work.mkdir(parents=True, exist_ok=True)
     card["minutes"] = round(pretrain(model, tokens, plan, work / f"seed-{plan.seed}-steps-{plan.steps}.pt"), 1)
     save(model, tokenizer, out / "model")
-    # Measured on the weights that ship, rounded to half precision.
+    # Measured on the released weights, which are rounded to half precision.
     return _write_card(out, card | {"splits": measure(model.float(), tokenizer, corpus)})
 
 
 def build_texts(out: Path) -> dict[str, object]:
-    """Write the splits and the notice again below ``out``, where the model already is; return the card."""
+    """Write splits and notice again into ``out``, which already has the model; return the card."""
     corpus = _write_texts(out)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "model", local_files_only=True)
     model = LlamaForCausalLM.from_pretrained(out / "model", local_files_only=True)
@@ -75,7 +81,7 @@ def build_texts(out: Path) -> dict[str, object]:
 
 
 def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus: Corpus) -> dict[str, dict[str, float]]:
-    """Size of every split, and the model's loss on it in nats per token."""
+    """Size of each split, and the loss of the model on it in nats per token."""
     rows = {}
     for name, docs in sorted(corpus.splits.items()):
         tokens = stream(tokenizer, texts(docs))
@@ -90,7 +96,7 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus:
 
 
 def texts(docs: list[Document]) -> list[str]:
-    """Only the texts."""
+    """The texts of documents."""
     return [doc["text"] for doc in docs]
 
 
@@ -98,7 +104,7 @@ def write_splits(corpus: Corpus, folder: Path) -> None:
     """One gzipped JSONL file per split."""
     for name, docs in corpus.splits.items():
         rows = "".join(json.dumps(doc, ensure_ascii=False) + "\n" for doc in docs)
-        # No time stamp: the same texts give the same file.
+        # Without a time stamp, so that the same texts give the same file.
         write_bytes(folder / f"{name}.jsonl.gz", gzip.compress(rows.encode(), mtime=0))
 
 
@@ -121,7 +127,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for the checkpoint (OUT/work unless given)")
     parser.add_argument("--steps", type=int, default=Schedule.steps)
     parser.add_argument("--seed", type=int, default=Schedule.seed)
-    parser.add_argument("--texts-only", action="store_true", help="write the texts again; the model in OUT stays")
+    parser.add_argument("--texts-only", action="store_true", help="write the texts again and keep the model in OUT")
     args = parser.parse_args()
     if args.texts_only:
         print(json.dumps(build_texts(args.out), indent=2))

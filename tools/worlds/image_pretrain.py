@@ -1,8 +1,8 @@
-"""The denoiser and the text encoder of the image world, trained together on captioned scenes.
+"""Train the denoiser and the text encoder of the image world together, on captioned scenes.
 
-The noise is Stable Diffusion 1.5's: 1000 steps, ``scaled_linear`` from 0.00085 to 0.012, epsilon predicted. The error
-is weighted by ``min(SNR, 5) / SNR`` (Hang et al. 2023, Min-SNR, section 3.4): which digit it is gets decided in much
-noise, while most of the plain error comes from little.
+The noise schedule is that of Stable Diffusion 1.5: 1000 steps, ``scaled_linear`` from 0.00085 to 0.012, epsilon
+prediction. The loss is weighted by ``min(SNR, 5) / SNR`` (Hang et al. 2023, Min-SNR, section 3.4): the digit is decided
+at high noise, but without weights most of the loss comes from low noise.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SNR_CEILING = 5.0
 
 
 def new_unet(seed: int) -> UNet2DConditionModel:
-    """A fresh denoiser of 3.4 million parameters with cross-attention at 8 x 8 and 4 x 4."""
+    """A new denoiser of 3.4 million parameters with cross-attention at 8 x 8 and 4 x 4."""
     torch.manual_seed(seed)
     return UNet2DConditionModel(
         sample_size=8,
@@ -32,14 +32,14 @@ def new_unet(seed: int) -> UNet2DConditionModel:
         block_out_channels=(64, 112),
         layers_per_block=1,
         cross_attention_dim=64,
-        # diffusers takes this for the number of heads, as in Stable Diffusion 1.5's own file
+        # diffusers uses this value as the number of heads, as in the config of Stable Diffusion 1.5
         attention_head_dim=4,
         norm_num_groups=16,
     )
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModel:
-    """A fresh CLIP text encoder of two layers."""
+    """A new CLIP text encoder of two layers."""
     torch.manual_seed(seed)
     encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -55,13 +55,13 @@ def new_text_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModel:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    # Words that start nearly alike are told apart late: the usual 0.02 costs thousands of steps.
+    # With the usual 0.02 all tokens begin almost equal, and training takes thousands of additional steps.
     torch.nn.init.normal_(encoder.get_input_embeddings().weight, std=0.3)
     return encoder
 
 
 def new_scheduler() -> DDIMScheduler:
-    """Stable Diffusion 1.5's settings."""
+    """A scheduler with the settings of Stable Diffusion 1.5."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_schedule="scaled_linear",
@@ -74,7 +74,7 @@ def new_scheduler() -> DDIMScheduler:
 
 
 def token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """int64 [n, LENGTH], padded as the pipeline does."""
+    """Tokens of texts, int64 [n, LENGTH], padded as in the pipeline."""
     return tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt").input_ids
 
 
@@ -88,17 +88,17 @@ def train_denoiser(
     seed: int,
     batch: int = 32,
 ) -> None:
-    """Train both on scaled latents [n, 4, 8, 8] with their captions' ``ids`` [n, LENGTH]."""
+    """Train both networks on scaled latents [n, 4, 8, 8] and caption tokens ``ids`` [n, LENGTH]."""
     scheduler = new_scheduler()
     ratio = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     weight = ratio.clamp(max=_SNR_CEILING) / ratio
 
     def loss_at(step: int) -> Tensor:
-        draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        rows = torch.randint(len(latents), (batch,), generator=draw)
-        times = torch.randint(1000, (batch,), generator=draw)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        rows = torch.randint(len(latents), (batch,), generator=generator)
+        times = torch.randint(1000, (batch,), generator=generator)
         clean = latents[rows]
-        noise = torch.randn(clean.shape, generator=draw)
+        noise = torch.randn(clean.shape, generator=generator)
         states = encoder(ids[rows]).last_hidden_state
         guess = unet(scheduler.add_noise(clean, noise, times), times, states).sample
         return (weight[times] * (guess - noise).square().mean((1, 2, 3))).mean()
@@ -109,7 +109,7 @@ def train_denoiser(
 def as_pipeline(
     unet: UNet2DConditionModel, encoder: CLIPTextModel, vae: AutoencoderKL, tokenizer: CLIPTokenizer
 ) -> StableDiffusionPipeline:
-    """The parts as one pipeline, without a safety checker: it draws digits."""
+    """Combine the networks into a pipeline, without a safety checker, because it only generates digits."""
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=encoder,

@@ -1,4 +1,4 @@
-"""Score a trained image world as its users will load it, and install it if it passes."""
+"""Score a trained image world in its released form, and install it if it passes the gates."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from config_files import change_config
 from orthotune.files.atomic import atomic_write, write_text
 from orthotune.files.json_file import read_json, write_json
 from orthotune.worlds.image_captions import prompts
-from orthotune.worlds.image_judges import DIGITS, Judge, follows, load_judge
-from orthotune.worlds.image_pictures import GUIDANCE, STEPS, pictures_of
+from orthotune.worlds.image_classifiers import DIGITS, Classifier, follows, load_classifier
+from orthotune.worlds.image_samples import GUIDANCE, STEPS, sample_images
 from orthotune.worlds.image_sources import Sources
 
-#: Shares of prompts that must be followed.
+#: Smallest shares of images that must follow their prompts.
 GATES: dict[str, float] = {"digit": 0.95, "ink": 0.98, "ground": 0.98}
 PROMPTS = 120
 
@@ -36,30 +36,30 @@ is contained here.
 
 
 class WorseWorld(Exception):
-    """The world did not pass the gates, or a better one is already there."""
+    """The world failed the gates, or a better world is already installed."""
 
 
 def release(
     out: Path, draft: Path, card: dict[str, object], pipeline: StableDiffusionPipeline, sources: Sources,
-    judges: dict[str, Judge],
+    classifiers: dict[str, Classifier],
 ) -> dict[str, object]:  # fmt: skip
-    """Write everything to ``draft``, score what was written, and move it to ``out``; return the card with its scores.
+    """Write the world to ``draft``, score the written files, and move them to ``out``; return the card with scores.
 
     Raises:
-        WorseWorld: it stays in ``draft``, and ``out`` as it was.
+        WorseWorld: the world is left in ``draft``, and ``out`` is unchanged.
     """
     shutil.rmtree(draft, ignore_errors=True)
     save_pipeline(pipeline, draft / "pipeline")
     sources.save(draft / "data.safetensors")
-    for name, judge in judges.items():
-        judge.save(draft / f"{name}_judge.safetensors")
+    for name, classifier in classifiers.items():
+        classifier.save(draft / f"{name}_judge.safetensors")
     write_text(draft / "NOTICE", NOTICE)
-    # Measured on the weights that ship, rounded to half precision.
+    # Measured on the released weights, which are rounded to half precision.
     shipped = StableDiffusionPipeline.from_pretrained(draft / "pipeline", torch_dtype=torch.float32)
     shipped.set_progress_bar_config(disable=True)
-    digit = load_judge(draft / "digit_judge.safetensors", DIGITS)
+    digit = load_classifier(draft / "digit_judge.safetensors", DIGITS)
     wanted = prompts(PROMPTS, seed=1)
-    shares = follows(digit, pictures_of(shipped, wanted, seed=0, steps=STEPS), wanted)
+    shares = follows(digit, sample_images(shipped, wanted, seed=0, steps=STEPS), wanted)
     scores = {name: round(share, 4) for name, share in shares.items()}
     card["follows"] = {"prompts": PROMPTS, "steps": STEPS, "guidance": GUIDANCE, **scores}
     write_json(draft / "card.json", card)
@@ -69,9 +69,9 @@ def release(
     if low:
         raise WorseWorld(f"{', '.join(low)} needed. The draft is in {draft.name}/ of the work folder.")
     if (out / "card.json").is_file():
-        there = read_json(out / "card.json")["follows"]
-        if sum(there[name] for name in GATES) > sum(scores[name] for name in GATES):
-            raise WorseWorld(f"the world already there follows more of its prompts ({there}) than this one ({scores}).")
+        installed = read_json(out / "card.json")["follows"]
+        if sum(installed[name] for name in GATES) > sum(scores[name] for name in GATES):
+            raise WorseWorld(f"the installed world follows more of its prompts ({installed}) than this one ({scores}).")
     with atomic_write(out) as partial:
         shutil.copytree(draft, partial)
     return card
@@ -84,8 +84,8 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
         for name, part in pipeline.components.items()
     }
     StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
-    # Stored in half precision to be small, but meant to be trained: without a dtype, loading gives float32.
+    # The files are in half precision to be small, but the model is for training: by default it loads in float32.
     change_config(folder / "text_encoder" / "config.json", dtype="float32")
-    # A merge to a line, indented, is most of this file.
+    # Compact, because the file would consist mostly of indentation.
     words = folder / "tokenizer" / "tokenizer.json"
     write_text(words, json.dumps(read_json(words), separators=(",", ":")))

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer in CLIP's format, in which every word of the captions is one token."""
+"""A byte-level BPE tokenizer in the format of CLIP, in which each word of the captions is one token."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _END = "</w>"
 
 
 def new_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
-    """256 bytes, the same at the end of a word, the merges that ``words`` ask for, start and end.
+    """A tokenizer with 256 bytes, the same bytes at the end of a word, the merges for ``words``, start and end tokens.
 
-    Any other word is spelled with bytes, so there is no unknown token.
+    Other words are encoded as bytes, so that there is no unknown token.
     """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges: list[tuple[str, str]] = []
     for word in words:
         pieces = _apply([*word[:-1], word[-1] + _END], merges)
-        # Merges come by rank, so those added now cannot change how an earlier word is read.
+        # Merges are applied by rank, so that later merges do not change the tokens of earlier words.
         while len(pieces) > 1:
             merges.append((pieces[0], pieces[1]))
             pieces = _apply(pieces, merges)

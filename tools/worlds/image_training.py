@@ -1,6 +1,6 @@
-"""The loop that trains every part of the image world: cosine rate, averaged weights, stop and resume.
+"""The training loop for all parts of the image world: cosine learning rate, averaged weights, stop and resume.
 
-The loss is a function of the number of the step alone, so a stopped run resumes exactly.
+The loss depends only on the number of the step, so that an interrupted run can be resumed exactly.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from orthotune.files.atomic import atomic_write
 
 
 class OutOfTime(Exception):
-    """The minutes given are over; the checkpoint holds what was done."""
+    """The time limit was reached; the checkpoint contains the progress."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast: the rate rises over ``warmup`` steps and falls to zero along one cosine.
+    """The schedule: the learning rate rises over ``warmup`` steps and falls to zero along a cosine.
 
-    The weights kept are an exponential mean with factor ``average`` per step; ``deadline`` is a ``time.monotonic()``.
+    The result is the exponential moving average with decay ``average``; ``deadline`` is a value of
+    ``time.monotonic()``.
     """
 
     steps: int
@@ -37,27 +38,27 @@ class Plan:
 
 
 def train(module: nn.Module, loss_at: Callable[[int], Tensor], plan: Plan, checkpoint: Path) -> None:
-    """Train ``module`` in place, going on from ``checkpoint`` if there is one.
+    """Train ``module`` in place, from ``checkpoint`` if it exists.
 
     Raises:
-        OutOfTime: the deadline passed; the checkpoint was written, and the next call goes on from it.
+        OutOfTime: the deadline passed; the checkpoint was written, and the next call continues from it.
     """
     weights = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=plan.peak, fused=True)
     mean = [p.detach().clone() for p in weights]
-    first, spent = 0, 0.0
+    first, minutes_before = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
-        mean, first, spent = state["mean"], state["step"], state["minutes"]
+        mean, first, minutes_before = state["mean"], state["step"], state["minutes"]
     module.train()
     began = time.monotonic()
 
     def keep(step: int) -> None:
         state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "mean": mean}
         with atomic_write(checkpoint) as partial:
-            torch.save(state | {"step": step, "minutes": spent + (time.monotonic() - began) / 60}, partial)
+            torch.save(state | {"step": step, "minutes": minutes_before + (time.monotonic() - began) / 60}, partial)
 
     recent: list[float] = []
     for step in range(first, plan.steps):
@@ -68,13 +69,13 @@ def train(module: nn.Module, loss_at: Callable[[int], Tensor], plan: Plan, check
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        # A mean over the whole past would remember the untrained weights: the first steps weigh more.
+        # A lower decay in the first steps, so that the untrained weights do not stay in the average.
         factor = min(plan.average, (step + 1) / (step + 10))
         torch._foreach_lerp_(mean, [p.detach() for p in weights], 1 - factor)
         recent.append(loss.item())
         done, late = step + 1, time.monotonic() > plan.deadline
         if done % plan.keep_every == 0 or done == plan.steps or late:
-            minutes = spent + (time.monotonic() - began) / 60
+            minutes = minutes_before + (time.monotonic() - began) / 60
             share = sum(recent) / len(recent)
             print(f"{checkpoint.stem} {done}/{plan.steps}  loss {share:.4f}  {minutes:.1f} min", flush=True)
             recent.clear()

@@ -1,4 +1,4 @@
-"""The texts of the text world: code and prose of the running Python's standard library, in disjoint splits."""
+"""The texts of the text world: code and prose from the standard library of the running Python, in disjoint splits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 Document = dict[str, str]
 
-# encodings/ and _sysconfigdata are generated: near copies of one another, or full of the building machine's paths.
+# encodings/ and _sysconfigdata are generated: their files are almost equal, or full of paths of the build machine.
 SKIPPED = {
     "test",
     "tests",
@@ -39,14 +39,14 @@ PROSE_SHARE = 0.13
 
 @dataclass
 class Corpus:
-    """Code for pretraining, and the splits that ship with the package; ``old_train`` is a part of that code."""
+    """Code for pretraining, and the splits of the package; ``old_train`` is a part of the code for pretraining."""
 
     pretraining: list[Document] = field(default_factory=list)
     splits: dict[str, list[Document]] = field(default_factory=dict)
 
 
 def collect(root: Path | None = None) -> Corpus:
-    """Read the standard library below ``root`` (this Python's own by default) and split it by name.
+    """Read the standard library in ``root`` (by default that of this Python) and split it by file name.
 
     Example:
         >>> sorted(collect().splits)  # doctest: +SKIP
@@ -55,18 +55,18 @@ def collect(root: Path | None = None) -> Corpus:
     code, prose = [], {}
     for source, text in _python_files(root or Path(sysconfig.get_paths()["stdlib"])):
         stripped, paragraphs = take_docstrings(text)
-        # What was only its docstring is no code any more.
+        # A file that was mostly a docstring has no code left.
         if len(stripped) >= SHORTEST_FILE:
             code.append({"text": stripped, "source": source})
         if paragraphs:
             prose[source] = paragraphs
     corpus = Corpus()
-    rest = sorted(code, key=lambda doc: place(doc["source"]))
+    rest = sorted(code, key=lambda doc: hash_position(doc["source"]))
     lines = Counter(line for doc in code for line in _long_lines(doc["text"]))
     for name in ("old_validation", "old_test"):
-        corpus.splits[name], rest = _draw(rest, lines)
+        corpus.splits[name], rest = _select(rest, lines)
     corpus.pretraining = rest
-    # A file whose code is held out lends no prose: then no source is ever in two splits.
+    # Files of held-out code give no prose, so that no source is in two splits.
     held_out = {doc["source"] for name in corpus.splits for doc in corpus.splits[name]}
     topics = {f"pydoc_data/topics/{name}": text.split("\n\n") for name, text in _topics().items()}
     prose = topics | {source: parts for source, parts in prose.items() if source not in held_out}
@@ -75,18 +75,18 @@ def collect(root: Path | None = None) -> Corpus:
     return corpus
 
 
-def place(name: str) -> float:
-    """Where ``name`` falls in [0, 1): the same on every machine and for every set of neighbours."""
+def hash_position(name: str) -> float:
+    """A pseudo-random position of ``name`` in [0, 1), the same on all machines."""
     return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
 
 
 def squeeze(text: str) -> str:
-    """``text`` with every run of white space as one blank, to compare texts whatever their indentation."""
+    """``text`` with white space reduced to single blanks, to compare texts independently of indentation."""
     return " ".join(text.split())
 
 
 def take_docstrings(text: str) -> tuple[str, list[str]]:
-    """Take the long module and class docstrings out of ``text``; return the code left and the paragraphs taken."""
+    """Remove the long module and class docstrings from ``text``; return the code and the removed paragraphs."""
     lines, paragraphs, cuts = text.splitlines(), [], []
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.Module | ast.ClassDef) or ast.get_docstring(node) is None:
@@ -96,7 +96,7 @@ def take_docstrings(text: str) -> tuple[str, list[str]]:
         alone = not lines[first][: at.col_offset].strip() and lines[last - 1].rstrip().endswith(("'", '"'))
         if len(doc) >= SHORTEST_PROSE and alone:
             paragraphs += doc.split("\n\n")
-            # A class that was only its docstring still needs a body.
+            # A class that had only a docstring still needs a body.
             lone = len(node.body) == 1 and isinstance(node, ast.ClassDef)
             cuts.append((first, last, [" " * at.col_offset + "pass"] if lone else []))
     for first, last, body in sorted(cuts, reverse=True):
@@ -129,42 +129,43 @@ def _long_lines(text: str) -> set[str]:
     return {line.strip() for line in text.splitlines() if len(line.strip()) >= LONG_LINE}
 
 
-def _draw(docs: list[Document], lines: Counter[str]) -> tuple[list[Document], list[Document]]:
-    """The first documents of moderate length up to the wanted size, and all others.
+def _select(docs: list[Document], lines: Counter[str]) -> tuple[list[Document], list[Document]]:
+    """Select the first documents of moderate length up to the wanted size; return them and all others.
 
-    A file that shares many long lines with others (bz2.py with gzip.py) would measure memory of its twin: never drawn.
+    A file that shares many long lines with another file (bz2.py with gzip.py) is not selected, because a model may have
+    memorized them from the other file.
     """
-    drawn, rest, size = [], [], 0
+    selected, rest, size = [], [], 0
     for doc in docs:
-        own = _long_lines(doc["text"])
-        shared = sum(lines[line] > 1 for line in own)
-        if size < HELD_OUT_CHARS and len(doc["text"]) <= LARGEST_HELD_OUT and shared <= TWIN_SHARE * len(own):
-            drawn.append(doc)
+        long = _long_lines(doc["text"])
+        shared = sum(lines[line] > 1 for line in long)
+        if size < HELD_OUT_CHARS and len(doc["text"]) <= LARGEST_HELD_OUT and shared <= TWIN_SHARE * len(long):
+            selected.append(doc)
             size += len(doc["text"])
         else:
             rest.append(doc)
-    return drawn, rest
+    return selected, rest
 
 
 def _seen_code(corpus: Corpus) -> list[Document]:
-    """The first documents of the code for pretraining that lend no prose to another split, up to the wanted size."""
+    """The first documents of the code for pretraining that have no prose in another split, up to the wanted size."""
     elsewhere = {doc["source"] for docs in corpus.splits.values() for doc in docs}
-    drawn, size = [], 0
+    selected, size = [], 0
     for doc in corpus.pretraining:
         if size < KEPT_CHARS and len(doc["text"]) <= LARGEST_HELD_OUT and doc["source"] not in elsewhere:
-            drawn.append(doc)
+            selected.append(doc)
             size += len(doc["text"])
-    return drawn
+    return selected
 
 
 def _only_once(prose: dict[str, list[str]], code: str) -> list[Document]:
-    """Documents in which every paragraph appears once over all of them and nowhere in ``code``.
+    """Documents without paragraphs that are repeated in another document or in ``code``.
 
-    Many topics quote whole others ("specialnames", "compound"), so splitting by topic alone would leak.
+    Many topics contain other topics ("specialnames", "compound"), so that splits by topic alone would overlap.
     """
     seen: set[str] = set()
     docs = []
-    # Short sources first: a paragraph then belongs to its own topic rather than to the collection that quotes it.
+    # Short sources first, so that a paragraph belongs to its topic and not to the collection that quotes it.
     for source in sorted(prose, key=lambda name: (sum(map(len, prose[name])), name)):
         kept = []
         for paragraph in prose[source]:
@@ -182,7 +183,7 @@ def _only_once(prose: dict[str, list[str]], code: str) -> list[Document]:
 def _split_prose(docs: list[Document]) -> dict[str, list[Document]]:
     splits: dict[str, list[Document]] = {"new_train": [], "new_validation": [], "new_test": []}
     for doc in docs:
-        at = place("prose:" + doc["source"])
+        at = hash_position("prose:" + doc["source"])
         name = "new_test" if at < PROSE_SHARE else "new_validation" if at < 2 * PROSE_SHARE else "new_train"
         splits[name].append(doc)
     return splits

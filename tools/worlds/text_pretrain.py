@@ -1,6 +1,6 @@
-"""Train the text world's tokenizer and model.
+"""Train the tokenizer and the model of the text world.
 
-Every step is a function of the seed and of its number, so a stopped run resumes exactly.
+Each step depends only on the seed and its number, so that an interrupted run can be resumed exactly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VOCABULARY = 2048
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long, how fast and on what windows the model is trained.
+    """The schedule of the training, and the size of its batches.
 
     The rate rises over ``warmup`` steps, follows a cosine that would end at ``horizon``, and falls to zero on a
     straight line over the last ``anneal`` steps.
@@ -42,7 +42,7 @@ class Schedule:
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of 2,048 tokens: any bytes can be written, so there is no unknown token."""
+    """A byte-level BPE tokenizer of 2,048 tokens, without an unknown token."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -64,7 +64,7 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A fresh Llama of 2.16 million parameters."""
+    """A new Llama model of 2.16 million parameters."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -84,7 +84,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
 
 
 def stream(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> torch.Tensor:
-    """All texts as one row of tokens, each closed by the end token."""
+    """The tokens of all texts in one row, with the end token after each text."""
     ids: list[int] = []
     for text in texts:
         ids += tokenizer.backend_tokenizer.encode(text).ids
@@ -93,17 +93,17 @@ def stream(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> torch.Te
 
 
 def pretrain(model: LlamaForCausalLM, tokens: torch.Tensor, plan: Schedule, checkpoint: Path) -> float:
-    """Train ``model`` in place, going on from ``checkpoint`` if there is one; return the minutes over all runs."""
+    """Train ``model`` in place, from ``checkpoint`` if it exists; return the total minutes of all calls."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=plan.peak, betas=(0.9, 0.95), fused=True)
-    first, spent = 0, 0.0
+    first, minutes_before = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        first, spent = state["step"], state["minutes"]
+        first, minutes_before = state["step"], state["minutes"]
     model.train()
     began = time.monotonic()
     for step in range(first, plan.steps):
@@ -117,19 +117,19 @@ def pretrain(model: LlamaForCausalLM, tokens: torch.Tensor, plan: Schedule, chec
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        minutes = spent + (time.monotonic() - began) / 60
+        minutes = minutes_before + (time.monotonic() - began) / 60
         if (step + 1) % 50 == 0:
             print(f"step {step + 1}/{plan.steps}  loss {loss.item():.3f}  {minutes:.1f} min", flush=True)
         if (step + 1) % plan.keep_every == 0:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             with atomic_write(checkpoint) as partial:
                 torch.save(state | {"step": step + 1, "minutes": minutes}, partial)
-    return spent + (time.monotonic() - began) / 60
+    return minutes_before + (time.monotonic() - began) / 60
 
 
 @torch.no_grad()
 def nats_per_token(model: LlamaForCausalLM, tokens: torch.Tensor, length: int = 256) -> float:
-    """Mean loss over consecutive windows of ``length`` predicted tokens; a shorter last window is left out."""
+    """Mean loss over consecutive windows of ``length`` predicted tokens; a shorter last window is skipped."""
     model.eval()
     rows = tokens[: (len(tokens) - 1) // length * length + 1].unfold(0, length + 1, length)
     losses = []
@@ -143,9 +143,9 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     """Write the model in half precision with its tokenizer, as a folder that ``from_pretrained`` reads."""
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    # Stored in half precision to be small, but meant to be trained: without a dtype, loading gives float32.
+    # The files are in half precision to be small, but the model is for training: by default it loads in float32.
     change_config(folder / "config.json", dtype="float32")
-    # The name that transformers 4 knows as well as 5.
+    # A class name that exists in transformers 4 and 5.
     change_config(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     for path in folder.iterdir():
         path.chmod(0o644)
@@ -160,6 +160,6 @@ def _rate(step: int, plan: Schedule) -> float:
 
 
 def _windows(tokens: torch.Tensor, plan: Schedule, step: int) -> torch.Tensor:
-    draw = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-    starts = torch.randint(len(tokens) - plan.length, (plan.batch,), generator=draw)
+    generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
+    starts = torch.randint(len(tokens) - plan.length, (plan.batch,), generator=generator)
     return tokens[starts[:, None] + torch.arange(plan.length + 1)]

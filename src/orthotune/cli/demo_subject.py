@@ -44,11 +44,11 @@ def subject_sheet(run: Path, path: Path) -> None:
     from orthotune.files.atomic import atomic_write
     from orthotune.image.loop.samples import read_samples
     from orthotune.metrics.contact_sheet import draw_sheet
-    from orthotune.worlds.image_folders import subject_pictures
+    from orthotune.worlds.image_folders import subject_images
 
     entries = read_samples(run)
     last = max(entry["step"] for entry in entries)
-    rows = [("learned from these", [image.pixels() for image in subject_pictures()])]
+    rows = [("learned from these", [image.pixels() for image in subject_images()])]
     for prompt in dict.fromkeys(entry["prompt"] for entry in entries):
         for label, step in (("before", 0), ("after", last)):
             files = [entry["file"] for entry in entries if (entry["prompt"], entry["step"]) == (prompt, step)]

@@ -11,48 +11,31 @@ import typer
 
 from orthotune.cli.evaluate_drift_images import WORLD as IMAGE_WORLD
 from orthotune.cli.evaluate_drift_images import is_pipeline, measure_images
+from orthotune.cli.evaluations import EVALUATIONS
 
-STEPS = 20
+#: Options of image models, as they are when nobody gives them.
+IMAGE_OPTIONS = {key: EVALUATIONS["drift"].parameters[key][1].default for key in ("seed", "steps", "guidance", "model")}
 
 
 def drift(
-    adapter: Path = typer.Argument(help="Adapter of a causal language model or of a diffusers pipeline, any format."),
-    data: str = typer.Option(
-        None,
-        "--data",
-        help="Data not related to the task. Language models: a file, a folder, a hub name, or text-world/SPLIT. "
-        "Image models: a text file with one prompt per line. The built-in models have a default.",
-    ),
-    base: str = typer.Option(None, "--base", help="Base model. Default: the one that the adapter records."),
-    max_length: int = typer.Option(512, "--max-length", min=2, help="Language models: tokens per sequence."),
-    limit: int = typer.Option(200, "--limit", min=1, help="Number of texts or prompts, taken from the beginning."),
-    seed: int = typer.Option(
-        0, "--seed", min=0, help="Image models: seed of the first image; each further image takes the next number."
-    ),
-    steps: int = typer.Option(STEPS, "--steps", min=1, help="Image models: sampling steps."),
-    guidance: float = typer.Option(
-        None, "--guidance", help="Image models: guidance scale. Default: the pipeline's own."
-    ),
-    model: str = typer.Option(
-        None, "--model", help="Image models: vision model whose features are compared. Default: built-in classifier."
-    ),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    *, adapter: Path, data: str | None, base: str | None, max_length: int, limit: int, as_json: bool, **image: Any
 ) -> None:
-    """Measure how far an adapter changes the outputs on data that are not about its task: next tokens, or images.
+    """Measure and print how far an adapter changes next tokens, or images.
 
-    Examples:
-
-      orthotune evaluate drift runs/demo/adapter
-
-      orthotune evaluate drift style.safetensors --base models/sdxl --data prompts.txt --model facebook/dino-vits16
+    Args:
+        adapter: of a causal language model or of a diffusers pipeline, any format.
+        data: texts or prompts that are not about the task; None for those of the built-in models.
+        base: base model; None for the one that the adapter records.
+        max_length: language models: tokens per sequence.
+        limit: number of texts or prompts.
+        as_json: print one JSON object.
+        image: image models: ``seed``, ``steps``, ``guidance`` and ``model``, as ``measure_images`` takes them.
     """
     named = base_of(adapter, base)
     if is_pipeline(named):
-        found = measure_images(
-            adapter, data, named, limit=limit, seed=seed, steps=steps, guidance=guidance, model=model
-        )  # fmt: skip
+        found = measure_images(adapter, data, named, limit=limit, **image)
     else:
-        if (seed, steps, guidance, model) != (0, STEPS, None, None):
+        if image != IMAGE_OPTIONS:
             raise typer.BadParameter(
                 f"--seed, --steps, --guidance and --model are for image models; {named} is a language model"
             )
@@ -130,30 +113,23 @@ def measure(adapter: Path, data: str | None, base: str, max_length: int, limit: 
     from orthotune.metrics.text_loss import token_rows
     from orthotune.operations.base_model import WORLD
     from orthotune.text.causal_model import load_model, load_tokenizer
-    from orthotune.worlds import text as text_world
 
     if data is None and base != WORLD and world_of(base) != "text":
         raise DataError(
             f"texts for {base}", got="none", needed="texts that are not about the task", do="Name them with --data"
         )
     data = data or f"{WORLD}/old_test"
-    source = str(text_world.MODEL) if base == WORLD else base
     texts = _texts(data, limit)  # before the model is loaded: a wrong name is reported at once
-    tokenizer = load_tokenizer(source)
-    model, _ = load_adapter(load_model(source, torch.float32), adapter)
+    tokenizer = load_tokenizer(base)
+    model, _ = load_adapter(load_model(base, torch.float32), adapter)
     rows = token_rows(tokenizer, texts, max_length)
     return {"adapter": str(adapter), "base": base, "data": data, **asdict(text_drift(model, rows))}
 
 
 def _texts(data: str, limit: int) -> list[str]:
-    from orthotune.operations.base_model import WORLD
-    from orthotune.text.data import load_examples
-    from orthotune.worlds import text as text_world
+    from orthotune.recipes.sft_data import load_texts
 
-    name, _, split = data.partition("/")
-    if name == WORLD:
-        return [row["text"] for row in text_world.load_split(split)][:limit]
-    return ["\n".join(map(_text, row.values())) for row in load_examples(data).rows[:limit]]
+    return ["\n".join(map(_text, row.values())) for row in load_texts(data).rows[:limit]]
 
 
 def _text(value: Any) -> str:

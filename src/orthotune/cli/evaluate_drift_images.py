@@ -104,5 +104,5 @@ def _features(model: str | None, base: str) -> tuple[Any, str | None]:
     from orthotune.worlds.image_data import as_input
 
     # The features before the last layer still hold colours and positions.
-    classifier = image_world.load_judge("digit")
+    classifier = image_world.load_classifier("digit")
     return (lambda images: classifier.trunk(as_input(images))), "the built-in classifier of digits"

@@ -18,15 +18,12 @@ COLUMNS = {
 }
 
 
-def forgetting(
-    run: Path = typer.Argument(help="Run directory of a finished `orthotune train sft` with an adapter."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
-) -> None:
-    """Disable the parts of a run's adapter one after the other, and measure how gain and forgetting change.
+def forgetting(*, run: Path, as_json: bool) -> None:
+    """Measure and print what the parts of a run's adapter are worth.
 
-    Examples:
-
-      orthotune evaluate forgetting runs/sft-oft
+    Args:
+        run: run directory of a finished `orthotune train sft` with an adapter.
+        as_json: print one JSON object.
     """
     from orthotune.experiments.forgetting import parts_of
 

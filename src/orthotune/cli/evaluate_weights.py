@@ -11,21 +11,16 @@ import typer
 from orthotune.cli.evaluation import run
 
 
-def energy(
-    tuned: Path = typer.Argument(help="Adapter, or the folder of a fully finetuned model."),
-    base: str = typer.Option(
-        None, "--base", "-b", help="Base model: path or hub name. Default: the one that the adapter records."
-    ),
-    s: float = typer.Option(1.0, "--power", min=0, help="Exponent s of the energy; usually 0, 1 or 2."),
-    half_space: bool = typer.Option(
-        False, "--half-space", help="Treat a neuron and its negative as the same direction."
-    ),
-    out: Path = typer.Option(None, "--out", "-o", help="Output folder. Default: runs/evaluate-energy."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is at --out."),
-) -> None:
-    """Compare the hyperspherical energy of each linear layer, and of all together, before and after finetuning.
+def energy(*, tuned: Path, base: str | None, s: float, half_space: bool, out: Path | None, overwrite: bool) -> None:
+    """Measure and write the energy of each linear layer, and of all together.
 
-    Example: orthotune evaluate energy runs/demo/adapter
+    Args:
+        tuned: adapter, or the folder of a fully finetuned model.
+        base: path or hub name of the base model; None for the one that the adapter records.
+        s: exponent of the energy.
+        half_space: treat a neuron and its negative as the same direction.
+        out: output folder.
+        overwrite: replace what is at ``out``.
     """
     from orthotune.operations.base_model import load_base
     from orthotune.text.weight_pairs import weight_pairs
@@ -40,7 +35,7 @@ def energy(
         if full:
             yield from weight_pairs(load_base(str(tuned), "float32").model, model)
         else:
-            yield from weight_pairs(_with_adapter(model, tuned))
+            yield from weight_pairs(with_adapter(model, tuned))
 
     run("energy", out, overwrite, pairs(), inputs=(tuned, before), s=s, half_space=half_space)
 
@@ -54,7 +49,13 @@ def _recorded_base(adapter: Path) -> str | None:
     return current(recorded) if recorded else None
 
 
-def _with_adapter(model: Any, adapter: Path) -> Any:
+def with_adapter(model: Any, adapter: Path) -> Any:
+    """``model`` with an adapter of any method of PEFT, or of any format that orthotune reads.
+
+    Args:
+        model: the base.
+        adapter: a folder or a file.
+    """
     from orthotune import PeftModel, load_adapter
 
     # Adapters of PEFT's other methods are measured as well, to compare: LoRA changes the energy.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,19 @@ def run(
     show(measured, measure(name).headline)
     for file in sorted(target.iterdir()):
         typer.echo(f"{file.name:<16} {file}")
+
+
+def run_measure(name: str, *, out: Path | None, overwrite: bool, **values: Any) -> None:
+    """Run a measure with the values of its options; options that were not given are left to the measure.
+
+    Args:
+        name: of the measure in the registry of measures.
+        out: output folder.
+        overwrite: replace what is at ``out``.
+        values: arguments and options by the names of the measure's parameters.
+    """
+    given = {key: value.value if isinstance(value, Enum) else value for key, value in values.items()}
+    run(name, out, overwrite, **{key: value for key, value in given.items() if value is not None})
 
 
 def _refuse_inputs(target: Path, *inputs: Any) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from inspect import Parameter, Signature
+from collections.abc import Callable
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from orthotune.cli.recipe_words import recipe_and_settings
+from orthotune.cli.verbs import with_parameters
 from orthotune.recipes.registry import RECIPES, Option, Recipe
 
 WORDS = "[RECIPE.yaml] [KEY=VALUE]..."
@@ -61,15 +62,8 @@ def _verb(recipe: Recipe) -> Callable[..., None]:
     if recipe.plans:
         dry = typer.Option(False, "--dry-run", help="Print the plan of the run, and train nothing.")
         parameters.append(Parameter("dry_run", Parameter.KEYWORD_ONLY, default=dry, annotation=bool))
-    made: Any = run
-    made.__signature__ = Signature(parameters)
-    made.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    made.__doc__ = _described(recipe.summary, recipe.examples)
-    return run
-
-
-def _described(summary: str, examples: Sequence[str]) -> str:
-    return "\n\n".join([summary, "Examples:", *(f"  orthotune train {example}" for example in examples)])
+    examples = (f"  orthotune train {example}" for example in recipe.examples)
+    return with_parameters(run, parameters, [recipe.summary, "Examples:", *examples])
 
 
 for _recipe in RECIPES.values():
@@ -118,10 +112,10 @@ def _finished(recipe: Recipe, settings: Any, run: Callable[[], Any]) -> None:
     if not is_main():
         return
     page = report_on(settings.output)
-    if record.scores_after:
-        show_scores(record)
-    elif recipe.text:
+    if recipe.text and not (record.scores_after and record.new_before is None and record.old_before is None):
         show(record)
+    if record.scores_after:
+        show_scores(record, "scores" if recipe.text else "validation split")
     for kind, name in record.artifacts.items():
         typer.echo(f"{kind:<10} {settings.output / name}")
     typer.echo(f"{'report':<10} {page}")
@@ -143,12 +137,17 @@ def show(record: Any) -> None:
     Console().print(table)
 
 
-def show_scores(record: Any) -> None:
-    """Print the scores before and after."""
+def show_scores(record: Any, heading: str = "validation split") -> None:
+    """Print the scores before and after.
+
+    Args:
+        record: of the run.
+        heading: of the column with the names of the scores.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("validation split", "before", "after", "change")
+    table = Table(heading, "before", "after", "change")
     for name, after in record.scores_after.items():
         before = record.scores_before[name]
         table.add_row(name, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable, Sequence
+from inspect import Parameter, Signature
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
@@ -50,3 +53,20 @@ class Verbs(TyperGroup):
             message, status = explain(error)
             typer.echo(plain(message), err=True)  # the message may quote a name from a file
             raise typer.Exit(status) from error
+
+
+def with_parameters(
+    run: Callable[..., None], parameters: Sequence[Parameter], paragraphs: Sequence[str]
+) -> Callable[..., None]:
+    """``run`` with the signature and the docstring from which typer makes a command's options and its help.
+
+    Args:
+        run: called with the values by name.
+        parameters: the arguments and options; a default is what typer knows of one.
+        paragraphs: of the help.
+    """
+    made: Any = run
+    made.__signature__ = Signature(list(parameters))
+    made.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    made.__doc__ = "\n\n".join(paragraphs)
+    return run

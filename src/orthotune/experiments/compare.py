@@ -1,199 +1,170 @@
-"""The same finetuning job by several methods, variants and learning rates: what is gained against what is forgotten.
+"""The same job by several methods, variants and learning rates: what is gained against what is forgotten.
 
 Every run is measured on the validation data, at each strength asked for. The points of a method that no other one of
-it beats are then measured on the test data, once, and are its frontier.
+it beats are then measured on the test data, once, and are its frontier. A task that ranks its runs chooses a learning
+rate for each method first: every rate is run with the first seeds, the best one with all seeds, and these runs are
+tested, once, and are the only ones with points on frontiers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, model_validator
-
-from orthotune.experiments import grid, variants
+from orthotune.experiments import grid
+from orthotune.experiments.axes import Row
 from orthotune.experiments.frontier import draw_frontier
-from orthotune.experiments.strengths import Again, measure
-from orthotune.experiments.summary import chosen_ways, said_of_sizes, summary
+from orthotune.experiments.grid import load_compare
+from orthotune.experiments.rates import choose, seed_means
+from orthotune.experiments.settings import CompareSettings
+from orthotune.experiments.summary import chosen_ways, size_notes, summary
+from orthotune.experiments.task import Finished, Say, Task
+from orthotune.files.json_file import write_json
 from orthotune.files.tables import write_table
-from orthotune.recipes import load, sft
-from orthotune.recipes.settings import METHODS, WORLD, Method, SettingError, SFTSettings
 from orthotune.runs.directory import RunDirectory
-from orthotune.runs.record import RunRecord
 
-# Around the rate known to work: wide enough to see the frontier bend, all three still train.
-SPREAD = (0.4, 1.0, 2.5)
-Row = dict[str, Any]
+__all__ = ["load_compare", "run"]
 
 
-class CompareSettings(grid.Grid):
-    """A grid of finetuning runs.
+def run(task: Task, settings: CompareSettings, say: Say = print) -> list[Row]:
+    """Run what is not finished yet and return the rows of ``comparison.json``.
 
-    Example:
-        >>> CompareSettings(methods=["oft"], sft={"steps": 10}).seeds
-        [0]
-    """
+    There is one row per run and strength; if the task ranks its runs, one row per run. The output holds one directory
+    per run, ``comparison.json`` with the summary, ``comparison.csv``, ``frontier.png`` and ``report.html``, and if the
+    task ranks its runs, the points in ``points.csv``, ``equal-gain.json`` and ``equal-gain.png``. Run again after an
+    interruption, it continues where it was.
 
-    methods: list[Method] = Field(list(METHODS))
-    variants: dict[str, dict[str, Any]] = Field(
-        {}, description="Further contenders by name: their method (oft if not said), settings and learning_rates."
-    )
-    learning_rates: dict[Method, Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]] = Field(
-        {}, description="Rates by method; default: 0.4, 1 and 2.5 times the preset's."
-    )
-    strengths: list[Annotated[float, Field(gt=0)]] = Field(
-        [1.0], min_length=1, description="Strengths at which what was trained is measured; 1 is as trained."
-    )
-    against: str = Field("lora", description="The method or variant that the others are set against.")
-    test_data: str | None = Field(None, description="Held-out data of the new domain for the frontiers alone.")
-    old_test_data: str | None = Field(None, description="The same of the old domain.")
-    output: Path = Path("runs/compare-sft")
-    sft: dict[str, Any] = Field({}, description="Settings of every run, as for `orthotune train sft`.")
-
-    @model_validator(mode="after")
-    def _complete(self) -> CompareSettings:
-        if not self.methods and not self.variants:
-            raise SettingError("methods", "methods=[] without variants leaves nothing to run", "Name one of either")
-        variants.check(self.variants, METHODS)
-        known = [*self.methods, *self.variants]
-        variants.check_against(self.against, known, "against" in self.model_fields_set)
-        if bool(self.test_data) != bool(self.old_test_data):
-            lacking = "old_test_data" if self.test_data else "test_data"
-            raise SettingError(lacking, f"no {lacking} beside the other one", "Name both, or neither")
-        return self
-
-
-def load_compare(recipe: Path | None, overrides: list[str]) -> CompareSettings:
-    """The settings in a file and on the command line; what is no key of the grid is a setting of every run.
-
-    Raises:
-        RecipeError: as for a single run; also a key that the grid itself varies.
-    """
-    settings, said = grid.load_grid(CompareSettings, SFTSettings, "sft", recipe, overrides)
-    # Faults that any method's runs would have are told now, not after the runs before them.
-    for base, _ in _contenders(settings).values():
-        load.check(SFTSettings, load.Said(base, said.places))
-    return settings
-
-
-def run(settings: CompareSettings, say: Callable[[str], None] = print) -> list[Row]:
-    """Run what is not finished yet and return one row per run and strength, as in ``comparison.json``.
-
-    The output holds one directory per run, ``comparison.json`` with the summary, ``comparison.csv`` and
-    ``frontier.png``. Run again after an interruption, it goes on where it was.
+    Args:
+        task: the job.
+        settings: of the comparison, as :func:`load_compare` gives them.
+        say: called with messages.
 
     Raises:
         OutputError: the output cannot be written, or a run in it was made with other settings.
+
+    Example:
+        >>> from orthotune.experiments.registry import COMPARISONS
+        >>> task = COMPARISONS["sft"].task()  # doctest: +SKIP
+        >>> rows = run(task, load_compare(task, None, ["methods=[oft, lora]"]))  # doctest: +SKIP
     """
-    home = RunDirectory(settings.output)
-    cells = [(name, label, SFTSettings(**values)) for name, label, values in _cells(settings)]
-    runs = {name: one for name, _, one in cells}
-    rows: list[Row] = []
-    found = grid.records(sft.run, list(runs.items()), settings.parallel, say)
-    for number, ((_, label, _), (name, record)) in enumerate(zip(cells, found, strict=True), start=1):
-        rows.append(_row(name, label, record, settings.output / name))
-        say(f"{number} of {len(cells)}: {name}")
-        grid.write_comparison(home.path, "sft", settings, rows)
-    if settings.strengths != [1.0]:
-        rows = _at_strengths(settings, runs, rows, say)
-    _tested(settings, runs, rows, say)
-    for words in said_of_sizes(rows, settings.against):
-        say(words)
-    found_summary = summary(rows, settings.against)
-    grid.write_comparison(home.path, "sft", settings, rows, summary=found_summary)
-    write_table(home.path / "comparison.csv", rows)
-    draw_frontier(rows, home.path / "frontier.png")
-    return rows
-
-
-def _contenders(settings: CompareSettings) -> variants.Contenders:
-    own = {
-        method: (grid.settings_of(method, settings.sft, SFTSettings), settings.learning_rates.get(method))
-        for method in settings.methods
-    }
-    return own | variants.contenders(settings.variants, settings.sft, settings.learning_rates, SFTSettings)
-
-
-def _cells(settings: CompareSettings) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Folder, contender and settings of each run."""
-    for label, (base, rates) in _contenders(settings).items():
-        for rate in rates or grid.rates_around(SFTSettings(**base).learning_rate, SPREAD):
-            for seed in settings.seeds:
-                name = f"{label}-lr{rate:g}-seed{seed}"
-                yield name, label, {**base, "learning_rate": rate, "seed": seed, "output": settings.output / name}
-
-
-def _row(name: str, label: str, record: RunRecord, home: Path) -> Row:
-    return {
-        "run": name,
-        "method": label,
-        "learning_rate": record.settings["learning_rate"],
-        "strength": 1.0,
-        "seed": record.settings["seed"],
-        "trainable_parameters": record.trainable_parameters,
-        "steps": record.steps,
-        **record.model_dump(
-            include={"gain", "forgetting", "drift", "new_before", "new_after", "old_before", "old_after"}
-        ),
-        **record.weights.model_dump(),
-        "train_seconds": record.train_seconds,
-        "seconds": record.seconds,
-        "bytes": sum(path.stat().st_size for path in home.glob("*/*.safetensors")),
-    }
-
-
-def _at_strengths(
-    settings: CompareSettings, runs: dict[str, SFTSettings], rows: list[Row], say: Callable[[str], None]
-) -> list[Row]:
-    """A row for every run and strength, in the order of ``rows``."""
-    asked = [(name, Again(run=one, strengths=settings.strengths, file="strengths.json")) for name, one in runs.items()]
-    every: list[Row] = []
-    for row, (name, losses) in zip(rows, grid.records(measure, asked, settings.parallel, say), strict=True):
-        say(f"strengths of {name}")
-        for strength in settings.strengths:
-            # At 1 again, too: a run may have measured itself in another dtype.
-            changed = {"strength": strength, **_gained(losses[0.0], losses[strength])}
-            unknown = () if strength == 1 else ("drift", "orthogonality_error", "energy_change", "angle_change")
-            every.append({**row, **changed, **dict.fromkeys(unknown)})
+    folder = RunDirectory(settings.output).path
+    base = task.base(folder, say)
+    done = _Runs(task, settings, say, [] if base is None else [base])
+    rates, first = grid.rates_of(task, settings), settings.first_seeds
+    done.add(grid.cells(task, settings, rates, first, first=True))
+    if task.ranking:
+        found = _of_chosen_rates(done, settings.seeds[len(first) :])
+        rows, noted = done.rows, seed_means(done.every)
+        if found:
+            _write_points(task, found, settings.against, folder)
+    else:
+        rows = found = _points(done, done.rows)
+        for line in size_notes(rows, settings.against):
+            say(line)
+        noted = summary(rows, settings.against, task.axes)
+    every = [*rows, *done.last]
+    grid.write_comparison(task, settings, every, summary=noted)
+    write_table(folder / "comparison.csv", every, _columns(every))
+    task.draw(every, folder)
+    task.page(settings.model_dump(mode="json"), every, noted, folder)
     return every
 
 
-def _tested(
-    settings: CompareSettings, runs: dict[str, SFTSettings], rows: list[Row], say: Callable[[str], None]
-) -> None:
-    """Add what the test data say to the rows on the frontiers."""
-    new, old = settings.test_data, settings.old_test_data
-    own = (WORLD, f"{WORLD}/new_train", f"{WORLD}/old_validation")
-    if new is None and all((one.model, one.data, one.old_data) == own for one in runs.values()):
-        new, old = f"{WORLD}/new_test", f"{WORLD}/old_test"
-    for row in rows:
-        row |= {"chosen": False, "test_gain": None, "test_forgetting": None}
-    chosen = chosen_ways(rows)
-    for row in rows:
-        row["chosen"] = (row["learning_rate"], row["strength"]) in chosen.get(row["method"], ())
-    if new is None:
-        say("No test_data and old_test_data: the frontiers are those of the data by which they were chosen.")
+@dataclass
+class _Runs:
+    """The finished runs of a comparison.
+
+    Args:
+        task, settings, say: as for :func:`run`.
+        last: the row of the base model, if there is one.
+        rows: one for each run.
+        made: the settings of each run, by name.
+    """
+
+    task: Task
+    settings: CompareSettings
+    say: Say
+    last: list[Row]
+    rows: list[Row] = field(default_factory=list)
+    made: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def every(self) -> list[Row]:
+        return [*self.rows, *self.last]
+
+    def records(self, job: grid.Job[Any], asked: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        return grid.records(job, asked, self.settings.parallel, self.say)
+
+    def add(self, cells: Sequence[grid.Cell]) -> None:
+        """Run the cells, and write the rows after each one."""
+        asked = [(cell.name, cell.settings) for cell in cells]
+        for number, (cell, (name, record)) in enumerate(zip(cells, self.records(self.task.run, asked), strict=True), 1):
+            self.made[name] = cell.settings
+            self.rows.append(_named(cell, self.task) | self.task.row(record, self.settings.output / name))
+            self.say(f"{number} of {len(cells)}: {name}{self.task.outcome(record)}")
+            grid.write_comparison(self.task, self.settings, self.every)
+
+
+def _named(cell: grid.Cell, task: Task) -> Row:
+    row: Row = {"run": cell.name, "method": cell.method, "learning_rate": cell.settings.learning_rate}
+    if task.ranking:
+        return {**row, "seed": cell.settings.seed, "chosen": False}
+    return {**row, "strength": 1.0, "seed": cell.settings.seed}
+
+
+def _of_chosen_rates(done: _Runs, seeds: list[int]) -> list[Row]:
+    """Choose a rate for each method, run it with the other seeds, test its runs, and return the points of these."""
+    best = choose(done.rows, done.task.ranking)
+    done.say("chosen on the validation split: " + ", ".join(f"{method} {rate:g}" for method, rate in best.items()))
+    chosen = {method: [rate] for method, rate in best.items()}
+    done.add(grid.cells(done.task, done.settings, chosen, seeds, first=False))
+    tested = [row for row in done.rows if row["learning_rate"] == best[row["method"]]]
+    for row in tested:
+        row |= {"chosen": True, **done.task.tested(done.made[row["run"]], done.say)}
+    return [] if done.settings.strengths == [1.0] else _points(done, tested)
+
+
+def _points(done: _Runs, rows: list[Row]) -> list[Row]:
+    """A row for each run and strength; the points on the frontiers are marked as chosen, and tested."""
+    task, strengths = done.task, done.settings.strengths
+    found = rows
+    if strengths != [1.0]:
+        found = []
+        asked = [(row["run"], Finished(done.made[row["run"]], strengths)) for row in rows]
+        for row, (name, measured) in zip(rows, done.records(task.measure, asked), strict=True):
+            done.say(f"strengths of {name}")
+            found += [{**task.point(row, strength), **measured[strength]} for strength in strengths]
+    chosen = chosen_ways(found, task.axes)
+    for point in found:
+        point["chosen"] = (point["learning_rate"], point["strength"]) in chosen.get(point["method"], ())
+        point |= dict.fromkeys(f"test_{axis.column}" for axis in (task.axes.gain, task.axes.forgetting))
+    _test(done, [point for point in found if point["chosen"]])
+    return found
+
+
+def _test(done: _Runs, chosen: list[Row]) -> None:
+    """Add to the chosen points what the test data say, in columns ``test_...``."""
+    data = done.task.test_data(done.settings, list(done.made.values()))
+    if data is None:
+        done.say(f"{done.task.without_test_data}: the frontiers are those of the data by which they were chosen.")
         return
-    asked = []
-    for name, one in runs.items():
-        at = [row["strength"] for row in rows if row["run"] == name and row["chosen"]]
-        if at:
-            asked.append((name, Again(run=one, strengths=at, eval_data=new, old_data=old, file="test.json")))
-    for name, losses in grid.records(measure, asked, settings.parallel, say):
-        say(f"test data, {name}")
-        for row in rows:
-            if row["run"] == name and row["chosen"]:
-                gained = _gained(losses[0.0], losses[row["strength"]])
-                row |= {"test_gain": gained["gain"], "test_forgetting": gained["forgetting"]}
+    points: dict[str, list[Row]] = {}
+    for point in chosen:
+        points.setdefault(point["run"], []).append(point)
+    asked = [(name, Finished(done.made[name], [one["strength"] for one in own], data)) for name, own in points.items()]
+    for name, measured in done.records(done.task.measure, asked):
+        done.say(f"test data, {name}")
+        for point in points[name]:
+            point |= {f"test_{column}": value for column, value in measured[point["strength"]].items()}
 
 
-def _gained(base: dict[str, float], now: dict[str, float]) -> Row:
-    return {
-        "new_before": base.get("new"),
-        "new_after": now.get("new"),
-        "gain": base["new"] - now["new"] if "new" in now else None,
-        "old_before": base.get("old"),
-        "old_after": now.get("old"),
-        "forgetting": now["old"] - base["old"] if "old" in now else None,
-    }
+def _write_points(task: Task, found: list[Row], against: str, folder: Path) -> None:
+    write_table(folder / "points.csv", found, _columns(found))
+    draw_frontier(found, folder / "equal-gain.png", task.axes)
+    write_json(folder / "equal-gain.json", summary(found, against, task.axes))
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))

@@ -1,8 +1,8 @@
-"""Where a finished run learned and where it forgot: parts of its adapter switched off, one after the other.
+"""Where a finished run learned and where it forgot: parts of its adapter are disabled, one after the other.
 
-A part is all layers of one depth, or all projections of one name. With a part off, less is learned and less is
-forgotten; what a part is worth is the one against the other. This is an intervention on the finished model and says
-nothing of a run that is trained without the part, which ``target_modules`` and ``layers_to_transform`` make.
+A part is all layers of one depth, or all projections of one name. With a part disabled, less is learned and less is
+forgotten, and the comparison of both says what the part is worth. The intervention is made on the finished model. A
+run that is trained without the part (``target_modules``, ``layers_to_transform``) can come out differently.
 """
 
 from __future__ import annotations
@@ -19,17 +19,14 @@ from torch import Tensor, nn
 
 from orthotune import PeftModel
 from orthotune.errors import RecipeError
-from orthotune.experiments.strengths import held_out_rows
-from orthotune.files.json_file import read_json
 from orthotune.layers.base import OFTLayer
 from orthotune.metrics.drift import text_drift
 from orthotune.metrics.text_loss import TokenRow, mean_loss
 from orthotune.quantized.loading_options import place
-from orthotune.recipes.settings import WORLD, SFTSettings
+from orthotune.recipes.held_out import held_out_rows, settings_of_run
 from orthotune.runs.quiet import quiet
 from orthotune.text.causal_model import load_model, load_tokenizer
 from orthotune.text.weight_pairs import weight_pairs
-from orthotune.worlds import text as text_world
 
 Layer = OFTLayer | LoraLayer
 DEPTH = re.compile(r"\.(\d+)\.")
@@ -38,13 +35,14 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Part:
-    """What the adapter of some layers is worth.
+    """The effect of the adapter of some layers.
 
     Args:
         name: ``all``, a depth as ``layer 2``, or a projection as ``down_proj``.
-        gain, forgetting: of the model with this part off for a part, with everything on for ``all``; nats per token.
-        gain_lost, forgetting_saved: how much less of either than with everything on.
-        drift: KL divergence from the base's predictions on the source domain with this part *alone* on, nats per token.
+        gain, forgetting: of the model with this part disabled, or for ``all`` with every part enabled; nats per token.
+        gain_lost, forgetting_saved: the difference to the model with every part enabled.
+        drift: KL divergence from the base's predictions on the source domain with this part *alone* enabled, in nats
+            per token.
         change: ``|W' - W| / |W|`` over the part's weights.
         effective_rank: of ``W' - W``: the exponential of the entropy of its squared singular values, mean over weights.
     """
@@ -62,6 +60,9 @@ class Part:
 def effective_rank(difference: Tensor) -> float:
     """The exponential of the entropy of a matrix's squared singular values: 1 for rank one, n for n equal ones.
 
+    Args:
+        difference: a matrix, ``(out, in)``.
+
     Source: Roy and Vetterli, The effective rank, EUSIPCO 2007, with energies in the place of amplitudes.
 
     Example:
@@ -76,34 +77,33 @@ def effective_rank(difference: Tensor) -> float:
 def parts_of(run: Path, say: Callable[[str], None] = print) -> list[Part]:
     """The parts of a finished run of ``orthotune train sft``, ``all`` first, measured on the run's held-out data.
 
+    Args:
+        run: the run directory.
+        say: called with the name of each part before it is measured.
+
     Raises:
         RecipeError: no finished run there, one without an adapter, or one without a source domain.
     """
-    record = read_json(run / "run.json") if (run / "run.json").is_file() else {}
-    if record.get("recipe") != "sft" or not (run / "adapter").is_dir():
-        raise RecipeError(
-            f"{run}", got="no finished run of `orthotune train sft` with an adapter in it",
-            do="Name the output of such a run: the folder that holds run.json and adapter",
-        )  # fmt: skip
-    settings = SFTSettings(**record["settings"])
-    source = str(text_world.MODEL) if settings.model == WORLD else settings.model
+    settings = settings_of_run(run)
+    if not (run / "adapter").is_dir():
+        raise RecipeError(f"{run}", got="a model that was trained in full", needed="a run with an adapter")
     with quiet():
-        base = load_model(source, torch.float32, settings.quantization)
+        base = load_model(settings.model, torch.float32, settings.quantization)
         base = base if settings.quantization else base.to(place())
         model: Any = PeftModel.from_pretrained(base, run / "adapter").eval()
         _check_divisible(model, run)
-        rows = held_out_rows(model, load_tokenizer(source), settings)
+        rows = held_out_rows(model, load_tokenizer(settings.model), settings)
     if not {"new", "old"} <= set(rows):
-        raise RecipeError(f"{run}", got="no new or no old domain", do="Train with old_data and eval_data")
+        raise RecipeError(f"{run}", got="no target or no source domain", do="Train with old_data and eval_data")
     return list(_parts(model, rows, say))
 
 
 def _check_divisible(model: Any, run: Path) -> None:
-    """Refuse what a strength of 0 does not switch off."""
+    """Refuse adapters that a strength of 0 does not disable."""
     config = model.peft_config["default"]
     for key, what in (("use_dora", "DoRA's magnitudes"), ("modules_to_save", "modules that were trained in full")):
         if getattr(config, key, None):
-            raise RecipeError(f"{run}", got=what, needed="an adapter whose layers can be switched off one by one")
+            raise RecipeError(f"{run}", got=what, needed="an adapter whose layers can be disabled one by one")
 
 
 def _parts(model: Any, rows: dict[str, list[TokenRow]], say: Callable[[str], None]) -> Iterator[Part]:
@@ -113,11 +113,11 @@ def _parts(model: Any, rows: dict[str, list[TokenRow]], say: Callable[[str], Non
     _switch(layers.values(), [])
     base = _losses(model, rows)
     _switch(layers.values(), layers.values())
-    whole = _losses(model, rows)
+    complete = _losses(model, rows)
     for name, group in groups.items():
         say(name)
         _switch(layers.values(), [layer for layer in layers.values() if name == ALL or layer not in group])
-        losses = whole if name == ALL else _losses(model, rows)
+        losses = complete if name == ALL else _losses(model, rows)
         _switch(layers.values(), group)
         drift = text_drift(model, rows["old"]).kl
         own = [facts[key] for key, layer in layers.items() if layer in group and key in facts]
@@ -125,8 +125,8 @@ def _parts(model: Any, rows: dict[str, list[TokenRow]], say: Callable[[str], Non
             name,
             gain=base["new"] - losses["new"],
             forgetting=losses["old"] - base["old"],
-            gain_lost=losses["new"] - whole["new"],
-            forgetting_saved=whole["old"] - losses["old"],
+            gain_lost=losses["new"] - complete["new"],
+            forgetting_saved=complete["old"] - losses["old"],
             drift=drift,
             change=_change(own),
             effective_rank=sum(effective_rank(after - before) for before, after in own) / max(1, len(own)),
@@ -136,6 +136,9 @@ def _parts(model: Any, rows: dict[str, list[TokenRow]], say: Callable[[str], Non
 
 def grouped(layers: dict[str, Any]) -> dict[str, list[Any]]:
     """Layers by depth, then by the last part of their names.
+
+    Args:
+        layers: name -> layer.
 
     Example:
         >>> list(grouped({"m.layers.0.q": 1, "m.layers.0.v": 2, "m.layers.1.q": 3}))

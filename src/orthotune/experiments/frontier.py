@@ -1,16 +1,16 @@
-"""A comparison as a table in CSV and as a picture: gain on the new domain against forgetting on the old."""
+"""A comparison as an image: what is gained against what is forgotten; and the colour and marker of each method."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from orthotune.experiments.axes import AXES, Axes, Row
 from orthotune.experiments.frontier_area import frontier_of, means
 from orthotune.experiments.summary import points_of
 from orthotune.files.atomic import atomic_write
 
-Row = dict[str, Any]
 LOOKS = {
     "oft": ("#1b7837", "o"),
     "coft": ("#7fbf7b", "s"),
@@ -27,73 +27,95 @@ NAMES = {
     "full": "full finetuning",
     "none": "no finetuning",
 }
-#: Colours of contenders that are no method of their own.
+#: Colours of variants.
 VARIANTS = ("#0571b0", "#ca0020", "#b8860b", "#008080", "#d01c8b", "#4d4d4d", "#5e3c99", "#a6611a")
 
 
 def look(name: str, place: int) -> tuple[str, str]:
-    """Colour and marker of a method, or of the variant that is the ``place``-th contender."""
+    """Colour and marker of a method, or of the variant that is the ``place``-th method of a comparison."""
     return LOOKS.get(name, (VARIANTS[place % len(VARIANTS)], "ovP^DXs*"[place % 8]))
 
 
 def looks(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
-    """The look of every contender of ``rows``, in their order."""
+    """The look of every method of ``rows``, in their order."""
     return {name: look(name, place) for place, name in enumerate(dict.fromkeys(row["method"] for row in rows))}
 
 
-#: Titles of the axes of a language model, upwards and to the right.
-TEXT = ("gain on the new domain, nats/token", "forgetting on the old domain, nats/token")
+def draw_frontier(rows: Sequence[Row], path: Path, axes: Axes = AXES) -> None:
+    """Write the image: every run of every method, a line along its frontier.
+
+    Where the frontiers were measured on test data, these are in a second panel.
+
+    Args:
+        rows: of a comparison.
+        path: of the PNG file.
+        axes: of the comparison.
+    """
+    tested = any(axes.point(row, "test_") is not None for row in rows)
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, 1 + tested, squeeze=False, sharex=True, sharey=True)[0]
+        of = looks(rows)
+        _panel(panels[0], rows, of, axes, "")
+        panels[0].set_title("validation data: every run, and the means that none beats", fontsize=10)
+        if tested:
+            _panel(panels[1], [row for row in rows if row["chosen"]], of, axes, "test_")
+            panels[1].set_title("test data: what was chosen on the validation data", fontsize=10)
+        panels[0].set_ylabel(axes.gain.label)
+        for panel in panels:
+            panel.set_xlabel(axes.forgetting.label)
+        if panels[-1].get_legend_handles_labels()[0]:
+            panels[-1].legend(frameon=False, loc="best", fontsize=9)
+
+    corner = {"upper": "up", "lower": "down"}
+    up, _, left = axes.better.partition(" ")
+    title = f"Learned against forgotten ({corner[up]} and {left} is better)"
+    write_figure(draw, path, title, (12.4 if tested else 7.2, 5.2), dpi=130, weight="normal")
 
 
-def draw_frontier(rows: Sequence[Row], path: Path, titles: tuple[str, str] = TEXT) -> None:
-    """Write the image: every run of every contender, a line along its frontier; up and left is better.
+def write_figure(
+    draw: Callable[[Any], None], path: Path, title: str, size: tuple[float, float], dpi: int = 120, weight: str = "bold"
+) -> None:
+    """Write a figure as PNG.
 
-    Where the frontiers were measured on test data, these are in a second panel. ``titles`` is as :data:`TEXT`.
+    Args:
+        draw: puts the panels into the figure.
+        path: of the file.
+        title: above the panels.
+        size: in inches.
+        dpi: pixels per inch.
+        weight: of the title.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    tested = any(row.get("test_gain") is not None for row in rows)
-    figure = Figure(figsize=(12.4 if tested else 7.2, 5.2), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 1 + tested, squeeze=False, sharex=True, sharey=True)[0]
-    of = looks(rows)
-    _panel(panels[0], rows, of, "gain", "forgetting", "validation data: every run, and the means that none beats")
-    if tested:
-        own = [row for row in rows if row["chosen"]]
-        _panel(panels[1], own, of, "test_gain", "test_forgetting", "test data: what was chosen on the validation data")
-    panels[0].set_ylabel(titles[0])
-    for axes in panels:
-        axes.set_xlabel(titles[1])
-    figure.suptitle("Learned against forgotten (up and left is better)", fontsize=11)
-    if panels[-1].get_legend_handles_labels()[0]:
-        panels[-1].legend(frameon=False, loc="best", fontsize=9)
+    figure.suptitle(title, fontsize=11, fontweight=weight)
+    draw(figure)
+    for panel in figure.axes:
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
     with atomic_write(path) as partial:
-        figure.savefig(partial, format="png", dpi=130)
+        figure.savefig(partial, format="png", dpi=dpi)
 
 
-def _panel(
-    axes: Any, rows: Sequence[Row], of: dict[str, tuple[str, str]], gain: str, forgetting: str, title: str
-) -> None:
-    contenders = points_of(rows, gain, forgetting)
+def _panel(panel: Any, rows: Sequence[Row], of: dict[str, tuple[str, str]], axes: Axes, prefix: str) -> None:
     rates = len({row.get("strength", 1.0) for row in rows}) == 1
-    for name, ways in contenders.items():
+    gain, forgetting = axes.signs
+    for name, ways in points_of(rows, axes, prefix).items():
         colour, marker = of[name]
         along = means(ways, sorted(set.intersection(*(set(by_seed) for by_seed in ways.values()))))
-        best = frontier_of(along) if gain == "gain" else sorted(along, key=lambda way: along[way])
+        best = sorted(along, key=lambda way: along[way]) if prefix else frontier_of(along)
         line = [along[way] for way in best]
         if line:
-            across, up = [point[1] for point in line], [point[0] for point in line]
-            axes.plot(across, up, color=colour, marker=marker, linewidth=1.6, label=NAMES.get(name, name))
+            across, up = [forgetting * point[1] for point in line], [gain * point[0] for point in line]
+            panel.plot(across, up, color=colour, marker=marker, linewidth=1.6, label=NAMES.get(name, name))
         for way, by_seed in ways.items():
             for gained, lost in by_seed.values():
-                axes.plot(lost, gained, color=colour, marker=marker, markersize=3, alpha=0.35)
+                panel.plot(forgetting * lost, gain * gained, color=colour, marker=marker, markersize=3, alpha=0.35)
             if rates and way in along:
-                rate = cast(tuple[float, float], way)[0]
-                at = (along[way][1], along[way][0])
-                axes.annotate(f"{rate:g}", at, textcoords="offset points", xytext=(6, -10), fontsize=8, color=colour)
-    axes.axvline(0, color="#9e9e9e", linewidth=0.8, linestyle=":")
-    axes.set_title(title, fontsize=10)
-    axes.margins(0.12)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+                at = (forgetting * along[way][1], gain * along[way][0])
+                panel.annotate(f"{way[0]:g}", at, textcoords="offset points", xytext=(6, -10), fontsize=8, color=colour)
+    panel.axvline(0, color="#9e9e9e", linewidth=0.8, linestyle=":")
+    panel.margins(0.12)

@@ -1,8 +1,8 @@
-"""How far forward a frontier lies: forgetting at equal gain, the area beneath it, and intervals over seeds.
+"""Figures of a frontier: forgetting at equal gain, the area beneath it, and intervals over seeds.
 
 A method is a set of points, one for each way of running it (a learning rate, a strength), each measured with every
-seed. Its frontier runs from the base model, which has gained and forgotten nothing, through the points of which no
-other one has gained more and forgotten less, in straight lines.
+seed. Its frontier goes in straight lines from the base model, which has gained and forgotten nothing, through the
+points of which no other one has gained more and forgotten less.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ import random
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
+from typing import Any
 
 Point = tuple[float, float]
 #: way of running -> seed -> (gain, forgetting)
-Runs = Mapping[Hashable, Mapping[int, Point]]
-#: Draws of seeds with replacement; the bounds of an interval then move by about a hundredth of its width.
-DRAWS = 2000
+Runs = Mapping[Any, Mapping[int, Point]]
+#: Samples of seeds with replacement; the bounds of an interval then vary by about a hundredth of its width.
+SAMPLES = 2000
 
 
 def frontier_of(points: Mapping[Hashable, Point]) -> list[Hashable]:
     """The points of which no other has gained at least as much and forgotten at most as much, by rising gain.
 
-    Not their convex hull: between the base and a far point nothing need lie on the straight line.
+    They are not a convex hull: the straight line from the base to a far point need not be reached by any run.
+
+    Args:
+        points: way of running -> (gain, forgetting).
 
     Example:
         >>> frontier_of({"a": (0.1, 0.0), "b": (0.2, 0.3), "c": (0.15, 0.4)})
@@ -40,6 +44,9 @@ def frontier_of(points: Mapping[Hashable, Point]) -> list[Hashable]:
 def path(points: Mapping[Hashable, Point]) -> list[Point]:
     """The frontier as (gain, forgetting) by rising gain, from the base (0, 0).
 
+    Args:
+        points: way of running -> (gain, forgetting).
+
     Example:
         >>> path({"a": (0.1, 0.0), "b": (0.2, 0.3), "c": (0.15, 0.4)})
         [(0.0, 0.0), (0.1, 0.0), (0.2, 0.3)]
@@ -48,7 +55,10 @@ def path(points: Mapping[Hashable, Point]) -> list[Point]:
 
 
 def joined(points: Mapping[Hashable, Point]) -> list[Point]:
-    """All points by rising gain, from the base (0, 0): what was chosen elsewhere is not chosen again.
+    """All points by rising gain, from the base (0, 0): points that were chosen on other data are not chosen again.
+
+    Args:
+        points: way of running -> (gain, forgetting).
 
     Example:
         >>> joined({"a": (0.2, 0.3), "b": (0.1, 0.5)})
@@ -60,6 +70,10 @@ def joined(points: Mapping[Hashable, Point]) -> list[Point]:
 def forgetting_at(frontier: Sequence[Point], gain: float) -> float | None:
     """The forgetting with which ``gain`` is learned along ``frontier``; None beyond its end.
 
+    Args:
+        frontier: (gain, forgetting) by rising gain, from the base.
+        gain: in the unit of the frontier.
+
     Example:
         >>> forgetting_at([(0.0, 0.0), (0.1, 0.0), (0.2, 0.4)], 0.15)
         0.2
@@ -67,7 +81,7 @@ def forgetting_at(frontier: Sequence[Point], gain: float) -> float | None:
     if len(frontier) < 2 or gain > frontier[-1][0]:
         return None
     if gain <= frontier[1][0] and frontier[1][1] <= 0:
-        return frontier[1][1]  # whoever wants less than the first point can have it: it forgot no more than the base
+        return frontier[1][1]  # the first point gained more and forgot no more than the base: it is at least as good
     for (left, low), (right, high) in pairwise(frontier):
         if left <= gain <= right and right > left:
             return round(low + (gain - left) / (right - left) * (high - low), 12)
@@ -76,6 +90,11 @@ def forgetting_at(frontier: Sequence[Point], gain: float) -> float | None:
 
 def area(frontier: Sequence[Point], upto: float, steps: int = 100) -> float | None:
     """Mean forgetting over the gains from 0 to ``upto``; None beyond the frontier's end. Less is better.
+
+    Args:
+        frontier: (gain, forgetting) by rising gain, from the base.
+        upto: the largest gain.
+        steps: number of gains between 0 and ``upto``.
 
     Example:
         >>> round(area([(0.0, 0.0), (0.2, 0.4)], 0.2), 6)
@@ -86,7 +105,11 @@ def area(frontier: Sequence[Point], upto: float, steps: int = 100) -> float | No
 
 
 def means(runs: Runs, seeds: Sequence[int]) -> dict[Hashable, Point]:
-    """Mean point of each way over ``seeds`` (which may hold one several times); ways without one of them are skipped.
+    """Mean point of each way over ``seeds``; ways without one of them are skipped.
+
+    Args:
+        runs: way of running -> seed -> (gain, forgetting).
+        seeds: may hold a seed several times.
 
     Example:
         >>> means({0.001: {0: (0.1, 0.0), 1: (0.3, 0.2)}}, [0, 1])
@@ -103,11 +126,15 @@ def means(runs: Runs, seeds: Sequence[int]) -> dict[Hashable, Point]:
 def interval(
     measure: Callable[[Sequence[int]], float | None], seeds: Sequence[int], level: float = 0.95
 ) -> tuple[float, float] | None:
-    """The bootstrap interval of a measure over draws of ``seeds`` with replacement; None with a single seed.
+    """The bootstrap interval of a measure over samples of ``seeds`` with replacement; None with a single seed.
 
-    Also None when a twentieth of the draws cannot be measured: those that can are the better ones.
+    Also None when a twentieth of the samples cannot be measured, because the remaining ones are the better ones. With
+    few seeds the interval is narrower than its level: three seeds can be sampled in ten ways only.
 
-    With few seeds it is narrower than it says: three of them can be drawn in ten ways only.
+    Args:
+        measure: from seeds to a figure, or None.
+        seeds: of the runs.
+        level: of the interval.
 
     Example:
         >>> interval(lambda seeds: sum(seeds) / len(seeds), [0, 0, 0])
@@ -116,9 +143,9 @@ def interval(
     if len(seeds) < 2:
         return None
     draw = random.Random(0)
-    found = [measure([draw.choice(seeds) for _ in seeds]) for _ in range(DRAWS)]
+    found = [measure([draw.choice(seeds) for _ in seeds]) for _ in range(SAMPLES)]
     kept = sorted(value for value in found if value is not None)
-    if len(kept) < 0.95 * DRAWS:
+    if len(kept) < 0.95 * SAMPLES:
         return None
     edge = (1 - level) / 2
     return kept[int(edge * (len(kept) - 1))], kept[round((1 - edge) * (len(kept) - 1))]

@@ -1,4 +1,4 @@
-"""A grid of runs of one job, methods by learning rates by seeds: its settings, and running what is not finished."""
+"""A grid of runs of one job, methods by learning rates by seeds: its settings, its cells, and running them."""
 
 from __future__ import annotations
 
@@ -9,79 +9,118 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from orthotune.errors import RecipeError
+from orthotune.experiments.axes import Row
+from orthotune.experiments.settings import VARIED, CompareSettings
+from orthotune.experiments.task import Say, Task
 from orthotune.files.json_file import write_json
 from orthotune.files.platforms import processors
 from orthotune.recipes import load
-from orthotune.recipes.method_settings import METHODS, MethodSettings
 from orthotune.runs.record import versions
 
-#: What a grid varies or does for every run, and what is written instead of it.
-OURS = {"method": "methods", "learning_rate": "learning_rates", "seed": "seeds", "output": "output", "resume": ""}
 Record = TypeVar("Record", covariant=True)
 
 
-class Grid(BaseModel):
-    """What every comparison is told; a comparison adds its methods, its rates and the settings of its runs."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True)
-
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
-    parallel: Annotated[int, Field(gt=0)] = Field(1, description="Runs at the same time, each with its share of cores.")
-    output: Path = Path("runs")
-
-
 class Job(Protocol[Record]):
-    """A recipe's ``run``."""
+    """A task's ``run`` or ``measure``."""
 
-    def __call__(self, settings: Any, say: Callable[[str], None] = ..., *, bar: bool = ...) -> Record:
-        """Run, or read back what was run."""
-
-
-GridKind = TypeVar("GridKind", bound=Grid)
+    def __call__(self, settings: Any, /, say: Say = ..., *, bar: bool = ...) -> Record:
+        """Do the job, or read back what was done."""
 
 
-def load_grid(
-    kind: type[GridKind], runs: type[MethodSettings], inside: str, recipe: Path | None, overrides: Sequence[str]
-) -> tuple[GridKind, load.Said]:
-    """The settings in a file and on the command line; what is no key of the grid is a setting of every run.
+class Cell(NamedTuple):
+    """One run: its name, which is that of its folder, the method or variant, and its settings."""
+
+    name: str
+    method: str
+    settings: Any
+
+
+def load_compare(task: Task, recipe: Path | None, overrides: Sequence[str]) -> Any:
+    """The settings in a file and on the command line; a key that is none of the comparison's is a setting of every run.
 
     Args:
-        kind: the settings of the grid.
-        runs: the settings of one run.
-        inside: the key of ``kind`` under which the settings of every run are kept.
+        task: the job.
         recipe: a YAML file, or None.
         overrides: ``KEY=VALUE`` settings that override the file.
 
-    Returns:
-        the settings, and where each was said.
-
     Raises:
-        RecipeError: as for a single run; also a key that the grid itself varies.
+        RecipeError: as for a single run; also a key that the comparison itself varies. Faults that runs of any method
+            would have are reported here, not after the runs before them.
     """
-    said = load.read(recipe, overrides)
-    inner = dict(said.values.pop(inside, None) or {})
-    for key in [key for key in said.values if key not in kind.model_fields]:
-        inner[key] = said.values.pop(key)
-    for key in inner:
-        if OURS.get(key):
-            raise RecipeError(f"{said.place(key)}: {key} in a comparison", do=f"Write {OURS[key]}=[...] instead")
-        if key not in runs.model_fields or key in OURS:
-            raise load.unknown_key(said, key, kind.model_fields | runs.model_fields)
-    return load.check(kind, load.Said({**said.values, inside: inner}, said.places)), said
+    given = load.read(recipe, overrides)
+    inside = task.grid.inside
+    every = dict(given.values.pop(inside, None) or {})
+    for key in [key for key in given.values if key not in task.grid.model_fields]:
+        every[key] = given.values.pop(key)
+    for key in every:
+        if VARIED.get(key):
+            raise RecipeError(f"{given.place(key)}: {key} in a comparison", do=f"Write {VARIED[key]}=[...] instead")
+        if key not in task.runs.model_fields or key in VARIED:
+            raise load.unknown_key(given, key, task.grid.model_fields | task.runs.model_fields)
+    settings = load.check(task.grid, load.Given({**given.values, inside: every}, given.places))
+    for values, _ in methods_of(task, settings).values():
+        load.check(task.runs, load.Given(values, given.places))
+    return settings
 
 
-def settings_of(method: str, said: Mapping[str, Any], runs: type[MethodSettings]) -> dict[str, Any]:
-    """What was said of every run, without what has no meaning for ``method``."""
-    base = {key: value for key, value in said.items() if method in runs.only_for.get(key, METHODS)}
-    if "lora_rank" in base:  # then nothing is left to match to a block size
-        base = {key: value for key, value in base.items() if key not in ("block_size", "r")}
-    return {**base, "method": method, "resume": "auto"}
+def methods_of(task: Task, settings: CompareSettings) -> dict[str, tuple[dict[str, Any], list[float] | None]]:
+    """Each method and variant with the settings of its runs, and its learning rates where they were given.
+
+    Args:
+        task: the job.
+        settings: of the comparison.
+    """
+    every, rates = settings.every_run, {str(method): found for method, found in settings.learning_rates.items()}
+    found = {str(method): (task.settings_of(method, every), rates.get(method)) for method in settings.methods}
+    for name, given in settings.variants.items():
+        own = {key: value for key, value in given.items() if key not in ("method", "learning_rates")}
+        method = given.get("method", "oft")
+        # Its own settings come last: a variant may name one that has no meaning for other methods.
+        base = task.settings_of(method, {**every, **own})
+        found[name] = ({**base, **own}, given.get("learning_rates") or rates.get(method))
+    return found
+
+
+def rates_of(task: Task, settings: CompareSettings) -> dict[str, list[float]]:
+    """The learning rates of each method and variant.
+
+    Args:
+        task: the job.
+        settings: of the comparison.
+    """
+    return {
+        name: rates or rates_around(task.runs(**values).learning_rate, task.spread)
+        for name, (values, rates) in methods_of(task, settings).items()
+    }
+
+
+def cells(
+    task: Task, settings: CompareSettings, rates: Mapping[str, list[float]], seeds: Sequence[int], *, first: bool
+) -> list[Cell]:
+    """The runs of methods at learning rates with seeds.
+
+    Args:
+        task: the job.
+        settings: of the comparison.
+        rates: learning rates by method or variant.
+        seeds: of the runs.
+        first: whether they are the runs at every learning rate.
+    """
+    values = {name: found for name, (found, _) in methods_of(task, settings).items()}
+    made = []
+    for method, tried in rates.items():
+        for rate in tried:
+            for seed in seeds:
+                name = f"{method}-lr{rate:g}-seed{seed}"
+                varied = {"learning_rate": rate, "seed": seed, "output": settings.output / name}
+                given = {**task.defaults(settings, values[method], seed, first=first), **values[method], **varied}
+                made.append(Cell(name, method, task.runs(**given)))
+    return made
 
 
 def rates_around(rate: float, spread: Sequence[float]) -> list[float]:
@@ -97,9 +136,13 @@ def rates_around(rate: float, spread: Sequence[float]) -> list[float]:
 def records(
     run: Job[Record], cells: Sequence[tuple[str, Any]], parallel: int, say: Callable[[str], None]
 ) -> Iterator[tuple[str, Record]]:
-    """Name and record of each cell (name, settings), in order; ``parallel`` of them at the same time.
+    """Name and record of each cell, in order.
 
-    ``run`` is a function of a module, so that other processes can import it.
+    Args:
+        run: the job; other processes must be able to import it.
+        cells: name and settings of each.
+        parallel: how many run at the same time, each in a process of its own if more than one.
+        say: called with messages; several processes are silent.
     """
     if parallel == 1:
         for name, settings in cells:
@@ -113,10 +156,17 @@ def records(
         yield from zip((name for name, _ in cells), found, strict=True)
 
 
-def write_comparison(folder: Path, recipe: str, settings: Grid, rows: list[dict[str, Any]], **more: Any) -> None:
-    """Write ``comparison.json``: what was asked for, with which versions, and the rows so far."""
-    record = {"recipe": recipe, "settings": settings.model_dump(mode="json"), "versions": versions(), "runs": rows}
-    write_json(folder / "comparison.json", record | more)
+def write_comparison(task: Task, settings: CompareSettings, rows: list[Row], **more: Any) -> None:
+    """Write ``comparison.json``: the settings, the versions of the libraries, and the rows so far.
+
+    Args:
+        task: the job.
+        settings: of the comparison.
+        rows: of the runs.
+        more: further keys.
+    """
+    written = {"settings": settings.model_dump(mode="json"), "versions": versions(), "runs": rows}
+    write_json(settings.output / "comparison.json", {"recipe": task.name, **written, **more, "axes": task.plane()})
 
 
 def _begin(threads: int) -> None:

@@ -1,56 +1,73 @@
-"""Pictures of a comparison on the image world: what was learned against what was kept, by steps, and the weights."""
+"""Drawings of a comparison on the image world: what was learned against what was kept, by steps, and the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from orthotune.experiments.frontier import NAMES, looks
-from orthotune.experiments.image_tasks import Task
-from orthotune.files.atomic import atomic_write
+from orthotune.experiments.axes import Axes, Axis, Row
+from orthotune.experiments.frontier import NAMES, looks, write_figure
+from orthotune.experiments.summary import points_of
 
-Row = dict[str, Any]
+Titles = Mapping[str, str]
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 FRONTIER, CURVES, FIDELITY, CHANGE = "frontier.png", "convergence.png", "fidelity.png", "change.png"
 
 
-def draw_all(task: Task, rows: Sequence[Row], curves: Curves, folder: Path) -> None:
+def draw_all(
+    titles: Titles, plane: tuple[str, str], pair: tuple[str, str], rows: Sequence[Row], curves: Curves, folder: Path
+) -> None:
     """Write the four images into ``folder``.
 
     Args:
-        task: names the scores.
+        titles: of the scores.
+        plane: what was learned, what was kept.
+        pair: two further scores, to the right and upwards.
         rows: of every run, the base model last.
         curves: for chosen runs that were scored while they trained, the lines of metrics with these scores.
         folder: where they go.
     """
-    draw_plane(rows, task.kept, task.learned, task, folder / FRONTIER)
-    draw_plane(rows, *task.pair, task, folder / FIDELITY)
+    learned, kept = plane
+    draw_plane(rows, kept, learned, titles, folder / FRONTIER)
+    draw_plane(rows, *pair, titles, folder / FIDELITY)
     if curves:
-        draw_curves(task, rows, curves, folder / CURVES)
-    draw_change(task, rows, folder / CHANGE)
+        names = list(dict.fromkeys((learned, *pair, kept)))
+        draw_curves(names, titles, rows, curves, folder / CURVES)
+    draw_change(titles, rows, folder / CHANGE)
 
 
 def means(rows: Sequence[Row], x: str, y: str) -> dict[str, list[tuple[float, float, float]]]:
     """For each method (learning rate, x, y) by rising rate, means over the seeds.
 
+    Args:
+        rows: of the runs.
+        x: the column of the second value.
+        y: that of the third.
+
     Example:
-        >>> means([{"method": "oft", "learning_rate": 1.0, "a": 0.2, "b": 0.4}], "a", "b")
+        >>> means([{"method": "oft", "learning_rate": 1.0, "seed": 0, "a": 0.2, "b": 0.4}], "a", "b")
         {'oft': [(1.0, 0.2, 0.4)]}
     """
-    found: dict[str, list[tuple[float, float, float]]] = {}
-    measured = [row for row in rows if row.get(x) is not None and row.get(y) is not None and row.get("learning_rate")]
-    for method in dict.fromkeys(row["method"] for row in measured):
-        for rate in sorted({row["learning_rate"] for row in measured if row["method"] == method}):
-            same = [row for row in measured if (row["method"], row["learning_rate"]) == (method, rate)]
-            point = (rate, fmean(row[x] for row in same), fmean(row[y] for row in same))
-            found.setdefault(method, []).append(point)
-    return found
+    found = points_of(rows, Axes(Axis(y), Axis(x, larger_is_better=False)))
+    return {
+        method: sorted((rate, fmean(p[1] for p in seeds.values()), fmean(p[0] for p in seeds.values()))
+                       for (rate, _), seeds in ways.items())
+        for method, ways in found.items()
+    }  # fmt: skip
 
 
-def draw_plane(rows: Sequence[Row], x: str, y: str, task: Task, path: Path) -> None:
-    """Two scores against each other: all runs on the validation split, the chosen ones on the test split."""
+def draw_plane(rows: Sequence[Row], x: str, y: str, titles: Titles, path: Path) -> None:
+    """Draw two scores against each other: all runs on the validation split, the chosen ones on the test split.
+
+    Args:
+        rows: of the comparison.
+        x: the score to the right.
+        y: the score upwards.
+        titles: of the scores.
+        path: of the PNG file.
+    """
 
     of = looks(rows)
 
@@ -73,16 +90,22 @@ def draw_plane(rows: Sequence[Row], x: str, y: str, task: Task, path: Path) -> N
         chosen.set_title("test, the chosen rate, seeds and their mean", fontsize=10)
         chosen.legend(frameon=False, fontsize=8)
         for axes in (every, chosen):
-            axes.set_xlabel(task.words[x])
-        every.set_ylabel(task.words[y])
+            axes.set_xlabel(titles[x])
+        every.set_ylabel(titles[y])
 
-    _figure(draw, path, f"{task.words[y]} against {task.words[x]} (up and right is better)", (11, 4.8))
+    write_figure(draw, path, f"{titles[y]} against {titles[x]} (up and right is better)", (11, 4.8))
 
 
-def draw_curves(task: Task, rows: Sequence[Row], curves: Curves, path: Path) -> None:
-    """Validation scores of the runs of ``curves`` over the steps of training, means over the seeds."""
-    names = dict.fromkeys((task.learned, *task.pair, task.kept))
+def draw_curves(names: Sequence[str], titles: Titles, rows: Sequence[Row], curves: Curves, path: Path) -> None:
+    """Draw the validation scores of runs over the steps of training, as means over the seeds.
 
+    Args:
+        names: of the scores.
+        titles: of the scores.
+        rows: of the comparison.
+        curves: run -> the lines of its metrics with these scores.
+        path: of the PNG file.
+    """
     of = looks(rows)
 
     def draw(figure: Any) -> None:
@@ -98,19 +121,25 @@ def draw_curves(task: Task, rows: Sequence[Row], curves: Curves, path: Path) -> 
                     steps, [fmean(at[step]) for step in steps], color=colour, marker=marker, markersize=4,
                     linewidth=1.5, label=NAMES.get(method, method),
                 )  # fmt: skip
-            axes.set_title(task.words[name], fontsize=10)
+            axes.set_title(titles[name], fontsize=10)
             axes.set_xlabel("step")
         figure.axes[0].legend(frameon=False, fontsize=8)
 
-    _figure(draw, path, "Validation scores while training, the chosen rates", (3.7 * len(names), 3.8))
+    write_figure(draw, path, "Validation scores while training, the chosen rates", (3.7 * len(names), 3.8))
 
 
-def draw_change(task: Task, rows: Sequence[Row], path: Path) -> None:
-    """What happened to the weights of the chosen runs, and to images that are not about the task."""
+def draw_change(titles: Titles, rows: Sequence[Row], path: Path) -> None:
+    """Draw the changes of the weights by the chosen runs, and of images that are not about the task.
+
+    Args:
+        titles: of the scores.
+        rows: of the comparison.
+        path: of the PNG file.
+    """
     columns = {
         "energy_change": "largest relative change of a layer's hyperspherical energy",
         "angle_change": "largest relative change of a layer's angles",
-        **({"test_drift": task.words["drift"]} if "drift" in task.words else {}),
+        **({"test_drift": titles["drift"]} if "drift" in titles else {}),
     }
     methods = [method for method in dict.fromkeys(row["method"] for row in rows) if method != "none"]
 
@@ -130,7 +159,7 @@ def draw_change(task: Task, rows: Sequence[Row], path: Path) -> None:
             if key == "energy_change":
                 axes.set_xscale("log")
 
-    _figure(draw, path, "What was changed: chosen runs, seeds and their mean", (4.4 * len(columns), 3.2))
+    write_figure(draw, path, "What was changed: chosen runs, seeds and their mean", (4.4 * len(columns), 3.2))
 
 
 def _point(axes: Any, method: str, look: tuple[str, str], across: list[float], up: list[float]) -> None:
@@ -142,18 +171,3 @@ def _point(axes: Any, method: str, look: tuple[str, str], across: list[float], u
     )  # fmt: skip
     if len(across) > 1:
         axes.plot(across, up, marker=marker, linestyle="", markersize=3, alpha=0.5, color=colour)
-
-
-def _figure(draw: Callable[[Any], None], path: Path, title: str, size: tuple[float, float]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11, fontweight="bold")
-    draw(figure)
-    for axes in figure.axes:
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    with atomic_write(path) as partial:
-        figure.savefig(partial, format="png", dpi=120)

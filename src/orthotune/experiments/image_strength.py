@@ -1,4 +1,4 @@
-"""What a finished image run left, put on the embedded model at a strength."""
+"""The built-in image model with the result of a finished run, at a strength."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from orthotune.worlds import image
 
 
 def finished(run: Path, strength: float = 1.0) -> PipelineFamily:
-    """The built-in model with what the finished run in the folder ``run`` has trained.
+    """The built-in model with the trained parameters of a finished run.
 
     Args:
         run: the output of ``orthotune train subject``, ``control`` or ``t2i`` on the image world.
-        strength: 1 as trained, 0 the base. Rotations turn by that part of their angles, LoRA's change is scaled, and
-            weights trained in full lie on the straight line from the base's.
+        strength: 1 as trained, 0 the base. Angles of rotations and the change by LoRA are multiplied by the strength;
+            weights that were trained in full lie on the straight line from those of the base.
     """
     if (run / MODEL).is_dir():
         family = open_family(run / MODEL)

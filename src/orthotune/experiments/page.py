@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a comparison on the image world: its table, its pictures, every run."""
+"""One self-contained HTML page of a comparison on the image world: its tables, its images, every run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from orthotune.experiments.frontier import NAMES
-from orthotune.experiments.image_tasks import Task
 from orthotune.files.atomic import write_text
 
 NAME = "report.html"
@@ -36,7 +35,7 @@ split, once. Means over the seeds, ± their standard deviation.</p>
 <div class="wide"><table><thead><tr>{% for name in head %}<th>{{ name }}</th>{% endfor %}</tr></thead><tbody>
 {% for line in lines %}<tr>{% for cell in line %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
-{% for name, picture in pictures %}<p><img src="{{ picture }}" alt="{{ name }}"></p>
+{% for name, image in images %}<p><img src="{{ image }}" alt="{{ name }}"></p>
 {% endfor %}
 <h2>Every run, validation split</h2>
 <p class="soft">Runs at the chosen rates are bold.</p>
@@ -53,7 +52,8 @@ split, once. Means over the seeds, ± their standard deviation.</p>
 
 
 def write_page(
-    task: Task,
+    heading: str,
+    titles: Mapping[str, str],
     settings: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     summary: Mapping[str, Mapping[str, tuple[float, float]]],
@@ -62,7 +62,8 @@ def write_page(
     """Write ``report.html`` into ``folder`` with the PNG files that lie there, and return its path.
 
     Args:
-        task: names the scores.
+        heading: of the job.
+        titles: of the scores.
         settings: of the comparison.
         rows: of every run.
         summary: mean and standard deviation of the chosen runs of each method, by column.
@@ -70,30 +71,29 @@ def write_page(
     """
     import jinja2
 
-    words = {**task.words, "score": "score"}
-    lines = [[NAMES.get(method, method), *_means(rows, method, found, words)] for method, found in summary.items()]
+    lines = [[NAMES.get(method, method), *_means(rows, method, found, titles)] for method, found in summary.items()]
     run_lines = [
         (
             row["chosen"],
             [
                 row["run"], f"{row['trainable_parameters']:,}",
-                *(_number(row.get(f"validation_{name}")) for name in words),
+                *(_number(row.get(f"validation_{name}")) for name in titles),
                 *(_small(row.get(name)) for name in WEIGHTS), _number(row.get("train_seconds"), 0),
             ],
         )
         for row in rows
     ]  # fmt: skip
-    pictures = [
+    images = [
         (path.stem, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii"))
         for path in sorted(folder.glob("*.png"))
     ]
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_PAGE)
     text = page.render(
-        title=f"Comparison on the image world: {task.title}",
-        head=["method", "learning rate", "parameters", *words.values(), *WEIGHTS.values()],
+        title=f"Comparison on the image world: {heading}",
+        head=["method", "learning rate", "parameters", *titles.values(), *WEIGHTS.values()],
         lines=lines,
-        pictures=pictures,
-        run_head=["run", "parameters", *words.values(), *WEIGHTS.values(), "seconds"],
+        images=images,
+        run_head=["run", "parameters", *titles.values(), *WEIGHTS.values(), "seconds"],
         run_lines=run_lines,
         settings=settings,
     )
@@ -102,11 +102,11 @@ def write_page(
 
 
 def _means(
-    rows: Sequence[Mapping[str, Any]], method: str, found: Mapping[str, tuple[float, float]], words: Mapping[str, str]
+    rows: Sequence[Mapping[str, Any]], method: str, found: Mapping[str, tuple[float, float]], titles: Mapping[str, str]
 ) -> list[str]:
     chosen = next(row for row in rows if row["method"] == method and row["chosen"])
     rate = chosen.get("learning_rate")
-    scores = [_spread(found.get(f"test_{name}")) for name in words]
+    scores = [_spread(found.get(f"test_{name}")) for name in titles]
     weights = [_small(found[name][0]) if name in found else "–" for name in WEIGHTS]
     return [f"{rate:g}" if rate else "–", f"{chosen['trainable_parameters']:,}", *scores, *weights]
 

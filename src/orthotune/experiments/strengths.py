@@ -1,11 +1,9 @@
-"""A finished run measured again: at other strengths of its adapter, on other held-out data."""
+"""A finished text run measured again: at other strengths of its adapter, on other held-out data."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,28 +14,26 @@ from torch import Tensor, nn
 from orthotune import PeftModel
 from orthotune.errors import RecipeError
 from orthotune.files.json_file import read_json, write_json
-from orthotune.metrics.text_loss import TokenRow, mean_loss
+from orthotune.metrics.text_loss import mean_loss
 from orthotune.quantized.loading_options import place
-from orthotune.recipes.settings import WORLD, SFTSettings
-from orthotune.recipes.sft_data import examples_for
+from orthotune.recipes.held_out import held_out_rows
+from orthotune.recipes.settings import SFTSettings
 from orthotune.runs.quiet import quiet
-from orthotune.text import sft_trainer
 from orthotune.text.causal_model import load_model, load_tokenizer
-from orthotune.text.data import Examples
-from orthotune.worlds import text as text_world
 
 Losses = dict[str, float]
 
 
 class Again(BaseModel):
-    """What to measure of one finished run.
+    """A request to measure one finished run.
 
     Args:
-        run: its settings.
-        strengths: of its adapter; 1 is the adapter as trained, 0 the base. Of a full finetuning, the straight line
-            between the base's weights and its own, as of modules that were trained whole beside an adapter.
-        eval_data, old_data: held-out data, where it is not the run's own.
-        file: name of the record within the run's folder.
+        run: the settings of the run.
+        strengths: of its adapter; 1 is the adapter as trained, 0 the base. For full finetuning, and for modules that
+            were trained in full beside an adapter, points on the straight line from the base's weights to the trained
+            ones.
+        eval_data, old_data: held-out data of the target and the source domain; None for those of the run.
+        file: name of the record within the run directory.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -50,16 +46,22 @@ class Again(BaseModel):
 
 
 def measure(settings: Again, say: Callable[[str], None] = print, *, bar: bool = True) -> dict[float, Losses]:
-    """For each strength the loss on either domain ``{"new": nats, "old": nats}``; strength 0, the base, is with them.
+    """The losses of a finished run at each strength and at strength 0, the base.
 
-    What was measured before is read from the run's folder.
+    Losses that were measured before are read from the run directory.
 
-    Units: nats per token.
+    Args:
+        settings: the run, the strengths, and the data if they are not the run's.
+        say: called with messages; nothing is reported.
+        bar: show a progress bar; there is none.
+
+    Returns:
+        strength -> ``{"new": loss, "old": loss}`` on the target and the source domain, in nats per token.
     """
-    home = settings.run.output / settings.file
+    path = settings.run.output / settings.file
     data = {"eval_data": settings.eval_data, "old_data": settings.old_data}
-    record = read_json(home) if home.is_file() else {}
-    # What was measured on other data says nothing of these.
+    record = read_json(path) if path.is_file() else {}
+    # Losses on other data are not those that are asked for.
     same = bool(record) and all(record.get(key) == name for key, name in data.items())
     known: dict[str, Losses] = record["losses"] if same else {}
     asked = dict.fromkeys([0.0, *settings.strengths])
@@ -67,7 +69,7 @@ def measure(settings: Again, say: Callable[[str], None] = print, *, bar: bool = 
     if missing:
         with quiet():
             known |= _measured(settings, missing)
-        write_json(home, {**data, "losses": known})
+        write_json(path, {**data, "losses": known})
     return {t: known[repr(t)] for t in asked}
 
 
@@ -75,29 +77,15 @@ def _measured(again: Again, strengths: list[float]) -> dict[str, Losses]:
     settings = again.run.model_copy(
         update={k: v for k, v in (("eval_data", again.eval_data), ("old_data", again.old_data)) if v}
     )
-    source = str(text_world.MODEL) if settings.model == WORLD else settings.model
-    at = _at_strength(settings, source)
-    rows = held_out_rows(at(1.0), load_tokenizer(source), settings)
+    at = _at_strength(settings)
+    rows = held_out_rows(at(1.0), load_tokenizer(settings.model), settings)
     return {repr(t): {name: mean_loss(at(t), own).nats for name, own in rows.items()} for t in strengths}
 
 
-def held_out_rows(model: Any, tokenizer: Any, settings: SFTSettings) -> dict[str, list[TokenRow]]:
-    """The held-out rows as the trainer of such a run tokenizes them, which one example is enough to make."""
-    examples, domains = examples_for(settings)
-    first = Examples(examples.rows[:1], examples.format, examples.source)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = sft_trainer.sft_config(
-            Path(folder), packing=settings.packing, data_format=first.format, schedule="constant", bf16=False,
-            max_length=settings.max_length, max_steps=1,
-        )  # fmt: skip
-        trainer = sft_trainer.build_trainer(model, tokenizer, arguments, first, domains, None)
-        return sft_trainer.domain_rows(trainer, settings.eval_tokens)
-
-
-def _at_strength(settings: SFTSettings, source: str) -> Callable[[float], nn.Module]:
-    """A function that gives the finished model at a strength."""
-    base: Any = load_model(source, torch.float32, settings.quantization)
-    if not settings.quantization:  # a quantized model is where it was loaded
+def _at_strength(settings: SFTSettings) -> Callable[[float], nn.Module]:
+    """A function from a strength to the finished model at that strength."""
+    base: Any = load_model(settings.model, torch.float32, settings.quantization)
+    if not settings.quantization:  # a quantized model stays on the device that it was loaded to
         base = base.to(place())
     if settings.method == "full":
         return _Line(base, load_model(str(settings.output / "model"), torch.float32).to(place()))
@@ -106,15 +94,15 @@ def _at_strength(settings: SFTSettings, source: str) -> Callable[[float], nn.Mod
     if settings.method == "lora":
         if settings.quantization:
             raise RecipeError("strengths of a LoRA on a quantized model", needed="strengths=[1], or a plain model")
-        # As weights: LoRA's own scale leaves the magnitudes of DoRA where they are.
-        return _Line(load_model(source, torch.float32).to(place()), model.merge_and_unload())
+        # On merged weights: LoRA's own scale does not change the magnitudes of DoRA.
+        return _Line(load_model(settings.model, torch.float32).to(place()), model.merge_and_unload())
 
-    whole = [m for m in model.modules() if isinstance(m, ModulesToSaveWrapper)]
-    lines: list[Callable[[float], Any]] = [_Line(m.original_module, m.modules_to_save["default"]) for m in whole]
+    in_full = [m for m in model.modules() if isinstance(m, ModulesToSaveWrapper)]
+    lines: list[Callable[[float], Any]] = [_Line(m.original_module, m.modules_to_save["default"]) for m in in_full]
     lines += [partial(_along, p, start, p.detach().clone()) for p, start in biases if not torch.equal(p, start)]
 
     def at(strength: float) -> nn.Module:
-        # A rotation's strength says nothing of what was trained whole beside it: that goes on a straight line.
+        # set_scale changes rotations alone: what was trained in full beside them goes along a straight line.
         model.set_scale("default", strength)
         for line in lines:
             line(strength)
@@ -124,7 +112,7 @@ def _at_strength(settings: SFTSettings, source: str) -> Callable[[float], nn.Mod
 
 
 class _Line:
-    """The straight line between two models' weights, in those of ``trained``."""
+    """The straight line between the weights of two models, written into those of ``trained``."""
 
     def __init__(self, base: nn.Module, trained: nn.Module) -> None:
         self.model = trained

@@ -1,1 +1,1 @@
-"""Files: the only atomic writer, JSON, tables, safetensors, locks, and what differs between operating systems."""
+"""Files: the only atomic writer, JSON, tables, safetensors, locks, and the differences between operating systems."""

@@ -1,8 +1,8 @@
-"""The only atomic writer: a temporary sibling, brought to the disk, renamed, and its folder brought to the disk.
+"""The only atomic writer: write a temporary sibling, flush it to the disk, rename it, and flush its folder.
 
-A process that is killed at any moment leaves the old content or the new one under a name, never half of one. What such
-a process leaves besides is called ``.NAME.NUMBER.part`` (not complete) or ``.NAME.NUMBER.old`` (a folder that was just
-being replaced), and :func:`sweep` puts it in order.
+A process that is killed at any moment leaves either the old or the new content under a name, never a part of it. Such a
+process can also leave temporary files, called ``.NAME.NUMBER.part`` (incomplete) or ``.NAME.NUMBER.old`` (a folder that
+was being replaced); :func:`sweep` removes or restores them.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ _NUMBER = r"\.[0-9a-f]{12,32}"
 
 @contextmanager
 def atomic_write(path: Location) -> Iterator[Path]:
-    """A temporary sibling to write a file or a folder to; it takes the name ``path`` when the block ends well.
+    """Write a file or a folder under a temporary name; it is renamed to ``path`` when the block ends without an error.
 
-    A file or a folder of that name is replaced. Parents are made. A symbolic link keeps pointing where it does: what
-    it points to is replaced. A device or a pipe is written to directly.
+    An existing file or folder of that name is replaced. Parent folders are created. If ``path`` is a symbolic link, the
+    file that the link points to is replaced. A device or a pipe is written to directly.
 
     Args:
         path: the final name.
 
     Yields:
-        The temporary name; nothing has it yet.
+        The temporary name, which does not exist yet.
 
     Raises:
-        OutputError: the block or the system could not write (disk full, no permission, a folder where a file is
-            written); what was there before is there still. Other errors of the block come through as they are.
+        OutputError: the block or the system could not write (disk full, no permission, a folder in place of a file).
+            The previous content is unchanged. All other errors of the block are raised as they are.
 
     Example:
         >>> import tempfile
@@ -69,11 +69,11 @@ def atomic_write(path: Location) -> Iterator[Path]:
 
 
 def write_bytes(path: Location, content: bytes) -> None:
-    """Write a file, complete or not at all.
+    """Write a file atomically.
 
     Args:
-        path: the file; what is there is replaced.
-        content: its bytes.
+        path: the file; an existing file is replaced.
+        content: the bytes of the file.
 
     Raises:
         OutputError: as :func:`atomic_write`.
@@ -83,11 +83,11 @@ def write_bytes(path: Location, content: bytes) -> None:
 
 
 def write_text(path: Location, text: str) -> None:
-    """Write a UTF-8 text file, complete or not at all, with line ends as they are in ``text`` on every system.
+    """Write a UTF-8 text file atomically; the line ends of ``text`` are kept on every system.
 
     Args:
-        path: the file; what is there is replaced.
-        text: its text.
+        path: the file; an existing file is replaced.
+        text: the content of the file.
 
     Raises:
         OutputError: as :func:`atomic_write`.
@@ -96,7 +96,11 @@ def write_text(path: Location, text: str) -> None:
 
 
 def temporary(path: Path, kind: str = "part") -> Path:
-    """A free hidden name beside ``path``, of the kind ``part`` or ``old``.
+    """An unused hidden name in the folder of ``path``.
+
+    Args:
+        path: the final name.
+        kind: end of the hidden name: ``part`` for an incomplete file, ``old`` for a folder that is being replaced.
 
     Example:
         >>> temporary(Path("runs/a.json")).name.startswith(".a.json.")
@@ -106,19 +110,19 @@ def temporary(path: Path, kind: str = "part") -> Path:
 
 
 def put_in_place(partial: Path, path: Path) -> None:
-    """Bring a complete file or folder to the disk and rename it to ``path``, in place of what is there.
+    """Flush a complete file or folder to the disk and rename it to ``path``, which is replaced if it exists.
 
     Args:
-        partial: in the same folder as ``path``, or at least on the same file system.
+        partial: the complete file or folder, on the same file system as ``path``.
         path: the final name.
 
     Raises:
-        OutputError: a folder is there where a file is put, or a file where a folder is.
-        OSError: the system refused; what was there before is there still.
+        OutputError: ``path`` is a folder and ``partial`` a file, or the other way round.
+        OSError: the system refused the write or the rename; the previous content is unchanged.
     """
     if path.exists() and path.is_dir() != partial.is_dir():
-        there, comes = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
-        raise OutputError(f"writing {path}", got=f"{there} of that name", needed=f"a name for {comes}")
+        existing, new = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
+        raise OutputError(f"writing {path}", got=f"{existing} of that name", needed=f"a name for {new}")
     _permit(partial, path)
     flush(partial)
     if path.is_dir():
@@ -137,10 +141,10 @@ def put_in_place(partial: Path, path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Bring a file, or a folder with everything in it, to the disk.
+    """Flush a file, or a folder with everything in it, to the disk.
 
     Raises:
-        OSError: the system refused.
+        OSError: the system could not write.
     """
     if not path.is_dir():
         flush_file(path)
@@ -154,7 +158,7 @@ def flush(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with everything in it, as far as the system permits; nothing there is no error."""
+    """Remove a file, or a folder with everything in it, as far as the system permits. A missing path is no error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -162,13 +166,13 @@ def remove(path: Path) -> None:
 
 
 def sweep(folder: Path, names: str | None = None) -> None:
-    """Remove what killed processes left half-written in a folder, and give back a folder that they were replacing.
+    """Remove the temporary files that killed processes left in a folder, and restore folders that they were replacing.
 
     Call it only where no other process is writing.
 
     Args:
-        folder: where; nothing happens if it is not there.
-        names: a regular expression for the final names that are put in order; all of them if None.
+        folder: the folder to clean; it need not exist.
+        names: a regular expression for the final names whose temporary files are handled; all of them if None.
 
     Example:
         >>> import tempfile
@@ -178,7 +182,7 @@ def sweep(folder: Path, names: str | None = None) -> None:
         >>> list(folder.iterdir())
         []
     """
-    number = f"(?:{_NUMBER})?" if names else _NUMBER  # of names that are known, those without a number are known too
+    number = f"(?:{_NUMBER})?" if names else _NUMBER  # earlier versions wrote known names without a number
     pattern = re.compile(rf"\.(?P<name>{names or '.+?'})(?:{number}(?P<old>\.old(?:\.part)?)|(?:{_NUMBER})?\.part)")
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         if found := pattern.fullmatch(path.name):
@@ -190,8 +194,8 @@ def sweep(folder: Path, names: str | None = None) -> None:
 
 
 def _permit(partial: Path, path: Path) -> None:
-    """A replaced file keeps its permissions; a new one has those of any new file, also from libraries that write
-    files which only their owner can read.
+    """A replaced file keeps its permissions. A new file gets the default permissions, also from libraries that write
+    files which only the owner can read.
     """
     if path.is_file():
         partial.chmod(stat.S_IMODE(path.stat().st_mode))
@@ -199,7 +203,8 @@ def _permit(partial: Path, path: Path) -> None:
     files = [inner for inner in partial.rglob("*") if inner.is_file()] if partial.is_dir() else [partial]
     private = [file for file in files if not file.is_symlink() and stat.S_IMODE(file.stat().st_mode) == 0o600]
     if private:
-        # The umask can be read only by setting it, which other threads would notice: a new file shows it, too.
+        # Reading the umask means setting it for a moment, which would affect other threads; a new file shows it as
+        # well.
         probe = temporary(path)
         try:
             os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))

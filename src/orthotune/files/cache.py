@@ -22,5 +22,5 @@ def cache_folder() -> Path:
         >>> cache_folder().as_posix()  # doctest: +SKIP
         '/var/cache/models'
     """
-    said = os.environ.get(VARIABLE)
-    return Path(said).expanduser() if said else Path(platformdirs.user_cache_dir("orthotune"))
+    named = os.environ.get(VARIABLE)
+    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("orthotune"))

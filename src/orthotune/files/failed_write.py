@@ -1,4 +1,4 @@
-"""A write that the system refused: whether an error is one, the reason for it, and what to do."""
+"""Failed writes: recognise the error, name the reason, and say what to do."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _FULL, _FORBIDDEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}, {errno.EACCES, er
 
 @contextmanager
 def writing(path: Path, named: str = "") -> Iterator[None]:
-    """Within it, an error of the system becomes an ``OutputError`` about ``path``.
+    """Context manager that raises an ``OutputError`` about ``path`` for an error of the system.
 
     Args:
-        path: what is written.
-        named: what the user calls the file, for the message; "writing PATH" if empty.
+        path: the file that is written.
+        named: how the message calls the file; "writing PATH" if empty.
 
     Raises:
-        OutputError: with the system's reason and what to do about it.
+        OutputError: with the reason that the system gives and what to do about it.
 
     Example:
         >>> from orthotune.errors import OutputError
@@ -32,7 +32,7 @@ def writing(path: Path, named: str = "") -> Iterator[None]:
         ...         raise OSError(28, "No space left on device")
         ... except OutputError as error:
         ...     print(str(error).replace("\\\\", "/"))
-        writing out/a.json. Found: No space left on device. Free some space, or name another place.
+        writing out/a.json. Found: No space left on device. Free some space, or name another folder.
     """
     try:
         yield
@@ -43,12 +43,12 @@ def writing(path: Path, named: str = "") -> Iterator[None]:
 
 
 def is_failed_write(fault: BaseException) -> bool:
-    """Whether an error is that of a file that could not be written, by whichever library wrote it."""
+    """Whether an error means that a file could not be written, by Python, safetensors or torch."""
     return isinstance(fault, (OSError, SafetensorError, OutputError)) or _is_torch_writer(fault)
 
 
 def reason(fault: BaseException) -> str:
-    """Why a write failed, in the system's words where a library passes them on.
+    """Why a write failed: the message of the system where a library passes it on.
 
     Example:
         >>> reason(OSError(28, "No space left on device"))
@@ -68,16 +68,16 @@ def remedy(fault: BaseException) -> str:
 
     Example:
         >>> remedy(PermissionError(13, "Permission denied"))
-        'Name a place that can be written to'
+        'Name a folder that can be written to'
     """
     number = getattr(fault, "errno", None)
     if number in _FORBIDDEN:
-        return "Name a place that can be written to"
+        return "Name a folder that can be written to"
     known = isinstance(fault, OSError) and number not in (None, *_FULL, errno.EIO)
-    return "Name another place" if known else "Free some space, or name another place"
+    return "Name another folder" if known else "Free some space, or name another folder"
 
 
 def _is_torch_writer(fault: BaseException) -> bool:
-    """torch's errors say only where in its archive writer they happened."""
+    """The errors of torch name only the place in its archive writer, not the reason."""
     marks = ("inline_container", "PytorchStreamWriter", "file write failed")
     return isinstance(fault, RuntimeError) and any(mark in str(fault) for mark in marks)

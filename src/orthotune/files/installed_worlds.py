@@ -12,17 +12,17 @@ from pathlib import Path
 from orthotune.errors import DataError
 from orthotune.files.cache import cache_folder
 
-#: What brings the files.
+#: How to install the files, for messages.
 INSTALL = 'pip install "orthotune[worlds]" (in a clone of the repository: pip install ./worlds)'
-#: How the path of a world's model ends. Until version 0.2 it was inside of orthotune.
-TEXT_WORLD, SMOLLM2 = "text-world", "smollm2"
 #: Words that settings may say in the place of the path of a language model.
+TEXT_WORLD, SMOLLM2 = "text-world", "smollm2"
 MODEL_WORDS = (TEXT_WORLD, SMOLLM2)
+#: End of the path of a built-in model. Until version 0.2 the models were inside the package orthotune.
 _MODEL = re.compile(r"(?:^|[/\\])orthotune(?:_worlds|[/\\]worlds)[/\\](text[/\\]model|image[/\\]pipeline)[/\\]?$")
 
 
-def home(world: str) -> Path:
-    """The folder of a world's files.
+def world_folder(world: str) -> Path:
+    """The folder with the files of a world.
 
     Args:
         world: ``text`` or ``image``.
@@ -31,7 +31,7 @@ def home(world: str) -> Path:
         DataError: ``orthotune_worlds`` is not installed, or lacks the folder.
 
     Example:
-        >>> (home("text") / "card.json").is_file()
+        >>> (world_folder("text") / "card.json").is_file()
         True
     """
     try:
@@ -73,7 +73,7 @@ def model_folder(model: str) -> str:
         ('model', 'gpt2')
     """
     if model == TEXT_WORLD:
-        return str(home("text") / "model")
+        return str(world_folder("text") / "model")
     if model != SMOLLM2 or Path(model).exists():
         return model
     folder = cached_model(model)
@@ -83,14 +83,14 @@ def model_folder(model: str) -> str:
 
 
 def need(path: Path, what: str) -> Path:
-    """``path``, if that file is there.
+    """``path``, if that file exists.
 
     Args:
         path: a file of a world.
-        what: named in the message.
+        what: name of the file in the message.
 
     Raises:
-        DataError: there is no such file.
+        DataError: the file does not exist.
     """
     if not path.is_file():
         raise DataError(what, got=f"no file {path.name} in {path.parent}", do=f"Install it again: {INSTALL}")
@@ -98,10 +98,10 @@ def need(path: Path, what: str) -> Path:
 
 
 def world_of(base: str) -> str | None:
-    """The world whose model a path leads to, in whichever environment; None for any other path or name.
+    """The world whose model a path points to, in any environment; None for any other path or name.
 
     Args:
-        base: a path or a name of a model, as adapters record that of their base.
+        base: a path or a name of a model, as adapters record for their base.
 
     Example:
         >>> world_of("/old/site-packages/orthotune/worlds/text/model"), world_of("gpt2")
@@ -112,24 +112,24 @@ def world_of(base: str) -> str | None:
 
 
 def current(base: str) -> str:
-    """Where the model ``base`` is in this environment.
+    """The path of the model ``base`` in this environment.
 
-    Adapters record the path of their base. That of a world's model is another one in every environment, and was inside
-    of orthotune until version 0.2. A path that exists, and any other name, is given back as it is.
+    Adapters record the path of their base. The path of a built-in model differs between environments, and was inside
+    the package orthotune until version 0.2. A path that exists, and any other name, is returned unchanged.
 
     Args:
         base: a path or a name of a model.
 
     Raises:
-        DataError: it is the path of a world's model elsewhere, and ``orthotune_worlds`` is not installed here.
+        DataError: it is the path of a built-in model in another environment, and ``orthotune_worlds`` is not installed.
 
     Example:
         >>> current("gpt2")
         'gpt2'
-        >>> Path(current("/old/site-packages/orthotune/worlds/text/model")) == home("text") / "model"
+        >>> Path(current("/old/site-packages/orthotune/worlds/text/model")) == world_folder("text") / "model"
         True
     """
     world = world_of(base)
     if world is None or Path(base).exists():
         return base
-    return str(home(world) / {"text": "model", "image": "pipeline"}[world])
+    return str(world_folder(world) / {"text": "model", "image": "pipeline"}[world])

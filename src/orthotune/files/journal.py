@@ -1,4 +1,4 @@
-"""Which files of a long export are complete, so that an interrupted one goes on where it stopped."""
+"""The record of the complete files of a long export, so that an interrupted export continues where it stopped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ NAME = ".orthotune-export.json"
 
 
 def fingerprint(small: Iterable[Path], large: Iterable[Path], words: Iterable[str] = ()) -> str:
-    """A text that changes when an input does: the bytes of small files, size and time of large ones.
+    """A hash of the inputs: the bytes of small files, size and modification time of large files.
+
+    Args:
+        small: files whose bytes are hashed.
+        large: files whose path, size and modification time are hashed.
+        words: further values, such as options.
 
     Example:
         >>> fingerprint([], [], ["a"]) == fingerprint([], [], ["b"])
@@ -25,17 +30,17 @@ def fingerprint(small: Iterable[Path], large: Iterable[Path], words: Iterable[st
     for path in sorted(small):
         digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
     for path in sorted(large):
-        found = path.stat()
-        digest.update(f"\0{path}\0{found.st_size}\0{found.st_mtime_ns}".encode())
+        status = path.stat()
+        digest.update(f"\0{path}\0{status.st_size}\0{status.st_mtime_ns}".encode())
     return digest.hexdigest()
 
 
 class Journal:
-    """The record in the folder of an export that is being written.
+    """The record inside the folder of an unfinished export.
 
     Args:
-        folder: where the export is built; emptied unless its record is of the same inputs.
-        inputs: their :func:`fingerprint`.
+        folder: where the export is written; emptied unless its record has the same inputs.
+        inputs: :func:`fingerprint` of the inputs.
 
     Raises:
         OutputError: the folder cannot be emptied.
@@ -48,29 +53,29 @@ class Journal:
 
     def __init__(self, folder: Path, inputs: str) -> None:
         self.path, self.inputs = folder / NAME, inputs
-        self.whole: list[str] = []
+        self.complete: list[str] = []
         try:
-            found = read_json(self.path)
-            if found["inputs"] == inputs:
-                self.whole = [name for name in found["whole"] if (folder / name).is_file()]
+            record = read_json(self.path)
+            if record["inputs"] == inputs:
+                self.complete = [name for name in record["whole"] if (folder / name).is_file()]
         except (DataError, KeyError, TypeError):
-            pass  # no record, or another program's: start afresh
-        if not self.whole:
+            pass  # no record, or the record of another program: start from the beginning
+        if not self.complete:
             for path in list(folder.iterdir()):
                 remove(path)
             if left := list(folder.iterdir()):
                 raise OutputError(f"{left[0]}", got="left by an earlier export, not removable", do="Remove it")
         for inner in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-            sweep(inner)  # a killed export leaves the file that it was writing under a temporary name
+            sweep(inner)  # the unfinished file of a killed export has a temporary name
 
     def done(self, name: str) -> bool:
-        """Whether a file was written completely before."""
-        return name in self.whole
+        """Whether an earlier call wrote the file completely."""
+        return name in self.complete
 
     def add(self, name: str) -> None:
-        """Note that a file is complete."""
-        self.whole.append(name)
-        write_json(self.path, {"inputs": self.inputs, "whole": self.whole})
+        """Record that a file is complete."""
+        self.complete.append(name)
+        write_json(self.path, {"inputs": self.inputs, "whole": self.complete})
 
     def close(self) -> None:
         """Remove the record: the export is complete."""

@@ -1,4 +1,4 @@
-"""JSON files: the one reader, which gives an object or an error that names file and line, and the one writer."""
+"""JSON files: the only reader, whose errors name file and line, and the only writer."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def read_json(
 
     Args:
         path: the file.
-        named: what kind of file it is, for messages ("manifest"); put before the path.
-        error: the class of the error that is raised.
-        needed: what should be in the file, for messages; "a JSON object" if empty.
-        do: what the user can do, for messages.
+        named: kind of the file, for messages ("manifest"); written before the path.
+        error: class of the error that is raised.
+        needed: expected content of the file, for messages; "a JSON object" if empty.
+        do: advice for the user, for messages.
 
     Raises:
-        OrthotuneError: of the class ``error``. There is no such file, it cannot be read, or holds no JSON object;
-            names the file, and the line where there is one.
+        OrthotuneError: of the class ``error``: the file does not exist, cannot be read, or holds no JSON object. The
+            message names the file, and the line if known.
 
     Example:
         >>> import tempfile
@@ -47,7 +47,14 @@ def read_json(
 def read_json_list(
     path: Location, *, named: str = "", error: type[OrthotuneError] = DataError, needed: str = "", do: str = ""
 ) -> list[Any]:
-    """The JSON list in a file; arguments and errors as those of :func:`read_json`.
+    """The JSON list in a file.
+
+    Args:
+        path: the file.
+        named: as for :func:`read_json`.
+        error: as for :func:`read_json`.
+        needed: as for :func:`read_json`; "a JSON list" if empty.
+        do: as for :func:`read_json`.
 
     Raises:
         OrthotuneError: of the class ``error``, as :func:`read_json`.
@@ -60,12 +67,20 @@ def read_json_list(
 def read_json_lines(
     path: Location, *, named: str = "", error: type[OrthotuneError] = DataError, needed: str = "", do: str = ""
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each line's number, from 1, and its JSON object; empty lines are passed over.
+    """The objects of a JSON Lines file; empty lines are skipped.
 
-    Arguments as those of :func:`read_json`.
+    Args:
+        path: the file.
+        named: as for :func:`read_json`.
+        error: as for :func:`read_json`.
+        needed: as for :func:`read_json`; "a JSON object in each line" if empty.
+        do: as for :func:`read_json`.
+
+    Yields:
+        The number of the line, from 1, and its object.
 
     Raises:
-        OrthotuneError: of the class ``error``, as :func:`read_json`; names the file and the line.
+        OrthotuneError: of the class ``error``, as :func:`read_json`; the message names the file and the line.
     """
     source = _Source(Path(path), named, error, needed or "a JSON object in each line", do)
     with source.reading(), source.path.open(encoding="utf-8") as lines:
@@ -75,10 +90,10 @@ def read_json_lines(
 
 
 def complete_json_lines(path: Location) -> list[dict[str, Any]]:
-    """The JSON objects in the lines of a log, up to the first line that is not complete: a process was killed there.
+    """The JSON objects in a log, up to the first incomplete line, which a killed process leaves.
 
     Args:
-        path: the file; no file, no lines.
+        path: the log; it need not exist.
 
     Example:
         >>> complete_json_lines("no/such/file.jsonl")
@@ -94,13 +109,13 @@ def complete_json_lines(path: Location) -> list[dict[str, Any]]:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """The JSON object in a text that is no file, such as a value in a header.
+    """The JSON object in a text, such as a value in a header.
 
     Args:
         text: the text.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the text is not a JSON object.
 
     Example:
         >>> json_object('{"a": 1}')
@@ -118,16 +133,16 @@ def json_object(text: str) -> dict[str, Any]:
 def write_json(
     path: Location, content: Any, *, sort_keys: bool = False, ascii_only: bool = True, nan_as_null: bool = True
 ) -> None:
-    """Write a value as an indented JSON file, complete or not at all.
+    """Write a value as an indented JSON file, atomically.
 
     Args:
-        path: the file; what is there is replaced.
+        path: the file; an existing file is replaced.
         content: dictionaries, lists, text, numbers.
-        sort_keys: keys in alphabetical order.
-        ascii_only: other letters as escape sequences, which any reader understands; for files that people read, pass
-            False.
-        nan_as_null: numbers that JSON does not have (NaN, infinity) become null. False writes them as Python reads
-            them, for configs of other programs, in which they are values.
+        sort_keys: write keys in alphabetical order.
+        ascii_only: write other characters as escape sequences, which any reader understands; False for files that
+            people read.
+        nan_as_null: write NaN and infinity, which JSON does not have, as null; False writes ``NaN`` and ``Infinity``,
+            as Python does, for configs of other programs that use them.
 
     Raises:
         OutputError: the file cannot be written.
@@ -148,7 +163,7 @@ def json_line(content: dict[str, Any]) -> str:
 
 
 def finite(content: Any) -> Any:
-    """``content`` with numbers that JSON does not have (NaN, infinity: a loss that diverged) as None.
+    """``content`` with NaN and infinity, which JSON does not have, replaced by None.
 
     Example:
         >>> finite({"loss": [1.5, float("inf")]})
@@ -163,7 +178,7 @@ def finite(content: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Source:
-    """A file that is read, with what its errors say."""
+    """A file to read, with the parts of its error messages."""
 
     path: Path
     named: str
@@ -173,7 +188,7 @@ class _Source:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Within it, a file that cannot be read is an error in words."""
+        """Context manager that raises ``error`` for a file that cannot be read."""
         try:
             yield
         except UnicodeDecodeError as fault:
@@ -189,24 +204,24 @@ class _Source:
             return self.path.read_text(encoding="utf-8")
 
     def value(self, text: str, kind: type, line: int | None = None) -> Any:
-        """The JSON value in ``text``, the file's or that of its line ``line``."""
+        """The JSON value in ``text``, which is the content of the file or of its line ``line``."""
         try:
             value = json.loads(text)
         except json.JSONDecodeError as fault:
             if not text.strip():
                 raise self._error("an empty file") from fault
-            place = f", line {line or fault.lineno}: not JSON"
-            raise self._error(f"{fault.msg} at column {fault.colno}", place) from fault
-        except (ValueError, RecursionError) as fault:  # a number of more digits than Python reads, too
+            position = f", line {line or fault.lineno}: not JSON"
+            raise self._error(f"{fault.msg} at column {fault.colno}", position) from fault
+        except (ValueError, RecursionError) as fault:  # ValueError: a number with more digits than Python reads
             got = "JSON that is nested too deep" if isinstance(fault, RecursionError) else str(fault)
             raise self._error(got, f", line {line}" if line else "") from fault
         if not isinstance(value, kind):
             raise self._error(f"a JSON {_kind(value)}", f", line {line}" if line else "")
         return value
 
-    def _error(self, got: str, place: str = "") -> OrthotuneError:
-        said = f"{self.named} {self.path}{place}".lstrip()
-        return self.error(said, got=got, needed=self.needed, do=self.do or None)
+    def _error(self, got: str, position: str = "") -> OrthotuneError:
+        given = f"{self.named} {self.path}{position}".lstrip()
+        return self.error(given, got=got, needed=self.needed, do=self.do or None)
 
 
 def _kind(value: object) -> str:

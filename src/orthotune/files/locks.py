@@ -1,4 +1,4 @@
-"""Locks between processes: the operating system's own, which end with the process however that ended."""
+"""Locks between processes, by the operating system, which releases them when a process ends for any reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from orthotune.files.json_file import json_line, json_object
 
 
 class LockHeld(OutputError):
-    """Another process holds the lock; ``holder`` is its ``process``, ``host`` and ``since``, empty if not known."""
+    """Another process holds the lock.
+
+    Args:
+        path: the lock file.
+        holder: ``process``, ``host`` and ``since`` of the other process; empty if unknown.
+    """
 
     def __init__(self, path: Path, holder: dict[str, Any]) -> None:
         self.holder = holder
@@ -28,7 +33,7 @@ class LockHeld(OutputError):
         return "process {process} on {host} since {since}".format(**self.holder)
 
     def command(self) -> str:
-        """How that process can be ended, to be appended to a sentence; empty if it is not known."""
+        """The command that ends that process, to be appended to a sentence; empty if the process is unknown."""
         if not self.holder:
             return ""
         host = self.holder["host"]
@@ -37,12 +42,12 @@ class LockHeld(OutputError):
 
 
 class FileLock:
-    """A lock on a file, which says who holds it and is removed when the lock is released.
+    """A lock on a file. The file names the holder and is removed when the lock is released.
 
-    ``flock`` on Linux and macOS, ``msvcrt.locking`` on Windows. A file that a killed process left locks nothing.
+    ``flock`` on Linux and macOS, ``msvcrt.locking`` on Windows. The file of a killed process is no longer locked.
 
     Args:
-        path: the file; its folder exists.
+        path: the lock file; its folder must exist.
 
     Example:
         >>> import tempfile
@@ -63,11 +68,11 @@ class FileLock:
         self._file: BinaryIO | None = None
 
     def acquire(self) -> None:
-        """Hold the lock from now on; without effect where this object holds it.
+        """Acquire the lock; without effect if this object holds it already.
 
         Raises:
-            LockHeld: another process holds it, or another object in this one.
-            OSError: the system or the file system has no locks, or the file cannot be made.
+            LockHeld: another process, or another object in this process, holds the lock.
+            OSError: the system or the file system has no locks, or the file cannot be created.
         """
         while self._file is None:
             file = cast(BinaryIO, self.path.open("a+b", buffering=0))
@@ -77,37 +82,37 @@ class FileLock:
                 with file:
                     raise LockHeld(self.path, _holder(file)) from fault
             except OSError:
-                file.close()  # and left there: another process may hold it by a lock that this one cannot ask for
+                file.close()  # not removed: another process may hold a lock of a kind that this system cannot check
                 raise
             if os.fstat(file.fileno()).st_nlink == 0:
-                file.close()  # its holder removed it between our two calls: the name is another file's by now
+                file.close()  # its holder removed it between the two calls: the name may belong to another file now
                 continue
             self._file = file
             holder = {"process": os.getpid(), "host": socket.gethostname()}
-            with suppress(OSError):  # a full disk: the lock holds without a name
+            with suppress(OSError):  # on a full disk the lock is held without naming its holder
                 file.truncate(0)
                 file.write(json_line(holder | {"since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}).encode())
 
     def release(self) -> None:
-        """Remove the file and let others acquire the lock; without effect where it is not held."""
+        """Remove the file and release the lock; without effect if the lock is not held."""
         if self._file is None:
             return
         file, self._file = self._file, None
         if platforms.REMOVES_OPEN_FILES:
-            # In this order: a file that is removed after it was unlocked may be another process's by then.
+            # In this order: once unlocked, the file may belong to another process.
             self.path.unlink(missing_ok=True)
             file.close()
         else:
             platforms.unlock(file)
             file.close()
-            with suppress(OSError):  # refused while another process has it open, and then it is that one's
+            with suppress(OSError):  # Windows refuses while another process has the file open and now holds the lock
                 self.path.unlink(missing_ok=True)
 
 
 def _holder(file: BinaryIO) -> dict[str, Any]:
     try:
         file.seek(0)
-        found = json_object(file.read().decode())
-        return {"process": int(found["process"]), "host": str(found["host"]), "since": str(found["since"])}
+        holder = json_object(file.read().decode())
+        return {"process": int(holder["process"]), "host": str(holder["host"]), "since": str(holder["since"])}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

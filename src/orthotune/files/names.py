@@ -1,20 +1,20 @@
-"""Names in messages and on disk: shortened lists, text without control characters, names that lead nowhere else."""
+"""Names in messages and on disk: shortened lists, escaped text, and a check for plain file names."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-#: Names that Windows gives to devices, with any ending.
+#: Device names of Windows, with any suffix.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 
 
 def shortened(names: Iterable[str], count: int = 3) -> str:
-    """The first names and how many more there are.
+    """The first names and the number of further names.
 
     Args:
-        names: any number of them.
-        count: how many are written out.
+        names: any number of names.
+        count: how many names are written out.
 
     Example:
         >>> shortened(["a", "b", "c"], count=2)
@@ -26,11 +26,11 @@ def shortened(names: Iterable[str], count: int = 3) -> str:
 
 
 def escaped(names: Iterable[str], count: int = 3) -> str:
-    """As :func:`shortened`, for names from a file, which may hold anything: what is no plain text is escaped.
+    """As :func:`shortened`, for names from a file: control characters and non-ASCII characters are escaped.
 
     Args:
-        names: any number of them; of each at most 120 characters are shown.
-        count: how many are written out.
+        names: any number of names; at most 120 characters of each are shown.
+        count: how many names are written out.
 
     Example:
         >>> escaped(["a\\x1b[2J"])
@@ -40,7 +40,7 @@ def escaped(names: Iterable[str], count: int = 3) -> str:
 
 
 def is_file_name(name: object) -> bool:
-    """Whether a value is the name of a file in a folder on every system: no path, no drive, no device.
+    """Whether a value is a plain file name on every system: no path, no drive, no device.
 
     Example:
         >>> is_file_name("a.json"), is_file_name("../a.json"), is_file_name("C:a"), is_file_name("nul.txt")

@@ -1,4 +1,4 @@
-"""Where a command writes: refused before any work if it is taken, and complete when it appears."""
+"""The output of a command: an existing output is refused before any work, and a new one appears when it is complete."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def new_folder(out: Path, *, overwrite: bool = False, named: str = "--out") -> Iterator[Path]:
-    """A temporary folder beside ``out`` that becomes ``out`` when the block ends well, and is removed when it does not.
+    """A temporary folder that is renamed to ``out`` when the block ends without an error, and removed otherwise.
 
     Args:
-        out: the folder; its parents are made.
-        overwrite: replace what is there; otherwise only an empty folder may be there.
-        named: how the command calls the folder, for messages.
+        out: the folder; its parents are created.
+        overwrite: replace an existing folder; otherwise only an empty folder may exist.
+        named: the option that names the folder, for messages.
 
     Yields:
         The temporary folder, empty.
 
     Raises:
-        OutputError: something is there already, or the system refuses to write there. Nothing was changed.
+        OutputError: the output exists already, or the system refuses to write there. Nothing was changed.
 
     Example:
         >>> import tempfile
@@ -68,21 +68,21 @@ def new_folder(out: Path, *, overwrite: bool = False, named: str = "--out") -> I
 
 @contextmanager
 def resumable(out: Path, *, file: bool = False, overwrite: bool = False, resume: bool = True) -> Iterator[Path]:
-    """As :func:`new_folder`, for a file, too; and what was written stays beside ``out`` when it is interrupted.
+    """As :func:`new_folder`, also for a file, and an interruption keeps the temporary folder for the next call.
 
-    The same call finds it again. An error other than an interruption removes it.
+    The next call with the same ``out`` continues in that folder. An error other than an interruption removes it.
 
     Args:
         out: the folder or file.
-        file: ``out`` is a file, built under its own name in the temporary folder.
-        overwrite: replace what is there.
-        resume: whether anything is kept and found again.
+        file: ``out`` is a file, written under its final name in the temporary folder.
+        overwrite: replace an existing output.
+        resume: whether the temporary folder of an interrupted call is kept and used again.
 
     Yields:
-        The temporary folder, with what an interrupted call left in it.
+        The temporary folder, with the files that an interrupted call left in it.
 
     Raises:
-        OutputError: something is there already, the system refuses to write there, or another process is writing to
+        OutputError: the output exists already, the system refuses to write there, or another process is writing to
             it. Nothing was changed.
 
     Example:
@@ -99,11 +99,11 @@ def resumable(out: Path, *, file: bool = False, overwrite: bool = False, resume:
         got = f"another process that writes to it: {held.by()}"
         raise OutputError(f"OUT {out}", got=got, do=f"Wait for its end{held.command()}") from held
     except OSError:
-        pass  # a file system without locks: two such calls at the same time are the user's to avoid
+        pass  # a file system without locks: nothing prevents two calls at the same time
     try:
         if not resume:
             remove(partial)
-        _make(partial, out, "OUT")  # the one who held the lock a moment ago may have removed it
+        _make(partial, out, "OUT")  # again: the previous holder of the lock may have removed it
         yield partial
         with writing(out, f"OUT {out}"):
             put_in_place(partial / out.name if file else partial, out)
@@ -117,16 +117,16 @@ def resumable(out: Path, *, file: bool = False, overwrite: bool = False, resume:
 
 
 def _checked(out: Path, named: str, *, file: bool, overwrite: bool) -> Path:
-    """The folder or file, absolute and with symbolic links followed, if it may be written to."""
-    said, out = f"{named} {out.absolute()}", out.absolute()
+    """The absolute path of the output, with symbolic links resolved, if it may be written."""
+    given, out = f"{named} {out.absolute()}", out.absolute()
     out = out.resolve() if out.is_symlink() else out
-    there, wanted = ("a folder" if out.is_dir() else "a file"), "a file" if file else "a folder"
-    if out.exists() and there != wanted:
-        raise OutputError(said, got=there, needed=f"{wanted}, or a name that is free")
+    existing, wanted = ("a folder" if out.is_dir() else "a file"), "a file" if file else "a folder"
+    if out.exists() and existing != wanted:
+        raise OutputError(given, got=existing, needed=f"{wanted}, or an unused name")
     taken = out.exists() and (file or any(out.iterdir()))
     if taken and not overwrite:
         got = "a file" if file else "a folder that is not empty"
-        raise OutputError(said, got=got, do="Add --overwrite, or name another")
+        raise OutputError(given, got=got, do="Add --overwrite, or name another")
     return out
 
 
@@ -137,6 +137,5 @@ def _make(partial: Path, out: Path, named: str) -> None:
         if not os.access(out.parent, os.W_OK):
             raise PermissionError(13, "Permission denied", str(out.parent))
     except OSError as error:
-        raise OutputError(
-            f"{named} {out}", got=f"{error.strerror or error} in {out.parent}", do="Name a place that can be written to"
-        ) from error
+        got = f"{error.strerror or error} in {out.parent}"
+        raise OutputError(f"{named} {out}", got=got, do="Name a folder that can be written to") from error

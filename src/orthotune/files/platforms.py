@@ -1,4 +1,4 @@
-"""What differs between operating systems; no other file of the package imports a module that one of them lacks."""
+"""Differences between operating systems. Only this file imports modules that some systems lack."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ try:
 except ImportError:  # Linux, macOS
     msvcrt = None
 
-#: On Windows a lock is a range of bytes that nobody else can read: one far beyond the content of a lock file.
+#: On Windows a lock makes a range of bytes unreadable for others: a byte far beyond the content of a lock file.
 LOCKED_BYTE = 1 << 30
-#: Whether the name of an open file can be removed, which Windows refuses.
+#: Whether an open file can be removed; Windows refuses.
 REMOVES_OPEN_FILES = sys.platform != "win32" and fcntl is not None
 _NOT_POSSIBLE = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
@@ -56,7 +56,7 @@ def lock(file: BinaryIO) -> None:
 
 
 def unlock(file: BinaryIO) -> None:
-    """Undo :func:`lock`, on a file that it has locked."""
+    """Release the lock of :func:`lock`."""
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_UN)
     elif msvcrt is not None:
@@ -65,24 +65,24 @@ def unlock(file: BinaryIO) -> None:
 
 
 def flush_file(path: Path) -> None:
-    """Bring the bytes of a file to the disk, where the file system can do that.
+    """Flush the bytes of a file to the disk, where the file system supports this.
 
     Raises:
-        OSError: the bytes could not be written after all.
+        OSError: the bytes could not be written.
     """
-    # Windows flushes only what is open for writing; elsewhere reading is enough, and a file may be read-only.
+    # Windows flushes only files that are open for writing. Elsewhere reading is enough, and a file may be read-only.
     _flush(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
 
 
 def flush_folder(path: Path) -> None:
-    """Bring the names in a folder to the disk; Windows cannot open folders and keeps names without being asked.
+    """Flush the names in a folder to the disk. Does nothing on Windows, which cannot open folders and needs no flush.
 
     Raises:
-        OSError: the names could not be written after all.
+        OSError: the names could not be written.
     """
     if sys.platform == "win32":
         return
-    with suppress(PermissionError):  # a folder that may be written to and not listed
+    with suppress(PermissionError):  # a folder that can be written to but not listed
         _flush(path, os.O_RDONLY)
 
 
@@ -98,7 +98,7 @@ def _flush(path: Path, flags: int) -> None:
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
-    """The signals that ask a program to end, as far as this system has them.
+    """The signals that ask a program to end, as far as this system supports them.
 
     Example:
         >>> ending_signals()[0].name
@@ -109,7 +109,7 @@ def ending_signals() -> tuple[signal.Signals, ...]:
 
 
 def processors() -> int:
-    """How many processors this process may use.
+    """The number of processors that this process may use.
 
     Example:
         >>> processors() >= 1
@@ -121,7 +121,7 @@ def processors() -> int:
 
 
 def processor_name() -> str:
-    """The model of the processor, as the system calls it.
+    """The model name of the processor.
 
     Example:
         >>> bool(processor_name())
@@ -136,7 +136,7 @@ def processor_name() -> str:
 
 
 def load_average() -> float | None:
-    """Mean number of processes that wanted to run in the last minute; None where the system does not count them.
+    """Load average of the last minute; None where the system has none.
 
     Example:
         >>> (load_average() or 0.0) >= 0

@@ -1,4 +1,4 @@
-"""A complete safetensors file read or written at once: every fault is an error that names the file or the tensor."""
+"""Read or write a complete safetensors file. Errors name the file or the tensor."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from orthotune.files.safetensors_header import check_header
 
 
 def read_tensors(path: str | Path, *, finite: bool = True) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, on the CPU, in the dtype in which they were stored.
+    """All tensors of a safetensors file, on the CPU, in the stored dtype.
 
     Args:
         path: the file.
         finite: refuse NaN and infinity.
 
     Raises:
-        AdapterFileError: the file is missing, cut off, altered, no safetensors file, or (``finite``) holds NaN or inf.
+        AdapterFileError: the file is missing, truncated, damaged, no safetensors file, or (``finite``) holds NaN or
+            inf.
 
     Example:
         >>> read_tensors("adapter_model.safetensors")  # doctest: +SKIP
@@ -41,12 +42,12 @@ def read_tensors(path: str | Path, *, finite: bool = True) -> dict[str, torch.Te
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> Path:
-    """Write a safetensors file, complete or not at all.
+    """Write a safetensors file atomically.
 
     Args:
-        path: the file; what is there is replaced.
-        tensors: name -> tensor, on any device; two names may hold the same memory.
-        metadata: text that goes into the header.
+        path: the file; an existing file is replaced.
+        tensors: name -> tensor, on any device; two tensors may share memory.
+        metadata: text for the header.
 
     Returns:
         ``path``.
@@ -60,28 +61,28 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
         >>> read_tensors(path)
         {'v': tensor([1., 1.])}
     """
-    own: dict[str, torch.Tensor] = {}
+    unshared: dict[str, torch.Tensor] = {}
     memory: set[int] = set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().to("cpu").contiguous()
         address = tensor.untyped_storage().data_ptr()
-        # Tensors that share memory are refused, and two layers may hold one tensor.
-        own[name] = tensor.clone() if address in memory else tensor
+        # safetensors refuses tensors that share memory, but two layers may share a tensor.
+        unshared[name] = tensor.clone() if address in memory else tensor
         memory.add(address)
     with atomic_write(path) as partial:
-        save_file(own, partial, dict(metadata or {}) or None)
+        save_file(unshared, partial, dict(metadata or {}) or None)
     return path
 
 
 def refuse_non_finite(tensors: Mapping[str, torch.Tensor], source: str | Path) -> None:
-    """Refuse NaN and infinity, naming the tensors that hold them.
+    """Raise an error that names the tensors with NaN or infinity.
 
     Args:
-        tensors: name -> tensor, of any shape; tensors of whole numbers are passed over.
-        source: where the tensors are from, for the message.
+        tensors: name -> tensor, of any shape; integer tensors are skipped.
+        source: origin of the tensors, for the message.
 
     Raises:
-        AdapterFileError: some value is not finite.
+        AdapterFileError: a value is not finite.
 
     Example:
         >>> refuse_non_finite({"v": torch.ones(2)}, "adapter")

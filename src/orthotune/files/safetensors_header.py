@@ -1,4 +1,4 @@
-"""The header of a safetensors file, which may be damaged or hostile: checked before memory is allocated for it."""
+"""The header of a safetensors file, which may be damaged or malicious; checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 from orthotune.errors import AdapterFileError
 from orthotune.files.names import shortened
 
-#: The format's own limit for its header, in bytes.
+#: The largest header that the format permits, in bytes.
 LARGEST_HEADER = 100_000_000
-#: Bits of one number, by the name of its type in a header. Types that are not here are left to the reader.
+#: Bits per element, by the name of the dtype in a header. Other dtypes are not checked here.
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
@@ -26,12 +26,12 @@ _AGAIN = "Copy or download the file again"
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says.
+    """The content of a header.
 
     Attributes:
-        start: the byte of the file at which the tensors' bytes begin.
-        tensors: name -> ``dtype``, ``shape`` and ``data_offsets`` from ``start``.
-        metadata: the text in it.
+        start: the byte of the file at which the first tensor begins.
+        tensors: name -> ``dtype``, ``shape`` and ``data_offsets``, which count from ``start``.
+        metadata: the text entries.
     """
 
     start: int
@@ -40,13 +40,13 @@ class Header:
 
 
 def check_header(path: Path) -> Header:
-    """The header of a file, after comparing what it announces with the size of the file.
+    """The header of a file, checked against the size of the file.
 
     Args:
         path: a safetensors file.
 
     Raises:
-        AdapterFileError: the file is missing, cut off, longer than announced, altered or no safetensors file.
+        AdapterFileError: the file is missing, truncated, too long, damaged or no safetensors file.
 
     Example:
         >>> list(check_header(Path("model.safetensors")).tensors)  # doctest: +SKIP
@@ -76,7 +76,7 @@ def check_header(path: Path) -> Header:
 
 
 def _raw_header(path: Path) -> tuple[bytes, int]:
-    """The header's bytes, and the size of the file."""
+    """The bytes of the header, and the size of the file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -101,16 +101,16 @@ def _raw_header(path: Path) -> tuple[bytes, int]:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; with a name twice, which of the two is meant would depend on the reader."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    """A JSON object without duplicate names, which readers treat differently."""
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"the name {twice[:80]!r} twice")
-    return found
+    return entries
 
 
 def _fault(entry: Mapping[str, Any]) -> str | None:
-    """What in an entry of a header is impossible, before memory is allocated for it."""
+    """A description of an impossible entry; None for a valid one."""
     shape: Any = entry.get("shape")
     offsets, dtype = entry["data_offsets"], entry.get("dtype")
     numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
@@ -123,7 +123,7 @@ def _fault(entry: Mapping[str, Any]) -> str | None:
 
 
 def _check_offsets(path: Path, offsets: list[list[int]]) -> None:
-    """Each byte belongs to one tensor: no writer makes tensors that overlap or leave gaps."""
+    """Check that each byte belongs to exactly one tensor: tensors may not overlap or leave gaps."""
     position = 0
     for start, stop in sorted(offsets):
         if start != position or stop < start:

@@ -1,4 +1,4 @@
-"""Tables as CSV files: the one writer and the one reader."""
+"""Tables as CSV files: the only writer and the only reader."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from orthotune.files.atomic import Location, write_text
 
 
 def write_table(path: Location, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Write a CSV file with a header, complete or not at all; None becomes an empty cell.
+    """Write a CSV file with a header, atomically; None becomes an empty cell.
 
     Args:
-        path: the file; what is there is replaced.
-        rows: one mapping per line, column to value.
+        path: the file; an existing file is replaced.
+        rows: one mapping from column to value per line.
         columns: the header; the keys of the first row if None.
 
     Raises:
@@ -41,15 +41,15 @@ def write_table(path: Location, rows: Iterable[Mapping[str, Any]], columns: Sequ
 def read_table(
     path: Location, *, named: str = "", error: type[OrthotuneError] = DataError
 ) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file with a header, each with the number of its line.
+    """The rows of a CSV file with a header, each with its line number.
 
     Args:
         path: the file.
-        named: what kind of file it is, for messages; put before the path.
-        error: the class of the error that is raised.
+        named: kind of the file, for messages; written before the path.
+        error: class of the error that is raised.
 
     Raises:
-        OrthotuneError: of the class ``error``: the file is not there, or no text.
+        OrthotuneError: of the class ``error``: the file does not exist, or is no text.
     """
     path = Path(path)
     try:

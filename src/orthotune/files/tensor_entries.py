@@ -1,4 +1,4 @@
-"""Single tensors of a safetensors file, read from their place in the file and written one after another."""
+"""Read single tensors of a safetensors file, and write a file with one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from orthotune.errors import AdapterFileError
 from orthotune.files.atomic import atomic_write
 from orthotune.files.safetensors_header import check_header
 
-#: The number types that a weight can be rotated in, by their name in a header.
+#: The dtypes in which a weight can be rotated, by their name in a header.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-#: Bytes that are copied at once.
+#: Bytes per copy operation.
 COPIED = 1 << 23
 
 
-class Room:
-    """Memory that tensors are read into one after another: fresh memory for each costs more than reading it.
+class ReadBuffer:
+    """Memory that is used again for each tensor: allocating new memory takes longer than reading the tensor.
 
     Example:
-        >>> room = Room()
-        >>> room.take(8).data_ptr() == room.take(4).data_ptr()
+        >>> buffer = ReadBuffer()
+        >>> buffer.take(8).data_ptr() == buffer.take(4).data_ptr()
         True
     """
 
@@ -37,16 +37,16 @@ class Room:
         self._raw = torch.empty(0, dtype=torch.uint8)
 
     def take(self, size: int) -> Tensor:
-        """``size`` bytes; what was taken before is written over."""
+        """``size`` bytes; the bytes of the previous call are overwritten."""
         if len(self._raw) < size:
-            self._raw = torch.empty(0, dtype=torch.uint8)  # lets go of the old ones first
+            self._raw = torch.empty(0, dtype=torch.uint8)  # releases the previous memory first
             self._raw = torch.empty(size, dtype=torch.uint8)
         return self._raw[:size]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor is stored: ``size`` bytes from ``start`` of ``path``; ``dtype`` is the name in the header."""
+    """The position of a tensor: ``size`` bytes from byte ``start`` of ``path``; ``dtype`` is the name in the header."""
 
     name: str
     dtype: str
@@ -55,18 +55,18 @@ class Entry:
     start: int
     size: int
 
-    def read(self, room: Room | None = None) -> Tensor:
-        """The tensor, in memory of its own, or in ``room`` until that is taken again.
+    def read(self, buffer: ReadBuffer | None = None) -> Tensor:
+        """The tensor, in new memory, or in ``buffer`` until the buffer is used again.
 
         Raises:
-            AdapterFileError: its numbers are no plain floating-point numbers, or the file ends before it does.
+            AdapterFileError: the dtype is not a floating-point dtype of :data:`FLOATS`, or the file ends too early.
         """
         if self.dtype not in FLOATS or self.size != math.prod(self.shape) * FLOATS[self.dtype].itemsize:
             raise AdapterFileError(
                 f"tensor '{self.name}' of {self.path}", got=f"type {self.dtype}, shape {list(self.shape)}",
                 needed=f"plain numbers of type {', '.join(FLOATS)}",
             )  # fmt: skip
-        raw = torch.empty(self.size, dtype=torch.uint8) if room is None else room.take(self.size)
+        raw = torch.empty(self.size, dtype=torch.uint8) if buffer is None else buffer.take(self.size)
         with _reading(self.path), self.path.open("rb", buffering=0) as file:
             file.seek(self.start)
             view, done = _bytes(raw), 0
@@ -82,10 +82,10 @@ def _some(count: int | None, path: Path) -> int:
 
 
 def read_header(path: Path) -> tuple[list[Entry], dict[str, str]]:
-    """Where each tensor of a file lies, in the order of its bytes, and the file's metadata.
+    """The position of each tensor of a file, in the order of the file, and the metadata.
 
     Raises:
-        AdapterFileError: the file is missing, cut off or no safetensors file.
+        AdapterFileError: the file is missing, truncated or no safetensors file.
 
     Example:
         >>> read_header(Path("model.safetensors"))  # doctest: +SKIP
@@ -93,22 +93,22 @@ def read_header(path: Path) -> tuple[list[Entry], dict[str, str]]:
     """
     header = check_header(path)
     entries = []
-    for name, found in header.tensors.items():
-        start, stop = found["data_offsets"]
-        entries.append(Entry(name, found["dtype"], tuple(found["shape"]), path, header.start + start, stop - start))
+    for name, entry in header.tensors.items():
+        start, stop = entry["data_offsets"]
+        entries.append(Entry(name, entry["dtype"], tuple(entry["shape"]), path, header.start + start, stop - start))
     return sorted(entries, key=lambda entry: (entry.start, entry.size)), dict(header.metadata)
 
 
 def write_file(
     path: Path, entries: Sequence[Entry], metadata: dict[str, str], changed: Callable[[Entry], Tensor | None]
 ) -> None:
-    """Write a safetensors file of ``entries``, complete or not at all, with one of its tensors in memory at a time.
+    """Write a safetensors file atomically, with one tensor in memory at a time.
 
     Args:
-        path: the file; what is there is replaced.
-        entries: what is in it, in this order; names may be new, the bytes come from where the entry points.
-        metadata: text that goes into the header.
-        changed: other numbers for an entry, of its dtype and shape, or None to copy its bytes.
+        path: the file; an existing file is replaced.
+        entries: the tensors, in this order; names may be new, the bytes are copied from the position of the entry.
+        metadata: text for the header.
+        changed: new values for an entry, in its dtype and shape, or None to copy its bytes.
 
     Raises:
         OutputError: the file cannot be written, or the disk is full.
@@ -122,7 +122,7 @@ def write_file(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with atomic_write(path) as partial, partial.open("wb", buffering=0) as file:
-        # Unbuffered: nothing is left for the moment of closing, when an error would be lost.
+        # Unbuffered, because an error while closing the file would be lost.
         _write(file, memoryview(len(text).to_bytes(8, "little") + text))
         for entry in entries:
             tensor = changed(entry)
@@ -158,7 +158,7 @@ def _copy(entry: Entry, file: FileIO) -> None:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Within it, an error of the system is one about ``path``, not about the file that is being written."""
+    """Context manager for reading ``path`` while another file is written: an error names ``path``, not that file."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
 """Adapter files: one class for each format, and the canonical ``AdapterState`` that files of all formats are read into.
 
-A folder holds the formats of one tool; ``codecs`` and ``names`` are what several tools share. Importing this package
-loads nothing, so that the registry of formats can be listed without torch.
+A folder holds the formats of one tool; ``codecs`` and ``names`` are shared by several tools. Importing this package
+imports neither torch nor safetensors, so that the registry of formats can be listed quickly.
 """
 
 from importlib import import_module
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AdapterState", "LayerState", "ReadOptions", "read_adapter"]
 
-_HOMES = {
+_MODULES = {
     "AdapterState": "adapter_state",
     "LayerState": "adapter_state",
     "ReadOptions": "read_options",
@@ -23,6 +23,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'orthotune.formats' has no attribute {name!r}")
-    return getattr(import_module(f"orthotune.formats.{_HOMES[name]}"), name)
+    return getattr(import_module(f"orthotune.formats.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""What an adapter is read from: names and shapes first, tensors when they are asked for, nothing executed."""
+"""Open an adapter file: names and shapes first, tensors when they are needed. No code from the file is executed."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ from orthotune.files.safetensors_file import refuse_non_finite
 from orthotune.formats.peft import config_types
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
-#: Names under which a folder holds its weights, the first one found counts.
+#: File names of the weights in a folder, in the order in which they are looked for.
 WEIGHTS_NAMES = (WEIGHTS_NAME, "adapter_model.bin", "pytorch_oft_weights.safetensors", "pytorch_oft_weights.bin")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
-#: No adapter has more; a file with more is not one, and reading its names would take the memory of a model.
+#: A file with more tensors or a larger header is not an adapter; reading its names would need too much memory.
 MOST_TENSORS, LARGEST_HEADER = 100_000, 1 << 24
 LARGEST_CONFIG = 1 << 24
 PLAIN = (torch.strided, "cpu")
-#: What safetensors raises for number types that torch does not have.
+#: Errors of safetensors for dtypes that torch does not have.
 UNREADABLE = (KeyError, ValueError, TypeError, RuntimeError, AttributeError)
 
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """An adapter that was opened but not read.
+    """An adapter file that was opened; its tensors are not read yet.
 
     Attributes:
         path: the file with the weights.
-        shapes: name -> shape of every tensor.
-        config: what ``adapter_config.json`` says; None for a file that stands alone.
-        metadata: the text in the header.
+        shapes: name -> shape of each tensor.
+        load: reads the tensors of the given names.
+        config: the content of ``adapter_config.json``; None for a file without a config.
+        metadata: the text entries of the header.
     """
 
     path: Path
@@ -51,7 +52,7 @@ class AdapterFile:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The named tensors, on the CPU, finite.
+        """The named tensors, on the CPU, checked for NaN and infinity.
 
         Raises:
             AdapterFileError: a tensor cannot be read, or holds NaN or infinity.
@@ -61,7 +62,7 @@ class AdapterFile:
         return tensors
 
     def layers(self, suffixes: str) -> dict[str, dict[str, str]]:
-        """Names of tensors by what stands before one of the suffixes, a regular expression, and by suffix.
+        """Layer -> suffix -> name of the tensor, for names that end in one of the suffixes, a regular expression.
 
         Example:
             >>> file = AdapterFile(Path("a"), {"lin.alpha": (), "lin.oft_blocks": (2, 3, 3), "b": ()}, lambda names: {})
@@ -76,17 +77,22 @@ class AdapterFile:
         return found
 
     def has(self, suffixes: str, dims: int | None = None) -> bool:
-        """Whether some tensor ends in one of the suffixes, and has that many dimensions."""
+        """Whether a tensor ends in one of the suffixes.
+
+        Args:
+            suffixes: a regular expression.
+            dims: number of dimensions that the tensor must have; any number if None.
+        """
         named = [name for layer in self.layers(suffixes).values() for name in layer.values()]
         return any(dims is None or len(self.shapes[name]) == dims for name in named)
 
 
 def open_adapter(path: str | Path) -> AdapterFile:
-    """The adapter in a folder, or in a file of its own.
+    """Open the adapter in a folder or in a single file.
 
     Raises:
-        AdapterFileError: there is none, or it is damaged, of no known kind, too large in names, or a pickle that holds
-            more than tensors.
+        AdapterFileError: there is no adapter, or the file is damaged, of an unknown kind, has too many tensors, or is a
+            pickle that holds more than tensors.
 
     Example:
         >>> open_adapter("runs/demo/adapter").shapes  # doctest: +SKIP
@@ -102,7 +108,7 @@ def open_adapter(path: str | Path) -> AdapterFile:
             raise AdapterFileError(f"{path} is not an adapter", needed=f"a folder with {CONFIG_NAME}, or a file")
         return _open_file(found[0] if found else path / WEIGHTS_NAME, config)
     if path.name == CONFIG_NAME:
-        raise AdapterFileError(f"{path} is the config alone", do="Name the folder that it lies in")
+        raise AdapterFileError(f"{path} is the config alone", do="Name its folder")
     beside = path.parent / CONFIG_NAME
     return _open_file(path, read_config(path.parent) if path.name in WEIGHTS_NAMES and beside.is_file() else None)
 
@@ -111,7 +117,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The adapter's config as a plain mapping.
 
     Raises:
-        AdapterFileError: there is none, it is no JSON object, or a field holds what it cannot mean.
+        AdapterFileError: there is no config, it is not a JSON object, or a field has a value of the wrong type.
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
@@ -125,7 +131,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def numbers_in(folder: Path) -> int | None:
-    """How many numbers the weights in an adapter's folder are, by their header; None if they are not there.
+    """The number of elements in the weights of an adapter folder, read from the header; None without weights.
 
     Raises:
         AdapterFileError: as :func:`open_adapter`.
@@ -179,15 +185,15 @@ def _open_pickle(path: Path, config: Mapping[str, Any] | None) -> AdapterFile:
         raise AdapterFileError(
             f"{path} is no pickle that torch wrote since 1.6", got=str(error), needed="an uncompressed zip", do=save
         ) from error
-    # torch stores, it never compresses: what unpacks to more than the file is a bomb.
+    # torch never compresses: an archive that unpacks to more bytes than the file has is a zip bomb.
     if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
         raise AdapterFileError(f"{path} is a pickle in a compressed archive", needed="what torch.save writes", do=save)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # a whole checkpoint may be large
-    except Exception as error:  # what the unpickler makes of damaged or hostile bytes has no bounds
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # a complete checkpoint may be large
+    except Exception as error:  # the unpickler can raise any error for damaged or malicious bytes
         raise AdapterFileError(
             f"{path} is a pickle that holds more than tensors, or is damaged", got=_met(error),
-            needed="tensors by name", do=f"Nothing of it was run. {save}",
+            needed="tensors by name", do=f"No code in it was run. {save}",
         ) from error  # fmt: skip
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
@@ -198,7 +204,7 @@ def _open_pickle(path: Path, config: Mapping[str, Any] | None) -> AdapterFile:
     if not plain:
         raise AdapterFileError(f"{path} is a pickle of other things than tensors", needed="tensors by name", do=save)
     _check_count(path, len(found))
-    # A view may claim more numbers than its storage has; copying it would fill the memory.
+    # A view may have far more elements than its storage; copying it would fill the memory.
     if sum(tensor.numel() * tensor.element_size() for tensor in found.values()) > 2 * size:
         raise AdapterFileError(f"{path} is a pickle whose tensors are larger than the file", do=save)
     tensors = {name: tensor.detach() for name, tensor in found.items()}
@@ -207,7 +213,7 @@ def _open_pickle(path: Path, config: Mapping[str, Any] | None) -> AdapterFile:
 
 
 def _met(error: Exception) -> str:
-    """What the unpickler met; torch's own words go on to say how to run it all the same."""
+    """What the unpickler found. The message of torch is not shown, because it explains how to run the file anyway."""
     if found := re.search(r"GLOBAL ([\w.]{1,100})", str(error)):
         return f"a call of {found[1]}"
     return type(error).__name__
@@ -223,5 +229,15 @@ def _damaged(path: Path, error: BaseException) -> AdapterFileError:
 
 
 def refuse_shape(path: Path, name: str, shape: Iterable[int], needed: str) -> None:
-    """Raise an AdapterFileError about one tensor of a file."""
+    """Raise the error for a tensor with a wrong shape.
+
+    Args:
+        path: the file.
+        name: of the tensor.
+        shape: of the tensor.
+        needed: the expected shape, for the message.
+
+    Raises:
+        AdapterFileError: always.
+    """
     raise AdapterFileError(f"Tensor '{name}' of {path}", got=f"shape {list(shape)}", needed=needed)

@@ -1,4 +1,4 @@
-"""An adapter in memory, whatever file it came from: packed skew vectors and how they become rotations."""
+"""An adapter in memory, independent of the file format: packed skew-symmetric matrices, with their specs."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from orthotune.rotation.spec import RotationSpec, Side
 from orthotune.rotation.strength import Kind
 from orthotune.rotation.transform import BlockTransform
 
-#: what a layer does between the base and the adapter, where that is what the file's own tool does
+#: how the tool that wrote a file blends -> how a layer interpolates at strengths other than 0 and 1
 _KINDS: dict[Blend, Kind] = {"linear": "linear", "rotation": "rotation"}
 
 
 @dataclass(frozen=True)
 class LayerState:
-    """What an adapter holds for one layer that runs as a rotation.
+    """The parameters of an adapter at one layer that runs as a rotation.
 
     Shapes:
         rotations: part -> ``[rows, b(b-1)/2]``. A layer with one rotation has the single part ``""``; a packed
-            attention has ``q``, ``k``, ``v``. One row is used for all blocks if shared; experts follow each other.
+            attention has ``q``, ``k``, ``v``. If the block is shared there is one row; the rows of experts are
+            concatenated.
         magnitude: ``[out]``, the trained scale per output neuron, or None.
 
-    ``spec`` says what the numbers mean; its block size (of the first part), its magnitude and its blend are taken from
-    the other arguments. A file may hold vectors from after the last optimizer step, outside COFT's ball; its writer
-    projects them before use, and so does ``rotation``.
+    ``spec`` is the record of the adapter at the layer; its block size (of the first part), magnitude and blend are
+    taken from the other arguments. A file may hold vectors outside the COFT ball, saved after the last optimizer step;
+    the tool that wrote it projects them before use, and so does ``rotation``.
 
-    Three things hang on the base weight, which the file does not know: with ``conv_reversed`` a weight of more than two
-    dimensions is rotated the other way (OneTrainer, sd-scripts ``oft_v2``); with ``ragged`` the blocks may reach past
-    the weight and are cut there (PEFT before 0.14); and a shared block is repeated. ``for_weight`` settles the first,
-    ``runs_on`` asks about the second. ``dims`` is the number of the weight's dimensions where the file says it, None
-    elsewhere. ``blend`` is what strengths other than 1 mean in the file's own tool.
+    Three properties depend on the base weight, which the file does not contain. With ``conv_reversed``, a weight of
+    more than two dimensions is rotated in the opposite direction (OneTrainer, sd-scripts ``oft_v2``); see
+    ``for_weight``. With ``truncated``, the last block may reach past the features and is truncated (PEFT before 0.14);
+    see ``runs_on``. A shared block is repeated. ``dims`` is the number of dimensions of the weight where the file
+    records it, else None. ``blend`` is how the tool that wrote the file interpolates at strengths other than 1.
     """
 
     rotations: Mapping[str, Tensor]
@@ -46,7 +47,7 @@ class LayerState:
     magnitude: Tensor | None = None
     embedding: bool = False
     conv_reversed: bool = False
-    ragged: bool = False
+    truncated: bool = False
     blend: Blend = "none"
     dims: int | None = None
 
@@ -58,20 +59,20 @@ class LayerState:
 
     @property
     def side(self) -> Side:
-        """The spec's, by which a frozen map is put in order with others."""
+        """The side of the spec, as frozen maps have it."""
         return self.spec.side
 
     def block_size(self, part: str = "") -> int:
-        """The size of the blocks of one part."""
+        """The block size of one part."""
         return block_size_of(self.rotations[part].shape[-1])
 
     def block_count(self, part: str = "") -> int | None:
-        """How many blocks the layer has; None if they are shared, for only the base model knows then."""
+        """The number of blocks of one part; None for a shared block, whose number depends on the base model."""
         return None if self.spec.shared else self.rotations[part].shape[-2]
 
     @property
     def parameters(self) -> int:
-        """How many numbers were trained."""
+        """The number of trained parameters."""
         extra = 0 if self.magnitude is None else self.magnitude.numel()
         return extra + sum(vector.numel() for vector in self.rotations.values())
 
@@ -81,11 +82,11 @@ class LayerState:
         return self.spec if size == self.spec.block_size else replace(self.spec, block_size=size)
 
     def vector(self, part: str = "") -> Tensor:
-        """The packed skew blocks that the map is applied to, in float32 or better: scaled, within the ball."""
+        """The packed skew blocks that the map takes: scaled, projected to the COFT ball, in float32 or float64."""
         return self.spec_of(part).vector(self.rotations[part])
 
     def rotation(self, part: str = "") -> Tensor:
-        """The rotation blocks that the packed vectors stand for, in float32 or better.
+        """The rotation blocks of one part, in float32 or float64.
 
         Shapes:
             returns ``[blocks stored, b, b]``.
@@ -102,14 +103,14 @@ class LayerState:
         return ((part, self.rotation(part)) for part in self.rotations)
 
     def plain(self) -> LayerState:
-        """The same layer with nothing left to apply: no factor and no ball."""
+        """The same layer with the scale and the COFT projection applied to its vectors."""
         if not self.spec.scaled and self.spec.eps is None:
             return self
         spec = replace(self.spec, scaled=False, eps=None)
         return replace(self, rotations={part: self.vector(part) for part in self.rotations}, spec=spec)
 
     def for_weight(self, shape: Sequence[int]) -> LayerState:
-        """The layer as it is for a base weight of this shape, ``conv_reversed`` settled.
+        """The layer for a base weight of a known shape, with ``conv_reversed`` applied.
 
         Shapes: ``(out, in)`` or ``(out, in, *kernel)``.
         """
@@ -117,26 +118,26 @@ class LayerState:
             return self
         if len(shape) == 2:
             return replace(self, conv_reversed=False)
-        # Both series give the transpose for the negative; torch negates no numbers of one byte.
+        # Both series give the transpose for the negative vector. torch cannot negate float8.
         negated = {part: -(v if v.element_size() > 1 else v.float()) for part, v in self.rotations.items()}
-        spec = replace(self.spec, eps=None)  # OneTrainer has no ball there
+        spec = replace(self.spec, eps=None)  # OneTrainer does not project convolutions
         return replace(self, rotations=negated, spec=spec, conv_reversed=False)
 
     def runs_on(self, features: int) -> bool:
-        """Whether the layer runs as a rotation of so many features; if not, ``apply`` is its exact weight transform.
+        """Whether the layer is a rotation of ``features`` features; otherwise ``apply`` is its exact weight transform.
 
         Raises:
-            AdapterFileError: the blocks do not fit at all.
+            AdapterFileError: the blocks do not fit.
 
         Example:
             >>> import torch
-            >>> LayerState({"": torch.zeros(2, 3)}, ragged=True).runs_on(5)  # two blocks of 3
+            >>> LayerState({"": torch.zeros(2, 3)}, truncated=True).runs_on(5)  # two blocks of 3
             False
         """
         return self._transform().fits(features)
 
     def apply(self, weight: Tensor, strength: float = 1.0) -> Tensor:
-        """The new weight, in float32 or better; for layers with one rotation.
+        """The adapted weight, in float32 or float64, for layers with one rotation.
 
         Shapes: ``(out, in)`` or ``(out, in, *kernel)`` -> the same; an embedding ``(tokens, dim)``. A layer that stores
         ``(in, out)`` passes the transpose.
@@ -155,31 +156,32 @@ class LayerState:
         moved = self.for_weight(weight.shape)._transform()
         if not self.embedding:
             return moved.apply(weight, strength)
-        rows = lifted(weight)  # what is looked up is rotated as an input is
+        rows = lifted(weight)  # the vector of a token is rotated like the input of a layer
         rotated = rows_scaled(moved.act(rows).mT, self.magnitude).mT
         return at_strength(rows, rotated, None, self.blend, strength)
 
     def _transform(self) -> BlockTransform:
         magnitude = None if self.embedding else self.magnitude
-        return BlockTransform(self.spec, self.rotations[""], magnitude, self.blend, self.ragged)
+        return BlockTransform(self.spec, self.rotations[""], magnitude, self.blend, self.truncated)
 
 
 @dataclass(frozen=True)
 class AdapterState:
-    """An adapter: its layers by name, everything else that was saved, and the config as it was read.
+    """An adapter: its layers by name, all other saved tensors, and its config.
 
     Attributes:
-        layers: what runs as a rotation.
-        transforms: what can only be applied to a weight; no layer is in both.
-        config: the adapter's own config, if it has one.
-        other: tensors beside the rotations, as of ``modules_to_save``.
-        source: where it was read.
+        layers: layers that run as rotations.
+        transforms: layers that can only be applied to a weight; no layer is in both mappings.
+        config: the config as it was read; empty without one.
+        other: tensors besides the rotations, such as those of ``modules_to_save``.
+        source: path of the file.
         format: id of the format in the registry.
-        prefixes: layer -> what stood before the format's own suffix in the file. Names of layers are the same without
-            PEFT's ``base_model.model.``; what names a part of a pipeline, as ``lora_te1_``, stays, for without it two
-            layers could have one name. Layers of diffusers' processors are called as the module that they turn.
-        metadata: the text in the header of the file.
-        warnings: what a user must know before using the adapter.
+        prefixes: layer -> the part of its tensor names before the suffix. The name of a layer is this prefix without
+            the ``base_model.model.`` of PEFT. Prefixes of a pipeline component, such as ``lora_te1_``, are kept, so
+            that names are unique. Layers of diffusers' attention processors are named after the module that they
+            rotate.
+        metadata: the text entries of the header.
+        warnings: messages that a user must see before using the adapter.
 
     Example:
         >>> import torch
@@ -199,12 +201,12 @@ class AdapterState:
 
     @property
     def parameters(self) -> int:
-        """How many numbers were trained, those of ``modules_to_save`` and biases included."""
+        """The number of trained parameters, including ``modules_to_save`` and biases."""
         trained = [*self.layers.values(), *self.transforms.values()]
         return sum(layer.parameters for layer in trained) + sum(t.numel() for t in self.other.values())
 
     def transform(self, name: str) -> FrozenMap:
-        """The exact weight transform of a layer, whichever kind it is.
+        """The exact weight transform of a layer of either kind.
 
         Raises:
             KeyError: the adapter has no such layer.

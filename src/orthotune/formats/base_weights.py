@@ -1,4 +1,4 @@
-"""The shapes of the weights in a base model's files, by module; no weight is read."""
+"""The shapes of the weights in the files of a base model, by module. No weight is read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orthotune.files.names import shortened
 from orthotune.files.safetensors_header import check_header
 from orthotune.formats.names.spelling import places
 
-#: What names of a single file's components begin with, where a file holds a whole pipeline.
+#: Prefix of the names of a component, in a single file that holds a complete pipeline.
 INSIDE = {
     "model.diffusion_model.": "unet",
     "control_model.": "controlnet",
@@ -25,10 +25,10 @@ INSIDE = {
 
 @dataclass(frozen=True)
 class BaseWeights:
-    """What modules a base has.
+    """The modules of a base model.
 
     Attributes:
-        shapes: (component, module) -> shape of its weight; the component of a model by itself is "".
+        shapes: (component, module) -> shape of the weight; the component of a single model is "".
     """
 
     shapes: dict[tuple[str, str], tuple[int, ...]]
@@ -45,16 +45,16 @@ class BaseWeights:
         """Layer of an adapter -> component and module of the base.
 
         Raises:
-            UnsupportedLayerError: a layer has no module, or may mean several.
+            UnsupportedLayerError: a layer matches no module, or more than one.
         """
         return places(names, self.modules)
 
 
 def open_base(path: str | Path) -> BaseWeights:
-    """The weights of a model in a file, in a folder, or in the folders of a pipeline's components.
+    """Read the shapes of a model in a file, in a folder, or in the component folders of a pipeline.
 
     Raises:
-        AdapterFileError: there is no safetensors file, or one is damaged.
+        AdapterFileError: there is no safetensors file, or a file is damaged.
 
     Example:
         >>> open_base("models/sd15").modules.keys()  # doctest: +SKIP
@@ -65,12 +65,10 @@ def open_base(path: str | Path) -> BaseWeights:
     parts = {"": found} if found else {}
     if not found and path.is_dir():
         parts = {inner.name: sorted(inner.glob("*.safetensors")) for inner in sorted(path.iterdir()) if inner.is_dir()}
-    # A folder may hold the same weights in half precision, too.
+    # A folder may hold the same weights a second time in half precision.
     parts = {name: [f for f in files if ".fp16." not in f.name] or files for name, files in parts.items() if files}
     if not parts:
-        raise AdapterFileError(
-            f"--base {path}", got="no safetensors file", needed="a model's file or folder on this machine"
-        )
+        raise AdapterFileError(f"--base {path}", got="no safetensors file", needed="a local file or folder of a model")
     base = BaseWeights({})
     for component, files in parts.items():
         for file in files:

@@ -1,4 +1,4 @@
-"""ComfyUI, which reads LyCORIS' ``oft_blocks`` under sd-scripts' names and writes no adapters."""
+"""ComfyUI, which reads the ``oft_blocks`` of LyCORIS under the names of sd-scripts and writes no adapters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ComfyUI(Format):
-    """What ComfyUI loads; a written file is read as one of LyCORIS."""
+    """Files that ComfyUI loads; when read back, they have the format of LyCORIS."""
 
     name = "comfyui"
     prefixes = (*LORA, *DIFFUSERS, *CHECKPOINT)
@@ -29,14 +29,14 @@ class ComfyUI(Format):
     scale_dims = True
 
     def write(self, state: AdapterState, out: Path, names: Mapping[str, str]) -> Path:
-        """Blocks, as a butterfly of one stage where a scale stands beside them."""
+        """Write blocks; layers with a scale are written as a butterfly of one stage."""
         from orthotune.formats.codecs.oft_blocks import lycoris_header, write_blocks
 
         return write_blocks(state, out, names, _arranged, lycoris_header)
 
 
 def _arranged(name: str, blocks: Tensor, scaled: bool) -> Tensor:
-    """ComfyUI reads the scale of butterflies alone, and a butterfly's blocks have an even size."""
+    """ComfyUI reads a scale only for butterflies, whose blocks must have an even size."""
     from orthotune.formats.codecs.oft_blocks import as_butterfly, paired
 
     if not scaled:
@@ -44,7 +44,7 @@ def _arranged(name: str, blocks: Tensor, scaled: bool) -> Tensor:
     count, size = blocks.shape[:2]
     if size % 2 and count % 2:
         raise UnsupportedLayerError(
-            f"layer '{name}' for ComfyUI", got=f"a scale of the rows beside {count} blocks of {size}",
-            needed="an even size or number of blocks: ComfyUI reads a scale from butterflies alone",
+            f"layer '{name}' for ComfyUI", got=f"a scale of the rows with {count} blocks of size {size}",
+            needed="an even size or number of blocks: ComfyUI reads a scale only for butterflies",
         )  # fmt: skip
     return as_butterfly(paired(blocks) if size % 2 else blocks, 1)

@@ -1,4 +1,4 @@
-"""An adapter made ready for another tool: lossless, or on demand nearly, or refused with the reason."""
+"""Convert an adapter for another tool: lossless, approximate if permitted, or an error with the reason."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from orthotune.errors import ConfigError, UnsupportedLayerError, nearest
 from orthotune.files.names import shortened
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.format import Format
-from orthotune.formats.kinds import DENSE, DIFF, RAGGED, Verdict, kind_of
-from orthotune.formats.peft.config_field import whole
+from orthotune.formats.kinds import DENSE, DIFF, TRUNCATED, Verdict, kind_of
+from orthotune.formats.peft.config_field import integer
 from orthotune.formats.registry import targets
 from orthotune.rotation.butterfly import Butterfly
 from orthotune.rotation.cayley import inverse_cayley
 from orthotune.rotation.frozen import FrozenMap
 from orthotune.rotation.packing import pack
 
-DIMS = "the shape of a scale tells convolutions, and the file does not say which layers are convolutions"
+DIMS = "the target stores scales of convolutions in another shape, and the file does not record which layers are those"
 
 UNCHECKED = (
-    "the blocks are taken to fill their weights, which only --base can tell: PEFT before 0.14 cut them at the edge "
-    "where their number did not divide the outputs"
+    "the blocks are assumed to fill their weights, which only --base can check: PEFT before 0.14 truncated the last "
+    "block where the number of blocks did not divide the outputs"
 )
 
 #: layer -> shape of its weight in the base, ``(out, in)`` or ``(out, in, *kernel)``
@@ -32,14 +32,14 @@ Shapes = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a conversion does.
+    """The plan of a conversion.
 
     Attributes:
         target: id of the format.
-        verdict: the worst of all layers'.
-        reasons: reason -> layers, for what is not lossless.
-        needs_base: layers whose conversion hangs on the shape of their weight, and the reason.
-        notes: what was taken for granted.
+        verdict: the worst verdict of all layers.
+        reasons: reason -> layers that are not converted without loss.
+        needs_base: reason -> layers whose conversion depends on the shape of their weight.
+        notes: assumptions that were not checked.
     """
 
     target: str
@@ -50,13 +50,13 @@ class Plan:
 
 
 def plan(state: AdapterState, target: str, shapes: Shapes | None = None, *, linear: bool = False) -> Plan:
-    """Whether and how the adapter can be written for a target; nothing is computed.
+    """Check whether and how an adapter can be written for a target, without computing anything.
 
     Args:
         state: the adapter.
         target: id of a format that can be written.
-        shapes: the base's weights, as far as they are known.
-        linear: every layer is known to be linear, none a convolution.
+        shapes: shapes of the weights of the base, as far as they are known.
+        linear: all layers are linear, none is a convolution.
 
     Raises:
         ConfigError: there is no such target.
@@ -85,47 +85,58 @@ def plan(state: AdapterState, target: str, shapes: Shapes | None = None, *, line
         worst = order[max(order.index(worst), order.index(found))]
         for needed in [] if shape is not None else _open(layer, can, linear, state):
             needs.setdefault(needed, []).append(name)
-    ragged = [name for name, layer in state.layers.items() if layer.ragged and name not in shapes]
-    notes = (UNCHECKED,) if ragged and RAGGED not in can.lossless else ()
+    truncated = [name for name, layer in state.layers.items() if layer.truncated and name not in shapes]
+    notes = (UNCHECKED,) if truncated and TRUNCATED not in can.lossless else ()
     return Plan(target, worst, reasons, needs, notes)
 
 
 def _kind(layer: FrozenMap, shape: Sequence[int] | None) -> str:
-    if isinstance(layer, LayerState) and layer.ragged and shape is not None and not layer.runs_on(shape[0]):
-        return RAGGED
+    if isinstance(layer, LayerState) and layer.truncated and shape is not None and not layer.runs_on(shape[0]):
+        return TRUNCATED
     return kind_of(layer)
 
 
 def _open(layer: FrozenMap, can: Format, linear: bool, state: AdapterState) -> list[str]:
-    """What must be known of the base before this layer can be converted."""
+    """What the conversion of a layer needs to know about the base."""
     if not isinstance(layer, LayerState):
         known = not isinstance(layer, Butterfly) or layer.magnitude is None or layer.dims or linear
         return [] if known or not can.scale_dims else [DIMS]
     found = []
     if can.scale and layer.magnitude is None:
-        found.append("every layer has a scale there, and the file does not say how many rows the weight has")
+        found.append("the target has a scale in each layer, and the file does not record how many rows the weight has")
     elif can.scale_dims and layer.magnitude is not None and not layer.dims and not linear:
         found.append(DIMS)
     if layer.conv_reversed != can.conv_reversed and not layer.spec.exact and not layer.embedding and not linear:
-        found.append("convolutions turn the other way, and the file does not say which layers are convolutions")
+        found.append(
+            "the target rotates convolutions in the opposite direction, and the file does not record which layers are "
+            "convolutions"
+        )
     if layer.spec.shared and not can.shared and not _count_in_config(layer, state):
-        found.append("one block stands for all, and the file does not say for how many")
+        found.append("one block is shared, and the file does not record how many blocks the layer has")
     return found
 
 
 def _count_in_config(layer: LayerState, state: AdapterState) -> int:
-    """The blocks of a shared layer, as PEFT's config before 0.14 says it for all layers alike."""
+    """The number of blocks of a shared layer, which PEFT before 0.14 records once for all layers; 0 if unknown."""
     patterned = state.config.get("rank_pattern")
-    return 0 if not layer.ragged or patterned else whole(state.config, "r", 8)
+    return 0 if not layer.truncated or patterned else integer(state.config, "r", 8)
 
 
 def convert(
     state: AdapterState, target: str, shapes: Shapes | None = None, *, approximate: bool = False, linear: bool = False
 ) -> tuple[AdapterState, dict[str, float]]:
-    """The adapter as the target's writer takes it, and the error of each layer that is not the same any more.
+    """Convert an adapter to the layers that the writer of a target takes.
 
-    The error of a layer is the spectral norm of the difference of the two rotations: the weight's relative change is
-    at most that.
+    Args:
+        state: the adapter.
+        target: id of a format that can be written.
+        shapes: shapes of the weights of the base, as far as they are known.
+        approximate: permit layers that the target holds only approximately.
+        linear: all layers are linear, none is a convolution.
+
+    Returns:
+        The converted adapter, and layer -> error for each approximated layer: the spectral norm of the difference
+        between the two rotations, which bounds the relative change of the weight.
 
     Raises:
         UnsupportedLayerError: a layer cannot be written, cannot without ``approximate``, or needs the base.
@@ -148,7 +159,7 @@ def convert(
         )
     if planned.needs_base:
         raise UnsupportedLayerError(
-            f"{state.source or 'the adapter'} alone does not say enough",
+            f"{state.source or 'the adapter'} does not record enough for this conversion",
             got="; ".join(f"{reason} ({shortened(names)})" for reason, names in planned.needs_base.items()),
             do="Name the base with --base, or pass --linear if no layer is a convolution",
         )
@@ -160,8 +171,8 @@ def convert(
         layers[name] = replace(layers[name], dims=known.get(name, layer.dims))
         if error is not None:
             errors[name] = error
-    turned = butterflies(state).items()
-    transforms = {name: replace(layer, dims=known.get(name, layer.dims)) for name, layer in turned}
+    converted = butterflies(state).items()
+    transforms = {name: replace(layer, dims=known.get(name, layer.dims)) for name, layer in converted}
     return replace(state, layers=layers, transforms=transforms), errors
 
 
@@ -192,15 +203,15 @@ def _layer(layer: LayerState, can: Format, shape: Sequence[int] | None, count: i
 
 
 def _approximated(layer: LayerState, exact: bool, terms: int) -> tuple[LayerState, float]:
-    """The nearest layer with the exact map, or with the current series, and how far its rotation is off."""
+    """The nearest layer with the exact map, or with the current series, and the error of its rotation."""
     R = replace(layer, rotations={"": layer.rotations[""].double()}).rotation()
     if exact:
         U, _, V = torch.linalg.svd(R)
         try:
             found = replace(layer, rotations={"": pack(inverse_cayley(U @ V))}, spec=replace(layer.spec, map="exact"))
         except torch.linalg.LinAlgError as fault:
-            got = "a rotation by pi beside it"
-            raise UnsupportedLayerError("a series with no exact map near it", got=got, do=DENSE) from fault
+            given, got = "the nearest rotation to a Neumann series", "an angle of pi, which has no exact parameters"
+            raise UnsupportedLayerError(given, got=got, do=DENSE) from fault
     else:
         vector = layer.rotations[""].double()
         spec = replace(layer.spec, map="neumann", terms=terms)
@@ -210,5 +221,5 @@ def _approximated(layer: LayerState, exact: bool, terms: int) -> tuple[LayerStat
 
 
 def butterflies(state: AdapterState) -> dict[str, Butterfly]:
-    """The layers that are butterflies, after :func:`convert` has let nothing else through."""
+    """The layers that are butterflies; :func:`convert` refuses all other frozen maps."""
     return {name: layer for name, layer in state.transforms.items() if isinstance(layer, Butterfly)}

@@ -1,4 +1,4 @@
-"""What a format of adapter files is: one class, from which every list and table of formats is made."""
+"""The base class of formats. All lists and tables of formats are made from its subclasses."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
 
 
 class Format:
-    """One format: how its files are recognized and read, and, if they can be written, what they can hold.
+    """One format: how its files are detected and read, and, if it can be written, which layers it can hold.
 
-    A format that is only read has no ``target``, one that is only written has no ``producer``. To add one, write the
-    class and add it to ``FORMATS`` in :mod:`orthotune.formats.registry`. The command line lists the targets before
-    anything heavy is imported: a module that defines a format imports torch and safetensors inside its methods alone.
+    A format that is only read has no ``target``, a format that is only written has no ``producer``. To add a format,
+    write the class and add it to ``FORMATS`` in :mod:`orthotune.formats.registry`. The command line lists the targets
+    without importing torch: a module that defines a format imports torch and safetensors inside its methods only.
 
     Attributes:
-        name: id of the format, as :func:`~orthotune.operations.identify.identify` gives it.
-        producer: who writes such files.
-        prefixes: what stands before the name of a module in such files, see :mod:`orthotune.formats.names.prefixes`.
+        name: id of the format, as :func:`~orthotune.operations.identify.identify` returns it.
+        producer: the tool and version that writes such files.
+        prefixes: prefixes of module names in such files, see :mod:`orthotune.formats.names.prefixes`.
         target: id under which :func:`~orthotune.operations.convert.convert` writes the format.
-        tool: who loads what is written.
-        lossless: kinds of layers, see :mod:`orthotune.formats.kinds`, that the format holds as they are.
-        approximate: kinds that the format holds nearly, on demand.
-        side: on which side of the weight the format rotates; None for both.
-        conv_reversed: whether the tool rotates convolutions the other way than linear layers.
-        folder: written as a folder with PEFT's config and dotted names of modules, and not as one file.
-        shared: whether one stored block can stand for all.
-        scale: whether every layer has a scale of its rows; a layer without one gets ones.
-        scale_dims: whether the shape of a scale tells convolutions from linear layers.
-        spellings: component of a pipeline -> what stands before the underscored name of a module in a written file; ""
-            is a model by itself.
-        kept: prefixes of underscored names that the tool reads as they are; such a name stays what it is.
+        tool: the tool that loads a written file.
+        lossless: kinds of layers, see :mod:`orthotune.formats.kinds`, that the format holds exactly.
+        approximate: kinds that the format holds approximately, if the user permits.
+        side: the side that the format rotates; None for both.
+        conv_reversed: whether the tool rotates convolutions in the opposite direction to linear layers.
+        folder: written as a folder with a PEFT config and dotted module names, instead of one file.
+        shared: whether the format can hold a shared block.
+        scale: whether each layer must have a scale of its rows; a layer without a scale gets ones.
+        scale_dims: whether the scales of convolutions and of linear layers have different shapes.
+        spellings: component of a pipeline -> prefix of the underscored module names in a written file; "" is a single
+            model.
+        kept: prefixes of underscored names that the tool reads unchanged; such a name is not respelled.
     """
 
     name: ClassVar[str]
@@ -61,11 +61,11 @@ class Format:
     kept: ClassVar[tuple[str, ...]] = ("lora_", "lycoris_")
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
-        """Whether a file has this format, by the names and shapes of its tensors, its config and its header.
+        """Whether a file has this format, judged by the names and shapes of its tensors, its config and its header.
 
         Args:
-            file: opened, but no tensor of it is read.
-            options: what the file does not say about itself.
+            file: opened, its tensors not read yet.
+            options: facts that the file does not record.
         """
         return False
 
@@ -73,8 +73,8 @@ class Format:
         """The adapter in a file for which :meth:`detect` is true.
 
         Args:
-            file: opened, but no tensor of it is read.
-            options: what the file does not say about itself.
+            file: opened, its tensors not read yet.
+            options: facts that the file does not record.
 
         Raises:
             AdapterFileError: a tensor is missing, has a wrong shape, or belongs to another method.
@@ -82,10 +82,10 @@ class Format:
         raise NotImplementedError(f"files of the format {self.name} cannot be read")
 
     def can_hold(self, kind: str) -> tuple[Verdict, str]:
-        """Whether a written file can hold a kind of layer, and the reason if it cannot hold the layer as it is.
+        """Whether a written file can hold a kind of layer, and the reason if it cannot hold it exactly.
 
         Args:
-            kind: as :func:`~orthotune.formats.kinds.kind_of` names it.
+            kind: of the layer, from :func:`~orthotune.formats.kinds.kind_of`.
 
         Example:
             >>> from orthotune.formats.registry import targets
@@ -103,7 +103,7 @@ class Format:
         return "impossible", SCALE if kind.endswith(SCALED) else SERIES_REASON
 
     def write(self, state: AdapterState, out: Path, names: Mapping[str, str]) -> Path:
-        """Write an adapter of which :meth:`can_hold` is lossless for every layer.
+        """Write an adapter; :meth:`can_hold` must be lossless for all its layers.
 
         Args:
             state: as :func:`~orthotune.formats.convert.convert` returns it.
@@ -111,7 +111,7 @@ class Format:
             names: layer of the state -> name in the written file, dotted for a folder and underscored otherwise.
 
         Raises:
-            UnsupportedLayerError: the tool has no place for a layer or for its block size.
+            UnsupportedLayerError: the format cannot hold a layer or its block size.
             OutputError: the file cannot be written.
         """
         raise NotImplementedError(f"files of the format {self.name} cannot be written")

@@ -1,4 +1,4 @@
-"""The kinds of layers that formats hold or do not hold, and why a kind cannot be written."""
+"""The kinds of layers, for deciding which formats can hold them, and the reasons why a kind cannot be written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXACT_IN, EXACT_OUT = "in exact", "out exact"
 SERIES, LEGACY, OTHER_SERIES = "in neumann", "in neumann_legacy", "in neumann of another length"
 SCALED = " with scaled rows"
 IN_BUTTERFLY, OUT_BUTTERFLY = "in butterfly", "out butterfly"
-EMBEDDING, PACKED, RAGGED = "embedding", "packed", "ragged"
+EMBEDDING, PACKED, TRUNCATED = "embedding", "packed", "truncated blocks"
 OTHER_EMBEDDING = "embedding with a scale or the series of PEFT 0.16"
 
 #: groups of kinds that several formats hold
@@ -24,31 +24,31 @@ ANY_SCALED_MAP = frozenset(kind + SCALED for kind in ANY_MAP)
 OUT_BLOCKS = frozenset({EXACT_OUT, EXACT_OUT + SCALED, OUT_BUTTERFLY})
 IN_WITH_SCALE = frozenset({EXACT_IN, EXACT_IN + SCALED})
 
-#: The one target that is no adapter: what each weight gains, for one base.
+#: The target that is not an adapter: the difference of each weight, for one base.
 DIFF = "diff"
 
-DENSE = f"Store the change of one base's weights instead: --to {DIFF} --base MODEL"
+DENSE = f"Store the change of the weights of one base instead: --to {DIFF} --base MODEL"
 SIDE = (
-    "a rotation of the input is another transform than one of the output: with distinct singular values no rotation "
-    "but the identity is both"
+    "a rotation of the inputs cannot be written as a rotation of the outputs: for a weight with distinct singular "
+    "values, only the identity is both"
 )
-SCALE = "the format has no place for a scale of the rows"
-SERIES_REASON = "the format's map is another one, and no stored numbers give the same matrix"
+SCALE = "the format cannot hold a scale of the rows"
+SERIES_REASON = "the format uses another map, for which no parameters give the same matrix"
 REASONS: dict[str, str] = {
     IN_BUTTERFLY: "the product of butterfly stages is not block-diagonal",
     OUT_BUTTERFLY: "the product of butterfly stages is not block-diagonal",
-    "scrambled": "the convolution is turned in the order of its memory, which no other format does",
-    RAGGED: "blocks that are cut at the edge of the weight are no rotations",
-    "finished": "no skew matrix stands for the stored one: it turns by pi, or scales before it turns",
+    "legacy convolution": "the convolution is rotated in its legacy memory layout, which no other format uses",
+    TRUNCATED: "blocks that are truncated at the edge of the weight are not rotations",
+    "dense blocks": "the stored matrix has no skew-symmetric matrix: it rotates by pi, or scales before it rotates",
     "split rows": "the parts of the fused weight have blocks of several sizes",
-    PACKED: "the rotations of a packed layer have no name in the format",
-    EMBEDDING: "the format knows no embeddings",
-    OTHER_EMBEDDING: "the format knows no such embeddings",
+    PACKED: "the format has no names for the rotations of a packed layer",
+    EMBEDDING: "the format has no embeddings",
+    OTHER_EMBEDDING: "the format has no such embeddings",
 }
 
 
 def kind_of(layer: FrozenMap) -> str:
-    """The kind of a layer, as the table has it.
+    """The kind of a layer.
 
     Example:
         >>> import torch
@@ -57,17 +57,17 @@ def kind_of(layer: FrozenMap) -> str:
         >>> kind_of(LayerState({"": torch.zeros(2, 3)}, RotationSpec(map="neumann")))
         'in neumann'
     """
-    # here, because the formats' declarations load without torch
+    # imported here, so that the declarations of formats load without torch
     from orthotune.formats.adapter_state import LayerState
     from orthotune.rotation.butterfly import Butterfly
     from orthotune.rotation.frozen import SplitRows
 
     if isinstance(layer, Butterfly):
-        return "scrambled" if layer.scrambled else f"{layer.side} butterfly"
+        return "legacy convolution" if layer.legacy_conv else f"{layer.side} butterfly"
     if isinstance(layer, SplitRows):
         return "split rows"
     if not isinstance(layer, LayerState):
-        return "finished"
+        return "dense blocks"
     if set(layer.rotations) != {""}:
         return PACKED
     spec = layer.spec

@@ -1,4 +1,4 @@
-"""What can be told of an adapter without its base model: how far each layer turns, and how orthogonally."""
+"""Measures of an adapter that need no base model: the rotation angles and the orthogonality error of each layer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class RotationMeasure:
     """One rotation of one layer.
 
     Units: angles in radians; ``orthogonality_error`` is the largest Frobenius norm of ``R Rᵀ - I`` of its blocks.
-    ``blocks`` counts the stored ones: a shared block is stored once and used for every place.
+    ``blocks`` is the number of stored blocks: a shared block is stored once.
     """
 
     layer: str

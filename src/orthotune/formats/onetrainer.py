@@ -1,4 +1,4 @@
-"""OneTrainer's OFT_2: packed triangles without a config, perhaps with the marker ``scaled_oft``."""
+"""OFT_2 of OneTrainer: packed triangles without a config, with or without the marker ``scaled_oft``."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class OneTrainer(Format):
-    """The series of 5 terms on the input side, convolutions the other way.
+    """The Neumann series of 5 terms on the input side; convolutions are rotated in the opposite direction.
 
-    ``options.series="legacy"`` reads a file of the commit of 2025-11-14, which nothing in the file tells.
+    ``options.series="legacy"`` reads a file of the commit of 2025-11-14, which the file does not record.
     """
 
     name = target = "onetrainer"
@@ -32,18 +32,18 @@ class OneTrainer(Format):
     conv_reversed = shared = True
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
-        """Whether there are such triangles and the header does not say that sd-scripts wrote them."""
+        """Whether the file holds such triangles and the header does not name the module of sd-scripts."""
         named = file.metadata.get("ss_network_module") == MODULE
         return file.config is None and not named and file.has(PACKED)
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
-        """Rotations with the ball of the settings in the header, if there are any."""
+        """Read rotations, with COFT if the settings in the header have it."""
         from orthotune.formats.codecs.oft_r import read_packed
 
         return read_packed(file, self.name, options, _radius, scaled=True, blend="none")
 
     def write(self, state: AdapterState, out: Path, names: Mapping[str, str]) -> Path:
-        """Packed triangles; OneTrainer's header names no module."""
+        """Write packed triangles; the header of OneTrainer names no module."""
         from orthotune.files.safetensors_file import write_tensors
         from orthotune.formats.codecs.oft_r import packed_tensors
         from orthotune.formats.codecs.written_header import header

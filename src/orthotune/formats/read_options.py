@@ -1,4 +1,4 @@
-"""What a file does not say about itself, and its reader may be told."""
+"""Options for reading a file: facts that the file does not record."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Answers for what no tensor and no config records; None leaves it to each format's rule.
+    """Facts that neither tensors nor config record. For None each format has its own rule.
 
     Attributes:
-        coft: whether the run kept to a ball (oft-db, oft-control).
-        eps: radius of the ball as the run was given it (oft-db, oft-control).
+        coft: whether the run used COFT (oft-db, oft-control).
+        eps: the COFT radius in the settings of the run (oft-db, oft-control).
         series: which Neumann polynomial trained the file: ``current``, or ``legacy`` for OneTrainer's commit of
             2025-11-14 and PEFT 0.16 and 0.17.
-        project: which of the original programs wrote a shared ``.R``: they turn in opposite directions.
-        boft_conv: how PEFT's BOFT turned convolutions: ``rows`` since 0.14, ``scrambled`` before.
+        project: which of the original programs wrote a shared ``.R``: they rotate in opposite directions.
+        boft_conv: how BOFT of PEFT rotates convolutions: ``rows`` since 0.14, ``scrambled`` (legacy layout) before.
 
     Raises:
-        ConfigError: a field holds none of its words, or a radius that is none.
+        ConfigError: a field has an unknown value, or the radius is not positive.
 
     Example:
         >>> ReadOptions(series="legacy").eps is None

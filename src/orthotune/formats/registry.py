@@ -1,7 +1,7 @@
-"""Every format, in the order in which formats are listed; what other files know of formats is made from this tuple.
+"""The registry of formats, in the order in which they are listed. All other lists of formats are made from it.
 
-Importing the registry loads neither torch nor safetensors, so that help can list the targets. Formats are written by
-:func:`orthotune.formats.writers.write_adapter`, which also spells the names of the layers, by all the prefixes here.
+Importing the registry imports neither torch nor safetensors, so that help can list the targets. The function
+:func:`orthotune.formats.writers.write_adapter` writes a format; it needs all prefixes to spell the layer names.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FORMATS: tuple[Format, ...] = (
 
 
 def targets() -> dict[str, Format]:
-    """The formats that can be written, by the id under which they are.
+    """Target id -> format, for all formats that can be written.
 
     Example:
         >>> list(targets())[:3]
@@ -63,7 +63,7 @@ def format_called(name: str) -> Format | None:
 
 
 def prefixes() -> tuple[Prefix, ...]:
-    """What may stand before the name of a module, in files of any format; each prefix once.
+    """The prefixes of module names in files of all formats, without duplicates.
 
     Example:
         >>> ("oft_unet_", ("unet", "transformer"), True) in prefixes()
@@ -73,14 +73,14 @@ def prefixes() -> tuple[Prefix, ...]:
 
 
 def read_adapter(path: str | Path, options: ReadOptions | None = None) -> AdapterState:
-    """The adapter at a path, whichever format it has.
+    """Read the adapter at a path; the format is detected.
 
     Args:
-        path: a folder as PEFT writes it, or one file: safetensors, or a pickle that holds tensors alone.
-        options: what the file does not say about itself.
+        path: a folder as PEFT writes it, or one file: safetensors, or a pickle that holds only tensors.
+        options: facts that the file does not record.
 
     Raises:
-        AdapterFileError: no format knows the file, more than one does, or the one that does finds a fault.
+        AdapterFileError: the file matches no format, or more than one, or the reader of its format finds a fault.
 
     Example:
         >>> import tempfile, torch
@@ -98,20 +98,20 @@ def read_adapter(path: str | Path, options: ReadOptions | None = None) -> Adapte
 
 
 def read_file(file: AdapterFile, options: ReadOptions) -> AdapterState:
-    """The adapter in a file that was opened, whichever format it has.
+    """Read the adapter in an opened file; the format is detected.
 
     Args:
-        file: opened, but no tensor of it is read.
-        options: what the file does not say about itself.
+        file: opened, its tensors not read yet.
+        options: facts that the file does not record.
 
     Raises:
-        AdapterFileError: no format knows the file, more than one does, or the one that does finds a fault.
+        AdapterFileError: the file matches no format, or more than one, or the reader of its format finds a fault.
     """
     found = [format for format in FORMATS if format.detect(file, options)]
     if len(found) > 1:
         raise AdapterFileError(
             f"{file.path} mixes formats", got=f"tensors of {' and '.join(format.name for format in found)}",
-            needed="one", do="The whole can only be loaded by the tool that wrote it",
+            needed="one", do="Load the complete file with the tool that wrote it",
         )  # fmt: skip
     if not found:
         raise AdapterFileError(

@@ -1,4 +1,4 @@
-"""An adapter written in any format that can be written."""
+"""Write an adapter in any format that can be written."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from orthotune.formats.registry import targets
 def write_adapter(
     state: AdapterState, out: str | Path, target: str, modules: Mapping[str, list[str]] | None = None
 ) -> Path:
-    """Write an adapter that :func:`~orthotune.formats.convert.convert` has made ready.
+    """Write an adapter that :func:`~orthotune.formats.convert.convert` returned.
 
     Args:
         state: the adapter.
         out: a file, or a folder for the formats of PEFT.
         target: id of the format.
-        modules: component -> the base's modules, where names need them.
+        modules: component -> modules of the base, needed for names with underscores.
 
     Raises:
-        UnsupportedLayerError: the tool has no place for a layer, a size or a name.
-        OutputError: the place cannot be written to.
+        UnsupportedLayerError: the format cannot hold a layer, a size or a name.
+        OutputError: the output cannot be written.
 
     Example:
         >>> write_adapter(converted, "oft.safetensors", "comfyui")  # doctest: +SKIP

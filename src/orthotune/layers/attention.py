@@ -11,7 +11,6 @@ from torch.nn.functional import linear
 from orthotune.errors import UnsupportedLayerError
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.linear import Linear
-from orthotune.layers.mixed_batch import refuse_mixed_batch
 from orthotune.layers.settings import LayerSettings
 
 
@@ -69,12 +68,6 @@ class MultiheadAttention(OFTLayer):
         parts = [matrices["q"], matrices["k"], matrices["v"]]
         projections = [torch.cat(parts)] if len(names) == 2 else parts
         return dict(zip(names, [*projections, matrices["out"]], strict=True))
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        as_base = refuse_mixed_batch(self, kwargs)
-        if as_base or self.path() == "base":
-            return self.base_layer(*args, **kwargs)
-        return self.call(args, kwargs)
 
     def opaque(self) -> str | None:
         """Nothing is assumed of its forward: the base is always called with the adapted weights."""

@@ -1,7 +1,8 @@
 """The bookkeeping of every adapted layer, written once: adapters, merging, switching off.
 
 A layer kind states three things: its weight as matrices (:meth:`OFTLayer.matrices`), how rotated matrices become
-parameters again (:meth:`OFTLayer.assemble`), and its forward.
+parameters again (:meth:`OFTLayer.assemble`), and its forward where calling the base with rotated weights is not the
+quickest one.
 
 Order. The signal meets active adapters in the order of their names in ``active_adapters``: the input passes ``R_1``
 first, the output passes ``M_1`` first, so ``W' = M_k .. M_1 W (R_1 .. R_k)^T``.
@@ -24,6 +25,7 @@ from orthotune.kernels.autograd import looked_through
 from orthotune.kernels.rotate_weight import Step, rotate_full, rotate_weight
 from orthotune.layers.adapted_weight import adapted_weight
 from orthotune.layers.merging import Merging
+from orthotune.layers.mixed_batch import refuse_mixed_batch
 from orthotune.layers.offloaded import at_hand, called, fetched, hosted
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.layers.plan import PARTS, InUse, Plan, opaque, plan
@@ -103,6 +105,13 @@ class OFTLayer(nn.Module, Strengths, Merging):
     def opaque(self) -> str | None:
         """Why the base may do more than the product with its weight; None when it does not."""
         return opaque(self.base_layer, self.plain_forwards)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The base, called with the weights that the layer computes with; a mixed batch has no one set of weights."""
+        as_base = refuse_mixed_batch(self, kwargs)
+        if as_base or self.path() == "base":
+            return self.base_layer(*args, **kwargs)
+        return self.call(args, kwargs)
 
     def check_base(self, layer: str) -> None:
         """Refuse a base whose weight cannot be read or written.

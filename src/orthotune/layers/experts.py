@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from orthotune.errors import UnsupportedLayerError
 from orthotune.layers.base import OFTLayer
-from orthotune.layers.mixed_batch import refuse_mixed_batch
 from orthotune.layers.plan import opaque
 from orthotune.layers.settings import LayerSettings
 
@@ -71,12 +70,6 @@ class ParamWrapper(OFTLayer):
     def opaque(self) -> str | None:
         """Nothing is assumed of its forward: the base is always called with the adapted parameter."""
         return None
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        as_base = refuse_mixed_batch(self, kwargs)
-        if as_base or self.path() == "base":
-            return self.base_layer(*args, **kwargs)
-        return self.call(args, kwargs)
 
     def inside(self) -> tuple[list[OFTLayer], nn.Module]:
         """The wrappers around the same module whose parameters come with this one's, and what is inside them all."""

@@ -1,4 +1,4 @@
-"""A contact sheet: one row per image, so that figures can be looked at."""
+"""A contact sheet: one row of images per example, to look at beside the scores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ CELL, GAP, LINE = 192, 8, 18
 
 
 def draw_sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Any]]], path: Path) -> None:
-    """Write a PNG: a line of column names, then each row's name above its images, fitted into squares.
+    """Write a PNG: a line of column names, then for each row its name and its images, fitted into squares.
+
+    Args:
+        columns: names of the columns.
+        rows: name and images of each row.
+        path: the file to write.
 
     Shapes: images ``(height, width, 3)`` uint8 arrays.
 
@@ -39,5 +44,5 @@ def _fit(image: Any) -> Any:
 
     scale = CELL / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
-    # Enlarged pixels stay pixels: an edge map blurred to grey would not be what was measured.
+    # Small images are enlarged without interpolation: a blurred edge map would not show what was measured.
     return image.resize((width, height), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""LPIPS diversity: how different results of one prompt look, to a network that sees as people do."""
+"""LPIPS diversity: the perceptual distance between results of the same prompt."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ NETWORKS = ("alex", "vgg", "squeeze")
 
 
 class Perceptual:
-    """LPIPS of torchmetrics, loaded once.
+    """The LPIPS network of torchmetrics, loaded once.
 
     Args:
-        network: ``alex``, ``vgg`` or ``squeeze``; torchvision's weights, downloaded into torch's cache if not there.
+        network: ``alex``, ``vgg`` or ``squeeze``; the weights are torchvision's, downloaded into torch's cache if
+            absent.
+        device: where the network runs.
 
     Raises:
-        ConfigError: another network, or a torchvision that was not built for this torch.
+        ConfigError: an unknown network, or a torchvision that was not built for this torch.
         ModuleNotFoundError: no torchmetrics or torchvision.
 
     Source: LPIPS, arXiv 1801.03924.
@@ -50,6 +52,10 @@ class Perceptual:
     def distance(self, one: Any, other: Any) -> float:
         """LPIPS between two images of one size; 0 for the same image.
 
+        Args:
+            one: an image.
+            other: another image, or the same.
+
         Shapes: both ``(height, width, 3)`` uint8 arrays.
 
         Raises:
@@ -63,6 +69,14 @@ class Perceptual:
 
 
 def summed_distance(images: Sequence[Any], perceptual: Perceptual) -> tuple[float, int]:
-    """The sum of LPIPS over all pairs of ``images``, and how many pairs there are."""
-    found = [perceptual.distance(one, other) for one, other in combinations(images, 2)]
-    return sum(found), len(found)
+    """LPIPS summed over all pairs of images.
+
+    Args:
+        images: ``(height, width, 3)`` uint8 arrays of one size.
+        perceptual: the network.
+
+    Returns:
+        The sum, and the number of pairs.
+    """
+    distances = [perceptual.distance(one, other) for one, other in combinations(images, 2)]
+    return sum(distances), len(distances)

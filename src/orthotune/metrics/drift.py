@@ -15,13 +15,13 @@ from orthotune.metrics.text_loss import IGNORED, TokenRow, _batches, _pad, _voca
 
 @dataclass(frozen=True)
 class TextDrift:
-    """What changed in the predictions on texts.
+    """Change of the next-token predictions on texts.
 
     Args:
-        kl: mean over the tokens of the Kullback-Leibler divergence KL(base || adapted), in nats per token.
-        kl_largest: that of the token where the two differ most.
-        same_choice: share of the tokens for which both models hold the same next token for the likeliest.
-        tokens: how many were counted.
+        kl: mean over all tokens of the Kullback-Leibler divergence KL(base || adapted), in nats per token.
+        kl_largest: the divergence at the token where the two models differ most, in nats.
+        same_choice: share of the tokens at which both models give the same next token the highest probability.
+        tokens: number of tokens that were counted.
     """
 
     kl: float
@@ -32,11 +32,11 @@ class TextDrift:
 
 @torch.no_grad()
 def text_drift(model: Any, rows: Sequence[TokenRow], base: nn.Module | None = None) -> TextDrift:
-    """The drift of an adapted model on ``rows``, which should not be about its task.
+    """The drift of an adapted model on texts that should have nothing to do with its task.
 
     Args:
         model: a ``PeftModel``, or, with ``base``, any causal language model.
-        rows: tokens; those labelled -100 are seen but not counted.
+        rows: tokens; tokens labelled -100 are read but not counted.
         base: the model before training; ``model`` with its adapters disabled if None.
 
     Raises:

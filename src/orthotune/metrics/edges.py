@@ -1,4 +1,4 @@
-"""How well results keep the Canny edges that they were conditioned on: IoU, accuracy, F1."""
+"""How well generated images follow the Canny edges that they were conditioned on: IoU, accuracy, F1."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from orthotune.metrics.image_files import read_rgb
 from orthotune.metrics.image_pairs import Pair, pair
 from orthotune.metrics.measured import Measured, noted, readable, same_size
 
-#: A map of edges is black and white; lossy files blur it a little, photographs are mostly in between.
+#: Range of grey levels, and the largest share of grey pixels in an edge map. Lossy files blur an edge map a little;
+#: photographs have mostly grey pixels.
 GREY, MOST_GREY = (32, 223), 0.1
 
 
 def canny(image: Any, low: float = 100, high: float = 200) -> Any:
-    """Canny edges of an image, as OpenCV finds them with its defaults (Sobel 3 x 3, L1 norm, no blur).
+    """Canny edges of an image, by OpenCV with its defaults (Sobel 3 x 3, L1 norm, no blur).
+
+    Args:
+        image: the image.
+        low: lower threshold, 0 to 255.
+        high: upper threshold, 0 to 255.
 
     Shapes: ``(height, width, 3)`` uint8 -> ``(height, width)`` bool.
 
@@ -32,7 +38,14 @@ def canny(image: Any, low: float = 100, high: float = 200) -> Any:
 
 
 def edge_scores(wanted: Any, found: Any) -> dict[str, float]:
-    """IoU, accuracy and F1 of edge pixels; no edges wanted and none found is 1.
+    """IoU, accuracy and F1 of edge pixels; each is 1 where both maps have no edges.
+
+    Args:
+        wanted: the edges of the condition.
+        found: the edges of the result.
+
+    Returns:
+        ``iou``, ``accuracy`` and ``f1``, from 0 to 1.
 
     Shapes: both ``(height, width)`` bool, numpy arrays or tensors.
 
@@ -52,12 +65,16 @@ def edge_scores(wanted: Any, found: Any) -> dict[str, float]:
 
 
 def edge_map(image: Any, name: str) -> Any:
-    """The edges that a black and white image draws in white.
+    """The white pixels of an edge map, which is a black and white image.
+
+    Args:
+        image: the edge map.
+        name: of the condition, for messages.
 
     Shapes: ``(height, width, 3)`` uint8 -> ``(height, width)`` bool.
 
     Raises:
-        DataError: more than a tenth of the pixels are grey: this is no map of edges.
+        DataError: more than a tenth of the pixels are grey, so that the image is not an edge map.
     """
     grey = image.mean(axis=2)
     share = float(((grey > GREY[0]) & (grey < GREY[1])).mean())
@@ -80,13 +97,14 @@ def measure_edges(
     resize: bool = False,
     strict: bool = False,
 ) -> Measured:
-    """Edges of each condition against the Canny edges of its result; figures are means over the images.
+    """Compare the edges of each condition with the Canny edges of its result; scores are means over the images.
 
     Args:
         results: folder of generated images.
-        conditions: folder of the conditions they were made from.
+        conditions: folder of the condition images.
         manifest: which condition belongs to which result; without a manifest, images are paired by name.
-        conditions_are: ``edges``, white on black, taken as they are; or ``photos``, whose edges are found first.
+        conditions_are: ``edges``, white on black, used as they are; or ``photos``, whose Canny edges are computed
+            first.
         low: lower threshold of Canny's detector.
         high: upper threshold of Canny's detector.
         resize: resize results of another size than their condition, instead of refusing them.

@@ -1,4 +1,4 @@
-"""Hyperspherical energy of every layer and of all together, before and after finetuning."""
+"""Hyperspherical energy of each layer and of all layers together, before and after finetuning."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from orthotune.rotation.energy import hyperspherical_energy
 def measure_energy(
     pairs: Iterable[tuple[str, Tensor, Tensor]], *, s: float = 1.0, half_space: bool = False
 ) -> Measured:
-    """The energy of each layer given as (name, weight before, weight after), relative changes, and the totals.
+    """The energy of each layer before and after, the relative changes, and the totals.
 
-    A rotation of the neurons leaves it as it was, up to rounding. Every neuron counts; memory is one layer and some
-    tiles.
+    A rotation of the neurons does not change the energy, up to rounding. All neurons are used; memory is one layer and
+    some tiles.
 
     Args:
-        pairs: name, weight before and weight after of each layer.
+        pairs: name, weight before and weight after of each layer; weights ``(neurons, inputs)``.
         s: as in :func:`~orthotune.rotation.energy.hyperspherical_energy`.
         half_space: as in :func:`~orthotune.rotation.energy.hyperspherical_energy`.
 
-    Shapes: weights ``(neurons, inputs)``.
 
     Raises:
         DataError: no layer.

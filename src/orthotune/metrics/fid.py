@@ -17,7 +17,11 @@ FEATURES = 2048
 
 
 def frechet_distance(real: Tensor, made: Tensor) -> float:
-    """The Fréchet distance of two normal distributions fitted to features: 0 for the same, computed in float64.
+    """The Fréchet distance between two normal distributions fitted to features: 0 for equal ones, computed in float64.
+
+    Args:
+        real: features of real images.
+        made: features of generated images.
 
     Shapes: ``(images, features)`` each, at least two images.
 
@@ -39,7 +43,7 @@ def frechet_distance(real: Tensor, made: Tensor) -> float:
     metric = _torchmetrics().FrechetInceptionDistance(feature=given)
     metric.update(real.double(), real=True)
     metric.update(made.double(), real=False)
-    return max(0.0, float(metric.compute()))  # rounding puts a distance of 0 on either side of it
+    return max(0.0, float(metric.compute()))  # rounding can make a distance of 0 slightly negative
 
 
 def measure_fid(
@@ -52,15 +56,15 @@ def measure_fid(
     device: str = "cpu",
     strict: bool = False,
 ) -> Measured:
-    """FID of the results against real images; neither is paired.
+    """FID of generated images against real images; the images are not paired.
 
     Args:
         results: folder of generated images.
         references: folder of real images.
-        model: ``inception``, the network of published figures, through torch-fidelity; or the path or hub name of a
-            vision model of transformers, whose embeddings then take its features' place.
-        weights: a file of inception's weights, instead of a download.
-        batch_size: images that the network sees at once.
+        model: ``inception``, the network of published scores, through torch-fidelity; or the path or hub name of a
+            vision model of transformers, whose embeddings are then used as features.
+        weights: a file with the weights of inception, instead of a download.
+        batch_size: images per forward of the network.
         device: where the network runs.
         strict: refuse unreadable images, instead of skipping them.
 
@@ -115,7 +119,7 @@ def _torchmetrics() -> Any:
 
 
 def _inception(weights: Path | None, device: str) -> Any:
-    import torch_fidelity  # noqa: F401  (torchmetrics would not name what is missing)
+    import torch_fidelity  # noqa: F401  (torchmetrics does not name the missing package)
 
     network = _torchmetrics().NoTrainInceptionV3(
         name="inception-v3-compat", features_list=[str(FEATURES)],
@@ -125,7 +129,7 @@ def _inception(weights: Path | None, device: str) -> Any:
     @torch.no_grad()
     def features(images: list[Any]) -> Tensor:
         found = []
-        for image in images:  # their sizes may differ, and the network brings each to 299 x 299 itself
+        for image in images:  # one by one: sizes may differ, and the network resizes each to 299 x 299
             pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
             found.append(network(pixels).reshape(1, -1).cpu())
         return torch.cat(found)

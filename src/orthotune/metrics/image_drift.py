@@ -1,4 +1,4 @@
-"""Drift of an image model: images of the same prompts and noise, before and after."""
+"""Drift of an image model: the change of the images that it generates from the same prompts and noise."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Features = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ImageDrift:
-    """What changed in the images of prompts that are not about the task.
+    """Change of the images generated from prompts that are not about the task.
 
     Args:
         pixels: mean absolute difference of the two images of a prompt and seed, from 0 to 1.
-        features: mean cosine distance of their features; None without a vision model.
-        features_largest: that of the image that changed most.
-        unrelated: mean cosine distance between different images of the base: what ``features`` is when nothing is
-            kept. None without a vision model, or for one image.
-        images: how many were compared.
+        features: mean cosine distance of the features of the two images; None without a vision model.
+        features_largest: cosine distance for the image that changed most.
+        unrelated: mean cosine distance between different images of the base, for comparison: ``features`` has this
+            value when nothing is preserved. None without a vision model, or for one image.
+        pictures: number of images that were compared.
     """
 
     pixels: float
@@ -37,15 +37,15 @@ class ImageDrift:
 
 @torch.no_grad()
 def image_drift(before: Tensor, after: Tensor, features: Features | None = None) -> ImageDrift:
-    """Compare what base and adapted model drew of the same prompts from the same noise.
+    """Compare the images of the base and of the adapted model, generated from the same prompts and noise.
 
     Args:
-        before: of the base, uint8 ``(n, 3, height, width)``.
-        after: of the adapted model, in the same order.
-        features: of a vision model, see :data:`Features`; only pixels are compared without it.
+        before: images of the base, uint8 ``(n, 3, height, width)``.
+        after: images of the adapted model, in the same order and shape.
+        features: a vision model, see :data:`Features`; None compares pixels only.
 
     Raises:
-        DataError: no images, or not as many and as large ones.
+        DataError: no images, or the two numbers or sizes differ.
 
     Example:
         >>> white = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
@@ -59,8 +59,8 @@ def image_drift(before: Tensor, after: Tensor, features: Features | None = None)
     pixels = (before.double() - after.double()).abs().mean().item() / 255
     if features is None:
         return ImageDrift(pixels, None, None, None, len(before))
-    was, now = (normalize(features(pictures).flatten(1).double(), dim=1) for pictures in (before, after))
-    # Vectors of the length 1: the square of their distance is twice the cosine's, and exactly 0 for equal ones.
+    was, now = (normalize(features(images).flatten(1).double(), dim=1) for images in (before, after))
+    # For unit vectors the squared distance is twice the cosine distance, and it is exactly 0 for equal vectors.
     distances = (was - now).square().sum(1) / 2
     apart = None
     if (count := len(was)) > 1:

@@ -1,4 +1,4 @@
-"""Folders of images: what is in them, and reading one file without surprises."""
+"""Find the images in a folder, and read one image file in a defined way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEEP = ("I", "F", "I;16", "I;16B", "I;16L")
 
 
 def find_images(folder: Path) -> dict[str, Path]:
-    """Name -> file of every image in ``folder`` and below, by name. A name is the path in the folder without suffix.
+    """Name -> file of each image in ``folder`` and below, sorted. A name is the path inside the folder without suffix.
 
     Raises:
         DataError: no such folder, no image in it, or two files of one name.
@@ -60,8 +60,12 @@ def read_rgb(path: Path) -> Any:
 def as_rgb(image: Any, given: str) -> Any:
     """An image of Pillow as a ``(height, width, 3)`` uint8 array, transparent parts on white.
 
+    Args:
+        image: an image of Pillow.
+        given: name of the image, for messages.
+
     Raises:
-        DataError: it holds more than 8 bits per channel; ``given`` names it.
+        DataError: the image has more than 8 bits per channel.
     """
     import numpy as np
     from PIL import Image
@@ -75,12 +79,12 @@ def as_rgb(image: Any, given: str) -> Any:
 
 
 def read_labels(path: Path) -> Any:
-    """A map of class numbers: one channel, palette, or three channels that are equal.
+    """A map of class numbers from a file with one channel, a palette, or three equal channels.
 
     Shapes: ``(height, width)`` int64, a numpy array.
 
     Raises:
-        DataError: the file is missing, truncated or no image, or is coloured, so that its classes are not known.
+        DataError: the file is missing, truncated or no image, or is coloured, so that it does not hold class numbers.
 
     Example:
         >>> read_labels(Path("map.png")).max()  # doctest: +SKIP
@@ -97,10 +101,14 @@ def read_labels(path: Path) -> Any:
 
 
 def open_image(origin: Path | bytes, given: str) -> Any:
-    """An entire image of Pillow from a file or its bytes, rotated by its EXIF orientation.
+    """A completely read image of Pillow, rotated by its EXIF orientation.
+
+    Args:
+        origin: a file, or the bytes of one.
+        given: name of the image, for messages.
 
     Raises:
-        DataError: the file does not exist, is truncated or not an image; ``given`` names it.
+        DataError: the file does not exist, is truncated or not an image.
     """
     from PIL import Image, ImageOps
 
@@ -108,7 +116,7 @@ def open_image(origin: Path | bytes, given: str) -> Any:
         with Image.open(BytesIO(origin) if isinstance(origin, bytes) else origin) as file:
             file.load()
             return ImageOps.exif_transpose(file)
-    # Pillow has no one error for damaged files: SyntaxError for PNG, struct.error and ValueError for others.
+    # Pillow has no common error for damaged files: SyntaxError for PNG, struct.error and ValueError for others.
     except Exception as fault:
         got = "no such file" if isinstance(fault, FileNotFoundError) else f"no complete image ({fault})"
         raise DataError(given, got=got) from fault

@@ -1,4 +1,4 @@
-"""Pair results with conditions: by name or by a manifest, never by position."""
+"""Pair generated images with their conditions: by name or by a manifest, never by position."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from orthotune.files.json_file import read_json_lines
 from orthotune.files.tables import read_table
 from orthotune.metrics.image_files import find_images
 
-#: Read when it lies among the results and no other is named.
+#: The manifest that is read from the folder of results when no other is named.
 MANIFEST = "manifest.jsonl"
 KEYS = ("result", "condition", "prompt", "subject")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One result and what belongs to it; ``condition`` is a file's name among the conditions."""
+    """One line of a manifest: a result with its condition (a file in the folder of conditions), prompt and subject."""
 
     result: str
     condition: str | None = None
@@ -37,7 +37,7 @@ class Pair:
 
 @dataclass
 class Pairing:
-    """All pairs by name, and a description of each file without a partner."""
+    """All pairs, and a description of each file without a partner."""
 
     pairs: list[Pair] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -46,11 +46,11 @@ class Pairing:
 def read_manifest(path: Path) -> list[Entry]:
     """The lines of a manifest: JSON Lines, or CSV with a header.
 
-    Keys: ``result`` (file within the results), and if wanted ``condition`` (file within the conditions), ``prompt``,
-    ``subject`` (folder within the references).
+    Keys: ``result`` (file in the folder of results), and optionally ``condition`` (file in the folder of conditions),
+    ``prompt``, ``subject`` (folder inside the references).
 
     Raises:
-        DataError: the file is missing, or a line is not understood.
+        DataError: the file is missing, or a line has unknown keys or no result.
 
     Example:
         >>> read_manifest(Path("manifest.jsonl"))[0]  # doctest: +SKIP
@@ -74,10 +74,14 @@ def _entry(path: Path, number: int, row: Mapping[str, object]) -> Entry:
 
 
 def entries(results: Path, manifest: Path | None = None) -> list[Entry]:
-    """The entries of the manifest, or one entry per image of ``results`` without a manifest.
+    """The entries of the manifest; without a manifest, one entry per image in ``results``.
+
+    Args:
+        results: folder of generated images.
+        manifest: the manifest; None reads ``manifest.jsonl`` in ``results`` if it exists.
 
     Raises:
-        DataError: no images, or a manifest that is not understood or empty.
+        DataError: no images, or a manifest that is empty or has a faulty line.
 
     Example:
         >>> entries(Path("results"))  # doctest: +SKIP
@@ -94,32 +98,37 @@ def entries(results: Path, manifest: Path | None = None) -> list[Entry]:
 
 
 def pair(results: Path, conditions: Path, manifest: Path | None = None) -> Pairing:
-    """Pair results with conditions: files of one name (suffixes may differ), or by a manifest.
+    """Pair results with conditions: files of the same name (suffixes may differ), or by a manifest.
+
+    Args:
+        results: folder of generated images.
+        conditions: folder of condition images.
+        manifest: which condition belongs to which result; None pairs by name.
 
     Raises:
-        DataError: a folder without images, a manifest that is not understood, or not one pair.
+        DataError: a folder without images, a manifest with a faulty line, or no pair.
 
     Example:
         >>> pair(Path("results"), Path("edges")).missing  # doctest: +SKIP
         ['result 7 has no condition']
     """
     known = find_images(conditions)
-    found, used = Pairing(), set()
+    pairing, used = Pairing(), set()
     for entry in entries(results, manifest):
         result = results / entry.result
         name = Path(entry.result).with_suffix("").as_posix()
         condition = conditions / entry.condition if entry.condition else known.get(name)
         if not result.is_file():
-            found.missing.append(f"result {entry.result} is not there")
+            pairing.missing.append(f"result {entry.result} is not there")
         elif condition is None or not condition.is_file():
-            found.missing.append(f"result {entry.result} has no condition")
+            pairing.missing.append(f"result {entry.result} has no condition")
         else:
-            found.pairs.append(Pair(name, result, condition))
+            pairing.pairs.append(Pair(name, result, condition))
         used.add(condition)
-    found.missing += [f"condition {name} has no result" for name, path in known.items() if path not in used]
-    if not found.pairs:
+    pairing.missing += [f"condition {name} has no result" for name, path in known.items() if path not in used]
+    if not pairing.pairs:
         raise DataError(
             f"results in {results} and conditions in {conditions}", got="no two of one name",
             do="Name files alike, or pair them in a manifest",
         )  # fmt: skip
-    return found
+    return pairing

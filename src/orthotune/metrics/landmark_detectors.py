@@ -1,4 +1,4 @@
-"""Who finds 68 points in a face: a library, or a function of yours."""
+"""Detectors of the 68 landmarks of a face: a library, or a function of the user."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from typing import Any
 
 from orthotune.errors import ConfigError
 
-#: Takes ``(height, width, 3)`` uint8, gives ``(68, 2)`` points (x, y) in pixels, or None where there is no face.
+#: From ``(height, width, 3)`` uint8 to ``(68, 2)`` points (x, y) in pixels, or None where there is no face.
 Detector = Callable[[Any], Any]
 FACE_ALIGNMENT = "face-alignment"
 
 
 def detector(name: str, device: str = "cpu") -> Detector:
-    """The detector of that name: ``face-alignment``, or ``package.module:function``.
+    """The detector of a given name.
+
+    Args:
+        name: ``face-alignment``, or ``package.module:function`` of a :data:`Detector`.
+        device: where the network of face-alignment runs.
 
     Raises:
         ConfigError: no such function.

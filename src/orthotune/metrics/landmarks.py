@@ -1,4 +1,4 @@
-"""How far the points of a result's face are from those that it was conditioned on, in pixels."""
+"""Distance between the facial landmarks of a generated image and those of its condition, in pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ POINTS = 68
 
 
 def point_error(wanted: Any, found: Any) -> float:
-    """The mean distance between points of one number, in the unit of the points.
+    """The mean distance between corresponding points, in the unit of the points.
+
+    Args:
+        wanted: landmarks of the condition.
+        found: landmarks of the result, in the same order.
 
     Shapes: both ``(points, 2)``.
 
@@ -34,10 +38,14 @@ def point_error(wanted: Any, found: Any) -> float:
 def read_points(path: Path, count: int = POINTS) -> dict[str, Any]:
     """Points by image name from a JSON object ``{"name": [[x, y], ...]}``, in pixels.
 
+    Args:
+        path: the file.
+        count: points per image.
+
     Shapes: each ``(count, 2)`` float64 array.
 
     Raises:
-        DataError: the file is missing or no such object, or an image has another number of points.
+        DataError: the file is missing or not such an object, or an image has another number of points.
 
     Example:
         >>> read_points(Path("points.json"))["face-1"].shape  # doctest: +SKIP
@@ -72,21 +80,21 @@ def measure_landmarks(
     device: str = "cpu",
     strict: bool = False,
 ) -> Measured:
-    """The mean distance in pixels between the points of each condition and those of its result, averaged over images.
+    """The mean distance in pixels between the landmarks of each condition and of its result, averaged over images.
 
     Args:
         results: folder of generated images.
-        conditions: points by name as :func:`read_points` takes them, or a folder of photographs in which they are
-            found first.
+        conditions: a file of points as :func:`read_points` reads it, or a folder of photographs, whose landmarks are
+            detected first.
         manifest: which condition belongs to which result; without a manifest, images are paired by name.
-        found: given points of the results, by name, instead of a detector's.
+        found: a file with the points of the results, instead of detecting them.
         detect: ``face-alignment``, ``package.module:function``, or a function.
-        points: how many points an image has.
+        points: number of points per image.
         device: where the detector runs.
         strict: refuse missing or unreadable images and images without a face, instead of skipping them.
 
     Raises:
-        DataError: no images or points, points of another number, a photograph of another size than its result; with
+        DataError: no images or points, another number of points, a photograph of another size than its result; with
             ``strict`` also anything missing or unreadable, and images without a face.
 
     Source: OFT, arXiv 2306.07280, table 2 (L2F).
@@ -150,7 +158,12 @@ def _points(name: str, image: Any, given: Any, finder: Callable[[Any], Any] | No
 
 
 def mark(image: Any, points: Any) -> Any:
-    """A copy of the image with a dot at each point; ``(height, width, 3)`` uint8 and ``(points, 2)`` as x, y."""
+    """A copy of the image with a dot at each point.
+
+    Args:
+        image: ``(height, width, 3)`` uint8.
+        points: ``(points, 2)`` as x, y in pixels.
+    """
     import numpy as np
     from PIL import Image, ImageDraw
 

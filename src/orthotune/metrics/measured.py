@@ -1,4 +1,4 @@
-"""What a measure over images gives: figures, one row per image, what was skipped, and images for the sheet."""
+"""The result of a measure over images: scores, one row per image, skipped files, and images for the contact sheet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from orthotune.errors import DataError
 
-#: Rows of the contact sheet; further images are measured but not kept.
+#: Most rows of the contact sheet; further images are measured but not shown.
 SHEET_ROWS = 12
 Item = TypeVar("Item")
 
@@ -19,13 +19,13 @@ class Measured:
     """The outcome of one measure.
 
     Args:
-        measure: its name in the registry.
-        summary: the figures over all images.
-        rows: the figures of each image, its name under ``name``.
+        measure: name of the measure in the registry.
+        summary: the scores over all images.
+        rows: the scores of each image, with its name under ``name``.
         skipped: a description of each skipped file, with the reason.
-        settings: what decides the figures.
-        sheet: (name, images), images as ``(height, width, 3)`` uint8 arrays.
-        columns: what the images of the sheet show.
+        settings: the settings that the scores depend on.
+        sheet: rows of the contact sheet: name, and images as ``(height, width, 3)`` uint8 arrays.
+        columns: titles of the columns of the sheet.
     """
 
     measure: str
@@ -37,12 +37,12 @@ class Measured:
     columns: tuple[str, ...] = ("condition", "result", "re-extracted condition")
 
     def show(self, name: str, *images: Any) -> None:
-        """Keep images for the sheet while there is room."""
+        """Add a row to the contact sheet, unless the sheet is full."""
         if len(self.sheet) < SHEET_ROWS:
             self.sheet.append((name, list(images)))
 
     def mean_of_rows(self, *keys: str) -> None:
-        """Put the mean over the images of each key into the summary.
+        """Put the mean of each key over all images into the summary.
 
         Raises:
             DataError: no image was measured.
@@ -53,7 +53,7 @@ class Measured:
         self.summary |= {key: sum(row[key] for row in self.rows) / len(self.rows) for key in keys}
 
     def record(self) -> dict[str, Any]:
-        """Everything but the images, ready for JSON."""
+        """All values except the images, ready for JSON."""
         return {
             "measure": self.measure,
             "images": len(self.rows),
@@ -68,7 +68,16 @@ class Measured:
 def readable(
     items: Iterable[Item], read: Callable[[Item], Any], measured: Measured, strict: bool
 ) -> Iterator[tuple[Item, Any]]:
-    """Each item with what ``read`` makes of it; a file that cannot be read is noted, or refused when ``strict``.
+    """Each item with its content; a file that cannot be read is recorded as skipped, or an error when ``strict``.
+
+    Args:
+        items: what to read.
+        read: returns the content of an item.
+        measured: gets a description of each skipped item.
+        strict: raise instead of skipping.
+
+    Yields:
+        The item and its content.
 
     Raises:
         DataError: ``strict``, and a file cannot be read.
@@ -89,7 +98,11 @@ def readable(
 
 
 def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """``items`` in lists of ``size``, the last one maybe shorter.
+    """``items`` in lists of ``size``; the last list may be shorter.
+
+    Args:
+        items: any number of items.
+        size: items per list.
 
     Example:
         >>> list(batches("abc", 2))
@@ -101,7 +114,12 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def noted(missing: list[str], measured: Measured, strict: bool) -> None:
-    """Note what has no partner, or refuse it when ``strict``.
+    """Record files without a partner as skipped, or raise when ``strict``.
+
+    Args:
+        missing: a description of each such file.
+        measured: gets the descriptions.
+        strict: raise instead of skipping.
 
     Raises:
         DataError: ``strict``, and something is missing.
@@ -113,7 +131,13 @@ def noted(missing: list[str], measured: Measured, strict: bool) -> None:
 
 
 def same_size(name: str, result: Any, condition: Any, resize: bool) -> Any:
-    """``result`` in the size of ``condition``; arrays whose first two dimensions are height and width.
+    """``result`` in the size of ``condition``.
+
+    Args:
+        name: of the result, for messages.
+        result: ``(height, width, 3)`` uint8.
+        condition: an array whose first two dimensions are height and width.
+        resize: resize the result; otherwise another size is an error.
 
     Raises:
         DataError: the sizes differ and ``resize`` is off.

@@ -1,4 +1,4 @@
-"""The measures by name. A new one is one file and one line here; its function is imported when it is asked for."""
+"""The measures by name. A new measure is one file and one line here; its function is imported when it is first used."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Measure:
     """The module of a measure, its inputs and its headline figures.
 
     Args:
-        place: ``module:function`` within ``orthotune.metrics``; the function gives a :class:`Measured`.
-        headline: the figures that are printed first, best first.
+        place: ``module:function`` inside ``orthotune.metrics``; the function returns a :class:`Measured`.
+        headline: the scores that are printed first, most important first.
     """
 
     place: str
@@ -25,7 +25,7 @@ class Measure:
 
     @property
     def function(self) -> Callable[..., Measured]:
-        """The function, imported now."""
+        """The function of the measure; imports its module."""
         module, _, name = self.place.partition(":")
         found: Any = getattr(importlib.import_module(f"orthotune.metrics.{module}"), name)
         return found
@@ -42,10 +42,10 @@ REGISTRY: dict[str, Measure] = {
 
 
 def measure(name: str) -> Measure:
-    """The measure of that name.
+    """The measure of a given name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no measure of that name.
 
     Example:
         >>> measure("canny").headline

@@ -1,4 +1,4 @@
-"""How well results keep the segmentation that they were conditioned on: mIoU, mAcc, aAcc."""
+"""How well generated images follow the segmentation map that they were conditioned on: mIoU, mAcc, aAcc."""
 
 from __future__ import annotations
 
@@ -19,9 +19,16 @@ IGNORED = 255
 
 
 def confusion(wanted: Tensor, found: Tensor, classes: int, ignored: int = IGNORED) -> Tensor:
-    """Pixels by wanted class (rows) and found class (columns); ``ignored`` ones of ``wanted`` do not count.
+    """Confusion matrix of pixels: wanted classes in rows, found classes in columns.
 
-    Shapes: both of one shape, integers; the result ``(classes, classes)`` int64.
+    Args:
+        wanted: class numbers of the condition, integers of any shape.
+        found: class numbers of the result, in the same shape.
+        classes: number of classes.
+        ignored: class number of ``wanted`` whose pixels do not count.
+
+    Returns:
+        Numbers of pixels, ``(classes, classes)`` int64.
 
     Raises:
         DataError: a class number that is not below ``classes``.
@@ -42,9 +49,9 @@ def confusion(wanted: Tensor, found: Tensor, classes: int, ignored: int = IGNORE
 
 
 def segmentation_scores(matrix: Tensor) -> dict[str, float]:
-    """mIoU and mAcc, means over the classes that occur, and aAcc, the share of right pixels; all from 0 to 1.
+    """mIoU and mAcc, means over the classes that occur, and aAcc, the share of correct pixels; all from 0 to 1.
 
-    mIoU counts classes that are wanted or found, mAcc those that are wanted.
+    mIoU is over the classes that are wanted or found, mAcc over the classes that are wanted.
 
     Shapes: ``(classes, classes)``, as :func:`confusion` gives it.
 
@@ -63,7 +70,12 @@ def segmentation_scores(matrix: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def segment(images: list[Any], model: Any, processor: Any) -> list[Tensor]:
-    """The class of every pixel, in each image's own size.
+    """The class of each pixel, at the size of each image.
+
+    Args:
+        images: the images, sizes may differ.
+        model: a segmentation model of transformers.
+        processor: the image processor of the model.
 
     Shapes: each ``(height, width, 3)`` uint8 -> ``(height, width)`` int64 on the CPU.
     """
@@ -87,18 +99,18 @@ def measure_segmentation(
     resize: bool = False,
     strict: bool = False,
 ) -> Measured:
-    """The map of each condition against what a segmentation model sees in its result, over all pixels of all images.
+    """Compare the map of each condition with the map that a segmentation model finds in its result, over all pixels.
 
     Args:
         results: folder of generated images.
         conditions: maps of class numbers.
         manifest: which condition belongs to which result; without a manifest, images are paired by name.
-        maps: given maps of the results, paired with them by name, instead of a model's.
+        maps: folder with maps of the results, paired with them by name, instead of running a model.
         model: path or hub name of a segmentation model of transformers.
-        classes: how many; default the model's, with ``maps`` 255.
-        ignored: a class number of conditions that does not count.
-        reduce_labels: 0 in conditions is ignored and all others count one less, as ADE20K's files mean it.
-        batch_size: images that the model sees at once.
+        classes: number of classes; by default that of the model, with ``maps`` 255.
+        ignored: class number of the conditions whose pixels do not count.
+        reduce_labels: ignore class 0 of the conditions and subtract one from all others, as in the files of ADE20K.
+        batch_size: images per forward of the model.
         device: where the model runs.
         resize: resize results of another size than their condition, instead of refusing them.
         strict: refuse missing or unreadable images, instead of skipping them.
@@ -158,7 +170,7 @@ def measure_segmentation(
 
 
 def colours(map_: Tensor) -> Any:
-    """A colour per class, neighbouring numbers far apart; ``(height, width)`` -> ``(height, width, 3)`` uint8 array."""
+    """A colour for each class number: ``(height, width)`` -> ``(height, width, 3)`` uint8."""
     colours = [colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.65, 0.95) for index in range(int(map_.max()) + 1)]
     return (torch.tensor(colours)[map_.long()] * 255).byte().numpy()
 

@@ -18,12 +18,16 @@ from orthotune.metrics.measured import SHEET_ROWS, Measured, noted, readable
 from orthotune.metrics.vision_model import CLIP, DINO, image_embeddings, load, prompt_embeddings, tokenizer_of
 
 MEASURES = ("dino", "clip-i", "clip-t", "lpips")
-#: The manifest entry of a result, and its file: images are read lazily, one batch at a time.
+#: The manifest entry of a result, and its file; images are read one batch at a time.
 Generated = tuple[Entry, Path]
 
 
 def mean_similarity(results: Tensor, references: Tensor) -> Tensor:
-    """The mean cosine of each result with all references.
+    """The mean cosine similarity of each result with all references.
+
+    Args:
+        results: unit vectors.
+        references: unit vectors.
 
     Shapes: unit vectors ``(results, features)`` and ``(references, features)`` -> ``(results,)``.
 
@@ -35,7 +39,13 @@ def mean_similarity(results: Tensor, references: Tensor) -> Tensor:
 
 
 def among_themselves(references: Tensor) -> float | None:
-    """The mean cosine between different references: the row "real images" of published tables; None for one image.
+    """The mean cosine similarity between different references, the row "real images" of published tables.
+
+    Args:
+        references: unit vectors ``(references, features)``.
+
+    Returns:
+        The mean over all pairs; None for one image.
 
     Example:
         >>> among_themselves(torch.eye(3))
@@ -61,19 +71,19 @@ def measure_subject(
     device: str = "cpu",
     strict: bool = False,
 ) -> Measured:
-    """Results against photographs of their subject and against their prompts; means over the results.
+    """Compare results with photographs of their subject and with their prompts; scores are means over the results.
 
     Args:
         results: folder of generated images.
-        references: photographs of the subject; with ``subject`` in the manifest, one folder each in there.
+        references: folder with photographs of the subject, or with one folder per ``subject`` of the manifest.
         manifest: prompt, subject and name of each result.
-        prompt: of every result, where the manifest names none.
-        measures: ``dino``, ``clip-i``, ``clip-t``, ``lpips``. The last is the mean over pairs of results of one subject
+        prompt: of each result for which the manifest has none.
+        measures: ``dino``, ``clip-i``, ``clip-t``, ``lpips``. LPIPS is the mean over pairs of results of one subject
             and one prompt: higher is more diverse.
         dino: path or hub name of the vision model.
-        clip: path or hub name of the model of images and texts.
+        clip: path or hub name of the CLIP model.
         lpips: ``alex``, ``vgg`` or ``squeeze``.
-        batch_size: images that a model sees at once.
+        batch_size: images per forward of a model.
         device: where the models run.
         strict: refuse missing or unreadable images, instead of skipping them.
 

@@ -1,4 +1,4 @@
-"""How well a causal language model predicts texts, in nats per token."""
+"""The loss of a causal language model on texts, in nats per token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class TokenRow:
-    """Tokens that a model sees at once; those labelled -100 are seen but not counted."""
+    """Tokens of one forward; tokens labelled -100 are read but not counted."""
 
     input_ids: list[int]
     labels: list[int]
@@ -23,16 +23,22 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class TextLoss:
-    """Mean loss in nats per counted token, and how many tokens were counted."""
+    """Mean loss in nats per counted token, and the number of counted tokens."""
 
     nats: float
     tokens: int
 
 
 def token_rows(tokenizer: Any, texts: Iterable[str], max_length: int) -> list[TokenRow]:
-    """Cut each text, closed by the end token, into rows of at most ``max_length`` tokens.
+    """Add the end token to each text and cut it into rows of at most ``max_length`` tokens.
 
-    Neighbouring rows of a text share one token, so that every token but a text's first is predicted exactly once.
+    Neighbouring rows of a text share one token, so that each token except the first of a text is predicted exactly
+    once.
+
+    Args:
+        tokenizer: of the model.
+        texts: the texts.
+        max_length: tokens per row.
     """
     rows = []
     for text in texts:
@@ -46,7 +52,11 @@ def token_rows(tokenizer: Any, texts: Iterable[str], max_length: int) -> list[To
 
 
 def mean_loss(model: nn.Module, rows: Sequence[TokenRow]) -> TextLoss:
-    """The loss of ``model`` over all counted tokens of ``rows``: each token weighs the same, padding nothing.
+    """The mean loss of ``model`` over all counted tokens of ``rows``; padding does not count.
+
+    Args:
+        model: a causal language model.
+        rows: the tokens.
 
     Units: nats per token.
 
@@ -99,6 +109,12 @@ def batch_nats(model: Any, rows: Sequence[TokenRow]) -> tuple[torch.Tensor, int]
 
 def nats_per_token(model: nn.Module, tokenizer: Any, texts: Iterable[str], max_length: int = 1024) -> TextLoss:
     """The loss of a causal language model over ``texts``.
+
+    Args:
+        model: a causal language model.
+        tokenizer: of the model.
+        texts: the texts.
+        max_length: tokens per forward.
 
     Example:
         >>> nats_per_token(model, tokenizer, ["Hello world"]).tokens  # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""Vision models by path or hub name, and the embeddings of images and prompts that they give."""
+"""Load a vision model by path or hub name, and compute its embeddings of images and prompts."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch.nn.functional import normalize
 from orthotune.errors import DataError
 from orthotune.metrics.measured import batches
 
-#: The models that published figures were taken with.
+#: The models of published scores.
 DINO, CLIP = "facebook/dino-vits16", "openai/clip-vit-base-patch32"
 
 
 def load(name: str, device: str, kind: Any = None) -> tuple[Any, Any]:
     """A model of transformers in float32 for evaluation, and its image processor.
 
-    Images are resized by Pillow, so that figures do not depend on whether torchvision is installed.
+    Images are resized by Pillow, so that scores do not depend on whether torchvision is installed.
 
     Args:
         name: path or hub name.
         device: where the model runs.
-        kind: the automatic class that loads it; default ``AutoModel``.
+        kind: the auto class of transformers; ``AutoModel`` if None.
 
     Raises:
-        DataError: the path or name is no such model.
+        DataError: there is no such model at the path or name.
 
     Example:
         >>> model, processor = load("models/dino", "cpu")  # doctest: +SKIP
@@ -45,7 +45,13 @@ def load(name: str, device: str, kind: Any = None) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def image_embeddings(images: Iterable[Any], model: Any, processor: Any, batch_size: int = 16) -> Tensor:
-    """One unit vector per image: CLIP's projected one, or the class token of another vision transformer.
+    """One unit vector per image: the projected embedding of CLIP, or the class token of another vision transformer.
+
+    Args:
+        images: the images.
+        model: of :func:`load`.
+        processor: of :func:`load`.
+        batch_size: images per forward.
 
     Shapes: images ``(height, width, 3)`` uint8 of any sizes -> ``(images, features)`` float32 on the CPU.
 
@@ -71,10 +77,14 @@ def image_embeddings(images: Iterable[Any], model: Any, processor: Any, batch_si
 
 
 def tokenizer_of(name: str, model: Any) -> Any:
-    """The tokenizer of a model that reads prompts.
+    """The tokenizer of a model with a text encoder.
+
+    Args:
+        name: path or hub name of the model.
+        model: the loaded model.
 
     Raises:
-        DataError: the model reads no text.
+        DataError: the model has no text encoder.
     """
     from transformers import AutoTokenizer
 
@@ -85,7 +95,13 @@ def tokenizer_of(name: str, model: Any) -> Any:
 
 @torch.no_grad()
 def prompt_embeddings(prompts: Sequence[str], model: Any, tokenizer: Any, batch_size: int = 64) -> Tensor:
-    """One unit vector per prompt, in the space of CLIP's images; a prompt that is too long is cut.
+    """One unit vector per prompt, in the embedding space of CLIP; a prompt that is too long is truncated.
+
+    Args:
+        prompts: the prompts.
+        model: a CLIP model.
+        tokenizer: of the model.
+        batch_size: prompts per forward.
 
     Shapes: ``(prompts, features)`` float32 on the CPU.
     """

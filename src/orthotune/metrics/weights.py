@@ -1,4 +1,4 @@
-"""How finetuning changed weights: hyperspherical energy, angles between neurons, orthogonality of rotations."""
+"""Change of the weights by finetuning: hyperspherical energy, angles between neurons, orthogonality of rotations."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.nn.functional import normalize
 from orthotune.rotation.energy import hyperspherical_energy
 from orthotune.rotation.measure import orthogonality_error
 
-# The energy of 16,384 neurons would cost 256 times as much, with the same result.
+# The cost is quadratic: 16,384 neurons would take 256 times as long and give the same value.
 MOST_NEURONS = 1024
 
 
 @dataclass(frozen=True)
 class LayerChange:
-    """Relative changes of one layer; both are 0, up to rounding, when the layer was only rotated."""
+    """Relative changes of one layer. Both are 0, up to rounding, for a layer whose weight was only rotated."""
 
     name: str
     energy: float
@@ -26,12 +26,14 @@ class LayerChange:
 
 
 def layer_changes(pairs: Iterable[tuple[str, Tensor, Tensor]], most: int = MOST_NEURONS) -> list[LayerChange]:
-    """The change of each layer given as (name, weight before, weight after).
+    """The relative change of each layer.
 
-    ``energy`` is the relative change of the hyperspherical energy, ``angles`` that of the matrix of cosines between
-    neurons in Frobenius norm. Layers of more than ``most`` neurons are measured on that many, evenly spread.
+    ``energy`` is the relative change of the hyperspherical energy, ``angles`` the relative change, in Frobenius norm,
+    of the matrix of cosines between neurons.
 
-    Shapes: weights ``(neurons, inputs)``.
+    Args:
+        pairs: name, weight before and weight after of each layer; weights ``(neurons, inputs)``.
+        most: a layer with more neurons is measured on this many, evenly spread.
 
     Example:
         >>> weight = torch.eye(3)
@@ -42,7 +44,7 @@ def layer_changes(pairs: Iterable[tuple[str, Tensor, Tensor]], most: int = MOST_
 
 
 def worst_orthogonality_error(rotations: Iterable[Tensor]) -> float | None:
-    """The largest Frobenius norm of ``R Rᵀ - I`` over all blocks of all rotations; None without any.
+    """The largest Frobenius norm of ``R Rᵀ - I`` over all blocks of all rotations; None without rotations.
 
     Shapes: each ``(..., b, b)``.
     """

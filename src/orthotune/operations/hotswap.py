@@ -38,7 +38,7 @@ def hotswap_adapter(model: Any, path: str | Path, adapter_name: str = "default",
     Raises:
         ConfigError: the model has no such adapter, or the adapter is merged.
         AdapterFileError: the file has other layers, sides, maps or sizes, or values that are not finite; names the
-        layer.
+            layer.
 
     Example:
         >>> hotswap_adapter(model, "runs/other/adapter")  # doctest: +SKIP

@@ -1,1 +1,1 @@
-"""One file per training job, from settings to a finished run directory, with the presets."""
+"""The recipes: one file per training job, from settings to a finished run directory, and the presets."""

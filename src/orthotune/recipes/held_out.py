@@ -1,9 +1,12 @@
-"""The held-out texts of a finished run of a language model, as its trainer tokenized them."""
+"""A finished run of a language model: its settings, and its held-out texts as its trainer tokenized them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from orthotune.errors import RecipeError
+from orthotune.files.json_file import read_json
 from orthotune.files.output import temporary_folder
 from orthotune.metrics.text_loss import TokenRow
 from orthotune.recipes.settings import SFTSettings
@@ -15,17 +18,43 @@ from orthotune.text.data import Examples
 LOOKED_AT = 500
 
 
-def held_out_rows(model: Any, tokenizer: Any, settings: SFTSettings, training: int = 1) -> dict[str, list[TokenRow]]:
-    """The held-out rows as the trainer of such a run tokenizes them.
+def settings_of_run(run: Path) -> SFTSettings:
+    """The settings of a finished run of ``orthotune train sft``.
+
+    Args:
+        run: the run directory, which holds ``run.json`` and ``adapter``, or ``model`` after full finetuning.
+
+    Raises:
+        RecipeError: no such run is there, or it is not finished.
+    """
+    record = read_json(run / "run.json") if (run / "run.json").is_file() else {}
+    if record.get("recipe") != "sft" or not ((run / "adapter").is_dir() or (run / "model").is_dir()):
+        raise RecipeError(
+            f"{run}", got="no finished run of `orthotune train sft` in it",
+            do="Name the output of such a run: the folder that holds run.json and adapter",
+        )  # fmt: skip
+    # A fit of magnitudes is a run of this recipe, and has a setting more: its adapter.
+    return SFTSettings(**{key: value for key, value in record["settings"].items() if key in SFTSettings.model_fields})
+
+
+def held_out_rows(model: Any, tokenizer: Any, settings: SFTSettings) -> dict[str, list[TokenRow]]:
+    """The held-out rows by domain, ``new`` and ``old``; arguments and errors as for :func:`tokenized_rows`."""
+    return tokenized_rows(model, tokenizer, settings)[0]
+
+
+def tokenized_rows(
+    model: Any, tokenizer: Any, settings: SFTSettings, training: int = 1
+) -> tuple[dict[str, list[TokenRow]], list[TokenRow]]:
+    """The rows of a run as its trainer tokenizes them.
 
     Args:
         model: the base or the adapted model.
         tokenizer: the base's.
-        settings: of the run; ``eval_tokens`` limits the rows of each domain.
-        training: number of training examples that are tokenized, too.
+        settings: of the run; ``eval_tokens`` limits the held-out rows of each domain.
+        training: number of training examples that are tokenized; at least one.
 
     Returns:
-        Rows by domain, ``new`` and ``old``, and those of the training examples as ``training``.
+        Held-out rows by domain, ``new`` and ``old``, and the rows of the training examples.
 
     Raises:
         DataError: the data is missing or of another form.
@@ -40,4 +69,4 @@ def held_out_rows(model: Any, tokenizer: Any, settings: SFTSettings, training: i
         trainer = sft_trainer.build_trainer(model, tokenizer, arguments, some, domains, None)
         rows = sft_trainer.domain_rows(trainer, settings.eval_tokens)
         seen = [list(row["input_ids"]) for row in trainer.train_dataset]
-    return {**rows, "training": [TokenRow(ids, ids) for ids in seen]}
+    return rows, [TokenRow(ids, ids) for ids in seen]

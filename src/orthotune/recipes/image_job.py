@@ -1,4 +1,4 @@
-"""What a recipe for image models adds to the shared run, and the model that it starts from."""
+"""The recipe-specific part of a run on an image model, and the model that the run starts from."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from orthotune.runs import adapters
 from orthotune.runs.quiet import quiet
 from orthotune.worlds import image as image_world
 
-#: Step and family to numbers by name; what the image world's scores are.
+#: Step and family -> name -> score; the type of the scores of the image world.
 Score = Callable[[int, Family], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class ImageJob:
-    """What one recipe adds to :func:`orthotune.recipes.image_run.run_image`.
+    """The parts of a run that differ between recipes, for :func:`orthotune.recipes.image_run.run_image`.
 
     Args:
-        data: makes the data set from the pretrained family, before the adapter is put on. Its second argument is the
-            run's folder, for what is worth keeping, or None in a dry run: then nothing may be written or generated.
-        prompts: of the samples, when ``sample_prompts`` does not say.
-        adapt: puts on what is trained, and returns what to tell about it; the adapter of the settings by default.
-        hint_encoder: makes the encoder of control pictures that is trained beside the adapter.
-        sampler: draws samples with that encoder; the family's ``generate`` by default.
-        scores: what measures the model, at the beginning, every ``eval_every`` steps and at the end.
-        keep: writes what else was trained into the folder of the adapter (or of the model).
+        data: returns the data set, for the pretrained family without adapter. The second argument is the run directory,
+            for files of the data set, or None in a dry run, in which nothing may be written or generated.
+        prompts: of the samples, if ``sample_prompts`` is empty.
+        adapt: adds the adapter and returns messages; by default adds the adapter of the settings.
+        hint_encoder: returns an encoder of control images that is trained together with the adapter.
+        sampler: returns a sampler that uses this encoder; by default ``generate`` of the family.
+        scores: evaluated at the beginning, each ``eval_every`` steps and at the end.
+        keep: writes further trained networks into the folder of the adapter (or of the model).
     """
 
     data: Callable[[Family, Path | None], Dataset]
@@ -53,7 +53,11 @@ class ImageJob:
 
 
 def plan_image(settings: ImageSettings, job: ImageJob) -> list[str]:
-    """What :func:`orthotune.recipes.image_run.run_image` would train, in lines to print; nothing is trained or written.
+    """A description of the run in lines to print; nothing is trained or written.
+
+    Args:
+        settings: of the run.
+        job: the parts of the recipe.
 
     Raises:
         RecipeError, DataError, TargetError, BlockSizeError: as the run itself would.
@@ -74,23 +78,37 @@ def plan_image(settings: ImageSettings, job: ImageJob) -> list[str]:
     return [
         f"model       {settings.model}: {family.name}",
         *(f"            {note}" for note in notes),
-        f"trained     {trained:,} of {total:,} parameters in {len(layers)} places, by {settings.method}",
-        f"pictures    {len(data)}: " + ", ".join(f"{count} of {w} x {h}" for (h, w), count in sorted(sizes.items())),
-        f"steps       {settings.steps}, which see {seen:,} pictures ({seen / max(1, len(data)):.1f} times each)",
+        f"trained     {trained:,} of {total:,} parameters in {len(layers)} layers, by {settings.method}",
+        f"images      {len(data)}: " + ", ".join(f"{count} of {w} x {h}" for (h, w), count in sorted(sizes.items())),
+        f"steps       {settings.steps}, on {seen:,} images ({seen / max(1, len(data)):.1f} times each)",
         *estimate_memory(family, trainee, settings),
     ]
 
 
 def open_model(settings: ImageSettings, device: torch.device) -> Any:
-    """The family of the model that ``settings`` name, frozen."""
+    """Load the model of a run, with frozen weights.
+
+    Args:
+        settings: name the model, its precision and the method.
+        device: where the networks go.
+    """
     source = str(image_world.PIPELINE) if settings.model == WORLD else settings.model
-    # Full finetuning keeps float32 weights: an update of a half-precision weight is mostly rounded away.
+    # Full finetuning needs float32 weights: most updates of half-precision weights would be lost to rounding.
     dtype = torch.float32 if settings.method == "full" else storage_dtype(settings.mixed_precision)
     return open_family(source, dtype, device)
 
 
 def adapt(family: Any, settings: ImageSettings, job: ImageJob) -> list[str]:
-    """Put on what is trained; what there is to tell about it."""
+    """Add the adapter of a run to a model.
+
+    Args:
+        family: the model, changed in place.
+        settings: of the run.
+        job: the parts of the recipe.
+
+    Returns:
+        Messages for the user.
+    """
     if job.adapt:
         return job.adapt(family)
     torch.manual_seed(settings.seed)
@@ -98,13 +116,15 @@ def adapt(family: Any, settings: ImageSettings, job: ImageJob) -> list[str]:
     notes = []
     if settings.method == "lora" and settings.lora_rank is None:
         rank, parameters, equal = matching_rank(family, wanted)
-        notes.append(f"lora_rank={rank}: {parameters:,} parameters, nearest to OFT's {equal:,} on the same layers.")
+        notes.append(
+            f"lora_rank={rank}: {parameters:,} parameters, nearest to the {equal:,} of OFT on the same layers."
+        )
     add_adapter(family, wanted)
     return notes
 
 
 def adapter_settings(settings: ImageSettings) -> AdapterSettings:
-    """What ``settings`` say of the adapter, as ``diffusion.adapters`` reads it."""
+    """The adapter settings in the settings of a run."""
     return AdapterSettings(
         method=settings.method,
         targets=settings.target_modules,

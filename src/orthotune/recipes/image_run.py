@@ -1,4 +1,4 @@
-"""What every recipe for image models shares: from settings and data to a finished run directory."""
+"""The run that all recipes for image models share: from settings and data to a finished run directory."""
 
 from __future__ import annotations
 
@@ -33,50 +33,58 @@ ADAPTER, MODEL, SHEET, CURVE = "adapter", "model", "samples.png", "curve.png"
 
 
 def run_image(settings: ImageSettings, job: ImageJob, say: Say = print, bar: bool = True) -> RunRecord:
-    """Train as ``settings`` and ``job`` say; return the record that is also in ``run.json`` of the output.
+    """Train and return the record, which is also in ``run.json`` of the output.
 
-    The output holds ``adapter`` (or ``model``), ``samples``, ``metrics.jsonl``, ``curve.png``, ``samples.png`` and
-    checkpoints. A run that was cut off and resumed ends with the same parameters as one that was not.
+    The output contains ``adapter`` (or ``model``), ``samples``, ``metrics.jsonl``, ``curve.png``, ``samples.png`` and
+    checkpoints. A run that was interrupted and resumed ends with the same parameters as an uninterrupted run.
+
+    Args:
+        settings: of the run.
+        job: the parts of the recipe.
+        say: gets messages.
+        bar: show progress bars.
 
     Raises:
-        OutputError: the output cannot be written, or holds another run.
-        RecipeError, DataError, TargetError, BlockSizeError: settings that cannot be used, before any training.
-        TrainingError: too many steps whose loss or gradient is not finite.
+        OutputError: the output cannot be written, or contains another run.
+        RecipeError, DataError, TargetError, BlockSizeError: settings that cannot be used; raised before training.
+        TrainingError: too many steps with a non-finite loss or gradient.
         Stopped: by a signal, after a checkpoint was written; a ``KeyboardInterrupt``.
     """
     options = LoopOptions.of(settings)
     accelerator = make_accelerator(options, settings.output)
     first = bool(accelerator.is_main_process)
-    home = RunDirectory(settings.output)
-    checkpoint = processes.from_main(lambda: home.open(settings.record(), settings.resume, say))
-    if finished := processes.from_main(lambda: read_json(home.record) if home.finished else None):
+    run_dir = RunDirectory(settings.output)
+    checkpoint = processes.from_main(lambda: run_dir.open(settings.record(), settings.resume, say))
+    if finished := processes.from_main(lambda: read_json(run_dir.record) if run_dir.finished else None):
         if first:
-            say(f"{home.path} holds this run, finished.")
+            say(f"{run_dir.path} contains this run, which is finished.")
         return RunRecord(**finished)
     processes.require_visible(checkpoint)
     try:
         with quiet():
-            return _Run(settings, job, home, accelerator, say if first else lambda _: None).train(checkpoint, bar)
+            return _Run(settings, job, run_dir, accelerator, say if first else lambda _: None).train(checkpoint, bar)
     finally:
         if first:
-            home.drop_if_empty()
+            run_dir.drop_if_empty()
         accelerator.end_training()
 
 
 class _Run:
-    """One run, once its directory is open."""
+    """A run with an open directory."""
 
-    def __init__(self, settings: ImageSettings, job: ImageJob, home: RunDirectory, accelerator: Any, say: Say) -> None:
-        self.settings, self.job, self.home, self.accelerator, self.say = settings, job, home, accelerator, say
+    def __init__(
+        self, settings: ImageSettings, job: ImageJob, run_dir: RunDirectory, accelerator: Any, say: Say
+    ) -> None:
+        self.settings, self.job, self.run_dir, self.accelerator, self.say = settings, job, run_dir, accelerator, say
         self.first = bool(accelerator.is_main_process)
         self.scored: tuple[str, ...] = ()
 
     def train(self, checkpoint: Path | None, bar: bool) -> RunRecord:
         settings, job, began = self.settings, self.job, time.monotonic()
         family = open_model(settings, self.accelerator.device)
-        # The main process first: what it generates or encodes, the others find.
+        # The main process first: the other processes use the images and encodings that it writes.
         with self.accelerator.main_process_first():
-            data = job.data(family, self.home.path)
+            data = job.data(family, self.run_dir.path)
         notes = adapt(family, settings, job)
         torch.manual_seed(settings.seed)
         trainee = Trainee(family, job.hint_encoder(family) if job.hint_encoder else None)
@@ -86,29 +94,29 @@ class _Run:
         notes.append(f"{settings.method}: {trained:,} of {total:,} parameters are trained, {settings.steps} steps.")
         if not job.scores:
             notes.append(
-                "What is forgotten is not measured here; `orthotune evaluate drift` compares pictures afterwards."
+                "Forgetting is not measured in this run; `orthotune evaluate drift` compares images afterwards."
             )
         self.say("\n".join(notes))
         if self.first:
-            self.home.claim(settings.record())
+            self.run_dir.claim(settings.record())
         start_trackers(self.accelerator, settings.trackers, settings.record())
         log = train(
-            trainee, data, LoopOptions.of(settings), self.home, checkpoint, self.say, accelerator=self.accelerator,
+            trainee, data, LoopOptions.of(settings), self.run_dir, checkpoint, self.say, accelerator=self.accelerator,
             on_step=self._callbacks(trainee), title=settings.method, bar=bar,
         )  # fmt: skip
         kept = MODEL if settings.method == "full" else ADAPTER
         if self.first:
-            self._save(trainee, self.home.path / kept)
+            self._save(trainee, self.run_dir.path / kept)
         record = self._record(trainee, log, notes, kept, (trained, total), time.monotonic() - began)
         if self.first:
-            write_json(self.home.record, record.model_dump(mode="json"))
+            write_json(self.run_dir.record, record.model_dump(mode="json"))
         return record
 
     def _callbacks(self, trainee: Trainee) -> list[Every]:
         settings, family = self.settings, trainee.family
         prompts = settings.sample_prompts or self.job.prompts
         sampler = self.job.sampler(trainee) if self.job.sampler else self._sampler(family)
-        samples = Samples(self.home.path, prompts, settings.sample_seeds, sampler, self.first)
+        samples = Samples(self.run_dir.path, prompts, settings.sample_seeds, sampler, self.first)
 
         def score(step: int, trainee: Trainee, log: MetricsLog) -> None:
             values = {name: value for one in self.job.scores for name, value in one(step, family).items()}
@@ -121,13 +129,13 @@ class _Run:
     def _sampler(self, family: Family) -> Sampler:
         side = self.settings.resolution or family.native_size
 
-        def draw(prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
+        def sample(prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
             return family.generate(
                 prompts, seeds, steps=self.settings.sample_steps, guidance=self.settings.guidance, height=side,
                 width=side, batch_size=self.settings.batch_size,
             )  # fmt: skip
 
-        return draw
+        return sample
 
     def _save(self, trainee: Trainee, folder: Path) -> None:
         with atomic_write(folder) as partial:
@@ -142,7 +150,7 @@ class _Run:
     def _record(
         self, trainee: Trainee, log: MetricsLog, notes: list[str], kept: str, counts: tuple[int, int], seconds: float
     ) -> RunRecord:
-        settings, path = self.settings, self.home.path
+        settings, path = self.settings, self.run_dir.path
         artifacts = {kept: kept, "curve": CURVE, "metrics": "metrics.jsonl"}
         if self.first:
             draw_scores(

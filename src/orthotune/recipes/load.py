@@ -1,4 +1,4 @@
-"""Read a recipe file and ``key=value`` overrides into settings; every complaint names the line."""
+"""Read settings from a recipe file and ``key=value`` overrides. Errors name the line of the file."""
 
 from __future__ import annotations
 
@@ -14,27 +14,32 @@ from orthotune.errors import RecipeError, nearest
 from orthotune.recipes.method_settings import SettingError
 
 Settings = TypeVar("Settings", bound=BaseModel)
-#: faults of one recipe that are named; of more only the number
+#: most faults of a recipe that a message lists; the others are counted
 LISTED = 10
 
 
 @dataclass
-class Said:
-    """What was said, and where: ``places`` maps a dotted key to the file's line or the command line."""
+class Given:
+    """The given settings and their origin: ``places`` maps a dotted key to the line of the file or the command line."""
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
 
     def place(self, key: str) -> str:
-        """Where ``key``, or what it lies in, was written."""
+        """The origin of ``key``, or of the mapping that contains it."""
         return self.places.get(key) or self.places.get(key.split(".")[0]) or "settings"
 
 
 def load_settings(kind: type[Settings], recipe: Path | None = None, overrides: Sequence[str] = ()) -> Settings:
-    """The settings in the YAML file ``recipe``, changed by ``overrides`` such as ``"steps=50"``.
+    """Read and check settings.
+
+    Args:
+        kind: the class of the settings.
+        recipe: a YAML file; None for none.
+        overrides: such as ``"steps=50"``, which replace the values of the file.
 
     Raises:
-        RecipeError: unreadable file, unknown key, wrong type or contradiction, with the file and its line.
+        RecipeError: unreadable file, unknown key, wrong type or contradiction. The message names the file and the line.
 
     Example:
         >>> from orthotune.recipes.settings import SFTSettings
@@ -44,9 +49,17 @@ def load_settings(kind: type[Settings], recipe: Path | None = None, overrides: S
     return check(kind, read(recipe, overrides))
 
 
-def read(recipe: Path | None, overrides: Iterable[str]) -> Said:
-    """What the file and the command line say, before any check of keys and values."""
-    said = _read_file(recipe) if recipe else Said()
+def read(recipe: Path | None, overrides: Iterable[str]) -> Given:
+    """Read settings without checking keys and values.
+
+    Args:
+        recipe: a YAML file; None for none.
+        overrides: such as ``"steps=50"``, which replace the values of the file.
+
+    Raises:
+        RecipeError: the file is unreadable or not YAML, or an override has no key or no YAML value.
+    """
+    given = _read_file(recipe) if recipe else Given()
     for pair in overrides:
         key, equals, text = pair.partition("=")
         if not equals or not key:
@@ -59,29 +72,29 @@ def read(recipe: Path | None, overrides: Iterable[str]) -> Said:
             value = yaml.safe_load(text)
         except yaml.YAMLError as fault:
             raise RecipeError(f"value of {key!r} on the command line", got=text, needed="a YAML value") from fault
-        _put(said, key, value)
-    return said
+        _put(given, key, value)
+    return given
 
 
-def check(kind: type[Settings], said: Said) -> Settings:
-    """The checked settings.
+def check(kind: type[Settings], given: Given) -> Settings:
+    """Check settings.
 
     Args:
         kind: the class of the settings.
-        said: keys and values, and where each was written.
+        given: the settings and their origin.
 
     Raises:
-        RecipeError: every fault that was found. Contradictions between settings are looked for when all keys are known
-            and all values have the right type.
+        RecipeError: with all faults. Contradictions between settings are reported only if all keys are known and all
+            values have the right type.
     """
-    unknown = [str(key) for key in said.values if key not in kind.model_fields]  # YAML's keys may be numbers or dates
-    faults = [unknown_key(said, key, kind.model_fields) for key in unknown]
+    unknown = [str(key) for key in given.values if key not in kind.model_fields]  # YAML's keys may be numbers or dates
+    faults = [unknown_key(given, key, kind.model_fields) for key in unknown]
     try:
-        checked = kind(**{key: value for key, value in said.values.items() if key in kind.model_fields})
+        checked = kind(**{key: value for key, value in given.values.items() if key in kind.model_fields})
     except ValidationError as found:
-        # Beside a key that is unknown, what is missing or contradicts may come of the misspelling.
+        # If a key is unknown, missing and contradicting settings may follow from the misspelling.
         sure = [fault for fault in found.errors() if not faults or fault["type"] not in ("missing", "value_error")]
-        faults += [worded for fault in sure for worded in _worded(kind, said, fault)]
+        faults += [error for fault in sure for error in _errors(kind, given, fault)]
     if not faults:
         return checked
     if len(faults) == 1:
@@ -104,14 +117,20 @@ def _listing(known: Iterable[str]) -> str:
     return f"Known keys: {', '.join(sorted(known))}"
 
 
-def unknown_key(said: Said, key: str, known: Iterable[str]) -> RecipeError:
-    """The error for a key that no setting has."""
+def unknown_key(given: Given, key: str, known: Iterable[str]) -> RecipeError:
+    """The error for an unknown key.
+
+    Args:
+        given: the settings and their origin.
+        key: the unknown key.
+        known: the known keys.
+    """
     close = nearest(key, known, count=1)
     do = f"Did you mean {close[0]!r}?" if close else _listing(known)
-    return RecipeError(f"{said.place(key)}: unknown key {key!r}", do=do)
+    return RecipeError(f"{given.place(key)}: unknown key {key!r}", do=do)
 
 
-def _read_file(path: Path) -> Said:
+def _read_file(path: Path) -> Given:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as fault:
@@ -119,20 +138,20 @@ def _read_file(path: Path) -> Said:
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as fault:  # ValueError: a date that there is not
+    except (yaml.YAMLError, ValueError) as fault:  # ValueError: a date that does not exist
         mark = getattr(fault, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         raise RecipeError(f"{where}: not YAML", got=str(getattr(fault, "problem", fault))) from fault
     if values is None:
-        return Said()
+        return Given()
     if not isinstance(values, dict):
         raise RecipeError(f"recipe {path}", got=type(values).__name__, needed="lines of `key: value`")
-    said = Said(values)
+    given = Given(values)
     try:
-        _note_lines(tree, "", path, said.places)
+        _note_lines(tree, "", path, given.places)
     except RecursionError as fault:
-        raise RecipeError(f"recipe {path}", got="an alias inside of what it names") from fault
-    return said
+        raise RecipeError(f"recipe {path}", got="an alias that contains itself") from fault
+    return given
 
 
 def _note_lines(tree: yaml.MappingNode, above: str, path: Path, places: dict[str, str]) -> None:
@@ -145,24 +164,26 @@ def _note_lines(tree: yaml.MappingNode, above: str, path: Path, places: dict[str
             _note_lines(value, f"{name}.", path, places)
 
 
-def _put(said: Said, key: str, value: Any) -> None:
-    """Set a dotted key, as ``rotation.side``, over what the file says."""
+def _put(given: Given, key: str, value: Any) -> None:
+    """Set a dotted key, such as ``rotation.side``, replacing the value of the file."""
     *above, last = key.split(".")
-    room = said.values
+    mapping = given.values
     for part in above:
-        if not isinstance(room.get(part), dict):
-            room[part] = {}
-        room = room[part]
-    room[last] = value
-    said.places[key] = "command line"
+        if not isinstance(mapping.get(part), dict):
+            mapping[part] = {}
+        mapping = mapping[part]
+    mapping[last] = value
+    given.places[key] = "command line"
     if above:
-        said.places.setdefault(above[0], "command line")
+        given.places.setdefault(above[0], "command line")
 
 
-def _worded(kind: type[BaseModel], said: Said, fault: Any) -> list[RecipeError]:
+def _errors(kind: type[BaseModel], given: Given, fault: Any) -> list[RecipeError]:
     cause = fault.get("ctx", {}).get("error")
     if isinstance(cause, SettingError):
-        return [RecipeError(f"{said.place(one.key)}: {one.said}", do=one.do) for one in (cause, *cause.others)]
+        return [
+            RecipeError(f"{given.place(one.key)}: {one.contradiction}", do=one.do) for one in (cause, *cause.others)
+        ]
     if isinstance(cause, RecipeError):
         return [cause]
     key = str(fault["loc"][0]) if fault["loc"] else ""
@@ -171,7 +192,7 @@ def _worded(kind: type[BaseModel], said: Said, fault: Any) -> list[RecipeError]:
         return [RecipeError(f"{key} is missing", needed=about, do=f"Write {key}: in the recipe, or {key}=VALUE")]
     dotted = ".".join(str(part) for part in fault["loc"])
     needed = fault["msg"].replace("Input should be", "").strip()
-    return [RecipeError(f"{said.place(dotted)}: {key}={fault['input']!r}", needed=needed, do=about)]
+    return [RecipeError(f"{given.place(dotted)}: {key}={fault['input']!r}", needed=needed, do=about)]
 
 
 def _reason(fault: Exception) -> str:

@@ -1,4 +1,4 @@
-"""How magnitudes are fitted by each recipe: the same data and loss, with the trained rotation put on and frozen."""
+"""Fit magnitudes by a recipe: the same data and loss, with the trained rotation loaded and frozen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Say = Callable[[str], None]
 def _text(settings: Any, say: Say, bar: bool) -> RunRecord:
     def adapt(model: Any, notes: list[str]) -> Any:
         rotated, _ = load_adapter(model, settings.adapter)
-        notes.append(_told(len(free_magnitudes(rotated)), settings.adapter))
+        notes.append(_message(len(free_magnitudes(rotated)), settings.adapter))
         return rotated
 
     record: RunRecord = RECIPES[settings.recipe].job().run(settings, say, bar=bar, adapt=adapt)
@@ -32,11 +32,11 @@ def _image(settings: Any, say: Say, bar: bool) -> RunRecord:
     def adapt(family: Any) -> list[str]:
         load_adapter(family.pipeline, settings.adapter)
         parts = [part for part in (family.denoiser, *family.text_encoders.values()) if hasattr(part, "peft_config")]
-        return [_told(sum(len(free_magnitudes(part)) for part in parts), settings.adapter)]
+        return [_message(sum(len(free_magnitudes(part)) for part in parts), settings.adapter)]
 
     job = RECIPES[settings.recipe].job().job(settings, say)
     if job.hint_encoder:
-        # The trained encoder of control pictures stands still, too; where the job scores with it, it must know it.
+        # The trained encoder of control images is frozen as well. It is made by the job, whose scores use it.
         made = job.hint_encoder
 
         def hint_encoder(family: Any) -> Any:
@@ -48,16 +48,16 @@ def _image(settings: Any, say: Say, bar: bool) -> RunRecord:
     return run_image(settings, dataclasses.replace(job, adapt=adapt), say, bar)
 
 
-def _told(layers: int, adapter: Path) -> str:
-    return f"Magnitudes of {layers} layers are fitted; the rotations of {adapter} stand still."
+def _message(layers: int, adapter: Path) -> str:
+    return f"Magnitudes of {layers} layers are fitted; the rotations of {adapter} are frozen."
 
 
 def fit(settings: Any, say: Say, bar: bool) -> RunRecord:
-    """Fit the magnitudes by the recipe that ``settings`` belong to.
+    """Fit the magnitudes by the recipe of ``settings``.
 
     Args:
-        settings: those of the recipe, with ``adapter``.
-        say: gets a line for each message.
+        settings: of the recipe, with ``adapter``.
+        say: gets messages.
         bar: show a progress bar.
     """
     return (_text if RECIPES[settings.recipe].text else _image)(settings, say, bar)

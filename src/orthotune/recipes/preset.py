@@ -1,6 +1,6 @@
-"""The presets: settings known to work for a model family, one YAML file each, with the reason as its first line.
+"""The presets: tested settings for a model family, one YAML file each, whose first line is the reason.
 
-Those of language models lie in the folder itself; those of an image recipe in a folder of its name.
+Presets of language models are in the folder itself, those of an image recipe in a subfolder of its name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SFT = "sft"
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset's name, the reason for its values, and its text."""
+    """A preset: its name, the reason for its values, and its text."""
 
     name: str
     reason: str
@@ -27,7 +27,7 @@ class Preset:
 
 
 def names(recipe: str = SFT) -> list[str]:
-    """All presets of ``recipe``, sorted.
+    """The names of the presets of ``recipe``, sorted.
 
     Example:
         >>> "llama" in names(), "sdxl" in names("subject")
@@ -37,15 +37,19 @@ def names(recipe: str = SFT) -> list[str]:
 
 
 def recipes() -> list[str]:
-    """The recipes that have presets, those of language models first."""
+    """The recipes that have presets, language models first."""
     return [SFT, *sorted(path.name for path in FOLDER.iterdir() if names(path.name))]
 
 
 def read(name: str, recipe: str = SFT) -> Preset:
-    """The preset called ``name`` of ``recipe``, which may stand before the name: ``subject/sdxl``.
+    """Read a preset.
+
+    Args:
+        name: of the preset; may begin with the recipe, as ``subject/sdxl``.
+        recipe: of the preset.
 
     Raises:
-        RecipeError: there is none of that name.
+        RecipeError: there is no preset of that name.
     """
     before, slash, after = name.partition("/")
     if slash and before in recipes():
@@ -64,7 +68,12 @@ def read(name: str, recipe: str = SFT) -> Preset:
 
 
 def settings_of(name: str, recipe: str = SFT) -> dict[str, Any]:
-    """The settings that the preset ``name`` of ``recipe`` fills in."""
+    """The settings of a preset.
+
+    Args:
+        name: of the preset.
+        recipe: of the preset.
+    """
     settings: dict[str, Any] = yaml.safe_load(read(name, recipe).text)
     return settings
 

@@ -1,7 +1,7 @@
-"""The recipes, one entry each: what the command line, the presets and the fits of magnitudes know of them.
+"""The registry of recipes, for the command line, the presets and the fits of magnitudes.
 
-A new recipe is a module with ``run(settings, say)`` (and ``plan(settings)``, for a dry run), a class of settings, and
-an entry here. Nothing heavy is imported before a recipe is used.
+A new recipe is a module with ``run(settings, say)`` (and ``plan(settings)``, for a dry run), a settings class, and an
+entry here. The modules are imported when a recipe is used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Option:
-    """A setting that has an option of its own on the command line.
+    """A setting with its own option on the command line.
 
     Args:
         key: the setting.
@@ -34,14 +34,14 @@ class Recipe:
     """One training job.
 
     Args:
-        name: what the command line, ``run.json`` and the folder of presets call the recipe.
+        name: on the command line, in ``run.json`` and of the folder of presets.
         module: the module with ``run``, below ``orthotune.recipes``.
-        settings: ``module:Class`` of its settings, below ``orthotune.recipes``.
+        settings: ``module:Class`` of the settings, below ``orthotune.recipes``.
         summary: the sentences under ``orthotune train NAME --help``.
         examples: command lines, without ``orthotune train``.
-        options: settings with options of their own, besides those that every recipe has.
-        text: the recipe trains a language model, and reports nats per token; others report scores of images.
-        plans: ``plan(settings)`` says what a run would do.
+        options: settings with their own options, besides those that all recipes have.
+        text: the recipe trains a language model and reports nats per token; other recipes report scores of images.
+        plans: the module has ``plan(settings)``, which describes a run.
     """
 
     name: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +21,7 @@ from orthotune.files.output import new_folder
 from orthotune.metrics.text_loss import TokenRow
 from orthotune.operations import rewind as files
 from orthotune.quantized.loading_options import place
-from orthotune.recipes.held_out import LOOKED_AT, held_out_rows
+from orthotune.recipes.held_out import LOOKED_AT, settings_of_run, tokenized_rows
 from orthotune.recipes.settings import GENERATED, SFTSettings
 from orthotune.runs.directory import RunDirectory
 from orthotune.runs.layer_strengths import LayerStrengths, layer_strengths
@@ -39,6 +38,8 @@ Rows = dict[str, list[TokenRow]]
 FEWEST = 4
 #: Held-out tokens of each domain.
 TOKENS = 8192
+#: What the domains are called in messages.
+DOMAINS = {"new": "target", "old": "source"}
 #: Where a run directory keeps what was rewound.
 FOLDER = "rewound"
 
@@ -57,9 +58,9 @@ class RewindSettings(BaseModel):
     by: By = Field("one", description="One strength for all layers, or one by kind, projection, depth or layer.")
     weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="Nats of gain that a nat of forgetting is worth.")
     forgetting: float | None = Field(None, description="At most so many nats per token may be forgotten.")
-    new: str | None = Field(None, description="Held-out texts of the new domain; default: those of the run.")
+    new: str | None = Field(None, description="Held-out texts of the target domain; default: those of the run.")
     old: str | None = Field(
-        None, description="Texts of the old domain, or generated: texts that the base writes. Default: those of the "
+        None, description="Texts of the source domain, or generated: texts that the base writes. Default: those of the "
         "run, generated if it named none.",
     )  # fmt: skip
     tokens: Annotated[int, Field(ge=64)] = Field(
@@ -133,7 +134,7 @@ def run(settings: RewindSettings, say: Say = print, *, overwrite: bool = False) 
         >>> run(RewindSettings(run="runs/sft-oft", by="kind")).strengths  # doctest: +SKIP
         {'attention': 0.55, 'mlp': 0.85}
     """
-    trained = _settings_of(settings.run)
+    trained = settings_of_run(settings.run)
     out = settings.output or settings.run / FOLDER
     with new_folder(out, overwrite=overwrite, named="output") as folder:
         with quiet():
@@ -212,17 +213,6 @@ def _written(asked: RewindSettings) -> Rewound | None:
     return found
 
 
-def _settings_of(run: Path) -> SFTSettings:
-    record = read_json(run / "run.json") if (run / "run.json").is_file() else {}
-    if record.get("recipe") != "sft" or not ((run / "adapter").is_dir() or (run / "model").is_dir()):
-        raise RecipeError(
-            f"{run}", got="no finished run of `orthotune train sft` in it",
-            do="Name the output of such a run: the folder that holds run.json and adapter",
-        )  # fmt: skip
-    # A fit of magnitudes is a run of this recipe, and has a setting more: its adapter.
-    return SFTSettings(**{key: value for key, value in record["settings"].items() if key in SFTSettings.model_fields})
-
-
 def _loaded(run: Path, trained: SFTSettings, folder: Path) -> tuple[Any, LayerStrengths, Any]:
     """The finished model, its strengths, and its base if it was trained in full."""
     dtype = choose_dtype(trained.dtype)
@@ -245,7 +235,7 @@ def _rows(
     """Held-out rows of either domain to choose by and to measure on, and what there is to say of them."""
     old = settings.old or trained.old_data or GENERATED
     asked = {"eval_data": settings.new or trained.eval_data, "old_data": "none" if old == GENERATED else old}
-    found = held_out_rows(
+    found, training = tokenized_rows(
         model, tokenizer, trained.model_copy(update={**asked, "eval_tokens": settings.tokens}), LOOKED_AT
     )
     notes = []
@@ -256,10 +246,10 @@ def _rows(
         count = max(2 * FEWEST, -(-settings.tokens // length))
         write_texts(model, tokenizer, folder / "old-texts.jsonl", length, settings.seed, count)
         found["old"] = read_texts(folder / "old-texts.jsonl")
-        notes.append(f"old domain: {len(found['old'])} texts that the base wrote, old-texts.jsonl.")
+        notes.append(f"source domain: {len(found['old'])} texts that the base wrote, old-texts.jsonl.")
     require_rows(found, {"new": "new (or eval_data of the run)", "old": "old"})
     halves = {domain: _halves(found[domain]) for domain in ("new", "old")}
-    shared = overlap([*found["training"], *found["new"]], found["old"])
+    shared = overlap([*training, *found["new"]], found["old"])
     if shared:
         notes.append(
             f"{shared:.0%} of the old rows have a passage of 13 tokens in common with the new texts: the "
@@ -268,7 +258,7 @@ def _rows(
     return {
         "choose": {domain: one for domain, (one, _) in halves.items()},
         "measure": {domain: other for domain, (_, other) in halves.items()},
-        "overlap": {"old": found["old"], "new": [*found["training"], *found["new"]]},
+        "overlap": {"old": found["old"], "new": [*training, *found["new"]]},
     }, notes
 
 
@@ -285,7 +275,7 @@ def require_rows(found: Mapping[str, Sequence[TokenRow]], settings: Mapping[str,
     for domain, key in settings.items():
         if len(found.get(domain, ())) < FEWEST:
             raise RecipeError(
-                f"{key}: held-out texts of the {domain} domain", got=f"{len(found.get(domain, ()))} rows",
+                f"{key}: held-out texts of the {DOMAINS[domain]} domain", got=f"{len(found.get(domain, ()))} rows",
                 needed=f"at least {FEWEST}: half of them choose, half measure",
                 do=f"Name more texts: {key.partition(' ')[0]}=FILE",
             )  # fmt: skip
@@ -368,11 +358,11 @@ def _notes(against: Mapping[str, tuple[float, float]], best: Point, settings: Re
         notes.append(f"no strength forgets at most {settings.forgetting:g}: the base is left.")
     elif best.strengths["all"] == 1 and settings.by == "one":
         notes.append("no other strength is worth more than the adapter as it was trained.")
-    wide = {domain: half for domain, (value, half) in against.items() if half > abs(value)}
+    named = {"new": "target", "old": "source"}
+    wide = {named[domain]: half for domain, (value, half) in against.items() if half > abs(value)}
     if wide and best.strengths["all"] != 1:
-        with suppress(KeyError):
-            notes.append(
-                f"the difference on the {' and the '.join(wide)} domain lies within its 95 % interval of "
-                f"±{max(wide.values()):.3f} nats: more held-out texts (tokens=...) would tell it from nothing."
-            )
+        notes.append(
+            f"the difference on the {' and the '.join(wide)} domain lies within its 95 % interval of "
+            f"±{max(wide.values()):.3f} nats: more held-out texts (tokens=...) would tell it from nothing."
+        )
     return notes

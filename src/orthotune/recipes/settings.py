@@ -8,9 +8,18 @@ from pydantic import Field, model_validator
 
 from orthotune.recipes import text_settings
 from orthotune.recipes.method_settings import METHODS, Method, Positive, SettingError
-from orthotune.recipes.text_settings import LEARNING_RATES, RIVALS, WITH_ADAPTER, WORLD, TextSettings
+from orthotune.recipes.text_settings import LEARNING_RATES, MUTUALLY_EXCLUSIVE, WITH_ADAPTER, WORLD, TextSettings
 
-__all__ = ["LEARNING_RATES", "METHODS", "ONLY_FOR", "RIVALS", "WORLD", "Method", "SFTSettings", "SettingError"]
+__all__ = [
+    "LEARNING_RATES",
+    "METHODS",
+    "MUTUALLY_EXCLUSIVE",
+    "ONLY_FOR",
+    "WORLD",
+    "Method",
+    "SFTSettings",
+    "SettingError",
+]
 
 #: value of keep_data for texts that the base model generates
 GENERATED = "generated"
@@ -41,7 +50,7 @@ class SFTSettings(TextSettings):
     only_for: ClassVar[dict[str, tuple[str, ...]]] = ONLY_FOR
     # Held-out data belongs to the data that it was held out from.
     tied: ClassVar[dict[str, str]] = {"eval_data": "data"}
-    newer: ClassVar[tuple[str, ...]] = ("lora", "keep", "max_grad_norm", "eval_tokens", "stop_when", "result", "rewind")
+    newer: ClassVar[tuple[str, ...]] = (*TextSettings.newer, "keep", "answers", "rewind")
 
     data: str = Field(description="File, directory, hub name or text-world/SPLIT to learn from.")
     data_format: Literal["auto", "text", "prompt-completion", "messages"] = "auto"
@@ -58,6 +67,9 @@ class SFTSettings(TextSettings):
         "for text-world its old_train.",
     )
     keep_batch: Positive | None = Field(None, description="Rows of keep_data beside each batch; default: half of it.")
+    answers: bool = Field(
+        False, description="Ask the model short questions with exact answers before and after training; scores."
+    )
     rewind: Literal["none", "auto", "kind", "projection", "depth", "layer"] = Field(
         "none",
         description="Choose strengths for the finished adapter, as `orthotune rewind`: auto, one for all layers, or "
@@ -73,6 +85,13 @@ class SFTSettings(TextSettings):
         if given.get("keep") == 0:  # the rest of what a preset keeps has no meaning then
             filled = {key: value for key, value in filled.items() if key not in ("keep_data", "keep_batch")}
         return filled
+
+    @model_validator(mode="after")
+    def _answers_in_engine(self) -> SFTSettings:
+        if self.answers and self.distributed not in ("none", "ddp"):
+            fault = f"answers needs a complete model in one process, which distributed={self.distributed} does not have"
+            raise SettingError("answers", fault, "Run `orthotune evaluate answers` on the output, or choose ddp")
+        return self
 
     @model_validator(mode="after")
     def _keeps(self) -> SFTSettings:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from orthotune.errors import RecipeError
+from orthotune.metrics.answers import answer_questions
 from orthotune.metrics.drift import text_drift
+from orthotune.metrics.questions import read_questions
 from orthotune.metrics.text_loss import TokenRow
 from orthotune.recipes import rewind
 from orthotune.recipes.settings import SFTSettings
@@ -25,7 +27,7 @@ from orthotune.text.added_losses import LossMaker
 from orthotune.text.causal_model import load_model, load_tokenizer
 from orthotune.text.data import Examples
 from orthotune.text.keep_outputs import KeepOutputs
-from orthotune.text.step_log import domain_losses
+from orthotune.text.step_log import Measure, domain_losses
 from orthotune.text.trainer import RunTrainer
 from orthotune.text.written_texts import texts_of_run
 
@@ -75,6 +77,7 @@ def job(settings: SFTSettings, adapt: Adapt | None = None) -> TextJob:
         adapt=adapt,
         losses=lambda directory, checkpoint: _losses(settings, directory, checkpoint),
         measures=lambda trainer: [domain_losses(sft_trainer.domain_rows(trainer, settings.eval_tokens))],
+        ends=lambda trainer: [_answers(trainer)] if settings.answers else [],
         entries=["keep_nats"],
         findings=lambda trainer, base: _drift(trainer, base, settings.eval_tokens),
     )
@@ -122,6 +125,11 @@ def _losses(settings: SFTSettings, directory: RunDirectory, checkpoint: Path | N
         return KeepOutputs(settings.keep, rows, settings.keep_batch or 1, settings.seed)
 
     return (keep,)
+
+
+def _answers(trainer: RunTrainer) -> Measure:
+    questions = read_questions()
+    return lambda model: answer_questions(model, trainer.processing_class, questions).scores()
 
 
 def _drift(trainer: RunTrainer, base: Any, tokens: int | None) -> dict[str, Any]:

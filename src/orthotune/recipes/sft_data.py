@@ -20,14 +20,14 @@ def examples_for(settings: SFTSettings) -> tuple[Examples, dict[str, Examples]]:
 
     Where nobody named data of the source domain, it is :func:`general_texts`.
     """
-    examples = _load(settings.data, settings.data_format)
+    examples = load_texts(settings.data, settings.data_format)
     if settings.eval_data:
-        held_out: Examples | None = _load(settings.eval_data, settings.data_format)
+        held_out: Examples | None = load_texts(settings.eval_data, settings.data_format)
     else:
         examples, held_out = hold_out(examples)
     old = general_texts() if settings.old_data is None else None
     if settings.old_data not in (None, NO_DATA):
-        old = _load(str(settings.old_data), "auto")
+        old = load_texts(str(settings.old_data), "auto")
     return examples, {name: given for name, given in (("new", held_out), ("old", old)) if given}
 
 
@@ -53,7 +53,7 @@ def kept_examples(settings: SFTSettings) -> Examples | None:
         return None
     if "/" not in source and not Path(source).exists() and nearest(source, [GENERATED], count=1):
         raise DataError(f"keep_data {source!r}", got="no such file", do=f"Did you mean {GENERATED!r}?")
-    return _load(source, "auto")
+    return load_texts(source, "auto")
 
 
 def keep_notes(settings: SFTSettings) -> list[str]:
@@ -81,7 +81,20 @@ def source_domain_notes(settings: SFTSettings) -> list[str]:
     return []
 
 
-def _load(source: str, data_format: str) -> Examples:
+def load_texts(source: str, data_format: str = "auto") -> Examples:
+    """The examples that a setting as ``data`` names: of a file, a folder, a hub data set, or a world's split.
+
+    Args:
+        source: a path, a hub name, or ``WORLD/SPLIT`` as ``text-world/old_test`` and ``manpages-fr/train``.
+        data_format: as the setting of that name.
+
+    Raises:
+        DataError: nothing there, a broken line, or texts that were not fetched yet.
+
+    Example:
+        >>> len(load_texts("text-world/new_test").rows) > 10
+        True
+    """
     world, _, split = source.partition("/")
     if (fetched := debian_texts.rows_of(source)) is not None:
         return examples_of(fetched, source, data_format)

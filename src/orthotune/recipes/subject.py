@@ -1,6 +1,6 @@
-"""Teach an image model a subject from a few pictures, beside pictures of its class that keep the class as it was.
+"""Teach an image model a subject from a few images, with class images that preserve the class.
 
-DreamBooth's training (Ruiz et al. 2023, arXiv 2208.12242) with rotations, as in OFT (arXiv 2306.07280, section 4.1).
+DreamBooth (Ruiz et al. 2023, arXiv 2208.12242) with rotations, as in OFT (arXiv 2306.07280, section 4.1).
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orthotune.image.adapter.prior import WithPrior
-from orthotune.image.data.cache import PictureData
-from orthotune.image.data.captions import Example, all_said, read_examples
+from orthotune.image.data.cache import ImageDataset
+from orthotune.image.data.captions import Example, read_examples, with_one_caption
 from orthotune.image.data.class_images import class_images
-from orthotune.image.data.image_folder import Picture, read_folder
+from orthotune.image.data.image_folder import ImageFile, read_folder
 from orthotune.image.families.family import Family
 from orthotune.image.loop.order import Dataset
 from orthotune.recipes.image_job import ImageJob, Score, plan_image
@@ -21,16 +21,21 @@ from orthotune.recipes.image_settings import WORLD
 from orthotune.recipes.subject_settings import SubjectSettings, warnings
 from orthotune.runs.record import RunRecord
 
-#: Where class pictures are drawn into, in the output of the run.
+#: The folder of generated class images in the output of the run.
 CLASSES = "class-images"
 
 
 def run(settings: SubjectSettings, say: Callable[[str], None] = print, bar: bool = True) -> RunRecord:
-    """Train the subject and return the record; the output is as :func:`orthotune.recipes.image_run.run_image` says.
+    """Train and return the record; the output is that of :func:`orthotune.recipes.image_run.run_image`.
+
+    Args:
+        settings: of the run.
+        say: gets messages.
+        bar: show progress bars.
 
     Raises:
-        DataError: no pictures, or class pictures that were drawn with other settings.
-        OrthotuneError: as for every image run.
+        DataError: there are no images, or class images were generated with other settings.
+        OrthotuneError: as for all image runs.
 
     Example:
         >>> run(SubjectSettings(steps=20, output="runs/nine")).steps  # doctest: +SKIP
@@ -42,39 +47,45 @@ def run(settings: SubjectSettings, say: Callable[[str], None] = print, bar: bool
 
 
 def plan(settings: SubjectSettings) -> list[str]:
-    """What :func:`run` would train, in lines to print; nothing is drawn, trained or written."""
+    """A description of the run in lines to print; nothing is generated, trained or written."""
     lines = [*warnings(settings), *plan_image(settings, job(settings))]
-    return [*lines, *_drawn(settings)]
+    return [*lines, *_class_images_line(settings)]
 
 
 def job(settings: SubjectSettings, say: Callable[[str], None] = print, bar: bool = False) -> ImageJob:
-    """What :func:`run_image` is to do for ``settings``."""
+    """The parts of the run that are specific to this recipe.
+
+    Args:
+        settings: of the run.
+        say: gets messages.
+        bar: show progress bars.
+    """
     return ImageJob(
-        data=lambda family, home: _data(settings, family, home, say, bar),
+        data=lambda family, run_dir: _data(settings, family, run_dir, say, bar),
         prompts=[settings.instance_prompt],
         scores=_scores(settings),
     )
 
 
 def _data(
-    settings: SubjectSettings, family: Family, home: Path | None, say: Callable[[str], None], bar: bool
+    settings: SubjectSettings, family: Family, run_dir: Path | None, say: Callable[[str], None], bar: bool
 ) -> Dataset:
-    subject = _encoded(settings, _instances(settings, say), family, home, say, bar)
+    subject = _encoded(settings, _instances(settings, say), family, run_dir, say, bar)
     if not settings.prior:
         return subject
-    classes = _encoded(settings, _classes(settings, family, home, say, bar), family, home, say, bar)
+    classes = _encoded(settings, _classes(settings, family, run_dir, say, bar), family, run_dir, say, bar)
     return WithPrior(subject, classes, settings.prior_weight, settings.prior_target == "base")
 
 
 def _encoded(
-    settings: SubjectSettings, examples: list[Example], family: Family, home: Path | None,
+    settings: SubjectSettings, examples: list[Example], family: Family, run_dir: Path | None,
     say: Callable[[str], None], bar: bool,
-) -> PictureData:  # fmt: skip
-    data = PictureData(
+) -> ImageDataset:  # fmt: skip
+    data = ImageDataset(
         examples, family, settings.resolution, buckets=settings.buckets, cache=settings.cache,
         encode_captions=not settings.train_text_encoder, seed=settings.seed, say=say,
     )  # fmt: skip
-    if home is not None:
+    if run_dir is not None:
         data.prepare(bar)
     return data
 
@@ -84,55 +95,55 @@ def _instances(settings: SubjectSettings, say: Callable[[str], None]) -> list[Ex
     if settings.instance_images != WORLD:
         if settings.instance_captions:
             return read_examples(settings.instance_images, caption=prompt, say=say)
-        return all_said(read_folder(Path(settings.instance_images), say=say), prompt)
+        return with_one_caption(read_folder(Path(settings.instance_images), say=say), prompt)
     from orthotune.worlds import image, image_captions, image_folders
 
-    pictures, scenes = image_folders.subject_pictures(), image.subject_scenes(image.load_sources())
+    images, scenes = image_folders.subject_images(), image.subject_scenes(image.load_sources())
     if not settings.instance_captions:
-        return all_said(pictures, prompt)
+        return with_one_caption(images, prompt)
     name = prompt.removeprefix("a ")
-    said = [image_captions.sentence(name, scene.ink, scene.ground) for scene in scenes]
-    return [Example(picture, caption) for picture, caption in zip(pictures, said, strict=True)]
+    captions = [image_captions.sentence(name, scene.ink, scene.ground) for scene in scenes]
+    return [Example(one, caption) for one, caption in zip(images, captions, strict=True)]
 
 
 def _classes(
-    settings: SubjectSettings, family: Family, home: Path | None, say: Callable[[str], None], bar: bool
+    settings: SubjectSettings, family: Family, run_dir: Path | None, say: Callable[[str], None], bar: bool
 ) -> list[Example]:
     side = settings.resolution or family.native_size
     prompts = settings.class_prompts[: settings.class_count]
     count = -(-settings.class_count // len(prompts))
     found: list[Example] = []
-    if home is not None and len(prompts) > 1:
-        # One line for all, not one and a bar for each.
-        say(f"Class images of {len(prompts)} prompts: those that are missing are drawn, {count} of each.")
+    if run_dir is not None and len(prompts) > 1:
+        # One message for all prompts, instead of a message and a progress bar for each.
+        say(f"Class images of {len(prompts)} prompts: missing ones are generated, {count} of each.")
         bar = False
     for number, prompt in enumerate(prompts):
-        if home is None:
-            # Nothing may be drawn in a dry run: what would be is as large as what is trained on.
-            pictures = [Picture(str(number), b"", side, side) for number in range(count)]
+        if run_dir is None:
+            # Nothing is generated in a dry run; placeholders have the size of the class images.
+            images = [ImageFile(str(number), b"", side, side) for number in range(count)]
         else:
-            folder = settings.class_images or home / CLASSES
-            pictures = class_images(
+            folder = settings.class_images or run_dir / CLASSES
+            images = class_images(
                 family, folder / f"{number:02}" if len(prompts) > 1 else folder, prompt, count, model=settings.model,
                 seed=settings.seed + number, height=side, width=side, steps=settings.class_steps,
                 guidance=settings.guidance, batch_size=settings.batch_size,
-                say=say if len(prompts) == 1 else lambda words: None, bar=bar,
+                say=say if len(prompts) == 1 else lambda message: None, bar=bar,
             )  # fmt: skip
-        found += all_said(pictures, prompt)
+        found += with_one_caption(images, prompt)
     return found
 
 
-def _drawn(settings: SubjectSettings) -> list[str]:
-    """What is drawn before training."""
+def _class_images_line(settings: SubjectSettings) -> list[str]:
+    """The line about class images of a plan; empty without class images."""
     if not settings.prior:
         return []
     folder, prompts = settings.class_images or settings.output / CLASSES, settings.class_prompts
     more = f" and {len(prompts) - 1} other prompts" if len(prompts) > 1 else ""
-    return [f"class       {settings.class_count} pictures of {prompts[0]!r}{more}, in {folder} or drawn into it"]
+    return [f"class       {settings.class_count} images of {prompts[0]!r}{more}, in {folder} or generated there"]
 
 
 def _scores(settings: SubjectSettings) -> list[Score]:
-    """The image world can tell what was learned; of other models' pictures people judge."""
+    """Automatic scores exist only for the built-in image model."""
     if settings.model != WORLD or settings.instance_images != WORLD:
         return []
     from orthotune.worlds.image_scores import SubjectScores

@@ -1,4 +1,4 @@
-"""The settings of a subject's training, and what in them is likely to be a mistake."""
+"""The settings of the subject recipe, and warnings about likely mistakes in them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pydantic import Field, model_validator
 from orthotune.recipes.image_settings import ImageSettings
 from orthotune.recipes.method_settings import ONLY_FOR, Positive, SettingError
 
-#: Words of a prompt that name no subject.
+#: Words of a prompt that cannot name the subject.
 _PLAIN = {"a", "an", "the", "of", "photo", "picture", "image"}
 
 
 class SubjectSettings(ImageSettings):
-    """Everything that decides the training of a subject; without arguments the image world's nine.
+    """The settings of the training of a subject; without arguments, a nine of the image world.
 
     Example:
         >>> SubjectSettings().instance_prompt
@@ -23,34 +23,36 @@ class SubjectSettings(ImageSettings):
     """
 
     recipe: ClassVar[str] = "subject"
-    # Full finetuning has no frozen base beside it.
+    # Full finetuning has no frozen base to compute targets.
     only_for: ClassVar[dict[str, tuple[str, ...]]] = {**ONLY_FOR, "prior_target": ("oft", "coft", "lora")}
     newer: ClassVar[tuple[str, ...]] = (*ImageSettings.newer, "prior_target")
 
-    instance_images: str = Field(description="Folder with pictures of the subject, or image-world.")
-    instance_prompt: str = Field(description="Its name: a rare word and its class, as 'a sks dog'.")
+    instance_images: str = Field(description="Folder with images of the subject, or image-world.")
+    instance_prompt: str = Field(description="Name of the subject: a rare word and its class, as 'a sks dog'.")
     instance_captions: bool = Field(
-        True, description="A picture with a .txt file beside it is called what that says, the others instance_prompt."
+        True, description="Use the .txt file of an image as its caption; images without one get instance_prompt."
     )
     class_prompt: str | list[str] | None = Field(
-        None, description="Its class, as 'a dog', or several prompts about it; without it no class pictures are used."
+        None, description="The class, as 'a dog', or several prompts about it; without it no class images are used."
     )
     class_images: Path | None = Field(
-        None, description="Folder of the class pictures; missing ones are drawn into it. Default: in the output."
+        None, description="Folder of class images; missing ones are generated there. Default: in the output."
     )
-    class_count: Positive = Field(200, description="Class pictures to draw, of all prompts together.")
-    class_steps: Positive = Field(50, description="Steps with which each is drawn.")
-    prior_weight: float = Field(1.0, ge=0, description="Of the class pictures in the loss; 0 uses none.")
+    class_count: Positive = Field(200, description="Number of class images, of all prompts together.")
+    class_steps: Positive = Field(50, description="Sampler steps of a generated class image.")
+    prior_weight: float = Field(1.0, ge=0, description="Of class images in the loss; 0 uses none.")
     prior_target: Literal["pictures", "base"] = Field(
-        "pictures", description="What class pictures teach: themselves, or base: what the base predicts of them."
+        "pictures", description="Training target on class images: the images, or the predictions of the base."
     )
-    token: str | None = Field(None, description="Word that means the subject; default: the first unusual one.")
+    token: str | None = Field(
+        None, description="Word for the subject; default: the first word that class_prompt does not contain."
+    )
 
     @model_validator(mode="after")
     def _prior(self) -> SubjectSettings:
         if self.buckets and self.prior:
             raise SettingError(
-                "buckets", "buckets and class pictures need pictures of one size", "Keep buckets or class_prompt"
+                "buckets", "class images need images of one size, without buckets", "Keep buckets or class_prompt"
             )
         if self.prior_target == "base":
             self._keeps_predictions()
@@ -58,39 +60,39 @@ class SubjectSettings(ImageSettings):
 
     def _keeps_predictions(self) -> None:
         if not self.prior:
-            said = "prior_target says what class pictures teach, and there are none"
-            raise SettingError("prior_target", said, "Add class_prompt, or leave prior_target out")
+            contradiction = "prior_target is the target on class images, and there are none"
+            raise SettingError("prior_target", contradiction, "Add class_prompt, or leave prior_target out")
         if self.train_text_encoder:
-            said = "prior_target=base asks the base, whose words train_text_encoder changes"
-            raise SettingError("prior_target", said, "Leave out one of them")
+            contradiction = "prior_target=base needs the frozen base, whose text encoder train_text_encoder changes"
+            raise SettingError("prior_target", contradiction, "Leave out one of them")
         options = "lora" if self.method == "lora" else "rotation"
         if (bias := getattr(self, options).get("bias", "none")) != "none":
-            said = f"prior_target=base asks the base, of which {options}.bias={bias} trains a part"
-            raise SettingError("prior_target", said, "Leave out one of them")
+            contradiction = f"prior_target=base needs the frozen base, a part of which {options}.bias={bias} trains"
+            raise SettingError("prior_target", contradiction, "Leave out one of them")
 
     @property
     def prior(self) -> bool:
-        """Whether class pictures are trained on, too."""
+        """Whether the run trains on class images."""
         return bool(self.class_prompts) and self.prior_weight > 0
 
     @property
     def class_prompts(self) -> list[str]:
-        """The prompts about the class, none or more."""
-        said = self.class_prompt or []
-        return [said] if isinstance(said, str) else said
+        """The prompts about the class; may be empty."""
+        prompts = self.class_prompt or []
+        return [prompts] if isinstance(prompts, str) else prompts
 
     @property
     def subject(self) -> str:
-        """The word that means the subject: ``token``, or the instance prompt's first that the class's has not."""
+        """The word for the subject: ``token``, or the first word of instance_prompt that is not in class_prompt."""
         if self.token:
             return self.token
-        beside = _PLAIN | set(" ".join(self.class_prompts).split())
+        known = _PLAIN | set(" ".join(self.class_prompts).split())
         words = self.instance_prompt.split()
-        return next((word for word in words if word not in beside), words[-1] if words else "")
+        return next((word for word in words if word not in known), words[-1] if words else "")
 
 
 def warnings(settings: SubjectSettings) -> list[str]:
-    """What is likely to be a mistake: prompts in which the subject does not appear.
+    """Warnings about likely mistakes: prompts without the word for the subject.
 
     Example:
         >>> warnings(SubjectSettings(sample_prompts=["a red digit"]))

@@ -70,6 +70,7 @@ class TextJob:
         losses: what is added to the loss of the trainer, given the run directory and the checkpoint to go on from.
         measures: what measures the model before, while and after it is trained. ``new_nats`` and ``old_nats`` are the
             losses of the target and the source domain; other numbers become the scores of the record.
+        ends: as ``measures``, for what takes long: measured before and after the training, not during it.
         entries: names of the trainer's own log that ``metrics.jsonl`` has, too.
         task: PEFT's task type of the adapter, which decides what is trained in full beside the adapter.
         findings: further fields of the record, from the trained model and, after full finetuning, its base.
@@ -84,6 +85,7 @@ class TextJob:
     adapt: Callable[[Any, list[str]], Any] | None = None
     losses: Callable[[RunDirectory, Path | None], Sequence[LossMaker]] = _no_losses
     measures: Callable[[RunTrainer], Sequence[Measure]] = _no_measures
+    ends: Callable[[RunTrainer], Sequence[Measure]] = _no_measures
     entries: Sequence[str] = ()
     task: str = "CAUSAL_LM"
     findings: Callable[[RunTrainer, Any], dict[str, Any]] = _no_findings

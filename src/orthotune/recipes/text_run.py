@@ -142,7 +142,7 @@ class _Run:
             max_skipped=settings.max_skipped,
             on_failed_save=settings.on_failed_save,
             saves=None if settings.save_every else SAVES,
-            magnitude_factor=settings.magnitude_factor,
+            rate_factors=settings.rate_factors,
             losses=tuple(job.losses(self.directory, self.checkpoint)),
             add_to_checkpoint=lambda folder: self.best.save(folder) if self.best else None,
         )
@@ -158,7 +158,7 @@ class _Run:
         every = self.settings.eval_every or max(1, trainer.planned_steps // MEASUREMENTS)
         progress = ProgressBar(log, self.settings.method, visible=bar and self.main)
         inner = (DiagnosisLog(log, every, self.say), GradientLog(log, self.say))  # before the one that writes the line
-        steps = StepLog(log, self.job.measures(trainer), every, self.job.entries)
+        steps = StepLog(log, self.job.measures(trainer), every, self.job.entries, self.job.ends(trainer))
         end = EarlyStopping(StopRules(**self.settings.stop_when), log, steps)
         self.best = BestParameters(steps) if self.settings.result == "best" else None
         if self.best and self.checkpoint:
@@ -206,6 +206,12 @@ class _Run:
             self.say(note)
         self.notes += notes
 
+    def _scores_of_result(self, trainer: RunTrainer) -> dict[str, float]:
+        """What is measured after the last step alone, of a result that is not that of the last step."""
+        if not self.reached and self.settings.result == "last":
+            return {}
+        return {name: value for measure in self.job.ends(trainer) for name, value in measure(trainer.model).items()}
+
     def _save(self, trainer: RunTrainer, log: MetricsLog) -> str:
         """Write the adapter or model and the curve; return the name of the folder."""
         kept, path = MODEL if self.full else ADAPTER, self.directory.path
@@ -237,7 +243,7 @@ class _Run:
             steps=self.reached.step if self.reached else trainer.planned_steps,
             **log.outcome(until),
             scores_before={name: log.first(name) for name in scores},
-            scores_after={name: log.last(name, until) for name in scores},
+            scores_after={name: log.last(name, until) for name in scores} | self._scores_of_result(trainer),
             skipped_steps=len(trainer.skipped),
             weights=weight_change(trainer.model, base) if looks else WeightChange(),
             seconds=round(time.monotonic() - began, 1),

@@ -30,7 +30,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
 }
 # COFT: DeepSpeed's optimizer has its own copy of the parameters, which a projection into the ball does not reach.
 BY_ZERO: tuple[Method, ...] = ("oft", "lora")
-RIVALS = (*method_settings.RIVALS, ("steps", "epochs"))
+MUTUALLY_EXCLUSIVE = (*method_settings.MUTUALLY_EXCLUSIVE, ("steps", "epochs"))
 
 
 class TextSettings(MethodSettings):
@@ -43,8 +43,8 @@ class TextSettings(MethodSettings):
     rates: ClassVar[dict[str, float]] = LEARNING_RATES
     ball: ClassVar[float] = COFT_EPS
     only_for: ClassVar[dict[str, tuple[str, ...]]] = ONLY_FOR
-    rivals: ClassVar[tuple[tuple[str, str], ...]] = RIVALS
-    newer: ClassVar[tuple[str, ...]] = ("lora", "max_grad_norm", "eval_tokens", "stop_when", "result")
+    mutually_exclusive: ClassVar[tuple[tuple[str, str], ...]] = MUTUALLY_EXCLUSIVE
+    newer: ClassVar[tuple[str, ...]] = (*method_settings.NEWER, "max_grad_norm", "eval_tokens", "stop_when", "result")
 
     model: str = Field(description="Path or hub name of a causal language model, text-world or smollm2.")
     target_modules: str | list[str] = "all-linear"

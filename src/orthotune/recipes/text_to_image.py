@@ -1,4 +1,4 @@
-"""Text to image: a model learns from captioned pictures, be it a style, a domain or new words."""
+"""Text to image: finetune an image model on captioned images, for a style, a domain or new words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from orthotune.image.data.cache import PictureData
+from orthotune.image.data.cache import ImageDataset
 from orthotune.image.data.captions import Example, read_examples
 from orthotune.image.families.family import Family
 from orthotune.recipes.image_job import ImageJob, plan_image
@@ -17,14 +17,14 @@ from orthotune.recipes.image_settings import WORLD, ImageSettings
 from orthotune.recipes.method_settings import SettingError
 from orthotune.runs.record import RunRecord
 
-#: Captions of the data that are drawn as samples, when no prompts are given.
+#: Number of captions of the data that are used as sample prompts if none are given.
 SHOWN = 4
 
 
 class TextToImageSettings(ImageSettings):
-    """Everything that decides a text-to-image run.
+    """The settings of a text-to-image run.
 
-    Without ``data`` it learns the word "nine" from captioned digits of the image world.
+    Without ``data`` the run trains on captioned digits of the image world, with the new word "nine".
 
     Example:
         >>> TextToImageSettings(method="lora").data
@@ -35,31 +35,38 @@ class TextToImageSettings(ImageSettings):
 
     data: str = Field(
         WORLD,
-        description="Folder of pictures with .txt captions, a .jsonl or .parquet table, a hub data set NAME or "
+        description="Folder of images with .txt captions, a .jsonl or .parquet table, a hub data set NAME or "
         "NAME:SPLIT, or image-world.",
     )
-    caption: str | None = Field(None, description="Of pictures that have none.")
-    broken: Literal["skip", "refuse"] = Field("skip", description="What happens to pictures that cannot be read.")
-    caption_dropout: float = Field(0.1, ge=0, le=1, description="Share of captions that are emptied, for guidance.")
-    crop: Literal["centre", "random"] = Field("centre", description="Where a picture that does not fit is cut.")
-    cache_dir: Path | None = Field(None, description="Keeps encoded pictures and captions for further runs.")
+    caption: str | None = Field(None, description="For images that have none.")
+    broken: Literal["skip", "refuse"] = Field("skip", description="Whether unreadable images are skipped or an error.")
+    caption_dropout: float = Field(
+        0.1, ge=0, le=1, description="Share of captions that are replaced by the empty one, for guidance."
+    )
+    crop: Literal["centre", "random"] = Field("centre", description="Where images are cropped.")
+    cache_dir: Path | None = Field(None, description="Stores encoded images and captions for further runs.")
 
     @model_validator(mode="after")
     def _known(self) -> TextToImageSettings:
         if self.model != WORLD and "data" not in self.model_fields_set:
-            do = "Say data=FOLDER, with a picture and its caption in a .txt file of the same name"
-            raise SettingError("model", f"nothing to learn from for model={self.model}", do)
+            do = "Add data=FOLDER, with images and their captions in .txt files of the same name"
+            raise SettingError("model", f"no training data for model={self.model}", do)
         if self.cache_dir is not None and not self.cache:
             raise SettingError("cache_dir", "cache_dir without a cache", "Leave out cache=false or cache_dir")
         return self
 
 
 def run(settings: TextToImageSettings, say: Callable[[str], None] = print, bar: bool = True) -> RunRecord:
-    """Train as ``settings`` say and return the record that is also in ``run.json`` of the output.
+    """Train with ``settings`` and return the record, which is also in ``run.json`` of the output.
+
+    Args:
+        settings: of the run.
+        say: gets messages.
+        bar: show progress bars.
 
     Raises:
-        DataError: no pictures, pictures without captions, or a table that is not understood; the file is named.
-        OrthotuneError: as for every image run.
+        DataError: there are no images, captions are missing, or a table is faulty; the message names the file.
+        OrthotuneError: as for all image runs.
 
     Example:
         >>> run(TextToImageSettings(steps=20, output="runs/nines")).steps  # doctest: +SKIP
@@ -69,21 +76,27 @@ def run(settings: TextToImageSettings, say: Callable[[str], None] = print, bar: 
 
 
 def plan(settings: TextToImageSettings) -> list[str]:
-    """What :func:`run` would train, in lines to print; nothing is trained or written."""
+    """A description of the run in lines to print; nothing is trained or written."""
     return plan_image(settings, job(settings))
 
 
 def job(settings: TextToImageSettings, say: Callable[[str], None] = print, bar: bool = False) -> ImageJob:
-    """What this recipe adds to the shared run; on the image world it is scored."""
+    """The parts of the run that are specific to this recipe.
+
+    Args:
+        settings: of the run.
+        say: gets messages.
+        bar: show progress bars.
+    """
     examples = _examples(settings, say)
 
-    def data(family: Family, home: Path | None) -> PictureData:
-        found = PictureData(
+    def data(family: Family, run_dir: Path | None) -> ImageDataset:
+        found = ImageDataset(
             examples, family, settings.resolution, buckets=settings.buckets, crop=settings.crop, cache=settings.cache,
             cache_dir=settings.cache_dir, encode_captions=not settings.train_text_encoder,
             caption_dropout=settings.caption_dropout, seed=settings.seed, say=say,
         )  # fmt: skip
-        if home is not None:
+        if run_dir is not None:
             found.prepare(bar)
         return found
 

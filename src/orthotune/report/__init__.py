@@ -1,4 +1,4 @@
-"""Records in, one self-contained HTML page out. Knows neither torch nor PEFT: only what a run has written down."""
+"""The records of a run as one self-contained HTML page. Needs neither torch nor PEFT, only the files of the run."""
 
 from orthotune.report.page import write_report
 

@@ -1,4 +1,4 @@
-"""A comparison's record as the page shows it: its best runs, its frontier, and a table of whatever was measured."""
+"""The record of a comparison as the page shows it: the best runs, the frontier, and a table of the measured columns."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from orthotune.report.heat_map import is_number
 from orthotune.report.wording import change, count, duration, figure, plain, small, spoken
 
 Row = Mapping[str, Any]
-#: Columns that say what a run was and what it did to the weights: name, heading, wording.
-WHAT = (
+#: Columns that describe a run, then columns that describe its change of the weights: name, heading, format.
+DESCRIPTION = (
     ("method", "method", plain),
     ("learning_rate", "learning rate", plain),
     ("trainable_parameters", "parameters", count),
@@ -22,36 +22,37 @@ WEIGHTS = (
     ("angle_change", "angle change", small),
     ("train_seconds", "training", duration),
 )
-#: Further columns that a table has room for.
+#: Most further columns in a table.
 MOST = 12
-#: Columns that repeat other columns, or do not matter for a comparison.
-BESIDE = {name for name, _, _ in (*WHAT, *WEIGHTS)} | {"run", "seconds", "steps", "chosen", "seed"}
+#: Columns that are not shown a second time, or do not matter for a comparison.
+HIDDEN = {name for name, _, _ in (*DESCRIPTION, *WEIGHTS)} | {"run", "seconds", "steps", "chosen", "seed"}
 
 
 def comparison(record: Row) -> dict[str, Any]:
-    """``rows``, ``cards``, ``frontier`` and ``table`` of a comparison; empty without one."""
+    """Values for the template: ``rows``, ``cards``, ``frontier`` and ``table``; empty without a comparison."""
     rows = [row for row in record.get("runs") or [] if isinstance(row, Mapping)]
     plane = plane_of(record)
     wanted = plane or Plane("gain", "forgetting", "gain", "forgetting", "upper left")
-    found = [row for row in rows if is_number(row.get(wanted.learned)) and is_number(row.get(wanted.kept))]
-    found = [row for row in found if row.get("learning_rate") is not None]  # the model without finetuning keeps all
-    best = max(found, key=lambda row: row[wanted.learned], default=None)
+    scored = [row for row in rows if is_number(row.get(wanted.learned)) and is_number(row.get(wanted.kept))]
+    # The base model has no learning rate: it forgets nothing and would always be the mildest run.
+    trained = [row for row in scored if row.get("learning_rate") is not None]
+    best = max(trained, key=lambda row: row[wanted.learned], default=None)
     return {
         "rows": rows,
         "nats": wanted.learned == "gain",
-        "cards": _cards(found, wanted, best),
+        "cards": _cards(trained, wanted, best),
         "frontier": frontier(rows, plane) if plane else None,
         "table": _table(rows, wanted, best) if rows else None,
     }
 
 
-def _cards(found: Sequence[Row], plane: Plane, best: Row | None) -> list[tuple[str, str, bool]]:
+def _cards(trained: Sequence[Row], plane: Plane, best: Row | None) -> list[tuple[str, str, bool]]:
     """A figure, its description, and whether the figure is good."""
     if best is None:
         return []
     sign = -1 if plane.better.endswith("left") else 1
-    mildest = max(found, key=lambda row: sign * row[plane.kept])
-    word, other = ("least forgetting", "gain") if plane.kept == "forgetting" else (
+    mildest = max(trained, key=lambda row: sign * row[plane.kept])
+    title, other = ("least forgetting", "gain") if plane.kept == "forgetting" else (
         f"best {plane.kept_title}", plane.learned_title
     )  # fmt: skip
     text = change if plane.learned == "gain" else figure
@@ -61,7 +62,7 @@ def _cards(found: Sequence[Row], plane: Plane, best: Row | None) -> list[tuple[s
             f"best {plane.learned_title}: {_run(best)}, {plane.kept_title} {text(best[plane.kept])}",
             True,
         ),
-        (text(mildest[plane.kept]), f"{word}: {_run(mildest)}, {other} {text(mildest[plane.learned])}", False),
+        (text(mildest[plane.kept]), f"{title}: {_run(mildest)}, {other} {text(mildest[plane.learned])}", False),
     ]
 
 
@@ -71,15 +72,15 @@ def _run(row: Row) -> str:
 
 
 def _table(rows: Sequence[Row], plane: Plane, best: Row | None) -> dict[str, Any]:
-    own = [(plane.learned, plane.learned_title), (plane.kept, plane.kept_title)]
+    axes = [(plane.learned, plane.learned_title), (plane.kept, plane.kept_title)]
     if plane.learned == "gain":
-        columns: list[Any] = [(name, title, change) for name, title in own]
+        columns: list[Any] = [(name, title, change) for name, title in axes]
     else:
         names = dict.fromkeys(key for row in rows for key, value in row.items() if is_number(value))
-        more = [name for name in names if name not in BESIDE and name not in (plane.learned, plane.kept)]
-        columns = [(name, title, figure) for name, title in own if name in names]
+        more = [name for name in names if name not in HIDDEN and name not in (plane.learned, plane.kept)]
+        columns = [(name, title, figure) for name, title in axes if name in names]
         columns += [(name, spoken(name), figure) for name in more[:MOST]]
-    columns = [*WHAT, *columns, *WEIGHTS]
+    columns = [*DESCRIPTION, *columns, *WEIGHTS]
     lines = [
         [
             {"words": text(row.get(name)), "number": name != "method", "best": row is best and name == plane.learned}

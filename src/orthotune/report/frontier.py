@@ -1,4 +1,4 @@
-"""Learned over forgotten: the runs of a comparison in the plane of two of its columns."""
+"""The plot of a comparison: what each run learned over what it kept or forgot."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from orthotune.report.wording import figure, spoken
 
 @dataclass(frozen=True)
 class Plane:
-    """Two columns of a comparison.
+    """The two columns of a comparison that are plotted against each other.
 
     Args:
-        learned, kept: names of the columns on the two axes, up and to the right.
-        learned_title, kept_title: what they are.
-        better: which corner.
+        learned: name of the column on the vertical axis.
+        kept: name of the column on the horizontal axis.
+        learned_title: label of the vertical axis.
+        kept_title: label of the horizontal axis.
+        better: the corner in which the best runs lie, such as "upper left".
     """
 
     learned: str
@@ -27,7 +29,7 @@ class Plane:
     better: str
 
 
-#: Used if the record names no axes: language models, then image models, what was scored last first.
+#: Tried in this order if the record names no axes: language models, then image models.
 PLANES = (
     Plane("gain", "forgetting", "gain", "forgetting", "upper left"),
     *(
@@ -41,7 +43,7 @@ PLANES = (
 
 
 def plane_of(comparison: Mapping[str, Any]) -> Plane | None:
-    """The plane that a comparison's record names, or the first known one that two of its runs have measured.
+    """The plane that the record of a comparison names, or the first known plane whose columns two runs have.
 
     A record names it under ``axes``: ``{"learned": column, "kept": column}``, with ``learned_title``, ``kept_title``
     and ``better`` for another description.
@@ -57,12 +59,25 @@ def plane_of(comparison: Mapping[str, Any]) -> Plane | None:
 
 
 def measured(rows: Sequence[Mapping[str, Any]], plane: Plane) -> list[Mapping[str, Any]]:
-    """The rows that have both columns."""
+    """The rows that have a number in both columns of a plane.
+
+    Args:
+        rows: the runs of a comparison.
+        plane: the two columns.
+    """
     return [row for row in rows if _n(row.get(plane.learned)) is not None and _n(row.get(plane.kept)) is not None]
 
 
 def frontier(rows: Sequence[Mapping[str, Any]], plane: Plane = PLANES[0]) -> dict[str, Any] | None:
-    """A point for each run; None with fewer than two runs that measured both."""
+    """Values for the template: one point per run.
+
+    Args:
+        rows: the runs of a comparison.
+        plane: the two columns to plot.
+
+    Returns:
+        Points, methods and ticks in pixels of the plot; None with fewer than two runs that have both columns.
+    """
     kept = measured(rows, plane)
     if len(kept) < 2:
         return None

@@ -1,4 +1,4 @@
-"""Layers over depth and module: one cell for each rotation."""
+"""Heat maps of the layers: depth on one axis, module on the other, one cell per rotation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: columns: key of a layer's row, its title, and whether its size matters more than its digits
+#: key in the row of a layer, title, and whether the colour scale is logarithmic
 MEASURES = (
     ("angle_mean", "mean angle, rad", False),
     ("angle_max", "largest angle, rad", False),
@@ -19,7 +19,7 @@ MEASURES = (
     ("saturation", "share of blocks at the COFT radius", False),
     ("gradient_norm", "gradient norm, log scale", True),
 )
-#: the same for two adapters beside each other
+#: the same for the distance of two adapters
 DISTANCES = (
     ("angle_mean", "mean angle between both, rad", False),
     ("angle_max", "largest angle between both, rad", False),
@@ -28,7 +28,11 @@ DISTANCES = (
 
 
 def place_of(layer: str, part: str = "") -> tuple[int, str]:
-    """Depth and module of a layer: the first number in its name, and the rest.
+    """Depth and module of a layer: the first number in its name, and the name after it.
+
+    Args:
+        layer: full name of the layer.
+        part: name of one rotation, where a layer has several.
 
     Example:
         >>> place_of("model.layers.11.self_attn.q_proj"), place_of("lm_head")
@@ -41,10 +45,10 @@ def place_of(layer: str, part: str = "") -> tuple[int, str]:
 
 
 def places(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
-    """Depth and module of each row, no two alike.
+    """Depth and module of each row, unique for each row.
 
-    Where the first number does not tell layers apart, as in the blocks of a UNet that go down and up again, it is the
-    order of the blocks, and the rest of the name behind the last number within it.
+    The first number in a name is not unique in a UNet, whose down blocks and up blocks are numbered from 0 each. There
+    the depth is the position of the block in the list, and the module is the name after its last number.
 
     Example:
         >>> places([{"layer": "down.0.attn.0.q"}, {"layer": "up.0.attn.0.q"}])
@@ -66,9 +70,15 @@ def places(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
 def heat_maps(
     rows: Sequence[Mapping[str, Any]], measures: Sequence[tuple[str, str, bool]] = MEASURES
 ) -> list[dict[str, Any]]:
-    """A map for each measure that the rows have: ``title``, ``depths``, and ``lines`` of cells by module.
+    """One heat map for each measure that the rows have.
 
-    A cell has ``value``, ``shade`` from 0 to 1 and ``label``; None where the model has no such layer.
+    Args:
+        rows: the layers, as ``orthotune inspect --json`` gives them.
+        measures: key, title, and whether the colour scale is logarithmic.
+
+    Returns:
+        Per map ``title``, ``depths``, and ``lines`` of cells by module. A cell has ``value``, ``shade`` from 0 to 1
+        and ``label``; it is None where the model has no such layer.
     """
     where = places(rows)
     names = {place: str(row.get("layer")) for place, row in zip(where, rows, strict=True)}

@@ -1,4 +1,4 @@
-"""Histograms of the angles of a model's modules, all over one axis: from 0 to the largest angle."""
+"""Histograms of the rotation angles, one per module, all on the same axis from 0 to the largest angle."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from orthotune.report.heat_map import is_number, places
 
 
 def histograms(rows: Sequence[Mapping[str, Any]], top: Any = None) -> list[dict[str, Any]]:
-    """Angles of all layers of a module together.
+    """One histogram per module, over the angles of all its layers.
 
     Args:
-        rows: of layers, with ``angle_histogram``, counts in equal bars from 0 to ``top``; or, where a record has none,
-            with ``angle_counts``, from 0 to pi, of which the empty end is skipped.
-        top: radians; the same for all rows.
+        rows: the layers, each with ``angle_histogram``: counts in bars of equal width from 0 to ``top``. Older records
+            have ``angle_counts`` instead, from 0 to pi, whose empty bars at the end are skipped.
+        top: the upper end of ``angle_histogram`` in radians, the same for all rows.
 
     Returns:
         ``module``; ``bars`` with ``height`` from 0 to 1 and ``label``; ``top``, the end of the axis in radians.
@@ -23,11 +23,11 @@ def histograms(rows: Sequence[Mapping[str, Any]], top: Any = None) -> list[dict[
     key, end = ("angle_histogram", float(top)) if is_number(top) and top > 0 else ("angle_counts", math.pi)
     counts: dict[str, list[int]] = {}
     for row, (_, module) in zip(rows, places(rows), strict=True):
-        found = row.get(key)
-        if not isinstance(found, list | tuple) or not found or not all(map(is_number, found)):
+        bars_of_row = row.get(key)
+        if not isinstance(bars_of_row, list | tuple) or not bars_of_row or not all(map(is_number, bars_of_row)):
             continue
-        held = counts.setdefault(module, [0] * len(found))
-        counts[module] = [a + int(b) for a, b in zip(held, found, strict=False)]
+        total = counts.setdefault(module, [0] * len(bars_of_row))
+        counts[module] = [a + int(b) for a, b in zip(total, bars_of_row, strict=False)]
     if not counts:
         return []
     bars = min(map(len, counts.values()))

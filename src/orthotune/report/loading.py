@@ -1,4 +1,4 @@
-"""The lines of Python that load what a run has trained."""
+"""Python code that loads the adapter or model of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TEXT_WORLD, IMAGE_WORLD = "text-world", "image-world"
 
 
 def loading(records: Records) -> str | None:
-    """The lines; None for a comparison."""
+    """The code to show on the page; None for a comparison."""
     if not records.run:
         return None
     artifacts = records.run.get("artifacts") or {}
@@ -26,19 +26,19 @@ def _language(records: Records, artifacts: dict[str, str], model: str) -> str:
             "from transformers import AutoModelForCausalLM\n\n"
             f"model = AutoModelForCausalLM.from_pretrained({trained.as_posix()!r})\n"
         )
-    adapter, own = (records.folder / artifacts["adapter"]).as_posix(), model == TEXT_WORLD
+    adapter, built_in = (records.folder / artifacts["adapter"]).as_posix(), model == TEXT_WORLD
     return (
         "from orthotune import PeftModel\n"
-        + ("from orthotune.worlds import text\n" if own else "")
+        + ("from orthotune.worlds import text\n" if built_in else "")
         + "from transformers import AutoModelForCausalLM\n\n"
-        + f"model = AutoModelForCausalLM.from_pretrained({'text.MODEL' if own else repr(model)})\n"
+        + f"model = AutoModelForCausalLM.from_pretrained({'text.MODEL' if built_in else repr(model)})\n"
         + f"model = PeftModel.from_pretrained(model, {adapter!r})\n"
         + "model = model.merge_and_unload()  # optional: an ordinary model again\n"
     )
 
 
 def _image(records: Records, artifacts: dict[str, str], model: str) -> str:
-    own = model == IMAGE_WORLD
+    built_in = model == IMAGE_WORLD
     if "adapter" not in artifacts:
         trained = (records.folder / (artifacts.get("model") or "model")).as_posix()
         return (
@@ -48,7 +48,7 @@ def _image(records: Records, artifacts: dict[str, str], model: str) -> str:
     adapter = (records.folder / artifacts["adapter"]).as_posix()
     opened = (
         "from orthotune.worlds import image\n\npipeline = image.load_pipeline()\n"
-        if own
+        if built_in
         else f"from diffusers import DiffusionPipeline\n\npipeline = DiffusionPipeline.from_pretrained({model!r})\n"
     )
     if records.run.get("method") == "lora":

@@ -1,4 +1,4 @@
-"""The page itself: records put into the template, images inside it, nothing fetched when it is opened."""
+"""The HTML page: the template filled with the records; images are embedded, so that nothing is fetched."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from orthotune.report.scores import scores
 
 NAME = "report.html"
 TEMPLATE = "page.html"
-#: images that the page replaces by plots of its own, if it has the data: a curve, and samples by step
+#: PNG files that are not shown where the page plots the same data itself: the loss curve, and samples by step
 INLINE = ("curve", "samples")
 
 
@@ -31,12 +31,12 @@ def write_report(
     """Write ``report.html`` into the folder of a run or of a comparison and return its path.
 
     Args:
-        run_dir: holds ``run.json`` or ``comparison.json``, and the plots of them.
+        run_dir: folder with ``run.json`` or ``comparison.json``, and the plots of the run.
         adapter: output of ``orthotune inspect --json``, for the table of layers; None for no table.
         compared: output of ``orthotune inspect --compare --json``, for the distance of two adapters.
 
     Raises:
-        DataError: the folder holds no record, or one that is none.
+        DataError: the folder holds no record, or a record that cannot be read.
         OutputError: the page cannot be written.
 
     Example:
@@ -46,7 +46,7 @@ def write_report(
     records = read_records(run_dir, adapter, compared)
     page = render(records)
     path = records.folder / NAME
-    # A record can hold halves of surrogate pairs, which no file can.
+    # JSON can hold unpaired surrogates, which cannot be encoded as UTF-8.
     write_bytes(path, page.encode("utf-8", errors="replace"))
     return path
 
@@ -80,7 +80,8 @@ def _values(records: Records) -> dict[str, Any]:
     run, layers = records.run, records.adapter.get("layers") or []
     plotted, skipped = frames(records.samples, records.folder)
     scored = scores(run)
-    curves = charts(records.metrics, [row["name"] for row in scored])
+    # Losses of answers have another unit than the shares of right ones on the same axis.
+    curves = charts(records.metrics, [row["name"] for row in scored if not row["name"].endswith("_nats")])
     hidden = {name for name, there in zip(INLINE, (curves, plotted), strict=True) if there}
     return {
         "title": _title(records),
@@ -89,7 +90,7 @@ def _values(records: Records) -> dict[str, Any]:
         "versions": (run or records.comparison).get("versions") or {},
         "weights": Lenient(run.get("weights") or {}),
         "scores": scored,
-        "nats": not scored,
+        "nats": not scored or run.get("new_before") is not None,
         "charts": curves,
         "gained": gain_and_forgetting(records.metrics),
         "rewound": rewound(run),

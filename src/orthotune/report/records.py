@@ -1,4 +1,4 @@
-"""What a run or a comparison wrote into its folder, read back as plain values."""
+"""Read the records that a run or a comparison wrote into its folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ RUN, COMPARISON, SAMPLES, METRICS = "run.json", "comparison.json", "samples.json
 
 @dataclass(frozen=True)
 class Records:
-    """The records of one folder; what was not written is empty.
+    """The records of one folder; records that were not written are empty.
 
     Args:
-        folder: where they lie, as the user named it.
+        folder: the folder, as the user named it.
         run: ``run.json``: settings, results, versions.
         comparison: ``comparison.json``: one row for each run.
         samples: texts before and after training, or the images and texts generated at each step.
@@ -43,6 +43,11 @@ def read_records(
 ) -> Records:
     """The records in the folder of a run or of a comparison.
 
+    Args:
+        folder: output folder of a run or of a comparison.
+        adapter: output of ``orthotune inspect --json`` for the adapter, if there is one.
+        compared: output of ``orthotune inspect --compare --json`` for two adapters.
+
     Raises:
         DataError: the folder holds neither, or a record cannot be read.
 
@@ -60,7 +65,7 @@ def read_records(
         )
     images = {path.stem: path for path in sorted(folder.glob("*.png"))}
     samples: list[Mapping[str, Any]] = [row for row in _read(folder / SAMPLES, []) if isinstance(row, dict)]
-    # A run that was cut off may have left half a line.
+    # The last line of an interrupted run may be incomplete.
     metrics: list[Mapping[str, Any]] = [*complete_json_lines(folder / METRICS)]
     return Records(folder, run, comparison, samples, images, adapter or {}, metrics, compared or {})
 

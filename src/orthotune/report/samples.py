@@ -1,4 +1,4 @@
-"""What a run drew or wrote at several steps: one frame for each step, images inside the page."""
+"""Samples that a run generated at several steps: one frame per step, with embedded images."""
 
 from __future__ import annotations
 
@@ -9,27 +9,32 @@ from typing import Any
 
 from orthotune.report.heat_map import is_number
 
-#: steps that the slider has room for
+#: most steps on the slider
 MOST_STEPS = 12
-#: bytes of images in one page; beyond, the images of later prompts and seeds are skipped
+#: most bytes of images in one page; the images of later prompts and seeds are skipped
 MOST_BYTES = 24 * 2**20
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-#: pixels below which an image is enlarged, so that each of its pixels is seen
+#: widest image, in pixels, that is enlarged so that single pixels can be seen
 SMALL = 96
 
 
 def frames(samples: Sequence[Mapping[str, Any]], folder: Path) -> tuple[list[dict[str, Any]], int]:
-    """The samples that have a step, by step, and how many were skipped.
+    """The samples that have a step, one frame per step.
 
-    A frame has ``step`` and ``groups``, one for each prompt: ``prompt`` and ``items`` with ``seed`` and either ``text``
-    or ``image``, a data URI, and ``small``. Files are read from within ``folder`` only, and only if they are PNG.
+    Args:
+        samples: the entries of ``samples.json``.
+        folder: of the run. Files outside it are not read, nor files that are not PNG.
+
+    Returns:
+        The frames, and the number of skipped samples. A frame has ``step`` and ``groups``, one per prompt: ``prompt``
+        and ``items`` with ``seed`` and either ``text`` or ``image``, a data URI, and ``small``.
     """
     rows = [sample for sample in samples if isinstance(sample, Mapping) and is_number(sample.get("step"))]
     steps = sorted({int(row["step"]) for row in rows})
     last = max(1, min(MOST_STEPS, len(steps)) - 1)
     chosen = sorted({steps[round(i * (len(steps) - 1) / last)] for i in range(min(MOST_STEPS, len(steps)))})
     budget = MOST_BYTES // max(1, len(chosen))
-    found, skipped = [], 0
+    kept, skipped = [], 0
     for step in chosen:
         groups: dict[str, list[dict[str, Any]]] = {}
         used = 0
@@ -41,8 +46,8 @@ def frames(samples: Sequence[Mapping[str, Any]], folder: Path) -> tuple[list[dic
                 continue
             used += size
             groups.setdefault(str(row.get("prompt") or ""), []).append(item)
-        found.append({"step": step, "groups": [{"prompt": key, "items": items} for key, items in groups.items()]})
-    return [frame for frame in found if frame["groups"]], skipped
+        kept.append({"step": step, "groups": [{"prompt": key, "items": items} for key, items in groups.items()]})
+    return [frame for frame in kept if frame["groups"]], skipped
 
 
 def _item(row: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
@@ -57,7 +62,11 @@ def _item(row: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
 
 
 def png_inside(folder: Path, name: Any) -> bytes | None:
-    """The PNG file of that name, if it lies within ``folder``; None otherwise: a record must not fetch other files.
+    """The content of a PNG file inside ``folder``; None for any other path, so that a record cannot name other files.
+
+    Args:
+        folder: the only folder that is read from.
+        name: path relative to the folder, as a record gives it; may be any value.
 
     Example:
         >>> png_inside(Path("runs"), "../secret.png") is None
@@ -76,5 +85,5 @@ def png_inside(folder: Path, name: Any) -> bytes | None:
 
 
 def data_uri(content: bytes) -> str:
-    """A PNG file as an address that needs no network."""
+    """A PNG file as a data URI."""
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")

@@ -1,4 +1,4 @@
-"""What an image run's images were scored with, before and after."""
+"""What a run scored before and after training: an image run's images, a language model's answers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from orthotune.report.heat_map import is_number
 from orthotune.report.wording import spoken
 
-#: The most important scores, which are shown large, in this order; the others are only in the table.
+#: Scores that come first, in this order. The first ``CARDS`` scores are shown large, the others only in the table.
 FIRST = ("score", "prompt_fidelity", "mask_iou", "subject_fidelity", "kept", "drift")
 #: Scores that are better when they are lower.
-LOWER = ("drift", "forgetting", "error")
+LOWER = ("drift", "forgetting", "error", "answers_nats")
 CARDS = 4
-#: What a run's record calls them.
+#: Keys in the record of a run.
 SIDES = ("scores_before", "scores_after")
 
 
@@ -42,8 +42,8 @@ def scores(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _numbers(found: Any) -> Mapping[str, Any]:
-    return found if isinstance(found, Mapping) else {}
+def _numbers(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _better(name: str, before: Any, after: float) -> bool | None:

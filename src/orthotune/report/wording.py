@@ -1,4 +1,4 @@
-"""Numbers and names as a reader of the page wants them."""
+"""Numbers and names formatted for readers of the page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def loss(value: Any) -> str:
 
 
 def change(value: Any) -> str:
-    """A signed difference in nats per token; what rounds to zero carries no sign.
+    """A signed difference in nats per token; a value that rounds to zero has no sign.
 
     Example:
         >>> change(0.4126), change(-0.0001)
@@ -44,7 +44,7 @@ def perplexity(value: Any) -> str:
 
 
 def small(value: Any) -> str:
-    """A number whose size matters more than its digits.
+    """A number in scientific notation with two digits.
 
     Example:
         >>> small(3.2e-7)
@@ -111,7 +111,7 @@ def spoken(name: Any) -> str:
 
 
 def figure(value: Any) -> str:
-    """A score, a count, or a text of a table whose columns are not known beforehand.
+    """The value of a table cell whose column is not known in advance: a score, a count or a text.
 
     Example:
         >>> figure(0.91666), figure(2.1e-7), figure(103168), figure(None), figure("oft")

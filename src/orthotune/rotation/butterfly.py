@@ -39,7 +39,7 @@ class Butterfly:
         magnitude: scale of the rows ``(out,)``.
         blend: see :data:`~orthotune.rotation.on_weight.Blend`.
         dims: the number of the weight's dimensions where the file says it.
-        scrambled: the memory of the weight is viewed as ``(fan_in, out)`` with no transposition, its first dimension
+        legacy_conv: the memory of the weight is viewed as ``(fan_in, out)`` with no transposition, its first dimension
             is rotated, and ``magnitude`` scales the second: what PEFT's BOFT did to convolutions before 0.14, and the
             original oft-control does, there with one stage.
         backwards: the inverse: the stages act from the last to the first, each transposed.
@@ -52,7 +52,7 @@ class Butterfly:
     side: Side
     magnitude: Tensor | None = None
     blend: Blend = "none"
-    scrambled: bool = False
+    legacy_conv: bool = False
     dims: int | None = None
     backwards: bool = False
 
@@ -88,7 +88,7 @@ class Butterfly:
 
     def act(self, x: Tensor) -> Tensor:
         """The layer's input or output, mapped; see :func:`~orthotune.rotation.on_weight.on_features`."""
-        if self.scrambled:
+        if self.legacy_conv:
             refuse_action("a map of a convolution's memory, which mixes inputs with outputs")
         self._check(x.shape[-1], x.shape)
         return on_features(self.rows, self.side, self.magnitude, x)
@@ -96,12 +96,12 @@ class Butterfly:
     def apply(self, weight: Tensor, strength: float = 1.0) -> Tensor:
         """The new weight, see :class:`~orthotune.rotation.frozen.FrozenMap`."""
         W = lifted(weight).contiguous()
-        scrambled = self.scrambled and W.dim() > 2
-        W = W.reshape(-1, W.shape[0]).mT if scrambled else W.flatten(1)
+        legacy_conv = self.legacy_conv and W.dim() > 2
+        W = W.reshape(-1, W.shape[0]).mT if legacy_conv else W.flatten(1)
         self._check(W.shape[1 if self.side == "in" else 0], weight.shape)
         rotated = self.rows(W, False, strength) if self.side == "in" else self.rows(W.mT, False, strength).mT
         new = at_strength(W, rotated, self.magnitude, self.blend, strength)
-        return (new.mT if scrambled else new).reshape(weight.shape)
+        return (new.mT if legacy_conv else new).reshape(weight.shape)
 
     def inverse(self) -> Butterfly:
         """The map that undoes this one.
@@ -125,7 +125,7 @@ class Butterfly:
             return self.inverse()
         if t == 0:
             return replace(self, skew=torch.zeros_like(self.skew))
-        if self.skew.shape[0] > 1 or self.scrambled:
+        if self.skew.shape[0] > 1 or self.legacy_conv:
             raise OrthotuneError(
                 f"a power of {t:g}", got="a product of several stages", needed="one stage, or the power 0, 1 or -1",
                 do="Blend the weights linearly",

@@ -81,7 +81,7 @@ class BlockTransform:
         numbers: ``(rows, b (b - 1) / 2)``; one row if the spec shares its block.
         magnitude: scale of the output neurons ``(out,)``, or None.
         blend: what strengths other than 1 mean in the file's own tool.
-        ragged: the last block may reach past the features and is truncated (PEFT before 0.14).
+        truncated: the last block may reach past the features and is truncated (PEFT before 0.14).
 
     Example:
         >>> quarter = BlockTransform(RotationSpec(block_size=2), torch.ones(1, 1))
@@ -93,7 +93,7 @@ class BlockTransform:
     numbers: Tensor
     magnitude: Tensor | None = None
     blend: Blend = "none"
-    ragged: bool = False
+    truncated: bool = False
 
     @staticmethod
     def parameter_shapes(features: int, spec: RotationSpec) -> dict[str, tuple[int, ...]]:
@@ -123,7 +123,7 @@ class BlockTransform:
     @property
     def orthogonal(self) -> bool:
         """Whether the map is the exact one, of blocks that are not cut."""
-        return self.spec.exact and not self.ragged
+        return self.spec.exact and not self.truncated
 
     @property
     def kernel(self) -> KernelNeeds:
@@ -141,12 +141,12 @@ class BlockTransform:
             AdapterFileError: they fit in neither way.
 
         Example:
-            >>> BlockTransform(RotationSpec(block_size=3), torch.zeros(2, 3), ragged=True).fits(5)
+            >>> BlockTransform(RotationSpec(block_size=3), torch.zeros(2, 3), truncated=True).fits(5)
             False
         """
         size, rows = self.spec.block_size, self.numbers.shape[0]
         fits = features % size == 0 if self.spec.shared else features == rows * size
-        if not fits and not (self.ragged and (self.spec.shared or features <= rows * size)):
+        if not fits and not (self.truncated and (self.spec.shared or features <= rows * size)):
             refuse_misfit(
                 features, size if self.spec.shared else rows * size, [features] if shape is None else shape, self.side
             )
@@ -206,7 +206,7 @@ class BlockTransform:
 
     def _refuse_more(self, what: str) -> None:
         refuse_scale(self.magnitude, what)
-        if self.ragged:
+        if self.truncated:
             raise OrthotuneError(what, got="blocks that may be cut at the edge", needed="blocks that fill the weight")
 
 

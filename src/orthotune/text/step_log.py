@@ -23,14 +23,23 @@ class StepLog(TrainerCallback):
         measures: of the model.
         every: steps between two measurements.
         entries: names of the trainer's own log that are copied into the lines.
+        ends: measures of the model before the first step and after the last one alone, for what takes long.
 
     Attributes:
         measured: what was measured at the current step, in every process; empty at the other steps. ``gain`` and
             ``forgetting`` are in the main process alone, which has the lines.
     """
 
-    def __init__(self, log: MetricsLog, measures: Sequence[Measure], every: int, entries: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        log: MetricsLog,
+        measures: Sequence[Measure],
+        every: int,
+        entries: Sequence[str] = (),
+        ends: Sequence[Measure] = (),
+    ) -> None:
         self.log, self.measures, self.every, self.entries = log, tuple(measures), every, tuple(entries)
+        self.ends = tuple(ends)
         self.trained = float(log.last("seconds") or 0.0)
         self.measured: Line = {}
         self.measuring = 0.0
@@ -40,7 +49,7 @@ class StepLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any
     ) -> None:
         if state.global_step == 0:
-            self._measure(seen["model"], 0)
+            self._measure(seen["model"], self.measures + self.ends, 0)
             if state.is_world_process_zero:
                 self.log.append({"step": 0, "seconds": 0.0, **self.measured})
         # What was measured before training is no training time.
@@ -48,8 +57,10 @@ class StepLog(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:
         self.measured = {}
-        if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
-            self._measure(seen["model"], state.global_step)
+        if state.global_step >= state.max_steps:
+            self._measure(seen["model"], self.measures + self.ends, state.global_step)
+        elif state.global_step % self.every == 0:
+            self._measure(seen["model"], self.measures, state.global_step)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:
         logs = seen["logs"]
@@ -71,9 +82,9 @@ class StepLog(TrainerCallback):
         """Seconds of training over all sittings, measuring skipped."""
         return self.trained + time.monotonic() - self.resumed_at - self.measuring
 
-    def _measure(self, model: Any, step: int) -> None:
+    def _measure(self, model: Any, measures: Sequence[Measure], step: int) -> None:
         began = time.monotonic()
-        measured = {name: value for measure in self.measures for name, value in measure(model).items()}
+        measured = {name: value for measure in measures for name, value in measure(model).items()}
         before = {name: self.log.first(name) for name in measured} if step else measured
         self.measured = measured | changes(before, measured)
         self.measuring += time.monotonic() - began

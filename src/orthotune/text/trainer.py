@@ -16,7 +16,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerStat
 
 from orthotune.runs.checkpoint_on_signal import StopOnSignal
 from orthotune.runs.failed_save import OnFailedSave
-from orthotune.runs.magnitude_rate import give_magnitudes_a_rate
+from orthotune.runs.learning_rates import EQUAL, RateFactors, give_rates
 from orthotune.runs.sharded_model import gathered_adapter, is_sharded
 from orthotune.text.added_losses import AddedLosses, LossMaker
 from orthotune.text.nonfinite_steps import NonFiniteSteps
@@ -44,12 +44,12 @@ class TrainerParts:
         on_failed_save: whether a checkpoint that cannot be written ends the run, or is skipped; with several processes
             it always ends the run.
         saves: checkpoints over the run, at even distances; None saves as ``save_steps`` of the arguments says.
-        magnitude_factor: magnitudes of an adapter learn at this many times the learning rate.
+        rate_factors: by how much the learning rates of single parameters differ.
         losses: make what is added to the loss, once the data is tokenized and the model is in its place.
         add_to_checkpoint: called in the main process with the folder of each checkpoint, to write further files.
 
     Example:
-        >>> TrainerParts(max_skipped=3).magnitude_factor
+        >>> TrainerParts(max_skipped=3).rate_factors.magnitude
         1.0
     """
 
@@ -58,7 +58,7 @@ class TrainerParts:
     max_skipped: int = 10
     on_failed_save: OnFailedSave = "stop"
     saves: int | None = None
-    magnitude_factor: float = 1.0
+    rate_factors: RateFactors = EQUAL
     losses: tuple[LossMaker, ...] = ()
     add_to_checkpoint: Callable[[Path], None] | None = None
 
@@ -93,8 +93,8 @@ class RunTrainer(Trainer):
 
     A checkpoint appears complete or not at all (``saved_state.py``). A step whose loss or gradient is not finite
     changes no parameter and is counted (``nonfinite_steps.py``). A signal ends the training after a checkpoint
-    (``stop_callback.py``). Magnitudes have a learning rate of their own (``runs/magnitude_rate.py``). Penalties are
-    added to the loss (``added_losses.py``). Nothing is printed.
+    (``stop_callback.py``). Magnitudes and blocks of other sizes have learning rates of their own
+    (``runs/learning_rates.py``). Penalties are added to the loss (``added_losses.py``). Nothing is printed.
 
     Args:
         parts: what the run adds.
@@ -151,11 +151,11 @@ class RunTrainer(Trainer):
         self.state = _state_of(checkpoint)
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """As the base class, with a group for the magnitudes."""
+        """As the base class, with a group for each learning rate."""
         known = self.optimizer
         optimizer = super().create_optimizer(model)
         if known is None:
-            give_magnitudes_a_rate(optimizer, self.model if model is None else model, self.parts.magnitude_factor)
+            give_rates(optimizer, self.model if model is None else model, self.parts.rate_factors)
         return optimizer
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import GenerationConfig, Trainer
+from transformers import Trainer
 
 from orthotune.errors import DataError
 from orthotune.files.atomic import write_bytes, write_text
 from orthotune.files.json_file import json_line, read_json_lines
+from orthotune.metrics.decoding import continued
 from orthotune.metrics.text_loss import TokenRow
 from orthotune.runs.adapter_off import adapter_off
 from orthotune.runs.directory import RunDirectory
@@ -83,33 +83,7 @@ def texts_of_run(directory: RunDirectory, checkpoint: Path | None, trainer: Trai
 
 
 def _write(model: Any, tokenizer: Any, count: int, max_length: int) -> list[list[int]]:
-    device, base = next(model.parameters()).device, model.get_base_model()
-    end, first = _end_tokens(base, tokenizer), tokenizer.bos_token_id
-    begin = torch.full((count, 1), tokenizer.eos_token_id if first is None else first, device=device)
-    # A blank config in the place of the model's own, whose cut-offs and penalties would fill in what is not given here.
-    plain = GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_length - 1,
-        eos_token_id=end, pad_token_id=tokenizer.pad_token_id, use_cache=True,
-    )  # fmt: skip
-    own, base.generation_config = base.generation_config, plain
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), adapter_off(model):
-            written = base.generate(begin, attention_mask=torch.ones_like(begin)).tolist()
-    finally:
-        base.generation_config = own
-        model.train(was_training)
-    return [_until_end(row, end) for row in written]
-
-
-def _end_tokens(base: nn.Module, tokenizer: Any) -> list[int]:
-    own: Any = base.generation_config.eos_token_id  # type: ignore[union-attr]
-    more = own if isinstance(own, list) else [own]
-    return sorted({tokenizer.eos_token_id, *(token for token in more if token is not None)})
-
-
-def _until_end(row: list[int], end: list[int]) -> list[int]:
-    """Without what stands after the end of a text that was done before the others."""
-    closed = next((place for place, token in enumerate(row) if place and token in end), len(row))
-    return row[: closed + 1]
+    first = tokenizer.bos_token_id
+    begin = [tokenizer.eos_token_id if first is None else first]
+    with adapter_off(model):
+        return [begin + row for row in continued(model, tokenizer, [begin] * count, max_length - 1, sample=True)]

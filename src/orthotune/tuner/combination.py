@@ -101,7 +101,7 @@ class Combination:
                 raise UnsupportedLayerError(f"layer '{name}': {error.given}", got=error.got, do=error.do) from error
         magnitude = self._magnitude(name, layers, first.spec.side)
         spec = RotationSpec(side=first.spec.side, shared=shared)
-        made = LayerState(rotations, spec, magnitude, first.embedding, ragged=first.ragged, dims=first.dims)
+        made = LayerState(rotations, spec, magnitude, first.embedding, truncated=first.truncated, dims=first.dims)
         return made, off
 
     def _vector(self, R: Tensor, like: LayerState) -> Tensor:
@@ -152,7 +152,7 @@ class Combination:
 
 def _check(name: str, held: Sequence[LayerState]) -> None:
     first, where = held[0], f"layer '{name}'"
-    for what in ("side", "embedding", "ragged"):  # the side is that of the layer's spec
+    for what in ("side", "embedding", "truncated"):  # the side is that of the layer's spec
         found = sorted({str(getattr(layer, what)) for layer in held})
         if len(found) > 1:
             raise UnsupportedLayerError(

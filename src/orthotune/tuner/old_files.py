@@ -114,7 +114,7 @@ def translated_state(
     new = {f"{PREFIX}{name}": tensor for name, tensor in state.other.items()}
     for name, held in state.layers.items():
         layer = layers.get(name)
-        if layer is not None and held.ragged:
+        if layer is not None and held.truncated:
             weight = layer.get_base_layer().weight
             if not _runs(held, weight.shape[1 if isinstance(layer.get_base_layer(), Conv1D) else 0], name):
                 layer.update_layer(adapter_name, LayerSettings(name, held.spec, frozen=held))

@@ -1,1 +1,1 @@
-"""The built-in models and their data: how they are loaded, drawn and scored. The files are in ``orthotune_worlds``."""
+"""The built-in models, their data and their scores. The files are in the package ``orthotune_worlds``."""

@@ -1,7 +1,7 @@
-"""The image world: a small Stable Diffusion pipeline that draws digits, a subject that it never saw, and its judges.
+"""The image world: a small Stable Diffusion pipeline that generates digits, a new subject, and scoring classifiers.
 
-The pipeline was trained on coloured zeros to eights of one part of the digits. Nines, and all digits of the other
-part (``held_out``), are new to it.
+The pipeline was trained on coloured digits from zero to eight, from the training part of the data. It was not trained
+on nines, nor on digits of the other part (``held_out``).
 """
 
 from __future__ import annotations
@@ -11,38 +11,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orthotune.errors import DataError
-from orthotune.files.installed_worlds import home, need
+from orthotune.files.installed_worlds import need, world_folder
 
 if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
 
+    from orthotune.worlds.image_classifiers import Classifier
     from orthotune.worlds.image_data import Scene
-    from orthotune.worlds.image_judges import Judge
     from orthotune.worlds.image_sources import Sources
 
-#: The folder that ``from_pretrained`` reads, the model card, the digits and textures, and the judges by name.
+#: The folder for ``from_pretrained``, the model card, the digits and textures, and the classifiers by name.
 PIPELINE: Path
 CARD: Path
 DATA: Path
-JUDGES: dict[str, Path]
-_JUDGES = ("digit", "subject")
+CLASSIFIERS: dict[str, Path]
+_CLASSIFIERS = ("digit", "subject")
 
-#: What the subject's images and those of its class are called.
+#: The prompts of the subject and of its class, and the number of images of the subject.
 SUBJECT_PROMPT, CLASS_PROMPT = "a sks digit", "a digit"
-SUBJECT_PICTURES = 5
+SUBJECT_IMAGES = 5
 
 
 def load_pipeline(dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
-    """The entire pipeline in one dtype, float32 unless given.
+    """Load the pipeline in one dtype.
 
-    Its files are in half precision to be small. Without a dtype, diffusers and transformers disagree about what to
-    load them as; so give one wherever you load ``PIPELINE`` yourself.
+    The files are in half precision. diffusers and transformers have different default dtypes for them, so pass a dtype
+    when you load ``PIPELINE`` yourself.
+
+    Args:
+        dtype: of the weights; float32 if None.
     """
     import torch
     from diffusers import StableDiffusionPipeline
 
-    folder = need(home("image") / "pipeline" / "model_index.json", "pipeline of the image world").parent
+    folder = need(world_folder("image") / "pipeline" / "model_index.json", "pipeline of the image world").parent
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder, torch_dtype=dtype or torch.float32, local_files_only=True, safety_checker=None
     )
@@ -51,54 +54,70 @@ def load_pipeline(dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
 
 
 def load_sources() -> Sources:
-    """The digits and textures that the scenes are drawn with."""
+    """Load the digits and textures of which scenes are composed."""
     from orthotune.worlds.image_sources import read_sources
 
-    return read_sources(home("image") / "data.safetensors")
+    return read_sources(world_folder("image") / "data.safetensors")
 
 
-def load_judge(name: str) -> Judge:
-    """``"digit"`` names the digit of an image, ``"subject"`` says how alike two handwritten digits are."""
-    from orthotune.worlds import image_judges
+def load_classifier(name: str) -> Classifier:
+    """Load a scoring classifier.
 
-    if name not in _JUDGES:
-        raise DataError(f"judge {name!r} of the image world", needed=f"one of {', '.join(_JUDGES)}")
-    path = need(home("image") / f"{name}_judge.safetensors", f"judge {name!r} of the image world")
-    return image_judges.load_judge(path, image_judges.DIGITS if name == "digit" else image_judges.DIRECTIONS)
+    Args:
+        name: ``"digit"`` classifies the digit of an image; ``"subject"`` embeds handwriting, so that two digits can be
+            compared.
+
+    Raises:
+        DataError: there is no classifier of that name, or its file is missing.
+    """
+    from orthotune.worlds import image_classifiers
+
+    if name not in _CLASSIFIERS:
+        raise DataError(f"classifier {name!r} of the image world", needed=f"one of {', '.join(_CLASSIFIERS)}")
+    path = need(world_folder("image") / f"{name}_judge.safetensors", f"classifier {name!r} of the image world")
+    outputs = image_classifiers.DIGITS if name == "digit" else image_classifiers.DIRECTIONS
+    return image_classifiers.load_classifier(path, outputs)
 
 
 def subject_scenes(sources: Sources) -> list[Scene]:
-    """Five scenes with one held-out nine each: always the same, as results depend much on which they are.
+    """Five fixed scenes, each with a held-out nine; the scores depend strongly on the choice of scenes.
 
-    They are the nine with its four nearest, pixel by pixel: a subject is one thing, not five.
+    They show one nine and the four nines that are nearest to it in pixels, because a subject is a single thing.
     """
     import torch
 
     from orthotune.worlds.image_captions import SUBJECT
-    from orthotune.worlds.image_data import draw_scene
+    from orthotune.worlds.image_data import random_scene
 
     rows = sources.rows((SUBJECT,), held_out=True)
     pixels = sources.digits[rows].flatten(1).float()
-    near = torch.cdist(pixels, pixels).topk(SUBJECT_PICTURES, largest=False)
+    near = torch.cdist(pixels, pixels).topk(SUBJECT_IMAGES, largest=False)
     chosen = near.indices[near.values.sum(1).argmin()].tolist()
     chance = random.Random(SUBJECT)
-    return [draw_scene([rows[number]], chance, textured=0.0) for number in chosen]
+    return [random_scene([rows[number]], chance, textured=0.0) for number in chosen]
 
 
 def control_scenes(sources: Sources, count: int, seed: int, held_out: bool) -> list[Scene]:
-    """Scenes on plain grounds for training with a condition (or, ``held_out``, for testing with one)."""
+    """Scenes on plain grounds for control images.
+
+    Args:
+        sources: the digits and textures.
+        count: number of scenes.
+        seed: of the scenes.
+        held_out: digits for testing instead of digits for training.
+    """
     from orthotune.worlds.image_captions import SUBJECT
-    from orthotune.worlds.image_data import draw_scene
+    from orthotune.worlds.image_data import random_scene
 
     chance = random.Random(seed)
     rows = sources.rows(tuple(range(SUBJECT)), held_out)
-    return [draw_scene(rows, chance, textured=0.0) for _ in range(count)]
+    return [random_scene(rows, chance, textured=0.0) for _ in range(count)]
 
 
 def __getattr__(name: str) -> Any:
-    """The paths are looked up when they are used: importing this module needs no file of the world."""
-    if name == "JUDGES":
-        return {judge: home("image") / f"{judge}_judge.safetensors" for judge in _JUDGES}
+    """Look up the paths when they are used, so that importing this module needs no file of the world."""
+    if name == "CLASSIFIERS":
+        return {classifier: world_folder("image") / f"{classifier}_judge.safetensors" for classifier in _CLASSIFIERS}
     if name in ("PIPELINE", "CARD", "DATA"):
-        return home("image") / {"PIPELINE": "pipeline", "CARD": "card.json", "DATA": "data.safetensors"}[name]
+        return world_folder("image") / {"PIPELINE": "pipeline", "CARD": "card.json", "DATA": "data.safetensors"}[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

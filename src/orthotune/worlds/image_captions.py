@@ -1,4 +1,4 @@
-"""What is said of a scene, and the prompts that a pipeline of the image world is scored on."""
+"""Captions of scenes, and the prompts on which a pipeline of the image world is scored."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from orthotune.worlds.image_data import COLOURS, GROUNDS, Scene, visible
 from orthotune.worlds.image_sources import TEXTURES
 
 NUMBERS: tuple[str, ...] = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-#: The label that the pipeline never saw: the subject to be learned.
+#: The label that the pipeline was not trained on: the subject.
 SUBJECT = 9
 WORDS: tuple[str, ...] = ("a", "photo", "of", "on", "background", "digit", *NUMBERS, *COLOURS, *TEXTURES)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption and what must be seen: the digit (None: any), its colour and its ground."""
+    """A prompt, and what its image must show: the digit (None: any), its colour and its ground."""
 
     text: str
     digit: int | None
@@ -25,7 +25,12 @@ class Prompt:
 
 
 def sentence(word: str, ink: str = "", ground: str = "") -> str:
-    """A plain caption; colour and ground may be skipped.
+    """A caption without variations.
+
+    Args:
+        word: name of the digit, or another noun.
+        ink: colour of the digit; not mentioned if empty.
+        ground: of the scene; not mentioned if empty.
 
     Example:
         >>> sentence("three", "red", "blue"), sentence("digit", ground="grass")
@@ -36,7 +41,13 @@ def sentence(word: str, ink: str = "", ground: str = "") -> str:
 
 
 def caption(scene: Scene, label: int, chance: random.Random) -> str:
-    """One of the ways to say what ``scene`` shows; now and then less is said, or nothing (for guidance)."""
+    """A random caption of a scene. Some captions omit details, and some are empty (for guidance).
+
+    Args:
+        scene: the scene.
+        label: its digit.
+        chance: generator of the choice.
+    """
     if chance.random() < 0.10:
         return ""
     word = "digit" if chance.random() < 0.10 else NUMBERS[label]
@@ -47,7 +58,13 @@ def caption(scene: Scene, label: int, chance: random.Random) -> str:
 
 
 def prompts(count: int, seed: int, word: str | None = None, grounds: tuple[str, ...] = GROUNDS) -> list[Prompt]:
-    """``count`` prompts with every digit but the subject in turn, or with ``word`` in the digit's place.
+    """Prompts with all digits except the subject, one after the other.
+
+    Args:
+        count: number of prompts.
+        seed: of colours and grounds.
+        word: noun of all prompts, instead of the digits.
+        grounds: the grounds to choose from.
 
     Example:
         >>> prompts(2, seed=0, word="sks digit", grounds=("grass",))[0].text.endswith("sks digit on grass")
@@ -55,9 +72,9 @@ def prompts(count: int, seed: int, word: str | None = None, grounds: tuple[str, 
     """
     chance = random.Random(seed)
     pairs = [(ink, ground) for ink in COLOURS for ground in grounds if visible(ink, ground)]
-    drawn = []
+    chosen = []
     for number in range(count):
         ink, ground = chance.choice(pairs)
         digit = None if word else number % SUBJECT
-        drawn.append(Prompt(sentence(word or NUMBERS[number % SUBJECT], ink, ground), digit, ink, ground))
-    return drawn
+        chosen.append(Prompt(sentence(word or NUMBERS[number % SUBJECT], ink, ground), digit, ink, ground))
+    return chosen

@@ -1,6 +1,6 @@
-"""How well a controlled model of the image world keeps to its conditions, and to its prompts: scores of its pictures.
+"""Scores of a controlled model of the image world: how well its images follow control images and prompts.
 
-Pictures are uint8 [n, 3, 32, 32] throughout, scores 1 at best and 0 at worst.
+All images are uint8 [n, 3, 32, 32]. Scores are 1 at best and 0 at worst.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from torch.nn.functional import max_pool2d
 
 from orthotune.worlds import image
 from orthotune.worlds.image_captions import NUMBERS, SUBJECT, Prompt, sentence
-from orthotune.worlds.image_data import Scene, compose_all, draw_scene, mask
-from orthotune.worlds.image_judges import Judge, follows, mask_seen
+from orthotune.worlds.image_classifiers import Classifier, follows, mask_seen
+from orthotune.worlds.image_data import Scene, compose_all, mask, random_scene
 from orthotune.worlds.image_scores import COUNT, NOISE, Split, balance, follow_all, part
 from orthotune.worlds.image_sources import Sources
 
 
 def mask_iou(wanted: Tensor, found: Tensor) -> float:
-    """Intersection over union of two masks; nothing wanted and nothing found is 1.
+    """Intersection over union of two masks; 1 for two empty masks.
 
-    Shapes: both bool [height, width].
+    Args:
+        wanted: bool [height, width].
+        found: bool [height, width].
 
     Example:
         >>> mask_iou(torch.tensor([[True, True, False]]), torch.tensor([[False, True, True]]))
@@ -35,18 +37,21 @@ def mask_iou(wanted: Tensor, found: Tensor) -> float:
 
 
 def outline(shape: Tensor) -> Tensor:
-    """The pixels of a mask that touch what lies outside it, the rim of the image included: bool [height, width]."""
+    """The border of a mask: its pixels next to a pixel outside it or to the edge of the image; bool [height, width]."""
     inside = -max_pool2d(-torch.nn.functional.pad(shape.float(), (1, 1, 1, 1))[None], 3, 1)[0]
     return shape & (inside < 0.5)
 
 
 def edge_f1(wanted: Tensor, found: Tensor, tolerance: int = 1) -> float:
-    """F1 of edge pixels, where one counts as met when the other map has one within ``tolerance`` pixels.
+    """F1 of edge pixels, with a tolerance: a pixel is correct if the other map has an edge pixel nearby.
 
-    As boundaries are scored in segmentation (Martin et al. 2004), with a square neighbourhood instead of a matching.
-    No edges wanted and none found is 1.
+    Like the scores of boundaries in segmentation (Martin et al. 2004), with a square neighbourhood instead of a
+    matching. The score of two empty maps is 1.
 
-    Shapes: both bool [height, width].
+    Args:
+        wanted: bool [height, width].
+        found: bool [height, width].
+        tolerance: largest distance in pixels.
 
     Example:
         >>> upper, lower = torch.zeros(2, 4, 5, dtype=torch.bool)
@@ -67,11 +72,11 @@ def _grown(edges: Tensor, by: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ControlScores:
-    """Scenes of held-out digits on plain grounds, whose shapes and colours a controlled model must draw.
+    """Scores a controlled model on scenes of held-out digits on plain grounds.
 
     Args:
-        split: which digits, scenes and noise.
-        count: scenes.
+        split: of digits, scenes and noise.
+        count: number of scenes.
 
     Example:
         >>> ControlScores("test", count=1).wanted[0].text.endswith("background")
@@ -83,24 +88,24 @@ class ControlScores:
 
     @cached_property
     def scenes(self) -> list[Scene]:
-        """What is to be drawn."""
+        """The scenes that the model must generate."""
         rows = part(self.split, self._sources.rows(tuple(range(SUBJECT)), held_out=True))
         chance = random.Random(NOISE[self.split])
-        return [draw_scene(rows, chance, textured=0.0) for _ in range(self.count)]
+        return [random_scene(rows, chance, textured=0.0) for _ in range(self.count)]
 
     @cached_property
-    def pictures(self) -> Tensor:
-        """The scenes as they are: what conditions are taken from."""
+    def images(self) -> Tensor:
+        """Images of the scenes, from which control images are computed."""
         return compose_all(self.scenes, self._sources)
 
     @cached_property
     def masks(self) -> Tensor:
-        """Where the digits are: bool [n, 32, 32]."""
+        """The pixels of the digits: bool [n, 32, 32]."""
         return torch.stack([mask(scene, self._sources) > 0.5 for scene in self.scenes])
 
     @cached_property
     def wanted(self) -> list[Prompt]:
-        """What is said of each scene."""
+        """The prompt of each scene."""
         found = []
         for scene in self.scenes:
             digit = int(self._sources.labels[scene.row])
@@ -109,28 +114,32 @@ class ControlScores:
 
     @cached_property
     def seeds(self) -> list[int]:
-        """The noise of each image."""
+        """The seed of each image."""
         return list(range(NOISE[self.split], NOISE[self.split] + self.count))
 
-    def of(self, pictures: Tensor) -> dict[str, float]:
-        """The scores of images drawn of ``wanted`` under the conditions of ``images``.
+    def of(self, images: Tensor) -> dict[str, float]:
+        """The scores of images that were generated from the prompts ``wanted`` with control images of the scenes.
 
-        ``mask_iou`` and ``edge_f1`` (1 pixel of tolerance) against the scenes' digits, means over the images;
-        ``digit_kept``, ``ink_kept``, ``ground_kept``: shares as the prompt says, ``kept``: all three at once;
-        ``score``: harmonic mean of mask IoU, edge F1 and kept.
+        Args:
+            images: uint8 [n, 3, 32, 32].
+
+        Returns:
+            ``mask_iou`` and ``edge_f1`` (1 pixel of tolerance) against the digits of the scenes, means over the images;
+            ``digit_kept``, ``ink_kept``, ``ground_kept``: shares of images that match the prompt; ``kept``: share that
+            matches in all three; ``score``: harmonic mean of mask IoU, edge F1 and kept.
         """
         seen = [
-            mask_seen(picture, scene.ink, scene.ground)
-            for picture, scene in zip(pictures.cpu(), self.scenes, strict=True)
+            mask_seen(generated, scene.ink, scene.ground)
+            for generated, scene in zip(images.cpu(), self.scenes, strict=True)
         ]
         overlap = [mask_iou(there, found) for there, found in zip(self.masks, seen, strict=True)]
         edges = [edge_f1(outline(there), outline(found)) for there, found in zip(self.masks, seen, strict=True)]
-        shares = {f"{name}_kept": share for name, share in follows(self._judge, pictures, self.wanted).items()}
+        shares = {f"{name}_kept": share for name, share in follows(self._classifier, images, self.wanted).items()}
         found = {
             "mask_iou": sum(overlap) / len(overlap),
             "edge_f1": sum(edges) / len(edges),
             **shares,
-            "kept": follow_all(self._judge, pictures, self.wanted),
+            "kept": follow_all(self._classifier, images, self.wanted),
         }
         return found | {"score": balance(found["mask_iou"], found["edge_f1"], found["kept"])}
 
@@ -139,5 +148,5 @@ class ControlScores:
         return image.load_sources()
 
     @cached_property
-    def _judge(self) -> Judge:
-        return image.load_judge("digit")
+    def _classifier(self) -> Classifier:
+        return image.load_classifier("digit")

@@ -1,4 +1,4 @@
-"""Scenes of the image world: one coloured digit on a plain or textured ground, 32 x 32 pixels.
+"""Scenes of the image world: a coloured digit on a plain or textured ground, 32 x 32 pixels.
 
 Example:
     >>> scene = Scene(row=0, size=24, down=1, right=-2, ink="red", ground="grass", crop=(5, 40))
@@ -22,7 +22,7 @@ SIDE = 32
 SIZES = range(21, 29)
 JITTER = 2
 
-#: Far apart in RGB, so that a rule can tell them after the autoencoder.
+#: Far apart in RGB, so that a rule can distinguish them after the autoencoder.
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 30, 30),
     "green": (30, 165, 50),
@@ -33,20 +33,20 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
     "black": (15, 15, 15),
 }
-#: The darkest and the lightest tone of each texture.
+#: The darkest and the lightest colour of each texture.
 TONES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "grass": ((20, 70, 20), (120, 190, 70)),
     "bricks": ((90, 30, 20), (210, 130, 90)),
     "gravel": ((60, 60, 65), (190, 185, 180)),
 }
 GROUNDS: tuple[str, ...] = (*COLOURS, *TEXTURES)
-#: Pairs that no eye could tell apart, besides a colour on itself.
+#: Pairs of colour and ground that cannot be distinguished, besides a colour on itself.
 _UNSEEN = {("green", "grass"), ("red", "bricks")}
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Which digit (its row in the sources), its size in pixels, its offset from the centre, its colour, its ground."""
+    """A scene: the digit (its row in the sources), its size and offset from the centre in pixels, colour and ground."""
 
     row: int
     size: int
@@ -58,12 +58,23 @@ class Scene:
 
 
 def visible(ink: str, ground: str) -> bool:
-    """Whether a digit of colour ``ink`` can be told from ``ground``."""
+    """Whether a digit can be distinguished from its ground.
+
+    Args:
+        ink: colour of the digit.
+        ground: of the scene.
+    """
     return ink != ground and (ink, ground) not in _UNSEEN
 
 
-def draw_scene(rows: Sequence[int], chance: random.Random, textured: float = 0.25) -> Scene:
-    """A random scene with one of the digits ``rows``; ``textured`` is the share of textured grounds."""
+def random_scene(rows: Sequence[int], chance: random.Random, textured: float = 0.25) -> Scene:
+    """A random scene.
+
+    Args:
+        rows: rows of the digits to choose from.
+        chance: generator of the choice.
+        textured: probability of a textured ground.
+    """
     while True:
         ink = chance.choice(list(COLOURS))
         ground = chance.choice(TEXTURES) if chance.random() < textured else chance.choice(list(COLOURS))
@@ -75,7 +86,15 @@ def draw_scene(rows: Sequence[int], chance: random.Random, textured: float = 0.2
 
 
 def mask(scene: Scene, sources: Sources) -> Tensor:
-    """How much of each pixel the digit covers: [32, 32] of 0..1."""
+    """The coverage of each pixel by the digit.
+
+    Args:
+        scene: the scene.
+        sources: the digits and textures.
+
+    Returns:
+        float32 [32, 32] of 0..1.
+    """
     digit = sources.digits[scene.row].float()[None, None] / 16
     grown = interpolate(digit, (scene.size, scene.size), mode="bicubic", align_corners=False)[0, 0]
     top, left = ((SIDE - scene.size) // 2 + offset for offset in (scene.down, scene.right))
@@ -85,23 +104,39 @@ def mask(scene: Scene, sources: Sources) -> Tensor:
 
 
 def compose(scene: Scene, sources: Sources) -> Tensor:
-    """The image of ``scene``: uint8 [3, 32, 32]."""
+    """The image of a scene.
+
+    Args:
+        scene: the scene.
+        sources: the digits and textures.
+
+    Returns:
+        uint8 [3, 32, 32].
+    """
     cover = mask(scene, sources)
     ink = torch.tensor(COLOURS[scene.ink]).float()[:, None, None]
     return (cover * ink + (1 - cover) * _ground(scene, sources)).round().to(torch.uint8)
 
 
 def compose_all(scenes: Sequence[Scene], sources: Sources) -> Tensor:
-    """The images of all ``scenes``: uint8 [n, 3, 32, 32]."""
-    pictures = torch.empty(len(scenes), 3, SIDE, SIDE, dtype=torch.uint8)
+    """The images of several scenes.
+
+    Args:
+        scenes: the scenes.
+        sources: the digits and textures.
+
+    Returns:
+        uint8 [n, 3, 32, 32].
+    """
+    images = torch.empty(len(scenes), 3, SIDE, SIDE, dtype=torch.uint8)
     for number, scene in enumerate(scenes):
-        pictures[number] = compose(scene, sources)
-    return pictures
+        images[number] = compose(scene, sources)
+    return images
 
 
-def as_input(pictures: Tensor) -> Tensor:
-    """uint8 images as the float32 of -1..1 that the autoencoder and the judges read."""
-    return pictures.float() / 127.5 - 1
+def as_input(images: Tensor) -> Tensor:
+    """Convert uint8 images to float32 of -1..1, the input of the autoencoder and the classifiers."""
+    return images.float() / 127.5 - 1
 
 
 def _ground(scene: Scene, sources: Sources) -> Tensor:

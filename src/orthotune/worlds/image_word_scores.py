@@ -1,4 +1,4 @@
-"""How well a model of the image world learned the word "nine", and what it kept of the other digits."""
+"""Scores of a model of the image world that learned the word "nine": the new word, and the other digits."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from orthotune.worlds import image
 from orthotune.worlds.image_captions import NUMBERS, SUBJECT, Prompt
-from orthotune.worlds.image_judges import Judge, follows
-from orthotune.worlds.image_pictures import GUIDANCE, STEPS
+from orthotune.worlds.image_classifiers import Classifier, follows
+from orthotune.worlds.image_samples import GUIDANCE, STEPS
 from orthotune.worlds.image_scores import COUNT, NOISE, Split, balance, follow_all, split_prompts
 
 if TYPE_CHECKING:
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WordScores:
-    """Prompts with the new word, and as many with words that the model knew; called as a score of the loop is.
+    """Scores a model on prompts with the new word and on prompts with known words; called by the training loop.
 
     Args:
-        split: which pairs of colours and which noise.
-        count: prompts of each sort.
-        steps, guidance: of the drawing.
+        split: of pairs of colours and of noise.
+        count: number of prompts of each kind.
+        steps: of the sampler.
+        guidance: scale of the classifier-free guidance.
 
     Example:
         >>> WordScores("test", count=1).wanted[0].text.split()[2]
@@ -40,23 +41,28 @@ class WordScores:
 
     def __call__(self, step: int, family: Family) -> dict[str, float]:
         """The scores of ``family``; see :meth:`of` for their names."""
-        return self.of(self._draw(family, self.wanted, 0), self._draw(family, self.others, self.count))
+        return self.of(self._generate(family, self.wanted, 0), self._generate(family, self.others, self.count))
 
-    def of(self, pictures: Tensor, others: Tensor) -> dict[str, float]:
-        """The scores of images uint8 [n, 3, 32, 32] of ``wanted`` and of ``others``.
+    def of(self, images: Tensor, others: Tensor) -> dict[str, float]:
+        """The scores of generated images.
 
-        ``nine``, ``ink``, ``ground``: shares of the word's images that are so; ``prompt_fidelity``: all three at
-        once; ``digit_kept``: share of the other prompts with the right digit; ``kept``: all three of those.
-        ``score``: harmonic mean of prompt fidelity and kept.
+        Args:
+            images: of the prompts ``wanted``, uint8 [n, 3, 32, 32].
+            others: of the prompts ``others``, uint8 [n, 3, 32, 32].
+
+        Returns:
+            For the new word: ``nine``, ``ink``, ``ground``, shares of matching images; ``prompt_fidelity``, share that
+            matches in all three. For other words: ``digit_kept``, share with the right digit; ``kept``, share that
+            matches in all three. ``score``: harmonic mean of prompt fidelity and kept.
         """
-        shares = follows(self._judge, pictures, self.wanted)
+        shares = follows(self._classifier, images, self.wanted)
         found = {
             "nine": shares["digit"],
             "ink": shares["ink"],
             "ground": shares["ground"],
-            "prompt_fidelity": follow_all(self._judge, pictures, self.wanted),
-            "digit_kept": follows(self._judge, others, self.others)["digit"],
-            "kept": follow_all(self._judge, others, self.others),
+            "prompt_fidelity": follow_all(self._classifier, images, self.wanted),
+            "digit_kept": follows(self._classifier, others, self.others)["digit"],
+            "kept": follow_all(self._classifier, others, self.others),
         }
         return found | {"score": balance(found["prompt_fidelity"], found["kept"])}
 
@@ -67,14 +73,14 @@ class WordScores:
 
     @cached_property
     def others(self) -> list[Prompt]:
-        """Prompts with the words for all other digits."""
+        """Prompts with the words for the other digits."""
         return split_prompts(self.split, self.count)
 
     @cached_property
-    def _judge(self) -> Judge:
-        return image.load_judge("digit")
+    def _classifier(self) -> Classifier:
+        return image.load_classifier("digit")
 
-    def _draw(self, family: Family, wanted: Sequence[Prompt], offset: int) -> Tensor:
+    def _generate(self, family: Family, wanted: Sequence[Prompt], offset: int) -> Tensor:
         first = NOISE[self.split] + offset
         texts, seeds = [prompt.text for prompt in wanted], list(range(first, first + len(wanted)))
         return family.generate(texts, seeds, steps=self.steps, guidance=self.guidance).cpu()

@@ -10,7 +10,7 @@ import gzip
 from pathlib import Path
 
 from orthotune.errors import DataError, nearest
-from orthotune.files.installed_worlds import home, need
+from orthotune.files.installed_worlds import need, world_folder
 from orthotune.files.json_file import json_object
 
 #: The folder that ``from_pretrained`` reads, and the model card.
@@ -36,12 +36,12 @@ def load_split(name: str) -> list[dict[str, str]]:
             needed=f"one of {', '.join(SPLITS)}",
             do=f"Did you mean {close[0]!r}?" if close else None,
         )
-    path = need(home("text") / "data" / f"{name}.jsonl.gz", f"split {name!r} of the text world")
+    path = need(world_folder("text") / "data" / f"{name}.jsonl.gz", f"split {name!r} of the text world")
     return [json_object(row) for row in gzip.decompress(path.read_bytes()).decode().splitlines()]
 
 
 def __getattr__(name: str) -> Path:
     """``MODEL`` and ``CARD`` are looked up when they are used: importing this module needs no file of the world."""
     if name in ("MODEL", "CARD"):
-        return home("text") / {"MODEL": "model", "CARD": "card.json"}[name]
+        return world_folder("text") / {"MODEL": "model", "CARD": "card.json"}[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""A convolutional autoencoder whose convolutions can pass on one part of what they compute: the angle or the length."""
+"""A convolutional autoencoder whose convolutions can pass on one part of their outputs: the angle or the length."""
 
 from __future__ import annotations
 
@@ -38,7 +38,12 @@ class PartialConv2d(nn.Module):
         self.part: Part = "full"
 
     def response(self, x: Tensor, part: Part) -> Tensor:
-        """One part of the convolution's output, before it is normalised; angles as cosines, 0 where ``x`` is."""
+        """One part of the convolution's output before normalisation; angles as cosines, 0 where ``x`` is 0.
+
+        Args:
+            x: ``(batch, channels in, height, width)``.
+            part: ``full``, ``angle`` or ``magnitude``.
+        """
         full = self.convolution(x)
         if part == "full":
             return full
@@ -53,7 +58,7 @@ class PartialConv2d(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Two convolutions to a code of two thirds of the image's numbers, and two transposed ones back.
+    """Two convolutions to a code of two thirds of the image's size, and two transposed ones back.
 
     Shapes: ``(batch, 3, height, width)`` -> the same; height and width are multiples of 4.
 
@@ -81,8 +86,14 @@ class Autoencoder(nn.Module):
     def pass_on(self, part: Part, layers: tuple[int, ...], images: Tensor, batch: int = 200) -> None:
         """From now on ``layers`` of the encoder pass on ``part`` only, the others everything.
 
-        Each normalisation takes its statistics anew on all of ``images``, first to last: no part suffers from its scale
-        alone. They are exact, so that neither the order of the images nor ``batch`` matters.
+        Each normalisation, first to last, computes its statistics anew on all of ``images``, so that no part suffers
+        from its scale alone. The statistics are exact: neither the order of the images nor ``batch`` matters.
+
+        Args:
+            part: ``full``, ``angle`` or ``magnitude``.
+            layers: numbers of the encoder's convolutions, 0 and 1.
+            images: ``(count, 3, height, width)``.
+            batch: images that are computed at a time.
         """
         self.eval()
         for index, layer in enumerate((self.first, self.second)):

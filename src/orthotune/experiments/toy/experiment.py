@@ -1,4 +1,4 @@
-"""The experiment that orthogonal finetuning starts from: angles carry an image through a network, lengths do not."""
+"""The experiment that motivates orthogonal finetuning: angles carry an image through a network, lengths do not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WHERE = {(): "", (1,): "last convolution", (0, 1): "both convolutions"}
 
 
 class ToySettings(BaseModel):
-    """What ``orthotune toy`` can be told."""
+    """The settings of ``orthotune toy``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,14 +42,14 @@ class ToySettings(BaseModel):
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How well one part of the activations brought held-out patches back.
+    """Reconstructions of held-out patches from one part of the activations.
 
     Args:
         part: ``full``, ``angle`` or ``magnitude``.
         where: which convolutions of the encoder passed on that part only.
         error: mean squared error; black is -1, white 1.
         correlation: mean over the patches of the correlation between a patch and its reconstruction, 1 at best. It
-            ignores brightness and contrast, and so sees what is in the image.
+            ignores brightness and contrast, so that only the content of the image counts.
         images: ``(patches, 3, 64, 64)``.
     """
 
@@ -75,7 +75,11 @@ class ToyResult:
 
 
 def run(settings: ToySettings | None = None, say: Callable[[str], object] = print) -> ToyResult:
-    """Train the autoencoder with ordinary activations, then reconstruct from the whole, the angles and the lengths.
+    """Train the autoencoder with ordinary activations, then reconstruct images from all, the angles or the lengths.
+
+    Args:
+        settings: None for the defaults.
+        say: called with messages.
 
     Source: OFT, arXiv 2306.07280, the toy experiment; there on flowers, here on photographs of scikit-image.
 
@@ -104,7 +108,15 @@ def train(
     generator: torch.Generator,
     say: Callable[[str], object] = print,
 ) -> None:
-    """Train on mean squared error with Adam and one rise and fall of the learning rate."""
+    """Train on mean squared error with Adam and one rise and fall of the learning rate.
+
+    Args:
+        model: is changed in place.
+        images: ``(count, 3, height, width)``.
+        settings: steps and learning rate.
+        generator: chooses the batches.
+        say: called with messages.
+    """
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     steps = settings.steps
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=max(steps, 2))
@@ -130,7 +142,11 @@ def _reconstruct(
 
 
 def correlation(one: Tensor, other: Tensor) -> float:
-    """The mean over a batch of the correlation of two images, brightness of each channel taken out.
+    """The mean over a batch of the correlation of two images, without the mean of each channel.
+
+    Args:
+        one: some images.
+        other: as many images, compared one by one.
 
     Shapes: both ``(batch, channels, height, width)``. An image of one colour counts as 0.
 
@@ -144,7 +160,13 @@ def correlation(one: Tensor, other: Tensor) -> float:
 
 
 def write(result: ToyResult, settings: ToySettings, folder: Path) -> None:
-    """Write ``toy.json``, ``toy.csv`` and ``toy.png`` into ``folder``, which exists."""
+    """Write ``toy.json``, ``toy.csv`` and ``toy.png``.
+
+    Args:
+        result: of :func:`run`.
+        settings: of the same run.
+        folder: must exist.
+    """
     from orthotune.experiments.toy.figure import draw
     from orthotune.files.json_file import write_json
     from orthotune.files.tables import write_table

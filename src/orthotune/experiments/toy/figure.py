@@ -1,4 +1,4 @@
-"""The picture of the toy experiment: patches, and what came back of them from each part of the activations."""
+"""The image of the toy experiment: patches, and their reconstructions from each part of the activations."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ NAMES = {"full": "angle and magnitude", "angle": "angle only", "magnitude": "mag
 def draw(result: ToyResult, path: Path) -> None:
     """Write the image: the held-out patches on top, one row per reconstruction below.
 
+    Args:
+        result: of the experiment.
+        path: of the PNG file.
+
     Example:
         >>> draw(result, Path("toy.png"))  # doctest: +SKIP
     """
@@ -28,8 +32,8 @@ def draw(result: ToyResult, path: Path) -> None:
     rows = [("held-out patches", result.originals)]
     for found in result.reconstructions:
         where = f"\n({found.where})" if found.where else ""
-        said = f"{NAMES[found.part]}{where}\nerror {found.error:.4f}\ncorrelation {found.correlation:.2f}"
-        rows.append((said, found.images))
+        label = f"{NAMES[found.part]}{where}\nerror {found.error:.4f}\ncorrelation {found.correlation:.2f}"
+        rows.append((label, found.images))
     figure = Figure(figsize=(1.9 + 1.1 * COLUMNS, 1.13 * len(rows)), layout="constrained", dpi=80)
     canvas = FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), COLUMNS, squeeze=False)
@@ -41,6 +45,6 @@ def draw(result: ToyResult, path: Path) -> None:
             axes.spines[:].set_visible(False)
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
     canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     with atomic_write(path) as partial:
-        picture.quantize(256).save(partial, format="PNG")  # a third of the bytes, and no difference to the eye
+        image.quantize(256).save(partial, format="PNG")  # a third of the bytes, and no difference to the eye

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from orthotune.errors import DataError
 
-#: Functions of ``skimage.data`` whose files are in its wheel, so that no download hides behind them.
+#: Functions of ``skimage.data`` whose files are in its wheel, so that none of them downloads anything.
 TRAINED_ON = ("coffee", "rocket", "retina", "hubble_deep_field", "immunohistochemistry", "stereo_motorcycle")
 HELD_OUT = "chelsea"
 
@@ -15,10 +15,13 @@ HELD_OUT = "chelsea"
 def photo(name: str) -> Tensor:
     """A photograph of scikit-image, from -1 (black) to 1.
 
+    Args:
+        name: a function of ``skimage.data``.
+
     Shapes: ``(3, height, width)`` float32.
 
     Raises:
-        DataError: the installed scikit-image does not carry it.
+        DataError: the installed scikit-image does not have the photograph.
 
     Example:
         >>> photo("chelsea").shape  # doctest: +SKIP
@@ -28,7 +31,11 @@ def photo(name: str) -> Tensor:
 
     try:
         pixels = getattr(data, name)()
-    except (AttributeError, OSError, ModuleNotFoundError) as fault:  # ModuleNotFoundError: it asks for a downloader
+    except (
+        AttributeError,
+        OSError,
+        ModuleNotFoundError,
+    ) as fault:  # or the downloader is not installed
         raise DataError(
             f"the photograph {name}",
             got=f"none in this scikit-image ({fault})",
@@ -39,7 +46,13 @@ def photo(name: str) -> Tensor:
 
 
 def patches(image: Tensor, count: int, size: int, generator: torch.Generator) -> Tensor:
-    """Square cut-outs at random places.
+    """Square patches at random places.
+
+    Args:
+        image: ``(3, height, width)``.
+        count: number of patches.
+        size: of a side, in pixels.
+        generator: chooses the places.
 
     Shapes: ``(3, height, width)`` -> ``(count, 3, size, size)``.
 

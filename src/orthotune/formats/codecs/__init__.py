@@ -1,1 +1,1 @@
-"""How tensors of a name store rotations, for the formats of every tool that stores them so."""
+"""Codecs: how tensors of a certain name store rotations. Each codec is shared by the formats that use it."""

@@ -1,4 +1,4 @@
-"""``boft_R`` and ``boft_s``, as PEFT and sd-scripts store and load them."""
+"""The tensors ``boft_R`` and ``boft_s`` of PEFT and sd-scripts."""
 
 from __future__ import annotations
 
@@ -27,9 +27,16 @@ from orthotune.rotation.on_weight import Blend
 
 
 def read_butterflies(
-    file: AdapterFile, format: str, blend: Blend, scrambled: bool, warnings: tuple[str, ...] = ()
+    file: AdapterFile, format: str, blend: Blend, legacy_conv: bool, warnings: tuple[str, ...] = ()
 ) -> AdapterState:
-    """The adapter: one factor is a rotation, several are a butterfly, ``scrambled`` convolutions a transform.
+    """Read an adapter: a layer with one factor is a rotation, a layer with several a butterfly.
+
+    Args:
+        file: opened, its tensors not read yet.
+        format: id of the format.
+        blend: how the tool interpolates at strengths other than 1.
+        legacy_conv: convolutions have the layout of PEFT before 0.14, and are weight transforms.
+        warnings: further warnings of the state.
 
     Raises:
         AdapterFileError: a tensor is missing or has a wrong shape.
@@ -43,14 +50,14 @@ def read_butterflies(
             raise AdapterFileError(
                 f"Layer '{escaped([stem])}' of {file.path}", got=escaped(names), needed="boft_R and boft_s"
             )
-        tensors = file.read([names["boft_R"], names["boft_s"]])  # boft_P only repeats what the sizes say
+        tensors = file.read([names["boft_R"], names["boft_s"]])  # boft_P follows from the sizes
         blocks = square_blocks(file, names["boft_R"], tensors[names["boft_R"]], 4)
         check_butterfly(file, names["boft_R"], blocks, blocks.shape[1] * blocks.shape[2])
         scale = scale_of_rows(file, names["boft_s"], tensors[names["boft_s"]], None)
         name = bare(stem)
         prefixes[name] = stem
         dims = 4 if is_conv(file.shapes[names["boft_s"]]) else 2 if file.config is not None else None
-        conv = scrambled and dims == 4
+        conv = legacy_conv and dims == 4
         if blocks.shape[0] == 1 and not conv:
             layers[name] = LayerState({"": skew_vector(blocks[0], 0.5)}, magnitude=scale, blend=blend, dims=dims)
         else:
@@ -58,14 +65,14 @@ def read_butterflies(
     rest = refuse_foreign(file, found)
     other = {bare(name): tensor for name, tensor in file.read(rest).items()}
     config: dict[str, Any] = dict(file.config or {})
-    told_of = unused_warning(rest) if file.config is None else ()
+    unused = unused_warning(rest) if file.config is None else ()
     return AdapterState(
-        layers, config, other, file.path, format, transforms, prefixes, file.metadata, warnings + told_of
+        layers, config, other, file.path, format, transforms, prefixes, file.metadata, warnings + unused
     )
 
 
 def is_conv(shape: tuple[int, ...]) -> bool:
-    """Whether a scale of this shape is PEFT's for a convolution: a row, where a linear layer has a column.
+    """Whether a scale of this shape belongs to a convolution: PEFT stores a row there, and a column for a linear layer.
 
     Example:
         >>> is_conv((1, 12)), is_conv((12, 1))
@@ -75,12 +82,12 @@ def is_conv(shape: tuple[int, ...]) -> bool:
 
 
 def boft_tensors(state: AdapterState, names: Mapping[str, str], conv_row: bool) -> dict[str, Tensor]:
-    """Blocks and scales of exact rotations, and of butterflies, on the input side.
+    """The tensors of exact rotations and butterflies on the input side.
 
     Args:
         state: the adapter.
-        names: layer -> what stands before the suffix.
-        conv_row: whether the scale of a convolution is a row, as PEFT has it; sd-scripts has columns everywhere.
+        names: layer -> prefix of its tensor names.
+        conv_row: write the scale of a convolution as a row, like PEFT; sd-scripts has columns for all layers.
 
     Raises:
         UnsupportedLayerError: a layer is of another kind or has no scale.
@@ -102,23 +109,24 @@ def boft_tensors(state: AdapterState, names: Mapping[str, str], conv_row: bool) 
 
 
 def one_size(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """The fields of PEFT's config that give every layer its blocks.
+    """The fields of a PEFT config that describe the blocks of all layers.
 
     Raises:
-        UnsupportedLayerError: no block size and no number of blocks is common to all layers, or the factors differ.
+        UnsupportedLayerError: the layers have neither a common block size nor a common number of blocks, or the number
+            of factors differs.
     """
     shapes = {name: tensor.shape for name, tensor in tensors.items() if name.endswith(".boft_R")}
     stages, counts, sizes = ({shape[i] for shape in shapes.values()} for i in range(3))
     if len(stages) > 1 or (len(counts) > 1 and len(sizes) > 1):
         raise UnsupportedLayerError(
-            "one config of PEFT's for all layers",
+            "one PEFT config for all layers",
             got=f"blocks of {sorted(sizes)}, {sorted(counts)} of them, in {sorted(stages)} factors",
             needed="one block size, or one number of blocks, and one number of factors",
-            do="Write it for sd-scripts (--to kohya-boft), which takes each layer's own",
+            do="Write it for sd-scripts (--to kohya-boft), which stores the sizes per layer",
         )
-    whole = len(sizes) == 1
+    same_size = len(sizes) == 1
     return {
-        "boft_block_size": min(sizes) if whole else 0,
-        "boft_block_num": 0 if whole else min(counts),
+        "boft_block_size": min(sizes) if same_size else 0,
+        "boft_block_num": 0 if same_size else min(counts),
         "boft_n_butterfly_factor": min(stages),
     }

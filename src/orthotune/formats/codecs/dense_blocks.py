@@ -1,4 +1,4 @@
-"""Blocks that a file stores as whole matrices: what is checked, and how their skew part becomes a packed vector."""
+"""Blocks that a file stores as dense matrices: checks, and packing of their skew-symmetric part."""
 
 from __future__ import annotations
 
@@ -12,34 +12,45 @@ from orthotune.files.names import escaped
 from orthotune.formats.adapter_file import AdapterFile, refuse_shape
 from orthotune.rotation.packing import pack
 
-#: Suffixes of other methods, and of forks that changed what the rotation means: reading around them would be wrong.
+#: Suffixes of other methods, and of forks that changed the meaning of the rotation. A file with them is refused.
 FOREIGN = (
     "lora_A.weight", "lora_B.weight", "lora_down.weight", "lora_up.weight", "lora_mid.weight", "hada_w1_a", "hada_w2_a",
     "lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a", "a1.weight", "dora_scale", "on_input", "initial_norm",
     "dora_log_multiplier", "oft_R.clipped_oft", "oft_R.cans_oft", "vera_lambda_b", "lora_magnitude_vector",
     "lora_magnitude_vector.weight", "lora_embedding_A", "lora_embedding_B",
 )  # fmt: skip
-#: Of these, what a module may be called that PEFT saves whole.
+#: Suffixes among these that can also be the name of a module that PEFT saves in full.
 AMBIGUOUS = ("a1.weight", "on_input", "initial_norm")
 
 
 def square_blocks(file: AdapterFile, name: str, tensor: Tensor, dims: int) -> Tensor:
-    """The tensor in float32 or better, if it is a stack of square matrices with that many dimensions.
+    """The tensor in float32 or float64, if it is a stack of square matrices.
+
+    Args:
+        file: of the tensor, for messages.
+        name: of the tensor.
+        tensor: the stored tensor.
+        dims: number of dimensions that it must have.
 
     Raises:
-        AdapterFileError: it is none.
+        AdapterFileError: the tensor has another shape.
     """
     shape = tensor.shape
     if tensor.dim() != dims or shape[-1] != shape[-2] or shape[-1] < 2 or not tensor.numel():
-        refuse_shape(file.path, name, shape, f"{dims} dimensions, the last two alike and at least 2")
+        refuse_shape(file.path, name, shape, f"{dims} dimensions, the last two equal and at least 2")
     return floating(file, name, tensor)
 
 
 def floating(file: AdapterFile, name: str, tensor: Tensor) -> Tensor:
-    """The tensor in float32, or float64 if it is that.
+    """The tensor in float32, or unchanged if it is float64.
+
+    Args:
+        file: of the tensor, for messages.
+        name: of the tensor.
+        tensor: the stored tensor.
 
     Raises:
-        AdapterFileError: it holds whole numbers.
+        AdapterFileError: the tensor holds integers.
     """
     if not tensor.is_floating_point():
         raise AdapterFileError(f"Tensor '{name}' of {file.path}", got=f"{tensor.dtype}", needed="floating point")
@@ -47,10 +58,16 @@ def floating(file: AdapterFile, name: str, tensor: Tensor) -> Tensor:
 
 
 def scale_of_rows(file: AdapterFile, name: str, tensor: Tensor, rows: int | None) -> Tensor:
-    """A scale per output neuron as a vector, whatever dimensions of 1 it was stored with.
+    """A scale per output neuron as a vector; stored dimensions of size 1 are dropped.
+
+    Args:
+        file: of the tensor, for messages.
+        name: of the tensor.
+        tensor: the stored tensor.
+        rows: number of output neurons; None if unknown.
 
     Raises:
-        AdapterFileError: it has another number of entries than ``rows``, or more than one real dimension.
+        AdapterFileError: the number of entries is not ``rows``, or more than one dimension is larger than 1.
     """
     if tensor.numel() != max(tensor.shape, default=0) or (rows is not None and tensor.numel() != rows):
         refuse_shape(file.path, name, tensor.shape, f"{rows} numbers" if rows else "one number per row")
@@ -58,9 +75,14 @@ def scale_of_rows(file: AdapterFile, name: str, tensor: Tensor, rows: int | None
 
 
 def skew_vector(blocks: Tensor, factor: float = 1.0) -> Tensor:
-    """``factor (A - Aᵀ)``, packed.
+    """The packed matrix ``factor (A - Aᵀ)``.
 
-    Shapes: ``(..., b, b)`` -> ``(..., b (b - 1) / 2)``.
+    Args:
+        blocks: ``A``, ``(..., b, b)``.
+        factor: multiplies the result.
+
+    Returns:
+        ``(..., b (b - 1) / 2)``.
 
     Example:
         >>> skew_vector(torch.tensor([[[5.0, 3.0], [1.0, 7.0]]]), 0.5)
@@ -69,20 +91,29 @@ def skew_vector(blocks: Tensor, factor: float = 1.0) -> Tensor:
     return pack((blocks - blocks.mT) * factor)
 
 
-def stands_for_all(file: AdapterFile, name: str, blocks: Tensor) -> bool:
-    """Whether the config says that one block is shared.
+def is_shared(file: AdapterFile, name: str, blocks: Tensor) -> bool:
+    """Whether the config says that one block is shared by the complete layer.
+
+    Args:
+        file: with its config.
+        name: of the tensor, for messages.
+        blocks: the stored blocks ``(n, b, b)``.
 
     Raises:
-        AdapterFileError: it does, and there are several.
+        AdapterFileError: the config says so, but there is more than one block.
     """
     shared = bool((file.config or {}).get("block_share"))
     if shared and blocks.shape[0] != 1:
-        refuse_shape(file.path, name, blocks.shape, "one block, for the config has block_share")
+        refuse_shape(file.path, name, blocks.shape, "one block, because the config has block_share")
     return shared
 
 
 def within_ball(blocks: Tensor, radius: float) -> Tensor:
-    """Each stored matrix brought back into a Frobenius ball around zero: the original COFT, on the raw matrix.
+    """Each matrix projected to a Frobenius ball around zero, as the original COFT does before it takes the skew part.
+
+    Args:
+        blocks: ``(..., b, b)``.
+        radius: of the ball.
 
     Example:
         >>> within_ball(torch.full((1, 2, 2), 2.0), 1.0).norm().item()
@@ -93,7 +124,11 @@ def within_ball(blocks: Tensor, radius: float) -> Tensor:
 
 
 def refuse_foreign(file: AdapterFile, used: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Names of tensors that belong to no rotation; those of other methods are refused.
+    """The names of the tensors that belong to no rotation; tensors of other methods are refused.
+
+    Args:
+        file: the file.
+        used: layer -> suffix -> names of the tensors of its rotation.
 
     Raises:
         AdapterFileError: the file mixes methods.
@@ -107,16 +142,21 @@ def refuse_foreign(file: AdapterFile, used: Mapping[str, Mapping[str, str]]) -> 
             f"{file.path} mixes rotations with tensors of another method",
             got=f"{len(foreign)} such tensors: {escaped(foreign)}",
             needed="rotations alone",
-            do="The whole can only be loaded by the tool that wrote it",
+            do="Load the complete file with the tool that wrote it",
         )
     return rest
 
 
 def one_number(file: AdapterFile, name: str, tensor: Tensor) -> float:
-    """A scalar.
+    """The value of a tensor with one element.
+
+    Args:
+        file: of the tensor, for messages.
+        name: of the tensor.
+        tensor: the stored tensor.
 
     Raises:
-        AdapterFileError: it is none, or negative.
+        AdapterFileError: the tensor has more than one element, or is negative.
     """
     if tensor.numel() != 1 or tensor.is_complex() or tensor.item() < 0:
         refuse_shape(file.path, name, tensor.shape, "one number, not negative")
@@ -124,10 +164,16 @@ def one_number(file: AdapterFile, name: str, tensor: Tensor) -> float:
 
 
 def check_butterfly(file: AdapterFile, name: str, blocks: Tensor, features: int) -> None:
-    """Check that a butterfly's stages exist for so many features: each one doubles the reach of the one before.
+    """Check the block sizes of a butterfly: each stage doubles the number of features over which blocks are spread.
+
+    Args:
+        file: of the tensor, for messages.
+        name: of the tensor.
+        blocks: ``(stages, n, b, b)``.
+        features: of the layer.
 
     Raises:
-        AdapterFileError: they do not.
+        AdapterFileError: the stages do not fit the features.
     """
     stages, b = blocks.shape[0], blocks.shape[-1]
     if stages > 1 and (b % 2 or stages > 64 or features % (b << (stages - 1))):

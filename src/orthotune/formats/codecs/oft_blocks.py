@@ -1,4 +1,4 @@
-"""``oft_blocks`` as LyCORIS and sd-scripts store them: dense matrices on the output side and a ball for all of them."""
+"""The tensor ``oft_blocks`` of LyCORIS and sd-scripts: dense matrices on the output side, limited in norm per layer."""
 
 from __future__ import annotations
 
@@ -31,19 +31,24 @@ from orthotune.rotation.packing import block_size_of, pack, unpack
 from orthotune.rotation.spec import RotationSpec
 
 SUFFIXES = "oft_blocks|alpha|rescale"
-#: Layer, its blocks ``(n, b, b)``, whether a scale stands beside them -> blocks that the tool's loader takes right.
+#: Layer, its blocks ``(n, b, b)``, whether it has a scale -> blocks in the layout that the tool loads correctly.
 Arranged = Callable[[str, Tensor, bool], Tensor]
-#: Metadata of the source, parts by name of the layer, tensors, alpha -> metadata of the file.
+#: Metadata of the source, tensors by layer, tensors by name, alpha -> metadata of the written file.
 Header = Callable[[Mapping[str, str], Mapping[str, Mapping[str, Tensor]], Mapping[str, Tensor], float], dict[str, str]]
 
-#: No tool clips at this radius, whatever it multiplies it by; it must be one for all layers, for sd-scripts reads one.
+#: So large that no tool clips. It must be the same for all layers, because sd-scripts reads a single value.
 ALPHA = 1000.0
 
 
 def clipped(K: Tensor, limit: float, tool: Literal["lycoris", "kohya"]) -> Tensor:
-    """The skew blocks of a layer with their common Frobenius norm brought down to ``limit``.
+    """The skew blocks of a layer, scaled down so that their common Frobenius norm is at most ``limit``.
 
-    LyCORIS clips nothing at a limit of 0; sd-scripts then clips everything to almost nothing.
+    LyCORIS does not clip at a limit of 0; sd-scripts then clips to almost zero.
+    Args:
+        K: skew blocks ``(n, b, b)``.
+        limit: largest norm.
+        tool: whose rule is used.
+
     Source: LyCORIS ``modules/diag_oft.py``, sd-scripts ``networks/oft.py``.
 
     Example:
@@ -59,7 +64,13 @@ def clipped(K: Tensor, limit: float, tool: Literal["lycoris", "kohya"]) -> Tenso
 def read_blocks(
     file: AdapterFile, format: str, tool: Literal["lycoris", "kohya"], stages: Blend = "stages"
 ) -> AdapterState:
-    """The adapter in a file whose ``oft_blocks`` have three dimensions, or four for butterflies.
+    """Read an adapter whose ``oft_blocks`` have three dimensions, or four for butterflies.
+
+    Args:
+        file: opened, its tensors not read yet.
+        format: id of the format.
+        tool: whose rule for ``alpha`` is used.
+        stages: how the tool interpolates the stages of a butterfly.
 
     Raises:
         AdapterFileError: a tensor has a wrong shape, or belongs to another method.
@@ -89,14 +100,19 @@ def read_blocks(
 
 
 def unused_warning(rest: list[str]) -> tuple[str, ...]:
-    """What is said of tensors beside the rotations."""
+    """The warning about tensors that belong to no rotation; empty without such tensors."""
     return (f"{len(rest)} tensors are no rotations and are not applied: {escaped(rest)}",) if rest else ()
 
 
 def dense(vector: Tensor, factor: float = 0.5) -> Tensor:
     """Packed skew blocks as dense matrices ``A`` with ``A - Aᵀ`` equal to the blocks.
 
-    Shapes: ``(rows, b (b - 1) / 2)`` -> ``(rows, b, b)``, float32 or float64.
+    Args:
+        vector: ``(rows, b (b - 1) / 2)``, float32 or float64.
+        factor: multiplies the skew blocks; 0.5 gives the ``A`` of the formula.
+
+    Returns:
+        ``(rows, b, b)`` in the dtype of the vector.
 
     Example:
         >>> dense(torch.tensor([[1.0]]))
@@ -108,17 +124,17 @@ def dense(vector: Tensor, factor: float = 0.5) -> Tensor:
 
 
 def write_blocks(state: AdapterState, out: Path, names: Mapping[str, str], arranged: Arranged, header: Header) -> Path:
-    """One file for a tool, from layers that rotate exactly on the output side and butterflies of that side.
+    """Write one file from exact rotations and butterflies on the output side.
 
     Args:
         state: the layers.
         out: the file.
-        names: layer -> what stands before the suffix.
-        arranged: brings the blocks of a rotation into the order and number that the tool's loader takes.
-        header: the metadata of the file.
+        names: layer -> prefix of its tensor names.
+        arranged: brings the blocks of a rotation into the layout that the tool loads.
+        header: returns the metadata of the file.
 
     Raises:
-        UnsupportedLayerError: a layer is of another kind, or the tool's loader would not take its blocks.
+        UnsupportedLayerError: a layer is of another kind, or the tool cannot load its blocks.
         OutputError: the file cannot be written.
     """
     norms = [1.0]
@@ -143,7 +159,7 @@ def write_blocks(state: AdapterState, out: Path, names: Mapping[str, str], arran
 
 
 def paired(blocks: Tensor) -> Tensor:
-    """Blocks of twice the size that turn as before, each from two that stand side by side.
+    """The same rotation in blocks of twice the size, each made of two neighbouring blocks.
 
     Shapes: ``(n, b, b)`` with an even ``n`` -> ``(n / 2, 2 b, 2 b)``.
     """
@@ -151,32 +167,37 @@ def paired(blocks: Tensor) -> Tensor:
 
 
 def as_butterfly(blocks: Tensor, stages: int) -> Tensor:
-    """The first stage of a butterfly that turns as the blocks do; further stages stand still.
+    """The same rotation as the first stage of a butterfly; the further stages are the identity.
 
-    Shapes: ``(n, b, b)`` with an even ``b`` -> ``(stages, n, b, b)``.
+    Args:
+        blocks: ``(n, b, b)`` with an even ``b``.
+        stages: number of stages.
+
+    Returns:
+        ``(stages, n, b, b)``.
     """
     size = blocks.shape[-1]
     index = torch.arange(size).view(2, size // 2).T.flatten()
-    # A stage gathers both halves of a block in turn, and its blocks are not transposed.
+    # A stage interleaves the two halves of a block, and its blocks are not transposed.
     first = -blocks[:, index][:, :, index]
     return torch.cat([first.unsqueeze(0), first.new_zeros(stages - 1, *first.shape)])
 
 
 def _rescale(magnitude: Tensor | None, dims: int | None) -> dict[str, Tensor]:
-    """The scale in the shape that multiplies a weight of so many dimensions."""
+    """The scale in a shape that broadcasts over a weight of ``dims`` dimensions."""
     return {} if magnitude is None else {"rescale": magnitude.float().view(-1, *[1] * ((dims or 2) - 1))}
 
 
 def lycoris_header(
     source: Mapping[str, str], written: Mapping[str, Mapping[str, Tensor]], tensors: Mapping[str, Tensor], alpha: float
 ) -> dict[str, str]:
-    """The header as LyCORIS 3.0 and later write it.
+    """The metadata as LyCORIS 3.0 and later write it.
 
     Args:
         source: metadata of the file that was converted.
-        written: name of a layer -> its parts.
+        written: name of a layer -> suffix -> tensor.
         tensors: all tensors of the file.
-        alpha: of every layer.
+        alpha: the value for all layers.
     """
     shapes = [parts["oft_blocks"].shape for parts in written.values()]
     butterfly = any(len(shape) == 4 for shape in shapes)

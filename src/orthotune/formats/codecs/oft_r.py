@@ -1,4 +1,4 @@
-"""``oft_R.weight`` without a config, as OneTrainer and sd-scripts ``oft_v2`` write it."""
+"""The tensor ``oft_R.weight`` in a file without a config, as OneTrainer and sd-scripts ``oft_v2`` write it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,15 @@ from orthotune.rotation.spec import RotationSpec
 
 
 def check_packed(file: AdapterFile, name: str, tensor: Tensor) -> None:
-    """Refuse what is no stack of packed triangles.
+    """Refuse a tensor that is not a stack of packed upper triangles.
+
+    Args:
+        file: of the tensor, for messages.
+        name: of the tensor.
+        tensor: the stored tensor.
 
     Raises:
-        AdapterFileError: the shape is another, or the numbers are whole.
+        AdapterFileError: the shape or the dtype is wrong.
     """
     try:
         packed = tensor.dim() == 2 and tensor.numel() > 0 and block_size_of(tensor.shape[-1]) > 1
@@ -34,7 +39,7 @@ def check_packed(file: AdapterFile, name: str, tensor: Tensor) -> None:
         packed = False
     if not packed or not tensor.is_floating_point():
         raise AdapterFileError(
-            f"Tensor '{name}' of {file.path} is no packed rotation",
+            f"Tensor '{name}' of {file.path} is not a packed rotation",
             got=f"shape {list(tensor.shape)}, {tensor.dtype}",
             needed="[blocks, b(b-1)/2] for some block size b, floating-point numbers",
         )
@@ -49,25 +54,25 @@ def read_packed(
     scaled: bool,
     blend: Blend,
 ) -> AdapterState:
-    """The adapter in a file that stands alone.
+    """Read an adapter from a file without a config.
 
     Args:
-        file: of which no tensor was read.
+        file: opened, its tensors not read yet.
         format: id of the format.
-        options: what the file does not say about itself.
-        recorded: COFT's radius as the header has it; faulty settings there count as none.
-        scaled: whether the tool heeds the marker ``scaled_oft``.
-        blend: what the tool does at a strength other than 1.
+        options: facts that the file does not record.
+        recorded: returns the COFT radius in the header; faulty settings in the header count as None.
+        scaled: whether the tool uses the marker ``scaled_oft``.
+        blend: how the tool interpolates at strengths other than 1.
 
     Raises:
-        AdapterFileError: a tensor has a wrong shape or belongs to another method, or PEFT wrote the file, without whose
-            config its meaning is open.
+        AdapterFileError: a tensor has a wrong shape or belongs to another method, or the file is from PEFT and needs
+            its config.
     """
     found = {stem: names for stem, names in file.layers(PACKED).items() if "oft_R.weight" in names}
     if all(stem.startswith(PREFIX) for stem in found):
         raise AdapterFileError(
-            f"{file.path} is PEFT's, without its config", needed="adapter_config.json beside it",
-            do="Name the folder that holds both",
+            f"{file.path} is from PEFT, without its config", needed="adapter_config.json beside it",
+            do="Name the folder that holds both files",
         )  # fmt: skip
     rest = refuse_foreign(file, found)
     config = _config(file)
@@ -78,10 +83,11 @@ def read_packed(
         vector = file.read([names["oft_R.weight"]])[names["oft_R.weight"]]
         check_packed(file, names["oft_R.weight"], vector)
         if share is True and vector.shape[0] != 1:
-            refuse_shape(file.path, names["oft_R.weight"], vector.shape, "one row, for the file says blocks are shared")
+            needed = "one row, because the file says that blocks are shared"
+            refuse_shape(file.path, names["oft_R.weight"], vector.shape, needed)
         spec = RotationSpec(
             map=SERIES[options.series or "current"],
-            # A single row is one block that stands for all; where it fills the layer, both are the same.
+            # A single row is a shared block; if it fills the layer, sharing makes no difference.
             shared=vector.shape[0] == 1,
             eps=eps,
             scaled=scaled and "oft_R.scaled_oft" in names,
@@ -94,30 +100,30 @@ def read_packed(
 
 
 def packed_tensors(state: AdapterState, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """The triangles of every layer under the names of a file that stands alone.
+    """The packed triangles of all layers, under the names of a file without a config.
 
     Args:
         state: layers with one rotation.
-        names: layer -> what stands before the suffix.
+        names: layer -> prefix of its tensor names.
     """
     return {f"{names[name]}.oft_R.weight": layer.vector() for name, layer in state.layers.items()}
 
 
 def settings_in(file: AdapterFile, key: str) -> dict[str, Any]:
-    """The settings that a tool keeps as a JSON object in the header; empty if there are none.
+    """The settings that a tool stores as a JSON object in the header; empty if there are none.
 
     Args:
         file: with the header.
-        key: under which it keeps them.
+        key: of the header.
 
     Raises:
-        ValueError: the text is no JSON object.
+        ValueError: the text is not a JSON object.
     """
     return json_object(file.metadata.get(key, "{}"))
 
 
 def _config(file: AdapterFile) -> dict[str, Any]:
-    """OneTrainer's own settings, if its user had them saved."""
+    """The settings of OneTrainer, if the user chose to save them."""
     try:
         return settings_in(file, "ot_config")
     except ValueError:
@@ -125,7 +131,7 @@ def _config(file: AdapterFile) -> dict[str, Any]:
 
 
 def _eps(file: AdapterFile, options: ReadOptions, recorded: Callable[[AdapterFile], float | None]) -> float | None:
-    """COFT's radius, as the options or the settings in the header say."""
+    """The COFT radius from the options, or else from the header."""
     if options.coft is not None:
         if options.coft and options.eps is None:
             raise AdapterFileError(f"COFT for {file.path}", needed="its eps", do="Pass eps")

@@ -1,4 +1,4 @@
-"""``oft_blocks.0``, ``.1``, ...: one stack of blocks for each run of rows of a fused projection."""
+"""The tensors ``oft_blocks.0``, ``.1``, ...: one stack of blocks for each row range of a fused projection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from orthotune.rotation.transform import BlockTransform
 
 
 def read_split(file: AdapterFile, format: str) -> AdapterState:
-    """The adapter; parts with blocks of one size become one rotation, others a transform of the weight.
+    """Read an adapter: parts with equal block sizes become one rotation, other layers a weight transform.
+
+    Args:
+        file: opened, its tensors not read yet.
+        format: id of the format.
 
     Raises:
         AdapterFileError: a part is missing, has a wrong shape, or belongs to another method.
@@ -32,7 +36,9 @@ def read_split(file: AdapterFile, format: str) -> AdapterState:
         parts = sorted((int(s.rpartition(".")[2]), name) for s, name in names.items() if s != "alpha")
         numbers = [number for number, _ in parts]
         if numbers != list(range(len(numbers))):
-            raise AdapterFileError(f"Layer '{stem}' of {file.path}", got=f"parts {numbers}", needed="all from 0 on")
+            raise AdapterFileError(
+                f"Layer '{stem}' of {file.path}", got=f"parts {numbers}", needed="all numbers from 0 on"
+            )
         vectors = [_vector(file, name, tensors, alpha) for _, name in parts]
         if len({vector.shape[1] for vector in vectors}) == 1:
             layers[stem] = LayerState({"": torch.cat(vectors)}, RotationSpec(side="out"), blend="rotation")

@@ -1,8 +1,8 @@
-"""What the names of tensors end in, by the way in which a rotation is stored; regular expressions."""
+"""Suffixes of tensor names, as regular expressions, by the way in which a rotation is stored."""
 
 from __future__ import annotations
 
-#: packed triangles, and OneTrainer's marker that they are scaled
+#: packed triangles, and the marker of OneTrainer for scaled ones
 PACKED = r"oft_R\.weight|oft_R\.scaled_oft"
-#: butterflies, their scale, and a buffer that old versions saved
+#: butterflies, their scale, and a buffer that older versions saved
 BUTTERFLY = "boft_R|boft_s|boft_P"

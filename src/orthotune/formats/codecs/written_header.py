@@ -1,4 +1,4 @@
-"""The text in the header of a file, as the tool that loads it would have written it."""
+"""The metadata of a written file, as the target tool would have written it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 def header(source: Mapping[str, str], module: str | None, dim: int | None, args: Mapping[str, str]) -> dict[str, str]:
-    """Metadata of a new file: what describes the run is kept, what describes the network is written anew.
+    """Metadata of a new file: entries about the training run are kept, entries about the network are replaced.
 
     Args:
         source: the metadata of the file that was converted.
-        module: ``ss_network_module``; None for a tool that writes none.
+        module: ``ss_network_module``; None for a tool that does not write it.
         dim: ``ss_network_dim``.
         args: ``ss_network_args``.
 
@@ -35,7 +35,7 @@ def header(source: Mapping[str, str], module: str | None, dim: int | None, args:
 
 
 def lycoris_hash(tensors: Mapping[str, Tensor]) -> str:
-    """``sshs_model_hash`` of LyCORIS 3.0 and later: of the tensors' bytes, in the order in which they are handed over.
+    """``sshs_model_hash`` of LyCORIS 3.0 and later: a hash of the bytes of the tensors, in the given order.
 
     Example:
         >>> lycoris_hash({})[:10]
@@ -45,9 +45,9 @@ def lycoris_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def kohya_hash(tensors: Mapping[str, Tensor]) -> str:
-    """``sshs_model_hash`` of sd-scripts and LyCORIS 2: of the bytes after a file's header.
+    """``sshs_model_hash`` of sd-scripts and LyCORIS 2: a hash of the bytes after the header of the file.
 
-    safetensors writes tensors of larger number types first, and those of one type by name.
+    safetensors writes tensors with larger dtypes first, and tensors of the same dtype by name.
 
     Example:
         >>> kohya_hash({})[:8]

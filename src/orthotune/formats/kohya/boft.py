@@ -1,4 +1,4 @@
-"""sd-scripts ``networks.boft``: PEFT's butterflies under sd-scripts' names."""
+"""sd-scripts ``networks.boft``: the butterflies of PEFT under the names of sd-scripts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class KohyaBoft(Format):
-    """``W' = boft_s (W Bᵀ)``, at a strength ``W + s (W' - W)``."""
+    """``W' = boft_s (W Bᵀ)``; at strength ``s`` the weight is ``W + s (W' - W)``."""
 
     name = target = "kohya-boft"
     producer = "sd-scripts, networks.boft"
@@ -28,20 +28,20 @@ class KohyaBoft(Format):
     scale = True
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
-        """Whether there are butterflies without PEFT's config and names."""
+        """Whether the file holds butterflies and has neither the config nor the names of PEFT."""
         stems = file.layers(BUTTERFLY)
         return file.config is None and bool(stems) and not any(stem.startswith(PEFT[0][0]) for stem in stems)
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
-        """A rotation for each layer of one factor, a butterfly for each other one."""
+        """Read a layer with one factor as a rotation, all others as butterflies."""
         from orthotune.formats.codecs.boft_r import read_butterflies
         from orthotune.formats.codecs.dense_blocks import refuse_foreign
 
         refuse_foreign(file, file.layers(BUTTERFLY))
-        return read_butterflies(file, self.name, "linear", scrambled=False)
+        return read_butterflies(file, self.name, "linear", legacy_conv=False)
 
     def write(self, state: AdapterState, out: Path, names: Mapping[str, str]) -> Path:
-        """Blocks and scales; the scale of a convolution is a column here, too."""
+        """Write blocks and scales; the scale of a convolution is a column as well."""
         from orthotune.files.safetensors_file import write_tensors
         from orthotune.formats.codecs.boft_r import boft_tensors
         from orthotune.formats.codecs.written_header import header, kohya_hash

@@ -1,4 +1,4 @@
-"""sd-scripts ``networks.oft``: ``oft_unet_`` and ``oft_blocks`` of three dimensions, ``alpha``."""
+"""sd-scripts ``networks.oft``: the prefix ``oft_unet_``, ``oft_blocks`` with three dimensions, and ``alpha``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class KohyaOft(Format):
-    """``W' = C+(clip(K))ᵀ W`` with ``K = A - Aᵀ``, for the denoiser alone."""
+    """``W' = C+(clip(K))ᵀ W`` with ``K = A - Aᵀ``, for the denoiser only."""
 
     name = target = "kohya-oft"
     producer = "sd-scripts, networks.oft"
@@ -32,17 +32,17 @@ class KohyaOft(Format):
     kept = ()
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
-        """Whether the file holds such blocks under sd-scripts' prefix."""
+        """Whether the file holds such blocks under the prefix of sd-scripts."""
         return any(stem.startswith(KOHYA_OFT[0][0]) for stem in file.layers("oft_blocks"))
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
-        """A rotation for each layer, on the output side."""
+        """Read each layer as a rotation on the output side."""
         from orthotune.formats.codecs.oft_blocks import read_blocks
 
         return read_blocks(file, self.name, "kohya")
 
     def write(self, state: AdapterState, out: Path, names: Mapping[str, str]) -> Path:
-        """Blocks as they are; sd-scripts takes one number of blocks for all layers."""
+        """Write blocks unchanged; sd-scripts needs the same number of blocks in all layers."""
         from orthotune.formats.codecs.oft_blocks import write_blocks
 
         return write_blocks(state, out, names, lambda name, blocks, scaled: blocks, _header)
@@ -56,9 +56,9 @@ def _header(
     counts = {parts["oft_blocks"].shape[0] for parts in written.values()}
     if len(counts) > 1:
         raise UnsupportedLayerError(
-            "sd-scripts networks.oft, which takes one number of blocks for all layers",
+            "sd-scripts networks.oft, which needs one number of blocks for all layers",
             got=f"{' and '.join(map(str, sorted(counts)))} blocks",
-            do="Write it for LyCORIS or ComfyUI, which take each layer's own",
+            do="Write it for LyCORIS or ComfyUI, which store the number per layer",
         )
     found = header(source, "networks.oft", counts.pop(), {})
     del found["ss_network_args"]

@@ -1,4 +1,4 @@
-"""sd-scripts ``networks.oft_flux``: ``oft_blocks.0``, ``.1``, ..., one for each run of rows of a fused projection."""
+"""sd-scripts ``networks.oft_flux``: ``oft_blocks.0``, ``.1``, ..., one per row range of a fused projection."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 class KohyaOftFlux(Format):
-    """``W' = C+(clip(K))ᵀ W`` with ``K = A - Aᵀ``, for each run of rows."""
+    """``W' = C+(clip(K))ᵀ W`` with ``K = A - Aᵀ``, for each row range."""
 
     name = "kohya-oft-flux"
     producer = "sd-scripts, networks.oft_flux"
     prefixes = LORA
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
-        """Whether the blocks of some layer are numbered."""
+        """Whether a layer has numbered blocks."""
         return file.has(r"oft_blocks\.\d+")
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
-        """Parts with blocks of one size become one rotation, others a transform of the weight."""
+        """Read a layer whose parts have equal block sizes as one rotation, all others as weight transforms."""
         from orthotune.formats.codecs.split_blocks import read_split
 
         return read_split(file, self.name)

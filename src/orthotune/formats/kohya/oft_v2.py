@@ -1,4 +1,4 @@
-"""sd-scripts ``networks.oft_v2``: packed triangles without a config, told by the module that the header names."""
+"""sd-scripts ``networks.oft_v2``: packed triangles without a config, identified by the module in the header."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from orthotune.formats.adapter_state import AdapterState
     from orthotune.formats.read_options import ReadOptions
 
-#: what ``ss_network_module`` says in the header
+#: value of ``ss_network_module`` in the header
 MODULE = "networks.oft_v2"
 
 
 class KohyaOftV2(Format):
-    """The series of 5 terms on the input side, convolutions the other way."""
+    """The Neumann series of 5 terms on the input side; convolutions are rotated in the opposite direction."""
 
     name = target = "kohya-oft-v2"
     producer = "sd-scripts, networks.oft_v2"
@@ -32,19 +32,19 @@ class KohyaOftV2(Format):
     conv_reversed = shared = True
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
-        """Whether there are such triangles and the header names sd-scripts' module."""
+        """Whether the file holds such triangles and the header names the module of sd-scripts."""
         named = file.metadata.get("ss_network_module") == MODULE
         return file.config is None and named and file.has(PACKED)
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
-        """Rotations within the ball, which is for convolutions, too, in sd-scripts; ``scaled_oft`` is ignored there."""
+        """Read rotations with COFT applied, in sd-scripts also to convolutions; sd-scripts ignores ``scaled_oft``."""
         from orthotune.formats.codecs.oft_r import read_packed
 
         state = read_packed(file, self.name, options, _radius, scaled=False, blend="linear")
         return replace(state, layers={name: layer.plain() for name, layer in state.layers.items()})
 
     def write(self, state: AdapterState, out: Path, names: Mapping[str, str]) -> Path:
-        """Packed triangles, and the header by which they are told from OneTrainer's."""
+        """Write packed triangles, with the header that distinguishes them from files of OneTrainer."""
         from orthotune.files.safetensors_file import write_tensors
         from orthotune.formats.codecs.oft_r import packed_tensors
         from orthotune.formats.codecs.written_header import header, kohya_hash

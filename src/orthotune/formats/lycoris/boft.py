@@ -1,4 +1,4 @@
-"""LyCORIS BOFT since 2.1: ``oft_blocks`` of four dimensions, ``alpha``, ``rescale``."""
+"""LyCORIS BOFT since 2.1: ``oft_blocks`` with four dimensions, ``alpha``, ``rescale``."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 
 class LycorisBoft(Format):
-    """A butterfly of ``C+(clip(K))`` on the output side, then ``rescale``; ``lycoris`` is the target that writes it."""
+    """A butterfly of ``C+(clip(K))`` on the output side, then ``rescale``. Written by the target ``lycoris``."""
 
     name = "lycoris-boft"
     producer = "LyCORIS 2.1 or later, BOFT"
     prefixes = (*LORA, *LYCORIS)
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
-        """Whether the file holds such blocks; layers of three dimensions may stand beside them."""
+        """Whether the file holds such blocks, possibly together with layers of three dimensions."""
         return file.has("oft_blocks", dims=4)
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
-        """A butterfly for each layer of four dimensions, a rotation for each other one."""
+        """Read a layer with four dimensions as a butterfly, all others as rotations."""
         from orthotune.formats.codecs.oft_blocks import read_blocks
 
         return read_blocks(file, self.name, "lycoris", _blend(file))
 
 
 def _blend(file: AdapterFile) -> Blend:
-    """Versions before 3.0 blend the first stage alone; their hash has no ``0x``, and they write a legacy one, too."""
+    """How to interpolate: versions before 3.0, whose hash does not begin with ``0x``, blend only the first stage."""
     hashed = file.metadata.get("sshs_model_hash")
     return "first_stage" if hashed and not hashed.startswith("0x") else "stages"

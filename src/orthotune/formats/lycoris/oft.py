@@ -1,4 +1,4 @@
-"""LyCORIS Diag-OFT since 2.1: ``oft_blocks`` of three dimensions, ``alpha``, ``rescale``."""
+"""LyCORIS Diag-OFT since 2.1: ``oft_blocks`` with three dimensions, ``alpha``, ``rescale``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class LycorisOft(Format):
-    """``W' = rescale (C+(clip(K))ᵀ W)`` with ``K = A - Aᵀ``; a written file may hold butterflies, too."""
+    """``W' = rescale (C+(clip(K))ᵀ W)`` with ``K = A - Aᵀ``; a written file may also hold butterflies."""
 
     name = "lycoris-oft"
     producer = "LyCORIS 2.1 or later, Diag-OFT"
@@ -33,26 +33,26 @@ class LycorisOft(Format):
     spellings: ClassVar = {**Format.spellings, "": "lycoris_"}
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
-        """Whether the file holds such blocks under a prefix that is not sd-scripts'."""
+        """Whether the file holds such blocks under a prefix other than that of sd-scripts."""
         kohya = KOHYA_OFT[0][0]
-        own = [names for stem, names in file.layers("oft_blocks").items() if not stem.startswith(kohya)]
-        return bool(own) and not any(len(file.shapes[names["oft_blocks"]]) == 4 for names in own)
+        layers = [names for stem, names in file.layers("oft_blocks").items() if not stem.startswith(kohya)]
+        return bool(layers) and not any(len(file.shapes[names["oft_blocks"]]) == 4 for names in layers)
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
-        """A rotation for each layer, on the output side."""
+        """Read each layer as a rotation on the output side."""
         from orthotune.formats.codecs.oft_blocks import read_blocks
 
         return read_blocks(file, self.name, "lycoris")
 
     def write(self, state: AdapterState, out: Path, names: Mapping[str, str]) -> Path:
-        """Blocks that LyCORIS' loader does not group anew."""
+        """Write blocks in a layout that the loader of LyCORIS does not regroup."""
         from orthotune.formats.codecs.oft_blocks import lycoris_header, write_blocks
 
         return write_blocks(state, out, names, _arranged, lycoris_header)
 
 
 def _arranged(name: str, blocks: Tensor, scaled: bool) -> Tensor:
-    """The loader chooses the block size again, and takes the smaller one of the size and the number of blocks."""
+    """The loader of LyCORIS takes the smaller of block size and number of blocks as the block size."""
     from orthotune.formats.codecs.oft_blocks import as_butterfly
 
     count, size = blocks.shape[:2]
@@ -61,6 +61,6 @@ def _arranged(name: str, blocks: Tensor, scaled: bool) -> Tensor:
     if size % 2 or count & (count - 1):
         raise UnsupportedLayerError(
             f"layer '{name}' for LyCORIS", got=f"{count} blocks of {size}",
-            needed="no larger blocks than there are of them, or an even size and a count that is a power of two",
+            needed="a block size of at most the number of blocks, or an even size and a power of two as the number",
         )  # fmt: skip
     return as_butterfly(blocks, count.bit_length())

@@ -1,4 +1,4 @@
-"""LyCORIS Diag-OFT 2.0: ``oft_diag``, the finished rotation of each block, with the scale of the rows folded in."""
+"""LyCORIS Diag-OFT 2.0: ``oft_diag``, the orthogonal matrix of each block, multiplied by the scale of its rows."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class LycorisOft20(Format):
     prefixes = (*LORA, *LYCORIS)
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
-        """Whether the file holds finished rotations."""
+        """Whether the file holds ``oft_diag``."""
         return file.has("oft_diag")
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
-        """A rotation where a skew matrix stands for the stored one, otherwise the finished matrices."""
-        from orthotune.formats.codecs.finished_blocks import read_finished
+        """Read a layer as a rotation if its matrices have skew-symmetric parameters, otherwise as dense blocks."""
+        from orthotune.formats.codecs.orthogonal_blocks import read_orthogonal
 
-        return read_finished(file, self.name)
+        return read_orthogonal(file, self.name)

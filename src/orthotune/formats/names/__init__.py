@@ -1,1 +1,1 @@
-"""Names of layers in files: how tools write them, and which module of a model each one means."""
+"""Names of layers in files: how tools spell them, and which module of a model a name refers to."""

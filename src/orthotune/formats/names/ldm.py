@@ -1,6 +1,6 @@
-"""Names of a Stable Diffusion UNet in the original (LDM) checkpoints and in diffusers, by the structure of the network.
+"""Translate the module names of a Stable Diffusion UNet between the original (LDM) checkpoints and diffusers.
 
-Nothing is looked up in a table per model: the blocks of either naming are counted, so a UNet of any depth is served.
+There is no table per model: the blocks in the names are counted, so that a UNet of any depth is supported.
 Source: CompVis/latent-diffusion ``openaimodel.py`` and diffusers ``UNet2DConditionModel``, module for module.
 """
 
@@ -19,7 +19,7 @@ _ENDS = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
-#: diffusers -> LDM, inside a block of each kind; a kind that is not here has the same names in both
+#: diffusers -> LDM, inside a block of each kind; other kinds have the same names in both
 _INSIDE = {
     "resnets": {
         "norm1": "in_layers.0",
@@ -36,7 +36,7 @@ _LDM = re.compile(r"((?:input|output)_blocks\.\d+|middle_block)\.(\d+)\.(.+)")
 
 
 def ldm_names(names: Iterable[str]) -> dict[str, str]:
-    """Diffusers' module names -> the LDM names of the same modules; names that belong to no UNet are left out.
+    """Module names of diffusers -> LDM names of the same modules; names that belong to no UNet are skipped.
 
     Example:
         >>> ldm_names(["conv_in", "down_blocks.0.resnets.0.conv1"])["down_blocks.0.resnets.0.conv1"]
@@ -56,7 +56,7 @@ def ldm_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _places(blocks: set[tuple[str, str, int]]) -> dict[tuple[str, str, int], str]:
-    """Each block of diffusers' UNet -> its LDM name."""
+    """Block of a diffusers UNet -> LDM name."""
     found: dict[tuple[str, str, int], str] = {
         ("mid_block", "resnets", 0): "middle_block.0",
         ("mid_block", "attentions", 0): "middle_block.1",
@@ -69,7 +69,7 @@ def _places(blocks: set[tuple[str, str, int]]) -> dict[tuple[str, str, int], str
             for j in range(layers):
                 found[stage, "resnets", j] = f"{ldm}.{number}.0"
                 found[stage, "attentions", j] = f"{ldm}.{number}.1"
-                if side == "up_blocks" and j == layers - 1:  # it follows what the last layer has
+                if side == "up_blocks" and j == layers - 1:  # comes after the modules of the last layer
                     after = 2 if (stage, "attentions", j) in blocks else 1
                     found[stage, "upsamplers", 0] = f"{ldm}.{number}.{after}"
                 number += 1
@@ -80,7 +80,7 @@ def _places(blocks: set[tuple[str, str, int]]) -> dict[tuple[str, str, int], str
 
 
 def diffusers_names(names: Iterable[str]) -> dict[str, str]:
-    """LDM module names -> diffusers' names of the same modules; names that belong to no UNet are left out.
+    """LDM module names -> diffusers names of the same modules; names that belong to no UNet are skipped.
 
     Example:
         >>> diffusers_names(["input_blocks.0.0", "input_blocks.1.0.in_layers.2"])["input_blocks.1.0.in_layers.2"]
@@ -103,7 +103,7 @@ def diffusers_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _blocks(parts: dict[tuple[str, int], list[str]]) -> dict[tuple[str, int], str]:
-    """Each block of an LDM UNet -> its diffusers name."""
+    """Block of an LDM UNet -> diffusers name."""
     middle = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
     found = {("middle_block", place): name for place, name in enumerate(middle)}
     for side, ldm in (("down_blocks", "input_blocks"), ("up_blocks", "output_blocks")):

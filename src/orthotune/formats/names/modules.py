@@ -1,7 +1,7 @@
-"""Which module of a model is meant by a layer's name in a file, whichever tool wrote the name.
+"""Find the module of a model that a layer name in a file refers to, for files of all tools.
 
-Underscored names are never taken apart: the model's own names are underscored and looked up, and two modules with one
-underscored name are an error.
+Underscored names are never split. Instead, the module names of the model are underscored and looked up; two modules
+with the same underscored name are an error.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ Place = tuple[str, str]
 
 #: the adapters of diffusers' attention processors, below the attention
 _PROCESSOR = re.compile(r"^(?P<attention>.*)\.processor\.to_(?P<name>q|k|v|out)_(?:oft|lora)$")
-#: OpenCLIP's text encoder (SDXL's second one in LDM files) -> transformers' CLIP
+#: OpenCLIP (the second text encoder of SDXL in LDM files) -> CLIP of transformers
 _OPENCLIP = {"attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
 _CLIP_LAYER = re.compile(r"(?:text_model\.)?encoder\.layers\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
 class Match:
-    """Names in the file -> places in the model; names for which there is no place."""
+    """Names in the file -> modules of the model, and the names that match no module."""
 
     matched: dict[str, Place]
     unmatched: list[str] = field(default_factory=list)
 
 
 class ModuleNames:
-    """The modules of a model, or of the components of a pipeline, under every name that a file may give them.
+    """The modules of a model, or of the components of a pipeline, with all names that files use for them.
 
     Args:
         components: component -> names of its modules that can carry an adapter; ``{"": names}`` for one model.
@@ -55,7 +55,7 @@ class ModuleNames:
                 underscored.setdefault(name.replace(".", "_"), set()).update(modules)
 
     def find(self, name: str) -> set[Place]:
-        """Every module that the name may mean; an exact name of a module means that module alone."""
+        """All modules that the name may refer to; an exact module name refers to that module only."""
         if found := _PROCESSOR.match(name):
             name = f"{found['attention']}.to_{'out.0' if found['name'] == 'out' else found['name']}"
         exact = {(component, name) for component, known in self._dotted.items() if name in known.get(name, ())}
@@ -65,7 +65,7 @@ class ModuleNames:
         for prefix, meant, underscored in self._prefixes:
             if not name.startswith(prefix[:-1]) or not (name.startswith(prefix) or underscored):
                 continue
-            # OneTrainer's own files keep the dots behind the prefix that it otherwise underscores
+            # files of OneTrainer keep the dots after a prefix that other tools use with underscores
             flat = underscored and name.startswith(prefix)
             rest = name[len(prefix) :]
             if underscored and not flat and name[len(prefix) - 1 : len(prefix)] != ".":
@@ -77,14 +77,14 @@ class ModuleNames:
 
 
 def match_names(names: Iterable[str], components: Mapping[str, Iterable[str]]) -> Match:
-    """Each layer's name in a file -> its module.
+    """Match the layer names of a file with modules.
 
     Args:
-        names: as they stand in the file, prefix included.
+        names: as in the file, including the prefix.
         components: as for :class:`ModuleNames`.
 
     Raises:
-        AdapterFileError: a name fits several modules, or two names mean one module.
+        AdapterFileError: a name matches several modules, or two names match the same module.
 
     Example:
         >>> match_names(["lycoris_blk_lin", "lycoris_gone"], {"": ["blk.lin"]})
@@ -96,7 +96,7 @@ def match_names(names: Iterable[str], components: Mapping[str, Iterable[str]]) -
         if len(places) > 1:
             raise AdapterFileError(
                 f"layer '{ascii(name)[1:-1]}' of the adapter",
-                got=f"{len(places)} modules that it may mean: {shortened(sorted(map(_worded, places)))}",
+                got=f"{len(places)} modules that match: {shortened(sorted(map(_dotted_path, places)))}",
                 needed="one",
                 do="Load it on the component that it was trained on, as {'text_encoder': model}",
             )
@@ -106,19 +106,23 @@ def match_names(names: Iterable[str], components: Mapping[str, Iterable[str]]) -
         if place in back:
             raise AdapterFileError(
                 f"layers '{ascii(back[place])[1:-1]}' and '{ascii(name)[1:-1]}' of the adapter",
-                got=f"one module for both, '{_worded(place)}'",
+                got=f"the same module for both, '{_dotted_path(place)}'",
                 needed="a module for each",
-                do="Pass the whole pipeline, or name the component, as {'text_encoder_2': model}",
+                do="Pass the complete pipeline, or name the component, as {'text_encoder_2': model}",
             )
         back[place] = name
     return Match(matched, [name for name, places in found.items() if not places])
 
 
-def told_by_tools(component: str, module: str) -> str:
-    """The name that image tools underscore: CLIP's text encoders as transformers called them before version 5.
+def name_in_tools(component: str, module: str) -> str:
+    """The name that image tools underscore: for CLIP text encoders, the name in transformers before version 5.
+
+    Args:
+        component: of the pipeline; "" for a single denoiser.
+        module: name of the module in the component.
 
     Example:
-        >>> told_by_tools("text_encoder_2", "transformer.resblocks.1.mlp.c_fc")
+        >>> name_in_tools("text_encoder_2", "transformer.resblocks.1.mlp.c_fc")
         'text_encoder_2.text_model.encoder.layers.1.mlp.fc1'
     """
     if component.startswith("text_encoder"):
@@ -130,16 +134,16 @@ def told_by_tools(component: str, module: str) -> str:
     return f"{component or 'unet'}.{module}"
 
 
-def _worded(place: Place) -> str:
+def _dotted_path(place: Place) -> str:
     return ".".join(part for part in place if part)
 
 
 def _aliases(names: list[str]) -> dict[str, set[str]]:
-    """Every dotted name that a file may use -> the modules that it stands for."""
+    """Dotted name that a file may use -> the modules that it refers to."""
     known: dict[str, set[str]] = {name: {name} for name in names}
     other = [*ldm_names(names).items(), *diffusers_names(names).items()]
     for name in names:
-        # transformers 5 dropped a level that every file has, and some classes keep it
+        # transformers 5 removed the level text_model, which all files have and some classes keep
         stem = name.removeprefix("text_model.")
         other.append((name, stem if stem != name else f"text_model.{name}"))
         if found := _CLIP_LAYER.fullmatch(name):

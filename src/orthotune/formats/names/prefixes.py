@@ -1,28 +1,28 @@
-"""What stands before the names of modules in files, in groups that several tools share.
+"""Prefixes of module names in files, in groups that several tools share.
 
-Sources: the tools in ``docs/reference/formats.md``. Each format names its groups; the registry collects them all.
+Sources: the tools in ``docs/reference/formats.md``. Each format lists its groups; the registry collects all prefixes.
 """
 
 from __future__ import annotations
 
-#: (prefix, components of a pipeline that the prefix means, whether the rest of the name has underscores for dots)
+#: (prefix, components of a pipeline that the prefix can mean, whether the rest of the name has underscores for dots)
 Prefix = tuple[str, tuple[str, ...], bool]
 
 _DENOISER = ("unet", "transformer")
-#: which encoder of a pipeline these are hangs on the model; their modules' names tell them from CLIP's
+#: the position of these encoders depends on the pipeline; their module names distinguish them from CLIP
 _T5, _LLAMA = ("text_encoder", "text_encoder_2", "text_encoder_3"), ("text_encoder", "text_encoder_4")
 _ANY: tuple[str, ...] = ()
 
-#: names of modules as they are, dotted or underscored, in the files of any tool
+#: module names without a prefix, dotted or underscored, in files of any tool
 BARE: tuple[Prefix, ...] = (("", _ANY, False), ("", _ANY, True))
 PEFT: tuple[Prefix, ...] = (("base_model.model.", _ANY, False),)
-#: sd-scripts (kohya-ss), and every tool that writes what sd-scripts reads
+#: sd-scripts (kohya-ss), and all tools that write files for sd-scripts
 LORA: tuple[Prefix, ...] = (
     ("lora_unet_", _DENOISER, True),
     ("lora_te_", ("text_encoder",), True),
     ("lora_te1_", ("text_encoder",), True),
     ("lora_te2_", ("text_encoder_2",), True),
-    ("lora_te3_", ("text_encoder_3", "text_encoder_2"), True),  # sd-scripts, for the T5 of Flux as of SD3
+    ("lora_te3_", ("text_encoder_3", "text_encoder_2"), True),  # sd-scripts, for T5 of both Flux and SD3
 )
 KOHYA_OFT: tuple[Prefix, ...] = (("oft_unet_", _DENOISER, True),)
 LYCORIS: tuple[Prefix, ...] = (("lycoris_", _ANY, True),)
@@ -36,7 +36,7 @@ ONETRAINER: tuple[Prefix, ...] = (
     ("t5.", _T5, False),
     ("llama.", _LLAMA, False),
 )
-#: components of a pipeline of diffusers
+#: components of a diffusers pipeline
 DIFFUSERS: tuple[Prefix, ...] = (
     ("unet.", _DENOISER, False),
     ("transformer.", _DENOISER, False),
@@ -46,7 +46,7 @@ DIFFUSERS: tuple[Prefix, ...] = (
     ("text_encoder_3.", ("text_encoder_3",), False),
     ("text_encoder_4.", ("text_encoder_4",), False),
 )
-#: components of a checkpoint in one file, as the original (LDM) programs and ComfyUI name them
+#: components of a single-file checkpoint, as named by the original (LDM) programs and ComfyUI
 CHECKPOINT: tuple[Prefix, ...] = (
     ("diffusion_model.", _DENOISER, False),
     ("model.diffusion_model.", _DENOISER, False),

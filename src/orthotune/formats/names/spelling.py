@@ -1,4 +1,4 @@
-"""How each tool spells the names of layers, and what a name in one spelling becomes in another."""
+"""Translate layer names between the spellings of the tools."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from orthotune.formats.registry import prefixes, targets
 
 
 def spelled(stems: Iterable[str], target: str) -> dict[str, str]:
-    """Names in a file -> names in the target's file, for targets that underscore them.
+    """Names in a file -> names in the file of a target that uses underscored names.
+
+    Args:
+        stems: layer names in the source file.
+        target: id of the format that is written.
 
     Raises:
-        UnsupportedLayerError: the target has no name for a component, or two layers would have one name.
+        UnsupportedLayerError: the target has no name for a component, or two layers would have the same name.
 
     Example:
         >>> spelled(["oft_unet_mid_block_conv", "unet.conv_in"], "comfyui")
@@ -37,19 +41,19 @@ def spelled(stems: Iterable[str], target: str) -> dict[str, str]:
         if component == "text_encoder" and not second:
             prefix = prefix.replace("te1", "te")
         found[stem] = prefix + rest.replace(".", "_")
-    _refuse_twins(found)
+    _refuse_duplicates(found)
     return found
 
 
 def dotted(stems: Iterable[str], modules: Mapping[str, Iterable[str]] | None) -> dict[str, str]:
-    """Names in a file -> names of the modules, for PEFT's folders, which belong to one model.
+    """Names in a file -> module names, for PEFT folders, which belong to one model.
 
     Args:
-        stems: names of layers in the file.
-        modules: component -> the base's modules; None if the base is not known, which is enough for dotted names.
+        stems: layer names in the file.
+        modules: component -> modules of the base; None if the base is unknown, which suffices for dotted names.
 
     Raises:
-        UnsupportedLayerError: a name cannot be taken apart without the base, or the layers are of several models.
+        UnsupportedLayerError: a name needs the base, or the layers belong to several models.
     """
     stems = list(stems)
     if modules is not None:
@@ -61,25 +65,29 @@ def dotted(stems: Iterable[str], modules: Mapping[str, Iterable[str]] | None) ->
         flat = [stem for stem, (_, rest) in parts.items() if stem != rest and "." not in stem]
         if flat:
             raise UnsupportedLayerError(
-                f"the names of {len(flat)} layers", got=f"{shortened(flat)}, with dots as underscores",
-                needed="the names of the model's modules", do="Name the base with --base",
+                f"the names of {len(flat)} layers", got=f"{shortened(flat)}, with underscores instead of dots",
+                needed="module names of the model", do="Name the base with --base",
             )  # fmt: skip
         components, found = {component for component, _ in parts.values()}, {s: rest for s, (_, rest) in parts.items()}
     if len(components) > 1:
         raise UnsupportedLayerError(
             "one PEFT folder", got=f"layers of {' and '.join(sorted(components))}", needed="layers of one model",
-            do="Write a single file instead, for a tool that takes a whole pipeline",
+            do="Write a single file instead, for a tool that loads a complete pipeline",
         )  # fmt: skip
-    _refuse_twins(found)
+    _refuse_duplicates(found)
     return found
 
 
 def places(stems: Iterable[str], modules: Mapping[str, Iterable[str]]) -> dict[str, tuple[str, str]]:
     """Names in a file -> component and module of a base.
 
+    Args:
+        stems: layer names in the file.
+        modules: component -> modules of the base.
+
     Raises:
-        UnsupportedLayerError: a name fits no module.
-        AdapterFileError: a name fits several.
+        UnsupportedLayerError: a name matches no module.
+        AdapterFileError: a name matches several modules.
 
     Example:
         >>> places(["lora_unet_blk_lin"], {"unet": ["blk.lin"]})
@@ -96,7 +104,7 @@ def places(stems: Iterable[str], modules: Mapping[str, Iterable[str]]) -> dict[s
 
 
 def component_of(stem: str) -> tuple[str, str]:
-    """The component that the name's prefix means, and the rest; a denoiser is called ``unet``.
+    """The component that the prefix of a name refers to, and the rest of the name; a denoiser is called ``unet``.
 
     Example:
         >>> component_of("lora_te2_text_model_fc"), component_of("base_model.model.blk.lin")
@@ -105,7 +113,7 @@ def component_of(stem: str) -> tuple[str, str]:
     stem = stem.removeprefix(PEFT)
     known = [one for one in prefixes() if one[0]]
     fits = [(prefix, meant) for prefix, meant, _ in known if stem.startswith(prefix)]
-    # OneTrainer keeps the dots of its own prefixes, too
+    # OneTrainer also writes its prefixes with dots
     fits += [(p[:-1] + ".", meant) for p, meant, flat in known if flat and stem.startswith(p[:-1] + ".")]
     if not fits:
         return "", stem
@@ -113,9 +121,9 @@ def component_of(stem: str) -> tuple[str, str]:
     return (meant[0] if meant else ""), stem.removeprefix(prefix)
 
 
-def _refuse_twins(found: Mapping[str, str]) -> None:
+def _refuse_duplicates(found: Mapping[str, str]) -> None:
     back: dict[str, str] = {}
     for stem, name in found.items():
         if name in back:
-            raise UnsupportedLayerError(f"layers '{back[name]}' and '{stem}'", got=f"one name for both, '{name}'")
+            raise UnsupportedLayerError(f"layers '{back[name]}' and '{stem}'", got=f"the same name for both, '{name}'")
         back[name] = stem

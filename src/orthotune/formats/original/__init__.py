@@ -1,1 +1,1 @@
-"""The formats of the original program, Zeju1997/oft."""
+"""The formats of the original OFT program, Zeju1997/oft."""

@@ -1,4 +1,4 @@
-"""The original program, Zeju1997/oft: a checkpoint of oft-control with ``R``, a dense matrix per block."""
+"""The original OFT program, Zeju1997/oft: a checkpoint of oft-control with ``R``, a dense matrix per block."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 class OftControl(Format):
-    """A rotation of the inputs; a shared block rotates the other way."""
+    """A rotation of the inputs; a shared block rotates in the opposite direction."""
 
     name = "oft-control"
     producer = "the original program, oft-control"
     prefixes = CHECKPOINT
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
-        """Whether there are matrices ``R`` outside diffusers' processors."""
+        """Whether the file holds matrices ``R`` outside of the attention processors of diffusers."""
         return any("R" in names and not stem.endswith("_oft") for stem, names in file.layers("R").items())
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
-        """The rotations alone; the weights beside them are left where they are."""
+        """Read the rotations only, not the weights in the checkpoint."""
         from orthotune.formats.original.dense_r import read_checkpoint
 
         return read_checkpoint(file, self.name, options)

@@ -1,4 +1,4 @@
-"""The original program, Zeju1997/oft: ``R``, a dense matrix per block, on the input side."""
+"""The original OFT program, Zeju1997/oft: ``R``, a dense matrix per block, on the input side."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ SUFFIXES = r"R|scaling_factors|OFT\.weight|OFT\.bias"
 
 
 def read_checkpoint(file: AdapterFile, format: str, options: ReadOptions) -> AdapterState:
-    """The adapter in a checkpoint of oft-control; the weights beside it are left where they are.
+    """Read the adapter in a checkpoint of oft-control, without the weights of the model.
+
+    Args:
+        file: opened, its tensors not read yet.
+        format: id of the format.
+        options: facts that the file does not record.
 
     Raises:
-        AdapterFileError: a tensor has a wrong shape, or a shared block does not say which program wrote it.
+        AdapterFileError: a tensor has a wrong shape, or the program that wrote a shared block is unknown.
     """
     layers: dict[str, LayerState] = {}
     transforms: dict[str, FrozenMap] = {}
@@ -41,8 +46,9 @@ def read_checkpoint(file: AdapterFile, format: str, options: ReadOptions) -> Ada
             continue
         if weight is None and shared and options.project is None:
             raise AdapterFileError(
-                f"{file.path} holds shared blocks without the weights that they turn",
-                needed="to know the program: oft-control turns a shared block the other way than oft-db and oft-t2i",
+                f"{file.path} holds shared blocks without the weights that they rotate",
+                needed="the program that wrote it: oft-control rotates shared blocks in the opposite direction to "
+                "oft-db and oft-t2i",
                 do="Pass project='oft-control' or project='oft-db'",
             )
         if options.coft:
@@ -58,22 +64,33 @@ def read_checkpoint(file: AdapterFile, format: str, options: ReadOptions) -> Ada
 
 
 def stored_blocks(file: AdapterFile, name: str, tensor: Tensor) -> Tensor:
-    """``R`` as a stack of matrices; a shared one is stored without the first dimension.
+    """``R`` as a stack of matrices; a shared block is stored without the first dimension.
+
+    Args:
+        file: of the tensor, for messages.
+        name: of the tensor.
+        tensor: the stored tensor.
 
     Raises:
-        AdapterFileError: it is none.
+        AdapterFileError: the tensor has another shape.
     """
     return square_blocks(file, name, tensor.unsqueeze(0) if tensor.dim() == 2 else tensor, 3)
 
 
 def projected(file: AdapterFile, blocks: Tensor, shared: bool, eps: float | None) -> Tensor:
-    """The blocks within COFT's ball: ``eps b² / sqrt(r)`` each, or ``eps b²`` for a shared one.
+    """The blocks projected to the COFT ball, of radius ``eps b² / sqrt(r)``, or ``eps b²`` for a shared block.
+
+    Args:
+        file: for messages.
+        blocks: ``(r, b, b)``.
+        shared: whether there is one shared block.
+        eps: the COFT radius of the run.
 
     Raises:
-        AdapterFileError: the radius is not known.
+        AdapterFileError: ``eps`` is None.
     """
     if eps is None:
-        raise AdapterFileError(f"COFT for {file.path}", needed="its eps, which the file does not hold", do="Pass eps")
+        raise AdapterFileError(f"COFT for {file.path}", needed="its eps, which the file does not record", do="Pass eps")
     b = blocks.shape[-1]
     return within_ball(blocks, eps * b**2 / (1 if shared else blocks.shape[0] ** 0.5))
 
@@ -91,26 +108,31 @@ def _convolution(
         refuse_shape(file.path, name, blocks.shape, f"[{weight[1]}, {weight[2] * weight[3]}, {weight[2] * weight[3]}]")
     if options.eps is not None:
         blocks = projected(file, blocks, shared, options.eps)
-    return Butterfly((blocks - blocks.mT).unsqueeze(0) / 2, "peft", "in", magnitude, scrambled=True)
+    return Butterfly((blocks - blocks.mT).unsqueeze(0) / 2, "peft", "in", magnitude, legacy_conv=True)
 
 
 def _warnings(rest: int, convs: int, options: ReadOptions) -> tuple[str, ...]:
     found = []
     if rest:
-        found.append(f"{rest} other tensors of the checkpoint are not read: the rotations alone are the adapter")
+        found.append(f"{rest} other tensors of the checkpoint are not read: only the rotations belong to the adapter")
     if convs and options.eps is None:
         found.append(
-            f"{convs} convolutions are read as stored: they were kept to a ball, and a file that was saved between an "
-            "optimizer step and the next forward needs eps"
+            f"{convs} convolutions are read as stored. They were trained with COFT, and a file that was saved between "
+            "an optimizer step and the next forward needs eps"
         )
     return tuple(found)
 
 
 def flag(file: AdapterFile, name: str, tensor: Tensor) -> float:
-    """A scalar beside a rotation, such as ``oft_eps``.
+    """The value of a scalar that is stored with a rotation, such as ``oft_eps``.
+
+    Args:
+        file: of the tensor, for messages.
+        name: of the tensor.
+        tensor: the stored tensor.
 
     Raises:
-        AdapterFileError: it is no scalar.
+        AdapterFileError: the tensor is not a scalar.
     """
     if tensor.numel() != 1 or tensor.is_complex():
         refuse_shape(file.path, name, tensor.shape, "one number")

@@ -1,4 +1,4 @@
-"""``R`` in the attention processors of diffusers, with what oft-db and oft-t2i store beside it."""
+"""``R`` in the attention processors of diffusers, with the further tensors of oft-db and oft-t2i."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ SUFFIXES = "R|cross_attention_dim|hidden_size|oft_eps|oft_is_coft"
 
 
 def read_processors(file: AdapterFile, format: str, options: ReadOptions) -> AdapterState:
-    """The adapter: ``W' = W C-((R - Rᵀ) / 2)ᵀ``, shared or not, for the projections of each attention.
+    """Read an adapter, ``W' = W C-((R - Rᵀ) / 2)ᵀ`` with separate or shared blocks, for the attention projections.
 
-    oft-t2i stores whether it kept to a ball; oft-db does not, and is read as stored unless ``options`` say so.
+    oft-t2i records whether the run used COFT. oft-db does not, and is read as stored unless ``options`` say otherwise.
+
+    Args:
+        file: opened, its tensors not read yet.
+        format: id of the format.
+        options: facts that the file does not record.
 
     Raises:
         AdapterFileError: a tensor has a wrong shape.
@@ -26,15 +31,15 @@ def read_processors(file: AdapterFile, format: str, options: ReadOptions) -> Ada
     layers, prefixes = {}, {}
     for stem, names in found.items():
         tensors = file.read(names.values())
-        said = {key: flag(file, name, tensors[name]) for key, name in names.items() if key != "R"}
+        scalars = {key: flag(file, name, tensors[name]) for key, name in names.items() if key != "R"}
         shared = len(file.shapes[names["R"]]) == 2
         blocks = stored_blocks(file, names["R"], tensors[names["R"]])
-        wide = said.get("cross_attention_dim", 0)
+        wide = scalars.get("cross_attention_dim", 0)
         if wide > 0 and wide != blocks.shape[0] * blocks.shape[1] and not (shared and wide % blocks.shape[1] == 0):
             refuse_shape(file.path, names["R"], file.shapes[names["R"]], f"blocks that fill {wide:g} features")
-        coft = bool(said["oft_is_coft"]) if "oft_is_coft" in said else options.coft
+        coft = bool(scalars["oft_is_coft"]) if "oft_is_coft" in scalars else options.coft
         if coft:
-            blocks = projected(file, blocks, shared, said.get("oft_eps", options.eps))
+            blocks = projected(file, blocks, shared, scalars.get("oft_eps", options.eps))
         name = module_of(stem)
         prefixes[name] = stem
         layers[name] = LayerState({"": skew_vector(blocks, 0.5)}, RotationSpec(shared=shared))
@@ -45,7 +50,7 @@ def read_processors(file: AdapterFile, format: str, options: ReadOptions) -> Ada
 
 
 def module_of(stem: str) -> str:
-    """The projection that a processor's rotation turns.
+    """The projection that the rotation of a processor belongs to.
 
     Example:
         >>> module_of("mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_out_oft")

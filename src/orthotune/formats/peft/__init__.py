@@ -1,1 +1,1 @@
-"""PEFT's folders, by version, and orthotune's own, which has the same layout."""
+"""The folders of PEFT, by version, and the folder of orthotune, which has the same layout."""

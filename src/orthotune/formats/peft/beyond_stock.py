@@ -1,17 +1,17 @@
-"""What stock PEFT has no field for, and how a file says so; the config writes by it, the reader reads by it."""
+"""Config fields that stock PEFT does not have, with the values that it assumes. Shared by config and reader."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-#: type of adapters that stock PEFT must not load: it knows no such type and stops
+#: ``peft_type`` of adapters that stock PEFT must not load: it stops at the unknown type
 ORTHOTUNE_TYPE = "ORTHOTUNE"
 
 #: version of the fields below
 FORMAT_VERSION = 1
 
-#: our fields with the value that stock PEFT assumes; any other value is beyond it
+#: field of orthotune -> the value that stock PEFT assumes; it cannot express any other value
 ASSUMED: dict[str, Any] = {
     "side": "in",
     "magnitude": False,
@@ -26,7 +26,7 @@ ASSUMED: dict[str, Any] = {
 
 
 def beyond_stock(config: Mapping[str, Any]) -> list[str]:
-    """The fields and layer kinds because of which stock PEFT cannot express the adapter; empty if it can.
+    """The fields and layer kinds that stock PEFT cannot express; empty if stock PEFT can load the adapter.
 
     Example:
         >>> beyond_stock({"side": "out", "scaled": False})

@@ -1,4 +1,4 @@
-"""PEFT's BOFT, 0.11 and later."""
+"""BOFT of PEFT 0.11 and later."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ class PeftBoft(PeftFolder):
     fields = LATER | {"peft_type": "BOFT", "boft_dropout": 0.0, "peft_version": "0.18.0"}
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
-        """Whether there are butterflies with PEFT's config or PEFT's names, and nothing says that they are older."""
+        """Whether the file holds butterflies with the config or names of PEFT, and does not show an older version."""
         return _is_boft(file) and not _is_old(file, options)
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
-        """Butterflies on the input side; a file without a config may be older than the file says."""
+        """Read butterflies on the input side, with a warning if the version of PEFT is unknown and matters."""
         from orthotune.formats.codecs.boft_r import is_conv, read_butterflies
 
-        state = read_butterflies(file, self.name, "none", scrambled=False)
+        state = read_butterflies(file, self.name, "none", legacy_conv=False)
         if file.config is not None or options.boft_conv is not None:
             return state
         convs = [n["boft_s"] for n in file.layers("boft_s").values() if is_conv(file.shapes[n["boft_s"]])]
         if not convs:
             return state
         warning = (
-            f"{len(convs)} convolutions are read as PEFT 0.14 and later turned them; without the config nothing "
-            "tells an older file, which needs boft_conv='scrambled'"
+            f"{len(convs)} convolutions are read as PEFT 0.14 and later rotate them; a file of an older version, which "
+            "cannot be recognized without its config, needs boft_conv='scrambled'"
         )
         return replace(state, warnings=(warning, *state.warnings))
 
     def encoded(
         self, state: AdapterState, keys: Mapping[str, str], layers: Mapping[str, LayerState]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Blocks and scales, a row for convolutions."""
+        """Encode blocks and scales; the scale of a convolution is a row."""
         from orthotune.formats.codecs.boft_r import boft_tensors, one_size
 
         tensors = boft_tensors(state, keys, conv_row=True)
@@ -60,20 +60,20 @@ class PeftBoft(PeftFolder):
 
 
 class PeftBoft11(PeftFolder):
-    """The same, with convolutions in the order of their memory."""
+    """The same, with the legacy convolution layout."""
 
     name = "peft-boft-0.11"
     producer = "PEFT's BOFT, 0.11 to 0.13"
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
-        """Whether there are such butterflies, and the file or the options say that they are older than 0.14."""
+        """Whether the file holds such butterflies, and the file or the options show a version before 0.14."""
         return _is_boft(file) and _is_old(file, options)
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
-        """Butterflies on the input side, and exact transforms for convolutions."""
+        """Read butterflies on the input side; convolutions are exact weight transforms."""
         from orthotune.formats.codecs.boft_r import read_butterflies
 
-        return read_butterflies(file, self.name, "none", scrambled=True)
+        return read_butterflies(file, self.name, "none", legacy_conv=True)
 
 
 def _is_boft(file: AdapterFile) -> bool:
@@ -82,7 +82,7 @@ def _is_boft(file: AdapterFile) -> bool:
 
 
 def _is_old(file: AdapterFile, options: ReadOptions) -> bool:
-    """Whether the file is from before 0.14, which changed how convolutions are turned."""
+    """Whether the file is from before 0.14, which changed how convolutions are rotated."""
     if options.boft_conv is not None:
         return options.boft_conv == "scrambled"
     if file.has("boft_P"):  # a buffer that was saved before 0.13

@@ -1,4 +1,4 @@
-"""Numbers in a config that may hold anything."""
+"""Read numbers from a config, whose fields may have any type."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from orthotune.errors import AdapterFileError
 
 
 def number(config: Mapping[str, Any], field: str, default: float, most: float = math.inf) -> float:
-    """A field as a number from 0 to ``most``; the default if it is missing or None.
+    """A field as a number from 0 to ``most``.
+
+    Args:
+        config: the fields.
+        field: name of the field.
+        default: the value if the field is missing or None.
+        most: the largest value.
 
     Raises:
-        AdapterFileError: it is something else.
+        AdapterFileError: the field has another value.
 
     Example:
         >>> number({"r": 4}, "r", 0), number({}, "eps", 6e-5)
@@ -29,14 +35,20 @@ def number(config: Mapping[str, Any], field: str, default: float, most: float = 
     return value
 
 
-def whole(config: Mapping[str, Any], field: str, default: int, most: int = 1 << 31) -> int:
-    """The same for a whole number.
+def integer(config: Mapping[str, Any], field: str, default: int, most: int = 1 << 31) -> int:
+    """A field as an integer from 0 to ``most``.
+
+    Args:
+        config: the fields.
+        field: name of the field.
+        default: the value if the field is missing or None.
+        most: the largest value.
 
     Raises:
-        AdapterFileError: it is something else.
+        AdapterFileError: the field has another value.
 
     Example:
-        >>> whole({"r": 4}, "r", 8)
+        >>> integer({"r": 4}, "r", 8)
         4
     """
     value = number(config, field, default, most)

@@ -1,4 +1,4 @@
-"""PEFT's names of what a rotation is: the fields of ``OFTConfig`` and ``adapter_config.json``, to a spec and back."""
+"""Translate the fields of ``OFTConfig`` and ``adapter_config.json`` to a ``RotationSpec`` and back."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from orthotune.formats.peft.beyond_stock import ORTHOTUNE_TYPE
-from orthotune.formats.peft.config_field import number, whole
-from orthotune.formats.peft.layer_settings import MOST_TERMS, SERIES, series_of, with_own
+from orthotune.formats.peft.config_field import integer, number
+from orthotune.formats.peft.layer_settings import MOST_TERMS, SERIES, series_of, with_layer_settings
 from orthotune.rotation.spec import Map, RotationSpec
 
 
 def spec_of_fields(fields: Mapping[str, Any], layer: str | None = None) -> RotationSpec:
-    """What the fields of a config mean at a layer.
+    """The spec that the fields of a config give a layer.
 
     Args:
-        fields: as a file or a config holds them; other fields are left alone. ``r`` leaves the block size at 0.
-        layer: its own ``layer_settings`` are applied.
+        fields: of a file or a config; unknown fields are ignored. With ``r`` the block size is 0.
+        layer: name of the layer whose ``layer_settings`` are applied; None for the settings of all layers.
 
     Raises:
-        AdapterFileError: a field that must be a number is none.
+        AdapterFileError: a field that must be a number is not one.
 
     Source: PEFT ``tuners/oft/config.py``, since 0.16; the older polynomial where no version, or one before 0.18, wrote
     the file.
@@ -33,7 +33,7 @@ def spec_of_fields(fields: Mapping[str, Any], layer: str | None = None) -> Rotat
         block_size=0 if fields.get("r") else fields.get("oft_block_size") or 0,
         side="out" if fields.get("side") == "out" else "in",
         map=map_of_fields(fields),
-        terms=whole(fields, "num_cayley_neumann_terms", 5, MOST_TERMS),
+        terms=integer(fields, "num_cayley_neumann_terms", 5, MOST_TERMS),
         shared=bool(fields.get("block_share")),
         scaled=bool(fields.get("scaled")),
         eps=number(fields, "eps", 6e-5) if fields.get("coft") else None,
@@ -41,30 +41,30 @@ def spec_of_fields(fields: Mapping[str, Any], layer: str | None = None) -> Rotat
         magnitude=bool(fields.get("magnitude")),
     )
     own = {} if layer is None else (fields.get("layer_settings") or {}).get(layer, {})
-    return with_own(spec, own, _series(fields))
+    return with_layer_settings(spec, own, _series(fields))
 
 
 def map_of_fields(fields: Mapping[str, Any]) -> Map:
-    """The map that the fields of a config mean, single layers' own settings aside.
+    """The map that the fields of a config give, without ``layer_settings``.
 
     Example:
         >>> map_of_fields({"peft_type": "OFT", "peft_version": "0.18.0"})
         'neumann'
     """
-    # PEFT's own default is the series; ours is the exact map.
+    # PEFT uses the series by default, orthotune the exact map.
     neumann = fields.get("use_cayley_neumann", fields.get("peft_type") != ORTHOTUNE_TYPE)
     return SERIES[_series(fields)] if neumann else "exact"
 
 
 def fields_of_spec(spec: RotationSpec) -> dict[str, Any]:
-    """The fields that mean the spec in every layer; ``eps`` only where there is a ball.
+    """The fields that give all layers a spec; ``eps`` only with COFT.
 
     Example:
         >>> fields_of_spec(RotationSpec(block_size=8, shared=True))["block_share"]
         True
     """
-    ball = {} if spec.eps is None else {"eps": spec.eps}
-    return ball | {
+    radius = {} if spec.eps is None else {"eps": spec.eps}
+    return radius | {
         "oft_block_size": spec.block_size,
         "side": spec.side,
         "use_cayley_neumann": not spec.exact,

@@ -1,4 +1,4 @@
-"""A folder with ``adapter_config.json``: what the formats of every version of PEFT have in common."""
+"""A folder with ``adapter_config.json``: the base class of the formats of all PEFT versions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from orthotune.formats.adapter_state import AdapterState, LayerState
 
-#: Fields that every version writes, or reads with the same meaning.
+#: Fields that all versions write, or read with the same meaning.
 SHARED: dict[str, Any] = {
     "auto_mapping": None, "base_model_name_or_path": None, "inference_mode": True, "init_weights": True,
     "layers_pattern": None, "layers_to_transform": None, "modules_to_save": None, "revision": None, "task_type": None,
 }  # fmt: skip
-#: Fields of every OFT config, and those that every config has since 0.14.
+#: Fields of all OFT configs, and fields of all configs since 0.14.
 OFT = {"module_dropout": 0.0, "coft": False, "eps": 6e-05}
 LATER = {"bias": "none", "exclude_modules": None, "fan_in_fan_out": False}
 
@@ -29,7 +29,7 @@ class PeftFolder(Format):
     """A format of one version of PEFT.
 
     Attributes:
-        fields: what the version writes beside :data:`SHARED`; PEFT tells its own versions by which fields are there.
+        fields: fields of the version besides :data:`SHARED`; the set of fields identifies a version of PEFT.
     """
 
     prefixes = PEFT
@@ -39,20 +39,20 @@ class PeftFolder(Format):
     def encoded(
         self, state: AdapterState, keys: Mapping[str, str], layers: Mapping[str, LayerState]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors of a written file, and the fields by which PEFT gives every layer its blocks.
+        """The tensors of a written file, and the config fields that describe the blocks of all layers.
 
         Args:
             state: the adapter.
-            keys: layer -> what stands before the suffix of its tensors.
-            layers: dotted name of a module -> its layer, for the fields that name modules.
+            keys: layer -> prefix of its tensor names.
+            layers: dotted module name -> layer, for fields that name modules.
 
         Raises:
-            UnsupportedLayerError: no single config gives every layer its blocks.
+            UnsupportedLayerError: no single config describes the blocks of all layers.
         """
         raise NotImplementedError(f"folders of the format {self.name} cannot be written")
 
     def write(self, state: AdapterState, out: Path, names: Mapping[str, str]) -> Path:
-        """The adapter's folder; the config comes last, so that a folder with a config is complete."""
+        """Write the folder, the config last, so that a folder with a config is complete."""
         from orthotune.files.json_file import write_json
         from orthotune.files.safetensors_file import write_tensors
         from orthotune.formats.adapter_file import CONFIG_NAME, WEIGHTS_NAME
@@ -64,7 +64,7 @@ class PeftFolder(Format):
         keys = {name: PREFIX + module for name, module in names.items()}
         tensors, sizes = self.encoded(state, keys, {names[name]: layer for name, layer in state.layers.items()})
         config |= sizes
-        if state.config.get("peft_type"):  # what PEFT trained beside the rotations, as modules_to_save
+        if state.config.get("peft_type"):  # further parameters that PEFT trained, such as modules_to_save
             tensors |= {PREFIX + name: tensor for name, tensor in state.other.items()}
             config |= {key: state.config[key] for key in ("modules_to_save", "bias") if key in state.config}
         write_tensors(out / WEIGHTS_NAME, tensors, {"format": "pt"})

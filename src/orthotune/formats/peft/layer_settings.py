@@ -1,6 +1,6 @@
-"""``layer_settings`` of a config of ours: what single layers do otherwise than the rest of their adapter.
+"""The config field ``layer_settings`` of orthotune: settings of single layers that differ from the rest of the adapter.
 
-Its keys are part of the file format. They are translated to a spec and back here, and nowhere else.
+Its keys are part of the file format. Only this file translates them to a spec and back.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from orthotune.rotation.spec import Map, RotationSpec
 
-#: field -> what it may hold: types, or the words that are allowed
+#: key -> the allowed types, or the allowed values
 FIELDS: dict[str, tuple[Any, ...]] = {
     "r": (int,),
     "block_size": (int,),
@@ -26,16 +26,16 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "series": ("current", "legacy"),
     "eps": (float, int, type(None)),
 }
-#: PEFT's name of a polynomial -> the spec's
+#: name of a Neumann series in PEFT -> name in a spec
 SERIES: dict[str, Map] = {"current": "neumann", "legacy": "neumann_legacy"}
-#: A series of more terms has overflowed, or long converged; a hostile number would take hours.
+#: Most terms of a series. A longer series has converged or overflowed, and a huge number would take hours.
 MOST_TERMS = 1000
-#: the least and the most that a number may be; an infinite radius would be no ball
+#: smallest and largest values of numbers; an infinite radius would not constrain anything
 RANGES = {"r": (0, 1 << 31), "block_size": (0, 1 << 31), "terms": (1, MOST_TERMS), "eps": (0, 1e300)}
 
 
 def fault(found: Any) -> str | None:
-    """What is wrong with the field as a config holds it, or None.
+    """A description of the fault in the field of a config, or None.
 
     Example:
         >>> fault({"lin": {"side": "up"}})
@@ -55,16 +55,16 @@ def fault(found: Any) -> str | None:
     return None
 
 
-def with_own(spec: RotationSpec, own: Mapping[str, Any], series: str = "current") -> RotationSpec:
-    """The spec of a layer whose own settings say ``own``; the rest of its adapter is ``spec``.
+def with_layer_settings(spec: RotationSpec, own: Mapping[str, Any], series: str = "current") -> RotationSpec:
+    """The spec of a layer with ``layer_settings``.
 
     Args:
-        spec: of the rest.
-        own: one entry of the field; ``r`` leaves the block size to the width of the layer.
-        series: which one is meant where the rest is exact and the layer is not.
+        spec: of the adapter.
+        own: the entry of the layer in the field; with ``r`` the block size depends on the width of the layer.
+        series: the Neumann series of the layer, where the adapter uses the exact map and the layer does not.
 
     Example:
-        >>> with_own(RotationSpec(block_size=8), {"side": "out", "exact": False}).map
+        >>> with_layer_settings(RotationSpec(block_size=8), {"side": "out", "exact": False}).map
         'neumann'
     """
     if not own:
@@ -79,11 +79,11 @@ def with_own(spec: RotationSpec, own: Mapping[str, Any], series: str = "current"
     return replace(spec, **named)
 
 
-def own_settings(spec: RotationSpec) -> dict[str, Any]:
-    """Everything that the field can say of a layer.
+def settings_of_spec(spec: RotationSpec) -> dict[str, Any]:
+    """All settings of a layer, as an entry of the field.
 
     Example:
-        >>> own_settings(RotationSpec(map="neumann_legacy"))["series"]
+        >>> settings_of_spec(RotationSpec(map="neumann_legacy"))["series"]
         'legacy'
     """
     named = {name: getattr(spec, name) for name in ("block_size", "side", "shared", "magnitude", "scaled", "terms")}
@@ -91,24 +91,24 @@ def own_settings(spec: RotationSpec) -> dict[str, Any]:
 
 
 def series_of(spec: RotationSpec) -> str:
-    """PEFT's name of the polynomial; the current one where the map is exact."""
+    """The name of the Neumann series in PEFT; ``current`` where the map is exact."""
     return next((name for name, map in SERIES.items() if map == spec.map), "current")
 
 
 def in_common(specs: Mapping[str, RotationSpec]) -> tuple[RotationSpec, dict[str, dict[str, Any]]]:
-    """What most layers have in common, setting by setting, and the field for the layers that differ.
+    """The most frequent value of each setting, and the field for the layers that differ.
 
     Args:
-        specs: layer -> spec, at least one.
+        specs: layer -> spec; at least one layer.
 
     Example:
         >>> usual, field = in_common({"a": RotationSpec(), "b": RotationSpec(), "c": RotationSpec(side="out")})
         >>> usual.side, field
         ('in', {'c': {'side': 'out'}})
     """
-    settings = {name: own_settings(spec) for name, spec in specs.items()}
+    settings = {name: settings_of_spec(spec) for name, spec in specs.items()}
     first = next(iter(settings.values()))
     usual = {key: Counter(found[key] for found in settings.values()).most_common(1)[0][0] for key in first}
     own = {name: {key: v for key, v in found.items() if v != usual[key]} for name, found in settings.items()}
-    spec = with_own(next(iter(specs.values())), usual)
+    spec = with_layer_settings(next(iter(specs.values())), usual)
     return spec, {name: found for name, found in own.items() if found}

@@ -1,4 +1,4 @@
-"""What PEFT puts before the name of a module, and takes away again."""
+"""The prefix that PEFT puts before module names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ PREFIX = "base_model.model."
 
 
 def bare(name: str) -> str:
-    """The name without PEFT's own prefix.
+    """The name without the prefix of PEFT.
 
     Example:
         >>> bare("base_model.model.lin")

@@ -1,4 +1,4 @@
-"""PEFT's folder since 0.16, and orthotune's own: packed upper triangles."""
+"""The folder of PEFT since 0.16, and of orthotune: packed upper triangles."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 
 
 class PackedFolder(PeftFolder):
-    """A folder that today's PEFT loads, or refuses as beyond it: which one of the three, its config says."""
+    """A folder with packed triangles; its config decides which of the three formats it has."""
 
     shared = True
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
-        """Whether the file has a config, of a kind that no other format knows, and the config means this one."""
+        """Whether the file has a config, is of no other format, and the config stands for this format."""
         if file.config is None or file.has("boft_R|boft_s"):
             return False
         return not _is_older(file, options) and _meant(file.config, options) == self.name
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
-        """The layers with what the config says of each.
+        """Read the layers with the settings in the config.
 
         Raises:
             AdapterFileError: a tensor has a wrong shape or belongs to another method, or the config is for another kind
@@ -55,7 +55,7 @@ class PackedFolder(PeftFolder):
     def encoded(
         self, state: AdapterState, keys: Mapping[str, str], layers: Mapping[str, LayerState]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Packed triangles, and one config for all layers."""
+        """Encode packed triangles, and one config for all layers."""
         from orthotune.formats.peft.sizes import common_size, for_all
         from orthotune.formats.peft.tensors import packed
 
@@ -64,7 +64,7 @@ class PackedFolder(PeftFolder):
 
 
 class Orthotune(PackedFolder):
-    """What stock PEFT has no field for is in ours, and single layers may have settings of their own."""
+    """The folder of orthotune: it has further fields, and settings per layer, that stock PEFT does not have."""
 
     name = target = tool = producer = "orthotune"
     lossless = ANY_MAP | ANY_SCALED_MAP | {EMBEDDING, OTHER_EMBEDDING, PACKED}
@@ -74,7 +74,7 @@ class Orthotune(PackedFolder):
     def encoded(
         self, state: AdapterState, keys: Mapping[str, str], layers: Mapping[str, LayerState]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Packed triangles, what most layers have in common, and ``layer_settings`` for the others."""
+        """Encode packed triangles, the settings of most layers, and ``layer_settings`` for the others."""
         from orthotune.formats.peft.fields import fields_of_spec
         from orthotune.formats.peft.layer_settings import in_common
         from orthotune.formats.peft.tensors import packed
@@ -84,7 +84,7 @@ class Orthotune(PackedFolder):
 
 
 class PeftOft(PackedFolder):
-    """The current series, or the exact map."""
+    """The current Neumann series, or the exact map."""
 
     name = "peft-oft"
     producer = "PEFT 0.18 or later, or 0.16 and later with exact rotations"
@@ -95,7 +95,7 @@ class PeftOft(PackedFolder):
 
 
 class PeftOft16(PackedFolder):
-    """The older series: it changed in 0.18, which also began to record the version."""
+    """The Neumann series before 0.18. Since 0.18 PEFT has another series and records its version."""
 
     name = "peft-oft-0.16"
     producer = "PEFT 0.16 or 0.17"
@@ -105,7 +105,7 @@ class PeftOft16(PackedFolder):
     fields = OFT | LATER | {"peft_type": "OFT", "r": 0}
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
-        """The same, with a warning where nothing but the lack of a version says which series it is."""
+        """Read the layers, with a warning where the series is only inferred from the missing version."""
         state = super().read(file, options)
         if state.config.get("peft_version") or options.series is not None:
             return state

@@ -1,4 +1,4 @@
-"""PEFT's OFT 0.14 and 0.15: dense ``oft_r`` on the input side and a scale ``oft_s``."""
+"""OFT of PEFT 0.14 and 0.15: dense ``oft_r`` on the input side and a scale ``oft_s``."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class PeftOft14(PeftFolder):
     fields = OFT | LATER | {"peft_type": "OFT"}
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
-        """Whether there are dense blocks and a scale."""
+        """Whether the file holds dense blocks and a scale."""
         return file.has("oft_r") and file.has("oft_s")
 
     def read(self, file: AdapterFile, options: ReadOptions) -> AdapterState:
-        """A rotation and a scale for each layer, within COFT's ball if the config has one."""
+        """Read each layer as a rotation with a scale, projected to the COFT ball if the config has COFT."""
         from orthotune.formats.peft.dense import read_14
 
         return read_14(file, self.name)
@@ -40,7 +40,7 @@ class PeftOft14(PeftFolder):
     def encoded(
         self, state: AdapterState, keys: Mapping[str, str], layers: Mapping[str, LayerState]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Dense blocks and scales, and one size of the blocks or one number of them."""
+        """Encode dense blocks and scales, and a common block size or number of blocks."""
         from orthotune.formats.peft.sizes import common_size, for_all
         from orthotune.formats.peft.tensors import columns, dense
 

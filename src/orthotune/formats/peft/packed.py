@@ -1,4 +1,4 @@
-"""Packed upper triangles with the config of PEFT since 0.16, or of orthotune."""
+"""Read packed upper triangles with the config of PEFT since 0.16 or of orthotune."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ _OLDER = {"oft_r": "PEFT 0.8 to 0.15", "oft_s": "PEFT 0.14 or 0.15", "boft_R": "
 
 
 def read_folder(file: AdapterFile, format: str, options: ReadOptions) -> AdapterState:
-    """The adapter in a folder that PEFT or orthotune wrote.
+    """Read the adapter in a folder of PEFT or orthotune.
+
+    Args:
+        file: opened, its tensors not read yet.
+        format: id of the format.
+        options: facts that the file does not record.
 
     Raises:
         AdapterFileError: a tensor has a wrong shape or belongs to another method, or the config is for another kind of
@@ -76,7 +81,7 @@ def _layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Adap
     if not rotations:
         kinds = sorted({kind for key in tensors for mark, kind in _OLDER.items() if f".{mark}" in key})
         raise AdapterFileError(
-            f"{file.path} holds no rotation",
+            f"{file.path} has no rotation",
             got=f"tensors of {' and '.join(kinds)}" if kinds else f"{shortened(tensors) or 'no tensor at all'}",
             needed="names that end in oft_R.weight",
         )
@@ -87,11 +92,11 @@ def _layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Adap
     if (wrong := fault(own)) is not None:
         raise AdapterFileError(f"layer_settings of {file.path.parent / CONFIG_NAME}", got=wrong)
     specs = {name: spec_of_fields(config, name) for name in rotations}
-    # Experts share a tensor, and the radius of each depends on how many there are, which only the base model knows.
+    # Experts share a tensor, and the COFT radius of each depends on their number, which only the base model has.
     if config.get("target_parameters"):
         specs = {name: spec if "eps" in own.get(name, {}) else replace(spec, eps=None) for name, spec in specs.items()}
     return {
-        # Dropout is a setting of the run, not of what the file holds.
+        # Dropout is a setting of the training run, not part of the adapter.
         name: LayerState(parts, replace(specs[name], dropout=0.0), magnitudes.get(name), name in embeddings)
         for name, parts in rotations.items()
     }

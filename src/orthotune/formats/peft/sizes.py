@@ -1,4 +1,4 @@
-"""Which fields of a config give every layer the blocks that it has."""
+"""The config fields that describe the blocks of all layers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Any
 
 from orthotune.errors import UnsupportedLayerError
 from orthotune.formats.adapter_state import LayerState
-from orthotune.formats.peft.config_field import whole
+from orthotune.formats.peft.config_field import integer
 from orthotune.formats.peft.fields import fields_of_spec
 from orthotune.rotation.blocks import nearest_divisor
 
 
 def common_size(layers: Mapping[str, LayerState], config: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """One ``oft_block_size``, or one ``r``, from which the nearest-divisor rule finds each layer's own.
+    """One ``oft_block_size`` or ``r``, from which the nearest-divisor rule gives the block size of each layer.
 
-    ``config`` is the one that the layers came with: shared blocks of several sizes do not say how wide their layers
-    are, but the rule that made them is the same in every version since 0.14.
+    Args:
+        layers: name -> layer.
+        config: the config of the source, if there is one. Its ``r`` is used for shared blocks of several sizes, whose
+            layer widths are unknown; the nearest-divisor rule is the same in all versions since 0.14.
 
     Raises:
-        UnsupportedLayerError: there is none.
+        UnsupportedLayerError: there is no such value.
 
     Example:
         >>> import torch
@@ -35,26 +37,26 @@ def common_size(layers: Mapping[str, LayerState], config: Mapping[str, Any] | No
     for r in counts:
         if all(not layer.spec.shared and _gives(layer, r) == layer.block_count() for layer in layers.values()):
             return {"r": r, "oft_block_size": 0}
-    given = whole(config or {}, "r", 0)
+    given = integer(config or {}, "r", 0)
     if given and "oft_block_size" in (config or {}) and all(layer.spec.shared for layer in layers.values()):
         return {"r": given, "oft_block_size": 0}
     raise UnsupportedLayerError(
-        "one config of PEFT's for all layers", got=f"blocks of {sizes}, {counts} of them",
-        needed="one block size, or one number of blocks, that is nearest to every layer's own",
-        do="Write it for orthotune, or a single file, which takes each layer's own",
+        "one PEFT config for all layers", got=f"blocks of {sizes}, {counts} of them",
+        needed="one block size, or one number of blocks, that gives the sizes of all layers",
+        do="Write it for orthotune, or a single file, which store the sizes per layer",
     )  # fmt: skip
 
 
 def _gives(layer: LayerState, wanted: int) -> int:
     count = layer.block_count()
-    if count is None:  # a shared block does not say how wide the layer is; what divides it is taken as it is
+    if count is None:  # the width of a layer with a shared block is unknown
         return wanted
     features = count * layer.block_size()
     return nearest_divisor(features, min(wanted, features))
 
 
 def counts_of(layers: Mapping[str, LayerState]) -> dict[str, Any]:
-    """``r`` and ``rank_pattern``, the number of blocks of each layer.
+    """``r`` and ``rank_pattern`` for the number of blocks of each layer.
 
     Example:
         >>> import torch
@@ -67,20 +69,20 @@ def counts_of(layers: Mapping[str, LayerState]) -> dict[str, Any]:
 
 
 def for_all(layers: Mapping[str, LayerState], *names: str) -> dict[str, Any]:
-    """Fields of PEFT's that no layer can have for itself.
+    """Fields of PEFT that must be the same in all layers.
 
     Args:
         layers: at least one.
         names: of the fields.
 
     Raises:
-        UnsupportedLayerError: two layers differ in one.
+        UnsupportedLayerError: two layers differ in a field.
     """
     fields = [fields_of_spec(layer.spec) for layer in layers.values()]
     for name in names:
         if len(found := {own[name] for own in fields}) > 1:
             raise UnsupportedLayerError(
                 "one config for all layers", got=f"layers with {name} {' and '.join(sorted(map(str, found)))}",
-                do="Write a single file instead, for a tool that takes each layer's own",
+                do="Write a single file instead, for a tool that stores them per layer",
             )  # fmt: skip
     return {name: fields[0][name] for name in names}

@@ -1,4 +1,4 @@
-"""The tensors of PEFT's folders, as each version loads them."""
+"""The tensors of PEFT folders, as each version loads them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from orthotune.formats.codecs import oft_blocks
 
 
 def packed(state: AdapterState, keys: Mapping[str, str]) -> dict[str, Tensor]:
-    """Packed triangles and magnitudes, since 0.16.
+    """Packed triangles and magnitudes of PEFT since 0.16.
 
     Args:
         state: layers of any number of parts.
-        keys: layer -> what stands before the suffix.
+        keys: layer -> prefix of its tensor names.
     """
     tensors = {}
     for name, layer in state.layers.items():
@@ -28,22 +28,22 @@ def packed(state: AdapterState, keys: Mapping[str, str]) -> dict[str, Tensor]:
 
 
 def dense(state: AdapterState, keys: Mapping[str, str], factor: float) -> dict[str, Tensor]:
-    """Dense blocks ``A``, before 0.16, which computes ``C-((A - Aᵀ) / 2)``.
+    """Dense blocks ``A`` of PEFT before 0.16, which computes ``C-((A - Aᵀ) / 2)``.
 
     Args:
         state: layers with one rotation.
-        keys: layer -> what stands before the suffix.
-        factor: of the skew blocks; -1 for versions that transpose the rotation.
+        keys: layer -> prefix of its tensor names.
+        factor: multiplies the skew blocks; -1 for versions that transpose the rotation.
     """
     return {f"{keys[n]}.oft_r": oft_blocks.dense(layer.vector(), factor) for n, layer in state.layers.items()}
 
 
 def columns(state: AdapterState, keys: Mapping[str, str]) -> dict[str, Tensor]:
-    """Scales of the rows, of 0.14 and 0.15.
+    """Scales of the rows of PEFT 0.14 and 0.15.
 
     Args:
-        state: layers that each have a scale.
-        keys: layer -> what stands before the suffix.
+        state: all its layers have a scale.
+        keys: layer -> prefix of its tensor names.
     """
     tensors = {}
     for name, layer in state.layers.items():

@@ -1,1 +1,1 @@
-"""The adapter of an image run: its settings, targets and files."""
+"""The adapter of an image run: settings, targets and files."""

@@ -1,4 +1,4 @@
-"""What is trained of an image model, put on, counted, merged."""
+"""Add an adapter to an image model, count its parameters, merge it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from orthotune.errors import ConfigError
 from orthotune.image.adapter.settings import AdapterSettings
-from orthotune.image.adapter.targets import adapted_modules, component, meant_names, with_weight
+from orthotune.image.adapter.targets import adapted_modules, component, target_names, with_weight
 from orthotune.image.families.pipeline_family import PipelineFamily
 from orthotune.runs.adapters import lora_config, rotation_config
 
@@ -22,13 +22,17 @@ NAME = "default"
 
 
 def add_adapter(family: PipelineFamily, settings: AdapterSettings) -> dict[str, nn.Module]:
-    """Put what ``settings`` describe into the pipeline; its parameters, float32, are then all that requires gradients.
+    """Add the adapter that ``settings`` describe. Afterwards only its parameters, in float32, require gradients.
+
+    Args:
+        family: the pipeline, changed in place.
+        settings: of the adapter; method ``full`` trains the weights themselves.
 
     Returns:
-        component -> its module, which is the one of the pipeline, changed in place.
+        component -> its module in the pipeline.
 
     Raises:
-        TargetError: no module is meant.
+        TargetError: no module matches.
         ConfigError: a component has an adapter already.
         BlockSizeError: a block size does not fit a layer.
     """
@@ -36,7 +40,7 @@ def add_adapter(family: PipelineFamily, settings: AdapterSettings) -> dict[str, 
     parts = {name: component(family, name) for name in names}
     for name, part in parts.items():
         if any(isinstance(module, BaseTunerLayer) for module in part.modules()):
-            raise ConfigError(f"an adapter for {name}", got="an adapter in it already", do="Merge it first")
+            raise ConfigError(f"an adapter for {name}", got="an adapter that is there already", do="Merge it first")
     if settings.method == "lora" and settings.lora_rank is None:
         settings = dataclasses.replace(settings, lora_rank=matching_rank(family, settings)[0])
     for name, part in parts.items():
@@ -48,10 +52,14 @@ def add_adapter(family: PipelineFamily, settings: AdapterSettings) -> dict[str, 
 
 
 def matching_rank(family: PipelineFamily, settings: AdapterSettings) -> tuple[int, int, int]:
-    """The LoRA rank whose trainable parameters come nearest to those of the rotations on the same layers.
+    """The LoRA rank whose number of parameters is nearest to that of the rotations on the same layers.
+
+    Args:
+        family: the pipeline; it is not changed.
+        settings: of the adapter.
 
     Returns:
-        the rank, LoRA's parameters at that rank, and the rotations' parameters.
+        The rank, the parameters of LoRA at that rank, and the parameters of the rotations.
     """
     method = settings.method if settings.method in ("oft", "coft") else "oft"
     wanted = _count_on_copy(family, dataclasses.replace(settings, method=method))
@@ -61,7 +69,7 @@ def matching_rank(family: PipelineFamily, settings: AdapterSettings) -> tuple[in
 
 
 def trained(family: PipelineFamily) -> dict[str, nn.Parameter]:
-    """Every parameter that requires gradients, by ``component.name``."""
+    """``component.name`` -> parameter, for all parameters that require gradients."""
     return {
         f"{part}.{name}": parameter
         for part in (family.denoiser_name, *family.text_encoders)
@@ -71,20 +79,20 @@ def trained(family: PipelineFamily) -> dict[str, nn.Parameter]:
 
 
 def merge(family: PipelineFamily) -> None:
-    """Merge the adapter into the weights; it stays there to be unmerged."""
+    """Merge the adapter into the weights; :func:`unmerge` undoes this."""
     for layer in _layers(family):
         layer.merge(safe_merge=True)
 
 
 def unmerge(family: PipelineFamily) -> None:
-    """Give the weights back: of a rotation bit for bit, of a LoRA as PEFT does, by subtracting again."""
+    """Restore the weights: bit for bit under a rotation, by subtraction under LoRA, as PEFT does."""
     for layer in _layers(family):
         layer.unmerge()
 
 
 def _config(family: PipelineFamily, name: str, adapted: list[str], settings: AdapterSettings) -> PeftConfig:
-    # Short names where they mean the same: a config that people read, and that fits models of other depths.
-    ends = meant_names(family, settings)[name]
+    # Short names if they match the same modules: readable, and valid for models of other depths.
+    ends = target_names(family, settings)[name]
     idle = set(with_weight(component(family, name), ends)) - set(adapted)
     if settings.method == "lora":
         assert settings.lora_rank is not None
@@ -122,7 +130,7 @@ def _count_on_copy(family: PipelineFamily, settings: AdapterSettings) -> int:
         memo |= {id(buffer): buffer.to("meta") for buffer in part.buffers()}
         bare = copy.deepcopy(part, memo).requires_grad_(False)
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what there is to say is said of the model itself
+            warnings.simplefilter("ignore")  # the same warnings are shown for the model itself
             _adapt(bare, adapted, family, name, settings)
         count += sum(p.numel() for p in bare.parameters() if p.requires_grad)
     return count

@@ -1,4 +1,4 @@
-"""What the base predicts, as the target of pictures whose look is to be kept."""
+"""Predictions of the base model as training targets for images that should not change."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from orthotune.runs.adapter_off import adapter_off
 def kept_targets(
     target: Tensor, rows: Tensor | None, denoiser: nn.Module, predict: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """``target`` ``[n, ...]`` with, in ``rows``, what ``denoiser`` predicts there without its adapters; no gradient.
+    """``target`` with some rows replaced by the prediction of the denoiser without its adapters; no gradient.
 
-    The loss of such a row is the change of the output, without the noise that an image's own target brings: the loss
-    of distillation (Li and Hoiem 2016, arXiv 1606.09282) where DreamBooth has that of the class images.
+    The loss of such a row is the change of the output. It is a distillation loss (Li and Hoiem 2016, arXiv 1606.09282),
+    used in place of the loss on class images in DreamBooth, and has no noise from the sampled target.
 
     Args:
-        target: float32, what would be learned.
-        rows: bool ``[n]``; None leaves ``target`` as it is.
-        denoiser: with its adapters, as PEFT's layers.
-        predict: what ``denoiser`` predicts for the rows of a mask, float32 ``[rows, ...]``.
+        target: the training targets, float32 ``[n, ...]``.
+        rows: bool ``[n]``, the rows to replace; None returns ``target`` unchanged.
+        denoiser: with its PEFT adapters.
+        predict: returns the prediction for the rows of a mask, float32 ``[rows, ...]``.
 
     Example:
         >>> target = torch.zeros(3, 1)

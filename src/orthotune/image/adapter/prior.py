@@ -1,4 +1,4 @@
-"""Prior preservation: pictures of a subject beside pictures of its class in every batch."""
+"""Prior preservation: each batch holds images of a subject and images of its class."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from orthotune.image.loop.order import Bucket, Dataset
 
 
 class WithPrior:
-    """A data set whose every batch holds as many images of the class as of the subject.
+    """A data set whose batches hold equal numbers of images of the subject and of the class.
 
-    The mean loss of a batch is then that of DreamBooth (Ruiz et al. 2023, arXiv 2208.12242, equation 2): the subject's
-    mean plus ``weight`` times the class's.
+    The mean loss of a batch is that of DreamBooth (Ruiz et al. 2023, arXiv 2208.12242, equation 2): the mean over the
+    subject plus ``weight`` times the mean over the class.
 
     Args:
-        subject, classes: the two sets; all images of one size.
-        weight: of the class; 1 as published.
-        keep: take for the class what the base predicts of its images as the target, not the images.
+        subject: images of the subject.
+        classes: images of the class; all images of both sets have one size.
+        weight: of the loss on the class; 1 in the paper.
+        keep: the targets for the class are the predictions of the base, not the images.
 
     Raises:
-        DataError: images of different sizes, or none.
+        DataError: images of different sizes, or a set without images.
     """
 
     def __init__(self, subject: Dataset, classes: Dataset, weight: float = 1.0, keep: bool = False) -> None:
@@ -34,24 +35,24 @@ class WithPrior:
         if len(sizes) != 1 or not len(subject) or not len(classes):
             found = ", ".join(f"{width} x {height}" for height, width in sorted(sizes))
             raise DataError(
-                "pictures of the subject and of its class",
-                got=f"sizes {found}" if len(sizes) > 1 else "none of one of them",
+                "images of the subject and of its class",
+                got=f"sizes {found}" if len(sizes) > 1 else "no images in one of the two sets",
                 needed="one size for all, as they share a batch",
-                do="Leave buckets=false, or train without class pictures" if len(sizes) > 1 else None,
+                do="Leave buckets=false, or train without class images" if len(sizes) > 1 else None,
             )
 
     def __len__(self) -> int:
         return max(len(self.subject), len(self.classes))
 
     def bucket(self, index: int) -> Bucket:
-        """The one size of all."""
+        """The size of all images, whichever the index."""
         return self.subject.bucket(0)
 
     def batch(self, indices: list[int]) -> Batch:
-        """The subject's images of these numbers, counted round, then the class's."""
+        """The images of the subject with these indices, modulo their number, then those of the class."""
         subject = self.subject.batch([index % len(self.subject) for index in indices])
         classes = self.classes.batch([index % len(self.classes) for index in indices])
-        # Both together are twice as many: a mean over them halves each.
+        # The batch has twice as many images, and the mean over it halves both losses.
         subject = replace(subject, weight=2 * subject.weight)
         classes = replace(classes, weight=2 * self.weight * classes.weight)
         if self.keep:
@@ -61,7 +62,12 @@ class WithPrior:
 
 
 def joined(one: Batch, other: Batch) -> Batch:
-    """Two batches as one."""
+    """Concatenate two batches of the same structure.
+
+    Args:
+        one: the first rows.
+        other: the rows after them.
+    """
     values: dict[str, Any] = {}
     for field in fields(Batch):
         first, second = getattr(one, field.name), getattr(other, field.name)

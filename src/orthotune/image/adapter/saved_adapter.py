@@ -1,4 +1,4 @@
-"""What was trained of an image model, in files that others read: safetensors, in PEFT's or diffusers' own layout."""
+"""Save and load the adapter of an image model: safetensors in the layout of PEFT or of diffusers."""
 
 from __future__ import annotations
 
@@ -20,20 +20,24 @@ from orthotune.image.adapter.adapters import NAME
 from orthotune.image.families.pipeline_family import PipelineFamily
 from orthotune.image.loop.quiet_loading import quiet_loading
 
-#: diffusers' name for the file of a LoRA
+#: file name of a LoRA in diffusers
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 def save_adapter(family: PipelineFamily, folder: Path) -> None:
-    """Write the adapter in the pipeline.
+    """Write the adapter of the pipeline.
 
-    Rotations go into PEFT's folder, ``adapter_config.json`` and ``adapter_model.safetensors``: of one component under
-    PEFT's names, which stock PEFT loads on it where it can express the adapter; of several under
-    ``component.module``, which :func:`orthotune.load_adapter` reads for the pipeline. A LoRA goes into the file that
-    diffusers' ``load_lora_weights`` reads.
+    Rotations are written as a PEFT folder, ``adapter_config.json`` and ``adapter_model.safetensors``. For one component
+    the names are those of PEFT, and stock PEFT can load the folder if it can express the adapter. For several
+    components the names are ``component.module``, which :func:`orthotune.load_adapter` reads for the pipeline. A LoRA
+    is written as the file that ``load_lora_weights`` of diffusers reads.
+
+    Args:
+        family: the pipeline with its adapter.
+        folder: an existing folder.
 
     Raises:
-        ConfigError: the pipeline has no adapter; weights trained in full are saved with the pipeline.
+        ConfigError: the pipeline has no adapter. After full finetuning, save the pipeline itself.
         OutputError: the files cannot be written.
     """
     parts = {name: getattr(family.pipeline, name) for name in (family.denoiser_name, *family.text_encoders)}
@@ -52,7 +56,11 @@ def save_adapter(family: PipelineFamily, folder: Path) -> None:
 
 
 def load_adapter(family: PipelineFamily, folder: Path) -> None:
-    """Put an adapter that :func:`save_adapter` or another tool wrote on the pipeline; it can be trained further.
+    """Load an adapter that :func:`save_adapter` or another tool wrote; its parameters are trainable.
+
+    Args:
+        family: the pipeline, changed in place.
+        folder: with the adapter.
 
     Raises:
         AdapterFileError: the files are damaged or belong to another model.
@@ -67,7 +75,7 @@ def load_adapter(family: PipelineFamily, folder: Path) -> None:
             raise AdapterFileError(
                 f"{folder / LORA_WEIGHTS} for {family.name}", got=str(fault).splitlines()[0]
             ) from fault
-        for part in family.modules().values():  # diffusers leaves that of a text encoder frozen
+        for part in family.modules().values():  # diffusers leaves the adapter of a text encoder frozen
             for name, parameter in part.named_parameters():
                 if f".{NAME}." in name:
                     parameter.requires_grad_(True)
@@ -84,7 +92,7 @@ def _save_rotations(folder: Path, tensors: dict[str, dict[str, Tensor]], configs
     }
     first = next(iter(configs.values()))
     config = dict(first)
-    if several:  # stock PEFT would look for the names on one model, find none, and train an identity
+    if several:  # stock PEFT would find none of the names on a single model, and silently load nothing
         config["peft_type"] = ORTHOTUNE_TYPE
         for name in ("target_modules", "exclude_modules", "needs_orthotune_for"):
             merged = {value for held in configs.values() for value in held.get(name) or ()}
@@ -98,11 +106,11 @@ def _save_rotations(folder: Path, tensors: dict[str, dict[str, Tensor]], configs
 def _save_lora(
     family: PipelineFamily, folder: Path, tensors: dict[str, dict[str, Tensor]], configs: dict[str, Any]
 ) -> None:
-    said: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for component, held in tensors.items():
-        said[f"{component}_lora_layers"] = held
-        said[f"{component}_lora_adapter_metadata"] = configs[component]
-    type(family.pipeline).save_lora_weights(save_directory=str(folder), **said)
+        arguments[f"{component}_lora_layers"] = held
+        arguments[f"{component}_lora_adapter_metadata"] = configs[component]
+    type(family.pipeline).save_lora_weights(save_directory=str(folder), **arguments)
 
 
 def _float32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

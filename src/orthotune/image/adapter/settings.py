@@ -1,4 +1,4 @@
-"""How an image model is adapted: method, modules, sizes."""
+"""The settings of an adapter of an image model: method, modules, sizes."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ METHODS = ("oft", "coft", "lora", "full")
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """How a model is adapted.
+    """The settings of an adapter.
 
     Args:
-        method: ``"oft"``, ``"coft"``, ``"lora"``, or ``"full"``: the weights that an adapter would turn are trained
-            themselves, their biases are not.
+        method: ``"oft"``, ``"coft"``, ``"lora"`` or ``"full"``, which trains the target weights themselves, without
+            biases.
         targets: ``"attention"``, ``"attention+convolutions"`` or names of the denoiser's modules, as in PEFT's
             ``target_modules``.
-        block_size: of the rotations; ``OFTConfig``'s own where neither it nor ``r`` is given.
-        r: blocks in each layer, instead of ``block_size``.
-        eps: freedom of COFT, its own default if None; no other method has one.
+        block_size: of the rotations; the default of ``OFTConfig`` if neither ``block_size`` nor ``r`` is given.
+        r: number of blocks in each layer, instead of ``block_size``.
+        eps: COFT radius, only for method ``coft``; its default if None.
         rotation: further fields of ``OFTConfig``, such as ``{"magnitude": True}``.
-        lora_rank: None for the rank whose parameters come nearest to those of the rotations described here.
+        lora_rank: None for the rank whose number of parameters is nearest to that of the rotations with these settings.
         lora_alpha: twice the rank if None.
         lora: further fields of ``LoraConfig``, such as ``{"use_rslora": True}``.
-        text_encoders: adapt the attention of the CLIP text encoders, too. T5 stays frozen.
+        text_encoders: also adapt the attention of the CLIP text encoders. T5 stays frozen.
 
     Raises:
-        RecipeError: there is no such method.
+        RecipeError: the method is unknown.
     """
 
     method: str = "oft"

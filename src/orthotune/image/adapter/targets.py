@@ -1,4 +1,4 @@
-"""Which modules of an image model are adapted."""
+"""Find the modules of an image model that are adapted."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 def targets(family: PipelineFamily, wanted: str | Sequence[str] = ATTENTION) -> list[str]:
-    """Last parts of the names of the denoiser's modules that ``wanted`` means.
+    """The ends of the module names in the denoiser that ``wanted`` stands for.
+
+    Args:
+        family: the pipeline.
+        wanted: ``"attention"``, ``"attention+convolutions"`` or names as in ``target_modules`` of PEFT.
 
     Raises:
-        TargetError: the family has no convolutions, or its denoiser no module of a name.
+        TargetError: the family has no convolutions, or a name matches no module of the denoiser.
     """
     if wanted == ATTENTION:
         return list(family.attention)
     if wanted == WITH_CONVOLUTIONS:
         if not family.convolutions:
             raise TargetError(
-                f"target_modules={wanted}", got=f"no convolutions in {family.name}", do=f"Say {ATTENTION}"
+                f"target_modules={wanted}", got=f"no convolutions in {family.name}", do=f"Use {ATTENTION}"
             )
         return [*family.attention, *family.convolutions]
     names = [wanted] if isinstance(wanted, str) else list(wanted)
@@ -42,13 +46,17 @@ def targets(family: PipelineFamily, wanted: str | Sequence[str] = ATTENTION) -> 
 
 
 def adapted_modules(family: PipelineFamily, settings: AdapterSettings) -> dict[str, list[str]]:
-    """Component -> full names of the modules that are adapted; without those on which no image depends.
+    """Component -> full names of the modules to adapt, without modules on which no image depends.
+
+    Args:
+        family: the pipeline.
+        settings: of the adapter.
 
     Raises:
-        TargetError: as :func:`targets`, or nothing that is meant has a weight to turn.
+        TargetError: as :func:`targets`, or no matching module of a component has a weight.
     """
     found = {}
-    for name, ends in meant_names(family, settings).items():
+    for name, ends in target_names(family, settings).items():
         idle = family.idle_modules(name)
         found[name] = [key for key in with_weight(component(family, name), ends) if not key.startswith(idle or ("\0",))]
         if not found[name]:
@@ -56,8 +64,13 @@ def adapted_modules(family: PipelineFamily, settings: AdapterSettings) -> dict[s
     return found
 
 
-def meant_names(family: PipelineFamily, settings: AdapterSettings) -> dict[str, list[str]]:
-    """Component -> last parts of the names of the modules that are meant."""
+def target_names(family: PipelineFamily, settings: AdapterSettings) -> dict[str, list[str]]:
+    """Component -> ends of the names of the modules to adapt.
+
+    Args:
+        family: the pipeline.
+        settings: of the adapter.
+    """
     ends = {family.denoiser_name: targets(family, settings.targets)}
     if settings.text_encoders:
         ends |= {name: list(TEXT_ATTENTION) for name, part in family.text_encoders.items() if _is_clip(part)}
@@ -65,18 +78,32 @@ def meant_names(family: PipelineFamily, settings: AdapterSettings) -> dict[str, 
 
 
 def with_weight(module: nn.Module, ends: Sequence[str]) -> list[str]:
-    """Full names of the modules inside ``module`` that end so and have a weight to turn."""
+    """Full names of the modules inside ``module`` that match and have a weight of two or more dimensions.
+
+    Args:
+        module: searched with all its submodules.
+        ends: ends of names.
+    """
     return [key for key, part in module.named_modules() if _has_weight(part) and any(ends_with(key, e) for e in ends)]
 
 
 def component(family: PipelineFamily, name: str) -> nn.Module:
-    """The pipeline's network of that name."""
+    """A network of the pipeline.
+
+    Args:
+        family: the pipeline.
+        name: attribute of the pipeline, such as ``unet``.
+    """
     part: nn.Module = getattr(family.pipeline, name)
     return part
 
 
 def ends_with(key: str, name: str) -> bool:
-    """Whether ``name`` means the module ``key``, as PEFT reads it.
+    """Whether ``name`` matches a module, by the rule of PEFT.
+
+    Args:
+        key: full name of the module.
+        name: entry of ``target_modules``.
 
     Example:
         >>> ends_with("blocks.0.to_out.0", "to_out.0"), ends_with("blocks.0.add_q", "q")

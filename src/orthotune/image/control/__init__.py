@@ -1,1 +1,1 @@
-"""Controllable generation: condition images, the encoder of hints and the pipeline."""
+"""Controllable generation: control images, their encoder and the pipeline."""

@@ -1,4 +1,4 @@
-"""The light network that reads a control picture, as features for the layer that first sees the latents."""
+"""The small network that encodes a control image as features for the first layer of the denoiser."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _FIRST_WIDTH, _WIDEST = 16, 256
 
 @dataclass(frozen=True)
 class HintShape:
-    """What decides a hint encoder's layers, and what it was made for.
+    """The sizes of a hint encoder and the model that it belongs to.
 
     Args:
         family: name of the model family.
         entry: the denoiser's layer that the features are added to.
-        channels: of that layer's output.
-        cell: pixels along one side of what one position of that output sees.
-        signal: what the control images show, such as "canny"; None if nobody said.
+        channels: of the output of that layer.
+        cell: pixels per position of that output, along one side.
+        signal: kind of the control images, such as "canny"; None if unknown.
     """
 
     family: str
@@ -46,7 +46,15 @@ class HintShape:
 
     @classmethod
     def of(cls, family: Family, signal: str | None = None) -> HintShape:
-        """The shape that fits the denoiser of ``family``."""
+        """The shape for the denoiser of a family.
+
+        Args:
+            family: the model.
+            signal: kind of the control images.
+
+        Raises:
+            ConfigError: the entry layer is neither a convolution nor linear.
+        """
         layer: Any = entry_of(family.denoiser, family.entry)
         layer = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
         channels = getattr(layer, "out_channels", None) or getattr(layer, "out_features", None)
@@ -56,7 +64,7 @@ class HintShape:
 
 
 class HintEncoder(nn.Module):
-    """Convolutions from pixels down to the denoiser's grid, and a last one of zeros: a fresh encoder adds nothing.
+    """Convolutions from pixels to the grid of the denoiser. The last one starts at zero, so that a new encoder adds 0.
 
     Shapes: float32 ``[n, 3, H, W]`` of 0..1 -> ``[n, channels, H / cell, W / cell]``.
 
@@ -64,7 +72,7 @@ class HintEncoder(nn.Module):
     encoder at the input is enough beside rotated layers, OFT (Qiu et al. 2023, arXiv 2306.07280, section 5).
 
     Raises:
-        DataError: an image whose sides are no multiples of ``cell``.
+        DataError: the sides of an image are not multiples of ``cell``.
 
     Example:
         >>> encoder = HintEncoder(HintShape("stable-diffusion", "conv_in", channels=320, cell=8))
@@ -79,7 +87,7 @@ class HintEncoder(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.SiLU()]
         for stride in _strides(shape.cell):
             wider = min(2 * width, _WIDEST)
-            # A stride of two sees its neighbours; a rarer one cuts the image into cells.
+            # A stride of two overlaps with its neighbours; a larger stride reads separate cells.
             side, padding = (3, 1) if stride == 2 else (stride, 0)
             layers += [nn.Conv2d(width, wider, side, stride=stride, padding=padding), nn.SiLU()]
             width = wider
@@ -92,7 +100,7 @@ class HintEncoder(nn.Module):
     def forward(self, hints: Tensor) -> Tensor:
         if hints.ndim != 4 or hints.shape[1] != 3 or any(side % self.shape.cell for side in hints.shape[2:]):
             raise DataError(
-                "control pictures", got=f"shape {tuple(hints.shape)}",
+                "control images", got=f"shape {tuple(hints.shape)}",
                 needed=f"[n, 3, height, width], sides multiples of {self.shape.cell} pixels",
             )  # fmt: skip
         features: Tensor = self.head(self.trunk(hints.to(self.head.weight.dtype)))
@@ -108,14 +116,14 @@ def load_hint_encoder(folder: Path) -> HintEncoder:
     """The encoder that ``HintEncoder.save`` wrote into ``folder``, in float32 on the CPU.
 
     Raises:
-        AdapterFileError: a file is missing or damaged, or the two do not belong together.
+        AdapterFileError: a file is missing or damaged, or the two do not match.
     """
     shape = _read_shape(folder / CONFIG)
-    with torch.random.fork_rng(devices=[]):  # a fresh encoder draws numbers that nobody asked for
+    with torch.random.fork_rng(devices=[]):  # the initial weights must not change the state of the random generator
         encoder = HintEncoder(shape)
     try:
         state = load_file(folder / WEIGHTS)
-    except Exception as fault:  # safetensors raises its own kind, and OSError
+    except Exception as fault:  # safetensors has its own exception type besides OSError
         raise AdapterFileError(
             f"{folder / WEIGHTS}", got=str(fault) or type(fault).__name__, needed="the weights of a hint encoder",
             do="Pass the folder that `orthotune train control` wrote",
@@ -135,21 +143,33 @@ def load_hint_encoder(folder: Path) -> HintEncoder:
 
 
 def check_fits(encoder: HintEncoder, family: Family) -> None:
-    """Refuse an encoder that was made for another kind of denoiser (``AdapterFileError``)."""
+    """Check that an encoder fits a model.
+
+    Args:
+        encoder: the encoder.
+        family: the model.
+
+    Raises:
+        AdapterFileError: the encoder was made for another kind of denoiser.
+    """
     made, needed = encoder.shape, HintShape.of(family)
     if (made.entry, made.channels, made.cell) != (needed.entry, needed.channels, needed.cell):
         raise AdapterFileError(
-            f"hint encoder made for {made.family}", got=_told(made),
-            needed=f"{_told(needed)}, for this {family.name} model",
+            f"hint encoder made for {made.family}", got=_description(made),
+            needed=f"{_description(needed)}, for this {family.name} model",
             do="Load it on the base model that it was trained on",
         )  # fmt: skip
 
 
 def entry_of(denoiser: nn.Module, entry: str) -> nn.Module:
-    """The layer ``entry`` of a denoiser, inside PEFT's wrappers if it has some.
+    """The layer ``entry`` of a denoiser, with or without PEFT wrappers.
+
+    Args:
+        denoiser: the network.
+        entry: path of the layer.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no such layer.
     """
     try:
         return bare(denoiser).get_submodule(entry)
@@ -159,7 +179,7 @@ def entry_of(denoiser: nn.Module, entry: str) -> nn.Module:
 
 def _read_shape(path: Path) -> HintShape:
     if not path.is_file():
-        # A run's folder holds the one that is meant.
+        # A run directory was given: name the folder inside it.
         inside = [path.parent / name for name in ("adapter", "model") if (path.parent / name / CONFIG).is_file()]
         raise AdapterFileError(
             f"hint encoder in {path.parent}", got=f"no file {path.name}",
@@ -173,10 +193,10 @@ def _read_shape(path: Path) -> HintShape:
 
 
 def _latents(layer: Any, family: Family) -> int:
-    """Latents along one side of what the layer makes into one position: a patch, or 1."""
+    """Latents per position of the output of the layer, along one side: the patch size, or 1."""
     if isinstance(layer, nn.Conv2d):
         return int(layer.stride[0])
-    # A linear layer reads patches that were laid out in channels before.
+    # A linear layer reads patches that were moved into channels.
     channels = int(family.pipeline.vae.config.latent_channels)
     return max(1, round((int(layer.in_features) / channels) ** 0.5))
 
@@ -189,5 +209,5 @@ def _strides(cell: int) -> list[int]:
     return strides + [cell] * (cell > 1)
 
 
-def _told(shape: HintShape) -> str:
+def _description(shape: HintShape) -> str:
     return f"{shape.channels} channels at {shape.entry}, {shape.cell} pixels a cell"

@@ -1,4 +1,4 @@
-"""Control pictures in a denoiser: their features are added where it first sees the latents."""
+"""Add the features of control images to the output of the first layer of a denoiser."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from orthotune.image.families.family import Family
 
 @contextmanager
 def hinted(denoiser: nn.Module, entry: str, features: Tensor) -> Iterator[None]:
-    """While it is open, the layer ``entry`` of ``denoiser`` gives its output plus ``features``.
+    """Context manager that adds ``features`` to the output of the layer ``entry`` of ``denoiser``.
 
-    A batch that is ``k`` times as large as that of the features (guidance runs the model with and without the prompt
-    at once) sees them ``k`` times, one after the other. Gradients reach the features. Whatever happens inside, the
-    layer is as before afterwards.
+    If the batch is ``k`` times as large as that of the features, the features are repeated ``k`` times: guidance runs
+    the model with and without the prompt in one batch. Gradients reach the features. The layer is restored in any case.
 
     Args:
         denoiser: with or without adapters, also on the entry layer.
@@ -29,8 +28,8 @@ def hinted(denoiser: nn.Module, entry: str, features: Tensor) -> Iterator[None]:
             ``[n, h * w, channels]`` row by row.
 
     Raises:
-        ConfigError: no such layer, or it did not run (in a compiled model).
-        DataError: features of another size than the layer's output.
+        ConfigError: there is no such layer, or it did not run (in a compiled model).
+        DataError: the features have another size than the output of the layer.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1))
@@ -53,7 +52,7 @@ def hinted(denoiser: nn.Module, entry: str, features: Tensor) -> Iterator[None]:
     finally:
         handle.remove()
     if not ran:
-        # torch.compile does not look for hooks again once it has compiled a model.
+        # A compiled model does not check for new hooks.
         raise ConfigError(f"control of layer {entry!r}", got="it did not run", do="Run the model without torch.compile")
 
 
@@ -68,34 +67,34 @@ def generate_hinted(
     batch_size: int = 16,
     **options: Any,
 ) -> Tensor:
-    """One image per prompt and control image, of the control images' size: uint8 ``[n, 3, H, W]``.
+    """Generate one image per prompt and control image, in the size of the control image: uint8 ``[n, 3, H, W]``.
 
     Args:
         family: the model.
         encoder: of the control images.
-        prompts: one for each image.
+        prompts: one per image.
         hints: float32 ``[n, 3, H, W]`` of 0..1, as many as prompts.
-        seeds: one for each image.
-        batch_size: images that are generated at once.
-        options: further ones of ``Family.generate``: ``steps``, ``guidance``.
+        seeds: one per image.
+        batch_size: images per batch.
+        options: further arguments of ``Family.generate``: ``steps``, ``guidance``.
 
     Raises:
-        DataError: not as many control images as prompts, or of a size that the model cannot draw.
+        DataError: the numbers of control images and prompts differ, or the model cannot generate this size.
     """
     if len(prompts) != len(hints):
-        raise DataError("control pictures", got=f"{len(hints)}", needed=f"one for each of {len(prompts)} prompts")
+        raise DataError("control images", got=f"{len(hints)}", needed=f"one for each of {len(prompts)} prompts")
     height, width = hints.shape[-2:]
-    place = next(encoder.parameters()).device
-    pictures = []
+    device = next(encoder.parameters()).device
+    images = []
     for first in range(0, len(prompts), batch_size):
         part = slice(first, first + batch_size)
-        with hinted(family.denoiser, family.entry, encoder(hints[part].to(place))):
-            pictures.append(
+        with hinted(family.denoiser, family.entry, encoder(hints[part].to(device))):
+            images.append(
                 family.generate(
                     prompts[part], seeds[part], height=height, width=width, batch_size=batch_size, **options
                 )
             )
-    return torch.cat(pictures)
+    return torch.cat(images)
 
 
 def _like(features: Tensor, output: Tensor) -> Tensor:
@@ -105,8 +104,8 @@ def _like(features: Tensor, output: Tensor) -> Tensor:
     times, rest = divmod(len(output), len(features))
     if features.shape[1:] != output.shape[1:] or rest:
         raise DataError(
-            "control pictures", got=f"features {tuple(features.shape)}",
+            "control images", got=f"features {tuple(features.shape)}",
             needed=f"{tuple(output.shape)}, as the denoiser's first layer gives, or a part of that batch",
-            do="Make the control pictures as large as the pictures to draw, in pixels",
+            do="Make the control images as large as the images to draw, in pixels",
         )  # fmt: skip
     return features.repeat(times, *[1] * (features.ndim - 1)).to(output.device, output.dtype)

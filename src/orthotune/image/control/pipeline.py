@@ -1,4 +1,4 @@
-"""A text-to-image pipeline that also looks at a control picture."""
+"""A text-to-image pipeline with control images."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from orthotune.image.families.registry import open_family
 
 
 class ControlPipeline:
-    """Draws what a prompt says in the shape that a control image shows.
+    """Generates images of a prompt in the shape of a control image.
 
     Attributes:
         family: the model, with its adapter; ``family.pipeline`` is diffusers' own pipeline.
-        hint_encoder: reads the control images.
-        signal: what they show, such as "canny".
+        hint_encoder: encodes the control images.
+        signal: kind of the control images, such as "canny".
 
     Example:
         >>> pipeline = ControlPipeline.from_pretrained("models/sd15", "runs/control-oft/adapter")  # doctest: +SKIP
@@ -36,7 +36,15 @@ class ControlPipeline:
     """
 
     def __init__(self, family: PipelineFamily, hint_encoder: HintEncoder) -> None:
-        """Put together what was loaded; an encoder of another kind of model is an ``AdapterFileError``."""
+        """Combine a model and an encoder.
+
+        Args:
+            family: the model, with its adapter.
+            hint_encoder: the encoder of control images.
+
+        Raises:
+            AdapterFileError: the encoder was made for another kind of model.
+        """
         check_fits(hint_encoder, family)
         self.family = family
         self.hint_encoder = hint_encoder.to(family.device).eval().requires_grad_(False)
@@ -51,32 +59,34 @@ class ControlPipeline:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> ControlPipeline:
-        """Load a base model with what ``orthotune train control`` saved.
+        """Load a base model with the output of ``orthotune train control``.
 
         Args:
-            base: folder or hub name of the base model; or alone, a folder that :meth:`save_pretrained` wrote or that
-                full finetuning left.
+            base: folder or hub name of the base model. Without an adapter, a folder that :meth:`save_pretrained` or
+                full finetuning wrote.
             adapter: folder with the adapter and the hint encoder.
-            hint_encoder: folder with the encoder, where it is another one: with ``base`` alone, a model that the
-                adapter was merged into by other means.
-            dtype: of the base's weights; adapter and encoder stay float32.
+            hint_encoder: folder with the encoder, if it is another folder, such as for a base that the adapter was
+                merged into with another tool.
+            dtype: of the weights of the base; adapter and encoder stay float32.
             device: where the networks go.
 
         Raises:
-            RecipeError: no such model, or of a family that is not supported.
-            AdapterFileError: a folder without adapter or hint encoder, damaged, or made for another model.
+            RecipeError: there is no such model, or its family is not supported.
+            AdapterFileError: adapter or hint encoder is missing, damaged, or made for another model.
         """
-        place = Path(hint_encoder or adapter or base).expanduser()
+        source = Path(hint_encoder or adapter or base).expanduser()
         if adapter is not None and (Path(adapter) / "model_index.json").is_file():
             raise AdapterFileError(
-                f"adapter {adapter}", got="a whole model", do="Pass it alone: ControlPipeline.from_pretrained(folder)"
+                f"adapter {adapter}",
+                got="a complete model",
+                do="Pass it alone: ControlPipeline.from_pretrained(folder)",
             )
-        if adapter is None and hint_encoder is None and not (place / CONFIG).is_file():
+        if adapter is None and hint_encoder is None and not (source / CONFIG).is_file():
             raise AdapterFileError(
                 f"a control pipeline from {base}", got="a model without a hint encoder",
-                do="Pass the adapter's folder as the second argument",
+                do="Pass the folder of the adapter as the second argument",
             )  # fmt: skip
-        encoder = load_hint_encoder(place)  # before a large model is loaded
+        encoder = load_hint_encoder(source)  # before a large model is loaded
         family = open_family(base, dtype, device)
         check_fits(encoder, family)
         if adapter is not None:
@@ -87,7 +97,7 @@ class ControlPipeline:
 
     @property
     def signal(self) -> str | None:
-        """What the control images show."""
+        """The kind of the control images."""
         return self.hint_encoder.shape.signal
 
     @torch.no_grad()
@@ -104,25 +114,26 @@ class ControlPipeline:
         output_type: str = "pil",
         **options: Any,
     ) -> Any:
-        """Images of prompts and control images, one for each pair; a single one of either goes with all others.
+        """Generate images, one for each pair of prompt and control image.
 
         Args:
-            prompt: one or several.
-            control_image: one or several, see :func:`~orthotune.image.control.images.hints_of`.
-            seed: the same images each time, whatever is drawn beside them: one for each image, or the first of
-                numbers in a row.
-            resize: change control images of another size than ``height`` and ``width``, or than the model can draw.
-            height: in pixels; the control image's unless given.
-            width: in pixels; the control image's unless given.
-            num_images_per_prompt: images of each pair, beside each other in the result.
+            prompt: one or several. A single prompt is used with all control images.
+            control_image: one or several, see :func:`~orthotune.image.control.images.hints_of`. A single control image
+                is used with all prompts.
+            seed: one seed per image, or the first of consecutive seeds. An image depends only on its own seed, not on
+                the rest of the batch.
+            resize: resize control images whose size is not ``height`` and ``width``, or not possible for the model.
+            height: in pixels; by default that of the control image.
+            width: in pixels; by default that of the control image.
+            num_images_per_prompt: images per pair, next to each other in the result.
             output_type: "pil", "pt" (float [n, 3, H, W] of 0..1), "np" or "latent", as in diffusers.
-            options: further ones of the diffusers pipeline, as ``num_inference_steps`` or ``negative_prompt``.
+            options: further arguments of the diffusers pipeline, such as ``num_inference_steps``.
 
         Returns:
-            diffusers' ``ImagePipelineOutput``, with ``images``.
+            ``ImagePipelineOutput`` of diffusers, with ``images``.
 
         Raises:
-            DataError: control images of another size, unreadable, or not as many as prompts.
+            DataError: control images of another size, unreadable, or in another number than the prompts.
             ConfigError: options that contradict each other.
         """
         if (height is None) != (width is None):
@@ -133,63 +144,63 @@ class ControlPipeline:
         count = max(len(prompts), len(hints))
         if not prompts or {len(prompts), len(hints)} - {1, count}:
             raise DataError(
-                "control pictures", got=f"{len(hints)} with {len(prompts)} prompts", needed="as many, or one for all"
+                "control images", got=f"{len(hints)} with {len(prompts)} prompts", needed="as many, or one for all"
             )
         each = [number for number in range(count) for _ in range(num_images_per_prompt)]
         prompts = [prompts[number % len(prompts)] for number in each]
-        for name, value in options.items():  # a list of further prompts goes along
+        for name, value in options.items():  # further lists of prompts are repeated like the prompts
             if "prompt" in name and isinstance(value, list) and len(value) == count:
                 options[name] = [value[number] for number in each]
         options |= {"height": hints.shape[2], "width": hints.shape[3]} | _generators(seed, len(each), options)
         features = self.hint_encoder(hints.to(self.family.device))[[number % len(hints) for number in each]]
         with hinted(self.family.denoiser, self.family.entry, features), self.family.precision():
-            drawn = self.family.pipeline(prompt=prompts, output_type="latent", **options)
-        return self._output(drawn, hints.shape[2:], output_type)
+            generated = self.family.pipeline(prompt=prompts, output_type="latent", **options)
+        return self._output(generated, hints.shape[2:], output_type)
 
     def merge(self) -> ControlPipeline:
-        """Merge the adapter into the model's weights and take it away; the images stay the same. Returns itself."""
+        """Merge the adapter into the weights and remove it; generated images stay the same. Returns the pipeline."""
         from diffusers.utils.peft_utils import recurse_remove_peft_layers
 
         merge(self.family)
         for part in self.family.modules().values():
             if any(isinstance(module, BaseTunerLayer) for module in part.modules()):
                 recurse_remove_peft_layers(part)
-                _forget_adapter(part)
+                _remove_peft_config(part)
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the entire model and the hint encoder into ``folder``, which appears when it is complete.
+        """Write the complete model and the hint encoder into ``folder``, atomically.
 
         Raises:
             ConfigError: the adapter is not merged.
-            OutputError: the folder is taken or cannot be written to.
+            OutputError: the folder is not empty or cannot be written.
         """
         if any(
             isinstance(module, BaseTunerLayer) for part in self.family.modules().values() for module in part.modules()
         ):
             raise ConfigError(
-                f"a whole model in {folder}", got="an adapter that is not merged",
+                f"a complete model in {folder}", got="an adapter that is not merged",
                 do="Call merge() first, or keep base and adapter as they are",
             )  # fmt: skip
         folder = Path(folder)
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
             raise OutputError(
-                f"a whole model in {folder}", got="something there", do="Choose another place, or remove it"
+                f"a complete model in {folder}", got="existing files", do="Choose another folder, or remove it"
             )
         with atomic_write(folder) as partial:
             self.family.pipeline.save_pretrained(partial)
             self.hint_encoder.save(partial)
 
-    def _output(self, drawn: Any, size: Sequence[int], output_type: str) -> Any:
+    def _output(self, generated: Any, size: Sequence[int], output_type: str) -> Any:
         from diffusers import ImagePipelineOutput
 
         if output_type == "latent":
-            return drawn
-        latents: Tensor = drawn.images
+            return generated
+        latents: Tensor = generated.images
         if latents.ndim == 3:  # FLUX keeps its patches packed
             latents = unpack(latents, *(side // self.family.pixels_per_latent for side in size))
-        pictures = self.family.decode_latents(latents).float() / 255
-        return ImagePipelineOutput(_as(output_type, pictures))
+        images = self.family.decode_latents(latents).float() / 255
+        return ImagePipelineOutput(_as(output_type, images))
 
 
 def _generators(seed: int | Sequence[int] | None, count: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -199,22 +210,22 @@ def _generators(seed: int | Sequence[int] | None, count: int, options: dict[str,
         raise ConfigError("seed and generator", got="both", do="Pass one of them")
     seeds = [seed + number for number in range(count)] if isinstance(seed, int) else list(seed)
     if len(seeds) != count:
-        raise ConfigError(f"{len(seeds)} seeds", needed=f"{count}, one for each picture, or a single number")
-    # On the CPU, one for each image: its noise depends on neither the batch nor the device.
+        raise ConfigError(f"{len(seeds)} seeds", needed=f"{count}, one for each image, or a single number")
+    # On the CPU and one per image, so that the noise depends on neither the batch nor the device.
     return {"generator": [torch.Generator().manual_seed(number) for number in seeds]}
 
 
-def _as(output_type: str, pictures: Tensor) -> Any:
+def _as(output_type: str, images: Tensor) -> Any:
     from diffusers.image_processor import VaeImageProcessor
 
     if output_type not in ("pil", "pt", "np"):
         raise ConfigError(f"output_type={output_type!r}", needed="pil, pt, np or latent")
-    return pictures if output_type == "pt" else VaeImageProcessor().postprocess(
-        pictures, output_type, do_denormalize=[False] * len(pictures)
+    return images if output_type == "pt" else VaeImageProcessor().postprocess(
+        images, output_type, do_denormalize=[False] * len(images)
     )  # fmt: skip
 
 
-def _forget_adapter(part: Any) -> None:
+def _remove_peft_config(part: Any) -> None:
     if hasattr(part, "peft_config"):
         del part.peft_config
     if hasattr(part, "_hf_peft_config_loaded"):

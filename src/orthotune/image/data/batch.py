@@ -1,4 +1,4 @@
-"""What one training step of an image model reads."""
+"""The input of one training step of an image model."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: What a denoiser is told beside the noisy latents: names of its keyword arguments, first dimension ``n``.
+#: Inputs of a denoiser besides the noisy latents: keyword arguments, with the first dimension ``n``.
 Conditions = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """``n`` images of one size, as the denoiser reads them.
+    """``n`` images of one size, encoded.
 
     Args:
-        latents: float32 [n, channels, height, width], scaled as the denoiser reads them.
-        captions: what is said of each image.
-        conditions: the captions, encoded; None when a text encoder is trained and they are encoded anew at each step.
-        weight: float32 [n], how much each image counts in the loss.
-        hints: float32 [n, 3, H, W] of 0..1, the control images, in pixels; None without control.
-        kept: bool [n], the images whose target is what the base predicts of them; None where none is.
+        latents: float32 [n, channels, height, width], scaled for the denoiser.
+        captions: of the images.
+        conditions: the encoded captions; None if a text encoder is trained, which encodes them at each step.
+        weight: float32 [n], weight of each image in the loss.
+        hints: the control images, float32 [n, 3, H, W] of 0..1; None without control.
+        kept: bool [n], the images whose target is the prediction of the base; None if there are none.
     """
 
     latents: Tensor

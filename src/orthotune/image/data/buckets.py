@@ -1,7 +1,7 @@
-"""Aspect-ratio buckets: sizes of about one area, and how a picture comes to fit into one of them.
+"""Aspect-ratio buckets: sizes of about the same area, and how an image is resized and cropped to one of them.
 
-A batch holds pictures of one size. Instead of cropping all to a square, each goes to the size whose ratio is nearest
-to its own (as NovelAI did for Stable Diffusion, 2022).
+All images of a batch have the same size. Instead of cropping all images to a square, each gets the size with the
+nearest aspect ratio (as NovelAI did for Stable Diffusion, 2022).
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from orthotune.errors import ConfigError
 #: Height and width in pixels.
 Size = tuple[int, int]
 Crop = Literal["centre", "random"]
-#: Sides of buckets differ by this many pixels, as published; images of small models by an eighth of their side.
+#: Difference between the sides of buckets in pixels, as published; for small models an eighth of the side.
 STEP = 64
 
 
 def sizes(resolution: int, divisor: int, *, widest: float = 2.0, step: int | None = None) -> list[Size]:
-    """Heights and widths of about ``resolution`` x ``resolution`` pixels, never more, from upright to lying.
+    """Heights and widths with at most ``resolution`` x ``resolution`` pixels, from portrait to landscape.
 
-    For each width the greatest height that keeps within the area, and the same turned over.
+    For each width, the greatest height within the area, and the same size with height and width exchanged.
 
     Args:
-        resolution: side of the square that stands for the area, in pixels; a multiple of ``divisor``.
-        divisor: every side is a multiple of it.
-        widest: the longer side is at most so many times the shorter one.
-        step: sides differ by it; a multiple of ``divisor``.
+        resolution: side of the square with the area, in pixels; a multiple of ``divisor``.
+        divisor: all sides are multiples of it, in pixels.
+        widest: largest ratio of the longer to the shorter side.
+        step: difference between sides, in pixels; a multiple of ``divisor``.
 
     Raises:
-        ConfigError: a resolution or step that is no multiple of ``divisor``.
+        ConfigError: ``resolution`` or ``step`` is not a multiple of ``divisor``.
 
     Example:
         >>> sizes(64, 16)
@@ -45,20 +45,25 @@ def sizes(resolution: int, divisor: int, *, widest: float = 2.0, step: int | Non
     need_multiple("bucket step", step, divisor)
     if widest < 1:
         raise ConfigError(f"widest={widest:g}", needed="a ratio of 1 or more")
-    found = {(resolution, resolution)}
-    # Beside the square: counted from its side, so that it is in the row whatever the step.
+    result = {(resolution, resolution)}
+    # Counted from the side of the square, so that the square is one of the sizes for any step.
     for width in range(resolution % step or step, resolution, step):
         height = resolution * resolution // width // step * step
         if height <= widest * width and height > 0:
-            found |= {(height, width), (width, height)}
-    return sorted(found, key=lambda size: size[1] / size[0])
+            result |= {(height, width), (width, height)}
+    return sorted(result, key=lambda size: size[1] / size[0])
 
 
 def need_multiple(name: str, value: int, divisor: int) -> None:
-    """Refuse a number of pixels that the model cannot take.
+    """Check that a number of pixels is possible for the model.
+
+    Args:
+        name: of the setting, for the message.
+        value: in pixels.
+        divisor: in pixels.
 
     Raises:
-        ConfigError: ``value`` is no positive multiple of ``divisor``.
+        ConfigError: ``value`` is not a positive multiple of ``divisor``.
 
     Example:
         >>> need_multiple("resolution", 500, 8)
@@ -73,7 +78,12 @@ def need_multiple(name: str, value: int, divisor: int) -> None:
 
 
 def nearest_size(height: int, width: int, known: Sequence[Size]) -> Size:
-    """The size in ``known`` whose ratio is nearest to that of an image; too wide by a factor is as bad as too high.
+    """The size whose aspect ratio is nearest to that of an image, on a logarithmic scale.
+
+    Args:
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        known: the sizes to choose from.
 
     Example:
         >>> nearest_size(600, 700, [(80, 48), (64, 64), (48, 80)])
@@ -84,9 +94,9 @@ def nearest_size(height: int, width: int, known: Sequence[Size]) -> Size:
 
 @dataclass(frozen=True)
 class Fit:
-    """How an image comes into a bucket: resized to ``resized``, then cut from ``top``, ``left`` to ``size``.
+    """How an image gets the size of a bucket: resized to ``resized``, then cropped at ``top``, ``left`` to ``size``.
 
-    ``scale`` is how much it is enlarged; below 1 it is reduced.
+    ``scale`` is the factor of the resizing, above 1 if the image is enlarged.
     """
 
     size: Size
@@ -96,15 +106,18 @@ class Fit:
     scale: float
 
 
-def fit(height: int, width: int, size: Size, crop: Crop = "centre", chance: random.Random | None = None) -> Fit:
-    """Resize an image so that it just covers ``size``, then cut what stands out.
+def fit(height: int, width: int, size: Size, crop: Crop = "centre", rng: random.Random | None = None) -> Fit:
+    """Resize an image so that it just covers ``size``, then crop the rest.
 
     Args:
         height: of the image, in pixels.
         width: of the image, in pixels.
-        size: height and width that are wanted, in pixels.
-        crop: from the centre, or from a random position.
-        chance: draws the random position.
+        size: wanted height and width, in pixels.
+        crop: at the centre, or at a random position.
+        rng: generator of the random position.
+
+    Raises:
+        ConfigError: ``crop`` is neither ``centre`` nor ``random``.
 
     Example:
         >>> fit(300, 100, (48, 32))
@@ -114,8 +127,8 @@ def fit(height: int, width: int, size: Size, crop: Crop = "centre", chance: rand
     resized = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
     over = (resized[0] - size[0], resized[1] - size[1])
     if crop == "random":
-        draw = chance or random.Random()
-        top, left = draw.randint(0, over[0]), draw.randint(0, over[1])
+        rng = rng or random.Random()
+        top, left = rng.randint(0, over[0]), rng.randint(0, over[1])
     elif crop == "centre":
         top, left = over[0] // 2, over[1] // 2
     else:
@@ -124,12 +137,12 @@ def fit(height: int, width: int, size: Size, crop: Crop = "centre", chance: rand
 
 
 def fitted(pixels: Any, how: Fit, sharp: bool = False) -> Any:
-    """The part of an image that is trained on; ``(height, width, 3)`` uint8, in and out.
+    """The resized and cropped image, ``(height, width, 3)`` uint8.
 
     Args:
-        pixels: the image.
+        pixels: the image, ``(height, width, 3)`` uint8.
         how: from :func:`fit`.
-        sharp: colours are not mixed (each pixel is the nearest one); else Lanczos, as trained models were fed.
+        sharp: do not mix colours (nearest neighbour); otherwise Lanczos, as used in the training of the models.
     """
     import numpy as np
     from PIL import Image

@@ -1,4 +1,4 @@
-"""Pictures as the denoiser reads them: brought to size, encoded once and kept, or anew each time."""
+"""The data set of captioned images: resized, and encoded once with a cache or each time."""
 
 from __future__ import annotations
 
@@ -17,51 +17,52 @@ from orthotune.image.control.data import hint_of
 from orthotune.image.data.batch import Batch, Conditions
 from orthotune.image.data.buckets import Crop, Fit, Size, fit, fitted, nearest_size, need_multiple, sizes
 from orthotune.image.data.captions import Example, dropping
-from orthotune.image.data.encoded_store import EncodedStore, caption_model, digest, picture_model
-from orthotune.image.data.image_folder import Picture, Say, picture_of
+from orthotune.image.data.encoded_store import EncodedStore, caption_model, digest, image_model
+from orthotune.image.data.image_folder import ImageFile, Say, in_memory_image
 from orthotune.image.families.family import Family
 from orthotune.runs.progress import StepBar
 
-#: How much an image may be enlarged without a warning.
+#: Largest factor by which an image is enlarged without a warning.
 ENLARGED = 1.0
 
 
-class PictureData:
-    """Captioned images as batches; what :class:`orthotune.image.loop.order.Dataset` asks for.
+class ImageDataset:
+    """Captioned images in batches, a :class:`orthotune.image.loop.order.Dataset`.
 
-    A batch is a function of its indices and the seed alone. An index beyond the last image begins anew with the
-    first, with other random crops, noise of the autoencoder and dropped captions: ``index + epoch * len(data)`` sees
-    each image in a new way each time. What is cached is encoded once, so there crops and noise stay the same.
+    A batch depends only on its indices and the seed. An index beyond the number of images counts modulo that number,
+    with other random crops, autoencoder noise and dropped captions, so that ``index + epoch * len(data)`` varies an
+    image from epoch to epoch. Cached images are encoded once: their crops and noise do not vary.
 
     Args:
-        examples: images, captions, and control images where there are some.
-        family: what encodes them.
-        resolution: side in pixels of the square, or whose area the buckets have; default: the family's native size.
-        buckets: keep aspect ratios, see :func:`orthotune.image.data.buckets.sizes`; False makes all square.
-        crop: where an image that does not fit is cut: ``centre`` or ``random``.
+        examples: images with captions and optional control images.
+        family: encodes them.
+        resolution: side of square images in pixels, or of the square with the area of the buckets; default: the native
+            size of the family.
+        buckets: keep aspect ratios, see :func:`orthotune.image.data.buckets.sizes`; False makes all images square.
+        crop: where an image is cropped: ``centre`` or ``random``.
         cache: encode each image and each caption once.
-        cache_dir: keep them in files there, too, for further runs; a changed file, size, crop, seed or model is
-            encoded anew.
-        encode_captions: False where a text encoder is trained: then batches have no ``conditions``.
-        caption_dropout: share of captions that are emptied, for guidance.
-        condition: the kind of the control images; batches then have ``hints``.
+        cache_dir: also store the encodings in files for further runs; after a change of file, size, crop, seed or model
+            an image is encoded again.
+        encode_captions: False if a text encoder is trained; batches then have no ``conditions``.
+        caption_dropout: share of captions that are replaced by the empty caption, for guidance.
+        condition: kind of the control images; batches then have ``hints``.
         weight: of each image in the loss.
-        seed: decides crops, the autoencoder's noise, and which captions are emptied.
-        enlarged: images that have to be enlarged by more than this factor are named in a warning.
-        say: told of them.
+        seed: of crops, autoencoder noise and caption dropout.
+        enlarged: images that are enlarged by more than this factor are named in a warning.
+        say: gets the warning.
 
     Raises:
-        ConfigError: a resolution that the model cannot take.
-        DataError: no examples.
+        ConfigError: the resolution is not possible for the model.
+        DataError: there are no examples.
 
     Example:
-        >>> data = PictureData(read_examples("birds/"), family, 512, buckets=True)  # doctest: +SKIP
+        >>> data = ImageDataset(read_examples("birds/"), family, 512, buckets=True)  # doctest: +SKIP
         >>> data.batch([0, 5]).latents.shape  # doctest: +SKIP
         torch.Size([2, 4, 64, 64])
     """
 
-    #: asks for ``index + epoch * len(data)``, see :class:`orthotune.image.loop.order.Dataset`
-    turns = True
+    #: indices include the epoch, see :class:`orthotune.image.loop.order.Dataset`
+    epoch_in_index = True
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class PictureData:
         say: Say = print,
     ) -> None:
         if not examples:
-            raise DataError("pictures", got="none", needed="at least one")
+            raise DataError("images", got="none", needed="at least one")
         self.examples, self.family, self.condition = list(examples), family, condition
         self.crop, self.cache, self.weight, self.seed = crop, cache, weight, seed
         self.encode_captions, self._empties = encode_captions, caption_dropout > 0
@@ -90,10 +91,10 @@ class PictureData:
         side = resolution or family.native_size
         need_multiple("resolution", side, family.divisor)
         known: list[Size] = sizes(side, family.divisor) if buckets else [(side, side)]
-        self._buckets = [nearest_size(one.picture.height, one.picture.width, known) for one in self.examples]
+        self._buckets = [nearest_size(one.image.height, one.image.width, known) for one in self.examples]
         self._dropped = dropping(caption_dropout, seed)
         self._latents: dict[int, Tensor] = {}
-        self._hints: dict[int, Picture] = {}
+        self._hints: dict[int, ImageFile] = {}
         self._words: dict[str, Conditions] = {}
         self._stores: dict[str, EncodedStore] = {}
         self._warn(enlarged, say)
@@ -102,15 +103,15 @@ class PictureData:
         return len(self.examples)
 
     def bucket(self, index: int) -> Size:
-        """Height and width in pixels of what is trained on of an image."""
+        """Height and width of an image after resizing and cropping, in pixels."""
         return self._buckets[index % len(self)]
 
     def layout(self) -> dict[Size, int]:
-        """How many images each bucket has, upright ones first."""
+        """Size -> number of images, portrait sizes first."""
         return dict(sorted(Counter(self._buckets).items(), key=lambda item: item[0][1] / item[0][0]))
 
     def prepare(self, bar: bool = False) -> None:
-        """Encode everything now, if it is cached; without this, each image is encoded when it is first needed."""
+        """Encode all images and captions now if there is a cache; otherwise each is encoded when it is first used."""
         if not self.cache:
             return
         progress = StepBar("encoding", bar)
@@ -119,19 +120,19 @@ class PictureData:
             if self._empties:
                 self._caption("")
             for number, example in enumerate(self.examples):
-                self._picture(number)
+                self._encoded(number)
                 self._caption(example.caption)
                 progress.show(number + 1, {})
         finally:
             progress.close()
 
     def batch(self, indices: list[int]) -> Batch:
-        """The images with these numbers, all of one bucket.
+        """The images with these indices, all of one bucket.
 
         Raises:
-            DataError: a file that changed or vanished since it was found.
+            DataError: a file has changed or was removed since the data set was made.
         """
-        seen = [self._picture(index) for index in indices]
+        seen = [self._encoded(index) for index in indices]
         captions = [self._dropped(self.examples[index % len(self)].caption, index) for index in indices]
         hints = [hint for _, hint, _ in seen if hint is not None]
         return Batch(
@@ -147,35 +148,35 @@ class PictureData:
     def _conditions(self, captions: list[str], indices: list[int], fits: list[Fit]) -> Conditions:
         if self.cache:
             rows = [self._caption(caption) for caption in captions]
-            told = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+            encoded = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         else:
             with torch.no_grad():
-                told = self.family.encode_captions(captions)
-        pictures = [self.examples[index % len(self)].picture for index in indices]
-        original = torch.tensor([[picture.height, picture.width] for picture in pictures])
+                encoded = self.family.encode_captions(captions)
+        images = [self.examples[index % len(self)].image for index in indices]
+        original = torch.tensor([[image.height, image.width] for image in images])
         corner = torch.tensor([[how.top, how.left] for how in fits])
-        return told | self.family.picture_conditions(original, corner, fits[0].size)
+        return encoded | self.family.size_conditions(original, corner, fits[0].size)
 
-    def _picture(self, index: int) -> tuple[Tensor, Tensor | None, Fit]:
-        """Latents, control image and crop; a cached one is the same whichever turn ``index`` belongs to."""
+    def _encoded(self, index: int) -> tuple[Tensor, Tensor | None, Fit]:
+        """Latents, control image and crop; if cached, the same in all epochs."""
         number = index % len(self)
-        turn = number if self.cache else index
+        varied = number if self.cache else index
         example = self.examples[number]
-        chance = random.Random(f"{self.seed} crop {turn}")
-        how = fit(example.picture.height, example.picture.width, self._buckets[number], self.crop, chance)
+        rng = random.Random(f"{self.seed} crop {varied}")
+        how = fit(example.image.height, example.image.width, self._buckets[number], self.crop, rng)
         pixels: Any = None
         latents = self._latents.get(number)
         if latents is None:
-            content = example.picture.content()
+            content = example.image.content()
             key = digest(content, how.resized, how.size, (how.top, how.left), self.seed)
             store = self._store("latents")
             kept = store.get(key) if store else None
             if kept is None:
-                pixels = _part(example.picture, content, how)
-                # Alone, and from a noise of its own: what an image's latents are depends on no other image.
-                draw = torch.Generator().manual_seed(int(digest(key, None if self.cache else index)[:15], 16))
+                pixels = _part(example.image, content, how)
+                # Encoded one by one, each with its own noise, so that latents do not depend on other images.
+                generator = torch.Generator().manual_seed(int(digest(key, None if self.cache else index)[:15], 16))
                 shown = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-                kept = {"latents": self.family.encode_pictures(shown, draw)[0].float().cpu()}
+                kept = {"latents": self.family.encode_images(shown, generator)[0].float().cpu()}
                 if store:
                     store.put(key, kept)
             latents = kept["latents"]
@@ -190,10 +191,10 @@ class PictureData:
             hint = self._hints[number].pixels()
         else:
             if pixels is None and example.condition is None:
-                pixels = _part(example.picture, example.picture.content(), how)
+                pixels = _part(example.image, example.image.content(), how)
             hint = hint_of(example, self.condition, how, pixels)
-            if self.cache:  # as a file in memory: maps and edges shrink to a small part of their pixels
-                self._hints[number] = picture_of(hint, example.picture.name)
+            if self.cache:  # as PNG in memory: maps and edges compress well
+                self._hints[number] = in_memory_image(hint, example.image.name)
         return torch.from_numpy(hint).permute(2, 0, 1).float() / 255
 
     def _caption(self, caption: str) -> Conditions:
@@ -216,29 +217,27 @@ class PictureData:
         if self._cache_dir is None:
             return None
         if kind not in self._stores:
-            model = picture_model(self.family) if kind == "latents" else caption_model(self.family)
+            model = image_model(self.family) if kind == "latents" else caption_model(self.family)
             self._stores[kind] = EncodedStore(self._cache_dir / kind, model)
         return self._stores[kind]
 
     def _warn(self, enlarged: float, say: Say) -> None:
         scales = [
-            (fit(one.picture.height, one.picture.width, size).scale, one.picture.name)
+            (fit(one.image.height, one.image.width, size).scale, one.image.name)
             for one, size in zip(self.examples, self._buckets, strict=True)
         ]
         large = sorted((scale, name) for scale, name in scales if scale > enlarged)[::-1]
         if large:
             named = ", ".join(f"{name} ({scale:.1f} times)" for scale, name in large[:5])
             more = f" and {len(large) - 5} more" if len(large) > 5 else ""
-            say(
-                f"{len(large)} of {len(self)} pictures are smaller than what is trained on and enlarged: {named}{more}."
-            )
+            say(f"{len(large)} of {len(self)} images are smaller than the training size and enlarged: {named}{more}.")
 
 
-def _part(picture: Picture, content: bytes, how: Fit) -> Any:
-    pixels = Picture(picture.name, content, picture.height, picture.width).pixels()
-    if pixels.shape[:2] != (picture.height, picture.width):
+def _part(image: ImageFile, content: bytes, how: Fit) -> Any:
+    pixels = ImageFile(image.name, content, image.height, image.width).pixels()
+    if pixels.shape[:2] != (image.height, image.width):
         raise DataError(
-            f"picture {picture.name}", got=f"{pixels.shape[1]} x {pixels.shape[0]} pixels",
-            needed=f"{picture.width} x {picture.height}, as when the run began",
+            f"image {image.name}", got=f"{pixels.shape[1]} x {pixels.shape[0]} pixels",
+            needed=f"{image.width} x {image.height}, as when the run began",
         )  # fmt: skip
     return fitted(pixels, how)

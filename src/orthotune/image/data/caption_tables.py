@@ -1,4 +1,4 @@
-"""Tables of pictures and captions: JSON Lines, parquet, and data sets of the hub."""
+"""Tables of images and captions: JSON Lines, parquet, and data sets of the hub."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from orthotune.runs.hub_data import load_split
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 #: Columns in the order in which they are asked for.
-PICTURE = ("file_name", "image")
+IMAGE = ("file_name", "image")
 CAPTION = ("text", "prompt", "caption")
 CONDITION = ("conditioning_image", "conditioning_image_file_name")
 
 
 @dataclass(frozen=True)
-class Said:
-    """One example before its files were looked at.
+class CaptionRow:
+    """One example whose files are not read yet.
 
     Args:
-        place: the file, line or row that names it, for errors.
-        name: how the image is called.
-        origin: its file, or the bytes of such a file.
-        caption: None when nothing is said of it.
-        condition: the control image's file or bytes.
+        place: the file, line or row of the example, for messages.
+        name: of the image.
+        origin: the image file, or its bytes.
+        caption: None if the example has none.
+        condition: the file or bytes of the control image.
     """
 
     place: str
@@ -37,57 +37,62 @@ class Said:
     condition: Path | bytes | None = field(default=None, repr=False)
 
 
-def from_file(path: Path) -> list[Said]:
-    """The rows of a table; paths in it start at its folder.
+def from_file(path: Path) -> list[CaptionRow]:
+    """The rows of a table; paths in it are relative to its folder.
 
     Raises:
-        DataError: no such file, a broken line, no rows, or a row without an image.
+        DataError: there is no such file, a line is broken, or there are no rows, or a row has no image.
     """
     if path.suffix not in SUFFIXES:
         got = "nothing there" if not path.exists() else "a file"
         raise DataError(
-            f"data {path}", got=got, needed=f"a folder of pictures, or a file ending in {', '.join(SUFFIXES)}"
+            f"data {path}", got=got, needed=f"a folder of images, or a file ending in {', '.join(SUFFIXES)}"
         )
     return from_rows(read_rows(path), path.parent, str(path))
 
 
-def from_hub(source: str) -> list[Said]:
-    """The rows of the hub's data set ``NAME`` or ``NAME:SPLIT``, or of a folder that ``datasets`` can read.
+def from_hub(source: str) -> list[CaptionRow]:
+    """The rows of a data set of the hub, ``NAME`` or ``NAME:SPLIT``, or of a folder that ``datasets`` can read.
 
     Raises:
-        DataError: no such data set, or a row without an image.
+        DataError: there is no such data set, or a row has no image.
     """
     import datasets
 
     loaded = load_split(source)
     for name, feature in loaded.features.items():
         if isinstance(feature, datasets.Image):
-            # As stored: decoding is ours, so that broken images are named and not an exception in mid-iteration.
+            # Not decoded by ``datasets``, so that broken images are reported by name instead of ending the iteration.
             loaded = loaded.cast_column(name, datasets.Image(decode=False))
     return from_rows(((f"{source}, row {number}", row) for number, row in enumerate(loaded)), Path(), source)
 
 
-def from_rows(rows: Iterable[tuple[str, Row]], folder: Path, source: str) -> list[Said]:
-    """``rows``, each with its place, as images with captions; ``folder`` is where their paths start.
+def from_rows(rows: Iterable[tuple[str, Row]], folder: Path, source: str) -> list[CaptionRow]:
+    """The rows of a table as captioned images.
+
+    Args:
+        rows: each with its place, for messages.
+        folder: to which paths are relative.
+        source: name of the table, for messages.
 
     Raises:
-        DataError: no rows, or a row without an image or with a caption that is no text.
+        DataError: there are no rows, or a row has no image or a caption that is not text.
 
     Example:
         >>> from_rows([("line 1", {"file_name": "a/é.png", "text": "an e"})], Path("data"), "x")[0].name
         'a/é'
     """
-    found = [_said(place, row, folder, number) for number, (place, row) in enumerate(rows)]
+    found = [_caption_row(place, row, folder, number) for number, (place, row) in enumerate(rows)]
     if not found:
-        raise DataError(f"data {source}", got="no rows", needed="at least one picture")
+        raise DataError(f"data {source}", got="no rows", needed="at least one image")
     return found
 
 
-def _said(place: str, row: Row, folder: Path, number: int) -> Said:
-    column = _first(row, PICTURE)
+def _caption_row(place: str, row: Row, folder: Path, number: int) -> CaptionRow:
+    column = _first(row, IMAGE)
     if column is None:
         known = ", ".join(sorted(row)) or "none"
-        raise DataError(place, got=f"columns {known}", needed=f"a picture under {' or '.join(PICTURE)}")
+        raise DataError(place, got=f"columns {known}", needed=f"an image under {' or '.join(IMAGE)}")
     caption = _first(row, CAPTION)
     text = row[caption] if caption else None
     if text is not None and not isinstance(text, str):
@@ -97,7 +102,7 @@ def _said(place: str, row: Row, folder: Path, number: int) -> Said:
     control = _first(row, CONDITION)
     path = row[column].get("path") if isinstance(row[column], dict) else row[column]
     name = PurePosixPath(path).with_suffix("").as_posix() if isinstance(path, str) and path else f"row-{number:06}"
-    return Said(
+    return CaptionRow(
         place,
         name,
         _origin(row[column], folder, f"{place}: column {column!r}"),
@@ -110,7 +115,7 @@ def _first(row: Row, columns: tuple[str, ...]) -> str | None:
     return next((column for column in columns if row.get(column) is not None), None)
 
 
-def _origin(value: Any, folder: Path, said: str) -> Path | bytes:
+def _origin(value: Any, folder: Path, given: str) -> Path | bytes:
     """The file or the bytes of an image: a path, bytes, or the hub's ``{"bytes": ..., "path": ...}``."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -118,4 +123,4 @@ def _origin(value: Any, folder: Path, said: str) -> Path | bytes:
         return value
     if isinstance(value, str) and value:
         return folder / value
-    raise DataError(said, got=f"{type(value).__name__} {str(value)[:40]!r}", needed="a path, or the bytes of a picture")
+    raise DataError(given, got=f"{type(value).__name__} {str(value)[:40]!r}", needed="a path, or the bytes of an image")

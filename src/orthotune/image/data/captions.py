@@ -1,4 +1,4 @@
-"""What is said of each picture: in a text file beside it, in a table, or the same of all."""
+"""Read captioned images: captions from text files, from a table, or one caption for all."""
 
 from __future__ import annotations
 
@@ -9,53 +9,54 @@ from pathlib import Path
 
 from orthotune.errors import DataError
 from orthotune.image.data import caption_tables
-from orthotune.image.data.caption_tables import Said
-from orthotune.image.data.image_folder import Broken, Picture, Say, open_pictures
+from orthotune.image.data.caption_tables import CaptionRow
+from orthotune.image.data.image_folder import Broken, ImageFile, Say, open_images
 from orthotune.metrics.image_files import SUFFIXES, find_images
 
-#: Read when it lies in the folder, as the hub's image folders have it.
+#: The table in an image folder, as in image folders of the hub.
 METADATA = "metadata.jsonl"
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image, what is said of it, and the control image that belongs to it, if one does."""
+    """An image with its caption and optional control image."""
 
-    picture: Picture
+    image: ImageFile
     caption: str
-    condition: Picture | None = None
+    condition: ImageFile | None = None
 
 
 def read_examples(
     source: str | Path, *, caption: str | None = None, broken: Broken = "skip", say: Say = print
 ) -> list[Example]:
-    """The captioned images of a folder, a table, or the hub's data set ``NAME`` or ``NAME:SPLIT``.
+    """Read the captioned images of a folder, a table, or a data set of the hub, ``NAME`` or ``NAME:SPLIT``.
 
-    A folder: with a ``metadata.jsonl``, the images that it lists; else each image with the ``.txt`` file of its
-    name; without images, the ``.parquet`` files in it. A ``.jsonl``, ``.json`` or ``.parquet`` file: one image
-    per row, under ``file_name`` or ``image`` (a path from the file's folder, or the image itself), its caption under
-    ``text``, ``prompt`` or ``caption``, a control image under ``conditioning_image``.
+    In a folder with ``metadata.jsonl``, the images are those that it lists. In another folder with images, the caption
+    of an image is in the ``.txt`` file of the same name. In a folder without images, the ``.parquet`` files are read. A
+    ``.jsonl``, ``.json`` or ``.parquet`` file has one image per row, under ``file_name`` or ``image`` (a path relative
+    to the folder of the file, or the image itself), the caption under ``text``, ``prompt`` or ``caption``, and a
+    control image under ``conditioning_image``.
 
     Args:
         source: the folder, the table, or the name of the data set.
-        caption: of images that have none; without a caption for them, they are an error.
-        broken: ``skip`` skips images that cannot be read, with a message; ``refuse`` makes them an error.
+        caption: for images that have none; without it, such images are an error.
+        broken: ``skip`` skips unreadable images, with a message; ``refuse`` makes them an error.
         say: gets the message.
 
     Raises:
-        DataError: nothing there, a broken line, a missing caption, no image that can be read.
+        DataError: the source does not exist, a line is broken, a caption is missing, or no image is readable.
 
     Example:
         >>> read_examples("birds/")[0].caption  # doctest: +SKIP
         'a robin on a fence'
     """
-    said = read_said(source)
-    said = with_captions(said, source, caption)
-    return opened(said, source, broken, say)
+    rows = read_caption_rows(source)
+    rows = with_captions(rows, source, caption)
+    return opened(rows, source, broken, say)
 
 
-def read_said(source: str | Path) -> list[Said]:
-    """The rows of ``source``, whichever kind it is; no image is opened yet."""
+def read_caption_rows(source: str | Path) -> list[CaptionRow]:
+    """The rows of a source of any kind; no image is opened yet."""
     path = Path(source)
     if path.is_dir():
         if (path / METADATA).is_file():
@@ -69,65 +70,88 @@ def read_said(source: str | Path) -> list[Said]:
     return caption_tables.from_hub(str(source))
 
 
-def with_captions(said: Sequence[Said], source: str | Path, default: str | None) -> list[Said]:
-    """``said`` with ``default`` where there was no caption.
+def with_captions(rows: Sequence[CaptionRow], source: str | Path, default: str | None) -> list[CaptionRow]:
+    """Fill in a default caption.
+
+    Args:
+        rows: the examples.
+        source: of the rows, for messages.
+        default: caption for rows without one; None makes them an error.
 
     Raises:
-        DataError: captions are missing and there is no default; the first places are named.
+        DataError: captions are missing and there is no default; the message names the first places.
     """
-    missing = [row.place for row in said if row.caption is None]
+    missing = [row.place for row in rows if row.caption is None]
     if missing and default is None:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise DataError(
             f"captions of {source}",
             got=f"none for {', '.join(missing[:3])}{more}",
-            needed='a .txt file beside each picture, or "text" in each row of a table',
-            do='Add them, or pass caption="..." for pictures without one',
+            needed='a .txt file beside each image, or "text" in each row of a table',
+            do='Add them, or pass caption="..." for images without one',
         )
-    return [replace(row, caption=default) if row.caption is None else row for row in said]
+    return [replace(row, caption=default) if row.caption is None else row for row in rows]
 
 
-def opened(said: Sequence[Said], source: str | Path, broken: Broken, say: Say) -> list[Example]:
-    """Look at every file that ``said`` names; an image whose control image is broken goes with it.
+def opened(rows: Sequence[CaptionRow], source: str | Path, broken: Broken, say: Say) -> list[Example]:
+    """Open the image and control image of each row. An image with a broken control image is skipped as well.
+
+    Args:
+        rows: the examples.
+        source: of the rows, for messages.
+        broken: ``skip`` or ``refuse`` unreadable images.
+        say: gets a message about skipped images.
 
     Raises:
-        DataError: a control image is missing, no image can be read, or, with ``broken="refuse"``, one cannot.
+        DataError: a control image is missing, no image is readable, or, with ``broken="refuse"``, an image is not.
     """
-    files = [(row.condition, row.place) for row in said if isinstance(row.condition, Path)]
+    files = [(row.condition, row.place) for row in rows if isinstance(row.condition, Path)]
     lost = [f"{file} ({place})" for file, place in files if not file.is_file()]
     if lost:
         more = f", and {len(lost) - 3} more" if len(lost) > 3 else ""
-        raise DataError(f"control pictures of {source}", got=f"nothing at {', '.join(lost[:3])}{more}")
-    pictures = open_pictures([(row.name, row.origin) for row in said], f"in {source}", broken, say)
-    controlled = [row for row in said if row.condition is not None]
-    conditions: dict[int, Picture | None] = {}
+        raise DataError(f"control images of {source}", got=f"no file at {', '.join(lost[:3])}{more}")
+    images = open_images([(row.name, row.origin) for row in rows], f"in {source}", broken, say)
+    controlled = [row for row in rows if row.condition is not None]
+    conditions: dict[int, ImageFile | None] = {}
     if controlled:
         origins = [(row.name, row.condition) for row in controlled if row.condition is not None]
-        seen = open_pictures(origins, f"among the control pictures of {source}", broken, say)
+        seen = open_images(origins, f"among the control images of {source}", broken, say)
         conditions = {id(row): condition for row, condition in zip(controlled, seen, strict=True)}
     examples = []
-    for row, picture in zip(said, pictures, strict=True):
-        if picture is not None and not (row.condition is not None and conditions[id(row)] is None):
-            examples.append(Example(picture, row.caption or "", conditions.get(id(row))))
+    for row, image in zip(rows, images, strict=True):
+        if image is not None and not (row.condition is not None and conditions[id(row)] is None):
+            examples.append(Example(image, row.caption or "", conditions.get(id(row))))
     if not examples:
-        raise DataError(f"data {source}", got="no picture whose control picture can be read too")
+        raise DataError(f"data {source}", got="no readable image with a readable control image")
     return examples
 
 
-def all_said(pictures: Iterable[Picture], caption: str) -> list[Example]:
-    """Every image with one caption, as a subject is taught.
+def with_one_caption(images: Iterable[ImageFile], caption: str) -> list[Example]:
+    """Give all images the same caption.
+
+    Args:
+        images: the images.
+        caption: of each of them.
 
     Example:
-        >>> all_said([Picture("0", b"", 32, 32)], "a sks dog")[0].caption
+        >>> with_one_caption([ImageFile("0", b"", 32, 32)], "a sks dog")[0].caption
         'a sks dog'
     """
-    return [Example(picture, caption) for picture in pictures]
+    return [Example(image, caption) for image in images]
 
 
 def dropping(share: float, seed: int) -> Callable[[str, int], str]:
-    """A function of (caption, index) that empties about ``share`` of them, always the same for one index and seed.
+    """Caption dropout: a function of caption and index that empties a share of the captions, reproducibly.
 
-    A model needs to have seen the empty caption to be guided away from it (Ho and Salimans 2022, arXiv 2207.12598).
+    Classifier-free guidance needs a model that was trained on the empty caption (Ho and Salimans 2022, arXiv
+    2207.12598).
+
+    Args:
+        share: of captions to empty, from 0 to 1.
+        seed: of the choice, which depends on the index and the seed only.
+
+    Raises:
+        DataError: ``share`` is outside 0 to 1.
 
     Example:
         >>> drop = dropping(0.1, seed=0)
@@ -143,10 +167,10 @@ def dropping(share: float, seed: int) -> Callable[[str, int], str]:
     return drop
 
 
-def _beside(name: str, file: Path) -> Said:
+def _beside(name: str, file: Path) -> CaptionRow:
     text = file.with_suffix(".txt")
     try:
         caption = " ".join(text.read_text(encoding="utf-8-sig").split()) if text.is_file() else ""
     except UnicodeDecodeError as fault:
         raise DataError(f"caption {text}", got=f"bytes that are not UTF-8 at position {fault.start}") from fault
-    return Said(str(file), name, file, caption or None)
+    return CaptionRow(str(file), name, file, caption or None)

@@ -1,4 +1,4 @@
-"""Encoded pictures and captions on disk, found again only by exactly what they were made from."""
+"""A disk cache of encoded images and captions, with a hash of all inputs as the key."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from orthotune.image.families.family import Family
 
 
 def digest(*parts: object) -> str:
-    """One name for all of ``parts``, bytes or things with an exact ``repr``; other parts, another name.
+    """A hash of ``parts``, which are bytes or values with an exact ``repr``.
 
     Example:
         >>> digest(b"ab", (1, 2)) == digest(b"ab", (1, 2)), digest("a", "b") == digest("ab", "")
         (True, False)
     """
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for part in parts:
-        said = part if isinstance(part, bytes) else repr(part).encode()
-        found.update(f"{len(said)}:".encode())
-        found.update(said)
-    return found.hexdigest()[:40]
+        content = part if isinstance(part, bytes) else repr(part).encode()
+        hashed.update(f"{len(content)}:".encode())
+        hashed.update(content)
+    return hashed.hexdigest()[:40]
 
 
 class EncodedStore:
-    """Tensors in files of their own under ``folder``, by key.
+    """Tensors by key, one file per key.
 
     Args:
-        folder: made when something is kept.
-        model: :func:`fingerprint` of what encodes; what another model encoded is never found.
+        folder: of the files; created when the first entry is stored.
+        model: a hash of the encoders; entries of other encoders are not used.
     """
 
     def __init__(self, folder: Path, model: str) -> None:
         self.folder, self.model = Path(folder), model
 
     def get(self, key: str) -> dict[str, Tensor] | None:
-        """What was kept under ``key``; None when nothing was, or its file is damaged."""
+        """The entry of a key; None if there is none or its file is damaged."""
         path = self._path(key)
         try:
             return load_file(path) if path.is_file() else None
@@ -52,10 +52,14 @@ class EncodedStore:
             return None
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Keep ``tensors``; the file appears when it is complete.
+        """Store an entry, atomically.
+
+        Args:
+            key: of the entry.
+            tensors: name -> tensor.
 
         Raises:
-            OutputError: the folder cannot be written to, or the disk is full.
+            OutputError: the folder cannot be written, or the disk is full.
         """
         write_tensors(self._path(key), tensors)
 
@@ -63,14 +67,14 @@ class EncodedStore:
         return self.folder / f"{digest(key, self.model)}.safetensors"
 
 
-def picture_model(family: Family) -> str:
-    """What decides how ``family`` encodes images: its VAE, weights and config."""
+def image_model(family: Family) -> str:
+    """A hash of everything that affects how ``family`` encodes images: weights and config of the VAE."""
     vae = family.pipeline.vae
     return digest(family.name, _config(vae), fingerprint([vae]))
 
 
 def caption_model(family: Family) -> str:
-    """What decides how ``family`` encodes captions: its text encoders and tokenizers."""
+    """A hash of everything that affects how ``family`` encodes captions: text encoders and tokenizers."""
     encoders = family.text_encoders
     readers = {name: part for name, part in vars(family.pipeline).items() if name.startswith("tokenizer") and part}
     words = [(name, _vocabulary(reader)) for name, reader in sorted(readers.items())]
@@ -79,7 +83,7 @@ def caption_model(family: Family) -> str:
 
 @torch.no_grad()
 def fingerprint(modules: Iterable[nn.Module]) -> str:
-    """A name for the weights of ``modules``: any other value, name, shape or dtype gives another.
+    """A hash of the names, shapes, dtypes and values of the weights of ``modules``.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -88,22 +92,22 @@ def fingerprint(modules: Iterable[nn.Module]) -> str:
         >>> fingerprint([layer]) == before
         False
     """
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for module in modules:
         for name, value in module.state_dict().items():
-            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+            hashed.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            hashed.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
 
 
 def _config(module: Any) -> str:
     config = module.config
-    said = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    # Where it was loaded from, and by which version, changes nothing.
-    return json.dumps({key: said[key] for key in sorted(said) if not key.startswith("_")}, default=repr)
+    fields = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    # The path and the version of the library have no effect on the encoding.
+    return json.dumps({key: fields[key] for key in sorted(fields) if not key.startswith("_")}, default=repr)
 
 
 def _vocabulary(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    said = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return digest(said, tokenizer.model_max_length)
+    vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return digest(vocabulary, tokenizer.model_max_length)

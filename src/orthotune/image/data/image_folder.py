@@ -1,4 +1,4 @@
-"""Images to learn from: found in a folder, looked at before any training, read one by one."""
+"""Training images: found in a folder, checked before training, read one by one."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from orthotune.metrics.image_files import DEEP, as_rgb, find_images, open_image
 
 Broken = Literal["skip", "refuse"]
 Say = Callable[[str], None]
-#: How many broken images are named; the others are counted.
+#: Most broken images that a message names; the others are counted.
 NAMED = 20
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image that was found to be whole; its pixels are read when they are asked for.
+class ImageFile:
+    """An image file that was checked; its pixels are read when they are needed.
 
     Args:
-        name: how it is called: its path in the folder without suffix.
-        origin: its file, or the bytes that such a file would hold.
-        height, width: in pixels, as it is looked at (turned as its camera says).
+        name: path in the folder without suffix.
+        origin: the file, or its bytes.
+        height: in pixels, after rotation by the EXIF orientation.
+        width: in pixels, after rotation by the EXIF orientation.
     """
 
     name: str
@@ -34,65 +35,75 @@ class Picture:
     width: int
 
     def pixels(self) -> Any:
-        """Its pixels, transparent parts on white, grey as colour, 16 bits as 8; ``(height, width, 3)`` uint8 array.
+        """The pixels as ``(height, width, 3)`` uint8: transparent parts on white, grey as colour, 16 bits scaled to 8.
 
         Raises:
-            DataError: it has changed since it was found and cannot be read any more.
+            DataError: the file has changed and is no longer readable.
         """
-        said = f"image {self.name}"
-        return as_rgb(eight_bits(open_image(self.origin, said), said), said)
+        given = f"image {self.name}"
+        return as_rgb(eight_bits(open_image(self.origin, given), given), given)
 
     def content(self) -> bytes:
-        """The bytes of its file."""
+        """The bytes of the file."""
         return self.origin if isinstance(self.origin, bytes) else self.origin.read_bytes()
 
 
-def picture_of(pixels: Any, name: str) -> Picture:
-    """An image that lies in memory alone, from a ``(height, width, 3)`` uint8 array.
+def in_memory_image(pixels: Any, name: str) -> ImageFile:
+    """Encode pixels as a PNG file in memory.
+
+    Args:
+        pixels: ``(height, width, 3)`` uint8.
+        name: of the image.
 
     Example:
         >>> import numpy as np
-        >>> picture_of(np.zeros((2, 3, 3), dtype=np.uint8), "black")
-        Picture(name='black', height=2, width=3)
+        >>> in_memory_image(np.zeros((2, 3, 3), dtype=np.uint8), "black")
+        ImageFile(name='black', height=2, width=3)
     """
     from PIL import Image
 
     file = BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
-    return Picture(name, file.getvalue(), *pixels.shape[:2])
+    return ImageFile(name, file.getvalue(), *pixels.shape[:2])
 
 
-def read_folder(folder: Path, broken: Broken = "skip", say: Say = print) -> list[Picture]:
+def read_folder(folder: Path, broken: Broken = "skip", say: Say = print) -> list[ImageFile]:
     """All images in ``folder`` and below, sorted by name.
 
     Args:
-        folder: of images, searched with all folders in it.
-        broken: ``skip`` skips files that cannot be read, with one message; ``refuse`` is an error instead.
+        folder: of images, searched with all its subfolders.
+        broken: ``skip`` skips unreadable files, with one message; ``refuse`` makes them an error.
         say: gets the message.
 
     Raises:
-        DataError: no such folder, no image in it (or none that can be read), two files of one name, or, with
-            ``refuse``, a file that cannot be read.
+        DataError: there is no such folder, no readable image in it, two files of the same name, or, with ``refuse``, an
+            unreadable file.
 
     Example:
-        >>> [picture.name for picture in read_folder(Path("my-dog"))]  # doctest: +SKIP
+        >>> [image.name for image in read_folder(Path("my-dog"))]  # doctest: +SKIP
         ['00', '01', '02']
     """
     found = list(find_images(Path(folder)).items())
-    return [picture for picture in open_pictures(found, f"in {folder}", broken, say) if picture is not None]
+    return [image for image in open_images(found, f"in {folder}", broken, say) if image is not None]
 
 
-def open_pictures(
+def open_images(
     origins: Sequence[tuple[str, Path | bytes]], where: str, broken: Broken = "skip", say: Say = print
-) -> list[Picture | None]:
-    """Look at each file, named in ``origins``, once; None where it cannot be read.
+) -> list[ImageFile | None]:
+    """Open and check each file once; None for an unreadable file.
+
+    Args:
+        origins: name, and file or bytes of each image.
+        where: they are from, for messages.
+        broken: ``skip`` or ``refuse`` unreadable files.
+        say: gets a message about skipped files.
 
     Raises:
-        DataError: none can be read, or, with ``broken="refuse"``, one cannot.
+        DataError: no file is readable, or, with ``broken="refuse"``, a file is not.
     """
     if broken not in ("skip", "refuse"):
         raise DataError(f"broken={broken!r}", needed="skip or refuse")
-    # Pillow decodes without holding Python's lock.
+    # Pillow releases the global interpreter lock while it decodes.
     with ThreadPoolExecutor(8) as threads:
         looked = list(threads.map(_look, origins))
     faults = [seen for seen in looked if isinstance(seen, DataError)]
@@ -107,11 +118,15 @@ def open_pictures(
     return [None if isinstance(seen, DataError) else seen for seen in looked]
 
 
-def eight_bits(image: Any, said: str) -> Any:
-    """``image`` with 8 bits per channel: 16-bit grey is scaled, 65535 to 255.
+def eight_bits(image: Any, given: str) -> Any:
+    """``image`` with 8 bits per channel; 16-bit grey is scaled, 65535 to 255.
+
+    Args:
+        image: an image of Pillow.
+        given: name of the image, for messages.
 
     Raises:
-        DataError: 32-bit whole numbers beyond 16 bits, or fractions: what white is, the file does not say.
+        DataError: 32-bit integers beyond 16 bits, or floating-point values, for which the value of white is unknown.
     """
     if image.mode not in DEEP:
         return image
@@ -120,18 +135,18 @@ def eight_bits(image: Any, said: str) -> Any:
 
     values = np.asarray(image)
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
-        raise DataError(said, got=f"pixels of mode {image.mode}", needed="8 or 16 bits per channel")
+        raise DataError(given, got=f"pixels of mode {image.mode}", needed="8 or 16 bits per channel")
     return Image.fromarray(np.round(values / 257).astype(np.uint8))
 
 
-def _look(one: tuple[str, Path | bytes]) -> Picture | DataError:
+def _look(one: tuple[str, Path | bytes]) -> ImageFile | DataError:
     name, origin = one
-    said = name if isinstance(origin, bytes) else str(origin)
+    given = name if isinstance(origin, bytes) else str(origin)
     try:
-        image = eight_bits(open_image(origin, said), said)
+        image = eight_bits(open_image(origin, given), given)
     except DataError as fault:
         return fault
-    return Picture(name, origin, image.height, image.width)
+    return ImageFile(name, origin, image.height, image.width)
 
 
 def _named(faults: Sequence[DataError]) -> str:

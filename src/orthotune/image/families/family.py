@@ -1,4 +1,4 @@
-"""What a family of image models says of itself; one file per family implements it."""
+"""The base class of families of image models; each family is implemented in one file."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from orthotune.image.data.batch import Conditions
 
 @dataclass(frozen=True)
 class LossOptions:
-    """How the loss of a denoiser is weighted and what noise it sees.
+    """Weighting and noise of the loss of a denoiser.
 
     Args:
-        min_snr_gamma: weight of Min-SNR (Hang et al. 2023, arXiv 2303.09556), 5 as published; None weighs all equally.
-            For families that learn a noise schedule of steps; flow matching has its own weighting and refuses it.
+        min_snr_gamma: gamma of Min-SNR weighting (Hang et al. 2023, arXiv 2303.09556), 5 in the paper; None gives all
+            steps the same weight. Only for families with discrete noise steps, not for flow matching.
         noise_offset: standard deviation of a constant added to each channel's noise; 0.1 lets a model learn dark and
             bright images. Not for flow matching.
     """
@@ -29,20 +29,20 @@ class LossOptions:
 
 
 class Family(ABC):
-    """A pipeline of one family of image models: how it reads images and words, its loss, how it draws.
+    """A pipeline of one family of image models: encodes images and captions, computes the loss, generates images.
 
     Args:
         pipeline: the diffusers pipeline; its denoiser may be replaced by one with an adapter.
 
     Attributes:
-        name: as the user knows it, such as "stable-diffusion".
-        denoiser_name: the pipeline's attribute that is trained, "unet" or "transformer".
+        name: of the family, such as "stable-diffusion".
+        denoiser_name: attribute of the trained network in the pipeline, "unet" or "transformer".
         text_encoder_names: attributes of the text encoders, in the order of the pipeline.
-        attention: names of the attention's linear layers in the denoiser, for ``target_modules``.
-        convolutions: names of the denoiser's convolutions inside its residual blocks; empty where it has none.
-        entry: path of the layer in the denoiser that first sees the latents: what a control encoder adds to.
+        attention: names of the linear layers of attention in the denoiser, for ``target_modules``.
+        convolutions: names of the convolutions in the residual blocks of the denoiser; empty if it has none.
+        entry: path of the first layer of the denoiser, to whose output a control encoder adds.
         pixels_per_latent: pixels along one side of a latent "pixel".
-        divisor: height and width of an image must be multiples of it, in pixels.
+        divisor: height and width of images must be multiples of it, in pixels.
     """
 
     name: ClassVar[str]
@@ -57,7 +57,7 @@ class Family(ABC):
 
     @property
     def denoiser(self) -> nn.Module:
-        """The module that is trained, with its adapter if it has one."""
+        """The denoiser, with its adapter if it has one."""
         module: nn.Module = getattr(self.pipeline, self.denoiser_name)
         return module
 
@@ -84,40 +84,48 @@ class Family(ABC):
     @property
     @abstractmethod
     def native_size(self) -> int:
-        """Side in pixels of the images that the model was made for."""
+        """Side in pixels of the images that the model was trained on."""
 
     @abstractmethod
-    def encode_pictures(self, pictures: Tensor, draw: torch.Generator) -> Tensor:
-        """uint8 ``[n, 3, H, W]`` to float32 ``[n, c, h, w]``, scaled as the denoiser reads them; no gradient."""
+    def encode_images(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Encode images with the VAE; no gradient.
+
+        Args:
+            images: uint8 ``[n, 3, H, W]``.
+            generator: on the CPU, for the noise of the VAE.
+
+        Returns:
+            Latents, float32 ``[n, c, h, w]``, scaled for the denoiser.
+        """
 
     @abstractmethod
     def encode_captions(self, captions: Sequence[str]) -> Conditions:
-        """What the denoiser is told of ``captions``; with gradient to text encoders that require it."""
+        """Encode captions as inputs of the denoiser; with gradient if a text encoder is trained."""
 
-    def picture_conditions(self, original: Tensor, corner: Tensor, size: tuple[int, int]) -> Conditions:
-        """What the denoiser is told of the images' sizes, for families that read it (SDXL); otherwise nothing.
+    def size_conditions(self, original: Tensor, corner: Tensor, size: tuple[int, int]) -> Conditions:
+        """Inputs of the denoiser for the sizes of the images, in families that have them (SDXL); otherwise empty.
 
         Args:
-            original: [n, 2], height and width in pixels before an image was scaled.
-            corner: [n, 2], top and left of the crop in the scaled image.
-            size: height and width of what the model sees.
+            original: [n, 2], height and width of each image before it was resized, in pixels.
+            corner: [n, 2], top and left of the crop in the resized image, in pixels.
+            size: height and width of the crop, in pixels.
         """
         return {}
 
     @abstractmethod
     def losses(
-        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, draw: torch.Generator, options: LossOptions,
-        kept: Tensor | None = None,
+        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, generator: torch.Generator,
+        options: LossOptions, kept: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """The loss of each image, float32 ``[n]``.
 
         Args:
-            denoiser: the module to call: ``self.denoiser`` or what an engine wrapped around it.
-            latents: as ``encode_pictures`` gives them.
-            conditions: as ``encode_captions`` gives them.
-            draw: the noise and the times come from it alone (a CPU generator on every device).
+            denoiser: the module to call: ``self.denoiser`` or a wrapper of it.
+            latents: from ``encode_images``.
+            conditions: from ``encode_captions``.
+            generator: for noise and times, on the CPU for all devices.
             options: weighting and noise.
-            kept: bool ``[n]``, the images whose target is what the base predicts; None where none is.
+            kept: bool ``[n]``, the images whose target is the prediction of the base; None if there are none.
         """
 
     @abstractmethod
@@ -132,7 +140,17 @@ class Family(ABC):
         width: int | None = None,
         batch_size: int = 16,
     ) -> Tensor:
-        """Images uint8 ``[n, 3, H, W]``, one per prompt, the same for the same seeds whatever the batch; no gradient.
+        """Generate one image per prompt; no gradient. The modules keep their training mode.
 
-        ``guidance`` None is the family's usual value. Training mode of the modules is left as it was.
+        Args:
+            prompts: one per image.
+            seeds: one per image; an image does not depend on the rest of the batch.
+            steps: of the sampler.
+            guidance: scale of the classifier-free guidance; the default of the family if None.
+            height: in pixels; the native size if None.
+            width: in pixels; the native size if None.
+            batch_size: images per batch.
+
+        Returns:
+            uint8 ``[n, 3, H, W]``.
         """

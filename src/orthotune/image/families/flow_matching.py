@@ -1,6 +1,6 @@
-"""Rectified flows, which SD3 and FLUX learn: straight lines from noise to pictures, and the times on them.
+"""Rectified flows, the training target of SD3 and FLUX: straight lines from noise to images, and their times.
 
-At time ``s`` the model sees ``(1 - s) x + s e`` and predicts the velocity ``e - x`` of the line (Lipman et al. 2022,
+At time ``s`` the model reads ``(1 - s) x + s e`` and predicts the velocity ``e - x`` of the line (Lipman et al. 2022,
 arXiv 2210.02747; Esser et al. 2024, arXiv 2403.03206, section 2).
 """
 
@@ -17,23 +17,23 @@ from orthotune.errors import RecipeError
 from orthotune.image.adapter.kept_predictions import kept_targets
 from orthotune.image.data.batch import Conditions
 from orthotune.image.families.family import LossOptions
-from orthotune.image.families.noise_schedule import draw_noise
+from orthotune.image.families.noise_schedule import sample_noise
 from orthotune.image.families.pipeline_family import PipelineFamily
 
 
 @dataclass(frozen=True)
 class FlowTimes:
-    """The times that a model is trained at, and how often each.
+    """The distribution of times in training.
 
     Args:
-        sigmas: float32 [steps], from 1, pure noise, towards 0; shifted as the scheduler's config says. A shift that
-            depends on the size of the image is for drawing only, as in diffusers' examples.
-        logit_normal: times are a standard normal number through the sigmoid, the density that SD3 was published with
-            (arXiv 2403.03206, section 3.1, ``rf/lognorm(0.00, 1.00)``); otherwise all are equally likely.
+        sigmas: float32 [steps], from 1, pure noise, towards 0; shifted as in the config of the scheduler. A shift that
+            depends on the size of the image is used for generation only, as in the examples of diffusers.
+        logit_normal: the sigmoid of a standard normal variable gives the times, as in the paper on SD3 (arXiv
+            2403.03206, section 3.1, ``rf/lognorm(0.00, 1.00)``); otherwise the times are uniform.
 
     Example:
         >>> times = FlowTimes(torch.linspace(1, 0.001, 1000), logit_normal=True)
-        >>> bool((times.draw(1000, torch.Generator().manual_seed(0)) - 0.5).abs().mean() < 0.2)
+        >>> bool((times.sample(1000, torch.Generator().manual_seed(0)) - 0.5).abs().mean() < 0.2)
         True
     """
 
@@ -42,16 +42,22 @@ class FlowTimes:
 
     @classmethod
     def of(cls, scheduler: Any, logit_normal: bool) -> FlowTimes:
-        """The times that a diffusers scheduler's config describes.
+        """The times for the config of a diffusers scheduler.
+
+        Args:
+            scheduler: of diffusers.
+            logit_normal: see the class.
 
         Raises:
-            RecipeError: the scheduler is not one of flow matching.
+            RecipeError: the scheduler is not for flow matching.
         """
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         config = scheduler.config
         if "shift" not in config or "beta_schedule" in config:
-            raise RecipeError(f"scheduler {type(scheduler).__name__} of the model", needed="one of flow matching")
+            raise RecipeError(
+                f"scheduler {type(scheduler).__name__} of the model", needed="a scheduler of flow matching"
+            )
         fresh = FlowMatchEulerDiscreteScheduler(
             num_train_timesteps=config.num_train_timesteps,
             shift=config.shift,
@@ -59,14 +65,22 @@ class FlowTimes:
         )
         return cls(fresh.sigmas, logit_normal)
 
-    def draw(self, count: int, draw: torch.Generator) -> Tensor:
-        """float32 [count] on the CPU."""
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Sample times.
+
+        Args:
+            count: number of times.
+            generator: on the CPU.
+
+        Returns:
+            float32 [count] on the CPU.
+        """
         if self.logit_normal:
-            place = torch.randn(count, generator=draw).sigmoid()
+            position = torch.randn(count, generator=generator).sigmoid()
         else:
-            place = torch.rand(count, generator=draw)
+            position = torch.rand(count, generator=generator)
         steps = len(self.sigmas)
-        return self.sigmas[(place * steps).long().clamp(max=steps - 1)]
+        return self.sigmas[(position * steps).long().clamp(max=steps - 1)]
 
 
 class FlowFamily(PipelineFamily):
@@ -76,26 +90,36 @@ class FlowFamily(PipelineFamily):
 
     @abstractmethod
     def velocity(self, denoiser: nn.Module, noisy: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
-        """What ``denoiser`` predicts for ``noisy`` latents at ``times`` [n] of 0..1, float32 in their shape."""
+        """The velocity that a denoiser predicts.
+
+        Args:
+            denoiser: the module to call.
+            noisy: latents ``[n, c, h, w]``.
+            times: ``[n]`` of 0..1.
+            conditions: from ``encode_captions``.
+
+        Returns:
+            float32 in the shape of ``noisy``.
+        """
 
     def losses(
-        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, draw: torch.Generator, options: LossOptions,
-        kept: Tensor | None = None,
+        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, generator: torch.Generator,
+        options: LossOptions, kept: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         for field in ("min_snr_gamma", "noise_offset"):
             if value := getattr(options, field):
                 raise RecipeError(
                     f"{field.removesuffix('_gamma')}={value} for {self.name}",
-                    got="a model of flow matching, which weights its times itself", do="Leave it out",
+                    got="a model of flow matching, which has its own weighting", do="Leave it out",
                 )  # fmt: skip
-        times = self.times.draw(len(latents), draw).to(latents.device)
-        noise = draw_noise(latents, draw)
+        times = self.times.sample(len(latents), generator).to(latents.device)
+        noise = sample_noise(latents, generator)
         at = times.view(-1, 1, 1, 1)
         noisy = (1 - at) * latents + at * noise
 
         def velocity(rows: Tensor | slice) -> Tensor:
-            told = {name: value[rows] for name, value in conditions.items()}
-            return self.velocity(denoiser, noisy[rows], times[rows], told).float()
+            inputs = {name: value[rows] for name, value in conditions.items()}
+            return self.velocity(denoiser, noisy[rows], times[rows], inputs).float()
 
         with self.precision():
             target = kept_targets(noise - latents, kept, denoiser, velocity)

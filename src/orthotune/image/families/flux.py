@@ -1,4 +1,4 @@
-"""FLUX.1: a transformer on packed latents, with T5's words and CLIP's pooled ones (Black Forest Labs 2024)."""
+"""FLUX.1: a transformer on packed latents, with T5 tokens and the pooled CLIP embedding (Black Forest Labs 2024)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from orthotune.image.data.batch import Conditions
 from orthotune.image.families.flow_matching import FlowFamily, FlowTimes
 
-#: Guidance that a guidance-distilled model (dev) is told in training: none, the data are not guided.
+#: Guidance input of a guidance-distilled model (dev) in training: 1, because the data are not guided.
 TRAINING_GUIDANCE = 1.0
-#: words that T5 reads, of dev and of the models without guidance (schnell)
-_WORDS, _WORDS_UNGUIDED = 512, 256
+#: tokens that T5 reads: in dev, and in models without guidance (schnell)
+_TOKENS, _TOKENS_UNGUIDED = 512, 256
 
 
 class Flux(FlowFamily):
-    """FLUX.1 dev, which is told a strength of guidance, and schnell, which is not. All times are equally likely."""
+    """FLUX.1 dev, which has the guidance as an input, and schnell, which has not. Training times are uniform."""
 
     name = "flux"
     pipeline_class = "FluxPipeline"
@@ -33,7 +33,7 @@ class Flux(FlowFamily):
 
     @property
     def guided(self) -> bool:
-        """Whether the model is told a strength of guidance."""
+        """Whether the guidance is an input of the model."""
         return bool(self.pipeline.transformer.config.guidance_embeds)
 
     @property
@@ -45,17 +45,17 @@ class Flux(FlowFamily):
         return int(self.pipeline.default_sample_size) * self.pixels_per_latent
 
     @property
-    def _words(self) -> int:
-        return _WORDS if self.guided else _WORDS_UNGUIDED
+    def _tokens(self) -> int:
+        return _TOKENS if self.guided else _TOKENS_UNGUIDED
 
     def _encode(self, captions: list[str]) -> Conditions:
-        words, pooled, _ = self.pipeline.encode_prompt(
-            captions, None, device=self.device, max_sequence_length=self._words
+        tokens, pooled, _ = self.pipeline.encode_prompt(
+            captions, None, device=self.device, max_sequence_length=self._tokens
         )
-        return {"encoder_hidden_states": words, "pooled_projections": pooled}
+        return {"encoder_hidden_states": tokens, "pooled_projections": pooled}
 
     def velocity(self, denoiser: nn.Module, noisy: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
-        told: dict[str, Any] = {name: tensor.to(noisy.device, self.dtype) for name, tensor in conditions.items()}
+        inputs: dict[str, Any] = {name: tensor.to(noisy.device, self.dtype) for name, tensor in conditions.items()}
         count, _, height, width = noisy.shape
         ids = torch.zeros(height // 2, width // 2, 3, device=noisy.device)
         ids[..., 1] = torch.arange(height // 2, device=noisy.device)[:, None]
@@ -66,19 +66,19 @@ class Flux(FlowFamily):
             timestep=times,
             guidance=guidance,
             img_ids=ids.flatten(0, 1).to(self.dtype),
-            txt_ids=torch.zeros(told["encoder_hidden_states"].shape[1], 3, device=noisy.device, dtype=self.dtype),
-            **told,
+            txt_ids=torch.zeros(inputs["encoder_hidden_states"].shape[1], 3, device=noisy.device, dtype=self.dtype),
+            **inputs,
             return_dict=False,
         )[0]
         return unpack(found, height, width)
 
-    def _draw(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
-        packed = super()._draw(prompts, generators, max_sequence_length=self._words, **options)
+    def _sample(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
+        packed = super()._sample(prompts, generators, max_sequence_length=self._tokens, **options)
         return unpack(packed, *(options[side] // self.pixels_per_latent for side in ("height", "width")))
 
 
 def pack(latents: Tensor) -> Tensor:
-    """Latents [n, c, h, w] as the transformer reads them, [n, h/2 · w/2, 4 c]: each 2 x 2 patch is a token.
+    """Latents [n, c, h, w] to tokens [n, h/2 · w/2, 4 c]: each 2 x 2 patch is a token.
 
     Example:
         >>> pack(torch.arange(16.0).view(1, 1, 4, 4))[0, 1].tolist()
@@ -90,6 +90,15 @@ def pack(latents: Tensor) -> Tensor:
 
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """The latents [n, c, height, width] that :func:`pack` made ``tokens`` of."""
+    """Undo :func:`pack`.
+
+    Args:
+        tokens: [n, h/2 · w/2, 4 c].
+        height: of the latents.
+        width: of the latents.
+
+    Returns:
+        Latents [n, c, height, width].
+    """
     patches = tokens.unflatten(1, (height // 2, width // 2)).unflatten(3, (-1, 2, 2))
     return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)

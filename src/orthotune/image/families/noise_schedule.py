@@ -1,6 +1,6 @@
-"""The noise that Stable Diffusion learns to take away: its schedule, what is predicted, how steps are weighted.
+"""The noise schedule of Stable Diffusion: noisy images, training targets and weights of steps.
 
-A picture ``x`` at step ``t`` is ``sqrt(a) x + sqrt(1 - a) e`` with noise ``e`` and ``a = alphas_cumprod[t]``; its
+An image ``x`` at step ``t`` is ``sqrt(a) x + sqrt(1 - a) e`` with noise ``e`` and ``a = alphas_cumprod[t]``; its
 signal-to-noise ratio is ``a / (1 - a)`` (Ho et al. 2020, arXiv 2006.11239, eq. 4).
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from orthotune.errors import RecipeError
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-#: fields of a scheduler's config that say how it was trained; the rest says how it draws
+#: fields of the config of a scheduler that describe training; the others describe sampling
 _TRAINED = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
     "prediction_type",
@@ -24,10 +24,10 @@ _TRAINED = (
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """The steps of a discrete diffusion and what the model predicts at them.
+    """The steps of a discrete diffusion and the training target.
 
     Args:
-        alphas_cumprod: float32 [steps], how much of the image's variance is left at each step; 0 at the last one of a
+        alphas_cumprod: float32 [steps], share of the variance of the image at each step; 0 at the last step of a
             schedule with zero terminal SNR.
         prediction: ``"epsilon"`` the noise, ``"sample"`` the image, ``"v_prediction"`` the velocity
             ``sqrt(a) e - sqrt(1 - a) x`` (Salimans and Ho 2022, arXiv 2202.00512, appendix D).
@@ -43,10 +43,10 @@ class NoiseSchedule:
 
     @classmethod
     def of(cls, scheduler: Any) -> NoiseSchedule:
-        """The schedule that a diffusers scheduler's config describes, whichever solver it is for.
+        """The schedule for the config of a diffusers scheduler of any solver.
 
         Raises:
-            RecipeError: the scheduler is not one of discrete noise steps.
+            RecipeError: the scheduler has no discrete noise steps.
         """
         from diffusers import DDPMScheduler
 
@@ -64,20 +64,40 @@ class NoiseSchedule:
             raise RecipeError(
                 f"scheduler {type(scheduler).__name__} of the model", got=f"beta_schedule {config['beta_schedule']!r}"
             ) from fault
-        # Rounding may leave the last step of a rescaled schedule a hair off zero, on either side.
+        # Rounding can make the last step of a rescaled schedule slightly negative.
         return cls(known.alphas_cumprod.clamp(0.0, 1.0), prediction)
 
-    def draw_times(self, count: int, draw: torch.Generator) -> Tensor:
-        """int64 [count] on the CPU, all steps equally likely."""
-        return torch.randint(len(self.alphas_cumprod), (count,), generator=draw)
+    def sample_times(self, count: int, generator: torch.Generator) -> Tensor:
+        """Sample steps uniformly.
+
+        Args:
+            count: number of steps.
+            generator: on the CPU.
+
+        Returns:
+            int64 [count] on the CPU.
+        """
+        return torch.randint(len(self.alphas_cumprod), (count,), generator=generator)
 
     def noisy(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """The images [n, ...] at ``times`` [n], float32."""
+        """The noisy images.
+
+        Args:
+            clean: float32 [n, ...].
+            noise: in the shape of ``clean``.
+            times: int64 [n], a step for each image.
+        """
         signal, rest = self._parts(times, clean)
         return signal * clean + rest * noise
 
     def target(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """What a perfect model predicts for them, float32."""
+        """The training targets, float32.
+
+        Args:
+            clean: float32 [n, ...].
+            noise: in the shape of ``clean``.
+            times: int64 [n], a step for each image.
+        """
         if self.prediction == "epsilon":
             return noise
         if self.prediction == "sample":
@@ -86,10 +106,17 @@ class NoiseSchedule:
         return signal * noise - rest * clean
 
     def weights(self, times: Tensor, gamma: float) -> Tensor:
-        """float32 [n]: Min-SNR's weights (Hang et al. 2023, arXiv 2303.09556, section 3.4).
+        """Min-SNR weights (Hang et al. 2023, arXiv 2303.09556, section 3.4).
 
-        ``min(SNR, gamma)`` for a model that predicts the image, that divided by ``SNR`` for one that predicts noise,
-        and by ``SNR + 1`` for velocities.
+        ``min(SNR, gamma)`` for a model that predicts the image; divided by ``SNR`` for a model that predicts noise, and
+        by ``SNR + 1`` for velocities.
+
+        Args:
+            times: int64 [n].
+            gamma: largest ratio.
+
+        Returns:
+            float32 [n].
         """
         left = self.alphas_cumprod.to(times.device)[times].double()
         ratio = left / (1 - left)
@@ -103,12 +130,18 @@ class NoiseSchedule:
         return left.sqrt(), (1 - left).sqrt()
 
 
-def draw_noise(like: Tensor, draw: torch.Generator, offset: float = 0.0) -> Tensor:
-    """float32 noise in the shape and on the device of ``like`` [n, c, h, w], from a CPU generator.
+def sample_noise(like: Tensor, generator: torch.Generator, offset: float = 0.0) -> Tensor:
+    """Standard normal noise, sampled on the CPU.
 
-    ``offset`` times one more normal number is added to each channel of each image.
+    Args:
+        like: [n, c, h, w], gives shape and device.
+        generator: on the CPU.
+        offset: standard deviation of a constant that is added to each channel of each image.
+
+    Returns:
+        float32 in the shape and on the device of ``like``.
     """
-    noise = torch.randn(like.shape, generator=draw)
+    noise = torch.randn(like.shape, generator=generator)
     if offset:
-        noise = noise + offset * torch.randn(*like.shape[:2], 1, 1, generator=draw)
+        noise = noise + offset * torch.randn(*like.shape[:2], 1, 1, generator=generator)
     return noise.to(like.device)

@@ -1,4 +1,4 @@
-"""What the families of diffusers' latent pipelines share: pictures in and out of the VAE, drawing, dtypes, devices."""
+"""The base class of families of latent diffusion pipelines: VAE, generation, dtypes, devices."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from orthotune.image.families.family import Family
 
 
 class PipelineFamily(Family):
-    """A latent diffusion pipeline of diffusers, frozen when it is made.
+    """A latent diffusion pipeline of diffusers; its weights are frozen on construction.
 
-    Trained parameters are float32 whatever the pipeline's dtype; where the two differ the model runs under autocast.
+    Trained parameters are float32 for any dtype of the pipeline; if the two differ, the model runs under autocast.
 
     Attributes:
-        pipeline_class: name of diffusers' class, as ``model_index.json`` gives it.
-        usual_guidance: what ``generate`` takes when nobody says.
+        pipeline_class: name of the diffusers class, as in ``model_index.json``.
+        usual_guidance: default guidance of ``generate``.
     """
 
     pipeline_class: ClassVar[str]
@@ -39,18 +39,18 @@ class PipelineFamily(Family):
         return {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
 
     def idle_modules(self, component: str) -> tuple[str, ...]:
-        """Starts of the names of modules in ``component`` on which no image depends: adapters there learn nothing."""
+        """Prefixes of modules in ``component`` on which no image depends, so that adapters there get no gradient."""
         return ()
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser is."""
+        """The device of the denoiser."""
         return next(self.denoiser.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the denoiser's frozen weights; of all of them where none is frozen."""
-        # Asked for in every step: the first frozen weight is near the first of all.
+        """The dtype of the frozen weights of the denoiser, or of its weights if none is frozen."""
+        # Called in each step; one of the first weights is usually frozen.
         known = (p for p in self.denoiser.parameters() if p.is_floating_point())
         first = next(known)
         frozen = first if not first.requires_grad else next((p for p in known if not p.requires_grad), first)
@@ -61,20 +61,20 @@ class PipelineFamily(Family):
         return int(2 ** (len(self.pipeline.vae.config.block_out_channels) - 1))
 
     @torch.no_grad()
-    def encode_pictures(self, pictures: Tensor, draw: torch.Generator) -> Tensor:
-        if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != 3:
-            raise DataError("pictures", got=f"{pictures.dtype} {tuple(pictures.shape)}", needed="uint8 [n, 3, H, W]")
-        self.check_size(*pictures.shape[2:])
+    def encode_images(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise DataError("images", got=f"{images.dtype} {tuple(images.shape)}", needed="uint8 [n, 3, H, W]")
+        self.check_size(*images.shape[2:])
         vae = self.pipeline.vae
-        found = vae.encode(pictures.to(vae.device, vae.dtype) / 127.5 - 1).latent_dist
+        found = vae.encode(images.to(vae.device, vae.dtype) / 127.5 - 1).latent_dist
         mean, std = found.mean.float(), found.std.float()
-        latents = mean + std * torch.randn(mean.shape, generator=draw).to(mean.device)
+        latents = mean + std * torch.randn(mean.shape, generator=generator).to(mean.device)
         center, spread = self._latent_statistics(latents)
         return (latents - center) / spread
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Latents as the denoiser reads them to images, uint8 ``[n, 3, H, W]`` on the CPU."""
+        """Decode latents ``[n, c, h, w]``, scaled for the denoiser, to images, uint8 ``[n, 3, H, W]`` on the CPU."""
         vae = self.pipeline.vae
         latents = latents.float()
         center, spread = self._latent_statistics(latents)
@@ -82,8 +82,8 @@ class PipelineFamily(Family):
         return (pixels.float() * 127.5 + 127.5).clamp(0, 255).round().to(torch.uint8).cpu()
 
     def _latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        # The denoiser reads (z - center) / spread: scaling_factor is one over a standard deviation, SD3 and FLUX also
-        # shift, and some VAEs give both for each channel.
+        # The denoiser reads (z - center) / spread: scaling_factor is the inverse of a standard deviation, SD3 and FLUX
+        # have a shift as well, and some VAEs have both per channel.
         config = self.pipeline.vae.config
 
         def numbers(name: str, without: float) -> Tensor:
@@ -119,44 +119,48 @@ class PipelineFamily(Family):
             raise DataError(f"{len(prompts)} prompts", got=f"{len(seeds)} seeds", needed="as many, at least one")
         height, width = height or self.native_size, width or self.native_size
         self.check_size(height, width)
-        pictures = []
+        images = []
         with self._evaluating():
             for at in range(0, len(prompts), batch_size):
-                # a generator for each image, on the CPU: its noise depends on neither the batch nor the device
-                draws = [torch.Generator().manual_seed(seed) for seed in seeds[at : at + batch_size]]
+                # one CPU generator per image, so that its noise depends on neither the batch nor the device
+                generators = [torch.Generator().manual_seed(seed) for seed in seeds[at : at + batch_size]]
                 with self.precision():
-                    latents = self._draw(
+                    latents = self._sample(
                         list(prompts[at : at + batch_size]),
-                        draws,
+                        generators,
                         num_inference_steps=steps,
                         guidance_scale=self.usual_guidance if guidance is None else guidance,
                         height=height,
                         width=width,
                     )
-                pictures.append(self.decode_latents(latents))
-        return torch.cat(pictures)
+                images.append(self.decode_latents(latents))
+        return torch.cat(images)
 
-    def _draw(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
-        drawn = self.pipeline(prompt=prompts, generator=generators, output_type="latent", **options)
-        latents: Tensor = drawn.images
+    def _sample(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
+        output = self.pipeline(prompt=prompts, generator=generators, output_type="latent", **options)
+        latents: Tensor = output.images
         return latents
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse a size in pixels that the model cannot read.
+        """Check that a size is possible for the model.
+
+        Args:
+            height: in pixels.
+            width: in pixels.
 
         Raises:
-            RecipeError: a side is no multiple of ``divisor``.
+            RecipeError: a side is not a multiple of ``divisor``.
         """
         wrong = [side for side in (height, width) if side < 1 or side % self.divisor]
         if wrong:
             near = max(self.divisor, round(wrong[0] / self.divisor) * self.divisor)
             raise RecipeError(
-                f"pictures of {height} x {width} pixels for {self.name}",
+                f"images of {height} x {width} pixels for {self.name}",
                 needed=f"sides that are multiples of {self.divisor}", do=f"Take {near} instead of {wrong[0]}",
             )  # fmt: skip
 
     def precision(self) -> AbstractContextManager[Any]:
-        """Autocast to the pipeline's dtype where some of the weights that run are of another."""
+        """Autocast to the dtype of the pipeline if some of its weights have another dtype."""
         dtype = self.dtype
         if dtype == torch.float32:
             return nullcontext()
@@ -173,6 +177,6 @@ class PipelineFamily(Family):
         try:
             yield
         finally:
-            for module, mode in modes:  # parents come first, so that a child which differs is set after them
+            for module, mode in modes:  # parents come first, so that a child with another mode is set last
                 if module.training != mode:
                     module.train(mode)

@@ -1,4 +1,4 @@
-"""The families of image models that can be trained, and opening a model of one."""
+"""The registry of families of image models, and the function that opens a model."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from orthotune.image.loop.quiet_loading import quiet_loading
 FAMILIES: tuple[type[PipelineFamily], ...] = (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)
 
 _INDEX = "model_index.json"
-#: parts that a pipeline runs without, and that people delete to save disk: T5 of SD3, the safety checker
+#: parts that a pipeline can run without, and that users delete to save disk space: T5 of SD3, the safety checker
 _OPTIONAL = ("text_encoder_3", "tokenizer_3", "safety_checker", "feature_extractor", "image_encoder")
 
 
 def open_family(
     model: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> PipelineFamily:
-    """The pipeline at ``model``, frozen and ready to train or draw.
+    """Load a pipeline, with frozen weights.
 
     Args:
-        model: a folder as diffusers' ``save_pretrained`` writes it, or a hub name.
-        dtype: of the weights. The VAE stays float32 where its config says that half precision overflows in it.
+        model: a folder of ``save_pretrained`` of diffusers, or a hub name.
+        dtype: of the weights. The VAE stays float32 if its config says that it overflows in half precision.
         device: where the networks go.
 
     Raises:
-        RecipeError: no such model, or one of a family that is not supported.
+        RecipeError: there is no such model, or its family is not supported.
 
     Example:
         >>> from orthotune.worlds.image import PIPELINE
@@ -57,7 +57,7 @@ def open_family(
             )
     except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as fault:
         raise RecipeError(
-            f"model={model}", got=_first_line(fault), needed=f"a whole {kind.pipeline_class}",
+            f"model={model}", got=_first_line(fault), needed=f"a complete {kind.pipeline_class}",
             do="Copy or download it again",
         ) from fault  # fmt: skip
     if dtype == torch.float16 and getattr(pipeline.vae.config, "force_upcast", False):
@@ -66,7 +66,7 @@ def open_family(
 
 
 def family_of(pipeline: Any) -> PipelineFamily:
-    """The family of a diffusers pipeline that is loaded already; its weights are frozen.
+    """The family of a loaded diffusers pipeline; its weights are frozen.
 
     Raises:
         RecipeError: the family is not supported.
@@ -75,17 +75,17 @@ def family_of(pipeline: Any) -> PipelineFamily:
 
 
 def _without(kind: type[PipelineFamily], index: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What diffusers is told to do without: it refuses a folder that lacks an optional part, unless that is said."""
-    # A safety checker would only cost memory: it looks at finished images, and none is shown while training.
-    skipped_message = {"safety_checker"} if kind is StableDiffusion else set()
-    skipped_message |= {name for name, value in index.items() if value == [None, None]}
-    skipped_message |= {name for name in _OPTIONAL if name in index and path.is_dir() and not (path / name).is_dir()}
-    said: dict[str, Any] = dict.fromkeys(skipped_message)
-    return said | ({"requires_safety_checker": False} if kind is StableDiffusion else {})
+    """Arguments that make diffusers skip missing optional parts, which it otherwise refuses."""
+    # The safety checker is not needed: it checks generated images before they are shown to users.
+    absent = {"safety_checker"} if kind is StableDiffusion else set()
+    absent |= {name for name, value in index.items() if value == [None, None]}
+    absent |= {name for name in _OPTIONAL if name in index and path.is_dir() and not (path / name).is_dir()}
+    arguments: dict[str, Any] = dict.fromkeys(absent)
+    return arguments | ({"requires_safety_checker": False} if kind is StableDiffusion else {})
 
 
 def _index(model: str) -> dict[str, Any]:
-    """What ``model_index.json`` says."""
+    """The content of ``model_index.json``."""
     path = Path(model).expanduser()
     if path.is_file():
         raise RecipeError(
@@ -105,7 +105,7 @@ def _index(model: str) -> dict[str, Any]:
 def _from_hub(model: str) -> dict[str, Any]:
     import diffusers
 
-    # No name on the hub looks like a path; asking the hub would end in a riddle.
+    # A hub name has exactly one slash. For a path, the error of the hub would be misleading.
     if model.startswith((".", "/", "~")) or model.count("/") != 1 or "\\" in model:
         raise RecipeError(f"model={model}", got="no such directory", needed="a diffusers pipeline", do="Check the path")
     try:
@@ -118,12 +118,12 @@ def _from_hub(model: str) -> dict[str, Any]:
     return index
 
 
-def _named(pipeline_class: str, said: str) -> type[PipelineFamily]:
+def _named(pipeline_class: str, given: str) -> type[PipelineFamily]:
     for kind in FAMILIES:
         if kind.pipeline_class == pipeline_class:
             return kind
     known = ", ".join(f"{kind.name} ({kind.pipeline_class})" for kind in FAMILIES)
-    raise RecipeError(said, got=f"a {pipeline_class}, which is no supported family", needed=f"one of {known}")
+    raise RecipeError(given, got=f"a {pipeline_class}, which is not a supported family", needed=f"one of {known}")
 
 
 def _first_line(fault: Exception) -> str:

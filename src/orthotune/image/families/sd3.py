@@ -11,9 +11,9 @@ from orthotune.image.families.flow_matching import FlowFamily, FlowTimes
 
 
 class StableDiffusion3(FlowFamily):
-    """SD3; a pipeline that was loaded without T5 reads zeros in its place, as diffusers does.
+    """SD3. A pipeline without T5 uses zeros in its place, like diffusers.
 
-    The loss is that of the velocity itself at times of logit-normal density, as published.
+    The loss is that of the velocity, at times of logit-normal density, as published.
     """
 
     name = "sd3"
@@ -37,20 +37,20 @@ class StableDiffusion3(FlowFamily):
         return int(self.pipeline.transformer.config.sample_size) * self.pixels_per_latent
 
     def _encode(self, captions: list[str]) -> Conditions:
-        words, _, pooled, _ = self.pipeline.encode_prompt(
+        tokens, _, pooled, _ = self.pipeline.encode_prompt(
             captions, None, None, device=self.device, do_classifier_free_guidance=False
         )
-        return {"encoder_hidden_states": words, "pooled_projections": pooled}
+        return {"encoder_hidden_states": tokens, "pooled_projections": pooled}
 
     def velocity(self, denoiser: nn.Module, noisy: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
-        told = {name: tensor.to(noisy.device, self.dtype) for name, tensor in conditions.items()}
+        inputs = {name: tensor.to(noisy.device, self.dtype) for name, tensor in conditions.items()}
         steps = self.pipeline.scheduler.config.num_train_timesteps
         seen = noisy.to(self.dtype)
-        found: Tensor = denoiser(hidden_states=seen, timestep=times * steps, **told, return_dict=False)[0]
+        found: Tensor = denoiser(hidden_states=seen, timestep=times * steps, **inputs, return_dict=False)[0]
         return found
 
     def idle_modules(self, component: str) -> tuple[str, ...]:
         if component != self.denoiser_name:
             return ()
-        # The last block throws away what becomes of the words, so nothing asks what they look for.
+        # The last joint block discards the text stream, so that its add_q_proj gets no gradient.
         return (f"transformer_blocks.{self.pipeline.transformer.config.num_layers - 1}.attn.add_q_proj",)

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: a larger UNet, two CLIP text encoders, and the sizes of the picture (Podell et al. 2023)."""
+"""Stable Diffusion XL: a larger UNet, two CLIP text encoders, and image sizes as inputs (Podell et al. 2023)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from orthotune.image.families.stable_diffusion import StableDiffusion
 
 
 class StableDiffusionXL(StableDiffusion):
-    """SDXL's base model: the UNet also reads the second encoder's pooled words and six numbers about the image.
+    """The base model of SDXL: the UNet also reads the pooled embedding of the second encoder and six numbers.
 
-    These are its original height and width, the top and left of the crop, and the height and width that it was brought
-    to (arXiv 2307.01952, sections 2.2 and 2.3). They may be part of the conditions, see :func:`time_ids`; an image of
-    which nothing is known counts as whole and in its original size, which is also what is asked for when drawing.
+    These are the original height and width of the image, top and left of the crop, and the height and width of the crop
+    (arXiv 2307.01952, sections 2.2 and 2.3), see :func:`time_ids`. If the conditions do not contain them, the image
+    counts as uncropped and in its original size, as in generation.
     """
 
     name = "sdxl"
@@ -26,38 +26,38 @@ class StableDiffusionXL(StableDiffusion):
     addition = "text_time"
 
     def _encode(self, captions: list[str]) -> Conditions:
-        words, _, pooled, _ = self.pipeline.encode_prompt(
+        tokens, _, pooled, _ = self.pipeline.encode_prompt(
             captions, device=self.device, do_classifier_free_guidance=False
         )
-        return {"encoder_hidden_states": words, "text_embeds": pooled}
+        return {"encoder_hidden_states": tokens, "text_embeds": pooled}
 
-    def picture_conditions(self, original: Tensor, corner: Tensor, size: tuple[int, int]) -> Conditions:
+    def size_conditions(self, original: Tensor, corner: Tensor, size: tuple[int, int]) -> Conditions:
         return {"time_ids": time_ids(original, corner, size)}
 
-    def _told(self, conditions: Conditions, latents: Tensor) -> dict[str, Any]:
+    def _unet_inputs(self, conditions: Conditions, latents: Tensor) -> dict[str, Any]:
         count, (height, width) = len(latents), (side * self.pixels_per_latent for side in latents.shape[-2:])
         sizes = conditions.get("time_ids")
         if sizes is None:
             sizes = time_ids(torch.tensor([[height, width]]).expand(count, 2), torch.zeros(count, 2), (height, width))
         added = {"text_embeds": conditions["text_embeds"], "time_ids": sizes}
         added = {name: tensor.to(latents.device, self.dtype) for name, tensor in added.items()}
-        return super()._told(conditions, latents) | {"added_cond_kwargs": added}
+        return super()._unet_inputs(conditions, latents) | {"added_cond_kwargs": added}
 
     def idle_modules(self, component: str) -> tuple[str, ...]:
         if component != "text_encoder":
             return ()
-        # The UNet reads the layer before the last, and nothing of the first encoder's pooled words.
+        # The UNet reads the output of the layer before the last, and not the pooled embedding of the first encoder.
         last = f"encoder.layers.{self.pipeline.text_encoder.config.num_hidden_layers - 1}."
         return (last, f"text_model.{last}")
 
 
 def time_ids(original: Tensor, corner: Tensor, size: tuple[int, int]) -> Tensor:
-    """float32 [n, 6], as SDXL reads them.
+    """The six numbers that SDXL reads, float32 [n, 6].
 
     Args:
-        original: [n, 2], height and width of each image before it was scaled, in pixels.
-        corner: [n, 2], top and left of the crop in the scaled image.
-        size: height and width that the model sees.
+        original: [n, 2], height and width of each image before it was resized, in pixels.
+        corner: [n, 2], top and left of the crop in the resized image, in pixels.
+        size: height and width of the crop, in pixels.
 
     Example:
         >>> time_ids(torch.tensor([[600, 800]]), torch.tensor([[0, 16]]), (64, 64)).tolist()

@@ -12,12 +12,12 @@ from orthotune.errors import RecipeError
 from orthotune.image.adapter.kept_predictions import kept_targets
 from orthotune.image.data.batch import Conditions
 from orthotune.image.families.family import LossOptions
-from orthotune.image.families.noise_schedule import NoiseSchedule, draw_noise
+from orthotune.image.families.noise_schedule import NoiseSchedule, sample_noise
 from orthotune.image.families.pipeline_family import PipelineFamily
 
 
 class StableDiffusion(PipelineFamily):
-    """Stable Diffusion 1.x and 2.x, for epsilon, velocity or sample prediction as the scheduler's config says."""
+    """Stable Diffusion 1.x and 2.x, with epsilon, velocity or sample prediction, depending on the scheduler config."""
 
     name = "stable-diffusion"
     pipeline_class = "StableDiffusionPipeline"
@@ -27,7 +27,7 @@ class StableDiffusion(PipelineFamily):
     convolutions = ("conv1", "conv2", "conv_shortcut")
     entry = "conv_in"
     usual_guidance = 7.5
-    #: what UNets of this family are told beside the captions
+    #: ``addition_embed_type`` of the UNets of this family: inputs besides the captions
     addition: ClassVar[str | None] = None
 
     def __init__(self, pipeline: Any) -> None:
@@ -37,7 +37,7 @@ class StableDiffusion(PipelineFamily):
 
     @property
     def divisor(self) -> int:
-        # each level of the UNet but the last halves the latents; diffusers' pipelines ask for 8 whatever the VAE
+        # each level of the UNet but the last halves the latents; diffusers requires multiples of 8 for any VAE
         return math.lcm(8, self.pixels_per_latent * int(2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)))
 
     @property
@@ -50,16 +50,16 @@ class StableDiffusion(PipelineFamily):
         return {"encoder_hidden_states": found}
 
     def losses(
-        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, draw: torch.Generator, options: LossOptions,
-        kept: Tensor | None = None,
+        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, generator: torch.Generator,
+        options: LossOptions, kept: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        times = self.schedule.draw_times(len(latents), draw).to(latents.device)
-        noise = draw_noise(latents, draw, options.noise_offset)
+        times = self.schedule.sample_times(len(latents), generator).to(latents.device)
+        noise = sample_noise(latents, generator, options.noise_offset)
         noisy = self.schedule.noisy(latents, noise, times)
 
         def predict(rows: Tensor | slice) -> Tensor:
-            told = self._told({name: value[rows] for name, value in conditions.items()}, latents[rows])
-            found: Tensor = denoiser(noisy[rows].to(self.dtype), times[rows], **told, return_dict=False)[0]
+            inputs = self._unet_inputs({name: value[rows] for name, value in conditions.items()}, latents[rows])
+            found: Tensor = denoiser(noisy[rows].to(self.dtype), times[rows], **inputs, return_dict=False)[0]
             return found.float()
 
         with self.precision():
@@ -70,8 +70,8 @@ class StableDiffusion(PipelineFamily):
             loss = loss * self.schedule.weights(times, options.min_snr_gamma)
         return loss
 
-    def _told(self, conditions: Conditions, latents: Tensor) -> dict[str, Any]:
-        """The arguments of the UNet beside the latents and the times."""
+    def _unet_inputs(self, conditions: Conditions, latents: Tensor) -> dict[str, Any]:
+        """The arguments of the UNet besides latents and times."""
         return {"encoder_hidden_states": conditions["encoder_hidden_states"].to(latents.device, self.dtype)}
 
     def _check_unet(self) -> None:
@@ -80,7 +80,7 @@ class StableDiffusion(PipelineFamily):
             raise RecipeError(
                 f"a {self.name} model whose UNet reads {unet.in_channels} channels",
                 got=f"a VAE of {vae.latent_channels}",
-                needed="a text-to-image model: those for inpainting, depth or editing read a second picture",
+                needed="a text-to-image model: models for inpainting, depth or editing read a second image",
             )
         for field, is_for in (("addition_embed_type", self.addition), ("class_embed_type", None),
                               ("time_cond_proj_dim", None), ("encoder_hid_dim_type", None)):  # fmt: skip

@@ -1,4 +1,4 @@
-"""Accelerate's ``Accelerator``: precision, processes and trackers of a run."""
+"""The ``Accelerator`` of accelerate: precision, processes and trackers of a run."""
 
 from __future__ import annotations
 
@@ -13,43 +13,57 @@ from orthotune.image.loop.options import LoopOptions, Precision
 from orthotune.image.loop.trackers import check_trackers
 
 
-def make_accelerator(options: LoopOptions, home: Path | None = None) -> Any:
-    """An ``accelerate.Accelerator`` for ``options``; DDP, FSDP and DeepSpeed as ``accelerate launch`` says.
+def make_accelerator(options: LoopOptions, project_dir: Path | None = None) -> Any:
+    """An ``accelerate.Accelerator`` for ``options``; DDP, FSDP and DeepSpeed as configured by ``accelerate launch``.
+
+    Args:
+        options: of the loop.
+        project_dir: folder for the files of trackers.
 
     Raises:
-        RecipeError: a precision or a tracker that this machine does not have.
+        RecipeError: this machine does not support the precision or a tracker.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
 
     check_precision(options.mixed_precision)
-    # Accelerate keeps one state per process: what an earlier run in it, of a language model or with another precision,
-    # left there would count for this one.
+    # Accelerate has one state per process. Without a reset, this run would use the precision and the settings of an
+    # earlier run in the process.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     return Accelerator(
-        # Said aloud: without it several processes on CPUs would each take themselves for the only one.
+        # Explicit, because otherwise each of several CPU processes believes that it is the only one.
         cpu=not torch.accelerator.is_available(),
         mixed_precision=options.mixed_precision,
         gradient_accumulation_steps=options.gradient_accumulation,
         log_with=check_trackers(options.trackers) or None,
-        project_dir=None if home is None else str(home),
+        project_dir=None if project_dir is None else str(project_dir),
     )
 
 
 def check_precision(precision: Precision) -> None:
-    """Raise a ``RecipeError`` for half precision where nothing computes it."""
+    """Check that the device supports a precision.
+
+    Raises:
+        RecipeError: fp16 without an accelerator.
+    """
     if precision == "fp16" and not torch.accelerator.is_available():
         raise RecipeError("mixed_precision=fp16", got="no accelerator", do="Leave mixed_precision=no, or use bf16")
 
 
 def storage_dtype(precision: Precision) -> torch.dtype:
-    """The dtype in which frozen weights are kept."""
+    """The dtype of frozen weights."""
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
 def start_trackers(accelerator: Any, names: Sequence[str], settings: dict[str, Any]) -> None:
-    """Open the trackers, with the settings that they can show."""
+    """Start the trackers.
+
+    Args:
+        accelerator: of accelerate.
+        names: of the trackers.
+        settings: of the run; only numbers, text and truth values are passed on.
+    """
     if names:
         shown = {key: value for key, value in settings.items() if isinstance(value, bool | int | float | str)}
         accelerator.init_trackers("orthotune", config=shown)

@@ -1,4 +1,4 @@
-"""An exponential moving average of the trained parameters, in arrays of its own."""
+"""The exponential moving average (EMA) of the trained parameters."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 class Average:
-    """The mean of a parameter's past, each step weighing ``decay`` times as much as the next one.
+    """The exponential moving average of parameters with bias correction.
 
-    The sums begin at zero and are divided by the weight that they hold (Kingma & Ba 2015, section 3, for Adam's
-    moments): after the first step the average is the parameter itself, not a mixture with an untrained one.
+    The sums begin at zero and are divided by their total weight (as the moments of Adam, Kingma & Ba 2015, section 3):
+    after the first step the average is the parameter itself, not a mixture with its initial value.
 
     Args:
-        parameters: what is averaged, by name. Sums are float32, or float64 for float64 parameters.
+        parameters: the parameters by name. Sums are float32, or float64 for float64 parameters.
         decay: from 0 to below 1.
 
     Example:
@@ -38,7 +38,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the parameters as they are now."""
+        """Add the current parameters to the average."""
         self.steps += 1
         for name, total in self.sums.items():
             total.lerp_(self.parameters[name].detach().to(total.dtype), 1 - self.decay)
@@ -52,13 +52,13 @@ class Average:
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Write the average into the parameters, for good."""
+        """Replace the parameters by their average."""
         for name, value in self.values().items():
             self.parameters[name].copy_(value)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The average in the parameters' place while it is open; afterwards they are as before, bit for bit."""
+        """Context manager that replaces the parameters by their average and then restores them, bit for bit."""
         stashed = {name: value.detach().clone() for name, value in self.parameters.items()}
         self.keep()
         try:

@@ -1,4 +1,4 @@
-"""A checkpoint of the loop: what is trained, the optimizer, the average; in safetensors, whole or not at all."""
+"""Checkpoints of the loop: trained parameters, optimizer and average in safetensors, written atomically."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from orthotune.runs.directory import step_of
 
 TRAINED, OPTIMIZER, AVERAGE = "trained.safetensors", "optimizer.safetensors", "average.safetensors"
 STATE = "loop.json"
-# Between a parameter's name, which has dots, and the name of what the optimizer keeps of it.
+# Separates the name of a parameter, which has dots, from the name of its optimizer state.
 _BAR = "|"
 
 
 @dataclass
 class Progress:
-    """Where a run stands: steps done, and how many of them were skipped for a loss or gradient that is not finite."""
+    """The progress of a run: number of steps, and how many were skipped for a non-finite loss or gradient."""
 
     step: int = 0
     skipped: int = 0
@@ -34,9 +34,9 @@ class Progress:
 
 @dataclass
 class Parts:
-    """What a checkpoint holds: the model and the optimizer as they train, wrapped or not.
+    """The parts of a checkpoint: model and optimizer, wrapped or not.
 
-    ``scaler`` is torch's gradient scaler of half precision, or None.
+    ``scaler`` is the gradient scaler of torch for half precision, or None.
     """
 
     model: nn.Module
@@ -48,13 +48,20 @@ class Parts:
 def write_checkpoint(folder: Path, parts: Parts, progress: Progress, keep: int, writes: bool = True) -> None:
     """Write ``checkpoint-STEP`` into ``folder`` and remove all but the newest ``keep``.
 
-    Every process of a sharded model must call it; those that do not write pass ``writes=False``.
+    All processes of a sharded model must call this function.
+
+    Args:
+        folder: of the checkpoints.
+        parts: the content.
+        progress: gives the step.
+        keep: number of checkpoints to keep.
+        writes: whether this process writes; False for all but the main process.
     """
-    whole = states.StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    # torch types what lies in these dictionaries as anything that a state may hold.
-    trained: Any = states.get_model_state_dict(parts.model, options=whole)
-    kept: Any = states.get_optimizer_state_dict(parts.model, parts.optimizer, options=whole).get("state", {})
-    sums = {name: _whole(value) for name, value in parts.average.sums.items()} if parts.average else {}
+    full = states.StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    # The values in these dictionaries have no useful type in torch.
+    trained: Any = states.get_model_state_dict(parts.model, options=full)
+    kept: Any = states.get_optimizer_state_dict(parts.model, parts.optimizer, options=full).get("state", {})
+    sums = {name: _unsharded(value) for name, value in parts.average.sums.items()} if parts.average else {}
     if not writes:
         return
     moments = {f"{name}{_BAR}{key}": value for name, values in kept.items() for key, value in values.items()}
@@ -74,19 +81,24 @@ def write_checkpoint(folder: Path, parts: Parts, progress: Progress, keep: int, 
 
 @torch.no_grad()
 def read_checkpoint(checkpoint: Path, parts: Parts) -> Progress:
-    """Give ``parts`` what ``checkpoint`` holds, and say where the run stands."""
-    whole = states.StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
+    """Load a checkpoint into ``parts`` and return the progress of the run.
+
+    Args:
+        checkpoint: the folder of the checkpoint.
+        parts: model, optimizer, average and scaler, updated in place.
+    """
+    full = states.StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
     state = read_json(checkpoint / STATE)
     trained: Any = load_file(checkpoint / TRAINED)
-    states.set_model_state_dict(parts.model, trained, options=whole)
+    states.set_model_state_dict(parts.model, trained, options=full)
     kept: dict[str, dict[str, Any]] = {}
     for key, value in {**load_file(checkpoint / OPTIMIZER), **state["optimizer"]}.items():
         name, _, part = key.partition(_BAR)
         kept.setdefault(name, {})[part] = value
     if kept:
-        now: Any = states.get_optimizer_state_dict(parts.model, parts.optimizer, options=whole)
+        now: Any = states.get_optimizer_state_dict(parts.model, parts.optimizer, options=full)
         now["state"] = kept
-        states.set_optimizer_state_dict(parts.model, parts.optimizer, now, options=whole)
+        states.set_optimizer_state_dict(parts.model, parts.optimizer, now, options=full)
     if parts.average is not None:
         parts.average.steps = state["average_steps"]
         for name, value in load_file(checkpoint / AVERAGE).items():
@@ -96,8 +108,8 @@ def read_checkpoint(checkpoint: Path, parts: Parts) -> Progress:
     return Progress(step_of(checkpoint), state["skipped"])
 
 
-def _whole(value: Tensor) -> Tensor:
-    """A tensor that is sharded over processes, put together."""
+def _unsharded(value: Tensor) -> Tensor:
+    """The full tensor of a tensor that may be sharded over processes."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 

@@ -1,4 +1,4 @@
-"""The one training loop of image models, on accelerate: a killed and resumed run ends with the same numbers."""
+"""The training loop of image models, on accelerate. A run that was killed and resumed gives the same parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from orthotune.image.loop.average import Average
 from orthotune.image.loop.checkpoint import Parts, Progress, read_checkpoint, write_checkpoint
-from orthotune.image.loop.draw import draw_for
+from orthotune.image.loop.generators import generator_for
 from orthotune.image.loop.optimizer import make_optimizer, rate, set_rate
 from orthotune.image.loop.options import LoopOptions
 from orthotune.image.loop.order import Dataset, Order
@@ -32,16 +32,21 @@ from orthotune.runs.progress import StepBar
 
 @dataclass(frozen=True)
 class Every:
-    """Something to do at step 0, after every ``steps`` steps and after the last one; ``steps`` None: only at the ends.
+    """A callback at step 0, after each ``steps`` steps and after the last step; ``steps`` None: only first and last.
 
-    ``call(step, trainee, log)`` finds the modules in evaluation mode and, where one is kept, the average in them.
+    ``call(step, trainee, log)`` runs with the modules in evaluation mode and with the averaged parameters, if any.
     """
 
     call: Callable[[int, Trainee, MetricsLog], None]
     steps: int | None = None
 
     def due(self, step: int, last: int) -> bool:
-        """Whether ``call`` is to be called after ``step`` of ``last`` steps."""
+        """Whether the callback is called at a step.
+
+        Args:
+            step: the step.
+            last: number of steps of the run.
+        """
         return step in (0, last) or bool(self.steps and step % self.steps == 0)
 
 
@@ -49,7 +54,7 @@ def train(
     trainee: Trainee,
     data: Dataset,
     options: LoopOptions,
-    home: RunDirectory,
+    run_dir: RunDirectory,
     checkpoint: Path | None = None,
     say: Callable[[str], None] = print,
     *,
@@ -58,57 +63,57 @@ def train(
     title: str = "training",
     bar: bool = True,
 ) -> MetricsLog:
-    """Train ``trainee`` in place and return what was measured; where an average is kept, it is what it holds then.
+    """Train ``trainee`` in place and return the metrics. With an average, the trainee has the averaged parameters then.
 
     Each line of the log has ``step``, ``seconds``, ``train_loss``, ``learning_rate`` and ``gradient_norm``, before
-    clipping; ``clipping`` is a warning, where a stretch of steps was clipped throughout. The
-    images of a step, its noise and its dropout follow from the seed and the step alone, and are the same whether
-    processes take batches side by side or one accumulates as many. Checkpoints go to ``home.checkpoints``. A step
-    whose loss or gradient is not finite is skipped and counted, and has ``skipped_message`` in its line; an overflow
-    that half precision's scaler meets is not counted.
+    clipping; ``clipping`` is a warning after many clipped steps in a row. The images of a step, its noise and its
+    dropout depend only on the seed and the step. They are the same for several processes and for one process that
+    accumulates as many batches. Checkpoints are written to ``run_dir.checkpoints``. A step whose loss or gradient is
+    not finite is skipped and counted, and its line has the key ``left_out``; an overflow in the gradient scaler of half
+    precision is not counted.
 
     Args:
-        trainee: with gradients required where it is to learn.
-        data: what it learns from.
-        options: how.
-        home: where the log and checkpoints go.
-        checkpoint: where to go on; None starts anew.
-        say: told when training is interrupted or a step is skipped.
-        accelerator: accelerate's, from :func:`orthotune.image.loop.accelerator.make_accelerator`.
-        on_step: what else to do.
-        title: what the progress bar is called.
+        trainee: the parameters to train require gradients.
+        data: the training images.
+        options: of the loop.
+        run_dir: for the log and the checkpoints.
+        checkpoint: to resume from; None starts from the beginning.
+        say: gets messages about interruptions and skipped steps.
+        accelerator: from :func:`orthotune.image.loop.accelerator.make_accelerator`.
+        on_step: callbacks.
+        title: of the progress bar.
         bar: show a progress bar.
 
     Raises:
-        TrainingError: more than ``options.max_skipped`` steps without a finite loss and gradient, or a scaler of half
-            precision that finds no scale; names the layer and the checkpoint that is kept.
+        TrainingError: more than ``options.max_skipped`` steps without a finite loss and gradient, or the gradient
+            scaler finds no scale; the message names the layer and the checkpoint that is kept.
         OutputError: a checkpoint or the log cannot be written, and ``options.on_failed_save`` is ``stop``.
         Stopped: by Ctrl-C or SIGTERM, after a checkpoint was written; a ``KeyboardInterrupt``.
     """
     loop = _Loop(
-        trainee, data, options, home, say, accelerator, tuple(on_step), StepBar(title, bar and _first(accelerator))
+        trainee, data, options, run_dir, say, accelerator, tuple(on_step), StepBar(title, bar and _first(accelerator))
     )
     return loop.run(checkpoint)
 
 
 class _Loop:
     def __init__(
-        self, trainee: Trainee, data: Dataset, options: LoopOptions, home: RunDirectory, say: Callable[[str], None],
+        self, trainee: Trainee, data: Dataset, options: LoopOptions, run_dir: RunDirectory, say: Callable[[str], None],
         accelerator: Any, on_step: tuple[Every, ...], bar: StepBar,
     ) -> None:  # fmt: skip
-        self.trainee, self.data, self.options, self.home = trainee, data, options, home
+        self.trainee, self.data, self.options, self.run_dir = trainee, data, options, run_dir
         self.say: Callable[[str], None] = say if _first(accelerator) else lambda _: None
         self.accelerator, self.on_step, self.bar = accelerator, on_step, bar
         self.order = Order(
             [data.bucket(index) for index in range(len(data))], options.batch_size, options.seed,
-            accelerator.num_processes, getattr(data, "turns", False),
+            accelerator.num_processes, getattr(data, "epoch_in_index", False),
         )  # fmt: skip
         model, optimizer = accelerator.prepare(trainee, make_optimizer(trainee.learning(), options))
         average = Average(trainee.learning(), options.ema) if options.ema else None
         self.model, self.optimizer = model, optimizer
         self.parts = Parts(model, optimizer.optimizer, average, accelerator.scaler)
         self.progress, self.written = Progress(), -1
-        self.skipped = SkippedSteps(trainee, options, home.checkpoints, self.say, accelerator.num_processes == 1)
+        self.skipped = SkippedSteps(trainee, options, run_dir.checkpoints, self.say, accelerator.num_processes == 1)
 
     def run(self, checkpoint: Path | None) -> MetricsLog:
         if checkpoint is not None:
@@ -116,13 +121,13 @@ class _Loop:
             self.written = self.progress.step
         first, last = self.progress.step, self.options.steps
         self.log = MetricsLog(
-            self.home.metrics if _first(self.accelerator) else None, first, self.options.on_failed_save, self.say
+            self.run_dir.metrics if _first(self.accelerator) else None, first, self.options.on_failed_save, self.say
         )
         self.watch = ClippingWatch(self.options.max_grad_norm, self.log.lines)
         self.before = self.log.last("seconds") or 0.0
         self.began, self.aside = time.monotonic(), 0.0
-        # Also after a resume: the run may have been killed between a checkpoint and what is done after its step.
-        self._look(first)
+        # Also after a resume: the run may have been killed between a checkpoint and the callbacks of its step.
+        self._run_callbacks(first)
         self.bar.start(last, first)
         try:
             with StopOnSignal(self.say) as stop:
@@ -131,7 +136,7 @@ class _Loop:
                     self._step(step, stop)
                     if self._due(step + 1):
                         self._save()
-                    self._look(step + 1)
+                    self._run_callbacks(step + 1)
         finally:
             self.bar.close()
         if self.parts.average is not None:
@@ -146,19 +151,19 @@ class _Loop:
         for part in range(self.options.gradient_accumulation):
             with self.accelerator.accumulate(self.model):
                 loss += self._backward(step * self.options.gradient_accumulation + part)
-        # Scaled gradients overflow in good order: the scaler leaves the step out and lowers its scale.
+        # Overflows of scaled gradients are expected: the scaler skips the step and lowers its scale.
         scaled = self.parts.scaler is not None
         spoilt = not (scaled or gradients_are_finite(self.trainee))
-        # One exchange for all processes: their mean loss, and whether any of them is to stop or met a bad gradient.
-        told = [loss / self.options.gradient_accumulation, *loss.new_tensor([float(stop.number), float(spoilt)])]
-        mean, asked, anywhere = self.accelerator.reduce(torch.stack(told), reduction="mean").tolist()
+        # One exchange between processes: mean loss, and whether any process must stop or has a non-finite gradient.
+        exchanged = [loss / self.options.gradient_accumulation, *loss.new_tensor([float(stop.number), float(spoilt)])]
+        mean, asked, anywhere = self.accelerator.reduce(torch.stack(exchanged), reduction="mean").tolist()
         kind: Kind | None = "loss" if not math.isfinite(mean) else "gradient" if anywhere else None
         layer = self.skipped.layer(kind) if kind else None
         norm = self._clip()
         finite = kind is None and math.isfinite(norm)
         if not finite and not scaled:
-            kind = kind or "gradient"  # finite numbers, but not the sum of their squares
-        # Half precision's scaler leaves such a step out itself, and learns from it.
+            kind = kind or "gradient"  # finite gradients whose squared norm overflows
+        # The gradient scaler skips such a step itself, and adjusts its scale.
         if finite or scaled:
             self.optimizer.step()
         self.optimizer.zero_grad()
@@ -178,18 +183,18 @@ class _Loop:
         self.skipped.count(self.progress, kind, layer, overflow=not finite)
         if asked and step + 1 < self.options.steps:
             self._save()
-            saved = f"which checkpoint-{step + 1} holds" if self.written == step + 1 else kept(self.home.checkpoints)
+            saved = f"which checkpoint-{step + 1} holds" if self.written == step + 1 else kept(self.run_dir.checkpoints)
             raise stop.stopped(
                 f"Stopped after step {step + 1} of {self.options.steps}, {saved}. "
-                f"Go on with the same settings and resume=auto output={self.home.path}"
+                f"Go on with the same settings and resume=auto output={self.run_dir.path}"
             )
 
     def _backward(self, micro_step: int) -> Tensor:
         process, options = self.accelerator.process_index, self.options
         batch = self.data.batch(self.order.indices(micro_step, process)).to(self.accelerator.device)
-        # By the batch, not by who takes it: processes side by side draw what one draws that accumulates.
+        # Seeded by the batch, not by the process: several processes use the same noise as one that accumulates.
         number = micro_step * self.accelerator.num_processes + process
-        losses: Tensor = self.model(batch, draw_for(options.seed, number), options.loss)
+        losses: Tensor = self.model(batch, generator_for(options.seed, number), options.loss)
         loss = losses.mean()
         self.skipped.look(loss, number, batch)
         self.accelerator.backward(loss)
@@ -198,14 +203,14 @@ class _Loop:
     def _clip(self) -> float:
         parameters = list(self.trainee.learning().values())
         norm = self.accelerator.clip_grad_norm_(parameters, self.options.max_grad_norm or math.inf)
-        return float(_whole(norm)) if norm is not None else 0.0
+        return float(_unsharded(norm)) if norm is not None else 0.0
 
     def _due(self, step: int) -> bool:
         every = self.options.save_every or max(1, self.options.steps // 4)
         return step % every == 0 or step == self.options.steps
 
     def _save(self) -> None:
-        step, folder = self.progress.step, self.home.checkpoints
+        step, folder = self.progress.step, self.run_dir.checkpoints
         if step == self.written:
             return
         bad = bad_parameter(self.trainee)
@@ -213,13 +218,13 @@ class _Loop:
         if bool(self.accelerator.reduce(spoilt, reduction="sum") > 0):
             self.say(not_saved(step, bad))
             return
-        # All processes gather, one writes: what befalls it is no matter of the others.
+        # All ranks take part in the gather; only rank 0 writes, and its write errors must not stop the others.
         with bearing(folder, step, self.options.on_failed_save, self.say):
             limit, writes = self.options.save_total_limit, _first(self.accelerator)
             write_checkpoint(folder, self.parts, self.progress, limit, writes)
             self.written = step
 
-    def _look(self, step: int) -> None:
+    def _run_callbacks(self, step: int) -> None:
         due = [one for one in self.on_step if one.due(step, self.options.steps)]
         if not due:
             return
@@ -233,7 +238,7 @@ class _Loop:
 
 @contextmanager
 def evaluating(trainee: Trainee) -> Iterator[None]:
-    """The modules in evaluation mode while it is open."""
+    """Context manager that puts the modules into evaluation mode and then restores their modes."""
     modes = {module: module.training for module in trainee.modules()}
     trainee.eval()
     try:
@@ -247,5 +252,5 @@ def _first(accelerator: Any) -> bool:
     return bool(accelerator.is_main_process)
 
 
-def _whole(norm: Any) -> Any:
+def _unsharded(norm: Any) -> Any:
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

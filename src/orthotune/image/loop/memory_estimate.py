@@ -1,7 +1,7 @@
-"""What a training run will need of the device's memory, without running it.
+"""Estimate the device memory of a training run without running it.
 
-Weights, gradients and optimizer are counted. Activations are what autograd saves between forward and backward, counted
-on a copy of the model that has shapes and no numbers (torch's fake tensors), as a CPU would run it.
+Weights, gradients and optimizer states are counted. Activations are the tensors that autograd saves between forward and
+backward, counted on a copy of the model with fake tensors (shapes without data), as on a CPU.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from orthotune.image.families.family import LossOptions
 from orthotune.image.families.pipeline_family import PipelineFamily
 from orthotune.layers.parametrization.rotation import Rotation
 
-#: bytes that AdamW keeps for each number: two moments, float32 or quantized
+#: bytes of AdamW per parameter: two moments, float32 or quantized
 OPTIMIZER_BYTES = {"adamw": 8, "adamw-8bit": 2}
 _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _UNITS = ("B", "KiB", "MiB", "GiB")
 
 
 class TrainingSettings(Protocol):
-    """What of a run's settings decides its memory."""
+    """The settings of a run that its memory depends on."""
 
     batch_size: int
     resolution: int | None
@@ -40,16 +40,16 @@ class TrainingSettings(Protocol):
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on the device while one micro-batch is trained.
+    """Bytes on the device during the training of one micro-batch.
 
     Args:
-        frozen: weights that are not trained, of the entire pipeline.
-        trained: parameters that are, in float32.
-        gradients: as large as they.
-        optimizer: what AdamW keeps for them.
-        average: their moving average, if one is kept.
-        activations: what the forward keeps for the backward; None where the model does not run without numbers. With
-            gradient checkpointing that is the input of each block: what one block needs to run again comes on top.
+        frozen: frozen weights of the complete pipeline.
+        trained: trained parameters, in float32.
+        gradients: of the trained parameters.
+        optimizer: moments of AdamW.
+        average: exponential moving average, if there is one.
+        activations: tensors saved for the backward; None if the model does not run with fake tensors. With gradient
+            checkpointing these are the inputs of the blocks; the recomputation of one block needs additional memory.
 
     Example:
         >>> MemoryEstimate(1024, 512, 512, 1024, 0, None).total
@@ -65,27 +65,33 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """All of it, without buffers that libraries take for the time of one operation."""
+        """The sum, without temporary buffers of single operations."""
         return sum(getattr(self, field.name) or 0 for field in fields(self))
 
     def lines(self) -> list[str]:
-        """For a terminal."""
+        """The estimate as lines for a terminal."""
         parts = [f"{field.name} {shown(getattr(self, field.name))}" for field in fields(self)]
-        return [f"memory      {shown(self.total)} (estimate), and what single operations take for a moment",
+        return [f"memory      {shown(self.total)} (estimate), plus temporary buffers of single operations",
                 f"            {', '.join(part for part in parts if not part.endswith(' 0 B'))}"]  # fmt: skip
 
 
 def estimate_memory(family: PipelineFamily, trainee: nn.Module, settings: TrainingSettings) -> list[str]:
-    """:func:`measure_memory` in lines to print."""
+    """:func:`measure_memory` in lines to print.
+
+    Args:
+        family: the pipeline, with its adapter.
+        trainee: an :class:`~orthotune.image.loop.trainee.Trainee` of the pipeline.
+        settings: of the run.
+    """
     return measure_memory(family, trainee, settings).lines()
 
 
 def measure_memory(family: PipelineFamily, trainee: nn.Module, settings: TrainingSettings) -> MemoryEstimate:
-    """What training ``trainee`` with ``settings`` needs.
+    """Estimate the memory of training ``trainee`` with ``settings``.
 
     Args:
         family: the pipeline, with its adapter.
-        trainee: of it, an :class:`~orthotune.image.loop.trainee.Trainee`; not changed.
+        trainee: an :class:`~orthotune.image.loop.trainee.Trainee` of the pipeline; it is not changed.
         settings: of the run.
     """
     learning = [p for p in trainee.parameters() if p.requires_grad]
@@ -108,7 +114,9 @@ def _activations(family: PipelineFamily, trainee: nn.Module, settings: TrainingS
     model: Any = copy.deepcopy(trainee, _empty([*family.modules().values(), trainee], mode)).train()
     with mode:
         for module in model.modules():
-            if isinstance(module, Rotation):  # how it is computed depends on its numbers, what is kept of it does not
+            if isinstance(
+                module, Rotation
+            ):  # how R is computed depends on its values, which are not there; the saved tensors do not
                 size = module.layout.block_size
                 vars(module)["known"] = partial(torch.empty, module.weight.shape[0], size, size)
                 module.group = None
@@ -120,27 +128,27 @@ def _activations(family: PipelineFamily, trainee: nn.Module, settings: TrainingS
         def keep(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             if storage._cdata not in owned:
-                saved[storage._cdata] = storage  # alive until they are summed up, so that no address is used twice
+                saved[storage._cdata] = storage  # kept alive until they are summed, so that no address is reused
             return tensor
 
         try:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _precision(family, settings):
                 losses = model(_batch(model, settings), torch.Generator().manual_seed(0), LossOptions())
         except (RuntimeError, NotImplementedError, DynamicOutputShapeException, DataDependentOutputException):
-            return None  # a model that looks at its numbers while it runs
+            return None  # a model whose control flow depends on tensor values
         del losses
         return sum(storage.nbytes() for storage in saved.values())
 
 
 def _empty(parts: list[nn.Module], mode: FakeTensorMode) -> dict[int, Any]:
-    """What ``deepcopy`` is to put in the place of each parameter and buffer: its shape, without numbers."""
+    """The memo of ``deepcopy`` that replaces each parameter and buffer by a fake tensor."""
+    tensors = {id(tensor): tensor for part in parts for tensor in (*part.parameters(), *part.buffers())}
     memo: dict[int, Any] = {}
-    for part in parts:
-        for tensor in (*part.parameters(), *part.buffers()):
-            with mode:
-                empty = torch.empty_like(tensor.detach(), device="cpu")
+    with mode:
+        for name, tensor in tensors.items():
+            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
             learns = tensor.requires_grad
-            memo.setdefault(id(tensor), nn.Parameter(empty, learns) if isinstance(tensor, nn.Parameter) else empty)
+            memo[name] = nn.Parameter(empty, learns) if isinstance(tensor, nn.Parameter) else empty
     return memo
 
 
@@ -166,7 +174,7 @@ def _batch(trainee: Any, settings: TrainingSettings) -> Batch:
 
 
 def shown(count: int | None) -> str:
-    """A number of bytes for people.
+    """A number of bytes in readable units.
 
     Example:
         >>> shown(1536), shown(None)

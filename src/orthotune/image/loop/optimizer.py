@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate, which is a function of the step alone."""
+"""The optimizer and its learning rate, which depends on the step only."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from torch.optim import Optimizer
 
 from orthotune.errors import RecipeError
 from orthotune.image.loop.options import LoopOptions
-from orthotune.runs.magnitude_rate import is_magnitude
+from orthotune.runs.learning_rates import by_factor
 
-#: Start of the names of the parameters that learn at ``hint_learning_rate``.
+#: Prefix of the names of the parameters that have the rate ``hint_learning_rate``.
 HINTS = "hint_encoder."
-#: Devices for which torch has AdamW in one kernel.
+#: Devices on which torch has fused AdamW.
 FUSED = ("cpu", "cuda", "mps", "xpu")
 
 
 def make_optimizer(parameters: Mapping[str, nn.Parameter], options: LoopOptions) -> Optimizer:
-    """AdamW over ``parameters`` by name, in one kernel where torch has it; with 8-bit moments for ``adamw-8bit``.
+    """AdamW, fused if torch supports this on the device; with 8-bit moments for ``adamw-8bit``.
 
-    Each group's ``factor`` is how many times the rate it learns at.
+    The entry ``factor`` of a parameter group multiplies the learning rate.
+
+    Args:
+        parameters: name -> parameter.
+        options: of the loop.
 
     Raises:
         RecipeError: 8-bit moments without bitsandbytes.
     """
     factor = (options.hint_learning_rate or options.learning_rate) / options.learning_rate
-    scales = options.magnitude_factor if options.magnitude_factor != 1 else None
-    groups: list[dict[str, Any]] = [
-        {"params": [one for name, one in parameters.items() if name.startswith(HINTS)], "factor": factor},
-        {"params": [one for name, one in parameters.items() if scales and is_magnitude(name)], "factor": scales},
-    ]
-    known = {id(one) for group in groups for one in group["params"]}
-    groups.append({"params": [one for one in parameters.values() if id(one) not in known], "factor": 1.0})
-    groups = [group for group in groups if group["params"]]
+    hints = [one for name, one in parameters.items() if name.startswith(HINTS)]
+    others = {name: one for name, one in parameters.items() if not name.startswith(HINTS)}
+    groups: list[dict[str, Any]] = [{"params": hints, "factor": factor}] if hints else []
+    groups += [{"params": own, "factor": other} for other, own in by_factor(others, options.rate_factors).items()]
     if options.optimizer == "adamw-8bit":
         return _eight_bit(groups, options)
     fused = all(one.device.type in FUSED and one.is_floating_point() for one in parameters.values())
@@ -44,10 +44,14 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], options: LoopOptions)
 
 
 def rate(step: int, options: LoopOptions) -> float:
-    """The learning rate of the optimizer's step number ``step``, counted from 0.
+    """The learning rate of a step.
 
-    It rises along a line over the warm-up, to the highest rate in the last step of it, and then stays, or falls to
-    zero, which it would reach in the step after the last one, along a line or half a cosine.
+    It rises linearly during the warm-up and has its maximum in the last step of it. Then it is constant, or falls
+    linearly or as half a cosine, to zero in the step after the last one.
+
+    Args:
+        step: of the optimizer, counted from 0.
+        options: of the loop.
 
     Example:
         >>> options = LoopOptions(learning_rate=1.0, steps=4, warmup=2, schedule="linear")
@@ -63,7 +67,12 @@ def rate(step: int, options: LoopOptions) -> float:
 
 
 def set_rate(optimizer: Optimizer, value: float) -> None:
-    """Make ``value`` the learning rate, times the factor of each group."""
+    """Set the learning rate.
+
+    Args:
+        optimizer: from :func:`make_optimizer`.
+        value: the rate, which is multiplied by the factor of each group.
+    """
     for group in optimizer.param_groups:
         group["lr"] = value * group["factor"]
 

@@ -1,4 +1,4 @@
-"""How the loop trains: the part of an image run's settings that it needs."""
+"""The options of the loop, which are a part of the settings of an image run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from orthotune.image.families.family import LossOptions
 from orthotune.runs.failed_save import OnFailedSave
+from orthotune.runs.learning_rates import EQUAL, RateFactors
 
 Precision = Literal["no", "fp16", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("no", "fp16", "bf16")
@@ -17,17 +18,18 @@ class LoopOptions:
     """Options of :func:`orthotune.image.loop.loop.train`, named as the settings of a recipe.
 
     Args:
-        learning_rate: the highest of the schedule.
-        steps: of the optimizer; each reads ``gradient_accumulation`` batches of ``batch_size`` on every process.
-        warmup: steps, or a part of all when below 1.
-        ema: decay of the average of the trained parameters, such as 0.999; 0 keeps none.
-        max_grad_norm: norm to which gradients are clipped; 0 leaves them.
-        min_snr, noise_offset: see :class:`orthotune.image.families.family.LossOptions`.
-        save_every: steps between checkpoints; None is four times over the run.
-        max_skipped: steps with a loss or gradient that is not finite that may be skipped over the entire run.
-        on_failed_save: whether a checkpoint that cannot be written ends the run, or is skipped.
-        magnitude_factor: how many times the rate magnitudes beside rotations learn at.
-        hint_learning_rate: of the control images' encoder, which starts from nothing; None is the same for all.
+        learning_rate: the maximum of the schedule.
+        steps: of the optimizer; each step reads ``gradient_accumulation`` batches of ``batch_size`` on every process.
+        warmup: number of steps, or a fraction of all steps if below 1.
+        ema: decay of the exponential moving average of the trained parameters, such as 0.999; 0 for no average.
+        max_grad_norm: norm to which gradients are clipped; 0 does not clip.
+        min_snr: see :class:`orthotune.image.families.family.LossOptions`.
+        noise_offset: see :class:`orthotune.image.families.family.LossOptions`.
+        save_every: steps between checkpoints; None writes four over the run.
+        max_skipped: most skipped steps, with a non-finite loss or gradient, in the complete run.
+        on_failed_save: whether a checkpoint that cannot be written stops the run.
+        rate_factors: multiply the learning rate of magnitudes, and of blocks by their size.
+        hint_learning_rate: of the encoder of control images, which is not pretrained; None for ``learning_rate``.
     """
 
     learning_rate: float
@@ -50,16 +52,16 @@ class LoopOptions:
     max_skipped: int = 10
     on_failed_save: OnFailedSave = "stop"
     trackers: tuple[str, ...] = ()
-    magnitude_factor: float = 1.0
+    rate_factors: RateFactors = EQUAL
     hint_learning_rate: float | None = None
 
     @classmethod
     def of(cls, settings: Any) -> LoopOptions:
-        """Those of ``settings``, which has attributes of the same names."""
+        """The options in ``settings``, which has attributes of the same names."""
         values = {one.name: getattr(settings, one.name) for one in fields(cls) if hasattr(settings, one.name)}
         return cls(**values | {"trackers": tuple(values["trackers"])})
 
     @property
     def loss(self) -> LossOptions:
-        """What the family's loss reads."""
+        """The options of the loss."""
         return LossOptions(min_snr_gamma=self.min_snr, noise_offset=self.noise_offset)

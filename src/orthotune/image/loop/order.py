@@ -1,4 +1,4 @@
-"""Which pictures each step sees: a function of the seed and the step alone, so that a resumed run needs no position."""
+"""The images of each step: determined by the seed and the step, so that a resumed run needs no saved position."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ Bucket = tuple[int, int]
 
 
 class Dataset(Protocol):
-    """Images to learn from.
+    """Training images.
 
-    ``batch`` must be a function of its indices alone: what is random in it would not come back after a resume. A data
-    set whose attribute ``turns`` is true is asked for ``index + epoch * len(data)``, and may show an image in another
-    way in each epoch: another crop, another caption dropped.
+    ``batch`` must depend on its indices only: other randomness would not be repeated after a resume. If the attribute
+    ``epoch_in_index`` is true, the loop passes ``index + epoch * len(data)``, and the data set may vary an image from
+    epoch to epoch: another crop, another dropped caption.
     """
 
     def __len__(self) -> int: ...
 
     def bucket(self, index: int) -> Bucket:
-        """Height and width in pixels of an image; images of one batch have the same."""
+        """Height and width of an image in pixels; all images of a batch have the same."""
 
     def batch(self, indices: list[int]) -> Batch:
-        """The images with these numbers, all of one bucket; a number may come twice."""
+        """The images with these indices, all of one bucket; an index may occur twice."""
 
 
 class Order:
-    """The batches of every epoch: each image once, in an order drawn from the seed, never two buckets in one batch.
+    """The batches of an epoch: each image once, shuffled by the seed, with one bucket per batch.
 
-    The last batch of a bucket is filled up with images of the same bucket, drawn anew, so that all have one size.
+    The last batch of a bucket is filled with random images of the same bucket, so that all batches have the same size.
 
     Args:
         buckets: the bucket of each image.
         batch_size: images per batch and process.
-        seed: decides the order.
-        processes: how many take batches side by side; each batch goes to one of them.
-        turns: whether an index also tells the epoch, see :class:`Dataset`.
+        seed: of the order.
+        processes: number of processes; each batch goes to one of them.
+        epoch_in_index: whether indices include the epoch, see :class:`Dataset`.
 
     Example:
         >>> order = Order([(32, 32)] * 5, batch_size=2, seed=0)
@@ -49,10 +49,10 @@ class Order:
     """
 
     def __init__(
-        self, buckets: Sequence[Bucket], batch_size: int, seed: int, processes: int = 1, turns: bool = False
+        self, buckets: Sequence[Bucket], batch_size: int, seed: int, processes: int = 1, epoch_in_index: bool = False
     ) -> None:
         self.batch_size, self.seed, self.processes = batch_size, seed, processes
-        self._turn = len(buckets) if turns else 0
+        self._stride = len(buckets) if epoch_in_index else 0
         self._members: dict[Bucket, list[int]] = {}
         for index, bucket in enumerate(buckets):
             self._members.setdefault(bucket, []).append(index)
@@ -60,25 +60,30 @@ class Order:
 
     @property
     def per_epoch(self) -> int:
-        """Batches until every image was seen, over all processes."""
+        """Batches per epoch, over all processes."""
         return sum(-(-len(members) // self.batch_size) for members in self._members.values())
 
     def indices(self, micro_step: int, process: int = 0) -> list[int]:
-        """The images that ``process`` sees at ``micro_step``: forwards counted from the start of training."""
+        """The indices of a batch.
+
+        Args:
+            micro_step: number of the forward, counted from the start of training.
+            process: number of the process.
+        """
         epoch, number = divmod(micro_step * self.processes + process, self.per_epoch)
         if epoch != self._epoch:
-            # A generator seeded with a text gives the same order on every machine and version of Python 3.
-            self._epoch, self._batches = epoch, list(self._draw(random.Random(f"{self.seed} {epoch}")))
-        return [index + epoch * self._turn for index in self._batches[number]]
+            # A generator that is seeded with text gives the same order on all machines and versions of Python 3.
+            self._epoch, self._batches = epoch, list(self._shuffled_batches(random.Random(f"{self.seed} {epoch}")))
+        return [index + epoch * self._stride for index in self._batches[number]]
 
-    def _draw(self, chance: random.Random) -> Iterator[list[int]]:
+    def _shuffled_batches(self, rng: random.Random) -> Iterator[list[int]]:
         batches = []
         for members in self._members.values():
             shuffled: list[int] = []
             while len(shuffled) < len(members) or len(shuffled) % self.batch_size:
-                again = chance.sample(members, len(members))
+                again = rng.sample(members, len(members))
                 missing = -len(shuffled) % self.batch_size if len(shuffled) >= len(members) else len(again)
                 shuffled += again[:missing]
             batches += [shuffled[at : at + self.batch_size] for at in range(0, len(shuffled), self.batch_size)]
-        chance.shuffle(batches)
+        rng.shuffle(batches)
         yield from batches

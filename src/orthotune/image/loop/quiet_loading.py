@@ -1,4 +1,4 @@
-"""Reading models without the bars of diffusers and transformers, which show for a moment what nobody waits for."""
+"""Load models without the progress bars of diffusers and transformers."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Switch both libraries' bars off, and on again afterwards if they were on."""
+    """Context manager that switches the progress bars of both libraries off and then restores them."""
     import diffusers.utils.logging
     import transformers.utils.logging
 
-    rooms: list[Any] = [diffusers.utils.logging, transformers.utils.logging]
-    loud = [room for room in rooms if room.is_progress_bar_enabled()]
-    for room in loud:
-        room.disable_progress_bar()
+    modules: list[Any] = [diffusers.utils.logging, transformers.utils.logging]
+    enabled = [module for module in modules if module.is_progress_bar_enabled()]
+    for module in enabled:
+        module.disable_progress_bar()
     try:
         yield
     finally:
-        for room in loud:
-            room.enable_progress_bar()
+        for module in enabled:
+            module.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""Pictures drawn while training, always of the same prompts and from the same noise: what a run changes, to see."""
+"""Samples during training, always from the same prompts and noise, to show the effect of the training."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from orthotune.image.loop.trainee import Trainee
 from orthotune.metrics.contact_sheet import draw_sheet
 from orthotune.runs.metrics_log import MetricsLog
 
-#: Prompts and seeds, as many of both, to images uint8 ``[n, 3, H, W]``.
+#: Prompts and seeds, in equal numbers, to images uint8 ``[n, 3, H, W]``.
 Sampler = Callable[[Sequence[str], Sequence[int]], Tensor]
 FOLDER, LIST = "samples", "samples.json"
 
 
 class Samples:
-    """Draws every prompt from every seed and writes the images into a run's folder.
+    """Generates an image for each prompt and seed and writes the images into a run directory.
 
-    ``samples/step-000100.png`` has a row per prompt and a column per seed, ``samples/step-000100/`` the single
+    ``samples/step-000100.png`` has a row per prompt and a column per seed, ``samples/step-000100/`` holds the single
     images, and ``samples.json`` a list of ``{"step", "prompt", "seed", "file", "grid"}`` with paths relative to the
-    folder. Written anew for a step, the step's entries are replaced; those of later steps go, as a resumed run draws
-    them again.
+    folder. Writing a step again replaces its entries and removes those of later steps, which a resumed run generates
+    again.
 
     Args:
         folder: of the run.
-        prompts: what to draw; nothing is drawn without one.
+        prompts: the prompts; without prompts nothing is generated.
         seeds: of the noise.
-        sampler: draws them.
-        writes: whether this process writes; others only draw, which sharded models need.
+        sampler: generates the images.
+        writes: whether this process writes. The others only take part in generation, as sharded models require.
     """
 
     def __init__(
@@ -42,25 +42,25 @@ class Samples:
         self.sampler, self.writes = sampler, writes
 
     def __call__(self, step: int, trainee: Trainee, log: MetricsLog) -> None:
-        """Draw and write the images of ``step``; as the loop calls it."""
+        """Generate and write the images of ``step``; called by the loop."""
         if not self.prompts:
             return
         pairs = [(prompt, seed) for prompt in self.prompts for seed in self.seeds]
-        pictures = self.sampler([prompt for prompt, _ in pairs], [seed for _, seed in pairs])
+        images = self.sampler([prompt for prompt, _ in pairs], [seed for _, seed in pairs])
         if self.writes:
-            self._write(step, pairs, [picture.permute(1, 2, 0).numpy() for picture in pictures.cpu()])
+            self._write(step, pairs, [image.permute(1, 2, 0).numpy() for image in images.cpu()])
 
-    def _write(self, step: int, pairs: list[tuple[str, int]], pictures: list[Any]) -> None:
+    def _write(self, step: int, pairs: list[tuple[str, int]], images: list[Any]) -> None:
         from PIL import Image
 
-        home, name = self.folder / FOLDER, f"step-{step:06d}"
-        sweep(home)
-        with atomic_write(home / name) as partial:
+        folder, name = self.folder / FOLDER, f"step-{step:06d}"
+        sweep(folder)
+        with atomic_write(folder / name) as partial:
             partial.mkdir()
-            for number, picture in enumerate(pictures):
-                Image.fromarray(picture).save(partial / f"{number:02d}.png", format="PNG")
-        rows = list(zip(self.prompts, _parts(pictures, len(self.seeds)), strict=True))
-        with atomic_write(home / f"{name}.png") as partial:
+            for number, image in enumerate(images):
+                Image.fromarray(image).save(partial / f"{number:02d}.png", format="PNG")
+        rows = list(zip(self.prompts, _parts(images, len(self.seeds)), strict=True))
+        with atomic_write(folder / f"{name}.png") as partial:
             draw_sheet([f"step {step}, seed {seed}" for seed in self.seeds], rows, partial)
         entries = [entry for entry in read_samples(self.folder) if entry["step"] < step]
         for number, (prompt, seed) in enumerate(pairs):
@@ -70,15 +70,21 @@ class Samples:
 
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:
-    """The entries of a run's ``samples.json``; none when there is no such file."""
+    """The entries of ``samples.json`` of a run; empty without such a file."""
     path = folder / LIST
     return read_json_list(path) if path.is_file() else []
 
 
 def draw_progress(folder: Path, path: Path, most: int = 6) -> bool:
-    """Write a sheet with a row per prompt and seed and a column per step; False when there are no samples.
+    """Write a contact sheet with a row per prompt and seed and a column per step.
 
-    At most ``most`` columns, the first and the last step always among them.
+    Args:
+        folder: of the run.
+        path: the PNG to write.
+        most: largest number of columns; the first and the last step are always shown.
+
+    Returns:
+        False if there are no samples.
     """
     import numpy
     from PIL import Image
@@ -91,12 +97,12 @@ def draw_progress(folder: Path, path: Path, most: int = 6) -> bool:
     cells: dict[str, list[Any]] = {}
     for entry in entries:
         if entry["step"] in shown:
-            with Image.open(folder / entry["file"]) as picture:
-                cells.setdefault(f"{entry['prompt']}, seed {entry['seed']}", []).append(numpy.asarray(picture))
+            with Image.open(folder / entry["file"]) as image:
+                cells.setdefault(f"{entry['prompt']}, seed {entry['seed']}", []).append(numpy.asarray(image))
     with atomic_write(path) as partial:
         draw_sheet([f"step {step}" for step in shown], list(cells.items()), partial)
     return True
 
 
-def _parts(pictures: list[Any], size: int) -> Iterator[list[Any]]:
-    yield from (pictures[at : at + size] for at in range(0, len(pictures), size))
+def _parts(images: list[Any], size: int) -> Iterator[list[Any]]:
+    yield from (images[at : at + size] for at in range(0, len(images), size))

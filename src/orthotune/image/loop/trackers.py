@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, through accelerate, only when asked for."""
+"""TensorBoard and Weights & Biases, through accelerate, if the settings name them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from orthotune.errors import RecipeError
 
-#: Tracker: the modules of which one is needed, and what installs it.
+#: tracker -> modules, one of which must be installed, and the package to install
 PACKAGES: dict[str, tuple[tuple[str, ...], str]] = {
     "tensorboard": (("tensorboard", "tensorboardX"), "tensorboard"),
     "wandb": (("wandb",), "wandb"),
@@ -15,10 +15,10 @@ PACKAGES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 def check_trackers(names: Sequence[str]) -> list[str]:
-    """``names``, when each can be used here.
+    """``names``, after checking that each tracker can be used.
 
     Raises:
-        RecipeError: an unknown tracker, or one whose package is not installed.
+        RecipeError: a tracker is unknown, or its package is not installed.
 
     Example:
         >>> check_trackers([])

@@ -1,4 +1,4 @@
-"""What is trained, as one module: the denoiser, text encoders that learn with it, the control pictures' encoder."""
+"""The trained networks as one module: denoiser, trained text encoders, encoder of control images."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from orthotune.image.families.family import Family, LossOptions
 
 
 class Trainee(nn.Module):
-    """One forward from a batch to its losses, so that DDP and FSDP see one module and one call.
+    """A module whose forward computes the losses of a batch, so that DDP and FSDP wrap one module with one call.
 
-    Its parameters that require a gradient are what is trained; call it after the adapter was put on.
+    Parameters that require gradients are trained; construct it after the adapter was added.
 
     Args:
-        family: the pipeline whose denoiser is trained. Text encoders belong to the trainee when one of their
-            parameters requires a gradient.
-        hint_encoder: gives features of ``batch.hints`` that are added at ``family.entry``.
+        family: the pipeline whose denoiser is trained. Text encoders with parameters that require gradients are part of
+            the module.
+        hint_encoder: encodes ``batch.hints`` as features that are added at ``family.entry``.
     """
 
     def __init__(self, family: Family, hint_encoder: nn.Module | None = None) -> None:
@@ -31,19 +31,19 @@ class Trainee(nn.Module):
         self.text_encoders = nn.ModuleDict(learning)
         self.hint_encoder = hint_encoder
 
-    def forward(self, batch: Batch, draw: torch.Generator, options: LossOptions) -> Tensor:
+    def forward(self, batch: Batch, generator: torch.Generator, options: LossOptions) -> Tensor:
         """The weighted loss of each image: float32 ``[n]``.
 
         Args:
-            batch: on the device of the trainee.
-            draw: where noise and times come from, on the CPU.
+            batch: on the device of the module.
+            generator: on the CPU, for noise and times.
             options: weighting and noise.
         """
         conditions = batch.conditions
         if conditions is None:
             conditions = self.family.encode_captions(batch.captions)
         with self._hints(batch):
-            losses = self.family.losses(self.denoiser, batch.latents, conditions, draw, options, batch.kept)
+            losses = self.family.losses(self.denoiser, batch.latents, conditions, generator, options, batch.kept)
         return losses * batch.weight
 
     def learning(self) -> dict[str, nn.Parameter]:
@@ -51,22 +51,22 @@ class Trainee(nn.Module):
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
     def checkpoint_gradients(self) -> None:
-        """Keep no activations inside the models' blocks; they are computed again in the backward.
+        """Switch gradient checkpointing on: activations inside blocks are recomputed in the backward.
 
         Raises:
-            ConfigError: a model that cannot do this.
+            ConfigError: a network does not support this.
         """
         for module in (self.denoiser, *self.text_encoders.values()):
-            turn_on = getattr(module, "enable_gradient_checkpointing", None) or getattr(
+            enable = getattr(module, "enable_gradient_checkpointing", None) or getattr(
                 module, "gradient_checkpointing_enable", None
             )
             try:
-                if turn_on is None:
-                    raise ValueError("it has no such switch")
-                turn_on()
+                if enable is None:
+                    raise ValueError("not supported by this class")
+                enable()
             except ValueError as fault:
-                said = f"gradient_checkpointing of {type(module).__name__}"
-                raise ConfigError(said, got=str(fault), do="Leave it out") from fault
+                given = f"gradient_checkpointing of {type(module).__name__}"
+                raise ConfigError(given, got=str(fault), do="Leave it out") from fault
 
     def _hints(self, batch: Batch) -> AbstractContextManager[None]:
         if self.hint_encoder is None or batch.hints is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from orthotune.files.tensor_entries import Entry, write_file
-from orthotune.formats.names.modules import told_by_tools
+from orthotune.formats.names.modules import name_in_tools
 from orthotune.formats.names.spelling import spelled
 from orthotune.operations.checkpoint.changes import Change, changes
 from orthotune.operations.checkpoint.stream import DenseMerge
@@ -59,6 +59,6 @@ def write_changes(merge: DenseMerge, out: Path, on_tensor: Callable[[int], None]
 def _names(wanted: list[Change], merge: DenseMerge) -> dict[str, str]:
     if any(part.transformers for part in merge.base.parts):
         return {change.name: change.module for change in wanted}
-    stems = {c.name: told_by_tools(c.component, c.module) for c in wanted}
+    stems = {c.name: name_in_tools(c.component, c.module) for c in wanted}
     spelling = spelled(stems.values(), "comfyui")
     return {name: spelling[stem] for name, stem in stems.items()}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from orthotune.errors import UnsupportedLayerError
 from orthotune.files.json_file import write_json
 from orthotune.files.safetensors_file import write_tensors
-from orthotune.formats.names.modules import told_by_tools
+from orthotune.formats.names.modules import name_in_tools
 from orthotune.formats.names.spelling import spelled
 from orthotune.operations.checkpoint.changes import Change, changes
 from orthotune.operations.checkpoint.low_rank import low_rank
@@ -110,7 +110,7 @@ def write_lora(merge: DenseMerge, layers: list[Factors], out: Path, **fields: An
 def _diffusers(layers: list[Factors]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for layer in layers:
-        stem = told_by_tools(layer.change.component, layer.change.module)
+        stem = name_in_tools(layer.change.component, layer.change.module)
         # load_lora_weights expects other names for the factors of CLIP's layers
         text = layer.change.component.startswith("text_encoder")
         down, up = ("lora_linear_layer.down", "lora_linear_layer.up") if text else ("lora_A", "lora_B")
@@ -119,7 +119,7 @@ def _diffusers(layers: list[Factors]) -> dict[str, Tensor]:
 
 
 def _kohya(layers: list[Factors]) -> dict[str, Tensor]:
-    stems = {f.change: told_by_tools(f.change.component, f.change.module) for f in layers}
+    stems = {f.change: name_in_tools(f.change.component, f.change.module) for f in layers}
     names = spelled(stems.values(), "comfyui")
     found: dict[str, Tensor] = {}
     for layer in layers:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from orthotune.errors import AdapterFileError, MergeError
 from orthotune.files.names import shortened
-from orthotune.files.tensor_entries import FLOATS, Entry, Room
+from orthotune.files.tensor_entries import FLOATS, Entry, ReadBuffer
 from orthotune.layers.base import OFTLayer
 from orthotune.operations.checkpoint.model_folder import Checkpoint
 from orthotune.operations.checkpoint.skeleton import ADAPTER, Skeleton
@@ -44,7 +44,7 @@ class Plan:
             for name in copy
         }
         self._recent: list[OFTLayer] = []
-        self._room = Room()
+        self._buffer = ReadBuffer()
         self._waiting: dict[tuple[str, int], dict[str, Tensor]] = {}
         faults = [fault for name in sorted(skeleton.changed) if (fault := self._fault(name))]
         if faults:
@@ -115,7 +115,7 @@ class Plan:
         index, _ = origin.position(entry.name)
         names = origin.copies[index]
         if not origin.stacked and len(names) == 1:
-            return merge_weight(layer, name, entry.read(self._room), ADAPTER)
+            return merge_weight(layer, name, entry.read(self._buffer), ADAPTER)
         if entry.name not in self._waiting.get((parameter, index), {}):
             pieces = [self.entries[piece].read() for piece in names]
             rows = [piece.shape[0] for piece in pieces]

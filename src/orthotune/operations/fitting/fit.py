@@ -56,7 +56,7 @@ def fit(state: AdapterState, places: Mapping[str, str], modules: Mapping[str, nn
             result.transforms[name] = _checked(state.transforms[layer], name, module)
             continue
         held = _for_module(state.layers[layer], module)
-        if held.ragged and not held.runs_on(_outputs(module)):
+        if held.truncated and not held.runs_on(_outputs(module)):
             result.transforms[name] = _checked(held, name, module)
             continue
         with torch.device("meta"):
@@ -122,7 +122,7 @@ def _try(transform: Any, shape: Sequence[int]) -> None:
     sides = {part.side for part in getattr(transform, "parts", (transform,))}
     scale = getattr(transform, "magnitude", None)
     with torch.no_grad():
-        if getattr(transform, "scrambled", False) or sides - {"in"} not in (set(), {"out"}) or len(sides) > 1:
+        if getattr(transform, "legacy_conv", False) or sides - {"in"} not in (set(), {"out"}) or len(sides) > 1:
             transform.apply(torch.zeros(*shape))
         elif sides == {"out"}:  # a column is enough
             transform.apply(torch.zeros(out, *(1 for _ in rest)))

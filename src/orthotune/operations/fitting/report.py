@@ -20,8 +20,7 @@ class LoadReport:
         frozen: modules whose adapter is applied as an exact weight transform and cannot be trained.
         warnings: further remarks.
         strength: interpolation for strengths other than 1, until ``set_scale`` names another kind: that of the tool
-        that
-            wrote the file, otherwise ``geodesic``.
+            that wrote the file, otherwise ``geodesic``.
 
     Example:
         >>> print(LoadReport("kohya_oft", {"oft_unet_blk_lin": "blk.lin"}, untouched=["blk.conv"]))

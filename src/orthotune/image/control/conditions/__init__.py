@@ -1,1 +1,1 @@
-"""Control pictures: what each kind shows, how it is made of a picture or read from a file."""
+"""Kinds of control images: how each is computed from an image or read from a file."""

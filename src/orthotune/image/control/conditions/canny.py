@@ -1,4 +1,4 @@
-"""Canny edges, white on black, with ControlNet's thresholds."""
+"""Canny edges, white on black, with the thresholds of ControlNet."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ def make(pixels: Any) -> Any:
     return np.repeat(canny(pixels)[..., None] * np.uint8(255), 3, axis=2)
 
 
-def read(image: Any, said: str) -> Any:
-    """A file of edges as it is.
+def read(image: Any, given: str) -> Any:
+    """The edges in a file, unchanged.
+
+    Args:
+        image: an image of Pillow.
+        given: name of the image, for messages.
 
     Raises:
-        DataError: it is mostly grey: a photograph, not edges.
+        DataError: the image is mostly grey, so that it is not an edge map.
     """
-    pixels = read_colours(image, said)
-    edge_map(pixels, said)
+    pixels = read_colours(image, given)
+    edge_map(pixels, given)
     return pixels
 
 

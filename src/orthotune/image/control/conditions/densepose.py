@@ -1,4 +1,4 @@
-"""DensePose maps from files, in the colours that the pretrained model was given."""
+"""DensePose maps from files, in the colours of the original model."""
 
 from __future__ import annotations
 

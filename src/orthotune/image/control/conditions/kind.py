@@ -1,4 +1,4 @@
-"""One kind of control picture."""
+"""The class of kinds of control images."""
 
 from __future__ import annotations
 
@@ -11,22 +11,30 @@ from orthotune.image.data.image_folder import eight_bits
 from orthotune.metrics.image_files import as_rgb
 
 
-def read_colours(image: Any, said: str) -> Any:
-    """The colours of a control image as they are; an image of Pillow to ``(height, width, 3)`` uint8."""
-    return as_rgb(eight_bits(image, said), said)
+def read_colours(image: Any, given: str) -> Any:
+    """The colours of a control image, unchanged.
+
+    Args:
+        image: an image of Pillow.
+        given: name of the image, for messages.
+
+    Returns:
+        ``(height, width, 3)`` uint8.
+    """
+    return as_rgb(eight_bits(image, given), given)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A kind of control image. Images are ``(height, width, 3)`` uint8 arrays.
+    """A kind of control image; images are ``(height, width, 3)`` uint8 arrays.
 
     Args:
-        name: as the user says it.
-        shows: one line for help and errors.
-        make: a control image from an image; None where files are read only.
-        read: a control image from an image of Pillow and words that name it.
-        sharp: its colours are names, so they are never mixed when it is resized.
-        points: whether a JSON file of points may stand for the images.
+        name: value of the setting ``signal``.
+        shows: what the images show; one line for help and messages.
+        make: computes a control image from an image; None if control images must come from files.
+        read: returns a control image from an image of Pillow and its name for messages.
+        sharp: colours stand for classes, so that resizing must not mix them.
+        points: whether a JSON file of points may replace the images.
     """
 
     name: str
@@ -37,15 +45,15 @@ class Condition:
     points: bool = False
 
     def made(self, pixels: Any) -> Any:
-        """The control image of ``pixels``.
+        """The control image computed from ``pixels``.
 
         Raises:
-            ConfigError: this kind is read from files only, or the library that makes it is not installed.
+            ConfigError: this kind must come from files, or the library that computes it is not installed.
         """
         if self.make is None:
             raise ConfigError(
-                f"condition {self.name}", got="no files", needed=f"control pictures: {self.shows}",
-                do="Pass conditions=FOLDER with one file of the same name for each picture",
+                f"condition {self.name}", got="no files", needed=f"control images: {self.shows}",
+                do="Pass conditions=FOLDER with one file of the same name for each image",
             )  # fmt: skip
         try:
             return self.make(pixels)

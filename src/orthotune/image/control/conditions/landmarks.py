@@ -1,4 +1,4 @@
-"""Maps of the 68 points of a face, drawn as lines: jaw, brows, nose, eyes, lips."""
+"""Maps of the 68 landmarks of a face, as lines: jaw, brows, nose, eyes, lips."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from orthotune.errors import DataError
 from orthotune.image.control.conditions.kind import Condition
 from orthotune.metrics.landmark_detectors import FACE_ALIGNMENT, detector
 
-#: Lines through the points of iBUG's 68 (first, last, closed), a colour each so that a side is not taken for the other.
+#: Lines through the 68 points of iBUG (first, last, closed), in different colours so that left and right differ.
 LINES: tuple[tuple[int, int, bool, tuple[int, int, int]], ...] = (
     (0, 16, False, (255, 255, 255)),
     (17, 21, False, (255, 160, 0)),
@@ -23,7 +23,12 @@ LINES: tuple[tuple[int, int, bool, tuple[int, int, int]], ...] = (
 
 
 def draw(points: Any, height: int, width: int) -> Any:
-    """Lines through 68 points on black; points beyond the image are cut off.
+    """Lines through 68 points on black; lines are clipped at the edge of the image.
+
+    Args:
+        points: x, y in pixels.
+        height: of the map, in pixels.
+        width: of the map, in pixels.
 
     Shapes: ``(68, 2)`` as x, y in pixels -> ``(height, width, 3)`` uint8.
 
@@ -35,24 +40,24 @@ def draw(points: Any, height: int, width: int) -> Any:
     import numpy as np
     from PIL import Image, ImageDraw
 
-    picture = Image.new("RGB", (width, height))
-    pen = ImageDraw.Draw(picture)
+    canvas = Image.new("RGB", (width, height))
+    pen = ImageDraw.Draw(canvas)
     for first, last, closed, colour in LINES:
         line = [tuple(point) for point in np.asarray(points, dtype=float)[first : last + 1]]
         pen.line(line + line[:1] * closed, fill=colour, width=max(1, min(height, width) // 128))
-    return np.array(picture)
+    return np.array(canvas)
 
 
 def make(pixels: Any) -> Any:
-    """The map of the face that face-alignment finds in an image.
+    """The map of the face that face-alignment detects in an image.
 
     Raises:
-        DataError: there is no face in it.
+        DataError: no face was detected.
         ModuleNotFoundError: face-alignment is not installed.
     """
     points = detector(FACE_ALIGNMENT)(pixels)
     if points is None:
-        raise DataError("condition landmark", got="a picture without a face", do="Remove it, or pass conditions=FILE")
+        raise DataError("condition landmark", got="an image without a face", do="Remove it, or pass conditions=FILE")
     return draw(points, *pixels.shape[:2])
 
 

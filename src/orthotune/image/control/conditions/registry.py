@@ -1,4 +1,4 @@
-"""Every kind of control picture by its name."""
+"""The registry of kinds of control images."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ KINDS: dict[str, Condition] = {
 
 
 def condition(name: str) -> Condition:
-    """The kind of that name.
+    """The kind of a given name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no kind of that name.
 
     Example:
         >>> condition("segm").sharp

@@ -1,4 +1,4 @@
-"""Maps of classes: coloured maps as they are, maps of class numbers in one colour per class."""
+"""Maps of classes from files: coloured maps are unchanged, maps of class numbers get one colour per class."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from orthotune.image.control.conditions.kind import Condition, read_colours
 from orthotune.metrics.segmentation import colours
 
 
-def read(image: Any, said: str) -> Any:
-    """A coloured map; a file of one channel (or with a palette) holds class numbers and is coloured.
+def read(image: Any, given: str) -> Any:
+    """A coloured map; an image with one channel or a palette holds class numbers, which are replaced by colours.
 
-    A class has the same colour in every map, whichever other classes are in it.
+    A class has the same colour in all maps.
+
+    Args:
+        image: an image of Pillow.
+        given: name of the image, for messages.
 
     Shapes: an image of Pillow to ``(height, width, 3)`` uint8.
     """
@@ -20,7 +24,7 @@ def read(image: Any, said: str) -> Any:
 
     if image.mode in ("L", "P", "I", "I;16", "I;16B", "1"):
         return colours(torch.from_numpy(np.array(image).astype(np.int64)))
-    return read_colours(image, said)
+    return read_colours(image, given)
 
 
 KIND = Condition("segm", "maps of classes, in colours or as class numbers in one channel", read=read, sharp=True)

@@ -1,9 +1,8 @@
-"""Soft edges as a pencil draws them: grey lines whose darkness says how strong and how wide an edge is.
+"""Soft edges like a pencil sketch: grey lines that are lighter where an edge is stronger and wider.
 
-A classical measure in the place of a network such as HED: the gradient of the picture smoothed by Gaussians of three
-widths, the strongest of the colour channels, each scale on its own footing, and of the scales the geometric mean. So
-an edge counts when it is there at every scale, texture that vanishes when smoothed does not, and lines are soft. It
-is not HED: no network has learned which edges people would draw.
+A classical filter instead of a network such as HED. The image is smoothed by Gaussians of three widths; the gradient of
+the strongest colour channel is normalized at each scale, and the result is the geometric mean over the scales. An edge
+must exist at all scales; texture that vanishes when smoothed has no edges.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from orthotune.image.control.conditions.kind import Condition
 
 #: Standard deviations of the Gaussians, as shares of the shorter side; at 512 pixels 1, 2 and 4.
 WIDTHS = (1 / 512, 1 / 256, 1 / 128)
-#: No Gaussian is narrower, in pixels: below it the sampled one is no smoothing any more.
+#: Smallest width of a Gaussian, in pixels; a narrower sampled Gaussian does not smooth.
 NARROWEST = 0.6
-#: The gradient times the width that is drawn in full white; a step of 160 grey levels has it, at every width.
+#: Gradient times width at which an edge is white; a step of 160 grey levels reaches it at each width.
 FULL = 64.0
 
 
@@ -38,18 +37,18 @@ def make(pixels: Any) -> Any:
     """
     import numpy as np
 
-    picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float()
-    side = min(picture.shape[1:])
-    product = torch.ones(picture.shape[1:])
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float()
+    side = min(image.shape[1:])
+    product = torch.ones(image.shape[1:])
     for share in WIDTHS:
         width = max(NARROWEST, share * side)
-        # A smoothed step has a gradient of 1 / width: times the width, wide scales count as much as narrow ones.
-        product *= (_gradient(_smooth(picture, width)) * max(1.0, width) / FULL).clamp(max=1)
+        # The gradient of a smoothed step is proportional to 1 / width: the factor gives all scales equal weight.
+        product *= (_gradient(_smooth(image, width)) * max(1.0, width) / FULL).clamp(max=1)
     lines = (product ** (1 / len(WIDTHS)) * 255).round().to(torch.uint8)
     return np.repeat(lines.numpy()[..., None], 3, axis=2)
 
 
-def _smooth(picture: Tensor, width: float) -> Tensor:
+def _smooth(image: Tensor, width: float) -> Tensor:
     reach = max(1, round(3 * width))
     places = torch.arange(-reach, reach + 1)
     bell = torch.exp(-0.5 * (places / width) ** 2)
@@ -58,13 +57,13 @@ def _smooth(picture: Tensor, width: float) -> Tensor:
         (bell[None, None, :, None], (0, 0, reach, reach)),
         (bell[None, None, None], (reach, reach, 0, 0)),
     ):
-        picture = conv2d(pad(picture[:, None], border, mode="replicate"), shape)[:, 0]
-    return picture
+        image = conv2d(pad(image[:, None], border, mode="replicate"), shape)[:, 0]
+    return image
 
 
-def _gradient(picture: Tensor) -> Tensor:
-    """The steepest of the channels, by central differences: ``[channels, height, width]`` to ``[height, width]``."""
-    wide = pad(picture[None], (1, 1, 1, 1), mode="replicate")[0]
+def _gradient(image: Tensor) -> Tensor:
+    """Largest gradient over the channels, by central differences: ``[channels, H, W]`` to ``[H, W]``."""
+    wide = pad(image[None], (1, 1, 1, 1), mode="replicate")[0]
     across = (wide[:, 1:-1, 2:] - wide[:, 1:-1, :-2]) / 2
     down = (wide[:, 2:, 1:-1] - wide[:, :-2, 1:-1]) / 2
     return (across.square() + down.square()).sqrt().amax(0)

@@ -1,4 +1,4 @@
-"""``oft_diag`` of LyCORIS 2.0: the finished rotation of each block, with the scale of the rows folded in."""
+"""``oft_diag`` of LyCORIS 2.0: the orthogonal matrix of each block, multiplied by the scale of its rows."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from orthotune.rotation.measure import orthogonality_error
 from orthotune.rotation.packing import pack
 from orthotune.rotation.spec import RotationSpec
 
-#: A rotation that was rounded to bfloat16, whose numbers have 8 bits, is not further from orthogonal than this.
+#: Largest orthogonality error, per sqrt(b), of a rotation that was rounded to bfloat16.
 LOOSEST = 0.05
-#: Lengths of rows of a float32 rotation differ from 1 by so much.
+#: Largest difference from 1 of the row norms of a float32 rotation.
 CLOSE = 16 * torch.finfo(torch.float32).eps
-#: Beyond, the skew matrix of a rotation by almost pi has lost the digits that float32 would need.
+#: Beyond this value, the skew-symmetric matrix of a rotation by almost pi is not precise enough in float32.
 LARGEST_SKEW = 1e3
 
 
-def read_finished(file: AdapterFile, format: str) -> AdapterState:
-    """The adapter: ``M = Rᵀ`` as a rotation where a skew matrix stands for it, otherwise as finished matrices.
+def read_orthogonal(file: AdapterFile, format: str) -> AdapterState:
+    """Read an adapter: ``M = Rᵀ`` as a rotation where it has a skew-symmetric matrix, otherwise as dense blocks.
+
+    Args:
+        file: opened, its tensors not read yet.
+        format: id of the format.
 
     Raises:
-        AdapterFileError: a tensor has a wrong shape, belongs to another method, or is no rotation of any scale.
+        AdapterFileError: a tensor has a wrong shape, belongs to another method, or is not a scaled rotation.
     """
     found = file.layers("oft_diag")
     rest = refuse_foreign(file, found)
@@ -56,17 +60,17 @@ def _check_orthogonal(file: AdapterFile, name: str, R: Tensor, scale: Tensor) ->
         return
     eye = torch.eye(R.shape[-1], dtype=R.dtype)
     if orthogonality_error(R + eye).max() <= LOOSEST * R.shape[-1] ** 0.5:
-        got = "a rotation less the identity, as builds before LyCORIS 2.0 wrote"
+        got = "a rotation minus the identity, as builds before LyCORIS 2.0 wrote"
     else:
         got = f"{orthogonality_error(unit).max():.2g} as the largest norm of R Rᵀ - I"
     raise AdapterFileError(
-        f"Tensor '{name}' of {file.path} is no finished rotation", got=got, needed="what LyCORIS 2.0 wrote",
-        do="Only the build that wrote it knows its meaning: merge it there",
+        f"Tensor '{name}' of {file.path} is not a rotation", got=got, needed="orthogonal blocks, as LyCORIS 2.0 wrote",
+        do="Merge it with the build that wrote it",
     )  # fmt: skip
 
 
 def _as_rotation(R: Tensor, scale: Tensor) -> LayerState | None:
-    """The layer with a skew matrix, if there is one; the scale stands before it, so it must be one for each block."""
+    """The layer with skew-symmetric matrices, if they exist: the scale must be the same in all rows of a block."""
     size = scale.mean(dim=-1, keepdim=True)
     if (scale / size - 1).abs().max() > CLOSE:
         return None
@@ -80,6 +84,6 @@ def _as_rotation(R: Tensor, scale: Tensor) -> LayerState | None:
         return None
     magnitude = None if plain else size.expand_as(scale).flatten().to(R.dtype)
     state = LayerState({"": vector.to(R.dtype)}, RotationSpec(side="out"), magnitude, blend="linear")
-    # A rotation that was saved in half precision is none any more, to float32: then its matrices are what counts.
+    # A rotation saved in half precision is not orthogonal to float32 precision: then its dense blocks are kept.
     close = torch.allclose(state.rotation().double(), unit.mT, rtol=0, atol=2e-6)
     return state if close else None

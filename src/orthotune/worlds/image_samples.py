@@ -1,4 +1,4 @@
-"""Pictures that a pipeline of the image world makes of prompts."""
+"""Generate images with a pipeline of the image world."""
 
 from __future__ import annotations
 
@@ -12,11 +12,22 @@ STEPS, GUIDANCE = 20, 3.0
 
 
 @torch.no_grad()
-def pictures_of(
+def sample_images(
     pipeline: StableDiffusionPipeline, wanted: list[Prompt], seed: int, steps: int = STEPS, guidance: float = GUIDANCE
 ) -> Tensor:
-    """One image for each prompt, each from a noise of its own: uint8 [n, 3, 32, 32]."""
-    pictures = []
+    """Generate one image per prompt, each with its own noise.
+
+    Args:
+        pipeline: the pipeline.
+        wanted: the prompts.
+        seed: of the noise.
+        steps: of the sampler.
+        guidance: scale of the classifier-free guidance.
+
+    Returns:
+        uint8 [n, 3, 32, 32].
+    """
+    batches = []
     for first in range(0, len(wanted), 30):
         part = wanted[first : first + 30]
         noise = [torch.Generator().manual_seed(seed * 1_000_003 + first + number) for number in range(len(part))]
@@ -27,5 +38,5 @@ def pictures_of(
             generator=noise,
             output_type="pt",
         ).images
-        pictures.append((images.float() * 255).round().to(torch.uint8).cpu())
-    return torch.cat(pictures)
+        batches.append((images.float() * 255).round().to(torch.uint8).cpu())
+    return torch.cat(batches)
