@@ -128,5 +128,5 @@ def test_a_new_family_is_trained_by_a_recipe(tiny: Callable[..., Path], tmp_path
 
 def test_without_the_entry_it_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(tiny_pipelines._MAKERS, "toy", _tiny)
-    with pytest.raises(RecipeError, match="a ToyPipeline, which is no supported family"), torch.no_grad():
+    with pytest.raises(RecipeError, match="a ToyPipeline, which is not a supported family"), torch.no_grad():
         open_family(tiny_pipelines.save_tiny("toy", tmp_path))
