@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import RecipeError, nearest
+from orthotune.quantized.registry import library_of
 
 # Starts of LoRA after which PEFT's base is a residual, no longer the model that was loaded.
 REPLACES_BASE = ("pissa", "olora", "loftq", "corda")
@@ -98,9 +100,22 @@ def matching_rank(model: Any, rotation: PeftConfig) -> tuple[int, int, int]:
 
 
 def trainable(model: nn.Module) -> tuple[int, int]:
-    """How many parameters are trained, and how many there are."""
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    """How many parameters are trained, and how many there are.
+
+    A quantized weight counts as many as it had before: several of its numbers share a stored one.
+    """
+    sizes = {parameter: _numel(parameter) for parameter in model.parameters()}
+    packed = 0
+    for module in model.modules():
+        if (library := library_of(module)) is not None:
+            bias = library.bias(module)
+            sizes |= {p: 0 for p in module.parameters(recurse=False) if p is not bias and not p.requires_grad}
+            packed += math.prod(library.features(module))
+    return sum(size for p, size in sizes.items() if p.requires_grad), sum(sizes.values()) + packed
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 may have put the numbers away
 
 
 def _known(key: str, options: dict[str, Any] | None, config: type[PeftConfig]) -> None:
