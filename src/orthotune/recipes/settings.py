@@ -37,7 +37,7 @@ class SFTSettings(TextSettings):
     only_for: ClassVar[dict[str, tuple[str, ...]]] = ONLY_FOR
     # Held-out data belongs to the data that it was held out from.
     tied: ClassVar[dict[str, str]] = {"eval_data": "data"}
-    newer: ClassVar[tuple[str, ...]] = ("lora", "keep", "max_grad_norm", "eval_tokens")
+    newer: ClassVar[tuple[str, ...]] = ("lora", "keep", "max_grad_norm", "eval_tokens", "max_dropped")
 
     data: str = Field(description="File, directory, hub name or text-world/SPLIT to learn from.")
     data_format: Literal["auto", "text", "prompt-completion", "messages"] = "auto"
@@ -54,6 +54,10 @@ class SFTSettings(TextSettings):
         "for text-world its old_train.",
     )
     keep_batch: Positive | None = Field(None, description="Rows of keep_data beside each batch; default: half of it.")
+    max_dropped: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5,
+        description="Share of the rows of `data` that may be blank or have nothing to learn in max_length.",
+    )
     packing: Literal["auto", "none", "wrapped", "bfd_split"] = Field(
         "auto", description="auto: running text is wrapped (nothing is cut off), dialogues stay one per row."
     )

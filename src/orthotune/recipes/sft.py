@@ -20,6 +20,7 @@ from orthotune.runs.record import RunRecord
 from orthotune.text import sft_trainer
 from orthotune.text.added_losses import LossMaker
 from orthotune.text.causal_model import load_model, load_tokenizer
+from orthotune.text.counted_rows import TRAIN, refuse_lost
 from orthotune.text.data import Examples
 from orthotune.text.keep_outputs import KeepOutputs
 from orthotune.text.step_log import domain_losses
@@ -72,7 +73,7 @@ def job(settings: SFTSettings, adapt: Adapt | None = None) -> TextJob:
         losses=lambda directory, checkpoint: _losses(settings, directory, checkpoint),
         measures=lambda trainer: [domain_losses(sft_trainer.domain_rows(trainer, settings.eval_tokens))],
         entries=["keep_nats"],
-        findings=lambda trainer, base: _drift(trainer, base, settings.eval_tokens),
+        findings=lambda trainer, base: _data_counts(trainer) | _drift(trainer, base, settings.eval_tokens),
     )
 
 
@@ -88,6 +89,9 @@ def _trainer(settings: SFTSettings, given: TrainerInputs) -> RunTrainer:
     trainer = sft_trainer.build_trainer(
         given.model, given.tokenizer, arguments, examples, domains, given.adapter, given.parts
     )
+    counts = trainer.row_counts[TRAIN]
+    refuse_lost(counts, examples.source, settings.max_dropped, settings.max_length)
+    given.notes.append(counts.sentences(settings.max_length, examples.unused))
     if sft_trainer.KEPT in domains:
         sft_trainer.kept_rows(trainer)  # texts that cannot be used are refused before the run takes its directory
     return trainer
@@ -105,6 +109,10 @@ def _losses(settings: SFTSettings, directory: RunDirectory, checkpoint: Path | N
         return KeepOutputs(settings.keep, rows, settings.keep_batch or 1, settings.seed)
 
     return (keep,)
+
+
+def _data_counts(trainer: RunTrainer) -> dict[str, Any]:
+    return {"data": {name: counts.record() for name, counts in trainer.row_counts.items()}}
 
 
 def _drift(trainer: RunTrainer, base: Any, tokens: int | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class TrainerInputs:
         checkpoints: the folder of the run's checkpoints, the trainer's ``output_dir``.
         dtype: that the model computes in.
         parts: what the run adds to the trainer.
+        notes: gets sentences for the start of the run, which its record keeps.
     """
 
     model: Any
@@ -41,6 +42,7 @@ class TrainerInputs:
     checkpoints: Path
     dtype: torch.dtype
     parts: TrainerParts
+    notes: list[str] = field(default_factory=list)
 
 
 def _no_losses(directory: RunDirectory, checkpoint: Path | None) -> Sequence[LossMaker]:

@@ -132,7 +132,8 @@ class _Run:
             magnitude_factor=settings.magnitude_factor,
             losses=tuple(job.losses(self.directory, self.checkpoint)),
         )
-        trainer = job.trainer(TrainerInputs(model, tokenizer, adapter, data, self.directory.checkpoints, dtype, parts))
+        inputs = (model, tokenizer, adapter, data, self.directory.checkpoints, dtype, parts, self.notes)
+        trainer = job.trainer(TrainerInputs(*inputs))
         engines.check_started(trainer, settings.distributed)
         return trainer
 

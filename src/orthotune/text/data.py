@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,16 @@ SMALLEST_TO_HOLD_OUT = 20
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows of one format, holding only that format's columns."""
+    """Rows of one format, holding only that format's columns.
+
+    ``blank`` rows of the source have no text and are skipped; its columns ``unused`` are not read.
+    """
 
     rows: list[Row]
     format: str
     source: str
+    blank: int = 0
+    unused: tuple[str, ...] = ()
 
 
 def load_examples(source: str, data_format: str = "auto") -> Examples:
@@ -61,7 +66,8 @@ def examples_of(rows: Iterable[tuple[str, Row]], source: str, data_format: str =
     kept = [row for place, full in placed if _has_text(row := _only(full, name, place), name, place)]
     if not kept:
         raise DataError(f"data {source!r}", got=f"{len(placed)} rows, all blank", needed="at least one example")
-    return Examples(kept, name, source)
+    unused = {column for _, full in placed for column, value in full.items() if value is not None} - kept[0].keys()
+    return Examples(kept, name, source, len(placed) - len(kept), tuple(sorted(unused)))
 
 
 def hold_out(examples: Examples) -> tuple[Examples, Examples | None]:
@@ -76,7 +82,7 @@ def hold_out(examples: Examples) -> tuple[Examples, Examples | None]:
     chosen = set(random.Random(count).sample(range(count), wanted))
     rest = [row for index, row in enumerate(examples.rows) if index not in chosen]
     held_out = [examples.rows[index] for index in sorted(chosen)]
-    return Examples(rest, examples.format, examples.source), Examples(held_out, examples.format, examples.source)
+    return replace(examples, rows=rest), Examples(held_out, examples.format, examples.source)
 
 
 def _format_of(row: Row, source: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 from orthotune.errors import DataError
 from orthotune.metrics.text_loss import TokenRow, token_rows
 from orthotune.text.arguments import run_arguments
+from orthotune.text.counted_rows import TRAIN, CountingSFTTrainer
 from orthotune.text.data import Examples
 from orthotune.text.keep_outputs import counted
 from orthotune.text.trainer import RunTrainer, TrainerParts, run_trainer
@@ -71,7 +73,7 @@ def build_trainer(
                 do="Use a chat model, or data with text, or prompt and completion",
             )
     measured = {name: _evaluation_rows(tokenizer, given, arguments.max_length) for name, given in domains.items()}
-    trainer: RunTrainer = run_trainer(SFTTrainer)(
+    trainer: RunTrainer = run_trainer(CountingSFTTrainer)(
         model,
         args=arguments,
         train_dataset=Dataset.from_list(examples.rows),
@@ -80,6 +82,7 @@ def build_trainer(
         peft_config=adapter,
         parts=parts,
     )
+    trainer.row_counts[TRAIN] = replace(trainer.row_counts[TRAIN], blank=examples.blank)
     if not len(trainer.train_dataset):
         raise DataError(
             f"data {examples.source!r}",
