@@ -31,6 +31,9 @@ def drift(
         as_json: print one JSON object.
         image: image models: ``seed``, ``steps``, ``guidance`` and ``model``, as ``measure_images`` takes them.
     """
+    from orthotune.files.run_adapter import adapter_in
+
+    adapter = adapter_in(adapter)
     named = base_of(adapter, base)
     if is_pipeline(named):
         found = measure_images(adapter, data, named, limit=limit, **image)

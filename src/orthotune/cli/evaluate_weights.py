@@ -22,9 +22,11 @@ def energy(*, tuned: Path, base: str | None, s: float, half_space: bool, out: Pa
         out: output folder.
         overwrite: replace what is at ``out``.
     """
+    from orthotune.files.run_adapter import adapter_in
     from orthotune.operations.base_model import load_base
     from orthotune.text.weight_pairs import weight_pairs
 
+    tuned = tuned if (tuned / "config.json").is_file() else adapter_in(tuned)
     full = (tuned / "config.json").is_file() and not (tuned / "adapter_config.json").is_file()
     before = base or (None if full else _recorded_base(tuned))
     if not before:

@@ -100,6 +100,7 @@ def magnitude(
 def _finished(recipe: Recipe, settings: Any, run: Callable[[], Any]) -> None:
     """Run, write the report and print what came of the run; only the main process of several prints."""
     from orthotune.cli.report import report_on
+    from orthotune.runs.drawing import not_drawn
     from orthotune.runs.processes import is_main, leave
 
     try:
@@ -111,14 +112,14 @@ def _finished(recipe: Recipe, settings: Any, run: Callable[[], Any]) -> None:
     leave()
     if not is_main():
         return
-    page = report_on(settings.output)
+    missing = not_drawn(lambda: report_on(settings.output), "report.html")
     if record.scores_after:
         show_scores(record)
     elif recipe.text:
         show(record)
     for kind, name in record.artifacts.items():
         typer.echo(f"{kind:<10} {settings.output / name}")
-    typer.echo(f"{'report':<10} {page}")
+    typer.echo(missing or f"{'report':<10} {settings.output / 'report.html'}")
 
 
 def show(record: Any) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from orthotune.errors import AdapterFileError
 from orthotune.files import safetensors_header
 from orthotune.files.json_file import read_json
+from orthotune.files.run_adapter import adapter_in
 from orthotune.files.safetensors_file import refuse_non_finite
 from orthotune.formats.peft import config_types
 
@@ -82,7 +83,7 @@ class AdapterFile:
 
 
 def open_adapter(path: str | Path) -> AdapterFile:
-    """The adapter in a folder, or in a file of its own.
+    """The adapter in a folder or run directory, or in a file of its own.
 
     Raises:
         AdapterFileError: there is none, or it is damaged, of no known kind, too large in names, or a pickle that holds
@@ -92,7 +93,7 @@ def open_adapter(path: str | Path) -> AdapterFile:
         >>> open_adapter("runs/demo/adapter").shapes  # doctest: +SKIP
         {'base_model.model.lin.oft_R.weight': (3, 28)}
     """
-    path = Path(path)
+    path = adapter_in(path)
     if not path.exists():
         raise AdapterFileError(f"There is no adapter at {path}", do="Check the path")
     if path.is_dir():

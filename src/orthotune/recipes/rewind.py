@@ -23,6 +23,7 @@ from orthotune.operations import rewind as files
 from orthotune.quantized.loading_options import place
 from orthotune.recipes.held_out import LOOKED_AT, settings_of_run, tokenized_rows
 from orthotune.recipes.settings import GENERATED, SFTSettings
+from orthotune.runs.drawing import not_drawn
 from orthotune.runs.layer_strengths import LayerStrengths, layer_strengths
 from orthotune.runs.quiet import quiet
 from orthotune.text.causal_model import choose_dtype, load_model, load_tokenizer
@@ -138,7 +139,9 @@ def run(settings: RewindSettings, say: Say = print, *, overwrite: bool = False) 
             model.save_pretrained(folder / "model")
             tokenizer.save_pretrained(folder / "model")
         write_json(folder / "rewind.json", found.model_dump(mode="json"))
-        draw_rewinding(found.curve, found.rows, folder / "rewind.png", f"{settings.run.name}: strength after training")
+        title, image = f"{settings.run.name}: strength after training", "rewind.png"
+        if missing := not_drawn(lambda: draw_rewinding(found.curve, found.rows, folder / image, title), image):
+            say(missing)
     return found
 
 

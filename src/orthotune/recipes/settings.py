@@ -37,7 +37,14 @@ class SFTSettings(TextSettings):
     only_for: ClassVar[dict[str, tuple[str, ...]]] = ONLY_FOR
     # Held-out data belongs to the data that it was held out from.
     tied: ClassVar[dict[str, str]] = {"eval_data": "data"}
-    newer: ClassVar[tuple[str, ...]] = ("lora", "keep", "max_grad_norm", "eval_tokens", "max_dropped")
+    newer: ClassVar[tuple[str, ...]] = (
+        "lora",
+        "keep",
+        "max_grad_norm",
+        "eval_tokens",
+        "max_dropped",
+        "unmatched_targets",
+    )
 
     data: str = Field(description="File, directory, hub name or text-world/SPLIT to learn from.")
     data_format: Literal["auto", "text", "prompt-completion", "messages"] = "auto"

@@ -12,12 +12,13 @@ from transformers import TrainerCallback
 
 from orthotune.files.atomic import atomic_write
 from orthotune.files.json_file import read_json, write_json
-from orthotune.recipes.text_job import TextJob, TrainerInputs, adapter_config
+from orthotune.recipes.text_job import TextJob, TrainerInputs, adapter_config, model_note
 from orthotune.recipes.text_settings import TextSettings
 from orthotune.runs import adapters, engines, processes
 from orthotune.runs.checkpoint_on_signal import StopOnSignal
 from orthotune.runs.clipping import GradientLog
 from orthotune.runs.directory import RunDirectory, step_of
+from orthotune.runs.drawing import not_drawn
 from orthotune.runs.failed_save import kept as kept_checkpoint
 from orthotune.runs.metrics_log import MetricsLog
 from orthotune.runs.progress import ProgressBar
@@ -90,7 +91,7 @@ class _Run:
     ) -> None:  # fmt: skip
         self.settings, self.job, self.directory, self.checkpoint = settings, job, directory, checkpoint
         self.stop, self.say, self.main = stop, say, processes.is_main()
-        self.full, self.notes = settings.method == "full", list(job.notes)
+        self.full, self.notes = settings.method == "full", [model_note(settings), *job.notes]
 
     def train(self, callbacks: Callbacks, bar: bool) -> RunRecord:
         began = time.monotonic()
@@ -174,7 +175,9 @@ class _Run:
                 trainer.model.save_pretrained(partial, state_dict=state)
                 trainer.processing_class.save_pretrained(partial)
             title = f"{self.settings.method}, learning rate {self.settings.learning_rate:g}"
-            self.job.curve(log.lines, path / CURVE, title)
+            if missing := not_drawn(lambda: self.job.curve(log.lines, path / CURVE, title), CURVE):
+                self.notes.append(missing)
+                self.say(missing)
         return kept
 
     def _record(
@@ -185,6 +188,9 @@ class _Run:
         base = self.job.model(torch.float32) if self.full and looks else None
         findings = self.job.findings(trainer, base) if looks else {}
         scores = _scores(log)
+        artifacts = {kept: kept, "curve": CURVE, "metrics": "metrics.jsonl"}
+        if not (self.directory.path / CURVE).is_file():
+            del artifacts["curve"]
         fields: dict[str, Any] = dict(
             recipe=settings.recipe,
             method=settings.method,
@@ -202,7 +208,7 @@ class _Run:
             seconds=round(time.monotonic() - began, 1),
             train_seconds=round(log.last("seconds") or 0.0, 1),
             notes=self.notes,
-            artifacts={kept: kept, "curve": CURVE, "metrics": "metrics.jsonl"},
+            artifacts=artifacts,
         )
         return RunRecord(**(fields | findings))
 

@@ -13,6 +13,7 @@ from torch import nn
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import RecipeError, nearest
 from orthotune.quantized.registry import library_of
+from orthotune.tuner.targets import unmatched_targets
 
 # Starts of LoRA after which PEFT's base is a residual, no longer the model that was loaded.
 REPLACES_BASE = ("pissa", "olora", "loftq", "corda")
@@ -47,6 +48,28 @@ def rotation_config(
     given = {"r": r, "oft_block_size": block_size, "eps": eps, **(options or {})}
     given = {name: value for name, value in given.items() if value is not None}
     return OFTConfig(target_modules=targets, task_type=task, coft=coft, **given)
+
+
+def check_targets(targets: str | list[str], model: nn.Module, refuse: bool = True) -> None:
+    """Refuse names of target modules that the model does not have; PEFT's LoRA passes over them in silence.
+
+    Args:
+        targets: names of the adapted layers, or one of PEFT's words or expressions, which are not checked.
+        model: to be adapted.
+        refuse: False accepts the names that some module has; an adapter without any target is refused elsewhere.
+
+    Raises:
+        RecipeError: names each such target with the nearest names of the model.
+    """
+    missing = unmatched_targets(targets, model) if refuse else {}
+    if missing:
+        near = list(dict.fromkeys(name for names in missing.values() for name in names))
+        raise RecipeError(
+            f"target_modules={list(targets)}",
+            got=f"no module of {type(model).__name__} is called {', '.join(missing)}",
+            needed=f"names of modules of the model, such as {', '.join(near)}" if near else "names of its modules",
+            do="Correct target_modules, or pass unmatched_targets=skip to train the others alone",
+        )  # fmt: skip
 
 
 def lora_config(
