@@ -55,9 +55,12 @@ def base_of(adapter: Path, base: str | None) -> str:
     from orthotune.errors import AdapterFileError, OrthotuneError
     from orthotune.files.installed_worlds import current
     from orthotune.formats.registry import read_adapter
+    from orthotune.operations.other_methods import other_method, recorded_base
 
     if base:
         return base
+    if other_method(adapter) is not None and (recorded := recorded_base(adapter)):
+        return current(recorded)
     try:
         state = read_adapter(adapter)
     except AdapterFileError:
@@ -109,12 +112,12 @@ def measure(adapter: Path, data: str | None, base: str, max_length: int, limit: 
     """
     import torch
 
-    from orthotune import load_adapter
     from orthotune.errors import DataError
     from orthotune.files.installed_worlds import world_of
     from orthotune.metrics.drift import text_drift
     from orthotune.metrics.text_loss import token_rows
     from orthotune.operations.base_model import WORLD
+    from orthotune.operations.other_methods import load_any
     from orthotune.text.causal_model import load_model, load_tokenizer
 
     if data is None and base != WORLD and world_of(base) != "text":
@@ -124,7 +127,7 @@ def measure(adapter: Path, data: str | None, base: str, max_length: int, limit: 
     data = data or f"{WORLD}/old_test"
     texts = _texts(data, limit)  # before the model is loaded: a wrong name is reported at once
     tokenizer = load_tokenizer(base)
-    model, _ = load_adapter(load_model(base, torch.float32), adapter)
+    model = load_any(load_model(base, torch.float32), adapter)
     rows = token_rows(tokenizer, texts, max_length)
     return {"adapter": str(adapter), "base": base, "data": data, **asdict(text_drift(model, rows))}
 
