@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,28 +115,20 @@ def measure(adapter: Path, data: str | None, base: str, max_length: int, limit: 
     from orthotune.errors import DataError
     from orthotune.files.installed_worlds import world_of
     from orthotune.metrics.drift import text_drift
-    from orthotune.metrics.text_loss import token_rows
     from orthotune.operations.base_model import WORLD
     from orthotune.operations.other_methods import load_any
+    from orthotune.recipes.sft_data import load_texts
     from orthotune.text.causal_model import load_model, load_tokenizer
+    from orthotune.text.rendered_rows import rendered_rows
 
     if data is None and base != WORLD and world_of(base) != "text":
         raise DataError(
             f"texts for {base}", got="none", needed="texts that are not about the task", do="Name them with --data"
         )
     data = data or f"{WORLD}/old_test"
-    texts = _texts(data, limit)  # before the model is loaded: a wrong name is reported at once
+    examples = load_texts(data)  # before the model is loaded: a wrong name is reported at once
+    examples = replace(examples, rows=examples.rows[:limit])
     tokenizer = load_tokenizer(base)
     model = load_any(load_model(base, torch.float32), adapter)
-    rows = token_rows(tokenizer, texts, max_length)
+    rows = rendered_rows(tokenizer, examples, max_length)
     return {"adapter": str(adapter), "base": base, "data": data, **asdict(text_drift(model, rows))}
-
-
-def _texts(data: str, limit: int) -> list[str]:
-    from orthotune.recipes.sft_data import load_texts
-
-    return ["\n".join(map(_text, row.values())) for row in load_texts(data).rows[:limit]]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else "\n".join(str(message["content"]) for message in value)

@@ -44,6 +44,7 @@ class SFTSettings(TextSettings):
         "eval_tokens",
         "max_dropped",
         "unmatched_targets",
+        "loss_on",
     )
 
     data: str = Field(description="File, directory, hub name or text-world/SPLIT to learn from.")
@@ -61,6 +62,9 @@ class SFTSettings(TextSettings):
         "for text-world its old_train.",
     )
     keep_batch: Positive | None = Field(None, description="Rows of keep_data beside each batch; default: half of it.")
+    loss_on: Literal["all", "answers"] = Field(
+        "all", description="Of dialogues (messages): every token, or the turns of the assistant alone."
+    )
     max_dropped: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5,
         description="Share of the rows of `data` that may be blank or have nothing to learn in max_length.",

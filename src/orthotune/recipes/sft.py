@@ -87,8 +87,9 @@ def _trainer(settings: SFTSettings, given: TrainerInputs) -> RunTrainer:
     examples, domains = given.data
     arguments = _arguments(settings, given.checkpoints, examples.format, given.dtype)
     trainer = sft_trainer.build_trainer(
-        given.model, given.tokenizer, arguments, examples, domains, given.adapter, given.parts
-    )
+        given.model, given.tokenizer, arguments, examples, domains, given.adapter, given.parts,
+        answers_only=settings.loss_on == "answers",
+    )  # fmt: skip
     counts = trainer.row_counts[TRAIN]
     refuse_lost(counts, examples.source, settings.max_dropped, settings.max_length)
     given.notes.append(counts.sentences(settings.max_length, examples.unused))

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from orthotune.errors import DataError
+from orthotune.metrics.text_loss import IGNORED
 from orthotune.runs.data_files import Row
-
-IGNORED = -100
 
 
 def answer_labels(tokenizer: Any, row: Row, ids: Sequence[int]) -> list[int]:

@@ -11,9 +11,11 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from orthotune.errors import DataError
-from orthotune.text.answers import IGNORED, first_answer
+from orthotune.metrics.text_loss import IGNORED
+from orthotune.text.answers import answer_labels, first_answer
 
-TRAIN = "train"
+#: The data set to learn from, and the texts on which outputs are kept: all of their tokens count.
+TRAIN, KEPT = "train", "kept"
 
 
 @dataclass(frozen=True)
@@ -68,23 +70,36 @@ class CountingSFTTrainer(SFTTrainer):
     """TRL's trainer, which counts the rows of every data set while it prepares them: ``row_counts``, by its name.
 
     The data set to learn from is called ``train``.
+
+    Args:
+        answers_only: of dialogues, the turns of the assistant alone are labelled, for any chat template.
     """
+
+    def __init__(self, *args: Any, answers_only: bool = False, **kwargs: Any) -> None:
+        self.answers_only = answers_only
+        self.row_counts: dict[str, RowCounts] = {}
+        super().__init__(*args, **kwargs)
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: SFTConfig, packing: bool, formatting_func: Any,
         dataset_name: str,
     ) -> Any:  # fmt: skip
-        if not hasattr(self, "row_counts"):
-            self.row_counts: dict[str, RowCounts] = {}
         # In two calls: tokenized and labelled in full length first, then cut, filtered and packed.
         whole_args = copy.copy(args)
         whole_args.max_length, whole_args.shuffle_dataset = None, False
         whole = super()._prepare_dataset(dataset, processing_class, whole_args, False, formatting_func, dataset_name)
+        if self.answers_only and "messages" in whole.column_names and dataset_name != KEPT:
+            whole = whole.map(label_answers, fn_kwargs={"tokenizer": processing_class})
         if dataset_name == TRAIN and not packing and "messages" in whole.column_names:
             needs = {"tokenizer": processing_class, "max_length": args.max_length}
             whole = whole.map(without_lost_answer, fn_kwargs=needs)
         self.row_counts[dataset_name] = counted(whole, args.max_length, packing)
         return super()._prepare_dataset(whole, processing_class, args, packing, formatting_func, dataset_name)
+
+
+def label_answers(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """The labels of a dialogue in which the turns of the assistant alone are learned."""
+    return {"labels": answer_labels(tokenizer, row, row["input_ids"])}
 
 
 def without_lost_answer(row: dict[str, Any], tokenizer: Any, max_length: int | None) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from datasets import Dataset, Features, Json, Value
 
 from orthotune.errors import DataError
 from orthotune.runs.data_files import Row, read_rows
@@ -102,13 +105,18 @@ def _only(row: Row, name: str, place: str) -> Row:
     if missing:
         got = f"columns {', '.join(sorted(key for key in row if row[key] is not None)) or '(none)'}"
         raise DataError(place, got=got, needed=f"{' and '.join(missing)} (the data is read as {name})")
-    return {column: row[column] for column in COLUMNS[name]}
+    found = {column: row[column] for column in COLUMNS[name]}
+    if any(map(is_dialogue, found.values())) and row.get("tools"):
+        # As JSON: rows have tools of other fields, which a table would give each other.
+        found["tools"] = row["tools"] if isinstance(row["tools"], str) else json.dumps(row["tools"])
+    return found
 
 
 def _has_text(row: Row, name: str, place: str) -> bool:
-    for column, value in row.items():
+    for column in COLUMNS[name]:
+        value = row[column]
         # A conversational prompt is a list of messages, as a dialogue is.
-        fits = _is_dialogue(value) if name == "messages" else isinstance(value, str) or _is_dialogue(value)
+        fits = is_dialogue(value) if name == "messages" else isinstance(value, str) or is_dialogue(value)
         if not fits or (name == "text" and not isinstance(value, str)):
             kind = "a list of {role, content}" if name == "messages" else "a string"
             raise DataError(
@@ -117,7 +125,28 @@ def _has_text(row: Row, name: str, place: str) -> bool:
     return all(value.strip() if isinstance(value, str) else value for value in row.values())
 
 
-def _is_dialogue(value: Any) -> bool:
+def is_dialogue(value: Any) -> bool:
+    """Whether a value is a list of messages, each with a role and with content or calls of tools.
+
+    Example:
+        >>> is_dialogue([{"role": "user", "content": "Hi"}]), is_dialogue("Hi")
+        (True, False)
+    """
     return isinstance(value, list) and all(
-        isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message for message in value
+        isinstance(message, dict)
+        and isinstance(message.get("role"), str)
+        and ("content" in message or bool(message.get("tool_calls")))
+        for message in value
+    )
+
+
+def table_of(examples: Examples) -> Dataset:
+    """The examples as a table of ``datasets`` in which every row keeps its own fields of messages, and no others."""
+    columns = list(dict.fromkeys(column for row in examples.rows for column in row))
+    rows = [{column: row.get(column) for column in columns} for row in examples.rows]
+    dialogues = [column for column in columns if any(is_dialogue(row[column]) for row in rows)]
+    if not dialogues:
+        return Dataset.from_list(rows)
+    return Dataset.from_list(
+        rows, features=Features({name: Json() if name in dialogues else Value("string") for name in columns})
     )
