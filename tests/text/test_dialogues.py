@@ -99,7 +99,7 @@ def test_answers_alone_are_learned_and_measured(tmp_path: Path, answers_only: bo
 def test_a_template_that_rewrites_turns_is_refused() -> None:
     tokenizer = _tokenizer(LAST_DIFFERS)
     ids = tokenizer.apply_chat_template(TALK["messages"], return_dict=True)["input_ids"]
-    with pytest.raises(DataError, match="renders a turn in another way once other turns follow"):
+    with pytest.raises(DataError, match="renders a message in another way once others follow"):
         answer_labels(tokenizer, TALK, ids)
 
 

@@ -100,7 +100,7 @@ def magnitude(
 def _finished(recipe: Recipe, settings: Any, run: Callable[[], Any]) -> None:
     """Run, write the report and print what came of the run; only the main process of several prints."""
     from orthotune.cli.report import report_on
-    from orthotune.runs.drawing import not_drawn
+    from orthotune.runs.optional_images import not_written
     from orthotune.runs.processes import is_main, leave
 
     try:
@@ -112,7 +112,7 @@ def _finished(recipe: Recipe, settings: Any, run: Callable[[], Any]) -> None:
     leave()
     if not is_main():
         return
-    missing = not_drawn(lambda: report_on(settings.output), "report.html")
+    missing = not_written(lambda: report_on(settings.output), "report.html")
     if record.scores_after:
         show_scores(record)
     elif recipe.text:

@@ -24,7 +24,7 @@ from orthotune.experiments.task import Finished, Say, Task
 from orthotune.files.json_file import write_json
 from orthotune.files.tables import write_table
 from orthotune.runs.directory import RunDirectory
-from orthotune.runs.drawing import not_drawn
+from orthotune.runs.optional_images import not_written
 
 __all__ = ["load_compare", "run"]
 
@@ -69,11 +69,11 @@ def run(task: Task, settings: CompareSettings, say: Say = print) -> list[Row]:
     grid.write_comparison(task, settings, every, summary=noted)
     write_table(folder / "comparison.csv", every, _columns(every))
     pages: dict[str, Callable[[], None]] = {
-        "the drawings": lambda: task.draw(every, folder),
+        "the images": lambda: task.draw(every, folder),
         "report.html": lambda: task.page(settings.model_dump(mode="json"), every, noted, folder),
     }
     for name, draw in pages.items():
-        if missing := not_drawn(draw, name):
+        if missing := not_written(draw, name):
             say(missing)
     return every
 
@@ -168,7 +168,7 @@ def _test(done: _Runs, chosen: list[Row]) -> None:
 
 def _write_points(task: Task, found: list[Row], against: str, folder: Path) -> None:
     write_table(folder / "points.csv", found, _columns(found))
-    not_drawn(lambda: draw_frontier(found, folder / "equal-gain.png", task.axes), "equal-gain.png")
+    not_written(lambda: draw_frontier(found, folder / "equal-gain.png", task.axes), "equal-gain.png")
     write_json(folder / "equal-gain.json", summary(found, against, task.axes))
 
 

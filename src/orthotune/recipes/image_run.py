@@ -23,8 +23,8 @@ from orthotune.recipes.image_settings import ImageSettings
 from orthotune.runs import adapters, processes
 from orthotune.runs.curve import draw_scores
 from orthotune.runs.directory import RunDirectory
-from orthotune.runs.drawing import not_drawn
 from orthotune.runs.metrics_log import MetricsLog
+from orthotune.runs.optional_images import not_written
 from orthotune.runs.quiet import quiet
 from orthotune.runs.record import RunRecord, device_name, versions
 from orthotune.text.weight_pairs import weight_change
@@ -147,7 +147,7 @@ class _Run:
         artifacts = {kept: kept, "curve": CURVE, "metrics": "metrics.jsonl"}
         if self.first:
             title = f"{settings.method}, learning rate {settings.learning_rate:g}"
-            if missing := not_drawn(lambda: draw_scores(log.lines, path / CURVE, title, self.scored), CURVE):
+            if missing := not_written(lambda: draw_scores(log.lines, path / CURVE, title, self.scored), CURVE):
                 notes.append(missing)
                 self.say(missing)
                 del artifacts["curve"]

@@ -23,8 +23,8 @@ from orthotune.operations import rewind as files
 from orthotune.quantized.loading_options import place
 from orthotune.recipes.held_out import LOOKED_AT, settings_of_run, tokenized_rows
 from orthotune.recipes.settings import GENERATED, SFTSettings
-from orthotune.runs.drawing import not_drawn
 from orthotune.runs.layer_strengths import LayerStrengths, layer_strengths
+from orthotune.runs.optional_images import not_written
 from orthotune.runs.quiet import quiet
 from orthotune.text.causal_model import choose_dtype, load_model, load_tokenizer
 from orthotune.text.rewinding import By, Losses, Point, Rewinding, difference, groups_of, overlap
@@ -140,7 +140,7 @@ def run(settings: RewindSettings, say: Say = print, *, overwrite: bool = False) 
             tokenizer.save_pretrained(folder / "model")
         write_json(folder / "rewind.json", found.model_dump(mode="json"))
         title, image = f"{settings.run.name}: strength after training", "rewind.png"
-        if missing := not_drawn(lambda: draw_rewinding(found.curve, found.rows, folder / image, title), image):
+        if missing := not_written(lambda: draw_rewinding(found.curve, found.rows, folder / image, title), image):
             say(missing)
     return found
 

@@ -63,7 +63,7 @@ class SFTSettings(TextSettings):
     )
     keep_batch: Positive | None = Field(None, description="Rows of keep_data beside each batch; default: half of it.")
     loss_on: Literal["all", "answers"] = Field(
-        "all", description="Of dialogues (messages): every token, or the turns of the assistant alone."
+        "all", description="Of dialogues (messages): every token, or the messages of the assistant alone."
     )
     max_dropped: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5,

@@ -18,9 +18,9 @@ from orthotune.runs import adapters, engines, processes
 from orthotune.runs.checkpoint_on_signal import StopOnSignal
 from orthotune.runs.clipping import GradientLog
 from orthotune.runs.directory import RunDirectory, step_of
-from orthotune.runs.drawing import not_drawn
 from orthotune.runs.failed_save import kept as kept_checkpoint
 from orthotune.runs.metrics_log import MetricsLog
+from orthotune.runs.optional_images import not_written
 from orthotune.runs.progress import ProgressBar
 from orthotune.runs.quiet import quiet
 from orthotune.runs.record import RunRecord, WeightChange, device_name, versions
@@ -175,7 +175,7 @@ class _Run:
                 trainer.model.save_pretrained(partial, state_dict=state)
                 trainer.processing_class.save_pretrained(partial)
             title = f"{self.settings.method}, learning rate {self.settings.learning_rate:g}"
-            if missing := not_drawn(lambda: self.job.curve(log.lines, path / CURVE, title), CURVE):
+            if missing := not_written(lambda: self.job.curve(log.lines, path / CURVE, title), CURVE):
                 self.notes.append(missing)
                 self.say(missing)
         return kept

@@ -1,18 +1,18 @@
-"""Where the answers are in a tokenized dialogue: the tokens of the assistant's turns, for any chat template."""
+"""Where the answers are in a tokenized dialogue: the tokens of the assistant's messages, for any chat template."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from orthotune.errors import DataError
+from orthotune.files.json_file import json_object
 from orthotune.metrics.text_loss import IGNORED
 from orthotune.runs.data_files import Row
 
 
 def answer_labels(tokenizer: Any, row: Row, ids: Sequence[int]) -> list[int]:
-    """Labels of a dialogue in which the assistant's turns alone are learned, with the token that ends each of them.
+    """Labels of a dialogue in which the assistant's messages alone are learned, with the token that ends each of them.
 
     Args:
         tokenizer: with a chat template.
@@ -30,7 +30,7 @@ def answer_labels(tokenizer: Any, row: Row, ids: Sequence[int]) -> list[int]:
             if stop < len(end):
                 raise DataError(
                     "loss_on=answers",
-                    got="a chat template that renders a turn in another way once other turns follow",
+                    got="a chat template that renders a message in another way once others follow",
                     needed="the same tokens for the beginning of a dialogue, whatever comes after",
                     do="Pass loss_on=all, or give every answer as an example of its own: prompt and completion",
                 )
@@ -40,19 +40,19 @@ def answer_labels(tokenizer: Any, row: Row, ids: Sequence[int]) -> list[int]:
 
 
 def first_answer(tokenizer: Any, row: Row, ids: Sequence[int]) -> int | None:
-    """The position of the first token that an assistant's turn has in a dialogue; None where there is no such turn."""
+    """The position of the first token that a message of the assistant has in a dialogue; None where there is none."""
     places = [index for index, message in enumerate(row["messages"]) if message["role"] == "assistant"]
     return _start(tokenizer, row, places[0], ids) if places else None
 
 
 def _start(tokenizer: Any, row: Row, index: int, ids: Sequence[int]) -> int:
-    # Templates refuse a dialogue without any turn.
+    # Templates refuse a dialogue without any message.
     return _common(_rendered(tokenizer, row, index, prompt=True), ids) if index else 0
 
 
-def _rendered(tokenizer: Any, row: Row, turns: int, prompt: bool) -> list[int]:
+def _rendered(tokenizer: Any, row: Row, count: int, prompt: bool) -> list[int]:
     found = tokenizer.apply_chat_template(
-        row["messages"][:turns], tools=tools_of(row), add_generation_prompt=prompt, return_dict=True
+        row["messages"][:count], tools=tools_of(row), add_generation_prompt=prompt, return_dict=True
     )
     return list(found["input_ids"])
 
@@ -65,7 +65,7 @@ def tools_of(row: Row) -> list[Any] | None:
         [{'name': 'f'}]
     """
     tools = row.get("tools")
-    return json.loads(tools) if isinstance(tools, str) else tools
+    return json_object(f'{{"tools": {tools}}}')["tools"] if isinstance(tools, str) else tools
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

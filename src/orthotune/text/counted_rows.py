@@ -54,16 +54,16 @@ class RowCounts:
             >>> RowCounts(16, 400, 96, dropped=8).sentences(48)
             'data: 16 examples, 400 tokens, 96 of them learned. 8 have nothing to learn in 48 tokens (max_length).'
         """
-        said = [f"data: {self.examples:,} examples, {self.tokens:,} tokens, {self.trained_tokens:,} of them learned."]
+        found = [f"data: {self.examples:,} examples, {self.tokens:,} tokens, {self.trained_tokens:,} of them learned."]
         if self.dropped:
-            said.append(f"{self.dropped:,} have nothing to learn in {max_length} tokens (max_length).")
+            found.append(f"{self.dropped:,} have nothing to learn in {max_length} tokens (max_length).")
         if self.cut:
-            said.append(f"{self.cut:,} lose what is beyond {max_length} tokens (max_length).")
+            found.append(f"{self.cut:,} lose what is beyond {max_length} tokens (max_length).")
         if self.blank:
-            said.append(f"{self.blank:,} blank rows are skipped.")
+            found.append(f"{self.blank:,} blank rows are skipped.")
         if unused:
-            said.append(f"Columns that are not used: {', '.join(unused)}.")
-        return " ".join(said)
+            found.append(f"Columns that are not used: {', '.join(unused)}.")
+        return " ".join(found)
 
 
 class CountingSFTTrainer(SFTTrainer):
@@ -72,7 +72,7 @@ class CountingSFTTrainer(SFTTrainer):
     The data set to learn from is called ``train``.
 
     Args:
-        answers_only: of dialogues, the turns of the assistant alone are labelled, for any chat template.
+        answers_only: of dialogues, the messages of the assistant alone are labelled, for any chat template.
     """
 
     def __init__(self, *args: Any, answers_only: bool = False, **kwargs: Any) -> None:
@@ -85,20 +85,20 @@ class CountingSFTTrainer(SFTTrainer):
         dataset_name: str,
     ) -> Any:  # fmt: skip
         # In two calls: tokenized and labelled in full length first, then cut, filtered and packed.
-        whole_args = copy.copy(args)
-        whole_args.max_length, whole_args.shuffle_dataset = None, False
-        whole = super()._prepare_dataset(dataset, processing_class, whole_args, False, formatting_func, dataset_name)
-        if self.answers_only and "messages" in whole.column_names and dataset_name != KEPT:
-            whole = whole.map(label_answers, fn_kwargs={"tokenizer": processing_class})
-        if dataset_name == TRAIN and not packing and "messages" in whole.column_names:
+        uncut_args = copy.copy(args)
+        uncut_args.max_length, uncut_args.shuffle_dataset = None, False
+        uncut = super()._prepare_dataset(dataset, processing_class, uncut_args, False, formatting_func, dataset_name)
+        if self.answers_only and "messages" in uncut.column_names and dataset_name != KEPT:
+            uncut = uncut.map(label_answers, fn_kwargs={"tokenizer": processing_class})
+        if dataset_name == TRAIN and not packing and "messages" in uncut.column_names:
             needs = {"tokenizer": processing_class, "max_length": args.max_length}
-            whole = whole.map(without_lost_answer, fn_kwargs=needs)
-        self.row_counts[dataset_name] = counted(whole, args.max_length, packing)
-        return super()._prepare_dataset(whole, processing_class, args, packing, formatting_func, dataset_name)
+            uncut = uncut.map(without_lost_answer, fn_kwargs=needs)
+        self.row_counts[dataset_name] = counted(uncut, args.max_length, packing)
+        return super()._prepare_dataset(uncut, processing_class, args, packing, formatting_func, dataset_name)
 
 
 def label_answers(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """The labels of a dialogue in which the turns of the assistant alone are learned."""
+    """The labels of a dialogue in which the messages of the assistant alone are learned."""
     return {"labels": answer_labels(tokenizer, row, row["input_ids"])}
 
 

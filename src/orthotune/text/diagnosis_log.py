@@ -52,8 +52,8 @@ class DiagnosisLog(TrainerCallback):
             return
         found = diagnose(model, weights=False)
         # At the start of training, and as long as the rate was 0, an adapter does nothing yet, and so it should.
-        told = moved and step > self.every
-        advice = [one for one in found.advice if told or "does nothing" not in one.warning]
+        late = moved and step > self.every
+        advice = [one for one in found.advice if late or "does nothing" not in one.warning]
         self._found = self._line(found) | {"advice": [str(one) for one in advice]}
         self.log.attach(step, {"diagnosis": self._found})
         for one in advice:

@@ -54,7 +54,7 @@ def _texts_of(row: Row) -> Sequence[str]:
 
 
 def _messages(row: Row) -> list[Any] | None:
-    """All turns of a dialogue; None for texts."""
+    """All messages of a dialogue; None for texts."""
     if "messages" in row:
         return list(row["messages"])
     prompt, completion = row.get("prompt"), row.get("completion")

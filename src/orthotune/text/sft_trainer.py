@@ -60,7 +60,7 @@ def build_trainer(
         domains: to measure on, by name. The domain ``KEPT`` is not measured: see :func:`kept_rows`.
         adapter: config of what is trained; None trains what of the model is not frozen.
         parts: what a run adds to the trainer.
-        answers_only: of dialogues, learn and measure the turns of the assistant alone.
+        answers_only: of dialogues, learn and measure the messages of the assistant alone.
 
     Raises:
         DataError: dialogues for a tokenizer without a chat template, or no example left after tokenizing.

@@ -11,7 +11,7 @@ import pytest
 
 from orthotune.recipes import sft
 from orthotune.recipes.settings import SFTSettings
-from orthotune.runs.drawing import not_drawn
+from orthotune.runs.optional_images import not_written
 
 
 class _Absent:
@@ -40,4 +40,4 @@ def test_another_missing_library_is_an_error() -> None:
         raise ModuleNotFoundError("No module named 'needed'", name="needed")
 
     with pytest.raises(ModuleNotFoundError, match="needed"):
-        not_drawn(draw, "curve.png")
+        not_written(draw, "curve.png")
