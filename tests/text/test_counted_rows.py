@@ -42,6 +42,7 @@ def test_prompts_without_an_answer_and_cut_answers(tmp_path: Path) -> None:
     # Characters are tokens: two of each prompt, one and its end of the first answer, 30 of the one that is cut.
     assert (counts["tokens"], counts["trained_tokens"]) == (4 + 32, 2 + 30)
     assert record.data == json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    assert "new: 1 of 3 examples are not measured" in said
     for words in ("3 examples", "1 have nothing to learn in 32 tokens", "1 lose", "1 blank", "not used: id"):
         assert words in said
 

@@ -93,6 +93,11 @@ def _trainer(settings: SFTSettings, given: TrainerInputs) -> RunTrainer:
     counts = trainer.row_counts[TRAIN]
     refuse_lost(counts, examples.source, settings.max_dropped, settings.max_length)
     given.notes.append(counts.sentences(settings.max_length, examples.unused))
+    given.notes.extend(
+        f"{name}: {found.dropped:,} of {found.examples:,} examples are not measured: nothing to predict in max_length."
+        for name, found in trainer.row_counts.items()
+        if found.dropped and name != TRAIN
+    )
     if sft_trainer.KEPT in domains:
         sft_trainer.kept_rows(trainer)  # texts that cannot be used are refused before the run takes its directory
     return trainer

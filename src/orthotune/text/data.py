@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Json, Value
-
 from orthotune.errors import DataError
 from orthotune.runs.data_files import Row, read_rows
 from orthotune.runs.hub_data import load_split
@@ -140,8 +138,10 @@ def is_dialogue(value: Any) -> bool:
     )
 
 
-def table_of(examples: Examples) -> Dataset:
-    """The examples as a table of ``datasets`` in which every row keeps its own fields of messages, and no others."""
+def table_of(examples: Examples) -> Any:
+    """The examples as a ``datasets.Dataset`` in which every row keeps its own fields of messages, and no others."""
+    from datasets import Dataset, Features, Json, Value  # an optional library, which measuring does without
+
     columns = list(dict.fromkeys(column for row in examples.rows for column in row))
     rows = [{column: row.get(column) for column in columns} for row in examples.rows]
     dialogues = [column for column in columns if any(is_dialogue(row[column]) for row in rows)]
