@@ -26,9 +26,9 @@ def test_tokens_of_any_rank(shape: tuple[int, ...]) -> None:
 def test_a_magnitude_scales_dimensions() -> None:
     model = linear(base=nn.Embedding(11, 8), trained=False, magnitude=True)
     layer = model.base_model.model.layer
-    assert layer.oft_magnitude["default"].shape == (8,)
+    assert layer.oft_magnitude["default"].weight.shape == (8,)
     with torch.no_grad():
-        layer.oft_magnitude["default"].copy_(torch.arange(8.0))
+        layer.oft_magnitude["default"].weight.copy_(torch.arange(8.0))
     assert torch.equal(model(torch.tensor([3]))[0], layer.base_layer.weight[3] * torch.arange(8.0))
 
 

@@ -99,7 +99,7 @@ def test_a_weight_too_large_for_float16_is_found() -> None:
     model = linear(magnitude=True)
     model.half()
     with torch.no_grad():
-        model.base_model.model.layer.oft_magnitude["default"].fill_(6e4)
+        model.base_model.model.layer.oft_magnitude["default"].weight.fill_(6e4)
         model.base_model.model.layer.base_layer.weight.fill_(2)
     with pytest.raises(MergeError, match="NaN or infinite values in the new weight"):
         model.merge_adapter(safe_merge=True)

@@ -67,8 +67,8 @@ def test_parameters_are_float32_on_a_low_precision_base(dtype: torch.dtype) -> N
     assert {p.dtype for p in rotation_parameters(model).values()} == {torch.float32}
     small = 1e-4  # a step that bfloat16 and float16 numbers near 1 would swallow
     with torch.no_grad():
-        model.base_model.model.layer.oft_magnitude["default"].add_(small)
-    assert (model.base_model.model.layer.oft_magnitude["default"] != 1).all()
+        model.base_model.model.layer.oft_magnitude["default"].weight.add_(small)
+    assert (model.base_model.model.layer.oft_magnitude["default"].weight != 1).all()
 
 
 def _saved(model: nn.Module, x: Tensor) -> list[Tensor]:

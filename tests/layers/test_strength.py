@@ -183,7 +183,7 @@ def test_a_strength_is_a_number(value: Any) -> None:
 def test_refusals_change_nothing() -> None:
     model = attention(magnitude=True)
     with torch.no_grad():
-        model.base_model.model.v_proj.oft_magnitude["default"][2] = -1
+        model.base_model.model.v_proj.oft_magnitude["default"].weight[2] = -1
     with pytest.raises(ConfigError, match=r"layer '.*v_proj'.*a magnitude of 0 or below"):
         model.set_scale("default", 0.5)
     with pytest.raises(ConfigError, match="kind='cubic'"):

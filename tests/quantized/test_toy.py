@@ -14,6 +14,7 @@ from torch import nn
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import MergeError
 from orthotune.quantized import registry
+from orthotune.runs.adapters import trainable
 from orthotune.tuner.first_step import keep_float32
 from tests.quantized.adapter_checks import ADAPTER_CHECKS, check_a_wrong_write_is_undone
 from tests.quantized.layer_checks import CHECKS, Subject, check_files
@@ -217,3 +218,11 @@ def test_importing_the_package_imports_no_library(fresh_after_peft: Run) -> None
     )
     done = fresh_after_peft(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_quantized_weight_counts_as_many_parameters_as_it_had() -> None:
+    plain = (12 + 1) * 16 + (16 + 1) * 8 + 8 * 20 + (20 + 1) * 4
+    assert trainable(_net())[1] == plain
+    adapted = get_peft_model(_net(), OFTConfig(oft_block_size=4, target_modules="all-linear"))
+    trained, total = trainable(adapted)
+    assert (trained, total) == (trained, plain + trained) and trained > 0

@@ -53,7 +53,7 @@ def test_the_first_step_of_a_language_model(job: dict[str, Any], said: dict[str,
 
 
 def test_the_first_step_of_an_image_model() -> None:
-    names = ("unet.to_q.oft_R.default.weight", "unet.to_q.oft_magnitude.default", "hint_encoder.head.weight")
+    names = ("unet.to_q.oft_R.default.weight", "unet.to_q.oft_magnitude.default.weight", "hint_encoder.head.weight")
     weights = {name: torch.nn.Parameter(torch.zeros(2)) for name in names}
     options = LoopOptions(RATE, steps=2, rate_factors=RateFactors(5.0), hint_learning_rate=2 * RATE)
     optimizer = make_optimizer(weights, options)

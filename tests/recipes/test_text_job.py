@@ -167,7 +167,7 @@ def test_a_run_leaves_everything_behind(settings: Callable[..., Any], method: st
     assert record.scores_before["preference_loss"] == pytest.approx(0.6931, abs=1e-3)  # ln 2: the base itself
     assert record.scores_after["preference_loss"] < record.scores_before["preference_loss"]
     assert record.new_before is None and record.drift is None and record.weights.angle_change is not None
-    assert messages[0].startswith("preferences: beta=0.1.\n") and "parameters are trained, 4 steps." in messages[0]
+    assert messages[0].splitlines()[1] == "preferences: beta=0.1." and "parameters are trained, 4 steps." in messages[0]
     assert (given.output / "curve.png").read_bytes().startswith(b"\x89PNG")
     lines = _lines(given.output)
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]

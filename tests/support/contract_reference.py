@@ -105,7 +105,7 @@ def _numbers(model: nn.Module, turn: Turn, adapter: str, leaves: dict[str, Tenso
     prefix = next(name for name, module in model.named_modules() if module is layer)
     inside = f"{adapter}.{turn.part}".rstrip(".")
     name = next(n for c in ("oft_R", "oft_embedding_R") if (n := f"{prefix}.{c}.{inside}.weight") in leaves)
-    scale = leaves.get(f"{prefix}.oft_magnitude.{adapter}")
+    scale = leaves.get(f"{prefix}.oft_magnitude.{adapter}.weight")
     return leaves[name], scale
 
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+import torch
+from torch import nn
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from orthotune import OFTConfig, get_peft_model
 from orthotune.recipes import sft
 from orthotune.recipes.settings import SFTSettings
 from orthotune.runs.metrics_log import MetricsLog, read_lines
+from orthotune.text.diagnosis_log import DiagnosisLog
 
 
 def test_what_is_attached_joins_its_line_or_gets_one(tmp_path: Path) -> None:
@@ -38,3 +45,16 @@ def test_a_run_records_its_rotations_its_gradients_and_its_drift(
     assert "diagnosis" not in lines[3]
     assert record.drift is not None and record.drift > 0
     assert json.loads((tmp_path / "run/run.json").read_text())["drift"] == record.drift
+
+
+@pytest.mark.parametrize(("rate", "told"), [(0.0, False), (1e-9, True)])
+def test_a_rate_of_zero_is_no_fault_of_the_adapter(rate: float, told: bool, tmp_path: Path) -> None:
+    said: list[str] = []
+    log = DiagnosisLog(MetricsLog(tmp_path / "m.jsonl"), 1, said.append)
+    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), OFTConfig(oft_block_size=2, target_modules=["0"]))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=rate)
+    args, state = TrainingArguments(output_dir=str(tmp_path), report_to="none"), TrainerState(max_steps=9)
+    log.on_train_begin(args, state, TrainerControl(), model=model)
+    for state.global_step in range(3):
+        log.on_pre_optimizer_step(args, state, TrainerControl(), model=model, optimizer=optimizer)
+    assert bool(said) == told and all("does nothing" in line for line in said)

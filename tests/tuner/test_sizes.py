@@ -65,4 +65,4 @@ def test_magnitude_and_packed_shapes(llama):
     model = get_peft_model(llama(), OFTConfig(r=4, target_modules=["down_proj"], magnitude=True, block_share=True))
     layer = model.base_model.model.model.layers[0].mlp.down_proj
     assert layer.oft_R["default"].weight.shape == (1, 20 * 19 // 2)
-    assert torch.equal(layer.oft_magnitude["default"], torch.ones(48))
+    assert torch.equal(layer.oft_magnitude["default"].weight, torch.ones(48))

@@ -10,8 +10,6 @@ from typing import Any
 
 import typer
 
-from orthotune.cli.evaluate_weights import with_adapter
-
 
 def answers(*, model: str, adapter: Path | None, questions: Path | None, strength: float, as_json: bool) -> None:
     """Ask a chat model short questions with exact answers, and print how many it answers right.
@@ -113,6 +111,7 @@ def measure(
     """
     from orthotune.metrics.answers import answer_questions, record
     from orthotune.metrics.questions import read_questions
+    from orthotune.operations.other_methods import load_any
     from orthotune.quantized.loading_options import place
     from orthotune.runs.adapter_off import adapter_off
     from orthotune.runs.layer_strengths import layer_strengths
@@ -132,7 +131,7 @@ def measure(
         if asking.trained is not None:
             after = load_model(str(asking.trained), dtype).to(place())
         elif asking.adapter is not None:
-            after = with_adapter(base, asking.adapter).eval()
+            after = load_any(base, asking.adapter).eval()
         if strength != 1:
             layers = layer_strengths(after, base=base if asking.trained else None)
             layers.set(dict.fromkeys(layers.names, strength))

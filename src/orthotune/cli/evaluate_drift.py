@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ def drift(
         as_json: print one JSON object.
         image: image models: ``seed``, ``steps``, ``guidance`` and ``model``, as ``measure_images`` takes them.
     """
+    from orthotune.files.run_adapter import adapter_in
+
+    adapter = adapter_in(adapter)
     named = base_of(adapter, base)
     if is_pipeline(named):
         found = measure_images(adapter, data, named, limit=limit, **image)
@@ -52,9 +55,12 @@ def base_of(adapter: Path, base: str | None) -> str:
     from orthotune.errors import AdapterFileError, OrthotuneError
     from orthotune.files.installed_worlds import current
     from orthotune.formats.registry import read_adapter
+    from orthotune.operations.other_methods import other_method, recorded_base
 
     if base:
         return base
+    if other_method(adapter) is not None and (recorded := recorded_base(adapter)):
+        return current(recorded)
     try:
         state = read_adapter(adapter)
     except AdapterFileError:
@@ -106,31 +112,23 @@ def measure(adapter: Path, data: str | None, base: str, max_length: int, limit: 
     """
     import torch
 
-    from orthotune import load_adapter
     from orthotune.errors import DataError
     from orthotune.files.installed_worlds import world_of
     from orthotune.metrics.drift import text_drift
-    from orthotune.metrics.text_loss import token_rows
     from orthotune.operations.base_model import WORLD
+    from orthotune.operations.other_methods import load_any
+    from orthotune.recipes.sft_data import load_texts
     from orthotune.text.causal_model import load_model, load_tokenizer
+    from orthotune.text.rendered_rows import rendered_rows
 
     if data is None and base != WORLD and world_of(base) != "text":
         raise DataError(
             f"texts for {base}", got="none", needed="texts that are not about the task", do="Name them with --data"
         )
     data = data or f"{WORLD}/old_test"
-    texts = _texts(data, limit)  # before the model is loaded: a wrong name is reported at once
+    examples = load_texts(data)  # before the model is loaded: a wrong name is reported at once
+    examples = replace(examples, rows=examples.rows[:limit])
     tokenizer = load_tokenizer(base)
-    model, _ = load_adapter(load_model(base, torch.float32), adapter)
-    rows = token_rows(tokenizer, texts, max_length)
+    model = load_any(load_model(base, torch.float32), adapter)
+    rows = rendered_rows(tokenizer, examples, max_length)
     return {"adapter": str(adapter), "base": base, "data": data, **asdict(text_drift(model, rows))}
-
-
-def _texts(data: str, limit: int) -> list[str]:
-    from orthotune.recipes.sft_data import load_texts
-
-    return ["\n".join(map(_text, row.values())) for row in load_texts(data).rows[:limit]]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else "\n".join(str(message["content"]) for message in value)

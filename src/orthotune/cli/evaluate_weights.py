@@ -22,9 +22,12 @@ def energy(*, tuned: Path, base: str | None, s: float, half_space: bool, out: Pa
         out: output folder.
         overwrite: replace what is at ``out``.
     """
+    from orthotune.files.run_adapter import adapter_in
     from orthotune.operations.base_model import load_base
+    from orthotune.operations.other_methods import load_any
     from orthotune.text.weight_pairs import weight_pairs
 
+    tuned = tuned if (tuned / "config.json").is_file() else adapter_in(tuned)
     full = (tuned / "config.json").is_file() and not (tuned / "adapter_config.json").is_file()
     before = base or (None if full else _recorded_base(tuned))
     if not before:
@@ -35,7 +38,8 @@ def energy(*, tuned: Path, base: str | None, s: float, half_space: bool, out: Pa
         if full:
             yield from weight_pairs(load_base(str(tuned), "float32").model, model)
         else:
-            yield from weight_pairs(with_adapter(model, tuned))
+            # Adapters of PEFT's other methods are measured as well, to compare: LoRA changes the energy.
+            yield from weight_pairs(load_any(model, tuned))
 
     run("energy", out, overwrite, pairs(), inputs=(tuned, before), s=s, half_space=half_space)
 
@@ -43,32 +47,10 @@ def energy(*, tuned: Path, base: str | None, s: float, half_space: bool, out: Pa
 def _recorded_base(adapter: Path) -> str | None:
     from orthotune.files.installed_worlds import current
     from orthotune.formats.registry import read_adapter
+    from orthotune.operations.other_methods import other_method, recorded_base
 
-    config = _peft_config(adapter) or read_adapter(adapter).config
-    recorded = config.get("base_model_name_or_path")
+    if other_method(adapter) is not None:
+        recorded = recorded_base(adapter)
+    else:
+        recorded = read_adapter(adapter).config.get("base_model_name_or_path")
     return current(recorded) if recorded else None
-
-
-def with_adapter(model: Any, adapter: Path) -> Any:
-    """``model`` with an adapter of any method of PEFT, or of any format that orthotune reads.
-
-    Args:
-        model: the base.
-        adapter: a folder or a file.
-    """
-    from orthotune import PeftModel, load_adapter
-
-    # Adapters of PEFT's other methods are measured as well, to compare: LoRA changes the energy.
-    if (_peft_config(adapter) or {}).get("peft_type", "OFT") not in ("OFT", "BOFT", "ORTHOTUNE"):
-        return PeftModel.from_pretrained(model, adapter)
-    return load_adapter(model, adapter)[0]
-
-
-def _peft_config(adapter: Path) -> dict[str, Any] | None:
-    from orthotune.errors import AdapterFileError
-    from orthotune.files.json_file import read_json
-
-    file = adapter / "adapter_config.json"
-    if not file.is_file():
-        return None
-    return read_json(file, named="adapter", error=AdapterFileError)

@@ -53,7 +53,7 @@ def inspect(
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)  # a file or a pipe has no width, and names must not be cut
-    _print(facts, console)
+    (_print_lora if facts["format"] == "peft-lora" else _print)(facts, console)
 
 
 def _show_distance(found: dict[str, Any], as_json: bool) -> None:
@@ -68,6 +68,26 @@ def _show_distance(found: dict[str, Any], as_json: bool) -> None:
     typer.echo(f"{len(rows)} rotations, {sum(row['angle_mean'] for row in rows) / len(rows):.4f} rad apart on average")
     if found["only_in_one"]:
         typer.echo(f"Layers of only one adapter, or with another side: {', '.join(found['only_in_one'])}")
+
+
+def _print_lora(facts: dict[str, Any], console: Console) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    console.print(facts["adapter"], style="bold", highlight=False, markup=False)
+    console.print("format        LoRA of PEFT, which has no rotations: no angles are measured", highlight=False)
+    console.print(f"base model    {facts['base_model'] or 'not recorded'}", highlight=False, markup=False)
+    table = Table(header_style="bold")
+    table.add_column("layer", overflow="fold")
+    for name in ("rank", "scale", "parameters", "norm of the change"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in facts["layers"]:
+        cells = str(row["rank"]), f"{row['scale']:g}", f"{row['parameters']:,}", f"{row['change']:.4f}"
+        table.add_row(escape(row["layer"]), *cells)
+    console.print(table)
+    if facts["other_tensors"]:
+        console.print(f"Other tensors saved: {', '.join(facts['other_tensors'])}", highlight=False, markup=False)
+    console.print(f"[bold]{facts['parameters']:,} parameters[/] in {len(facts['layers'])} layers", highlight=False)
 
 
 def _print(facts: dict[str, Any], console: Console) -> None:

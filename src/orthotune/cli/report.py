@@ -61,6 +61,7 @@ def _layers(adapter: Path) -> dict[str, Any] | None:
     from orthotune.operations.inspect import inspect
 
     try:
-        return inspect(adapter)
+        found = inspect(adapter)
     except AdapterFileError:
-        return None  # full finetuning has no adapter, LoRA no rotations: the report has no table of layers
+        return None  # full finetuning has no adapter
+    return None if found["format"] == "peft-lora" else found  # the table of layers is one of rotations

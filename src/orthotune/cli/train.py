@@ -100,6 +100,7 @@ def magnitude(
 def _finished(recipe: Recipe, settings: Any, run: Callable[[], Any]) -> None:
     """Run, write the report and print what came of the run; only the main process of several prints."""
     from orthotune.cli.report import report_on
+    from orthotune.runs.optional_images import not_written
     from orthotune.runs.processes import is_main, leave
 
     try:
@@ -111,14 +112,14 @@ def _finished(recipe: Recipe, settings: Any, run: Callable[[], Any]) -> None:
     leave()
     if not is_main():
         return
-    page = report_on(settings.output)
+    missing = not_written(lambda: report_on(settings.output), "report.html")
     if recipe.text and not (record.scores_after and record.new_before is None and record.old_before is None):
         show(record)
     if record.scores_after:
         show_scores(record, "scores" if recipe.text else "validation split")
     for kind, name in record.artifacts.items():
         typer.echo(f"{kind:<10} {settings.output / name}")
-    typer.echo(f"{'report':<10} {page}")
+    typer.echo(missing or f"{'report':<10} {settings.output / 'report.html'}")
 
 
 def show(record: Any) -> None:

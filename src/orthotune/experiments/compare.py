@@ -8,7 +8,7 @@ tested, once, and are the only ones with points on frontiers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from orthotune.experiments.task import Finished, Say, Task
 from orthotune.files.json_file import write_json
 from orthotune.files.tables import write_table
 from orthotune.runs.directory import RunDirectory
+from orthotune.runs.optional_images import not_written
 
 __all__ = ["load_compare", "run"]
 
@@ -67,8 +68,13 @@ def run(task: Task, settings: CompareSettings, say: Say = print) -> list[Row]:
     every = [*rows, *done.last]
     grid.write_comparison(task, settings, every, summary=noted)
     write_table(folder / "comparison.csv", every, _columns(every))
-    task.draw(every, folder)
-    task.page(settings.model_dump(mode="json"), every, noted, folder)
+    pages: dict[str, Callable[[], None]] = {
+        "the images": lambda: task.draw(every, folder),
+        "report.html": lambda: task.page(settings.model_dump(mode="json"), every, noted, folder),
+    }
+    for name, draw in pages.items():
+        if missing := not_written(draw, name):
+            say(missing)
     return every
 
 
@@ -162,7 +168,7 @@ def _test(done: _Runs, chosen: list[Row]) -> None:
 
 def _write_points(task: Task, found: list[Row], against: str, folder: Path) -> None:
     write_table(folder / "points.csv", found, _columns(found))
-    draw_frontier(found, folder / "equal-gain.png", task.axes)
+    not_written(lambda: draw_frontier(found, folder / "equal-gain.png", task.axes), "equal-gain.png")
     write_json(folder / "equal-gain.json", summary(found, against, task.axes))
 
 

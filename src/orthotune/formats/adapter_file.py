@@ -17,6 +17,7 @@ from torch import Tensor
 from orthotune.errors import AdapterFileError
 from orthotune.files import safetensors_header
 from orthotune.files.json_file import read_json
+from orthotune.files.run_adapter import adapter_in
 from orthotune.files.safetensors_file import refuse_non_finite
 from orthotune.formats.peft import config_types
 
@@ -88,7 +89,7 @@ class AdapterFile:
 
 
 def open_adapter(path: str | Path) -> AdapterFile:
-    """Open the adapter in a folder or in a single file.
+    """Open the adapter in a folder, in a run directory, or in a single file.
 
     Raises:
         AdapterFileError: there is no adapter, or the file is damaged, of an unknown kind, has too many tensors, or is a
@@ -98,7 +99,7 @@ def open_adapter(path: str | Path) -> AdapterFile:
         >>> open_adapter("runs/demo/adapter").shapes  # doctest: +SKIP
         {'base_model.model.lin.oft_R.weight': (3, 28)}
     """
-    path = Path(path)
+    path = adapter_in(path)
     if not path.exists():
         raise AdapterFileError(f"There is no adapter at {path}", do="Check the path")
     if path.is_dir():

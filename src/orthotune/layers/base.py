@@ -27,6 +27,7 @@ from orthotune.layers.adapted_weight import adapted_weight
 from orthotune.layers.merging import Merging
 from orthotune.layers.mixed_batch import refuse_mixed_batch
 from orthotune.layers.offloaded import at_hand, called, fetched, hosted
+from orthotune.layers.parametrization.magnitude import Magnitude, Magnitudes
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.layers.plan import PARTS, InUse, Plan, opaque, plan
 from orthotune.layers.recomputation import Forwards, Under
@@ -63,7 +64,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
         self.base_layer = base_layer
         self.oft_R = nn.ModuleDict({})
         self.oft_embedding_R = nn.ModuleDict({})
-        self.oft_magnitude = nn.ParameterDict({})
+        self.oft_magnitude = Magnitudes()
         self.slots: dict[str, Slot] = {}
         self.forwards = Forwards()
         self._disable_adapters = False
@@ -156,7 +157,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
         getattr(self, self.container)[name] = rotations[""] if "" in rotations else nn.ModuleDict(rotations)
         self.oft_magnitude.pop(name) if name in self.oft_magnitude else None
         if settings.spec.magnitude:
-            self.oft_magnitude[name] = nn.Parameter(torch.ones(outputs, dtype=self._adapter_dtype()))
+            self.oft_magnitude[name] = Magnitude(torch.ones(outputs, dtype=self._adapter_dtype()))
         chosen = next(iter(rotations.values())).spec
         layout = next(iter(rotations.values())).layout
         self.slots[name] = Slot(replace(settings, spec=chosen), blocks=layout.block_count, resized=resized)
@@ -229,7 +230,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
 
     def stored(self, adapter_name: str) -> list[nn.Parameter]:
         """The parameters of an adapter in this layer."""
-        magnitude = [self.oft_magnitude[adapter_name]] if adapter_name in self.oft_magnitude else []
+        magnitude = [self.oft_magnitude[adapter_name].weight] if adapter_name in self.oft_magnitude else []
         return [rotation.weight for rotation in self.rotations(adapter_name).values()] + magnitude
 
     def add_magnitude(self, adapter_name: str) -> None:
@@ -238,7 +239,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
         if adapter_name not in self.oft_magnitude:
             like = next(iter(self.rotations(adapter_name).values())).weight
             outputs = sum(self.output_count(shape) for shape in self.shapes().values())
-            self.oft_magnitude[adapter_name] = nn.Parameter(torch.ones(outputs, dtype=like.dtype, device=like.device))
+            self.oft_magnitude[adapter_name] = Magnitude(torch.ones(outputs, dtype=like.dtype, device=like.device))
         slot.settings = replace(slot.settings, spec=replace(slot.settings.spec, magnitude=True))
         self.changed()
 
@@ -470,7 +471,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
         """Scale of each output neuron of a part ``(copies * out,)``, or None when the adapter has none."""
         if adapter_name not in self.oft_magnitude:
             return None
-        scales = fetched(self.oft_magnitude, adapter_name)
+        scales = fetched(self.oft_magnitude[adapter_name], "weight")
         if part:
             sizes = {name: self.output_count(shape) for name, shape in self.shapes().items()}
             start = sum(size for name, size in list(sizes.items())[: list(sizes).index(part)])
@@ -629,7 +630,7 @@ def _reading(layer: OFTLayer, name: str, adapters: list[str]) -> Callable[[], Te
     places: list[tuple[dict[str, Any], str]] = []
     for adapter in adapters:
         places += [(rotation._parameters, "weight") for rotation in layer.rotations(adapter).values()]
-        places += [(layer.oft_magnitude._parameters, adapter)] if adapter in layer.oft_magnitude else []
+        places += [(layer.oft_magnitude[adapter]._parameters, "weight")] if adapter in layer.oft_magnitude else []
     for path in layer.base_parameters():
         owner, _, leaf = path.rpartition(".")
         places.append((layer.get_base_layer().get_submodule(owner)._parameters, leaf))

@@ -66,11 +66,10 @@ def fetched(module: Any, name: str) -> Tensor:
     """A parameter of a module that is never called, so that its host never brings it: without a gradient then.
 
     Example:
-        >>> fetched(nn.ParameterDict({"a": torch.ones(1)}), "a")
-        Parameter containing:
-        tensor([1.], requires_grad=True)
+        >>> fetched(nn.Linear(1, 1, bias=False).requires_grad_(False), "weight").shape
+        torch.Size([1, 1])
     """
-    parameter: Tensor = module[name]
+    parameter: Tensor = getattr(module, name)
     if parameter.device.type == "meta":
         for hook in _hooks(module):
             found: Tensor = hook.weights_map[name].to(hook.execution_device)

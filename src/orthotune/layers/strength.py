@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast, get_args
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from orthotune.errors import ConfigError
+from orthotune.layers.parametrization.magnitude import Magnitudes
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.layers.settings import Slot
 from orthotune.rotation.strength import FULL, Kind, Strength
@@ -21,7 +22,7 @@ class Strengths:
 
     active_adapters: Any
     slots: dict[str, Slot]
-    oft_magnitude: nn.ParameterDict
+    oft_magnitude: Magnitudes
     rotations: Any
     changed: Any
     # a strength that was multiplied in for a while, so that it can be taken out again without rounding
@@ -65,7 +66,7 @@ class Strengths:
                 f"a linear blend of adapter '{adapter}' at layer '{layer}'", got="a magnitude beside the rotation",
                 do="Use kind='geodesic', or 'rotation', which does not scale the magnitude",
             )  # fmt: skip
-        magnitude = self.oft_magnitude[adapter]
+        magnitude = self.oft_magnitude[adapter].weight
         if magnitude.device.type != "meta" and bool((magnitude <= 0).any()):
             raise ConfigError(
                 f"scale={scale} for adapter '{adapter}' at layer '{layer}'",

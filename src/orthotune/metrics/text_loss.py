@@ -40,15 +40,24 @@ def token_rows(tokenizer: Any, texts: Iterable[str], max_length: int) -> list[To
         texts: the texts.
         max_length: tokens per row.
     """
-    rows = []
+    rows: list[TokenRow] = []
     for text in texts:
         ids = list(tokenizer(text)["input_ids"])
         if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
             ids.append(tokenizer.eos_token_id)
-        for start in range(0, len(ids) - 1, max_length - 1):
-            piece = ids[start : start + max_length]
-            rows.append(TokenRow(piece, piece))
+        rows += pieces(ids, max_length)
     return rows
+
+
+def pieces(ids: list[int], max_length: int) -> list[TokenRow]:
+    """Rows of at most ``max_length`` tokens of one text, neighbouring ones with one token in common.
+
+    Example:
+        >>> [row.input_ids for row in pieces([1, 2, 3, 4], 3)]
+        [[1, 2, 3], [3, 4]]
+    """
+    found = [ids[start : start + max_length] for start in range(0, len(ids) - 1, max_length - 1)]
+    return [TokenRow(piece, piece) for piece in found]
 
 
 def mean_loss(model: nn.Module, rows: Sequence[TokenRow]) -> TextLoss:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from orthotune.files.run_adapter import adapter_in
 from orthotune.formats.adapter_file import AdapterFile, open_adapter
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.read_options import ReadOptions
@@ -19,7 +20,7 @@ class Adapter:
     """An adapter read from a file.
 
     Attributes:
-        path: the path as it was given.
+        path: the file or folder, inside of a run directory where that was given.
         state: the content of the file, independent of its format.
         file: the opened file; a tensor that was read once stays in memory.
         options: facts that the file does not record.
@@ -39,7 +40,7 @@ def read_once(path: str | Path, **options: Any) -> Adapter:
     """Read the adapter at a path; each tensor is read from disk at most once.
 
     Args:
-        path: a file, or a folder with ``adapter_config.json``.
+        path: a file, a folder with ``adapter_config.json``, or a run directory.
         options: fields of :class:`~orthotune.formats.read_options.ReadOptions`.
 
     Raises:
@@ -55,6 +56,7 @@ def read_once(path: str | Path, **options: Any) -> Adapter:
         >>> adapter.state.format, list(adapter.tensors())
         ('onetrainer', ['lora_unet_blk_lin.oft_R.weight'])
     """
+    path = adapter_in(path)
     opened, answers = open_adapter(path), ReadOptions(**options)
     read: dict[str, Tensor] = {}
 
@@ -64,4 +66,4 @@ def read_once(path: str | Path, **options: Any) -> Adapter:
         return {name: read[name] for name in names}
 
     file = replace(opened, load=load)
-    return Adapter(Path(path), read_file(file, answers), file, answers)
+    return Adapter(path, read_file(file, answers), file, answers)

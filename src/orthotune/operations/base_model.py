@@ -13,6 +13,7 @@ from safetensors import safe_open
 from orthotune.errors import AdapterFileError, OrthotuneError
 from orthotune.files.installed_worlds import TEXT_WORLD, model_folder
 from orthotune.files.json_file import read_json
+from orthotune.operations.checkpoint.model_folder import copy_missing
 from orthotune.quantized.loading_options import loading_options
 
 #: The built-in language model, by the name that recipes give it and that its adapters record.
@@ -39,11 +40,13 @@ class BaseModel:
         model: the module that the adapter goes into.
         companions: tokenizer and processors, saved beside the model.
         pipeline: for a base that is a pipeline, the diffusers pipeline and the name of the component.
+        folder: where the base is on this disk; None when that is not known.
     """
 
     model: Any
     companions: list[Any] = field(default_factory=list)
     pipeline: tuple[Any, str] | None = None
+    folder: Path | None = None
 
     def save(self, model: Any, folder: Path) -> None:
         """Write ``model`` to ``folder`` in the layout of the base."""
@@ -55,6 +58,8 @@ class BaseModel:
         model.save_pretrained(folder)
         for companion in self.companions:
             companion.save_pretrained(folder)
+        if self.folder is not None:
+            copy_missing(self.folder, folder)
 
 
 def load_base(base: str, dtype: str = "auto", quantization: str | None = None) -> BaseModel:
@@ -112,7 +117,15 @@ def _transformers(base: str, dtype: str, quantization: str | None) -> BaseModel:
     options |= {"trust_remote_code": False}
     model, found = loader.from_pretrained(base, dtype=dtype, output_loading_info=True, **options)
     _refuse_incomplete(base, found)
-    return BaseModel(model, _companions(base))
+    return BaseModel(model, _companions(base), folder=_folder_of(base))
+
+
+def _folder_of(base: str) -> Path | None:
+    """The folder of a base; of one on the hub, what is cached of it."""
+    if Path(base).is_dir():
+        return Path(base)
+    config = transformers.utils.cached_file(base, "config.json", _raise_exceptions_for_missing_entries=False)
+    return Path(config).parent if config else None
 
 
 def _refuse_incomplete(base: str, found: dict[str, Any]) -> None:
@@ -148,7 +161,7 @@ def _diffusers(folder: Path, dtype: str) -> BaseModel:
     known = isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
     if not known:
         raise OrthotuneError(f"--base {folder}", got=f"_class_name {name!r}", needed="a model class of diffusers")
-    return BaseModel(kind.from_pretrained(folder, **_torch_dtype(folder, dtype)))
+    return BaseModel(kind.from_pretrained(folder, **_torch_dtype(folder, dtype)), folder=folder)
 
 
 def _pipeline(folder: Path, dtype: str) -> BaseModel:

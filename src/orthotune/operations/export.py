@@ -12,6 +12,7 @@ from orthotune import __version__
 from orthotune.errors import AdapterFileError, ConfigError, OutputError
 from orthotune.files.journal import Journal, fingerprint
 from orthotune.files.output import resumable
+from orthotune.files.run_adapter import adapter_in
 from orthotune.formats.read_options import CHOICES
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.checkpoint.diff_export import write_changes
@@ -118,7 +119,7 @@ def export(
     file = to == "diff" or base.is_file()
     if file and out.suffix != ".safetensors":
         raise OutputError(f"OUT {out}", needed="a file name that ends in .safetensors")
-    path = adapter.path if isinstance(adapter, Adapter) else Path(adapter)
+    path = adapter.path if isinstance(adapter, Adapter) else adapter_in(adapter)
     if overwrite:
         refuse_place_of_adapter(out, path)
     opened = adapter if isinstance(adapter, Adapter) else read_once(path, **options)

@@ -93,7 +93,7 @@ def _values(name: str, held: LayerState, layer: OFTLayer, adapter: str) -> list[
         (rotation.weight, _fitted(name, held, part, rotation)) for part, rotation in rotations.items()
     ]
     if held.magnitude is not None:
-        new.append((layer.oft_magnitude[adapter], held.magnitude))
+        new.append((layer.oft_magnitude[adapter].weight, held.magnitude))
     for _, values in new:
         if not torch.isfinite(values).all():
             raise AdapterFileError(f"layer '{name}'", got="NaN or infinite values", needed="finite values")

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from orthotune.errors import ConfigError
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.measure import measure
 from orthotune.formats.peft.beyond_stock import beyond_stock
@@ -13,6 +14,7 @@ from orthotune.formats.peft.oft import PackedFolder
 from orthotune.formats.registry import format_called
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.diagnosis.diagnose import diagnose, diagnose_state
+from orthotune.operations.other_methods import inspect_lora, other_method
 
 WEIGHT_KEYS = ("energy_before", "energy_after", "spectrum_change", "weight_change")
 
@@ -21,16 +23,17 @@ def inspect(adapter: str | Path, *, base: str | Path | None = None, **options: A
     """Blocks, sides, parameters, angles and orthogonality of an adapter, layer by layer, and warnings.
 
     Args:
-        adapter: a folder as PEFT writes it, or one file of any readable format. It is read once.
+        adapter: a folder as PEFT writes it (a LoRA, too), or one file of any readable format. It is read once.
         base: path or hub name of the base model, to measure its weights as well.
         options: facts that the file does not record, see :class:`~orthotune.formats.read_options.ReadOptions`.
 
     Returns:
         Plain values ready for JSON. Angles are in radians, errors are Frobenius norms; ``layers`` has one row for each
-        rotation.
+        rotation. Of a LoRA: rank, scale and norm of the change of each layer.
 
     Raises:
         AdapterFileError: the adapter is damaged, or does not belong to the base.
+        ConfigError: a base is named for an adapter that does not rotate.
 
     Example:
         >>> import tempfile, torch
@@ -41,6 +44,13 @@ def inspect(adapter: str | Path, *, base: str | Path | None = None, **options: A
         >>> facts["parameters"], facts["layers"][0]["block_size"], f"{facts['angle_max']:.2f}"
         (2, 2, '0.20')
     """
+    if other_method(adapter) is not None:
+        if base is not None:
+            raise ConfigError(
+                "--base with an adapter that does not rotate",
+                do="Measure its weights with: orthotune evaluate energy ADAPTER --base BASE",
+            )
+        return inspect_lora(adapter)
     opened = read_once(adapter, **options)
     facts = _of_state(opened.state)
     if base is not None:

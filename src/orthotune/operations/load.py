@@ -288,6 +288,6 @@ def _fill(model: nn.Module, fitted: Fit, adapter_name: str) -> None:
         for part, rotation in layer.rotations(adapter_name).items():
             rotation.weight.copy_(held.rotations[part])
         if held.magnitude is not None:
-            layer.oft_magnitude[adapter_name].copy_(held.magnitude.reshape(-1))
+            layer.oft_magnitude[adapter_name].weight.copy_(held.magnitude.reshape(-1))
         if held.spec.blend != "geodesic":
             layer.set_scale(adapter_name, 1.0, held.spec.blend)

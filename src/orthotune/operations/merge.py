@@ -16,6 +16,7 @@ from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.base_model import load_base, place_of
 from orthotune.operations.checkpoint.stream import DenseMerge
 from orthotune.operations.load import apply_adapter, with_file_config
+from orthotune.operations.other_methods import load_any, other_method, recorded_base, refuse_for_other
 from orthotune.operations.place import refuse_place_of_adapter
 from orthotune.rotation.strength import Kind
 from orthotune.tuner.strength import set_scale
@@ -39,7 +40,7 @@ def merge(
     """Merge an adapter into its base and save an ordinary model, with its tokenizer.
 
     Args:
-        adapter: a folder or file of any readable format.
+        adapter: a folder or file of any readable format, a run directory, or a LoRA as PEFT writes it.
         out: folder of the merged model; it appears when it is complete.
         base: path or hub name of the base; the one that the adapter records if None.
         dtype: dtype of the merged model; ``auto`` keeps that of the base.
@@ -80,8 +81,13 @@ def merge(
             needed="the dtypes of the base's files",
             do="Omit these arguments, or merge without stream",
         )
-    opened = read_once(adapter, **options)  # before a large model is loaded
-    recorded = opened.state.config.get("base_model_name_or_path")
+    opened, method = None, other_method(adapter)
+    if method is None:
+        opened = read_once(adapter, **options)  # before a large model is loaded
+        recorded = opened.state.config.get("base_model_name_or_path")
+    else:
+        refuse_for_other(method, stream=stream, dequantize=dequantize, strength=strength != 1)
+        recorded = recorded_base(adapter)
     if not base and not recorded:
         raise ConfigError(f"{adapter} does not record its base model", do="Name the base with --base")
     base = str(base) if base else current(str(recorded))
@@ -90,7 +96,9 @@ def merge(
         refuse_place_of_adapter(out, Path(adapter))
     # The output is opened first, so that an unwritable folder is reported before a large model is loaded.
     with new_folder(out, overwrite=overwrite) as folder:
-        if stream:
+        if opened is None:
+            _other_in_memory(adapter, base, folder, dtype, quantization)
+        elif stream:
             DenseMerge(opened, place_of(base), strength=strength, kind=kind).write(folder, progress)
         else:
             _in_memory(opened, base, folder, dtype, dequantize, quantization, strength, kind)
@@ -127,6 +135,11 @@ def _in_memory(
             got=f"a {type(merged).__name__} whose quantization transformers cannot save",
             do="Add --dequantize to save an unquantized model",
         ) from error
+
+
+def _other_in_memory(adapter: str | Path, base: str, folder: Path, dtype: str, quantization: str | None) -> None:
+    loaded = load_base(base, dtype, quantization)
+    loaded.save(load_any(loaded.model, adapter).merge_and_unload(safe_merge=True), folder)
 
 
 def _with_adapter(model: Any, adapter: Adapter, strength: float) -> Any:

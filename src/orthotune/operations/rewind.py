@@ -16,6 +16,7 @@ from orthotune.files.atomic import write_text
 from orthotune.files.json_file import read_json
 from orthotune.files.names import shortened
 from orthotune.files.output import new_folder
+from orthotune.files.run_adapter import adapter_in
 from orthotune.files.safetensors_file import read_tensors, write_tensors
 from orthotune.formats.adapter_file import CONFIG_NAME
 from orthotune.formats.adapter_state import AdapterState
@@ -82,7 +83,7 @@ def rewind(
         tensor([[ 0.7071, -0.7071],
                 [ 0.7071,  0.7071]])
     """
-    out = Path(out)
+    out, adapter = Path(out), adapter_in(adapter)
     if is_lora(adapter):
         return _lora(Path(adapter), strengths, out, overwrite)
     state = read_once(adapter).state

@@ -66,7 +66,9 @@ def tokenized_rows(
             folder, packing=settings.packing, data_format=some.format, schedule="constant", bf16=False,
             max_length=settings.max_length, max_steps=1,
         )  # fmt: skip
-        trainer = sft_trainer.build_trainer(model, tokenizer, arguments, some, domains, None)
+        trainer = sft_trainer.build_trainer(
+            model, tokenizer, arguments, some, domains, None, answers_only=settings.loss_on == "answers"
+        )  # fmt: skip
         rows = sft_trainer.domain_rows(trainer, settings.eval_tokens)
         seen = [list(row["input_ids"]) for row in trainer.train_dataset]
     return rows, [TokenRow(ids, ids) for ids in seen]

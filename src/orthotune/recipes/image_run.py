@@ -24,6 +24,7 @@ from orthotune.runs import adapters, processes
 from orthotune.runs.curve import draw_scores
 from orthotune.runs.directory import RunDirectory
 from orthotune.runs.metrics_log import MetricsLog
+from orthotune.runs.optional_images import not_written
 from orthotune.runs.quiet import quiet
 from orthotune.runs.record import RunRecord, device_name, versions
 from orthotune.text.weight_pairs import weight_change
@@ -153,9 +154,11 @@ class _Run:
         settings, path = self.settings, self.run_dir.path
         artifacts = {kept: kept, "curve": CURVE, "metrics": "metrics.jsonl"}
         if self.first:
-            draw_scores(
-                log.lines, path / CURVE, f"{settings.method}, learning rate {settings.learning_rate:g}", self.scored
-            )
+            title = f"{settings.method}, learning rate {settings.learning_rate:g}"
+            if missing := not_written(lambda: draw_scores(log.lines, path / CURVE, title, self.scored), CURVE):
+                notes.append(missing)
+                self.say(missing)
+                del artifacts["curve"]
             artifacts |= {"samples": SHEET} if draw_progress(path, path / SHEET) else {}
         before = open_model(settings, self.accelerator.device).denoiser if settings.method == "full" else None
         if warning := log.first("clipping"):

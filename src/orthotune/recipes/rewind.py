@@ -25,6 +25,7 @@ from orthotune.recipes.held_out import LOOKED_AT, settings_of_run, tokenized_row
 from orthotune.recipes.settings import GENERATED, SFTSettings
 from orthotune.runs.directory import RunDirectory
 from orthotune.runs.layer_strengths import LayerStrengths, layer_strengths
+from orthotune.runs.optional_images import not_written
 from orthotune.runs.quiet import quiet
 from orthotune.runs.record import RunRecord
 from orthotune.text.causal_model import choose_dtype, load_model, load_tokenizer
@@ -154,7 +155,9 @@ def run(settings: RewindSettings, say: Say = print, *, overwrite: bool = False) 
             model.save_pretrained(folder / "model")
             tokenizer.save_pretrained(folder / "model")
         write_json(folder / "rewind.json", found.model_dump(mode="json"))
-        draw_rewinding(found.curve, found.rows, folder / "rewind.png", f"{settings.run.name}: strength after training")
+        title, image = f"{settings.run.name}: strength after training", "rewind.png"
+        if missing := not_written(lambda: draw_rewinding(found.curve, found.rows, folder / image, title), image):
+            say(missing)
     return found
 
 

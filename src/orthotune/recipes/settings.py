@@ -50,7 +50,7 @@ class SFTSettings(TextSettings):
     only_for: ClassVar[dict[str, tuple[str, ...]]] = ONLY_FOR
     # Held-out data belongs to the data that it was held out from.
     tied: ClassVar[dict[str, str]] = {"eval_data": "data"}
-    newer: ClassVar[tuple[str, ...]] = (*TextSettings.newer, "keep", "answers", "rewind")
+    newer: ClassVar[tuple[str, ...]] = (*TextSettings.newer, "keep", "answers", "rewind", "max_dropped", "loss_on")
 
     data: str = Field(description="File, directory, hub name or text-world/SPLIT to learn from.")
     data_format: Literal["auto", "text", "prompt-completion", "messages"] = "auto"
@@ -74,6 +74,13 @@ class SFTSettings(TextSettings):
         "none",
         description="Choose strengths for the finished adapter, as `orthotune rewind`: auto, one for all layers, or "
         "one by kind, projection, depth or layer.",
+    )
+    loss_on: Literal["all", "answers"] = Field(
+        "all", description="Of dialogues (messages): every token, or the messages of the assistant alone."
+    )
+    max_dropped: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5,
+        description="Share of the rows of `data` that may be blank or have nothing to learn in max_length.",
     )
     packing: Literal["auto", "none", "wrapped", "bfd_split"] = Field(
         "auto", description="auto: running text is wrapped (nothing is cut off), dialogues stay one per row."

@@ -25,6 +25,7 @@ from orthotune.runs.record import RunRecord
 from orthotune.text import sft_trainer
 from orthotune.text.added_losses import LossMaker
 from orthotune.text.causal_model import load_model, load_tokenizer
+from orthotune.text.counted_rows import TRAIN, refuse_lost
 from orthotune.text.data import Examples
 from orthotune.text.keep_outputs import KeepOutputs
 from orthotune.text.step_log import Measure, domain_losses
@@ -79,7 +80,7 @@ def job(settings: SFTSettings, adapt: Adapt | None = None) -> TextJob:
         measures=lambda trainer: [domain_losses(sft_trainer.domain_rows(trainer, settings.eval_tokens))],
         ends=lambda trainer: [_answers(trainer)] if settings.answers else [],
         entries=["keep_nats"],
-        findings=lambda trainer, base: _drift(trainer, base, settings.eval_tokens),
+        findings=lambda trainer, base: _data_counts(trainer) | _drift(trainer, base, settings.eval_tokens),
     )
 
 
@@ -93,7 +94,16 @@ def _trainer(settings: SFTSettings, given: TrainerInputs) -> RunTrainer:
     examples, domains = given.data
     arguments = _arguments(settings, given.checkpoints, examples.format, given.dtype)
     trainer = sft_trainer.build_trainer(
-        given.model, given.tokenizer, arguments, examples, domains, given.adapter, given.parts
+        given.model, given.tokenizer, arguments, examples, domains, given.adapter, given.parts,
+        answers_only=settings.loss_on == "answers",
+    )  # fmt: skip
+    counts = trainer.row_counts[TRAIN]
+    refuse_lost(counts, examples.source, settings.max_dropped, settings.max_length)
+    given.notes.append(counts.sentences(settings.max_length, examples.unused))
+    given.notes.extend(
+        f"{name}: {found.dropped:,} of {found.examples:,} examples are not measured: nothing to predict in max_length."
+        for name, found in trainer.row_counts.items()
+        if found.dropped and name != TRAIN
     )
     if sft_trainer.KEPT in domains:
         sft_trainer.kept_rows(trainer)  # texts that cannot be used are refused before the run takes its directory
@@ -130,6 +140,10 @@ def _losses(settings: SFTSettings, directory: RunDirectory, checkpoint: Path | N
 def _answers(trainer: RunTrainer) -> Measure:
     questions = read_questions()
     return lambda model: answer_questions(model, trainer.processing_class, questions).scores()
+
+
+def _data_counts(trainer: RunTrainer) -> dict[str, Any]:
+    return {"data": {name: counts.record() for name, counts in trainer.row_counts.items()}}
 
 
 def _drift(trainer: RunTrainer, base: Any, tokens: int | None) -> dict[str, Any]:

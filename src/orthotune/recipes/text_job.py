@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from orthotune.files.installed_worlds import model_folder
-from orthotune.recipes.text_settings import TextSettings
+from orthotune.recipes.text_settings import WORLD, TextSettings
 from orthotune.runs import adapters, engines, processes
 from orthotune.runs.curve import draw_curve
 from orthotune.runs.directory import RunDirectory
@@ -32,6 +32,7 @@ class TrainerInputs:
         checkpoints: the folder of the run's checkpoints, the trainer's ``output_dir``.
         dtype: that the model computes in.
         parts: what the run adds to the trainer.
+        notes: gets sentences for the start of the run, which its record keeps.
     """
 
     model: Any
@@ -41,6 +42,7 @@ class TrainerInputs:
     checkpoints: Path
     dtype: torch.dtype
     parts: TrainerParts
+    notes: list[str] = field(default_factory=list)
 
 
 def _no_losses(directory: RunDirectory, checkpoint: Path | None) -> Sequence[LossMaker]:
@@ -97,8 +99,18 @@ def source_of(settings: TextSettings) -> str:
     return model_folder(settings.model)
 
 
+def model_note(settings: TextSettings) -> str:
+    """The first sentence of a run: which model it trains."""
+    if settings.model == WORLD:
+        return f"model: {WORLD}, the small model that comes with the package; model=PATH or model=NAME is another one."
+    return f"model: {settings.model}"
+
+
 def adapter_config(settings: TextSettings, model: Any, notes: list[str], task: str) -> Any:
     """The config of the adapter that ``settings`` ask for; None for full finetuning.
+
+    Raises:
+        RecipeError: a name in ``target_modules`` that no module of the model has.
 
     Args:
         settings: of the run.
@@ -109,6 +121,7 @@ def adapter_config(settings: TextSettings, model: Any, notes: list[str], task: s
     if settings.method == "full":
         return None
     targets, coft = settings.target_modules, settings.method == "coft"
+    adapters.check_targets(targets, model, refuse=settings.unmatched_targets == "refuse")
     rotation = adapters.rotation_config(
         targets, block_size=settings.block_size, r=settings.r, coft=coft, eps=settings.eps, options=settings.rotation,
         task=task,

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from orthotune.files.atomic import atomic_write
 from orthotune.files.json_file import read_json, write_json
-from orthotune.recipes.text_job import TextJob, TrainerInputs, adapter_config
+from orthotune.recipes.text_job import TextJob, TrainerInputs, adapter_config, model_note
 from orthotune.recipes.text_settings import TextSettings
 from orthotune.runs import adapters, engines, processes
 from orthotune.runs.checkpoint_on_signal import StopOnSignal
@@ -20,6 +20,7 @@ from orthotune.runs.clipping import GradientLog
 from orthotune.runs.directory import RunDirectory, step_of
 from orthotune.runs.failed_save import kept as kept_checkpoint
 from orthotune.runs.metrics_log import CHANGES, MetricsLog
+from orthotune.runs.optional_images import not_written
 from orthotune.runs.progress import ProgressBar
 from orthotune.runs.quiet import quiet
 from orthotune.runs.record import RunRecord, WeightChange, device_name, versions
@@ -100,7 +101,7 @@ class _Run:
     ) -> None:  # fmt: skip
         self.settings, self.job, self.directory, self.checkpoint = settings, job, directory, checkpoint
         self.stop, self.say, self.main = stop, say, processes.is_main()
-        self.full, self.notes = settings.method == "full", list(job.notes)
+        self.full, self.notes = settings.method == "full", [model_note(settings), *job.notes]
         self.best: BestParameters | None = None
         self.reached: Reached | None = None
 
@@ -146,7 +147,8 @@ class _Run:
             losses=tuple(job.losses(self.directory, self.checkpoint)),
             add_to_checkpoint=lambda folder: self.best.save(folder) if self.best else None,
         )
-        trainer = job.trainer(TrainerInputs(model, tokenizer, adapter, data, self.directory.checkpoints, dtype, parts))
+        inputs = (model, tokenizer, adapter, data, self.directory.checkpoints, dtype, parts, self.notes)
+        trainer = job.trainer(TrainerInputs(*inputs))
         engines.check_started(trainer, settings.distributed)
         return trainer
 
@@ -221,7 +223,9 @@ class _Run:
                 trainer.model.save_pretrained(partial, state_dict=state)
                 trainer.processing_class.save_pretrained(partial)
             title = f"{self.settings.method}, learning rate {self.settings.learning_rate:g}"
-            self.job.curve(log.lines, path / CURVE, title)
+            if missing := not_written(lambda: self.job.curve(log.lines, path / CURVE, title), CURVE):
+                self.notes.append(missing)
+                self.say(missing)
         return kept
 
     def _record(
@@ -232,6 +236,9 @@ class _Run:
         base = self.job.model(torch.float32) if self.full and looks else None
         findings = self.job.findings(trainer, base) if looks else {}
         scores, until = _scores(log), self.best.step if self.best else None
+        artifacts = {kept: kept, "curve": CURVE, "metrics": "metrics.jsonl"}
+        if not (self.directory.path / CURVE).is_file():
+            del artifacts["curve"]
         fields: dict[str, Any] = dict(
             recipe=settings.recipe,
             method=settings.method,
@@ -249,7 +256,7 @@ class _Run:
             seconds=round(time.monotonic() - began, 1),
             train_seconds=round(log.last("seconds") or 0.0, 1),
             notes=self.notes,
-            artifacts={kept: kept, "curve": CURVE, "metrics": "metrics.jsonl"},
+            artifacts=artifacts,
             stopped_by=self.reached.record() if self.reached else None,
             result_step=until,
         )

@@ -26,6 +26,7 @@ WITH_ADAPTER = ("oft", "coft", "lora")
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     **method_settings.ONLY_FOR,
     "target_modules": WITH_ADAPTER,
+    "unmatched_targets": WITH_ADAPTER,
     "quantization": WITH_ADAPTER,
 }
 # COFT: DeepSpeed's optimizer has its own copy of the parameters, which a projection into the ball does not reach.
@@ -44,10 +45,20 @@ class TextSettings(MethodSettings):
     ball: ClassVar[float] = COFT_EPS
     only_for: ClassVar[dict[str, tuple[str, ...]]] = ONLY_FOR
     mutually_exclusive: ClassVar[tuple[tuple[str, str], ...]] = MUTUALLY_EXCLUSIVE
-    newer: ClassVar[tuple[str, ...]] = (*method_settings.NEWER, "max_grad_norm", "eval_tokens", "stop_when", "result")
+    newer: ClassVar[tuple[str, ...]] = (
+        *method_settings.NEWER,
+        "max_grad_norm",
+        "eval_tokens",
+        "stop_when",
+        "result",
+        "unmatched_targets",
+    )
 
     model: str = Field(description="Path or hub name of a causal language model, text-world or smollm2.")
     target_modules: str | list[str] = "all-linear"
+    unmatched_targets: Literal["refuse", "skip"] = Field(
+        "refuse", description="Names in target_modules that no module of the model has."
+    )
 
     steps: Positive | None = None
     epochs: float | None = Field(None, gt=0, description="Default: 1, when steps is not given.")

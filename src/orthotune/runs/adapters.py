@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import RecipeError, nearest
+from orthotune.quantized.registry import library_of
+from orthotune.tuner.targets import unmatched_targets
 
 # Starts of LoRA after which PEFT's base is a residual, no longer the model that was loaded.
 REPLACES_BASE = ("pissa", "olora", "loftq", "corda")
@@ -45,6 +48,28 @@ def rotation_config(
     given = {"r": r, "oft_block_size": block_size, "eps": eps, **(options or {})}
     given = {name: value for name, value in given.items() if value is not None}
     return OFTConfig(target_modules=targets, task_type=task, coft=coft, **given)
+
+
+def check_targets(targets: str | list[str], model: nn.Module, refuse: bool = True) -> None:
+    """Refuse names of target modules that the model does not have; PEFT's LoRA passes over them in silence.
+
+    Args:
+        targets: names of the adapted layers, or one of PEFT's words or expressions, which are not checked.
+        model: to be adapted.
+        refuse: False accepts the names that some module has; an adapter without any target is refused elsewhere.
+
+    Raises:
+        RecipeError: names each such target with the nearest names of the model.
+    """
+    missing = unmatched_targets(targets, model) if refuse else {}
+    if missing:
+        near = list(dict.fromkeys(name for names in missing.values() for name in names))
+        raise RecipeError(
+            f"target_modules={list(targets)}",
+            got=f"no module of {type(model).__name__} is called {', '.join(missing)}",
+            needed=f"names of modules of the model, such as {', '.join(near)}" if near else "names of its modules",
+            do="Correct target_modules, or pass unmatched_targets=skip to train the others alone",
+        )  # fmt: skip
 
 
 def lora_config(
@@ -98,9 +123,22 @@ def matching_rank(model: Any, rotation: PeftConfig) -> tuple[int, int, int]:
 
 
 def trainable(model: nn.Module) -> tuple[int, int]:
-    """How many parameters are trained, and how many there are."""
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    """How many parameters are trained, and how many there are.
+
+    A quantized weight counts as many as it had before: several of its numbers share a stored one.
+    """
+    sizes = {parameter: _numel(parameter) for parameter in model.parameters()}
+    packed = 0
+    for module in model.modules():
+        if (library := library_of(module)) is not None:
+            bias = library.bias(module)
+            sizes |= {p: 0 for p in module.parameters(recurse=False) if p is not bias and not p.requires_grad}
+            packed += math.prod(library.features(module))
+    return sum(size for p, size in sizes.items() if p.requires_grad), sum(sizes.values()) + packed
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 may have put the numbers away
 
 
 def _known(key: str, options: dict[str, Any] | None, config: type[PeftConfig]) -> None:

@@ -18,6 +18,7 @@ from orthotune.runs.lock import RunLock
 # Settings that may differ between a run and its continuation without changing what comes out.
 FREE_TO_CHANGE = {
     "resume", "output", "eval_every", "save_every", "save_total_limit", "max_skipped", "on_failed_save",
+    "unmatched_targets",
     "trackers", "sample_prompts", "sample_seeds", "sample_every", "sample_steps", "guidance",
 }  # fmt: skip
 

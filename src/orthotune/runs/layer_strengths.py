@@ -168,7 +168,7 @@ def _directions(name: str, layer: OFTLayer, adapter: str) -> list[tuple[nn.Param
         direction = pack(power_direction(replace(spec, eps=None).skew(weight.detach()))) / spec.scale
         ways.append((weight, direction.to(weight.dtype)))
     if adapter in layer.oft_magnitude:
-        magnitude = layer.oft_magnitude[adapter]
+        magnitude = layer.oft_magnitude[adapter].weight
         layer.check_strength(adapter, 0.5, "geodesic")  # a magnitude of 0 or below has no logarithm
         ways.append((magnitude, magnitude.detach() * magnitude.detach().log()))
     return ways

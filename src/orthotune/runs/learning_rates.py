@@ -25,7 +25,7 @@ def is_magnitude(name: str) -> bool:
     """Whether ``name`` is that of a magnitude's parameter.
 
     Example:
-        >>> is_magnitude("model.layers.0.mlp.up_proj.oft_magnitude.default")
+        >>> is_magnitude("model.layers.0.mlp.up_proj.oft_magnitude.default.weight")
         True
     """
     return MAGNITUDE in name.split(".")

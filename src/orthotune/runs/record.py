@@ -35,6 +35,8 @@ class RunRecord(BaseModel):
         drift: mean divergence of the next-token distributions on the source domain, KL(before || after).
         scores_before, scores_after: what a recipe measures beside the losses of the domains, by name; of an image model
             the scores of its images.
+        data: of the data to learn from (``train``) and each measured domain: examples, tokens, those that are learned,
+            examples that were cut or dropped, and blank rows.
         skipped_steps: steps that were skipped because a loss or gradient was not finite.
         seconds: from loading the model to the written adapter; train_seconds: training steps only.
         artifacts: what was written, by kind, relative to the run directory.
@@ -62,6 +64,7 @@ class RunRecord(BaseModel):
     drift: float | None = None
     scores_before: dict[str, float] = {}
     scores_after: dict[str, float] = {}
+    data: dict[str, dict[str, int]] = {}
     skipped_steps: int = 0
     weights: WeightChange = WeightChange()
     seconds: float

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,16 @@ SMALLEST_TO_HOLD_OUT = 20
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows of one format, holding only that format's columns."""
+    """Rows of one format, holding only that format's columns.
+
+    ``blank`` rows of the source have no text and are skipped; its columns ``unused`` are not read.
+    """
 
     rows: list[Row]
     format: str
     source: str
+    blank: int = 0
+    unused: tuple[str, ...] = ()
 
 
 def load_examples(source: str, data_format: str = "auto") -> Examples:
@@ -61,7 +67,8 @@ def examples_of(rows: Iterable[tuple[str, Row]], source: str, data_format: str =
     kept = [row for place, full in placed if _has_text(row := _only(full, name, place), name, place)]
     if not kept:
         raise DataError(f"data {source!r}", got=f"{len(placed)} rows, all blank", needed="at least one example")
-    return Examples(kept, name, source)
+    unused = {column for _, full in placed for column, value in full.items() if value is not None} - kept[0].keys()
+    return Examples(kept, name, source, len(placed) - len(kept), tuple(sorted(unused)))
 
 
 def hold_out(examples: Examples) -> tuple[Examples, Examples | None]:
@@ -76,7 +83,7 @@ def hold_out(examples: Examples) -> tuple[Examples, Examples | None]:
     chosen = set(random.Random(count).sample(range(count), wanted))
     rest = [row for index, row in enumerate(examples.rows) if index not in chosen]
     held_out = [examples.rows[index] for index in sorted(chosen)]
-    return Examples(rest, examples.format, examples.source), Examples(held_out, examples.format, examples.source)
+    return replace(examples, rows=rest), Examples(held_out, examples.format, examples.source)
 
 
 def _format_of(row: Row, source: str) -> str:
@@ -96,13 +103,18 @@ def _only(row: Row, name: str, place: str) -> Row:
     if missing:
         got = f"columns {', '.join(sorted(key for key in row if row[key] is not None)) or '(none)'}"
         raise DataError(place, got=got, needed=f"{' and '.join(missing)} (the data is read as {name})")
-    return {column: row[column] for column in COLUMNS[name]}
+    found = {column: row[column] for column in COLUMNS[name]}
+    if any(map(is_dialogue, found.values())) and row.get("tools"):
+        # As JSON: rows have tools of other fields, which a table would give each other.
+        found["tools"] = row["tools"] if isinstance(row["tools"], str) else json.dumps(row["tools"])
+    return found
 
 
 def _has_text(row: Row, name: str, place: str) -> bool:
-    for column, value in row.items():
+    for column in COLUMNS[name]:
+        value = row[column]
         # A conversational prompt is a list of messages, as a dialogue is.
-        fits = _is_dialogue(value) if name == "messages" else isinstance(value, str) or _is_dialogue(value)
+        fits = is_dialogue(value) if name == "messages" else isinstance(value, str) or is_dialogue(value)
         if not fits or (name == "text" and not isinstance(value, str)):
             kind = "a list of {role, content}" if name == "messages" else "a string"
             raise DataError(
@@ -111,7 +123,30 @@ def _has_text(row: Row, name: str, place: str) -> bool:
     return all(value.strip() if isinstance(value, str) else value for value in row.values())
 
 
-def _is_dialogue(value: Any) -> bool:
+def is_dialogue(value: Any) -> bool:
+    """Whether a value is a list of messages, each with a role and with content or calls of tools.
+
+    Example:
+        >>> is_dialogue([{"role": "user", "content": "Hi"}]), is_dialogue("Hi")
+        (True, False)
+    """
     return isinstance(value, list) and all(
-        isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message for message in value
+        isinstance(message, dict)
+        and isinstance(message.get("role"), str)
+        and ("content" in message or bool(message.get("tool_calls")))
+        for message in value
+    )
+
+
+def table_of(examples: Examples) -> Any:
+    """The examples as a ``datasets.Dataset`` in which every row keeps its own fields of messages, and no others."""
+    from datasets import Dataset, Features, Json, Value  # an optional library, which measuring does without
+
+    columns = list(dict.fromkeys(column for row in examples.rows for column in row))
+    rows = [{column: row.get(column) for column in columns} for row in examples.rows]
+    dialogues = [column for column in columns if any(is_dialogue(row[column]) for row in rows)]
+    if not dialogues:
+        return Dataset.from_list(rows)
+    return Dataset.from_list(
+        rows, features=Features({name: Json() if name in dialogues else Value("string") for name in columns})
     )

@@ -31,12 +31,19 @@ class DiagnosisLog(TrainerCallback):
         self.log, self.every, self.say = log, every, say
         self.reported: set[str] = set()
         self._found: Line = {}
+        self._moved = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any
+    ) -> None:
+        self._moved = state.global_step > 0  # of the steps before a resumed one, most have a rate
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any
     ) -> None:
         # The last moment at which gradients are there.
-        model, step = seen["model"], state.global_step + 1
+        model, step, moved = seen["model"], state.global_step + 1, self._moved
+        self._moved = moved or any(group["lr"] > 0 for group in seen["optimizer"].param_groups)
         if (step % self.every and step < state.max_steps) or not state.is_world_process_zero:
             return
         if is_sharded(model):
@@ -44,8 +51,9 @@ class DiagnosisLog(TrainerCallback):
         if not any(isinstance(m, OFTLayer) and any(m.rotations(n) for n in m.active_adapters) for m in model.modules()):
             return
         found = diagnose(model, weights=False)
-        # At the start of training an adapter does nothing yet, and so it should.
-        advice = [one for one in found.advice if step > self.every or "does nothing" not in one.warning]
+        # At the start of training, and as long as the rate was 0, an adapter does nothing yet, and so it should.
+        late = moved and step > self.every
+        advice = [one for one in found.advice if late or "does nothing" not in one.warning]
         self._found = self._line(found) | {"advice": [str(one) for one in advice]}
         self.log.attach(step, {"diagnosis": self._found})
         for one in advice:

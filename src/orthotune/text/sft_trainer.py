@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,11 @@ from trl import SFTConfig, SFTTrainer
 from orthotune.errors import DataError
 from orthotune.metrics.text_loss import TokenRow, token_rows
 from orthotune.text.arguments import run_arguments
-from orthotune.text.data import Examples
+from orthotune.text.counted_rows import KEPT, TRAIN, CountingSFTTrainer
+from orthotune.text.data import Examples, table_of
 from orthotune.text.keep_outputs import counted
+from orthotune.text.rendered_rows import check_template
 from orthotune.text.trainer import RunTrainer, TrainerParts, run_trainer
-
-#: the domain of the texts on which outputs are kept: tokenized with the others, and not measured
-KEPT = "kept"
 
 
 def sft_config(checkpoints: Path, *, packing: str, data_format: str, **options: Any) -> SFTConfig:
@@ -48,6 +48,7 @@ def build_trainer(
     domains: dict[str, Examples],
     adapter: PeftConfig | None,
     parts: TrainerParts | None = None,
+    answers_only: bool = False,
 ) -> RunTrainer:
     """A trainer for ``examples`` whose ``eval_dataset`` holds the tokenized rows of each domain.
 
@@ -59,27 +60,25 @@ def build_trainer(
         domains: to measure on, by name. The domain ``KEPT`` is not measured: see :func:`kept_rows`.
         adapter: config of what is trained; None trains what of the model is not frozen.
         parts: what a run adds to the trainer.
+        answers_only: of dialogues, learn and measure the messages of the assistant alone.
 
     Raises:
         DataError: dialogues for a tokenizer without a chat template, or no example left after tokenizing.
     """
     for given in (examples, *domains.values()):
-        if _is_dialogue(given) and not tokenizer.chat_template:
-            raise DataError(
-                f"data {given.source!r}: dialogues",
-                got="a tokenizer without a chat template",
-                do="Use a chat model, or data with text, or prompt and completion",
-            )
+        check_template(tokenizer, given)
     measured = {name: _evaluation_rows(tokenizer, given, arguments.max_length) for name, given in domains.items()}
-    trainer: RunTrainer = run_trainer(SFTTrainer)(
+    trainer: RunTrainer = run_trainer(CountingSFTTrainer)(
         model,
         args=arguments,
-        train_dataset=Dataset.from_list(examples.rows),
+        train_dataset=table_of(examples),
         eval_dataset=measured or None,
         processing_class=tokenizer,
         peft_config=adapter,
         parts=parts,
+        answers_only=answers_only,
     )
+    trainer.row_counts[TRAIN] = replace(trainer.row_counts[TRAIN], blank=examples.blank)
     if not len(trainer.train_dataset):
         raise DataError(
             f"data {examples.source!r}",
@@ -143,14 +142,10 @@ def kept_rows(trainer: SFTTrainer) -> list[TokenRow]:
 def _evaluation_rows(tokenizer: Any, examples: Examples, max_length: int | None) -> Dataset:
     """Running text is cut into rows here, since the trainer would keep only the head of each text."""
     if examples.format != "text":
-        return Dataset.from_list(examples.rows)
+        return table_of(examples)
     rows = token_rows(tokenizer, (row["text"] for row in examples.rows), max_length or 1024)
     return Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
 
 
 def _token_rows(rows: Dataset) -> list[TokenRow]:
     return [TokenRow(row["input_ids"], row["labels"]) for row in rows]
-
-
-def _is_dialogue(examples: Examples) -> bool:
-    return any(isinstance(value, list) for value in examples.rows[0].values())

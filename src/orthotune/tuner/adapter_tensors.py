@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from orthotune.errors import AdapterFileError
 from orthotune.files.names import shortened
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.parametrization.magnitude import Magnitude
 from orthotune.layers.parametrization.sharding import is_zero
 from orthotune.tuner.old_files import PREFIX, is_old_key, rename_keys
 from orthotune.tuner.places import adapted_layers
@@ -55,12 +56,10 @@ def adapter_keys(model: nn.Module, adapter_name: str, every_name: bool = False) 
             if adapter_name not in held:
                 continue
             entry = held[adapter_name]
-            if isinstance(entry, nn.Parameter):
-                yield AdapterKey(f"{stem}{container}.{adapter_name}", f"{stem}{container}"), entry
-                continue
             for part, parameter in entry.named_parameters():
                 key_of_part = f"{stem}{container}.{adapter_name}.{part}"
-                yield AdapterKey(key_of_part, f"{stem}{container}.{part}"), parameter
+                in_file = f"{stem}{container}" + ("" if isinstance(entry, Magnitude) else f".{part}")
+                yield AdapterKey(key_of_part, in_file), parameter
 
 
 def own_state(

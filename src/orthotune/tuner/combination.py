@@ -350,7 +350,7 @@ def _state(layer: OFTLayer, name: str) -> LayerState:
         v = rotation.weight.detach()
         # The COFT radius depends on the number of blocks of one expert.
         vectors[part] = rotation.spec.within_ball(v.view(rotation.copies, -1, v.shape[-1])).reshape(v.shape)
-    magnitude = layer.oft_magnitude[name].detach() if name in layer.oft_magnitude else None
+    magnitude = layer.oft_magnitude[name].weight.detach() if name in layer.oft_magnitude else None
     spec = replace(layer.oft_settings[name].spec, eps=None)
     return LayerState(vectors, spec, magnitude, isinstance(layer, Embedding))
 
@@ -374,7 +374,7 @@ def _fill(joint: Sequence[Joint], name: str) -> None:
         for part, rotation in one.layer.rotations(name).items():
             rotation.weight.copy_(one.state.rotations[part])
         if one.state.magnitude is not None:
-            one.layer.oft_magnitude[name].copy_(one.state.magnitude)
+            one.layer.oft_magnitude[name].weight.copy_(one.state.magnitude)
 
 
 def _frozen(tuner: BaseTuner, active: Sequence[str]) -> bool:

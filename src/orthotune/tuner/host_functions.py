@@ -10,6 +10,8 @@
 ``set_peft_model_state_dict``, as ``PeftModel.load_adapter`` calls it
     Reports no missing keys of our adapters: those of the file were checked, and PEFT takes weights of the base for an
     adapter's where names are alike, and warns.
+``build_peft_weight_mapping``, as transformers' own ``load_adapter`` calls it
+    Knows that a file has a magnitude without the ``.weight`` that it has in a model.
 ``transformers.Trainer._load_best_model``
     Each active adapter gets its own weights of the best checkpoint, whatever it is called and whoever holds it.
 """
@@ -17,6 +19,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Sequence
@@ -30,8 +33,9 @@ from peft import PeftModel, PeftModelForQuestionAnswering, PeftModelForTokenClas
 from peft.config import PeftConfigMixin
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners import MixedModel
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, transformers_weight_conversion
 from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightRenaming
 
 from orthotune.errors import AdapterFileError, ConfigError, nearest
 from orthotune.files.json_file import read_json
@@ -52,6 +56,7 @@ def replace_functions() -> None:
     _replace(PeftModelForTokenClassification, "__init__", partial(_saving_head, HEADS["TOKEN_CLS"]))
     _replace(PeftModelForQuestionAnswering, "__init__", partial(_saving_head, HEADS["QUESTION_ANS"]))
     _replace(peft.peft_model, "set_peft_model_state_dict", _missing_nothing)
+    _replace(transformers_weight_conversion, "build_peft_weight_mapping", _naming_magnitudes)
     serve_trainer()
 
 
@@ -171,6 +176,21 @@ def _missing_nothing(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return set_peft_model_state_dict
+
+
+def _naming_magnitudes(original: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """The renamings from the keys of a file to those of a model, and one more: a magnitude in a model is a module."""
+
+    @wraps(original)
+    def build_peft_weight_mapping(
+        weight_conversions: list[Any] | None, adapter_name: str, peft_config: Any = None
+    ) -> list[Any]:
+        found = original(weight_conversions, adapter_name, peft_config=peft_config)
+        if found and isinstance(peft_config, OFTConfig):
+            found.append(WeightRenaming(rf"(oft_magnitude\.{re.escape(adapter_name)})$", r"\1.weight"))
+        return found
+
+    return build_peft_weight_mapping
 
 
 def _loading_each_adapter(original: Callable[[Any], None]) -> Callable[[Any], None]:

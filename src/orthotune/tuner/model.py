@@ -210,7 +210,7 @@ class OFTModel(HostedTuner):
                 for rotation in layer.rotations(adapter_name).values():
                     rotation.to(dtype)
                 if adapter_name in layer.oft_magnitude:
-                    layer.oft_magnitude[adapter_name].data = layer.oft_magnitude[adapter_name].data.to(dtype)
+                    layer.oft_magnitude[adapter_name].to(dtype)
 
     def set_scale(self, adapter: str, scale: float, kind: Kind | None = None) -> None:
         """Set the strength of an adapter, see :func:`orthotune.tuner.strength.set_scale`."""

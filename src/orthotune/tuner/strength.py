@@ -93,7 +93,7 @@ def free_magnitudes(model: nn.Module, adapter_name: str = "default") -> dict[str
     found = {}
     for name, layer in layers.items():
         layer.add_magnitude(adapter_name)
-        found[name] = layer.oft_magnitude[adapter_name].requires_grad_(True)
+        found[name] = layer.oft_magnitude[adapter_name].requires_grad_(True).weight
     for config in _configs(model, adapter_name):
         config.magnitude, config.inference_mode = True, False
         config.layer_settings = {

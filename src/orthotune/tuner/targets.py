@@ -174,11 +174,27 @@ def warn_unmatched(targets: Any, matched: list[str], model: nn.Module) -> None:
     """Warn about names of a list that no module has: PEFT passes over a misspelt one in silence."""
     for name in sorted(targets) if isinstance(targets, (set, list)) else ():
         if not calls_some(name, matched):
-            near = nearest(name.rpartition(".")[2], _last_names(model))
+            near = _near(name, model)
             hint = f" The nearest names are {', '.join(near)}." if near else ""
             warnings.warn(
                 f"target_modules: no module of {type(model).__name__} is called '{name}'.{hint}", stacklevel=4
             )
+
+
+def unmatched_targets(targets: Any, model: nn.Module) -> dict[str, list[str]]:
+    """The names of a list of target modules that no module has, each with the nearest names of the model.
+
+    Example:
+        >>> unmatched_targets(["q_prj", "v_proj"], nn.ModuleDict({"q_proj": nn.Identity(), "v_proj": nn.Identity()}))
+        {'q_prj': ['q_proj', 'v_proj']}
+    """
+    keys = [key for key, _ in model.named_modules() if key]
+    names = sorted(targets) if isinstance(targets, (set, list, tuple)) else ()
+    return {name: _near(name, model) for name in names if not calls_some(name, keys)}
+
+
+def _near(name: str, model: nn.Module) -> list[str]:
+    return nearest(name.rpartition(".")[2], _last_names(model))
 
 
 def no_match(targets: Any, parameters: Any, model: nn.Module, because: str) -> TargetError:

@@ -56,7 +56,8 @@ def _check_config(file: AdapterFile, config: Mapping[str, Any]) -> None:
         raise AdapterFileError(
             f"{path} configures another kind of adapter",
             got=f"peft_type {kind!r}",
-            needed=f"'OFT' or '{ORTHOTUNE_TYPE}'",
+            needed=f"'OFT' or '{ORTHOTUNE_TYPE}': angles, formats and combinations are those of rotations",
+            do="merge, inspect, evaluate drift and rewind take a LoRA of PEFT, too; use PEFT itself for anything else",
         )
     version = config.get("format_version", FORMAT_VERSION)
     if not isinstance(version, int) or version > FORMAT_VERSION:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from orthotune.files.json_file import read_json, write_json
 from orthotune.files.safetensors_file import write_tensors
 from orthotune.image.loop.average import Average
+from orthotune.layers.parametrization.magnitude import present_name
 from orthotune.runs.checkpoint_folder import new_checkpoint
 from orthotune.runs.directory import step_of
 
@@ -89,12 +90,12 @@ def read_checkpoint(checkpoint: Path, parts: Parts) -> Progress:
     """
     full = states.StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
     state = read_json(checkpoint / STATE)
-    trained: Any = load_file(checkpoint / TRAINED)
+    trained: Any = {present_name(name): value for name, value in load_file(checkpoint / TRAINED).items()}
     states.set_model_state_dict(parts.model, trained, options=full)
     kept: dict[str, dict[str, Any]] = {}
     for key, value in {**load_file(checkpoint / OPTIMIZER), **state["optimizer"]}.items():
         name, _, part = key.partition(_BAR)
-        kept.setdefault(name, {})[part] = value
+        kept.setdefault(present_name(name), {})[part] = value
     if kept:
         now: Any = states.get_optimizer_state_dict(parts.model, parts.optimizer, options=full)
         now["state"] = kept
@@ -102,7 +103,7 @@ def read_checkpoint(checkpoint: Path, parts: Parts) -> Progress:
     if parts.average is not None:
         parts.average.steps = state["average_steps"]
         for name, value in load_file(checkpoint / AVERAGE).items():
-            _fill(parts.average.sums[name], value)
+            _fill(parts.average.sums[present_name(name)], value)
     if parts.scaler is not None and state["scaler"]:
         parts.scaler.load_state_dict(state["scaler"])
     return Progress(step_of(checkpoint), state["skipped"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orthotune.errors import AdapterFileError
-from orthotune.files.json_file import read_json
+from orthotune.files.json_file import read_json, read_json_list
 from orthotune.files.names import is_file_name, shortened
 from orthotune.files.tensor_entries import Entry, read_header
 
@@ -16,6 +18,9 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 STEMS = ("model", "diffusion_pytorch_model")
 #: Suffixes of weight files in any format: a merged folder must not contain the unmerged weights.
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx"}
+
+#: Files that say something of the base's weights alone: how they are quantized, and an adapter beside them.
+OF_WEIGHTS = {"quantize_config.json", "quant_config.json", "hf_quant_config.json", "adapter_config.json"}
 
 
 @dataclass
@@ -41,10 +46,55 @@ class Checkpoint:
         return {entry.name: entry for shard in self.shards for entry in shard.entries}
 
     def companions(self) -> list[Path]:
-        """The files of the model that are not weights: config, tokenizer, templates."""
-        found = [p for p in self.folder.iterdir() if p.is_file() and not p.name.startswith(".")]
-        found = [p for p in found if p.suffix not in WEIGHTS and not p.name.endswith(".index.json")]
-        return sorted(found + [p for p in self.folder.glob("additional_chat_templates") if p.is_dir()])
+        """The files and folders of the model that are not its weights, see :func:`companions_in`."""
+        return companions_in(self.folder)
+
+
+def companions_in(folder: Path) -> list[Path]:
+    """What a merged model takes over from the folder of its base: everything but the weights that are merged.
+
+    Files of the folder: config, tokenizer, processors, templates. Its folders: those without weights, and those that
+    the ``modules.json`` of a sentence encoder names, as pooling and dense layers. Other folders hold the same weights
+    in another form, unmerged, or checkpoints.
+
+    Args:
+        folder: of a saved model.
+
+    Example:
+        >>> [path.name for path in companions_in(Path("models/encoder"))]  # doctest: +SKIP
+        ['1_Pooling', 'config.json', 'modules.json', 'tokenizer.json']
+    """
+    found = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in OF_WEIGHTS]
+    files = [p for p in found if p.is_file() and p.suffix not in WEIGHTS and not p.name.endswith(".index.json")]
+    named = _modules(folder)
+    folders = [p for p in found if p.is_dir() and (p.name in named or not any(_weight_files(p)))]
+    return sorted(files + folders)
+
+
+def copy_missing(base: Path, out: Path) -> None:
+    """Copy what :func:`companions_in` finds in ``base`` and ``out`` does not have.
+
+    Args:
+        base: folder of the base.
+        out: folder of the merged model, saved by its library.
+    """
+    for path in companions_in(base):
+        target = out / path.name
+        if path.is_dir():
+            shutil.copytree(path, target, dirs_exist_ok=True)
+        elif not target.exists():
+            shutil.copyfile(path, target)
+
+
+def _weight_files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.suffix in WEIGHTS)
+
+
+def _modules(folder: Path) -> set[str]:
+    """The folders that sentence-transformers reads parts of the model from."""
+    path = folder / "modules.json"
+    entries: Any = read_json_list(path, error=AdapterFileError) if path.is_file() else []
+    return {str(entry.get("path", "")).partition("/")[0] for entry in entries if isinstance(entry, dict)} - {""}
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
