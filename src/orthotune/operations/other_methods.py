@@ -16,7 +16,8 @@ from orthotune.formats.adapter_file import CONFIG_NAME, open_adapter, read_confi
 
 #: Values of ``peft_type`` that the readers of this package take.
 OURS = ("OFT", "BOFT", "ORTHOTUNE")
-_LORA_A, _LORA_B = (".lora_A.weight", ".lora_embedding_A"), (".lora_B.weight", ".lora_embedding_B")
+#: Ends of the names of LoRA's two factors.
+LORA_A, LORA_B = (".lora_A.weight", ".lora_embedding_A"), (".lora_B.weight", ".lora_embedding_B")
 
 
 def other_method(path: str | Path) -> str | None:
@@ -96,7 +97,7 @@ def inspect_lora(path: str | Path) -> dict[str, Any]:
         raise AdapterFileError(f"{folder}", got=f"an adapter of the method {method}", needed="rotations or a LoRA")
     opened = open_adapter(folder)
     config, tensors = dict(opened.config or {}), opened.read(opened.shapes)
-    rows = [_row(key, end, tensors, config) for key in tensors for end in _LORA_A if key.endswith(end)]
+    rows = [_row(key, end, tensors, config) for key in tensors for end in LORA_A if key.endswith(end)]
     factors = {name for row in rows for name in row.pop("factors")}
     return {
         "adapter": str(folder),
@@ -112,7 +113,7 @@ def inspect_lora(path: str | Path) -> dict[str, Any]:
 
 def _row(key: str, end: str, tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Any]:
     stem = key.removesuffix(end)
-    other = stem + _LORA_B[_LORA_A.index(end)]
+    other = stem + LORA_B[LORA_A.index(end)]
     if other not in tensors:
         raise AdapterFileError(f"tensor {key!r}", got=f"no {other!r} beside it", do="Copy or download the file again")
     A, B = tensors[key].float().flatten(1), tensors[other].float().flatten(1)

@@ -18,16 +18,13 @@ from orthotune.files.names import shortened
 from orthotune.files.output import new_folder
 from orthotune.files.run_adapter import adapter_in
 from orthotune.files.safetensors_file import read_tensors, write_tensors
-from orthotune.formats.adapter_file import CONFIG_NAME
+from orthotune.formats.adapter_file import CONFIG_NAME, WEIGHTS_NAME
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.convert import convert
 from orthotune.formats.writers import write_adapter
 from orthotune.operations.adapter import read_once
+from orthotune.operations.other_methods import LORA_B, other_method
 from orthotune.tuner.combination import Combination, warn_series
-
-#: Name of the tensor that a LoRA's change is proportional to, and the file that holds it.
-_LORA_B = (".lora_B.weight", ".lora_embedding_B")
-_LORA_FILE = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,10 @@ def rewind(
                 [ 0.7071,  0.7071]])
     """
     out, adapter = Path(out), adapter_in(adapter)
-    if is_lora(adapter):
-        return _lora(Path(adapter), strengths, out, overwrite)
+    if (method := other_method(adapter)) is not None:
+        if method != "LORA":
+            raise AdapterFileError(f"{adapter}", got=f"peft_type {method!r}", needed="rotations, or a LoRA")
+        return _lora(adapter, strengths, out, overwrite)
     state = read_once(adapter).state
     found = _of_layers([*state.layers, *state.transforms], strengths)
     if state.transforms:
@@ -113,34 +112,23 @@ def rewind(
     return Rewound(out, found, tuple(str(one.message) for one in caught))
 
 
-def is_lora(adapter: str | Path) -> bool:
-    """Whether a folder holds a LoRA of PEFT.
-
-    Example:
-        >>> is_lora("no/such/folder")
-        False
-    """
-    config = Path(adapter) / CONFIG_NAME
-    return config.is_file() and read_json(config, error=AdapterFileError).get("peft_type") == "LORA"
-
-
 def _lora(source: Path, strengths: float | Mapping[str, float], out: Path, overwrite: bool) -> Rewound:
     config = read_json(source / CONFIG_NAME, error=AdapterFileError)
     refused = [key for key in ("use_dora", "modules_to_save") if config.get(key)]
     refused += ["bias"] if config.get("bias", "none") != "none" else []
     if refused:
         raise AdapterFileError(f"{source}", got=f"a LoRA with {refused[0]}, which has no strength", needed="a LoRA")
-    if not (source / _LORA_FILE).is_file():
-        raise AdapterFileError(f"{source}", got=f"no file {_LORA_FILE}", needed="a LoRA as PEFT saves it")
-    tensors = read_tensors(source / _LORA_FILE)
-    layer_of = {key: key.removeprefix("base_model.model.").removesuffix(end) for key in tensors for end in _LORA_B
+    if not (source / WEIGHTS_NAME).is_file():
+        raise AdapterFileError(f"{source}", got=f"no file {WEIGHTS_NAME}", needed="a LoRA as PEFT saves it")
+    tensors = read_tensors(source / WEIGHTS_NAME)
+    layer_of = {key: key.removeprefix("base_model.model.").removesuffix(end) for key in tensors for end in LORA_B
                 if key.endswith(end)}  # fmt: skip
     found = _of_layers(list(layer_of.values()), strengths)
     scaled: dict[str, Tensor] = {
         key: tensor * found[layer_of[key]] if key in layer_of else tensor for key, tensor in tensors.items()
     }
     with new_folder(out, overwrite=overwrite) as folder:
-        write_tensors(folder / _LORA_FILE, scaled, {"format": "pt"})
+        write_tensors(folder / WEIGHTS_NAME, scaled, {"format": "pt"})
         write_text(folder / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
     return Rewound(out, found)
 
