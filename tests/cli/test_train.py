@@ -31,7 +31,7 @@ def test_a_recipe_is_trained_and_reported(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (record["steps"], record["method"]) == (2, "coft")
-    assert "new domain (learned)" in result.output and "not measured" in result.output
+    assert "target domain (learned)" in result.output and "not measured" in result.output
     assert (tmp_path / "run" / "report.html").is_file()
 
     again = CliRunner().invoke(app, ["train", "sft", *words])
@@ -62,6 +62,6 @@ def test_answers_are_printed_beside_the_losses(tmp_path: Path, monkeypatch: pyte
              "batch_size=2", "max_length=32", "block_size=8", "answers=true"]  # fmt: skip
     done = CliRunner().invoke(app, ["train", "sft", *words])
     assert done.exit_code == 0, done.stderr
-    for shown in ("old domain (forgotten)", "scores", "answers_arithmetic", "answers_nats"):
+    for shown in ("source domain (forgotten)", "scores", "answers_arithmetic", "answers_nats"):
         assert shown in done.stdout
     assert "validation split" not in done.stdout

@@ -16,7 +16,7 @@ def test_a_fit_is_run_and_shown(tmp_path: Path) -> None:
     assert first.exit_code == 0, first.output
     result = CliRunner().invoke(app, ["train", "magnitude", str(rotated)], env={"COLUMNS": "160"})
     assert result.exit_code == 0, result.output
-    assert "Magnitudes of 14 layers are fitted" in result.output and "new domain (learned)" in result.output
+    assert "Magnitudes of 14 layers are fitted" in result.output and "target domain (learned)" in result.output
     home = tmp_path / "rotated-magnitude"
     assert (home / "adapter" / "adapter_model.safetensors").is_file() and (home / "report.html").is_file()
 

@@ -129,8 +129,8 @@ def show(record: Any) -> None:
 
     table = Table("nats/token, held out", "before", "after", "change", title=None)
     for name, before, after in (
-        ("new domain (learned)", record.new_before, record.new_after),
-        ("old domain (forgotten)", record.old_before, record.old_after),
+        ("target domain (learned)", record.new_before, record.new_after),
+        ("source domain (forgotten)", record.old_before, record.old_after),
     ):
         known = before is not None and after is not None
         cells = [f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"] if known else ["-", "-", "not measured"]
