@@ -25,7 +25,7 @@ MIB = 2**20
 #: What a user pays at most for a library without the worlds' data.
 LARGEST_WHEEL = 1 * MIB
 #: What stays in the clone: names that no file of the library's wheel may hold.
-LEFT_OUT = ("/bench/", "harness", "build_text", "build_image", "pretrain", ".safetensors", ".jsonl")
+LEFT_OUT = ("/bench/", "harness", "build_text", "build_image", "pretrain", ".safetensors", ".jsonl.gz")
 
 FIRST_STEPS = """
 import sys
