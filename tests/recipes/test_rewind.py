@@ -66,6 +66,19 @@ def test_what_is_written_is_what_was_measured(runs: dict[str, Path], method: str
     assert found.rows["chosen"]["forgetting"] == pytest.approx(after["old"] - before["old"], abs=2e-5)
 
 
+def test_a_series_is_rewound_as_the_nearest_rotation(runs: dict[str, Path], tmp_path: Path) -> None:
+    trained = SFTSettings(**json.loads((runs["oft"] / "run.json").read_text())["settings"])
+    series = {"use_cayley_neumann": True}
+    changed = {"rotation": series, "steps": 4, "learning_rate": 5e-3, "output": tmp_path / "run"}
+    trained = trained.model_copy(update=changed)
+    sft.run(SFTSettings(**trained.record()), **QUIET, bar=False)
+    assert json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())["use_cayley_neumann"]
+    rewind.run(RewindSettings(run=tmp_path / "run", tokens=900, output=tmp_path / "out"), **QUIET)
+    # One adapter, and nothing of what it was made from.
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["adapter", "rewind.json", "rewind.png"]
+    assert not json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())["use_cayley_neumann"]
+
+
 def test_a_limit_of_forgetting_holds_on_the_texts_it_was_chosen_by(runs: dict[str, Path], tmp_path: Path) -> None:
     without = rewind.run(RewindSettings(run=runs["oft"], tokens=1500, output=tmp_path / "a"), **QUIET)
     limit = sorted(point["forgetting"] for point in without.curve)[len(without.curve) // 2]

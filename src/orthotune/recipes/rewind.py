@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from orthotune import PeftModel
 from orthotune.errors import OrthotuneError, OutputError, RecipeError
 from orthotune.files.json_file import read_json, write_json
-from orthotune.files.output import new_folder
+from orthotune.files.output import new_folder, temporary_folder
 from orthotune.metrics.text_loss import TokenRow
 from orthotune.operations import rewind as files
 from orthotune.quantized.loading_options import place
@@ -139,7 +139,7 @@ def run(settings: RewindSettings, say: Say = print, *, overwrite: bool = False) 
     out = settings.output or settings.run / FOLDER
     with new_folder(out, overwrite=overwrite, named="output") as folder:
         with quiet():
-            model, layers, base = _loaded(settings.run, trained, folder)
+            model, layers, base = _loaded(settings.run, trained)
             tokenizer = load_tokenizer(trained.model)
             rows, notes = _rows(model, tokenizer, settings, trained, folder)
         for note in notes:
@@ -216,7 +216,7 @@ def _written(asked: RewindSettings) -> Rewound | None:
     return found
 
 
-def _loaded(run: Path, trained: SFTSettings, folder: Path) -> tuple[Any, LayerStrengths, Any]:
+def _loaded(run: Path, trained: SFTSettings) -> tuple[Any, LayerStrengths, Any]:
     """The finished model, its strengths, and its base if it was trained in full."""
     dtype = choose_dtype(trained.dtype)
     base: Any = load_model(trained.model, dtype, trained.quantization)
@@ -224,12 +224,17 @@ def _loaded(run: Path, trained: SFTSettings, folder: Path) -> tuple[Any, LayerSt
     if trained.method == "full":
         model = load_model(str(run / "model"), dtype).to(place())
         return model, layer_strengths(model, base=base), base
-    adapter = run / "adapter"
+    with temporary_folder() as beside:
+        model = PeftModel.from_pretrained(base, _exact(run / "adapter", trained, beside), is_trainable=True).eval()
+    return model, layer_strengths(model), None
+
+
+def _exact(adapter: Path, trained: SFTSettings, beside: Path) -> Path:
+    """The adapter, or, of a Neumann series, the nearest rotation, written into the folder ``beside``."""
     if trained.method != "lora" and read_json(adapter / "adapter_config.json").get("use_cayley_neumann"):
         # A series is no rotation: its strengths are those of the nearest rotation, which is what will be written.
-        adapter = files.rewind(adapter, 1.0, folder / "exact").out
-    model = PeftModel.from_pretrained(base, adapter, is_trainable=True).eval()
-    return model, layer_strengths(model), None
+        return files.rewind(adapter, 1.0, beside / "exact").out
+    return adapter
 
 
 def _rows(
