@@ -11,7 +11,8 @@ import torch
 from orthotune import OFTConfig, get_peft_model
 from orthotune.metrics.text_loss import TokenRow, mean_loss, row_losses
 from orthotune.runs.layer_strengths import layer_strengths
-from orthotune.text.rewinding import Losses, Rewinding, difference, groups_of, overlap
+from orthotune.runs.rewinding import Losses, Point, difference, groups_of
+from orthotune.text.rewinding import TextRewinding, overlap
 from tests.support.tiny_text import make_model
 
 NAMES = ["model.layers.0.self_attn.q_proj", "model.layers.10.mlp.down_proj", "lm_head"]
@@ -74,27 +75,27 @@ def test_rows_keep_their_order_and_add_up_to_the_mean(model: Any) -> None:
 def test_trained_strengths_lower_the_loss_and_nothing_else_changes(model: Any) -> None:
     layers = layer_strengths(model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    choosing = Rewinding(model, layers, {"new": rows(8, 1), "old": rows(8, 2)})
+    choosing = TextRewinding(model, layers, {"new": rows(8, 1), "old": rows(8, 2)})
     groups = groups_of(layers.names, "projection")
 
     def loss(strengths: dict[str, float]) -> float:
-        new, old = choosing.measure({name: strengths[group] for name, group in groups.items()}).nats
+        new, old = choosing.measure({name: strengths[group] for name, group in groups.items()}).means
         return new + old
 
     start = dict.fromkeys(groups.values(), 1.0)
     # An untrained model with random rotations: less of them is better on either domain.
-    chosen = choosing.train(groups, 1.0, 1.0, steps=15, tokens=200)
+    chosen = choosing.train(groups, 1.0, 1.0, steps=15, amount=200)
     assert set(chosen) == set(start) and loss(chosen) < loss(start) - 1e-3
-    assert chosen == choosing.train(groups, 1.0, 1.0, steps=15, tokens=200)
+    assert chosen == choosing.train(groups, 1.0, 1.0, steps=15, amount=200)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert all(p.grad is None for p in model.parameters())
     layers.set(dict.fromkeys(layers.names, 1.0))
-    assert choosing.measure({}).nats == choosing.measure(dict.fromkeys(layers.names, 1.0)).nats
+    assert choosing.measure({}).means == choosing.measure(dict.fromkeys(layers.names, 1.0)).means
 
 
 def test_the_curve_finds_the_top_between_its_points(model: Any) -> None:
     layers = layer_strengths(model)
-    choosing = Rewinding(model, layers, {"new": rows(4, 1), "old": rows(4, 2)})
+    choosing = TextRewinding(model, layers, {"new": rows(4, 1), "old": rows(4, 2)})
     fake = {"measured": 0}
 
     def measure(strengths: dict[str, float]) -> Losses:
@@ -112,8 +113,6 @@ def test_the_curve_finds_the_top_between_its_points(model: Any) -> None:
 
 
 def test_old_texts_that_become_easier_are_worth_nothing(model: Any) -> None:
-    from orthotune.text.rewinding import Point
-
     assert Point({}, 0.5, -0.3).worth(2.0) == 0.5 and Point({}, 0.5, 0.1).worth(2.0) == pytest.approx(0.3)
 
 

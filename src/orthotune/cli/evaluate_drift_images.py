@@ -75,16 +75,9 @@ def _prompts(data: str | None, base: str, limit: int) -> list[str]:
         from orthotune.worlds.image_captions import prompts
 
         return [prompt.text for prompt in prompts(min(limit, PROMPTS), seed=1)]
-    path = Path(str(data))
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as fault:
-        got = "no such file" if isinstance(fault, FileNotFoundError) else str(fault)
-        raise DataError(f"--data {data}", got=got, needed="a text file with one prompt per line") from fault
-    found = [line.strip() for line in lines if line.strip()][:limit]
-    if not found:
-        raise DataError(f"--data {data}", got="only empty lines", needed="one prompt per line")
-    return found
+    from orthotune.image.data.prompt_file import read_prompts
+
+    return read_prompts(Path(str(data)), limit, f"--data {data}")
 
 
 def _features(model: str | None, base: str) -> tuple[Any, str | None]:

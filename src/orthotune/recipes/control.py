@@ -25,6 +25,7 @@ from orthotune.recipes.image_job import ImageJob, plan_image
 from orthotune.recipes.image_run import run_image
 from orthotune.recipes.image_settings import WORLD, ImageSettings
 from orthotune.recipes.method_settings import SettingError
+from orthotune.recipes.rewind_images import rewound_as_asked
 from orthotune.runs.record import RunRecord
 from orthotune.worlds import image_folders
 from orthotune.worlds.image_scores import Split
@@ -92,7 +93,7 @@ def run(settings: ControlSettings, say: Callable[[str], None] = print, bar: bool
         >>> run(ControlSettings(steps=20, output="runs/first")).scores_after["mask_iou"] > 0.3  # doctest: +SKIP
         True
     """
-    return run_image(settings, job(settings, say), say, bar)
+    return rewound_as_asked(settings, run_image(settings, job(settings, say), say, bar), say)
 
 
 def plan(settings: ControlSettings) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from orthotune.image.loop.options import Precision
-from orthotune.recipes.method_settings import MethodSettings, Positive
+from orthotune.recipes.method_settings import MethodSettings, Positive, SettingError
 
 WORLD = "image-world"
 
@@ -28,7 +29,13 @@ class ImageSettings(MethodSettings):
     world: ClassVar[str] = WORLD
     rates: ClassVar[dict[str, float]] = LEARNING_RATES
     ball: ClassVar[float] = COFT_EPS
-    newer: ClassVar[tuple[str, ...]] = (*MethodSettings.newer, "max_skipped", "on_failed_save")
+    newer: ClassVar[tuple[str, ...]] = (
+        *MethodSettings.newer,
+        "max_skipped",
+        "on_failed_save",
+        "rewind",
+        "rewind_prompts",
+    )
 
     model: str = Field(WORLD, description="Folder or hub name of a diffusers pipeline, or image-world.")
     target_modules: str | list[str] = Field("attention", description="attention, attention+convolutions, or names.")
@@ -57,4 +64,24 @@ class ImageSettings(MethodSettings):
     sample_steps: Positive = 20
     guidance: float | None = Field(None, ge=0, description="Of the samples; default: that of the family.")
     eval_every: Positive | None = Field(None, description="Steps between scores; default: before and after only.")
+    rewind: Literal["none", "auto", "kind", "projection", "depth", "layer"] = Field(
+        "none",
+        description="Choose strengths for the finished adapter, as `orthotune rewind`: auto, one for all layers, or "
+        "one by kind, projection, depth or layer.",
+    )
+    rewind_prompts: Path | None = Field(
+        None,
+        description="Text file with one prompt per line, not about the task, for rewind: the base generates images of "
+        "these. Default: class images, or prompts of image-world.",
+    )
     trackers: list[str] = Field([], description="tensorboard, wandb; besides metrics.jsonl.")
+
+    @model_validator(mode="after")
+    def _rewinds(self) -> ImageSettings:
+        if self.rewind == "none" and self.rewind_prompts is not None:
+            raise SettingError("rewind_prompts", "rewind_prompts has no meaning without rewind", "Add rewind=auto")
+        known = self.model == WORLD or self.rewind_prompts is not None or getattr(self, "prior", False)
+        if self.rewind != "none" and not known:
+            fault = "rewind needs images of the base, and there are no prompts for these"
+            raise SettingError("rewind", fault, "Add rewind_prompts=FILE with one prompt per line, not about the task")
+        return self

@@ -18,6 +18,7 @@ from orthotune.image.loop.order import Dataset
 from orthotune.recipes.image_job import ImageJob, Score, plan_image
 from orthotune.recipes.image_run import run_image
 from orthotune.recipes.image_settings import WORLD
+from orthotune.recipes.rewind_images import rewound_as_asked
 from orthotune.recipes.subject_settings import SubjectSettings, warnings
 from orthotune.runs.record import RunRecord
 
@@ -43,7 +44,7 @@ def run(settings: SubjectSettings, say: Callable[[str], None] = print, bar: bool
     """
     for warning in warnings(settings):
         say(warning)
-    return run_image(settings, job(settings, say, bar), say, bar)
+    return rewound_as_asked(settings, run_image(settings, job(settings, say, bar), say, bar), say)
 
 
 def plan(settings: SubjectSettings) -> list[str]:

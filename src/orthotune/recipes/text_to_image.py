@@ -15,6 +15,7 @@ from orthotune.recipes.image_job import ImageJob, plan_image
 from orthotune.recipes.image_run import run_image
 from orthotune.recipes.image_settings import WORLD, ImageSettings
 from orthotune.recipes.method_settings import SettingError
+from orthotune.recipes.rewind_images import rewound_as_asked
 from orthotune.runs.record import RunRecord
 
 #: Number of captions of the data that are used as sample prompts if none are given.
@@ -72,7 +73,7 @@ def run(settings: TextToImageSettings, say: Callable[[str], None] = print, bar: 
         >>> run(TextToImageSettings(steps=20, output="runs/nines")).steps  # doctest: +SKIP
         20
     """
-    return run_image(settings, job(settings, say, bar), say, bar)
+    return rewound_as_asked(settings, run_image(settings, job(settings, say, bar), say, bar), say)
 
 
 def plan(settings: TextToImageSettings) -> list[str]:

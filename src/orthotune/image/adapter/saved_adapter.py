@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from orthotune.errors import AdapterFileError, ConfigError
 from orthotune.files.json_file import write_json
-from orthotune.files.safetensors_file import write_tensors
+from orthotune.files.safetensors_file import read_tensors, write_tensors
 from orthotune.formats.adapter_file import CONFIG_NAME, WEIGHTS_NAME
 from orthotune.formats.peft.beyond_stock import ORTHOTUNE_TYPE
 from orthotune.formats.peft.names import PREFIX
@@ -52,7 +53,7 @@ def save_adapter(family: PipelineFamily, folder: Path) -> None:
     if all(config["peft_type"] == "LORA" for config in configs.values()):
         _save_lora(family, folder, tensors, configs)
     else:
-        _save_rotations(folder, tensors, configs)
+        save_rotations(folder, tensors, configs)
 
 
 def load_adapter(family: PipelineFamily, folder: Path) -> None:
@@ -83,7 +84,17 @@ def load_adapter(family: PipelineFamily, folder: Path) -> None:
         load_rotations(family.pipeline, folder, NAME)
 
 
-def _save_rotations(folder: Path, tensors: dict[str, dict[str, Tensor]], configs: dict[str, Any]) -> None:
+def save_rotations(folder: Path, tensors: dict[str, dict[str, Tensor]], configs: dict[str, Any]) -> None:
+    """Write rotations of one or several networks of a pipeline as one PEFT folder.
+
+    Args:
+        folder: an existing folder.
+        tensors: component -> name in its network -> tensor.
+        configs: component -> config of its adapter.
+
+    Raises:
+        OutputError: the files cannot be written.
+    """
     several = len(tensors) > 1
     flat = {
         (f"{component}." if several else PREFIX) + key: tensor
@@ -101,6 +112,32 @@ def _save_rotations(folder: Path, tensors: dict[str, dict[str, Tensor]], configs
     write_tensors(folder / WEIGHTS_NAME, flat, {"format": "pt"})
     written = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     write_json(folder / CONFIG_NAME, written, sort_keys=True, nan_as_null=False)
+
+
+def split_rotations(folder: Path, into: Path) -> dict[str, Path]:
+    """Divide a folder that :func:`save_rotations` wrote for several networks into one PEFT folder for each.
+
+    Args:
+        folder: with the adapter.
+        into: an existing folder.
+
+    Returns:
+        Component -> its folder; empty if the adapter is one network's.
+
+    Raises:
+        AdapterFileError: the files are damaged.
+    """
+    by_component: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in read_tensors(folder / WEIGHTS_NAME).items():
+        if name.startswith(PREFIX):
+            return {}
+        component, _, rest = name.partition(".")
+        by_component.setdefault(component, {})[PREFIX + rest] = tensor
+    for component, tensors in by_component.items():
+        (into / component).mkdir()
+        write_tensors(into / component / WEIGHTS_NAME, tensors, {"format": "pt"})
+        shutil.copyfile(folder / CONFIG_NAME, into / component / CONFIG_NAME)
+    return {component: into / component for component in by_component}
 
 
 def _save_lora(

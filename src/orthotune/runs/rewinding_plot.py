@@ -11,15 +11,20 @@ _LINE, _CHOSEN = "#1b7837", "#ca0020"
 
 
 def draw_rewinding(
-    curve: Sequence[Mapping[str, float]], rows: Mapping[str, Mapping[str, float]], path: Path, title: str
+    curve: Sequence[Mapping[str, float]],
+    rows: Mapping[str, Mapping[str, float]],
+    path: Path,
+    title: str,
+    unit: str = "nats/token",
 ) -> None:
     """Write a PNG with two panels: gain and forgetting over the strength, and one against the other.
 
     Args:
-        curve: points with ``strength``, ``gain`` and ``forgetting``, nats per token.
-        rows: what was measured on the other half of the texts, by name.
+        curve: points with ``strength``, ``gain`` and ``forgetting``.
+        rows: what was measured on the other half of the data, by name.
         path: the image.
         title: its first line.
+        unit: of gain and forgetting.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -29,12 +34,14 @@ def draw_rewinding(
     over, against = figure.subplots(1, 2)
     figure.suptitle(title, fontsize=12, fontweight="bold")
     at = [point["strength"] for point in curve]
-    over.plot(at, [point["gain"] for point in curve], color=_LINE, marker="o", label="gain, new texts")
-    over.plot(at, [point["forgetting"] for point in curve], color="#b2182b", marker="s", label="forgetting, old texts")
+    over.plot(at, [point["gain"] for point in curve], color=_LINE, marker="o", label="gain, target domain")
+    over.plot(
+        at, [point["forgetting"] for point in curve], color="#b2182b", marker="s", label="forgetting, source domain"
+    )
     over.axhline(0, color="#9e9e9e", linewidth=0.8, linestyle=":")
     over.set_xlabel("strength of all layers (0: base, 1: as trained)")
-    over.set_ylabel("nats/token")
-    over.set_title("texts that the strengths were chosen by", fontsize=10)
+    over.set_ylabel(unit)
+    over.set_title("data that the strengths were chosen by", fontsize=10)
     over.legend(frameon=False, fontsize=9)
     against.plot([p["forgetting"] for p in curve], [p["gain"] for p in curve], color=_LINE, marker="o", alpha=0.5)
     for point in curve:
@@ -47,10 +54,10 @@ def draw_rewinding(
         colour, marker = looks.get(name, ("#555555", "D"))
         against.plot(
             row["forgetting"], row["gain"], color=colour, marker=marker, markersize=11, linestyle="",
-            label=f"{name}, other texts",
+            label=f"{name}, other data",
         )  # fmt: skip
-    against.set_xlabel("forgetting, nats/token")
-    against.set_ylabel("gain, nats/token")
+    against.set_xlabel(f"forgetting, {unit}")
+    against.set_ylabel(f"gain, {unit}")
     against.set_title("up and left is better", fontsize=10)
     against.legend(frameon=False, fontsize=9)
     for axes in (over, against):
