@@ -30,8 +30,9 @@ BENCHMARKS = ("MetaMathQA", "image-gen")
 METHOD = "oft"
 #: What the process of one experiment ends with where no other experiment could begin either.
 NOT_READY = 2
-#: In ``adapters/<name>`` of the checkout's benchmark: the adapter, the adapter at the chosen strengths, the figures.
-TRAINED, REWOUND, FIGURES = "as-trained", "rewound", "strengths.json"
+#: In ``adapters/<name>`` of the checkout's benchmark: the adapter, the adapter at the chosen strengths, the figures;
+#: and the traceback of a call that failed.
+TRAINED, REWOUND, FIGURES, ERROR = "as-trained", "rewound", "strengths.json", "error.txt"
 #: Rows of each domain by which a strength of a language model is chosen, and tokens of a text that the base writes.
 ROWS, LENGTH = 64, 256
 #: Strengths at which images are measured, and what is drawn to choose one; the benchmark's own prompts only measure.
@@ -131,7 +132,8 @@ def run_one(folder: Path, name: str) -> None:
     """
     out = folder / "adapters" / name
     out.mkdir(parents=True, exist_ok=True)
-    (folder / "temporary_results").mkdir(exist_ok=True)  # the runner does not make it
+    for results in ("temporary_results", *(["sample-images/temporary_results"] if folder.name == "image-gen" else [])):
+        (folder / results).mkdir(parents=True, exist_ok=True)  # the runner does not make them
     with failure_in_one_line(f"{folder.name} {name}: PEFT's runner does not start", out, NOT_READY):
         import orthotune
 
@@ -143,6 +145,7 @@ def run_one(folder: Path, name: str) -> None:
         write_rewound(out / TRAINED, strengths, out / REWOUND)
         text = json.dumps(found, indent=2) + "\n"
         (out / FIGURES).write_text(text, encoding="utf-8")
+    (out / ERROR).unlink(missing_ok=True)  # of an earlier call
     print(text, end="")
 
 
@@ -162,7 +165,7 @@ def failure_in_one_line(what: str, out: Path, code: int = 1) -> Iterator[None]:
     try:
         yield
     except Exception as fault:
-        path = out / "error.txt"
+        path = out / ERROR
         path.write_text(traceback.format_exc(), encoding="utf-8")
         message = str(fault).strip().partition("\n")[0]
         print(f"{what}: {type(fault).__name__}: {message} (all of it in {path})", file=sys.stderr)
