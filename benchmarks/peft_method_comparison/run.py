@@ -150,13 +150,10 @@ def run_one(folder: Path, name: str) -> None:
 
 
 def write_rewound(adapter: Path, strengths: dict[str, float], out: Path) -> None:
-    """Write an adapter at strengths, in the form that stock PEFT reads too."""
+    """Write an adapter at strengths; stock PEFT reads the result as it reads the adapter."""
     import orthotune
-    from orthotune.files.output import temporary_folder
 
-    with temporary_folder() as folder:
-        orthotune.rewind(adapter, strengths, folder / "rewound")
-        orthotune.convert(folder / "rewound", out, "peft", overwrite=True)
+    orthotune.rewind(adapter, strengths, out, overwrite=True)
 
 
 @contextmanager
@@ -253,7 +250,8 @@ def rewound_texts(runner: Any, kept: dict[str, Any], out: Path) -> tuple[dict[st
     """
     from orthotune.metrics.text_loss import TokenRow
     from orthotune.runs.layer_strengths import layer_strengths
-    from orthotune.text.rewinding import Rewinding, groups_of
+    from orthotune.runs.rewinding import groups_of
+    from orthotune.text.rewinding import TextRewinding
     from orthotune.text.written_texts import read_texts, write_texts
 
     model, tokenizer = kept["adapter"], kept["tokenizer"]
@@ -267,7 +265,9 @@ def rewound_texts(runner: Any, kept: dict[str, Any], out: Path) -> tuple[dict[st
     written = out / "old-texts.jsonl"
     write_texts(model, tokenizer, written, LENGTH, 0, ROWS)
     layers = layer_strengths(model)
-    rewinding = Rewinding(model, layers, {"new": [TokenRow(ids, ids) for ids in held_out], "old": read_texts(written)})
+    rewinding = TextRewinding(
+        model, layers, {"new": [TokenRow(ids, ids) for ids in held_out], "old": read_texts(written)}
+    )
     best = max(rewinding.curve(1.0), key=lambda point: point.worth(1.0)).strengths
     kinds = groups_of(layers.names, "kind")
     choices = {"as trained": {"all": 1.0}, "one strength": dict(best)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import peft
@@ -99,3 +100,11 @@ def test_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(OutputError):
         rewind(adapter, 0.5, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("options", "kind"), [({}, "OFT"), ({"magnitude": True}, "ORTHOTUNE")], ids=str)
+def test_stock_peft_reads_a_rewound_adapter_that_it_can_hold(
+    tmp_path: Path, options: dict[str, object], kind: str
+) -> None:
+    rewind(saved(tmp_path / "trained", **options), 0.5, tmp_path / "rewound")
+    assert json.loads((tmp_path / "rewound" / "adapter_config.json").read_text())["peft_type"] == kind

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from orthotune.errors import UnsupportedLayerError
 from orthotune.formats.adapter_state import AdapterState
+from orthotune.formats.convert import convert, plan
 from orthotune.formats.names.spelling import dotted, spelled
 from orthotune.formats.registry import targets
 
@@ -32,3 +34,30 @@ def write_adapter(
     format, stems = targets()[target], [*state.layers, *state.transforms]
     names = dotted(stems, modules) if format.folder else spelled(stems, target)
     return format.write(state, Path(out), names)
+
+
+def write_folder(state: AdapterState, folder: Path) -> Path:
+    """Write a folder with an adapter that was computed: PEFT's where stock PEFT reads it exactly, else orthotune's.
+
+    Args:
+        state: the adapter, of layers that orthotune's own format can hold.
+        folder: an existing folder.
+
+    Raises:
+        OutputError: the output cannot be written.
+
+    Example:
+        >>> import json, tempfile, torch
+        >>> from orthotune.formats.adapter_state import LayerState
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = write_folder(AdapterState({"blk.lin": LayerState({"": torch.zeros(2, 1)})}), folder)
+        >>> json.loads((folder / "adapter_config.json").read_text())["peft_type"]
+        'OFT'
+    """
+    stock = plan(state, "peft")
+    if stock.verdict == "lossless" and not stock.needs_base and not stock.notes:
+        try:
+            return write_adapter(convert(state, "peft")[0], folder, "peft")
+        except UnsupportedLayerError:
+            pass  # sizes of blocks that one config of PEFT cannot give
+    return write_adapter(convert(state, "orthotune")[0], folder, "orthotune")

@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 from orthotune.errors import ConfigError
 from orthotune.files.output import new_folder
-from orthotune.formats.convert import convert
-from orthotune.formats.writers import write_adapter
+from orthotune.formats.writers import write_folder
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.checkpoint.combine_files import combine_states, summed_changes
 from orthotune.operations.checkpoint.lora_export import factors, write_lora
@@ -77,7 +76,7 @@ def combine(
 
     Example:
         >>> import tempfile, torch
-        >>> from orthotune.formats import AdapterState, LayerState, read_adapter
+        >>> from orthotune.formats import AdapterState, LayerState, read_adapter, write_adapter
         >>> folder = Path(tempfile.mkdtemp())
         >>> for name, number in (("style", 1.0), ("subject", -1.0)):
         ...     layer = LayerState({"": torch.full((2, 1), number)})  # 90 degrees, and -90 degrees
@@ -106,8 +105,7 @@ def combine(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             combined = combine_states(states, combination)
-        ready, _ = convert(combined, "orthotune")
-        write_adapter(ready, folder, "orthotune")
+        write_folder(combined, folder)
     return Combined(out, len(combined.layers), tuple(str(one.message) for one in caught))
 
 
