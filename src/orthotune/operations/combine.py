@@ -76,7 +76,8 @@ def combine(
 
     Example:
         >>> import tempfile, torch
-        >>> from orthotune.formats import AdapterState, LayerState, read_adapter, write_adapter
+        >>> from orthotune.formats import AdapterState, LayerState, read_adapter
+        >>> from orthotune.formats.writers import write_adapter
         >>> folder = Path(tempfile.mkdtemp())
         >>> for name, number in (("style", 1.0), ("subject", -1.0)):
         ...     layer = LayerState({"": torch.full((2, 1), number)})  # 90 degrees, and -90 degrees
