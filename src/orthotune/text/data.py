@@ -175,6 +175,7 @@ def _with_system_prompt(row: Row, system_prompt: str | None) -> Row:
         return row
     if messages[0]["role"] in ("system", "developer"):
         return row
+    row = {name: value for name, value in row.items() if name != "instruction"}  # which would lack the system prompt
     return row | {column: [{"role": "system", "content": system_prompt}, *messages]}
 
 

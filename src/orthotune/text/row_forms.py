@@ -248,10 +248,12 @@ def _alpaca(row: Row, place: str, roles: Mapping[str, str]) -> Row:
     if row.get("system"):
         earlier.insert(0, {"role": "system", "content": _string(row["system"], "system", place)})
     answer = _string(row["output"], "output", place)
-    return {
+    found: Row = {
         "prompt": [*earlier, {"role": "user", "content": asked}] if asked.strip() else [],
         "completion": [{"role": "assistant", "content": answer}] if answer.strip() else [],
     }
+    # A model without a chat template is asked with the instruction alone.
+    return found if earlier else found | {"instruction": asked}
 
 
 def _earlier(history: Any, place: str) -> list[dict[str, Any]]:

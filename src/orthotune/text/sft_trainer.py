@@ -15,9 +15,9 @@ from orthotune.errors import DataError
 from orthotune.metrics.text_loss import TokenRow, token_rows
 from orthotune.text.arguments import run_arguments
 from orthotune.text.counted_rows import KEPT, TRAIN, CountingSFTTrainer
-from orthotune.text.data import Examples, table_of
+from orthotune.text.data import Examples
 from orthotune.text.keep_outputs import counted
-from orthotune.text.rendered_rows import check_template
+from orthotune.text.labelled_rows import LabelledRows, Labelling, check_template, labelled_rows
 from orthotune.text.trainer import RunTrainer, TrainerParts, run_trainer
 
 
@@ -67,18 +67,20 @@ def build_trainer(
     """
     for given in (examples, *domains.values()):
         check_template(tokenizer, given)
-    measured = {name: _evaluation_rows(tokenizer, given, arguments.max_length) for name, given in domains.items()}
+    learned = training_rows(tokenizer, examples, arguments, answers_only)
+    labelling = Labelling(answers_only, examples.format in ("prompt-completion", "mixed"))
+    measured = {name: evaluation_rows(tokenizer, given, arguments.max_length, labelling if name != KEPT else
+                replace(labelling, answers_only=False)).table() for name, given in domains.items()}
     trainer: RunTrainer = run_trainer(CountingSFTTrainer)(
         model,
         args=arguments,
-        train_dataset=table_of(examples),
+        train_dataset=learned.table(),
         eval_dataset=measured or None,
         processing_class=tokenizer,
         peft_config=adapter,
         parts=parts,
-        answers_only=answers_only,
     )
-    trainer.row_counts[TRAIN] = replace(trainer.row_counts[TRAIN], blank=examples.blank)
+    trainer.row_counts[TRAIN] = replace(trainer.row_counts[TRAIN], blank=examples.blank, split=learned.split)
     if not len(trainer.train_dataset):
         raise DataError(
             f"data {examples.source!r}",
@@ -139,12 +141,40 @@ def kept_rows(trainer: SFTTrainer) -> list[TokenRow]:
     return rows
 
 
-def _evaluation_rows(tokenizer: Any, examples: Examples, max_length: int | None) -> Dataset:
-    """Running text is cut into rows here, since the trainer would keep only the head of each text."""
+def training_rows(tokenizer: Any, examples: Examples, arguments: SFTConfig, answers_only: bool) -> LabelledRows:
+    """What a trainer learns from, in full length.
+
+    Args:
+        tokenizer: of the model.
+        examples: of any form.
+        arguments: of the trainer.
+        answers_only: of dialogues, the messages of the assistant alone.
+
+    Raises:
+        DataError: a dialogue that the chat template refuses.
+    """
+    limit = None if arguments.packing else arguments.max_length
+    return labelled_rows(tokenizer, examples, Labelling(answers_only, max_length=limit))
+
+
+def evaluation_rows(
+    tokenizer: Any, examples: Examples, max_length: int | None, labelling: Labelling
+) -> LabelledRows:
+    """What is measured. Running text is cut into rows here, since the trainer would keep only the head of each text.
+
+    Args:
+        tokenizer: of the model.
+        examples: of any form.
+        max_length: tokens of a row of running text.
+        labelling: which tokens of other rows are measured.
+
+    Raises:
+        DataError: a dialogue that the chat template refuses.
+    """
     if examples.format != "text":
-        return table_of(examples)
+        return labelled_rows(tokenizer, examples, labelling)
     rows = token_rows(tokenizer, (row["text"] for row in examples.rows), max_length or 1024)
-    return Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+    return LabelledRows(rows, list(range(len(rows))))
 
 
 def _token_rows(rows: Dataset) -> list[TokenRow]:
