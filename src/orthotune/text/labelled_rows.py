@@ -69,9 +69,10 @@ def check_template(tokenizer: Any, examples: Examples) -> None:
         examples: of any form.
 
     Raises:
-        DataError: dialogues and no chat template; or a role that no template has and this one does not name.
+        DataError: dialogues and no chat template, a template that drops their contents, or a role that templates do
+            not have and this one does not name.
     """
-    template = tokenizer.chat_template
+    template, looked_at = tokenizer.chat_template, False
     for number, row in enumerate(examples.rows):
         messages = messages_of(row)
         if messages is None:
@@ -84,6 +85,9 @@ def check_template(tokenizer: Any, examples: Examples) -> None:
                 got="a tokenizer without a chat template",
                 do="Use a chat model, or data with text, or prompt and completion",
             )
+        if not looked_at:
+            _check_written(Dialogue(tokenizer, messages, tools_of(row), examples.place(number)))
+            looked_at = True
         for message in messages:
             if (role := message["role"]) not in ROLES and not _names(template, role):
                 close = nearest(role, ROLES, count=1)
@@ -174,6 +178,19 @@ def _rows_of(tokenizer: Any, row: Row, labelling: Labelling, place: str) -> Iter
         answer = first_answer(dialogue, text, ids)
         start = len(ids) if answer is not None and answer >= labelling.max_length else 0
     yield _labelled_from(ids, start)
+
+
+def _check_written(dialogue: Dialogue) -> None:
+    """Refuse a template that drops texts, as some do that read contents from lists of parts."""
+    contents = [one["content"].strip() for one in dialogue.messages if isinstance(one.get("content"), str)]
+    contents = [content for content in contents if content]
+    text = dialogue.text() if contents else ""
+    if contents and not any(content[-20:] in text for content in contents):
+        raise DataError(
+            dialogue.place,
+            got="a chat template that writes none of the messages' contents",
+            needed='contents as the template reads them, often a list of parts: [{"type": "text", "text": "..."}]',
+        )
 
 
 def _labelled_from(ids: list[int], start: int) -> TokenRow:
