@@ -99,7 +99,9 @@ def load_examples(source: str, data_format: str = "auto", reading: Reading | Non
         rows = read_rows(path)
     elif (files := matching_files(source)) is not None:
         rows = [row for file in files for row in read_rows(file)]
-    elif path.suffix in SUFFIXES or source.startswith((".", "/", "~")):
+    elif path.suffix in SUFFIXES or (
+        source.startswith((".", "/", "~")) and not Path(source.partition(":")[0]).is_dir()  # FOLDER:CONFIG:SPLIT
+    ):
         raise missing_path(source)
     else:
         rows = [(f"{source}, row {number}", row) for number, row in enumerate(_from_hub(source))]

@@ -1,0 +1,105 @@
+"""Settings of one set of texts or dialogues, and how a setting as ``data`` is read that names one or several of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from orthotune.errors import nearest
+from orthotune.recipes.method_settings import SettingError
+
+#: Forms of rows, as :data:`orthotune.text.row_forms.FORMS` has them.
+FormName = Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt"]
+#: What is written in place of a mapping for the first set of a list.
+EXAMPLE = "data=[{path: a.jsonl, weight: 0.7}, {path: b.parquet, weight: 0.3}]"
+
+
+class DataSet(BaseModel):
+    """One set of texts or dialogues.
+
+    Args:
+        path: file, directory, pattern, hub name, or a word with a split as ``manpages-fr/train``.
+        weight: share of the set in a mixture, relative to the weights of the other sets.
+        format: form of its rows.
+        columns: from the name of a column in the form to its name in the set.
+        roles: from a name of a speaker in the set to a role of the chat template.
+        system_prompt: put before dialogues without a system message.
+        config: of a hub set that has several.
+        split: of a hub set.
+
+    Example:
+        >>> DataSet(path="owner/name", config="en", split="test").source
+        'owner/name:en:test'
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str
+    weight: float = 1.0
+    format: FormName = "auto"
+    columns: dict[str, str] = {}
+    roles: dict[str, str] = {}
+    system_prompt: str | None = None
+    config: str | None = None
+    split: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The set as one text: a path, or the hub's NAME:CONFIG:SPLIT."""
+        if self.config is None and self.split is None:
+            return self.path
+        return ":".join([self.path, *([self.config] if self.config else []), self.split or "train"])
+
+
+def data_sets(value: Any) -> Any:
+    """The sets that a setting as ``data`` names: a text as it is, anything else as a list of :class:`DataSet`.
+
+    Args:
+        value: a text; a mapping; or a list of texts and mappings.
+
+    Raises:
+        SettingError: an empty list, an unknown key, a value of another kind, or a weight that is not above 0.
+
+    Example:
+        >>> [one.weight for one in data_sets(["a.jsonl", {"path": "b.csv", "weight": 3}])]
+        [1.0, 3.0]
+    """
+    if isinstance(value, str):
+        return value
+    given = value if isinstance(value, list) else [value]
+    if not given:
+        raise SettingError("data", "data is an empty list", f"Name at least one set, as {EXAMPLE}")
+    return [_data_set(one, f"data[{number}]" if isinstance(value, list) else "data") for number, one in enumerate(given)]
+
+
+def _data_set(value: Any, key: str) -> DataSet:
+    if isinstance(value, DataSet):
+        return value
+    if isinstance(value, str):
+        return DataSet(path=value)
+    if not isinstance(value, Mapping) or not isinstance(value.get("path"), str):
+        raise SettingError("data", f"{key} is {value!r}, which names no path", f"Write {EXAMPLE}")
+    for name in value:
+        if name not in DataSet.model_fields:
+            close = nearest(str(name), DataSet.model_fields, count=1)
+            do = f"Did you mean {close[0]!r}" if close else f"Known keys: {', '.join(DataSet.model_fields)}"
+            raise SettingError("data", f"{key} has the unknown key {name!r}", do)
+    weight = value.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise SettingError("data", f"{key}: weight={weight!r} is not a number", "Write a number above 0, as 0.7")
+    if weight <= 0:
+        raise SettingError("data", f"{key}: weight={weight:g}", "Write a number above 0, or leave the set out")
+    try:
+        return DataSet(**value)
+    except ValueError as fault:
+        (first, *_) = fault.errors() if hasattr(fault, "errors") else [{"loc": ("path",), "msg": str(fault)}]
+        needed = first["msg"].replace("Input should be", "needed is").strip()
+        at = ".".join(map(str, first["loc"]))
+        raise SettingError("data", f"{key}: {at}={value.get(str(first['loc'][0]))!r}: {needed}", "Correct it") from fault
+
+
+#: The type of a setting that names data to learn from.
+Data = Annotated[str | list[DataSet], BeforeValidator(data_sets)]
