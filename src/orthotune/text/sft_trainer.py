@@ -18,6 +18,7 @@ from orthotune.text.counted_rows import KEPT, TRAIN, CountingSFTTrainer
 from orthotune.text.data import Examples
 from orthotune.text.keep_outputs import counted
 from orthotune.text.labelled_rows import LabelledRows, Labelling, check_template, labelled_rows
+from orthotune.text.packed_rows import check_separated
 from orthotune.text.trainer import RunTrainer, TrainerParts, run_trainer
 
 
@@ -31,13 +32,28 @@ def sft_config(checkpoints: Path, *, packing: str, data_format: str, **options: 
         data_format: of the examples.
         **options: further fields.
     """
-    if packing == "auto":
-        packing = "wrapped" if data_format == "text" else "none"
+    packing = packing_of(packing, data_format)
     rows: dict[str, Any] = {
         "packing": packing != "none",
         "packing_strategy": packing if packing != "none" else "bfd_split",
     }
     return run_arguments(SFTConfig, checkpoints, eval_packing=False, **rows, **options)
+
+
+def packing_of(packing: str, data_format: str) -> str:
+    """How rows are packed: ``auto`` wraps running text, and leaves other examples one per row.
+
+    Args:
+        packing: the setting.
+        data_format: of the examples.
+
+    Example:
+        >>> packing_of("auto", "text"), packing_of("auto", "messages")
+        ('wrapped', 'none')
+    """
+    if packing != "auto":
+        return packing
+    return "wrapped" if data_format == "text" else "none"
 
 
 def build_trainer(
@@ -64,10 +80,12 @@ def build_trainer(
 
     Raises:
         DataError: dialogues for a tokenizer without a chat template, or no example left after tokenizing.
+        RecipeError: packed rows, which the model does not keep apart.
     """
     for given in (examples, *domains.values()):
         check_template(tokenizer, given)
-    learned = training_rows(tokenizer, examples, arguments, answers_only)
+    limit = None if arguments.packing else arguments.max_length
+    learned = training_rows(tokenizer, examples, limit, answers_only)
     labelling = Labelling(answers_only, examples.format in ("prompt-completion", "mixed"))
     measured = {name: evaluation_rows(tokenizer, given, arguments.max_length, labelling if name != KEPT else
                 replace(labelling, answers_only=False)).table() for name, given in domains.items()}
@@ -87,6 +105,7 @@ def build_trainer(
             got=f"no example with anything to learn in its first {arguments.max_length} tokens",
             do="Pass a larger max_length",
         )
+    check_separated(trainer)
     return trainer
 
 
@@ -141,19 +160,18 @@ def kept_rows(trainer: SFTTrainer) -> list[TokenRow]:
     return rows
 
 
-def training_rows(tokenizer: Any, examples: Examples, arguments: SFTConfig, answers_only: bool) -> LabelledRows:
+def training_rows(tokenizer: Any, examples: Examples, limit: int | None, answers_only: bool) -> LabelledRows:
     """What a trainer learns from, in full length.
 
     Args:
         tokenizer: of the model.
         examples: of any form.
-        arguments: of the trainer.
+        limit: tokens that will be left of a row; None for all, as where rows are packed.
         answers_only: of dialogues, the messages of the assistant alone.
 
     Raises:
         DataError: a dialogue that the chat template refuses.
     """
-    limit = None if arguments.packing else arguments.max_length
     return labelled_rows(tokenizer, examples, Labelling(answers_only, max_length=limit))
 
 
