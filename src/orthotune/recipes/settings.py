@@ -109,7 +109,9 @@ class SFTSettings(TextSettings):
         description="Share of the rows of `data` that may be blank or have nothing to learn in max_length.",
     )
     packing: Literal["auto", "none", "wrapped", "bfd_split"] = Field(
-        "auto", description="auto: running text is wrapped (nothing is cut off), dialogues stay one per row."
+        "auto",
+        description="auto: running text is wrapped (nothing is cut off), dialogues stay one per row. bfd_split: several "
+        "examples in a row, none of which reads another.",
     )
 
     @property

@@ -182,7 +182,7 @@ def _prompt_completion(row: Row, place: str, roles: Mapping[str, str]) -> Row:
         value = parsed if is_dialogue(parsed := _parsed(row[column])) and parsed else row[column]
         if not isinstance(value, str) and not is_dialogue(value):
             raise _unfit(value, column, "a string", place)
-        found[column] = value if isinstance(value, str) else _with_roles(value, roles)
+        found[column] = value if isinstance(value, str) else _as_templates_read(value, roles)
     texts = [isinstance(value, str) for value in found.values()]
     if any(texts) and not all(texts):
         raise DataError(
@@ -195,13 +195,13 @@ def _messages(row: Row, place: str, roles: Mapping[str, str]) -> Row:
     messages = _parsed(row["messages"])
     if not is_dialogue(messages):
         raise _unfit(row["messages"], "messages", "a list of {role, content}", place)
-    return {"messages": _with_roles(messages, roles), **_tools(row)}
+    return {"messages": _as_templates_read(messages, roles), **_tools(row)}
 
 
 def _sharegpt(row: Row, place: str, roles: Mapping[str, str]) -> Row:
     spoken = _parsed(row["conversations"])
     if is_dialogue(spoken):
-        messages = _with_roles(spoken, roles)
+        messages = _as_templates_read(spoken, roles)
     elif isinstance(spoken, list) and all(isinstance(one, dict) and {"from", "value"} <= one.keys() for one in spoken):
         messages = [_message(one, number, place, roles) for number, one in enumerate(spoken, 1)]
     else:
@@ -268,10 +268,27 @@ def _earlier(history: Any, place: str) -> list[dict[str, Any]]:
     ]
 
 
-def _with_roles(messages: list[dict[str, Any]], roles: Mapping[str, str]) -> list[dict[str, Any]]:
-    if not roles:
-        return messages
-    return [message | {"role": roles.get(message["role"], message["role"])} for message in messages]
+def _as_templates_read(messages: list[dict[str, Any]], roles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Messages with the roles of templates, calls whose arguments are objects, and no fields that are null.
+
+    OpenAI has the arguments of a call as JSON, which templates would write as a string. Tables give every message the
+    fields of all messages, and a template that asks whether a message has calls finds a null.
+    """
+    found = []
+    for message in messages:
+        message = {name: value for name, value in message.items() if value is not None or name == "content"}
+        message["role"] = roles.get(message["role"], message["role"])
+        if message.get("tool_calls"):
+            message["tool_calls"] = [_call_of(call) for call in message["tool_calls"]]
+        found.append(message)
+    return found
+
+
+def _call_of(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(arguments := _parsed(function.get("arguments")), dict):
+        return call
+    return call | {"function": function | {"arguments": arguments}}
 
 
 def _tools(row: Row) -> Row:
