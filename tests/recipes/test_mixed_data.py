@@ -32,8 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _settings(folder: Path, *words: str) -> SFTSettings:
     sets = (
-        f"data=[{{path: {folder}/talks.jsonl, weight: 0.5, system_prompt: s}}, {{path: {folder}/texts.jsonl, weight: 0.3}},"
-        f" {{path: {folder}/pairs.csv, weight: 0.2, columns: {{prompt: asked, completion: answered}}}}]"
+        f"data=[{{path: {folder}/talks.jsonl, weight: 0.5, system_prompt: s}}, "
+        f"{{path: {folder}/texts.jsonl, weight: 0.3}}, "
+        f"{{path: {folder}/pairs.csv, weight: 0.2, columns: {{prompt: asked, completion: answered}}}}]"
     )
     given = [sets, f"model={folder}/model", "old_data=none", "max_length=32", "batch_size=2", "steps=2", "eval_every=2"]
     return load_settings(SFTSettings, None, [*given, *words])
@@ -66,7 +67,13 @@ def test_a_mixed_run_is_the_same_after_an_interruption(folder: Path) -> None:
             assert first.stat().st_mtime_ns == written and second.is_dir()  # it went on after the first step
         adapters.append(load_file(folder / name / "adapter" / "adapter_model.safetensors"))
     assert all((adapters[0][key] == adapters[1][key]).all() for key in adapters[0])
-    for words in ("form: messages, 40 rows of ", "mixture: 50 rows, 50.0% ", "30.0% ", "20.0% ", "Columns that are not"):
+    for words in (
+        "form: messages, 40 rows of ",
+        "mixture: 50 rows, 50.0% ",
+        "30.0% ",
+        "20.0% ",
+        "Columns that are not",
+    ):
         assert words in said[0], words
     record = json.loads((folder / "one" / "run.json").read_text())
     assert record["settings"]["data"][2]["columns"] == {"prompt": "asked", "completion": "answered"}
@@ -74,7 +81,9 @@ def test_a_mixed_run_is_the_same_after_an_interruption(folder: Path) -> None:
 
 
 def test_one_set_as_a_mapping_and_names_alone(folder: Path) -> None:
-    one = load_settings(SFTSettings, None, ["model=m", f"data={{path: {folder}/texts.jsonl, format: text}}", "old_data=none"])
+    one = load_settings(
+        SFTSettings, None, ["model=m", f"data={{path: {folder}/texts.jsonl, format: text}}", "old_data=none"]
+    )
     assert examples_for(one)[0].source == f"{folder}/texts.jsonl"
     two = load_settings(SFTSettings, None, ["model=m", f"data=[{folder}/texts.jsonl, {folder}/talks.jsonl]"])
     assert [one.weight for one in two.sets] == [1.0, 1.0]
@@ -92,8 +101,11 @@ FAULTS: list[tuple[str, str]] = [
     (f"data=[b.csv, {{{A}, weight: most}}]", "data.1.: weight='most' is not a number"),
     (f"data=[b.csv, {{{A}, wieght: 1}}]", "data.1. has the unknown key 'wieght'. Did you mean 'weight'"),
     ("data=[{weight: 1}]", "data.0. is {'weight': 1}, which names no path"),
-    (f"data=[{{{A}, format: alpacca}}]", "data.0.: format='alpacca': needed is 'auto', 'text', 'prompt-completion'"),
-    (f"data=[{{{A}, columns: prompt}}]", "data.0.: columns='prompt': needed is a valid dictionary"),
+    (
+        f"data=[{{{A}, format: alpacca}}]",
+        "data.0.: format='alpacca', and needed is 'auto', 'text', 'prompt-completion'",
+    ),
+    (f"data=[{{{A}, columns: prompt}}]", "data.0.: columns='prompt', and needed is a valid dictionary"),
     ("data=a.jsonl mixture_stop=last", "mixture_stop has no meaning for one set of data"),
     ("data=[a.jsonl, b.jsonl] mixture_stop=never", "mixture_stop='never'. Needed: 'first' or 'last'"),
     ("data=a.jsonl data_format=csv", "data_format='csv'. Needed: 'auto', 'text'"),

@@ -92,14 +92,18 @@ def test_patterns_and_near_names(tmp_path: Path) -> None:
     assert [file.name for file in matching_files(str(tmp_path / "**" / "*.txt")) or []] == ["a.txt", "b.txt", "c.txt"]
     with pytest.raises(DataError, match="no file that this pattern means"):
         matching_files(str(tmp_path / "*.jsonl"))
-    assert "Did you mean" in str(missing_path(str(tmp_path / "deeq"))) and "deep'" in str(missing_path(str(tmp_path / "deeq")))
+    assert "Did you mean" in str(missing_path(str(tmp_path / "deeq"))) and "deep'" in str(
+        missing_path(str(tmp_path / "deeq"))
+    )
 
 
 def test_a_config_and_a_split_of_a_data_set(tmp_path: Path) -> None:
     """A folder with a card is to ``datasets`` what a data set of the hub is."""
     for config in ("french", "german"):
         write_jsonl(tmp_path / f"{config}.jsonl", [{"text": config}])
-    configs = [f"- {{config_name: {name}, data_files: [{{split: test, path: {name}.jsonl}}]}}" for name in ("french", "german")]
+    configs = [
+        f"- {{config_name: {name}, data_files: [{{split: test, path: {name}.jsonl}}]}}" for name in ("french", "german")
+    ]
     (tmp_path / "README.md").write_text("\n".join(["---", "configs:", *configs, "---", ""]))
     assert list(load_split(f"{tmp_path}:german:test")) == [{"text": "german"}]
     with pytest.raises(DataError, match=f"Did you mean {tmp_path}:german:SPLIT"):

@@ -13,7 +13,9 @@ from orthotune.text.mixture import MOST_REPEATS, Stop, mixed, rows_of_sets
 
 def _set(name: str, size: int, format: str = "text") -> Examples:
     places = tuple(f"{name}, line {n}" for n in range(1, size + 1))
-    return Examples([{"text": f"{name}{n}"} for n in range(size)], format, name, 1, (f"id_{name}",), places, (f"form: {name}.",))
+    return Examples(
+        [{"text": f"{name}{n}"} for n in range(size)], format, name, 1, (f"id_{name}",), places, (f"form: {name}.",)
+    )
 
 
 @pytest.mark.parametrize(

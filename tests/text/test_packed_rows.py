@@ -67,7 +67,9 @@ def test_packed_examples_have_the_loss_that_each_has_alone(tmp_path: Path, name:
     alone = row_losses(model, rows)
     with torch.no_grad():
         # TRL's loss is a mean over the tokens of a batch.
-        packed = [(trainer.compute_loss(model, dict(one)).item(), int((one["labels"] != -100).sum())) for one in batches]
+        packed = [
+            (trainer.compute_loss(model, dict(one)).item(), int((one["labels"] != -100).sum())) for one in batches
+        ]
     assert sum(count for _, count in packed) == sum(count for _, count in alone)
     # Sums over 50 tokens of 5.5 nats in float32, in another order: a hundred roundings of 2e-5.
     assert sum(mean * count for mean, count in packed) == pytest.approx(sum(nats for nats, _ in alone), abs=2e-3)

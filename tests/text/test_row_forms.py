@@ -37,7 +37,8 @@ ROWS: list[tuple[Row, str, Row]] = [
         {"from": "human", "value": "Q"}, {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
         {"from": "observation", "value": "R"}, {"from": "gpt", "value": "A"}], "tools": json.dumps(TOOLS)}, "sharegpt",
      {"messages": [Q, CALL, {"role": "tool", "content": "R"}, A], "tools": json.dumps(TOOLS)}),
-    ({"instruction": "Q", "input": "", "output": "A"}, "alpaca", {"prompt": [Q], "completion": [A], "instruction": "Q"}),
+    ({"instruction": "Q", "input": "", "output": "A"}, "alpaca",
+     {"prompt": [Q], "completion": [A], "instruction": "Q"}),
     ({"instruction": "Q", "input": "I", "output": "A", "history": [["Q", "A"]], "system": "S"}, "alpaca",
      {"prompt": [{"role": "system", "content": "S"}, Q, A, {"role": "user", "content": "Q\n\nI"}], "completion": [A]}),
 ]  # fmt: skip
@@ -100,7 +101,9 @@ def test_columns_and_roles_have_other_names() -> None:
 def test_a_form_may_be_forced_and_others_are_mentioned() -> None:
     row = {"instruction": "Q", "output": "A", "text": "Q A"}
     first = examples_of([("line 1", row)], "d")
-    assert first.format == "text" and "also have the columns of alpaca: data_format=alpaca reads those" in first.notes[0]
+    assert (
+        first.format == "text" and "also have the columns of alpaca: data_format=alpaca reads those" in first.notes[0]
+    )
     assert examples_of([("line 1", row)], "d", "alpaca").rows[0]["prompt"] == [Q]
 
 
@@ -116,36 +119,79 @@ def test_a_system_prompt_is_put_before_dialogues_without_one() -> None:
     assert read({"messages": [own, Q, A]}) == {"messages": [own, Q, A]}
     assert read({"prompt": [Q], "completion": [A]})["prompt"] == [system, Q]
     assert read({"instruction": "Q", "output": "A"}) == {"prompt": [system, Q], "completion": [A]}
-    with pytest.raises(DataError, match="system_prompt for data 'd'. Found: rows of the form text, which hold no dialog"):
+    with pytest.raises(
+        DataError, match="system_prompt for data 'd'. Found: rows of the form text, which hold no dialog"
+    ):
         read({"text": "a"})
 
 
 def test_places_follow_the_rows_that_are_held_out() -> None:
     examples = Examples([{"text": "a"}, {"text": "b"}], "text", "d", places=("line 1", "line 5"))
-    assert examples.chosen([1]).place(0) == "line 5" and Examples([{"text": "a"}], "text", "d").place(0) == "d, example 1"
+    assert (
+        examples.chosen([1]).place(0) == "line 5" and Examples([{"text": "a"}], "text", "d").place(0) == "d, example 1"
+    )
 
 
 TALK = [{"from": "human", "value": "Q"}]
 FAULTS: list[tuple[list[Any], Reading, str]] = [
-    ([{"text": "a"}, {"messages": [Q]}], Reading(), "line 2. Found: columns messages, which is the form messages. "
-     "Needed: text .the data is read as text.. Keep rows of each form in a file of their own"),
-    ([{"instruction": "Q", "output": "A"}, {"instruction": "Q"}], Reading(), "line 2. Found: columns instruction. Needed"),
-    ([{"question": "a", "answer": "b"}], Reading(), "columns answer, question. Needed: messages or prompt . completion or"
-     " text or conversations or instruction . output. .*columns={text: question}"),
-    ([{"question": "a"}], Reading(columns={"prompt": "qestion"}), "line 1: columns has prompt: qestion.*mean 'question'"),
-    ([{"answer": "a"}], Reading(columns={"answer": "text"}), "line 1: columns has answer: text.*columns={text: answer}"),
-    ([{"conversations": [*TALK, {"from": "gtp", "value": "A"}]}], Reading(), "line 1, message 2. Found: from: 'gtp'. "
-     "Needed: one of system, human, .*Did you mean 'gpt'"),
-    ([{"conversations": [{"from": "Bob", "value": "Q"}]}], Reading(), "message 1. Found: from: 'Bob'.*roles={Bob: user}"),
+    (
+        [{"text": "a"}, {"messages": [Q]}],
+        Reading(),
+        "line 2. Found: columns messages, which is the form messages. "
+        "Needed: text .the data is read as text.. Keep rows of each form in a file of their own",
+    ),
+    (
+        [{"instruction": "Q", "output": "A"}, {"instruction": "Q"}],
+        Reading(),
+        "line 2. Found: columns instruction. Needed",
+    ),
+    (
+        [{"question": "a", "answer": "b"}],
+        Reading(),
+        "columns answer, question. Needed: messages or prompt . completion or"
+        " text or conversations or instruction . output. .*columns={text: question}",
+    ),
+    (
+        [{"question": "a"}],
+        Reading(columns={"prompt": "qestion"}),
+        "line 1: columns has prompt: qestion.*mean 'question'",
+    ),
+    (
+        [{"answer": "a"}],
+        Reading(columns={"answer": "text"}),
+        "line 1: columns has answer: text.*columns={text: answer}",
+    ),
+    (
+        [{"conversations": [*TALK, {"from": "gtp", "value": "A"}]}],
+        Reading(),
+        "line 1, message 2. Found: from: 'gtp'. Needed: one of system, human, .*Did you mean 'gpt'",
+    ),
+    (
+        [{"conversations": [{"from": "Bob", "value": "Q"}]}],
+        Reading(),
+        "message 1. Found: from: 'Bob'.*roles={Bob: user}",
+    ),
     ([{"conversations": [{"from": "gpt"}]}], Reading(), "line 1: column 'conversations'. .*a list of {from, value}"),
-    ([{"conversations": [{"from": "gpt", "value": 3}]}], Reading(), "line 1, message 1: column 'value'. Found: int '3'"),
-    ([{"conversations": [{"from": "function_call", "value": "f(1)"}]}], Reading(), "message 1: column 'value'.*a call of"),
-    ([{"instruction": "Q", "output": "A", "history": ["Q"]}], Reading(), "column 'history'.*list of .instruction, output."),
+    (
+        [{"conversations": [{"from": "gpt", "value": 3}]}],
+        Reading(),
+        "line 1, message 1: column 'value'. Found: int '3'",
+    ),
+    (
+        [{"conversations": [{"from": "function_call", "value": "f(1)"}]}],
+        Reading(),
+        "message 1: column 'value'.*a call of",
+    ),
+    (
+        [{"instruction": "Q", "output": "A", "history": ["Q"]}],
+        Reading(),
+        "column 'history'.*list of .instruction, output.",
+    ),
     ([{"instruction": "Q", "output": 3}], Reading(), "line 1: column 'output'. Found: int '3'. Needed: a string"),
     ([{"prompt": "Q", "completion": [A]}], Reading(), "a string beside a list of messages"),
     ([{"messages": "[{"}], Reading(), "column 'messages'. Found: str .* Needed: a list of {role, content}"),
     ([{"messages": []}], Reading(), "1 rows, all blank"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("rows", "reading", "words"), FAULTS)

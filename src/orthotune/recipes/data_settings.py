@@ -1,4 +1,4 @@
-"""Settings of one set of texts or dialogues, and how a setting as ``data`` is read that names one or several of them."""
+"""Settings of one set of texts or dialogues, and settings as ``data`` that name one set or several."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from orthotune.errors import nearest
 from orthotune.recipes.method_settings import SettingError
@@ -72,7 +72,9 @@ def data_sets(value: Any) -> Any:
     given = value if isinstance(value, list) else [value]
     if not given:
         raise SettingError("data", "data is an empty list", f"Name at least one set, as {EXAMPLE}")
-    return [_data_set(one, f"data[{number}]" if isinstance(value, list) else "data") for number, one in enumerate(given)]
+    return [
+        _data_set(one, f"data[{number}]" if isinstance(value, list) else "data") for number, one in enumerate(given)
+    ]
 
 
 def _data_set(value: Any, key: str) -> DataSet:
@@ -94,11 +96,12 @@ def _data_set(value: Any, key: str) -> DataSet:
         raise SettingError("data", f"{key}: weight={weight:g}", "Write a number above 0, or leave the set out")
     try:
         return DataSet(**value)
-    except ValueError as fault:
-        (first, *_) = fault.errors() if hasattr(fault, "errors") else [{"loc": ("path",), "msg": str(fault)}]
-        needed = first["msg"].replace("Input should be", "needed is").strip()
-        at = ".".join(map(str, first["loc"]))
-        raise SettingError("data", f"{key}: {at}={value.get(str(first['loc'][0]))!r}: {needed}", "Correct it") from fault
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        needed = first["msg"].replace("Input should be", "").strip()
+        at = str(first["loc"][0])
+        contradiction = f"{key}: {at}={value.get(at)!r}, and needed is {needed}"
+        raise SettingError("data", contradiction, f"Correct {at}") from fault
 
 
 #: The type of a setting that names data to learn from.

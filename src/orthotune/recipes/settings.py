@@ -70,7 +70,8 @@ class SFTSettings(TextSettings):
     )
     data_format: FormName = Field("auto", description="Form of the rows; auto: recognized by their columns.")
     columns: dict[str, str] = Field(
-        {}, description="Names of columns, as {prompt: question, completion: answer}: first the form's, then the data's."
+        {},
+        description="Names of columns, as {prompt: question, completion: answer}: first the form's, then the data's.",
     )
     roles: dict[str, str] = Field(
         {}, description="Names of speakers in the data and the roles that they are, as {customer: user}."
@@ -110,8 +111,8 @@ class SFTSettings(TextSettings):
     )
     packing: Literal["auto", "none", "wrapped", "bfd_split"] = Field(
         "auto",
-        description="auto: running text is wrapped (nothing is cut off), dialogues stay one per row. bfd_split: several "
-        "examples in a row, none of which reads another.",
+        description="auto: running text is wrapped (nothing is cut off), dialogues stay one per row. bfd_split: "
+        "several examples in a row, none of which reads another.",
     )
 
     @property

@@ -141,7 +141,9 @@ def _trainer(settings: SFTSettings, given: TrainerInputs) -> RunTrainer:
     given.notes.extend(examples.notes)
     refuse_lost(counts, examples.source, settings.max_dropped, settings.max_length)
     if settings.packing == "wrapped" and examples.format != "text":
-        given.notes.append("packing=wrapped: examples read those before them in a row; packing=bfd_split keeps them apart.")
+        given.notes.append(
+            "packing=wrapped: examples read those before them in a row; packing=bfd_split keeps them apart."
+        )
     given.notes.append(counts.sentences(settings.max_length, examples.unused))
     given.notes.extend(
         f"{name}: {found.dropped:,} of {found.examples:,} examples are not measured: nothing to predict in max_length."

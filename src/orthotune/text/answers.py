@@ -71,15 +71,16 @@ class Dialogue:
             DataError: the template writes the messages before in another way once the answer follows.
         """
         prompt = self.prompt(number)
-        if not text.startswith(prompt) and number:
-            if common_length(prompt, text) < common_length(self.text(number), prompt):
-                raise DataError(
-                    f"{self.place}, message {number + 1} (assistant), with loss_on=answers",
-                    got="a chat template that writes the messages before in another way once their answer follows: "
-                    f"{_around(prompt, text)}",
-                    needed="an answer that follows the prompt which the model is given for it",
-                    do="Pass loss_on=all, or data without what is written in two ways, as a system message",
-                )
+        # What an answer begins with may differ from the end of the prompt, the messages before may not.
+        differs = number > 0 and not text.startswith(prompt)
+        if differs and common_length(prompt, text) < common_length(self.text(number), prompt):
+            raise DataError(
+                f"{self.place}, message {number + 1} (assistant), with loss_on=answers",
+                got="a chat template that writes the messages before in another way once their answer follows: "
+                f"{_around(prompt, text)}",
+                needed="an answer that follows the prompt which the model is given for it",
+                do="Pass loss_on=all, or data without what is written in two ways, as a system message",
+            )
         return common_length(self.ids(prompt), ids)
 
     def prompt(self, number: int) -> str:
@@ -117,9 +118,9 @@ class Dialogue:
 def answer_rows(dialogue: Dialogue, first: int = 0) -> list[TokenRow]:
     """A dialogue as rows in which the assistant's messages alone are learned, with the token that ends each of them.
 
-    Every answer is learned once, as the template writes it when it is the newest one. Most templates write it so in the
-    complete dialogue, too, and there is one row. Where a template writes an answer in another way once others follow, as
-    those do that show the newest reasoning alone, the dialogue up to that answer is a row of its own.
+    Every answer is learned once, as the template writes it when it is the newest one. Most templates write it so in
+    the complete dialogue, too, and there is one row. Where a template writes an answer in another way once others
+    follow, as those do that show the newest reasoning alone, the dialogue up to that answer is a row of its own.
 
     Args:
         dialogue: the messages.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ class LabelledRows:
         return len({one for one, other in zip(self.examples, self.examples[1:], strict=False) if one == other})
 
     def table(self) -> Any:
-        """The rows as a ``datasets.Dataset`` with ``input_ids`` and ``labels``, which TRL's trainer takes as they are."""
+        """The rows as a ``datasets.Dataset`` with ``input_ids`` and ``labels``, which TRL takes as they are."""
         from datasets import Dataset
 
         return Dataset.from_dict(
@@ -201,4 +201,3 @@ def _names(template: str | Mapping[str, str], role: str) -> bool:
     """Whether a template, or one of several, compares with a role."""
     written = template if isinstance(template, str) else " ".join(template.values())
     return f"'{role}'" in written or f'"{role}"' in written
-

@@ -21,8 +21,8 @@ def mixed(sets: Sequence[Examples], weights: Sequence[float], stop: Stop = "firs
     Args:
         sets: to mix.
         weights: one for each set, relative to their sum.
-        stop: ``first`` ends the mixture when the first of its sets is used up, so that no row is repeated; ``last`` when
-            the last one is, and smaller sets begin again.
+        stop: ``first`` ends the mixture when the first of its sets is used up, so that no row is repeated; ``last``
+            when the last one is, and smaller sets begin again.
         seed: of the choice of rows and of their order.
 
     Returns:

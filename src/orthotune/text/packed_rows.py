@@ -45,7 +45,8 @@ def check_separated(trainer: Any) -> None:
     change, largest = (one - other).abs().max().item(), one.abs().max().item()
     if change > max(ROUNDING, torch.finfo(one.dtype).eps) * largest:
         raise _refused(
-            trainer, "a model whose examples in one row read each other: other tokens before an example change its logits"
+            trainer,
+            "a model whose examples in one row read each other: other tokens before an example change its logits",
         )
 
 

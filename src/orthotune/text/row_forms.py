@@ -139,7 +139,11 @@ def renamed(row: Row, columns: Mapping[str, str], place: str) -> Row:
             raise DataError(
                 f"{place}: columns has {name}: {other}",
                 got=f"columns {', '.join(sorted(map(str, row)))}",
-                do=f"Write columns={{{other}: {name}}}" if swapped else f"Did you mean {close[0]!r}?" if close else None,
+                do=f"Write columns={{{other}: {name}}}"
+                if swapped
+                else f"Did you mean {close[0]!r}?"
+                if close
+                else None,
             )
     kept = {name: value for name, value in row.items() if name not in columns and name not in columns.values()}
     return kept | {name: row[other] for name, other in columns.items()}
@@ -316,9 +320,7 @@ def _string(value: Any, column: str, place: str) -> str:
 
 
 def _unfit(value: Any, column: str, needed: str, place: str) -> DataError:
-    return DataError(
-        f"{place}: column {column!r}", got=f"{type(value).__name__} {str(value)[:40]!r}", needed=needed
-    )
+    return DataError(f"{place}: column {column!r}", got=f"{type(value).__name__} {str(value)[:40]!r}", needed=needed)
 
 
 #: By name. Asked in this order: a dialogue export often carries its rendered text beside the messages. The first three

@@ -87,8 +87,15 @@ def build_trainer(
     limit = None if arguments.packing else arguments.max_length
     learned = training_rows(tokenizer, examples, limit, answers_only)
     labelling = Labelling(answers_only, examples.format in ("prompt-completion", "mixed"))
-    measured = {name: evaluation_rows(tokenizer, given, arguments.max_length, labelling if name != KEPT else
-                replace(labelling, answers_only=False)).table() for name, given in domains.items()}
+    measured = {
+        name: evaluation_rows(
+            tokenizer,
+            given,
+            arguments.max_length,
+            labelling if name != KEPT else replace(labelling, answers_only=False),
+        ).table()
+        for name, given in domains.items()
+    }
     trainer: RunTrainer = run_trainer(CountingSFTTrainer)(
         model,
         args=arguments,
@@ -175,9 +182,7 @@ def training_rows(tokenizer: Any, examples: Examples, limit: int | None, answers
     return labelled_rows(tokenizer, examples, Labelling(answers_only, max_length=limit))
 
 
-def evaluation_rows(
-    tokenizer: Any, examples: Examples, max_length: int | None, labelling: Labelling
-) -> LabelledRows:
+def evaluation_rows(tokenizer: Any, examples: Examples, max_length: int | None, labelling: Labelling) -> LabelledRows:
     """What is measured. Running text is cut into rows here, since the trainer would keep only the head of each text.
 
     Args:

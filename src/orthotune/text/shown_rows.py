@@ -72,7 +72,8 @@ def shown_lines(
         >>> class Tokenizer:
         ...     def decode(self, ids): return "".join("abc\\x1b"[one] for one in ids)
         >>> row = TokenRow([0, 1, 3, 2], [-100, -100, 3, 2])
-        >>> for line in shown_lines(Tokenizer(), [ShownExample("d.jsonl, line 1", {"": row})], ["1 example."], BRACKETS):
+        >>> example = ShownExample("d.jsonl, line 1", {"": row})
+        >>> for line in shown_lines(Tokenizer(), [example], ["1 example."], BRACKETS):
         ...     print(line)
         d.jsonl, line 1: 4 tokens, 2 of them learned
         a·b·⟦\\x1b·c⟧
