@@ -52,7 +52,8 @@ LLAMA3 = (
 GEMMA = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
     "{% endif %}{% for m in messages %}{% if m['role'] == 'assistant' %}{% set role = 'model' %}{% else %}"
-    "{% set role = m['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}"
+    "{% set role = m['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + "
+    "m['content'] | trim + '<end_of_turn>\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
@@ -241,6 +242,17 @@ def test_dialogues_that_become_several_rows_are_counted() -> None:
     examples = examples_of([("a", {"messages": _messages(THINKING)}), ("b", {"messages": _messages(TALK[:2])})], "here")
     found = labelled_rows(_tokenizer(STRIPS_EARLIER), examples, Labelling(answers_only=True))
     assert (len(found.rows), found.examples, found.split) == (3, [0, 0, 1], 1)
+
+
+def test_running_text_among_other_rows_is_not_cut_off() -> None:
+    rows: list[dict[str, Any]] = [{"text": "0123456789" * 3}, {"prompt": "a", "completion": "b"}]
+    examples = Examples(rows, "mixed", "here")
+    found = labelled_rows(_tokenizer(), examples, Labelling(max_length=12, texts_in_pieces=True))
+    assert (found.examples, found.split) == ([0, 0, 0, 1], 0)
+    # Neighbouring pieces share a token, which only the first one of them learns.
+    assert "".join(_learned(_tokenizer(), [row])[0][n > 0 :] for n, row in enumerate(found.rows[:3])) == (
+        "0123456789" * 3 + "<end>"
+    )
 
 
 def test_alpaca_with_and_without_a_chat_template() -> None:

@@ -50,7 +50,9 @@ def _verb(recipe: Recipe) -> Callable[..., None]:
         if show_data:
             from orthotune.cli.terminal import marks, printable
 
-            for line in job.show_data(checked, marks()):
+            with quiet():  # tokenizers remark on rows that are longer than the model's
+                lines = job.show_data(checked, marks())
+            for line in lines:
                 typer.echo(printable(line))
             return
         _finished(recipe, checked, lambda: job.run(checked, say=typer.echo))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from orthotune.errors import nearest
 from orthotune.recipes.method_settings import SettingError
@@ -18,17 +18,7 @@ EXAMPLE = "data=[{path: a.jsonl, weight: 0.7}, {path: b.parquet, weight: 0.3}]"
 
 
 class DataSet(BaseModel):
-    """One set of texts or dialogues.
-
-    Args:
-        path: file, directory, pattern, hub name, or a word with a split as ``manpages-fr/train``.
-        weight: share of the set in a mixture, relative to the weights of the other sets.
-        format: form of its rows.
-        columns: from the name of a column in the form to its name in the set.
-        roles: from a name of a speaker in the set to a role of the chat template.
-        system_prompt: put before dialogues without a system message.
-        config: of a hub set that has several.
-        split: of a hub set.
+    """One set of texts or dialogues in a list of several.
 
     Example:
         >>> DataSet(path="owner/name", config="en", split="test").source
@@ -37,14 +27,14 @@ class DataSet(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str
-    weight: float = 1.0
-    format: FormName = "auto"
-    columns: dict[str, str] = {}
-    roles: dict[str, str] = {}
-    system_prompt: str | None = None
-    config: str | None = None
-    split: str | None = None
+    path: str = Field(description="File, directory, pattern, hub name, or a word with a split as `manpages-fr/train`.")
+    weight: float = Field(1.0, description="Share of the set in the mixture, relative to the other weights.")
+    format: FormName = Field("auto", description="Form of the rows; default: `data_format`.")
+    columns: dict[str, str] = Field({}, description="Names of columns, beside those of the run.")
+    roles: dict[str, str] = Field({}, description="Names of speakers, beside those of the run.")
+    system_prompt: str | None = Field(None, description="Default: that of the run.")
+    config: str | None = Field(None, description="Of a hub set that has several.")
+    split: str | None = Field(None, description="Of a hub set. Default: train.")
 
     @property
     def source(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orthotune.errors import DataError, nearest
-from orthotune.metrics.text_loss import IGNORED, TokenRow
+from orthotune.metrics.text_loss import IGNORED, TokenRow, pieces
 from orthotune.runs.data_files import Row
 from orthotune.text.answers import Dialogue, answer_rows, common_length, first_answer, tools_of
 from orthotune.text.data import Examples
@@ -28,11 +28,13 @@ class Labelling:
         answers_only: of dialogues, the messages of the assistant alone.
         completions_only: of prompts with completions, the completions alone.
         max_length: nothing is learned of a dialogue whose first answer begins beyond so many tokens; None for no limit.
+        texts_in_pieces: running text is cut into rows of ``max_length`` tokens, so that none of it is lost.
     """
 
     answers_only: bool = False
     completions_only: bool = True
     max_length: int | None = None
+    texts_in_pieces: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,12 @@ class LabelledRows:
     Args:
         rows: their tokens; those labelled -100 are read and not learned.
         examples: for each row, the number of the example that it comes from.
+        split: how many dialogues became several rows.
     """
 
     rows: list[TokenRow]
     examples: list[int]
-
-    @property
-    def split(self) -> int:
-        """How many examples became several rows."""
-        return len({one for one, other in zip(self.examples, self.examples[1:], strict=False) if one == other})
+    split: int = 0
 
     def table(self) -> Any:
         """The rows as a ``datasets.Dataset`` with ``input_ids`` and ``labels``, which TRL takes as they are."""
@@ -116,11 +115,13 @@ def labelled_rows(tokenizer: Any, examples: Examples, labelling: Labelling) -> L
     check_template(tokenizer, examples)
     rows: list[TokenRow] = []
     numbers: list[int] = []
+    split = 0
     for number, row in enumerate(examples.rows):
-        for one in _rows_of(tokenizer, row, labelling, examples.place(number)):
-            rows.append(one)
-            numbers.append(number)
-    return LabelledRows(rows, numbers)
+        found = list(_rows_of(tokenizer, row, labelling, examples.place(number)))
+        rows += found
+        numbers += [number] * len(found)
+        split += len(found) > 1 and "text" not in row
+    return LabelledRows(rows, numbers, split)
 
 
 def messages_of(row: Row) -> list[Any] | None:
@@ -161,6 +162,9 @@ def _rows_of(tokenizer: Any, row: Row, labelling: Labelling, place: str) -> Iter
         end = tokenizer.eos_token
         text += end if end is not None and not text.endswith(end) else ""
         ids = list(tokenizer(text=prompt + text)["input_ids"])
+        if "text" in row and labelling.texts_in_pieces and labelling.max_length is not None:
+            yield from pieces(ids, labelling.max_length)
+            return
         start = common_length(tokenizer(text=prompt)["input_ids"], ids) if prompt and labelling.completions_only else 0
         yield _labelled_from(ids, start)
         return

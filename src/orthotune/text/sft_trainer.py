@@ -179,7 +179,9 @@ def training_rows(tokenizer: Any, examples: Examples, limit: int | None, answers
     Raises:
         DataError: a dialogue that the chat template refuses.
     """
-    return labelled_rows(tokenizer, examples, Labelling(answers_only, max_length=limit))
+    # Where all is running text, packing decides whether texts are wrapped or cut off.
+    labelling = Labelling(answers_only, max_length=limit, texts_in_pieces=examples.format == "mixed")
+    return labelled_rows(tokenizer, examples, labelling)
 
 
 def evaluation_rows(tokenizer: Any, examples: Examples, max_length: int | None, labelling: Labelling) -> LabelledRows:
@@ -194,6 +196,8 @@ def evaluation_rows(tokenizer: Any, examples: Examples, max_length: int | None, 
     Raises:
         DataError: a dialogue that the chat template refuses.
     """
+    if examples.format == "mixed":
+        labelling = replace(labelling, max_length=max_length, texts_in_pieces=True)
     if examples.format != "text":
         return labelled_rows(tokenizer, examples, labelling)
     rows = token_rows(tokenizer, (row["text"] for row in examples.rows), max_length or 1024)
