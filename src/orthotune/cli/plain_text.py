@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
-from orthotune.files.plain_text import plain
+from typing import Any
 
-__all__ = ["plain"]
+
+def plain(value: Any) -> Any:
+    """``value`` as :func:`orthotune.files.plain_text.plain` escapes it.
+
+    Example:
+        >>> plain("gpt2\\x1b[2J")
+        'gpt2\\\\x1b[2J'
+    """
+    from orthotune.files.plain_text import plain as escaped
+
+    return escaped(value)

@@ -121,13 +121,29 @@ def json_object(text: str) -> dict[str, Any]:
         >>> json_object('{"a": 1}')
         {'a': 1}
     """
-    try:
-        value = json.loads(text)
-    except RecursionError as fault:
-        raise ValueError("JSON that is nested too deep") from fault
+    value = json_value(text)
     if not isinstance(value, dict):
         raise ValueError(f"a JSON {_kind(value)}")
     return value
+
+
+def json_value(text: str) -> Any:
+    """The JSON value in a text, such as a list in a column of a table.
+
+    Args:
+        text: the text.
+
+    Raises:
+        ValueError: the text is not JSON.
+
+    Example:
+        >>> json_value("[1, 2]")
+        [1, 2]
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as fault:
+        raise ValueError("JSON that is nested too deep") from fault
 
 
 def write_json(

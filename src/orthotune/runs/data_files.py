@@ -9,7 +9,7 @@ from typing import Any
 
 from orthotune.errors import DataError, nearest
 from orthotune.files.json_file import read_json_lines, read_json_list
-from orthotune.runs.delimited_files import read_delimited
+from orthotune.files.tables import read_delimited
 
 Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt")

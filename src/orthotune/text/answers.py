@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orthotune.errors import DataError
-from orthotune.files.json_file import json_object
+from orthotune.files.json_file import json_value
 from orthotune.metrics.text_loss import IGNORED, TokenRow
 from orthotune.runs.data_files import Row
 
@@ -92,7 +92,7 @@ class Dialogue:
         before = self.messages[:number]
         if any(message["role"] not in ("system", "developer") for message in before):
             return self.text(number, prompt=True)
-        # Nobody spoke before, and templates refuse a dialogue without any question: what is alike, whatever is said.
+        # Nobody spoke before, and templates refuse a dialogue without any question: what is alike for any two contents.
         one, other = (
             self._written([*before, {**self.messages[number], "content": probe}], prompt=False) for probe in PROBES
         )
@@ -176,7 +176,7 @@ def tools_of(row: Row) -> list[Any] | None:
         [{'name': 'f'}]
     """
     tools = row.get("tools")
-    return json_object(f'{{"tools": {tools}}}')["tools"] if isinstance(tools, str) else tools
+    return json_value(tools) if isinstance(tools, str) else tools
 
 
 def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orthotune.errors import DataError, nearest
+from orthotune.files.json_file import json_value
 from orthotune.runs.data_files import Row
 
 #: Names of speakers in ShareGPT's ``from``, and the roles that chat templates know for them.
@@ -308,8 +309,8 @@ def _parsed(value: Any) -> Any:
     if not isinstance(value, str) or not value.lstrip().startswith(("[{", "[[", "{", "[]")):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return json_value(value)
+    except ValueError:
         return value
 
 
