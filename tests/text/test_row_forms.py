@@ -191,6 +191,12 @@ FAULTS: list[tuple[list[Any], Reading, str]] = [
     ([{"prompt": "Q", "completion": [A]}], Reading(), "a string beside a list of messages"),
     ([{"messages": "[{"}], Reading(), "column 'messages'. Found: str .* Needed: a list of {role, content}"),
     ([{"messages": []}], Reading(), "1 rows, all blank"),
+    (
+        [{"messages": [Q], "tools": "[{]"}],
+        Reading(),
+        "line 1: column 'tools'. Found: str .*a list of tools, or its JSON",
+    ),
+    ([{"messages": [Q], "tools": {"f": 1}}], Reading(), "line 1: column 'tools'. Found: dict"),
 ]
 
 

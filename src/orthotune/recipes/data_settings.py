@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orthotune.errors import nearest
 from orthotune.recipes.method_settings import SettingError
@@ -71,7 +71,7 @@ def _data_set(value: Any, key: str) -> DataSet:
     if isinstance(value, DataSet):
         return value
     if isinstance(value, str):
-        return DataSet(path=value)
+        return DataSet.model_validate({"path": value})
     if not isinstance(value, Mapping) or not isinstance(value.get("path"), str):
         raise SettingError("data", f"{key} is {value!r}, which names no path", f"Write {EXAMPLE}")
     for name in value:
@@ -92,7 +92,3 @@ def _data_set(value: Any, key: str) -> DataSet:
         at = str(first["loc"][0])
         contradiction = f"{key}: {at}={value.get(at)!r}, and needed is {needed}"
         raise SettingError("data", contradiction, f"Correct {at}") from fault
-
-
-#: The type of a setting that names data to learn from.
-Data = Annotated[str | list[DataSet], BeforeValidator(data_sets)]

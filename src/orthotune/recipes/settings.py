@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from orthotune.recipes import text_settings
-from orthotune.recipes.data_settings import Data, DataSet, FormName
+from orthotune.recipes.data_settings import DataSet, FormName, data_sets
 from orthotune.recipes.method_settings import METHODS, Method, Positive, SettingError
 from orthotune.recipes.text_settings import LEARNING_RATES, MUTUALLY_EXCLUSIVE, WITH_ADAPTER, WORLD, TextSettings
 
@@ -64,7 +64,7 @@ class SFTSettings(TextSettings):
         "mixture_stop",
     )
 
-    data: Data = Field(
+    data: str | list[DataSet] = Field(
         description="File, directory, pattern, hub name or text-world/SPLIT to learn from; or several sets by weight: "
         "[{path: a.jsonl, weight: 0.7}, {path: b.parquet, weight: 0.3}]."
     )
@@ -115,10 +115,15 @@ class SFTSettings(TextSettings):
         "several examples in a row, none of which reads another.",
     )
 
+    @field_validator("data", mode="before")
+    @classmethod
+    def _named_sets(cls, value: Any) -> Any:
+        return data_sets(value)
+
     @property
     def sets(self) -> list[DataSet]:
         """The sets of `data`, with what the settings say of all of them."""
-        given = [DataSet(path=self.data)] if isinstance(self.data, str) else self.data
+        given = [DataSet.model_validate({"path": self.data})] if isinstance(self.data, str) else self.data
         return [
             one.model_copy(
                 update={

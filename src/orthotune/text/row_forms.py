@@ -193,14 +193,14 @@ def _prompt_completion(row: Row, place: str, roles: Mapping[str, str]) -> Row:
         raise DataError(
             place, got="a string beside a list of messages", needed="prompt and completion of the same kind"
         )
-    return found | ({} if any(texts) else _tools(row))
+    return found | ({} if any(texts) else _tools(row, place))
 
 
 def _messages(row: Row, place: str, roles: Mapping[str, str]) -> Row:
     messages = _parsed(row["messages"])
     if not is_dialogue(messages):
         raise _unfit(row["messages"], "messages", "a list of {role, content}", place)
-    return {"messages": _as_templates_read(messages, roles), **_tools(row)}
+    return {"messages": _as_templates_read(messages, roles), **_tools(row, place)}
 
 
 def _sharegpt(row: Row, place: str, roles: Mapping[str, str]) -> Row:
@@ -213,7 +213,7 @@ def _sharegpt(row: Row, place: str, roles: Mapping[str, str]) -> Row:
         raise _unfit(row["conversations"], "conversations", "a list of {from, value}", place)
     if (system := row.get("system")) and messages and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": _string(system, "system", place)}, *messages]
-    return {"messages": messages, **_tools(row)}
+    return {"messages": messages, **_tools(row, place)}
 
 
 def _message(spoken: dict[str, Any], number: int, place: str, roles: Mapping[str, str]) -> dict[str, Any]:
@@ -296,11 +296,13 @@ def _call_of(call: Any) -> Any:
     return call | {"function": function | {"arguments": arguments}}
 
 
-def _tools(row: Row) -> Row:
+def _tools(row: Row, place: str) -> Row:
     """The tools of a dialogue, as JSON: rows have tools of other fields, which a table would give each other."""
     tools = row.get("tools")
     if not tools:
         return {}
+    if not isinstance(_parsed(tools), list):
+        raise _unfit(tools, "tools", 'a list of tools, or its JSON, as [{"type": "function", ...}]', place)
     return {"tools": tools if isinstance(tools, str) else json.dumps(tools)}
 
 
