@@ -12,7 +12,7 @@ from orthotune.errors import DataError
 from orthotune.runs.quiet import quiet
 from orthotune.text.answers import Dialogue, answer_rows
 from orthotune.text.data import Examples, Reading, examples_of, table_of
-from orthotune.text.labelled_rows import LabelledRows, Labelling, labelled_rows
+from orthotune.text.labelled_rows import LabelledRows, Labelling, check_template, labelled_rows
 from orthotune.text.rendered_rows import rendered_rows
 from tests.support.tiny_text import make_model, make_tokenizer
 
@@ -124,7 +124,9 @@ def test_answers_alone_are_learned(name: str) -> None:
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 #: Templates that read their contents from lists of parts, which texts are not: they write none of a text, or fail.
 OF_PARTS = ("idefics3", "llava_next", "smolvlm")
-SHIPPED = sorted(path.stem for path in FOLDER.glob("*.jinja") if not path.stem.startswith(OF_PARTS))
+SHIPPED = sorted(
+    path.stem for path in FOLDER.glob("*.jinja") if not path.stem.startswith(OF_PARTS) and "_training" not in path.stem
+)
 
 
 @pytest.mark.parametrize("reasoning", [False, True])
@@ -171,6 +173,15 @@ def test_dialogues_that_the_template_refuses_are_named(
     rows = [("d.jsonl, line 1", {"messages": _messages(TALK)}), ("d.jsonl, line 2", {"messages": _messages(talk)})]
     with pytest.raises(DataError, match=f"d.jsonl, line 2.*{words}"):
         labelled_rows(_tokenizer(template), examples_of(rows, "d.jsonl"), Labelling(answers_only))
+
+
+def test_dialogues_of_any_column_need_a_template() -> None:
+    pair = {"prompt": _messages(TALK[:1]), "chosen": _messages(TALK[1:2]), "rejected": _messages([("bot", "B")])}
+    examples = Examples([pair], "preference", "here")
+    with pytest.raises(DataError, match="a tokenizer without a chat template"):
+        check_template(_tokenizer(None), examples)
+    with pytest.raises(DataError, match="here, example 1. Found: the role 'bot'"):
+        check_template(_tokenizer(), examples)
 
 
 def test_roles_that_the_template_names_or_the_data_renames() -> None:

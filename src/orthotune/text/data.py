@@ -13,7 +13,16 @@ from orthotune.runs.data_files import SUFFIXES, Row, matching_files, missing_pat
 from orthotune.runs.hub_data import load_split
 from orthotune.text.row_forms import FORMS, form_of, forms_of, is_dialogue, refuse_other_form, renamed
 
-__all__ = ["Examples", "Reading", "examples_of", "hold_out", "is_dialogue", "load_examples", "table_of"]
+__all__ = [
+    "Examples",
+    "Reading",
+    "examples_of",
+    "hold_out",
+    "is_dialogue",
+    "load_examples",
+    "placed_rows",
+    "table_of",
+]
 
 LARGEST_HELD_OUT = 256
 HELD_OUT_SHARE = 0.05
@@ -94,18 +103,31 @@ def load_examples(source: str, data_format: str = "auto", reading: Reading | Non
         >>> load_examples("reviews.jsonl").format  # doctest: +SKIP
         'prompt-completion'
     """
+    return examples_of(placed_rows(source), source, data_format, reading)
+
+
+def placed_rows(source: str) -> list[tuple[str, Row]]:
+    """The rows of a file, of a directory, of a pattern, or of the hub's data set, each with its place for messages.
+
+    Args:
+        source: as :func:`load_examples` takes it.
+
+    Raises:
+        DataError: nothing there, or a broken line.
+
+    Example:
+        >>> placed_rows("pairs.jsonl")  # doctest: +SKIP
+        [('pairs.jsonl, line 1', {'prompt': '1 + 1 =', 'chosen': '2', 'rejected': '3'})]
+    """
     path = Path(source)
     if path.exists():
-        rows = read_rows(path)
-    elif (files := matching_files(source)) is not None:
-        rows = [row for file in files for row in read_rows(file)]
-    elif path.suffix in SUFFIXES or (
-        source.startswith((".", "/", "~")) and not Path(source.partition(":")[0]).is_dir()  # FOLDER:CONFIG:SPLIT
-    ):
+        return read_rows(path)
+    if (files := matching_files(source)) is not None:
+        return [row for file in files for row in read_rows(file)]
+    folder = Path(source.partition(":")[0])  # FOLDER:CONFIG:SPLIT is read by ``datasets``
+    if path.suffix in SUFFIXES or (source.startswith((".", "/", "~")) and not folder.is_dir()):
         raise missing_path(source)
-    else:
-        rows = [(f"{source}, row {number}", row) for number, row in enumerate(_from_hub(source))]
-    return examples_of(rows, source, data_format, reading)
+    return [(f"{source}, row {number}", row) for number, row in enumerate(_from_hub(source))]
 
 
 def _from_hub(source: str) -> Any:

@@ -10,7 +10,7 @@ from orthotune.errors import DataError, nearest
 from orthotune.metrics.text_loss import IGNORED, TokenRow, pieces
 from orthotune.runs.data_files import Row
 from orthotune.text.answers import Dialogue, answer_rows, common_length, first_answer, tools_of
-from orthotune.text.data import Examples
+from orthotune.text.data import Examples, is_dialogue
 from orthotune.text.row_forms import ROLES
 
 #: The prompt of Alpaca's authors, for models without a chat template.
@@ -73,8 +73,9 @@ def check_template(tokenizer: Any, examples: Examples) -> None:
     """
     template, looked_at = tokenizer.chat_template, False
     for number, row in enumerate(examples.rows):
-        messages = messages_of(row)
-        if messages is None:
+        # Any dialogue: other recipes have them in other columns, as chosen and rejected.
+        messages = [message for value in row.values() if is_dialogue(value) for message in value]
+        if not messages:
             continue
         if not template:
             if "instruction" in row:
@@ -84,8 +85,8 @@ def check_template(tokenizer: Any, examples: Examples) -> None:
                 got="a tokenizer without a chat template",
                 do="Use a chat model, or data with text, or prompt and completion",
             )
-        if not looked_at:
-            _check_written(Dialogue(tokenizer, messages, tools_of(row), examples.place(number)))
+        if not looked_at and (complete := messages_of(row)) is not None:
+            _check_written(Dialogue(tokenizer, complete, tools_of(row), examples.place(number)))
             looked_at = True
         for message in messages:
             if (role := message["role"]) not in ROLES and not _names(template, role):

@@ -9,6 +9,8 @@ from orthotune.text.answers import Dialogue, tools_of
 from orthotune.text.data import Examples
 from orthotune.text.labelled_rows import check_template, messages_of, plain_text
 
+__all__ = ["check_template", "rendered_rows"]
+
 
 def rendered_rows(tokenizer: Any, examples: Examples, max_length: int) -> list[TokenRow]:
     """Every token of the examples, in rows of at most ``max_length``, as a finetuning on them has it.
