@@ -97,8 +97,9 @@ def test_patterns_and_near_names(tmp_path: Path) -> None:
     )
 
 
-def test_a_config_and_a_split_of_a_data_set(tmp_path: Path) -> None:
+def test_a_config_and_a_split_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with a card is to ``datasets`` what a data set of the hub is."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path.parent / "cache")
     for config in ("french", "german"):
         write_jsonl(tmp_path / f"{config}.jsonl", [{"text": config}])
     configs = [

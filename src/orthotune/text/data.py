@@ -165,7 +165,7 @@ def examples_of(
     form = form_of(placed[0][1], source) if reading.form == "auto" else FORMS[reading.form]
     kept, places, empty = [], [], []
     for place, full in placed:
-        refuse_other_form(full, form, place)
+        refuse_other_form(full, form, place, forced=reading.form != "auto")
         row = form.read(full, place, reading.roles)
         if all(value.strip() if isinstance(value, str) else value for value in row.values()):
             kept.append(_with_system_prompt(row, reading.system_prompt))

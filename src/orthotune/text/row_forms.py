@@ -150,8 +150,14 @@ def renamed(row: Row, columns: Mapping[str, str], place: str) -> Row:
     return kept | {name: row[other] for name, other in columns.items()}
 
 
-def refuse_other_form(row: Row, form: Form, place: str) -> None:
+def refuse_other_form(row: Row, form: Form, place: str, forced: bool = False) -> None:
     """Refuse a row that lacks a column of the form that its source is read as.
+
+    Args:
+        row: with the columns of the source.
+        form: that the source is read as.
+        place: of the row, for messages.
+        forced: the form was named, and not recognized by the first row.
 
     Raises:
         DataError: names the column, and the form that the row has instead, if any.
@@ -165,7 +171,9 @@ def refuse_other_form(row: Row, form: Form, place: str) -> None:
         place,
         got=got + (f", which is the form {other}" if other else ""),
         needed=f"{' and '.join(missing)} (the data is read as {form.name})",
-        do="Keep rows of each form in a file of their own, and name both: data=[{path: A}, {path: B}]"
+        do=f"Leave data_format out, or say which column is which: columns={{{missing[0]}: NAME}}"
+        if forced
+        else "Keep rows of each form in a file of their own, and name both: data=[{path: A}, {path: B}]"
         if other
         else None,
     )
