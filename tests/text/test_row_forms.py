@@ -135,6 +135,11 @@ def test_places_follow_the_rows_that_are_held_out() -> None:
 TALK = [{"from": "human", "value": "Q"}]
 FAULTS: list[tuple[list[Any], Reading, str]] = [
     (
+        [{"text": "a"}],
+        Reading("alpaca"),
+        "line 1. .*read as alpaca.. Leave data_format out, or .*columns={instruction: N",
+    ),
+    (
         [{"text": "a"}, {"messages": [Q]}],
         Reading(),
         "line 2. Found: columns messages, which is the form messages. "
