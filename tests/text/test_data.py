@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from orthotune.errors import DataError
-from orthotune.text import data as text_data
 from orthotune.text.data import Examples, hold_out, load_examples
+from orthotune.text.row_forms import FORMS
 from tests.support.tiny_text import write_jsonl
 
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -24,7 +24,7 @@ MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": 
 def test_formats_are_told_by_their_columns(tmp_path: Path, row: dict[str, object], name: str) -> None:
     examples = load_examples(str(write_jsonl(tmp_path / "d.jsonl", [row])))
     assert examples.format == name
-    assert set(examples.rows[0]) == set(text_data.COLUMNS[name])
+    assert set(examples.rows[0]) == set(FORMS[name].columns)
 
 
 def test_blank_rows_are_left_out(tmp_path: Path) -> None:

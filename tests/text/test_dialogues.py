@@ -10,7 +10,7 @@ import pytest
 
 from orthotune.errors import DataError
 from orthotune.runs.quiet import quiet
-from orthotune.text.answers import answer_labels
+from orthotune.text.answers import Dialogue, answer_rows
 from orthotune.text.data import Examples, load_examples, table_of
 from orthotune.text.rendered_rows import rendered_rows
 from orthotune.text.sft_trainer import build_trainer, domain_rows, sft_config
@@ -96,11 +96,9 @@ def test_answers_alone_are_learned_and_measured(tmp_path: Path, answers_only: bo
     assert trainer.row_counts["train"].trained_tokens == 2 * len(learned)
 
 
-def test_a_template_that_rewrites_turns_is_refused() -> None:
-    tokenizer = _tokenizer(LAST_DIFFERS)
-    ids = tokenizer.apply_chat_template(TALK["messages"], return_dict=True)["input_ids"]
-    with pytest.raises(DataError, match="renders a message in another way once others follow"):
-        answer_labels(tokenizer, TALK, ids)
+def test_a_template_that_rewrites_questions_is_refused() -> None:
+    with pytest.raises(DataError, match=r"a.jsonl, line 3, message 3 .*writes the messages before in another way"):
+        answer_rows(Dialogue(_tokenizer(LAST_DIFFERS), TALK["messages"][:3], place="a.jsonl, line 3"))
 
 
 @pytest.mark.parametrize(

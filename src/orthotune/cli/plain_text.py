@@ -1,4 +1,4 @@
-"""Escape control characters of texts from files, so that they cannot move a terminal's cursor or change its colours."""
+"""Escape control characters of texts from files before they are printed."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """``value`` with all unprintable characters of its texts escaped, in keys and in nested values as well.
+    """``value`` as :func:`orthotune.files.plain_text.plain` escapes it.
 
     Example:
-        >>> plain({"base": "gpt2\\x1b[2J"})
-        {'base': 'gpt2\\\\x1b[2J'}
+        >>> plain("gpt2\\x1b[2J")
+        'gpt2\\\\x1b[2J'
     """
-    if isinstance(value, str):
-        return "".join(mark if mark.isprintable() or mark == "\n" else ascii(mark)[1:-1] for mark in value)
-    if isinstance(value, dict):
-        return {plain(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(plain(inner) for inner in value)
-    return value
+    from orthotune.files.plain_text import plain as escaped
+
+    return escaped(value)

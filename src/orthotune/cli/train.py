@@ -31,7 +31,9 @@ def train() -> None:
 def _verb(recipe: Recipe) -> Callable[..., None]:
     """The function whose signature typer makes the options of ``orthotune train NAME`` from."""
 
-    def run(words: list[str], output: Path | None, dry_run: bool = False, **options: str | None) -> None:
+    def run(
+        words: list[str], output: Path | None, dry_run: bool = False, show_data: bool = False, **options: str | None
+    ) -> None:
         from orthotune.recipes.load import load_settings
 
         file, settings = recipe_and_settings(words or [])
@@ -44,6 +46,14 @@ def _verb(recipe: Recipe) -> Callable[..., None]:
         if dry_run:
             for line in job.plan(checked):
                 typer.echo(line)
+            return
+        if show_data:
+            from orthotune.cli.terminal import marks, printable
+
+            with quiet():  # tokenizers remark on rows that are longer than the model's
+                lines = job.show_data(checked, marks())
+            for line in lines:
+                typer.echo(printable(line))
             return
         _finished(recipe, checked, lambda: job.run(checked, say=typer.echo))
 
@@ -62,6 +72,9 @@ def _verb(recipe: Recipe) -> Callable[..., None]:
     if recipe.plans:
         dry = typer.Option(False, "--dry-run", help="Print the plan of the run, and train nothing.")
         parameters.append(Parameter("dry_run", Parameter.KEYWORD_ONLY, default=dry, annotation=bool))
+    if recipe.shows_data:
+        shown = typer.Option(False, "--show-data", help="Print three examples as tokens, and train nothing.")
+        parameters.append(Parameter("show_data", Parameter.KEYWORD_ONLY, default=shown, annotation=bool))
     examples = (f"  orthotune train {example}" for example in recipe.examples)
     return with_parameters(run, parameters, [recipe.summary, "Examples:", *examples])
 

@@ -121,13 +121,29 @@ def json_object(text: str) -> dict[str, Any]:
         >>> json_object('{"a": 1}')
         {'a': 1}
     """
-    try:
-        value = json.loads(text)
-    except RecursionError as fault:
-        raise ValueError("JSON that is nested too deep") from fault
+    value = json_value(text)
     if not isinstance(value, dict):
         raise ValueError(f"a JSON {_kind(value)}")
     return value
+
+
+def json_value(text: str) -> Any:
+    """The JSON value in a text, such as a list in a column of a table.
+
+    Args:
+        text: the text.
+
+    Raises:
+        ValueError: the text is not JSON.
+
+    Example:
+        >>> json_value("[1, 2]")
+        [1, 2]
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as fault:
+        raise ValueError("JSON that is nested too deep") from fault
 
 
 def write_json(
@@ -211,7 +227,7 @@ class _Source:
             if not text.strip():
                 raise self._error("an empty file") from fault
             position = f", line {line or fault.lineno}: not JSON"
-            raise self._error(f"{fault.msg} at column {fault.colno}", position) from fault
+            raise self._error(f"{fault.msg} at column {fault.colno}{_at_the_end(text, fault)}", position) from fault
         except (ValueError, RecursionError) as fault:  # ValueError: a number with more digits than Python reads
             got = "JSON that is nested too deep" if isinstance(fault, RecursionError) else str(fault)
             raise self._error(got, f", line {line}" if line else "") from fault
@@ -222,6 +238,12 @@ class _Source:
     def _error(self, got: str, position: str = "") -> OrthotuneError:
         given = f"{self.named} {self.path}{position}".lstrip()
         return self.error(given, got=got, needed=self.needed, do=self.do or None)
+
+
+def _at_the_end(text: str, fault: json.JSONDecodeError) -> str:
+    """Words for JSON that ends in the middle of a value, as a download or a copy that was cut off leaves it."""
+    ends = fault.pos >= len(text.rstrip()) or fault.msg.startswith("Unterminated string")
+    return ": the text ends in the middle of a value" if ends else ""
 
 
 def _kind(value: object) -> str:

@@ -42,6 +42,7 @@ class Recipe:
         options: settings with their own options, besides those that all recipes have.
         text: the recipe trains a language model and reports nats per token; other recipes report scores of images.
         plans: the module has ``plan(settings)``, which describes a run.
+        shows_data: the module has ``show_data(settings, marks)``, which gives examples as tokens, as lines to print.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Recipe:
     options: tuple[Option, ...] = ()
     text: bool = False
     plans: bool = True
+    shows_data: bool = False
 
     def job(self) -> Any:
         """The module that runs the recipe.
@@ -81,8 +83,9 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "sft", "sft", "settings:SFTSettings",
             "Finetune a language model. Without arguments: the small built-in model, on the texts beside it.",
-            ("sft", "sft --method lora steps=100", "sft preset=llama model=meta-llama/Llama-3.2-1B data=notes.jsonl"),
-            text=True, plans=False,
+            ("sft", "sft --method lora steps=100", "sft preset=llama model=meta-llama/Llama-3.2-1B data=notes.jsonl",
+             "sft model=smollm2 data=chats.jsonl loss_on=answers --show-data"),
+            text=True, plans=False, shows_data=True,
         ),
         Recipe(
             "subject", "subject", "subject_settings:SubjectSettings",

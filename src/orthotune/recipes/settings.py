@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from orthotune.recipes import text_settings
+from orthotune.recipes.data_settings import DataSet, FormName, data_sets
 from orthotune.recipes.method_settings import METHODS, Method, Positive, SettingError
 from orthotune.recipes.text_settings import LEARNING_RATES, MUTUALLY_EXCLUSIVE, WITH_ADAPTER, WORLD, TextSettings
 
@@ -50,10 +51,36 @@ class SFTSettings(TextSettings):
     only_for: ClassVar[dict[str, tuple[str, ...]]] = ONLY_FOR
     # Held-out data belongs to the data that it was held out from.
     tied: ClassVar[dict[str, str]] = {"eval_data": "data"}
-    newer: ClassVar[tuple[str, ...]] = (*TextSettings.newer, "keep", "answers", "rewind", "max_dropped", "loss_on")
+    newer: ClassVar[tuple[str, ...]] = (
+        *TextSettings.newer,
+        "keep",
+        "answers",
+        "rewind",
+        "max_dropped",
+        "loss_on",
+        "columns",
+        "roles",
+        "system_prompt",
+        "mixture_stop",
+    )
 
-    data: str = Field(description="File, directory, hub name or text-world/SPLIT to learn from.")
-    data_format: Literal["auto", "text", "prompt-completion", "messages"] = "auto"
+    data: str | list[DataSet] = Field(
+        description="File, directory, pattern, hub name or text-world/SPLIT to learn from; or several sets by weight: "
+        "[{path: a.jsonl, weight: 0.7}, {path: b.parquet, weight: 0.3}]."
+    )
+    data_format: FormName = Field("auto", description="Form of the rows; auto: recognized by their columns.")
+    columns: dict[str, str] = Field(
+        {},
+        description="Names of columns, as {prompt: question, completion: answer}: first the form's, then the data's.",
+    )
+    roles: dict[str, str] = Field(
+        {}, description="Names of speakers in the data and the roles that they are, as {customer: user}."
+    )
+    system_prompt: str | None = Field(None, description="Put before dialogues of `data` that have no system message.")
+    mixture_stop: Literal["first", "last"] = Field(
+        "first",
+        description="A mixture of sets ends when the first of them is used up, or the last; others then begin again.",
+    )
     eval_data: str | None = Field(None, description="Held-out data of the target domain; default: a part of `data`.")
     old_data: str | None = Field(
         None, description="Data of the source domain, to measure what is forgotten; none. Default: some Python sources."
@@ -83,8 +110,31 @@ class SFTSettings(TextSettings):
         description="Share of the rows of `data` that may be blank or have nothing to learn in max_length.",
     )
     packing: Literal["auto", "none", "wrapped", "bfd_split"] = Field(
-        "auto", description="auto: running text is wrapped (nothing is cut off), dialogues stay one per row."
+        "auto",
+        description="auto: running text is wrapped (nothing is cut off), dialogues stay one per row. bfd_split: "
+        "several examples in a row, none of which reads another.",
     )
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _named_sets(cls, value: Any) -> Any:
+        return data_sets(value)
+
+    @property
+    def sets(self) -> list[DataSet]:
+        """The sets of `data`, with what the settings say of all of them."""
+        given = [DataSet.model_validate({"path": self.data})] if isinstance(self.data, str) else self.data
+        return [
+            one.model_copy(
+                update={
+                    "format": self.data_format if one.format == "auto" else one.format,
+                    "columns": self.columns | one.columns,
+                    "roles": self.roles | one.roles,
+                    "system_prompt": self.system_prompt if one.system_prompt is None else one.system_prompt,
+                }
+            )
+            for one in given
+        ]
 
     @classmethod
     def _from_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -92,6 +142,13 @@ class SFTSettings(TextSettings):
         if given.get("keep") == 0:  # the rest of what a preset keeps has no meaning then
             filled = {key: value for key, value in filled.items() if key not in ("keep_data", "keep_batch")}
         return filled
+
+    @model_validator(mode="after")
+    def _mixes(self) -> SFTSettings:
+        if self.mixture_stop != "first" and (isinstance(self.data, str) or len(self.data) == 1):
+            fault = "mixture_stop has no meaning for one set of data"
+            raise SettingError("mixture_stop", fault, "Name several: data=[{path: A, weight: 1}, {path: B, weight: 1}]")
+        return self
 
     @model_validator(mode="after")
     def _answers_in_engine(self) -> SFTSettings:

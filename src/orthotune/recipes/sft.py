@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from orthotune.errors import RecipeError
+from orthotune.errors import DataError, RecipeError
 from orthotune.metrics.answers import answer_questions
 from orthotune.metrics.drift import text_drift
 from orthotune.metrics.questions import read_questions
@@ -17,7 +18,7 @@ from orthotune.metrics.text_loss import TokenRow
 from orthotune.recipes import rewind
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.sft_data import examples_for, keep_notes, kept_examples, source_domain_notes
-from orthotune.recipes.text_job import TextJob, TrainerInputs, source_of, trainer_arguments
+from orthotune.recipes.text_job import TextJob, TrainerInputs, model_note, source_of, trainer_arguments
 from orthotune.recipes.text_run import Callbacks, Say, run_text
 from orthotune.runs import processes
 from orthotune.runs.directory import RunDirectory
@@ -25,9 +26,10 @@ from orthotune.runs.record import RunRecord
 from orthotune.text import sft_trainer
 from orthotune.text.added_losses import LossMaker
 from orthotune.text.causal_model import load_model, load_tokenizer
-from orthotune.text.counted_rows import TRAIN, refuse_lost
+from orthotune.text.counted_rows import TRAIN, counted, refuse_lost
 from orthotune.text.data import Examples
 from orthotune.text.keep_outputs import KeepOutputs
+from orthotune.text.shown_rows import SHOWN, Marks, ShownExample, shown_lines
 from orthotune.text.step_log import Measure, domain_losses
 from orthotune.text.trainer import RunTrainer
 from orthotune.text.written_texts import texts_of_run
@@ -84,6 +86,44 @@ def job(settings: SFTSettings, adapt: Adapt | None = None) -> TextJob:
     )
 
 
+def show_data(settings: SFTSettings, marks: Marks) -> list[str]:
+    """Three training examples as tokens with the learned ones marked, and the counts, without loading the model.
+
+    Args:
+        settings: of the run.
+        marks: around learned tokens.
+
+    Returns:
+        Lines to print.
+
+    Raises:
+        OrthotuneError: the data or the tokenizer cannot be read, or the data cannot be written by its chat template.
+
+    Example:
+        >>> from orthotune.text.shown_rows import BRACKETS
+        >>> show_data(SFTSettings(), BRACKETS)[-1]
+        'data: 251 examples, 201,397 tokens, 201,397 of them learned. Columns that are not used: source.'
+    """
+    examples, _ = _data(settings)
+    tokenizer = load_tokenizer(source_of(settings))
+    packed = sft_trainer.packing_of(settings.packing, examples.format) != "none"
+    limit = None if packed else settings.max_length
+    found = sft_trainer.training_rows(tokenizer, examples, limit, settings.loss_on == "answers")
+    counts = replace(counted(found.table(), settings.max_length, packed), blank=examples.blank, split=found.split)
+    facts = [model_note(settings), *examples.notes, counts.sentences(settings.max_length, examples.unused)]
+    try:
+        refuse_lost(counts, examples.source, settings.max_dropped, settings.max_length)
+    except DataError as fault:
+        facts.append(f"A run is refused: {fault}")
+    shown: dict[tuple[str, ...], ShownExample] = {}
+    for number, row in zip(found.examples, found.rows, strict=True):  # a mixture may repeat rows
+        place = examples.place(number)
+        shown.setdefault((place, str(row.input_ids)), ShownExample(place, {"": row}))
+        if len(shown) == SHOWN:
+            break
+    return shown_lines(tokenizer, list(shown.values()), facts, marks, limit)
+
+
 def _data(settings: SFTSettings) -> Data:
     examples, domains = examples_for(settings)
     kept = kept_examples(settings)
@@ -98,7 +138,12 @@ def _trainer(settings: SFTSettings, given: TrainerInputs) -> RunTrainer:
         answers_only=settings.loss_on == "answers",
     )  # fmt: skip
     counts = trainer.row_counts[TRAIN]
+    given.notes.extend(examples.notes)
     refuse_lost(counts, examples.source, settings.max_dropped, settings.max_length)
+    if settings.packing == "wrapped" and examples.format != "text":
+        given.notes.append(
+            "packing=wrapped: examples read those before them in a row; packing=bfd_split keeps them apart."
+        )
     given.notes.append(counts.sentences(settings.max_length, examples.unused))
     given.notes.extend(
         f"{name}: {found.dropped:,} of {found.examples:,} examples are not measured: nothing to predict in max_length."

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from orthotune.errors import DataError, nearest
+from orthotune.recipes.data_settings import DataSet
 from orthotune.recipes.settings import GENERATED, NO_DATA, WORLD, SFTSettings
-from orthotune.text.data import Examples, examples_of, hold_out, load_examples
+from orthotune.text.data import LARGEST_HELD_OUT, Examples, Reading, examples_of, hold_out, load_examples
+from orthotune.text.mixture import joined, mixed
 from orthotune.text.written_texts import FILE, TEXTS
 from orthotune.worlds import debian_texts
 from orthotune.worlds import text as text_world
@@ -20,11 +22,17 @@ def examples_for(settings: SFTSettings) -> tuple[Examples, dict[str, Examples]]:
 
     Where nobody named data of the source domain, it is :func:`general_texts`.
     """
-    examples = load_texts(settings.data, settings.data_format)
+    sets = [load_texts(one.source, reading=_reading(one)) for one in settings.sets]
     if settings.eval_data:
-        held_out: Examples | None = load_texts(settings.eval_data, settings.data_format)
+        reading = Reading(settings.data_format, settings.columns, settings.roles, settings.system_prompt)
+        held_out: Examples | None = load_texts(settings.eval_data, reading=reading)
     else:
-        examples, held_out = hold_out(examples)
+        parted = [hold_out(one, LARGEST_HELD_OUT // len(sets)) for one in sets]
+        sets, measured = [rest for rest, _ in parted], [part for _, part in parted if part]
+        held_out = joined(measured) if measured else None
+    examples = sets[0]
+    if len(sets) > 1:
+        examples = mixed(sets, [one.weight for one in settings.sets], settings.mixture_stop, settings.seed)
     old = general_texts() if settings.old_data is None else None
     if settings.old_data not in (None, NO_DATA):
         old = load_texts(str(settings.old_data), "auto")
@@ -81,12 +89,13 @@ def source_domain_notes(settings: SFTSettings) -> list[str]:
     return []
 
 
-def load_texts(source: str, data_format: str = "auto") -> Examples:
+def load_texts(source: str, data_format: str = "auto", reading: Reading | None = None) -> Examples:
     """The examples that a setting as ``data`` names: of a file, a folder, a hub data set, or a world's split.
 
     Args:
         source: a path, a hub name, or ``WORLD/SPLIT`` as ``text-world/old_test`` and ``manpages-fr/train``.
-        data_format: as the setting of that name.
+        data_format: as the setting of that name, where there is no ``reading``.
+        reading: how the rows are read.
 
     Raises:
         DataError: nothing there, a broken line, or texts that were not fetched yet.
@@ -97,11 +106,15 @@ def load_texts(source: str, data_format: str = "auto") -> Examples:
     """
     world, _, split = source.partition("/")
     if (fetched := debian_texts.rows_of(source)) is not None:
-        return examples_of(fetched, source, data_format)
+        return examples_of(fetched, source, data_format, reading)
     if world != WORLD:
-        return load_examples(source, data_format)
+        return load_examples(source, data_format, reading)
     rows = text_world.load_split(split)
-    return examples_of([(f"{source}, {row['source']}", row) for row in rows], source, data_format)
+    return examples_of([(f"{source}, {row['source']}", row) for row in rows], source, data_format, reading)
+
+
+def _reading(one: DataSet) -> Reading:
+    return Reading(one.format, one.columns, one.roles, one.system_prompt)
 
 
 def _place(source: str | None) -> str:

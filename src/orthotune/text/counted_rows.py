@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,7 +11,6 @@ from trl import SFTConfig, SFTTrainer
 
 from orthotune.errors import DataError
 from orthotune.metrics.text_loss import IGNORED
-from orthotune.text.answers import answer_labels, first_answer
 
 #: The data set to learn from, and the texts on which outputs are kept: all of their tokens count.
 TRAIN, KEPT = "train", "kept"
@@ -29,6 +27,8 @@ class RowCounts:
         cut: examples that are longer than ``max_length`` and lose their end.
         dropped: examples of which nothing to learn is left.
         blank: rows of the data without any text.
+        split: dialogues that became several examples, since the chat template writes an answer in another way once
+            others follow.
     """
 
     examples: int
@@ -37,6 +37,7 @@ class RowCounts:
     cut: int = 0
     dropped: int = 0
     blank: int = 0
+    split: int = 0
 
     @property
     def lost(self) -> float:
@@ -45,7 +46,8 @@ class RowCounts:
 
     def record(self) -> dict[str, int]:
         """The numbers by name, for ``run.json``."""
-        return asdict(self)
+        found = asdict(self)
+        return found if self.split else {name: value for name, value in found.items() if name != "split"}
 
     def sentences(self, max_length: int | None, unused: Sequence[str] = ()) -> str:
         """What a run says of its examples before it trains.
@@ -61,6 +63,11 @@ class RowCounts:
             found.append(f"{self.cut:,} lose what is beyond {max_length} tokens (max_length).")
         if self.blank:
             found.append(f"{self.blank:,} blank rows are skipped.")
+        if self.split:
+            found.append(
+                f"{self.split:,} dialogues are several examples: the chat template writes an answer in another way "
+                "once others follow."
+            )
         if unused:
             found.append(f"Columns that are not used: {', '.join(unused)}.")
         return " ".join(found)
@@ -70,13 +77,9 @@ class CountingSFTTrainer(SFTTrainer):
     """TRL's trainer, which counts the rows of every data set while it prepares them: ``row_counts``, by its name.
 
     The data set to learn from is called ``train``.
-
-    Args:
-        answers_only: of dialogues, the messages of the assistant alone are labelled, for any chat template.
     """
 
-    def __init__(self, *args: Any, answers_only: bool = False, **kwargs: Any) -> None:
-        self.answers_only = answers_only
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.row_counts: dict[str, RowCounts] = {}
         super().__init__(*args, **kwargs)
 
@@ -84,31 +87,9 @@ class CountingSFTTrainer(SFTTrainer):
         self, dataset: Any, processing_class: Any, args: SFTConfig, packing: bool, formatting_func: Any,
         dataset_name: str,
     ) -> Any:  # fmt: skip
-        # In two calls: tokenized and labelled in full length first, then cut, filtered and packed.
-        uncut_args = copy.copy(args)
-        uncut_args.max_length, uncut_args.shuffle_dataset = None, False
-        uncut = super()._prepare_dataset(dataset, processing_class, uncut_args, False, formatting_func, dataset_name)
-        if self.answers_only and "messages" in uncut.column_names and dataset_name != KEPT:
-            uncut = uncut.map(label_answers, fn_kwargs={"tokenizer": processing_class})
-        if dataset_name == TRAIN and not packing and "messages" in uncut.column_names:
-            needs = {"tokenizer": processing_class, "max_length": args.max_length}
-            uncut = uncut.map(without_lost_answer, fn_kwargs=needs)
-        self.row_counts[dataset_name] = counted(uncut, args.max_length, packing)
-        return super()._prepare_dataset(uncut, processing_class, args, packing, formatting_func, dataset_name)
-
-
-def label_answers(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """The labels of a dialogue in which the messages of the assistant alone are learned."""
-    return {"labels": answer_labels(tokenizer, row, row["input_ids"])}
-
-
-def without_lost_answer(row: dict[str, Any], tokenizer: Any, max_length: int | None) -> dict[str, Any]:
-    """The labels of a dialogue; nothing is learned of one that keeps its question alone in ``max_length`` tokens."""
-    if max_length is None or len(row["input_ids"]) <= max_length:
-        return {"labels": row["labels"]}
-    start = first_answer(tokenizer, row, row["input_ids"])
-    lost = start is not None and start >= max_length
-    return {"labels": [IGNORED] * len(row["labels"]) if lost else row["labels"]}
+        # The rows are tokens with labels already, which TRL cuts, filters and packs.
+        self.row_counts[dataset_name] = counted(dataset, args.max_length, packing)
+        return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
 
 def counted(rows: Dataset, max_length: int | None, packed: bool) -> RowCounts:

@@ -15,9 +15,10 @@ from orthotune.errors import DataError
 from orthotune.metrics.text_loss import TokenRow, token_rows
 from orthotune.text.arguments import run_arguments
 from orthotune.text.counted_rows import KEPT, TRAIN, CountingSFTTrainer
-from orthotune.text.data import Examples, table_of
+from orthotune.text.data import Examples
 from orthotune.text.keep_outputs import counted
-from orthotune.text.rendered_rows import check_template
+from orthotune.text.labelled_rows import LabelledRows, Labelling, check_template, labelled_rows
+from orthotune.text.packed_rows import check_separated
 from orthotune.text.trainer import RunTrainer, TrainerParts, run_trainer
 
 
@@ -31,13 +32,28 @@ def sft_config(checkpoints: Path, *, packing: str, data_format: str, **options: 
         data_format: of the examples.
         **options: further fields.
     """
-    if packing == "auto":
-        packing = "wrapped" if data_format == "text" else "none"
+    packing = packing_of(packing, data_format)
     rows: dict[str, Any] = {
         "packing": packing != "none",
         "packing_strategy": packing if packing != "none" else "bfd_split",
     }
     return run_arguments(SFTConfig, checkpoints, eval_packing=False, **rows, **options)
+
+
+def packing_of(packing: str, data_format: str) -> str:
+    """How rows are packed: ``auto`` wraps running text, and leaves other examples one per row.
+
+    Args:
+        packing: the setting.
+        data_format: of the examples.
+
+    Example:
+        >>> packing_of("auto", "text"), packing_of("auto", "messages")
+        ('wrapped', 'none')
+    """
+    if packing != "auto":
+        return packing
+    return "wrapped" if data_format == "text" else "none"
 
 
 def build_trainer(
@@ -64,27 +80,39 @@ def build_trainer(
 
     Raises:
         DataError: dialogues for a tokenizer without a chat template, or no example left after tokenizing.
+        RecipeError: packed rows, which the model does not keep apart.
     """
     for given in (examples, *domains.values()):
         check_template(tokenizer, given)
-    measured = {name: _evaluation_rows(tokenizer, given, arguments.max_length) for name, given in domains.items()}
+    limit = None if arguments.packing else arguments.max_length
+    learned = training_rows(tokenizer, examples, limit, answers_only)
+    labelling = Labelling(answers_only, examples.format in ("prompt-completion", "mixed"))
+    measured = {
+        name: evaluation_rows(
+            tokenizer,
+            given,
+            arguments.max_length,
+            labelling if name != KEPT else replace(labelling, answers_only=False),
+        ).table()
+        for name, given in domains.items()
+    }
     trainer: RunTrainer = run_trainer(CountingSFTTrainer)(
         model,
         args=arguments,
-        train_dataset=table_of(examples),
+        train_dataset=learned.table(),
         eval_dataset=measured or None,
         processing_class=tokenizer,
         peft_config=adapter,
         parts=parts,
-        answers_only=answers_only,
     )
-    trainer.row_counts[TRAIN] = replace(trainer.row_counts[TRAIN], blank=examples.blank)
+    trainer.row_counts[TRAIN] = replace(trainer.row_counts[TRAIN], blank=examples.blank, split=learned.split)
     if not len(trainer.train_dataset):
         raise DataError(
             f"data {examples.source!r}",
             got=f"no example with anything to learn in its first {arguments.max_length} tokens",
             do="Pass a larger max_length",
         )
+    check_separated(trainer)
     return trainer
 
 
@@ -139,12 +167,41 @@ def kept_rows(trainer: SFTTrainer) -> list[TokenRow]:
     return rows
 
 
-def _evaluation_rows(tokenizer: Any, examples: Examples, max_length: int | None) -> Dataset:
-    """Running text is cut into rows here, since the trainer would keep only the head of each text."""
+def training_rows(tokenizer: Any, examples: Examples, limit: int | None, answers_only: bool) -> LabelledRows:
+    """What a trainer learns from, in full length.
+
+    Args:
+        tokenizer: of the model.
+        examples: of any form.
+        limit: tokens that will be left of a row; None for all, as where rows are packed.
+        answers_only: of dialogues, the messages of the assistant alone.
+
+    Raises:
+        DataError: a dialogue that the chat template refuses.
+    """
+    # Where all is running text, packing decides whether texts are wrapped or cut off.
+    labelling = Labelling(answers_only, max_length=limit, texts_in_pieces=examples.format == "mixed")
+    return labelled_rows(tokenizer, examples, labelling)
+
+
+def evaluation_rows(tokenizer: Any, examples: Examples, max_length: int | None, labelling: Labelling) -> LabelledRows:
+    """What is measured. Running text is cut into rows here, since the trainer would keep only the head of each text.
+
+    Args:
+        tokenizer: of the model.
+        examples: of any form.
+        max_length: tokens of a row of running text.
+        labelling: which tokens of other rows are measured.
+
+    Raises:
+        DataError: a dialogue that the chat template refuses.
+    """
+    if examples.format == "mixed":
+        labelling = replace(labelling, max_length=max_length, texts_in_pieces=True)
     if examples.format != "text":
-        return table_of(examples)
+        return labelled_rows(tokenizer, examples, labelling)
     rows = token_rows(tokenizer, (row["text"] for row in examples.rows), max_length or 1024)
-    return Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+    return LabelledRows(rows, list(range(len(rows))))
 
 
 def _token_rows(rows: Dataset) -> list[TokenRow]:
