@@ -25,7 +25,7 @@ def overview(recipe: Recipe) -> str:
     fields = _fields(recipe)
     lines = ["Settings (KEY=VALUE):"]
     for theme, names in by_theme(fields, f"Of {recipe.name}").items():
-        lines += textwrap.wrap(f"{theme}: {', '.join(names)}", _width(), initial_indent="  ", subsequent_indent="    ")
+        lines += _wrapped(f"{theme}: {', '.join(names)}", "  ", "    ")
     lines.append(f"orthotune train {recipe.name} --keys explains them all, orthotune train {recipe.name} KEY --keys one.")
     return "\n".join(lines)
 
@@ -59,7 +59,7 @@ def _entry(field: SettingField, presets: Sequence[str]) -> str:
     lines = [f"  {field.name}  ({field.type_text}; {default})"]
     texts = [field.meaning] * bool(field.meaning) + ([f"Set by presets: {', '.join(presets)}."] if presets else [])
     for text in texts:
-        lines += textwrap.wrap(text, _width(), initial_indent="      ", subsequent_indent="      ")
+        lines += _wrapped(text, "      ", "      ")
     return "\n".join(lines)
 
 
@@ -81,5 +81,7 @@ def _presets(recipe: Recipe) -> dict[str, list[str]]:
     return found
 
 
-def _width() -> int:
-    return max(60, min(shutil.get_terminal_size().columns, 110))
+def _wrapped(text: str, first: str, rest: str) -> list[str]:
+    width = max(60, min(shutil.get_terminal_size().columns, 110))
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+

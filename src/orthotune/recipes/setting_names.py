@@ -102,6 +102,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "neftune": ("neftune_noise_alpha",),
     "noise_alpha": ("neftune_noise_alpha",),
     "oft_block_size": ("block_size",),
+    "optim": ("optimizer",),
     "optimizer": ("optim",),
     "optimizer_args": ("optim_options",),
     "optim_args": ("optim_options",),

@@ -53,7 +53,9 @@ class SFTSettings(TextSettings):
     newer: ClassVar[tuple[str, ...]] = (*TextSettings.newer, "keep", "answers", "rewind", "max_dropped", "loss_on")
 
     data: str = Field(description="File, directory, hub name or text-world/SPLIT to learn from.")
-    data_format: Literal["auto", "text", "prompt-completion", "messages"] = "auto"
+    data_format: Literal["auto", "text", "prompt-completion", "messages"] = Field(
+        "auto", description="Of the rows; auto looks at their columns."
+    )
     eval_data: str | None = Field(None, description="Held-out data of the target domain; default: a part of `data`.")
     old_data: str | None = Field(
         None, description="Data of the source domain, to measure what is forgotten; none. Default: some Python sources."
