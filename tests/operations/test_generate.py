@@ -175,7 +175,7 @@ def test_ctrl_c_within_an_answer_ends_this_answer_alone(made: Path, monkeypatch:
 
     monkeypatch.setattr(model.model, "generate", interrupted)
     dialogue, shown = _talk(model, "one", "two")
-    assert "(stopped)" in shown and [one["content"] for one in dialogue][0] == "two"
+    assert "(stopped)" in shown and dialogue[0]["content"] == "two"
 
 
 # The command line

@@ -55,7 +55,8 @@ def test_every_alias_and_theme_is_of_a_setting() -> None:
 @pytest.mark.parametrize(
     ("key", "wanted"),
     [("lr", ["learning_rate"]), ("epochs", ["epochs", "steps"]), ("num_train_epochs", ["epochs", "steps"]),
-     ("optimizer", ["optim", "optimizer"]), ("report_to", ["trackers"]), ("per_device_train_batch_size", ["batch_size"]),
+     ("optimizer", ["optim", "optimizer"]), ("report_to", ["trackers"]),
+     ("per_device_train_batch_size", ["batch_size"]),
      ("lora_r", ["lora_rank"]), ("leraning_rate", ["learning_rate"]), ("output_dir", ["output"]),
      ("gradient-accumulation-steps", ["gradient_accumulation"])],
 )  # fmt: skip

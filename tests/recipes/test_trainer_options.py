@@ -124,7 +124,9 @@ def test_the_cost_of_measuring_is_stated_before_the_first_step(base: dict[str, A
     shown: list[str] = []
     _run({**base, "output": tmp_path / "run", "steps": 1, "eval_tokens": 64}, say=shown.append)
     (line,) = [one for one in shown if one.startswith("evaluation:")]
-    assert re.match(r"evaluation: \d target rows \(\d+ tokens\) and \d source rows \(\d+ tokens\) in 2 batches, 2 times;", line)
+    assert re.match(
+        r"evaluation: \d target rows \(\d+ tokens\) and \d source rows \(\d+ tokens\) in 2 batches, 2 times;", line
+    )
     assert "by the first batch" in line and cost_sentence(None, {"new": []}, 3) == ""
 
 
@@ -135,7 +137,10 @@ def test_without_a_terminal_there_is_a_line_every_few_seconds(capsys: pytest.Cap
         bar.show(step, {"loss": 0.5 * step})
     bar.close()
     lines = capsys.readouterr().err.splitlines()
-    assert [re.sub(r"  \d+ s left", "", line) for line in lines] == ["oft  step 1/4  loss 0.500", "oft  step 4/4  loss 2.000"]
+    assert [re.sub(r"  \d+ s left", "", line) for line in lines] == [
+        "oft  step 1/4  loss 0.500",
+        "oft  step 4/4  loss 2.000",
+    ]
 
 
 # Samples, the model card, what next

@@ -91,7 +91,9 @@ def read_prompts(path: Path) -> list[str]:
             rows = list(read_json_lines(path))
             for number, row in rows:
                 if not isinstance(row.get("prompt"), str):
-                    raise DataError(f"{path}, line {number}", got=f"the keys {', '.join(row)}", needed="a text `prompt`")
+                    raise DataError(
+                        f"{path}, line {number}", got=f"the keys {', '.join(row)}", needed="a text `prompt`"
+                    )
             found = [row["prompt"] for _, row in rows]
         else:
             found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -146,9 +146,7 @@ def _exchange(
     state.messages = [*asked, {"role": "assistant", "content": reply}]
 
 
-def _one(
-    opened: OpenedModel, tokens: list[int], decoding: Decoding, write: Callable[[str], None], *, on: bool
-) -> str:
+def _one(opened: OpenedModel, tokens: list[int], decoding: Decoding, write: Callable[[str], None], *, on: bool) -> str:
     if opened.adapted and not on:
         with opened.model.disable_adapter():
             text, _ = answer(opened, tokens, decoding, write)
@@ -162,6 +160,7 @@ def _fitting(
     opened: OpenedModel, asked: Messages, decoding: Decoding, plain: bool, write: Callable[[str], None]
 ) -> tuple[list[int], Messages]:
     """The dialogue as tokens, without its oldest exchanges where an answer would not fit behind them."""
+
     def rendered(messages: Messages) -> list[int]:
         return opened.tokens(messages, plain=plain)
 

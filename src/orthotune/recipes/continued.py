@@ -17,7 +17,7 @@ CONFIG = "adapter_config.json"
 
 
 def decided_by(adapter: str | Path) -> dict[str, Any]:
-    """The settings that an adapter decides: ``method``, and ``rotation`` and ``eps`` as far as training depends on them.
+    """The settings that an adapter decides: ``method``, and ``rotation`` and ``eps`` as far as training needs them.
 
     Args:
         adapter: a file, a folder with an adapter, or the directory of a run.
@@ -32,8 +32,8 @@ def decided_by(adapter: str | Path) -> dict[str, Any]:
     path, given = Path(adapter), f"adapter={adapter}"
     if not str(adapter).strip() or not path.exists():
         beside = nearest(path.name, [one.name for one in path.parent.iterdir()], 1) if path.parent.is_dir() else []
-        do = f"Did you mean {path.with_name(beside[0])}?" if beside else "Check the path"
-        raise RecipeError(given, got="no such file or folder", needed="an adapter, or the directory of a run", do=do)
+        near = f"Did you mean {path.with_name(beside[0])}?" if beside else "Check the path"
+        raise RecipeError(given, got="no such file or folder", needed="an adapter, or the directory of a run", do=near)
     try:
         folder = adapter_in(path)
     except OrthotuneError as fault:

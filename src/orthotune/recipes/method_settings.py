@@ -91,7 +91,9 @@ class MethodSettings(BaseModel):
     lora_alpha: float | None = Field(None, gt=0, description="Default: twice the rank.")
     lora: dict[str, Any] = Field({}, description="Further LoraConfig options, as use_dora or use_rslora.")
 
-    learning_rate: float = Field(1e-4, gt=0, description="A number, or one per method. Default: that of the preset or the method.")
+    learning_rate: float = Field(
+        1e-4, gt=0, description="A number, or one per method. Default: that of the preset or the method."
+    )
     batch_size: Positive = Field(8, description="Rows of a batch, of all processes together.")
     gradient_accumulation: Positive = Field(1, description="Batches per step of the optimizer.")
     gradient_checkpointing: bool = Field(
@@ -114,7 +116,7 @@ class MethodSettings(BaseModel):
     )
     resume: str = Field(
         "never",
-        description="never, auto (newest checkpoint of the output, with the settings of the run there; steps may be raised), "
+        description="never, auto (newest checkpoint of the output, with the settings of the run there), "
         "or a checkpoint's path.",
     )
     output: Path = Field(Path("runs"), description="Run directory. Default: runs/RECIPE-METHOD.")

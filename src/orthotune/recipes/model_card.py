@@ -12,12 +12,17 @@ import yaml
 from orthotune.runs.record import RunRecord
 
 #: What a domain or figure is called in the table.
-LOSSES = (("target domain (learned)", "new_before", "new_after"), ("source domain (forgotten)", "old_before", "old_after"))
+LOSSES = (
+    ("target domain (learned)", "new_before", "new_after"),
+    ("source domain (forgotten)", "old_before", "old_after"),
+)
 #: Settings that name data, in the order of the card.
 DATA = ("data", "eval_data", "old_data", "keep_data")
 
 
-def model_card(record: RunRecord, samples: Sequence[Mapping[str, str]] = (), config: Mapping[str, Any] | None = None) -> str:
+def model_card(
+    record: RunRecord, samples: Sequence[Mapping[str, str]] = (), config: Mapping[str, Any] | None = None
+) -> str:
     """The text of ``README.md`` beside an adapter or a model. What comes from files or users is escaped.
 
     Args:
@@ -74,7 +79,9 @@ def _row(name: str, before: float | None, after: float | None) -> list[str]:
 
 def _sample(sample: Mapping[str, str]) -> str:
     texts = [("prompt", sample["prompt"]), ("before", sample["before"]), ("after", sample["after"])]
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_text(text.strip() or '(nothing)')} |" for name, text in texts)])
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {name} | {_text(text.strip() or '(nothing)')} |" for name, text in texts)]
+    )
 
 
 def _loading(base: str, config: Mapping[str, Any] | None) -> list[str]:
@@ -83,7 +90,8 @@ def _loading(base: str, config: Mapping[str, Any] | None) -> list[str]:
         return [f"```python\n{code}\n```", "On the command line: `orthotune chat PATH`, with the path of this folder."]
     name = json.dumps(base).replace("`", "\\u0060") if base != "text-world" else "str(text.MODEL)"
     world = "from orthotune.worlds import text\n" if base == "text-world" else ""
-    start = f"{world}from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained({name})\n"
+    start = f"{world}from transformers import AutoModelForCausalLM\n\n"
+    start += f"model = AutoModelForCausalLM.from_pretrained({name})\n"
     own = f'from orthotune import PeftModel\n{start}model = PeftModel.from_pretrained(model, "PATH")'
     plain = own.replace("from orthotune import PeftModel", "from peft import PeftModel")
     ours = config.get("peft_type") != "LORA" and (config.get("magnitude") or config.get("layer_settings"))
@@ -99,12 +107,18 @@ def _data(record: RunRecord) -> list[str]:
     rows = [(key, record.settings[key]) for key in DATA if record.settings.get(key) is not None]
     found = [_table(rows)] if rows else ["Not recorded."]
     if counts := record.data.get("train"):
-        found.append("Learned from: " + ", ".join(f"{value:,} {_text(key.replace('_', ' '))}" for key, value in counts.items()) + ".")
+        found.append(
+            "Learned from: "
+            + ", ".join(f"{value:,} {_text(key.replace('_', ' '))}" for key, value in counts.items())
+            + "."
+        )
     return found
 
 
 def _table(rows: Sequence[tuple[str, Any]]) -> str:
-    shown = [f"| {_text(key)} | {_text(value if isinstance(value, str) else json.dumps(value))} |" for key, value in rows]
+    shown = [
+        f"| {_text(key)} | {_text(value if isinstance(value, str) else json.dumps(value))} |" for key, value in rows
+    ]
     return "\n".join(["| setting | value |", "|---|---|", *shown])
 
 

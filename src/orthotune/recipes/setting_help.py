@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from orthotune.recipes.registry import RECIPES, Recipe
+from orthotune.recipes.registry import Recipe
 from orthotune.recipes.setting_fields import SettingField, all_fields
 from orthotune.recipes.setting_names import by_theme, meant
 
@@ -19,6 +19,7 @@ def overview(recipe: Recipe) -> str:
     """The names of a recipe's settings by theme, one theme a paragraph.
 
     Example:
+        >>> from orthotune.recipes.registry import RECIPES
         >>> "learning_rate" in overview(RECIPES["sft"])
         True
     """
@@ -26,7 +27,9 @@ def overview(recipe: Recipe) -> str:
     lines = ["Settings (KEY=VALUE):"]
     for theme, names in by_theme(fields, f"Of {recipe.name}").items():
         lines += _wrapped(f"{theme}: {', '.join(names)}", "  ", "    ")
-    lines.append(f"orthotune train {recipe.name} --keys explains them all, orthotune train {recipe.name} KEY --keys one.")
+    lines.append(
+        f"orthotune train {recipe.name} --keys explains them all, orthotune train {recipe.name} KEY --keys one."
+    )
     return "\n".join(lines)
 
 
@@ -38,6 +41,7 @@ def listing(recipe: Recipe, words: Sequence[str] = ()) -> str:
         words: show only settings whose names contain one of these, or that one of these means.
 
     Example:
+        >>> from orthotune.recipes.registry import RECIPES
         >>> print(listing(RECIPES["sft"], ["lr"]).splitlines()[0])
         Training
     """
@@ -84,4 +88,3 @@ def _presets(recipe: Recipe) -> dict[str, list[str]]:
 def _wrapped(text: str, first: str, rest: str) -> list[str]:
     width = max(60, min(shutil.get_terminal_size().columns, 110))
     return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
-

@@ -88,7 +88,9 @@ class TextSettings(MethodSettings):
     steps: Positive | None = Field(None, description="Of the optimizer; with resume=auto they may be raised.")
     epochs: float | None = Field(None, gt=0, description="Default: 1, when steps is not given.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0 leaves them.")
-    schedule: Schedule = Field("cosine", description="Of the learning rate, after the warmup; as in transformers.")
+    schedule: Schedule = Field(  # type: ignore[assignment]  # more than image recipes have
+        "cosine", description="Of the learning rate, after the warmup; as in transformers."
+    )
     schedule_options: dict[str, Any] = Field({}, description="Of the schedule, as {min_lr_rate: 0.1}.")
     optim: str | None = Field(
         None,
@@ -146,7 +148,7 @@ class TextSettings(MethodSettings):
         asked = {"method": given["method"]} if "method" in given else {}
         asked |= {key: given[key] for key in DECIDED if key in given}
         for key, value in asked.items():
-            usual = {"block_size": None, "target_modules": "all-linear"}.get(key, {})
+            usual: Any = {"block_size": None, "target_modules": "all-linear"}.get(key, {})
             if value != decided.get(key, usual) and value is not None:
                 own = f", {key}={decided[key]}" if key in decided else ""
                 fault = f"{key}={value} is decided by the adapter that is continued{own}"

@@ -63,8 +63,8 @@ class RunDirectory:
 
         From then on no other process can open it, until :meth:`drop_if_empty`; a finished run is not locked. Of a
         launch of several processes one opens it. Settings in ``growing`` may be larger than those of a run that is
-        resumed, even of a finished one, which is then continued. ``say`` is called with a message for damaged checkpoints, which are
-        therefore passed over, and about a file system without locks.
+        resumed, even of a finished one, which is then continued. ``say`` is called with a message for damaged
+        checkpoints, which are therefore passed over, and about a file system without locks.
 
         Raises:
             OutputError: another run lives here and ``resume`` is ``never``, or is going on in another process.

@@ -29,7 +29,7 @@ class JoinedOptimizer(Optimizer):
         super().__init__([group for part in parts for group in part.param_groups], {})
         self._share()
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of each of the optimizers."""
         loss = None if closure is None else closure()
         for part in self.parts:
@@ -78,9 +78,7 @@ def muon_with_adamw(model: nn.Module, learning_rate: float, weight_decay: float)
     parts: list[Optimizer] = []
     if matrices:
         parts.append(
-            torch.optim.Muon(
-                matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
+            torch.optim.Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         )
     if others:
         parts.append(torch.optim.AdamW(others, lr=learning_rate, weight_decay=0.0))

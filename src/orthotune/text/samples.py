@@ -61,8 +61,7 @@ def samples(
         before = continued(trained if base is None else base, tokenizer, ids, most)
     shown = [[tokenizer.decode(row, skip_special_tokens=True) for row in side] for side in (before, after)]
     return [
-        {"prompt": prompt, "before": one, "after": other}
-        for (prompt, _), one, other in zip(rows, *shown, strict=True)
+        {"prompt": prompt, "before": one, "after": other} for (prompt, _), one, other in zip(rows, *shown, strict=True)
     ]
 
 

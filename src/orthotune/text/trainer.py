@@ -158,7 +158,7 @@ class RunTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> Any:
         """As the base class, with a group for each learning rate."""
-        known = self.optimizer
+        known: Any = self.optimizer
         if known is None and self.parts.muon:
             self.optimizer = muon_with_adamw(
                 self.model if model is None else model, self.args.learning_rate, self.args.weight_decay

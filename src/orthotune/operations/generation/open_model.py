@@ -146,7 +146,9 @@ def _run_settings(path: Path) -> Mapping[str, Any] | None:
             f"{path}", got=f"a run of the recipe {record['recipe']}, an image model", needed="a language model",
             do=f"Look at its images: orthotune report {path}",
         )  # fmt: skip
-    found: Mapping[str, Any] = record.get("settings") or (read_json(path / STARTED) if (path / STARTED).is_file() else {})
+    found: Mapping[str, Any] = record.get("settings") or (
+        read_json(path / STARTED) if (path / STARTED).is_file() else {}
+    )
     return found
 
 
