@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers.integrations import integration_utils
 
 from orthotune import OFTConfig, PeftModel, get_peft_model
 from orthotune.cli.report import report_on
@@ -21,6 +22,7 @@ from orthotune.recipes.settings import SFTSettings
 from orthotune.report.next_steps import next_steps
 from orthotune.runs.progress import StepBar
 from orthotune.runs.record import RunRecord
+from orthotune.text import trainer_options
 from orthotune.text.evaluation_cost import cost_sentence
 from orthotune.text.muon import muon_with_adamw
 
@@ -189,7 +191,7 @@ def test_a_card_cannot_be_escaped_from(finished: Path) -> None:
     record = record.model_copy(update={"settings": {**record.settings, "model": bad, "data": bad}})
     card = model_card(record, [{"prompt": bad, "before": bad, "after": bad}], {"task_type": "CAUSAL_LM"})
     body = re.sub(r"```.*?```", "", card.split("---\n", 2)[2], flags=re.DOTALL)
-    assert "\x1b" not in card and "<script" not in body and "](http" not in body
+    assert "\x1b" not in card and "<script" not in body and not re.search(r"(?<!\\)\]\(", body)
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == bad
     assert not [line for line in card.splitlines() if line.startswith("# ") and "alert" in line and "\\[" not in line]
     for code in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
@@ -213,3 +215,22 @@ def test_what_next_fits_what_was_trained(finished: Path, tmp_path: Path) -> None
     model.save_pretrained(tmp_path / "adapter")
     others = next_steps({"recipe": "classify", "artifacts": {"adapter": "adapter"}}, tmp_path)
     assert [command.split()[1] for command, _ in others] == ["inspect", "merge"]
+
+
+def test_a_tracker_is_given_every_step_with_what_is_measured(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tracker of the host's table; none of the real ones is installed here."""
+    seen: list[dict[str, Any]] = []
+
+    class Recorder(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, **about: Any) -> None:
+            seen.append(dict(about["logs"]))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "trackio", Recorder)
+    monkeypatch.setattr(trainer_options, "get_available_reporting_integrations", lambda: ["trackio"])
+    values = {**base, "output": tmp_path / "run", "steps": 2, "eval_every": 1, "trackers": "trackio"}
+    record = _run(values)
+    losses = [line for line in seen if "loss" in line]
+    assert len(losses) == 2 and losses[-1]["new_nats"] == record.new_after and losses[-1]["gain"] == record.gain
+    assert record.settings["trackers"] == ["trackio"]

@@ -9,6 +9,9 @@ from typing import Any
 
 from orthotune.files.json_file import read_json
 
+#: Recipes of image models, whose adapters do not record a base to merge into.
+IMAGE_RECIPES = ("subject", "control", "t2i")
+
 
 def next_steps(run: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
     """Up to three commands, each with what it is for.
@@ -29,19 +32,22 @@ def next_steps(run: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
     if kept is None:
         return []
     place = shlex.quote(folder.as_posix())
+    if run.get("recipe") in IMAGE_RECIPES:
+        rotations = kept == "adapter" and run.get("method") in ("oft", "coft")
+        return [(f"orthotune inspect {place}", "see what it does to each layer")] if rotations else []
     writes = _writes_text(folder / kept, kept)
     steps: list[tuple[str, str]] = []
     if writes:
         both = " --both" if kept == "adapter" else ""
         steps.append((f"orthotune chat {place}{both}", "try it" + (", beside its base" if both else "")))
     elif kept == "adapter":
-        steps.append((f"orthotune inspect {place}/adapter", "see what it does to each layer"))
+        steps.append((f"orthotune inspect {place}", "see what it does to each layer"))
     if run.get("recipe") == "sft" and not run.get("rewound"):
         steps.append((f"orthotune rewind {place}", "find the strength at which it forgets less"))
     elif writes and run.get("recipe") == "sft":
         steps.append((f"orthotune chat {place}/rewound/adapter --both", "try the strengths that were chosen"))
     elif kept == "adapter" and writes:
-        steps.append((f"orthotune inspect {place}/adapter", "see what it does to each layer"))
+        steps.append((f"orthotune inspect {place}", "see what it does to each layer"))
     if kept == "adapter":
         out = shlex.quote(f"{folder.as_posix()}-merged")
         steps.append((f"orthotune merge {place} --out {out}", "write an ordinary model"))

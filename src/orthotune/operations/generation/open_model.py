@@ -165,7 +165,8 @@ def _check_exists(name: str) -> None:
     if path.exists() or name in MODEL_WORDS:
         return
     close = nearest(name, MODEL_WORDS, count=1)
-    local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    local = len(path.parts) > 1 and path.parent.is_dir()  # a folder of that name is here, so it is no name on the hub
+    local = local or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
     beside = nearest(path.name, [one.name for one in path.parent.iterdir()], 1) if path.parent.is_dir() else []
     if local or beside or close:
         near = close or [str(path.with_name(beside[0]))] if close or beside else []
