@@ -8,23 +8,27 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LNTuningConfig, LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 import orthotune
 from orthotune.cli.main import app
-from orthotune.errors import OrthotuneError
+from orthotune.errors import ConfigError, OrthotuneError
 from orthotune.operations.chat import chat
 from orthotune.operations.generate import generate
+from orthotune.operations.generation.adapter_strength import set_strength
 from orthotune.operations.generation.decoding import Decoding
 from orthotune.operations.generation.open_model import OpenedModel, open_model
-from tests.support.tiny_text import save_model
+from tests.support.tiny_text import make_model, save_model
 
 PROMPT = "blue1 blue2"
 FEW = Decoding(max_tokens=10)
 CONFIGS = {
     "oft": lambda: orthotune.OFTConfig(oft_block_size=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+    "neumann": lambda: orthotune.OFTConfig(
+        oft_block_size=8, target_modules="all-linear", task_type="CAUSAL_LM", use_cayley_neumann=True
+    ),
     "lora": lambda: LoraConfig(r=3, target_modules="all-linear", task_type="CAUSAL_LM"),
 }
 
@@ -47,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(1)
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.data.normal_(std=0.5)
+                parameter.data.normal_(std=0.05 if name == "neumann" else 0.5)
         model.save_pretrained(folder / name)
     run = folder / "run"
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base"), folder / "oft").save_pretrained(
@@ -128,6 +132,23 @@ def test_a_model_without_a_template_continues_the_text(made: Path) -> None:
     assert generate(model, PROMPT, decoding=FEW)[0].text == expected.replace("<end>", "")
     with_template = generate(made / "base", PROMPT, plain=True, decoding=FEW)[0].text
     assert with_template == generate(made / "plain", PROMPT, decoding=FEW)[0].text
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (lambda: LoraConfig(r=2, target_modules=["q_proj"], use_dora=True), "DoRA, whose magnitudes have no strength"),
+        (lambda: LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]), "modules_to_save: lm_head"),
+        (lambda: orthotune.OFTConfig(r=2, target_modules=["q_proj"], bias="all"), "biases"),
+        (lambda: LNTuningConfig(target_modules=["norm"]), "neither OFT nor LoRA"),
+    ],
+    ids=["dora", "saved", "bias", "other"],
+)
+def test_parts_without_a_strength_are_refused(config: Any, message: str) -> None:
+    model = orthotune.get_peft_model(make_model(), config())
+    set_strength(model, 1)
+    with pytest.raises(ConfigError, match=message):
+        set_strength(model, 0.5)
 
 
 # Chat
