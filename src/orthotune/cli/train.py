@@ -141,7 +141,8 @@ def show_next(record: Any, folder: Path) -> None:
     """Print the commands that a person would type next."""
     from orthotune.report.next_steps import next_steps
 
-    steps = next_steps(record.model_dump(mode="json"), folder)
+    kept = ("recipe", "method", "artifacts", "rewound")
+    steps = next_steps({key: getattr(record, key, None) for key in kept}, folder)
     if steps:
         typer.echo("\nWhat next:")
     longest = max((len(command) for command, _ in steps), default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 from orthotune.errors import nearest
@@ -146,10 +147,13 @@ def meant(key: str, known: Iterable[str]) -> str | None:
     for name in ALIASES.get(word, ()):
         if name in known:
             return name
-    close = nearest(word, [*known, *(alias for alias, names in ALIASES.items() if set(names) & set(known))], count=1)
-    if not close or close[0] in known:
-        return close[0] if close else None
-    return next(name for name in ALIASES[close[0]] if name in known)
+    close = nearest(word, known, count=1)
+    theirs = [alias for alias, names in ALIASES.items() if set(names) & set(known)]
+    # Names of other trainers are many: only one that is nearly the same, and nearer than a name here, is meant.
+    near = difflib.get_close_matches(word, [*close, *theirs], n=1, cutoff=0.8)
+    if near and near[0] not in known:
+        return next(name for name in ALIASES[near[0]] if name in known)
+    return close[0] if close else None
 
 
 def by_theme(names: Iterable[str], own: str) -> dict[str, list[str]]:

@@ -108,6 +108,8 @@ class RunTrainer(Trainer):
         OutputError: a checkpoint cannot be written, and ``on_failed_save`` is ``stop``. The one before is kept.
     """
 
+    optimizer: Any  # the base class creates it late
+
     def __init__(self, *args: Any, parts: TrainerParts | None = None, **kwargs: Any) -> None:
         self.parts = parts = parts or TrainerParts()
         self.nonfinite = NonFiniteSteps(parts.max_skipped, parts.say)
@@ -158,7 +160,7 @@ class RunTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> Any:
         """As the base class, with a group for each learning rate."""
-        known: Any = self.optimizer
+        known = self.optimizer
         if known is None and self.parts.muon:
             self.optimizer = muon_with_adamw(
                 self.model if model is None else model, self.args.learning_rate, self.args.weight_decay
