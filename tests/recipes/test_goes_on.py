@@ -17,6 +17,7 @@ from orthotune.cli.main import app
 from orthotune.errors import OutputError, RecipeError
 from orthotune.recipes import sft
 from orthotune.recipes.load import load_settings
+from orthotune.recipes.registry import RECIPES
 from orthotune.recipes.settings import SFTSettings
 
 METHODS = ("oft", "coft", "lora")
@@ -232,3 +233,14 @@ def test_a_preset_does_not_change_a_run_that_goes_on(tmp_path: Path) -> None:
 def test_what_cannot_be_combined_is_an_error_of_a_recipe(runs: dict[str, Path]) -> None:
     with pytest.raises(RecipeError, match="decided by the adapter"):
         load_settings(SFTSettings, None, [f"adapter={runs['oft']}", "rotation.side=out"])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_settings_of_every_recipe_come_back_from_the_output_alone(name: str, method: str, tmp_path: Path) -> None:
+    kind = RECIPES[name].settings_class()
+    given: Any = kind(method=method, seed=7, output=tmp_path, resume="auto")
+    (tmp_path / "settings.json").write_text(json.dumps(given.claimed()))
+    again = load_settings(kind, None, [f"output={tmp_path}", "resume=auto"])
+    assert again.record() == given.record()
+    assert load_settings(kind, None, [f"output={tmp_path}"]).seed == 0  # without resume nothing is read
