@@ -19,7 +19,9 @@ from orthotune.cli.report import report_on
 from orthotune.recipes import sft
 from orthotune.recipes.model_card import model_card
 from orthotune.recipes.settings import SFTSettings
+from orthotune.report.loading import loading
 from orthotune.report.next_steps import next_steps
+from orthotune.report.records import Records
 from orthotune.runs.progress import StepBar
 from orthotune.runs.record import RunRecord
 from orthotune.text import trainer_options
@@ -203,6 +205,18 @@ def test_the_code_of_the_card_loads_the_adapter(finished: Path, model_path: Path
     seen: dict[str, Any] = {}
     exec(code.replace("PATH", str(finished / "adapter")), seen)
     assert isinstance(seen["model"], PeftModel)
+
+
+@pytest.mark.parametrize("word", ["text-world", "smollm2"])
+def test_the_words_of_models_are_opened_by_their_folder(finished: Path, word: str) -> None:
+    """A word is no name that transformers knows."""
+    record = RunRecord(**json.loads((finished / "run.json").read_text()))
+    record = record.model_copy(update={"settings": {**record.settings, "model": word}})
+    card = model_card(record, [], {"task_type": "CAUSAL_LM"})
+    assert f'from_pretrained(model_folder("{word}"))' in card
+    shown = loading(Records(finished, run=record.model_dump(mode="json")))
+    assert shown is not None and f"from_pretrained('{word}')" not in shown
+    compile(shown, "report", "exec")
 
 
 def test_what_next_fits_what_was_trained(finished: Path, tmp_path: Path) -> None:

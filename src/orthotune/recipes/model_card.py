@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from orthotune.files.installed_worlds import MODEL_WORDS
 from orthotune.runs.record import RunRecord
 
 #: What a domain or figure is called in the table.
@@ -88,8 +89,9 @@ def _loading(base: str, config: Mapping[str, Any] | None) -> list[str]:
     if config is None:
         code = 'from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained("PATH")'
         return [f"```python\n{code}\n```", "On the command line: `orthotune chat PATH`, with the path of this folder."]
-    name = json.dumps(base).replace("`", "\\u0060") if base != "text-world" else "str(text.MODEL)"
-    world = "from orthotune.worlds import text\n" if base == "text-world" else ""
+    name = json.dumps(base).replace("`", "\\u0060")
+    name = f"model_folder({name})" if base in MODEL_WORDS else name
+    world = "from orthotune.files.installed_worlds import model_folder\n" if base in MODEL_WORDS else ""
     start = f"{world}from transformers import AutoModelForCausalLM\n\n"
     start += f"model = AutoModelForCausalLM.from_pretrained({name})\n"
     own = f'from orthotune import PeftModel\n{start}model = PeftModel.from_pretrained(model, "PATH")'
