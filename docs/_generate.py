@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -158,76 +157,16 @@ def _parameter(parameter: Any) -> str:
 
 def _settings(place: str) -> str:
     """The fields of a settings class, ``module:Class``, as a table; those of its bases are in tables of their own."""
-    module, _, name = place.partition(":")
-    tree = _tree(module)
-    kind = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    known = _constants(module)
-    rows = [row for node in kind.body if isinstance(node, ast.AnnAssign) and (row := _field(node, known))]
+    sys.path.insert(0, str(SRC))
+    from orthotune.recipes.setting_fields import own_fields
+
+    rows = []
+    for field in own_fields(place):
+        kind = ", ".join(f"`{choice}`" for choice in field.choices) or f"`{field.kind.replace('Positive', 'int > 0')}`"
+        limits = f", {field.limits}" if field.limits else ""
+        default = "required, or from the preset" if field.default is None else f"`{field.default}`"
+        rows.append(f"| `{field.name}` | {_cell(kind)}{limits} | {_cell(default)} | {_cell(field.meaning)} |")
     return "\n".join(["| setting | type | default | meaning |", "|---|---|---|---|", *rows])
-
-
-@cache
-def _tree(module: str) -> ast.Module:
-    return ast.parse((SRC / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8"))
-
-
-@cache
-def _constants(module: str) -> dict[str, str]:
-    """Names of a module, and those that it imports from another one here, that stand for a literal or for choices."""
-    found = {}
-    for node in _tree(module).body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("orthotune."):
-            path = SRC / (str(node.module).replace(".", "/") + ".py")
-            if path.is_file():
-                there = _constants(str(node.module))
-                found |= {alias.asname or alias.name: there[alias.name] for alias in node.names if alias.name in there}
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            shown = ast.unparse(node.value)
-            if isinstance(node.value, ast.Constant) or shown.startswith("Literal["):
-                found[node.targets[0].id] = shown
-    return found
-
-
-def _field(node: ast.AnnAssign, known: dict[str, str]) -> str | None:
-    kind, name = ast.unparse(node.annotation), ast.unparse(node.target)
-    if kind.startswith("ClassVar") or name.startswith("_"):
-        return None
-    call = node.value if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "Field" else None
-    inner = re.fullmatch(r"Annotated\[(.+), Field\((.*)\)\]", kind)
-    default, meaning, limits = "required, or from the preset", "", inner[2] if inner else ""
-    if call is not None:
-        given = {word.arg: word.value for word in call.keywords}
-        if call.args:
-            default = f"`{_known(ast.unparse(call.args[0]), known)}`"
-        meaning = _text(given.pop("description")) if "description" in given else ""
-        limits = ", ".join([limits] * bool(limits) + [f"{key}={ast.unparse(value)}" for key, value in given.items()])
-    elif node.value is not None:
-        default = f"`{_known(ast.unparse(node.value), known)}`"
-    kind = _choices(_known((inner[1] if inner else kind).replace("Positive", "int > 0"), known))
-    signs = {"gt=": "> ", "ge=": "≥ ", "lt=": "< ", "le=": "≤ ", "min_length=": "at least ", "allow_inf_nan=False": ""}
-    for sign, shown in signs.items():
-        limits = limits.replace(sign, shown)
-    limits = limits.strip(", ")
-    return f"| `{name}` | {kind}{', ' + limits if limits else ''} | {default} | {_cell(meaning)} |"
-
-
-def _known(text: str, known: dict[str, str]) -> str:
-    return re.sub(r"\b[A-Za-z_]\w*\b", lambda found: known.get(found[0], found[0]), text)
-
-
-def _choices(kind: str) -> str:
-    """A type as a reader of settings writes it: choices one by one."""
-    if found := re.fullmatch(r"Literal\[(.+)\]", kind):
-        return ", ".join(f"`{choice}`" for choice in ast.literal_eval(f"[{found[1]}]"))
-    return f"`{kind}`"
-
-
-def _text(node: ast.expr) -> str:
-    """A literal; of a formatted one what stands in it, without a list that is made when the program runs."""
-    if isinstance(node, ast.JoinedStr):
-        parts = [str(part.value) for part in node.values if isinstance(part, ast.Constant)]
-        return "".join(parts).rstrip(" :.") + "."
-    return str(ast.literal_eval(node))
 
 
 def _presets() -> str:

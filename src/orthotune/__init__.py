@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from orthotune.operations.distance import distance
     from orthotune.operations.export import export
     from orthotune.operations.fitting.report import LoadReport
+    from orthotune.operations.generate import generate
     from orthotune.operations.hotswap import hotswap_adapter
     from orthotune.operations.identify import identify
     from orthotune.operations.inspect import inspect
@@ -55,6 +56,7 @@ __all__ = [
     "explain",
     "export",
     "free_magnitudes",
+    "generate",
     "get_peft_model",
     "hotswap_adapter",
     "identify",
@@ -86,6 +88,7 @@ HOMES = {
     "explain": "orthotune.layers.plan",
     "export": "orthotune.operations.export",
     "free_magnitudes": "orthotune.tuner.strength",
+    "generate": "orthotune.operations.generate",
     "get_peft_model": "peft",
     "hotswap_adapter": "orthotune.operations.hotswap",
     "identify": "orthotune.operations.identify",

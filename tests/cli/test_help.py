@@ -10,8 +10,8 @@ import pytest
 
 # in the order of help
 VERBS = [
-    "train", "compare", "evaluate", "presets", "inspect", "identify", "merge", "combine", "convert", "export", "report",
-    "demo", "toy", "bench",
+    "train", "compare", "evaluate", "chat", "generate", "presets", "inspect", "identify", "merge",
+    "combine", "convert", "export", "report", "demo", "toy", "bench",
 ]  # fmt: skip
 
 CODE = """
@@ -36,6 +36,7 @@ ASKED = [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)]
 ASKED += [["train", "sft", "--help"], ["compare", "sft", "--help"], ["evaluate", "canny", "--help"]]
 ASKED += [["compare", "control", "--help"], ["evaluate", "drift", "--help"], ["evaluate", "forgetting", "--help"]]
 ASKED += [["train", recipe, "--help"] for recipe in ("subject", "control", "t2i", "magnitude")]
+ASKED += [["train", "sft", "--keys"], ["train", "t2i", "lr", "--keys"]]
 
 
 @pytest.mark.parametrize("module", ["orthotune", "orthotune.cli.main", "orthotune_cli.main"])
@@ -56,5 +57,7 @@ def test_help_loads_nothing_heavy() -> None:
             assert places[0] > 0
         elif args == ["--version"]:
             assert shown.startswith("orthotune ")
+        elif "--keys" in args:
+            assert "learning_rate" in shown
         else:
             assert f"orthotune {args[0]}" in shown, args

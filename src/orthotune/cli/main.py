@@ -6,12 +6,14 @@ import typer
 
 from orthotune.cli import (
     bench,
+    chat,
     combine,
     compare,
     convert,
     demo,
     evaluate,
     export,
+    generate,
     identify,
     inspect,
     merge,
@@ -60,6 +62,8 @@ app.add_typer(compare.app, name="compare")
 app.add_typer(evaluate.app, name="evaluate")
 app.command("presets")(presets.presets)
 app.command("rewind")(rewind.rewind)
+app.command("chat")(chat.chat)
+app.command("generate")(generate.generate)
 app.command("merge")(merge.merge)
 app.command("inspect")(inspect.inspect)
 app.command("identify")(identify.identify)

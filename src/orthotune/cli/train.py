@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from inspect import Parameter
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import typer
 
 from orthotune.cli.recipe_words import recipe_and_settings
-from orthotune.cli.verbs import with_parameters
+from orthotune.cli.verbs import with_epilogue, with_parameters
 from orthotune.recipes.registry import RECIPES, Option, Recipe
 
 WORDS = "[RECIPE.yaml] [KEY=VALUE]..."
@@ -32,8 +33,14 @@ def _verb(recipe: Recipe) -> Callable[..., None]:
     """The function whose signature typer makes the options of ``orthotune train NAME`` from."""
 
     def run(
-        words: list[str], output: Path | None, dry_run: bool = False, show_data: bool = False, **options: str | None
-    ) -> None:
+        words: list[str], output: Path | None, dry_run: bool = False, show_data: bool = False, keys: bool = False,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        if keys:
+            from orthotune.recipes.setting_help import listing
+
+            typer.echo(listing(recipe, [word.partition("=")[0] for word in words or []]))
+            return
         from orthotune.recipes.load import load_settings
 
         file, settings = recipe_and_settings(words or [])
@@ -59,6 +66,7 @@ def _verb(recipe: Recipe) -> Callable[..., None]:
 
     words = typer.Argument(None, metavar=WORDS, help="Recipe file, then KEY=VALUE settings that override the file.")
     output = typer.Option(None, "--output", "-o", help=f"Run directory. Default: runs/{recipe.name}-METHOD.")
+    keys = typer.Option(False, "--keys", help="List every setting: type, default, meaning, presets that set it.")
     parameters = [
         Parameter("words", Parameter.KEYWORD_ONLY, default=words, annotation=list[str]),
         *(
@@ -68,6 +76,7 @@ def _verb(recipe: Recipe) -> Callable[..., None]:
             for one in (*recipe.options, *EVERYWHERE)
         ),
         Parameter("output", Parameter.KEYWORD_ONLY, default=output, annotation=Path),
+        Parameter("keys", Parameter.KEYWORD_ONLY, default=keys, annotation=bool),
     ]
     if recipe.plans:
         dry = typer.Option(False, "--dry-run", help="Print the plan of the run, and train nothing.")
@@ -79,8 +88,14 @@ def _verb(recipe: Recipe) -> Callable[..., None]:
     return with_parameters(run, parameters, [recipe.summary, "Examples:", *examples])
 
 
+def _overview(recipe: Recipe) -> str:
+    from orthotune.recipes.setting_help import overview
+
+    return overview(recipe)
+
+
 for _recipe in RECIPES.values():
-    app.command(_recipe.name)(_verb(_recipe))
+    app.command(_recipe.name, cls=with_epilogue(partial(_overview, _recipe)))(_verb(_recipe))
 
 
 @app.command()
@@ -133,6 +148,20 @@ def _finished(recipe: Recipe, settings: Any, run: Callable[[], Any]) -> None:
     for kind, name in record.artifacts.items():
         typer.echo(f"{kind:<10} {settings.output / name}")
     typer.echo(missing or f"{'report':<10} {settings.output / 'report.html'}")
+    show_next(record, settings.output)
+
+
+def show_next(record: Any, folder: Path) -> None:
+    """Print the commands that a person would type next."""
+    from orthotune.report.next_steps import next_steps
+
+    kept = ("recipe", "method", "artifacts", "rewound")
+    steps = next_steps({key: getattr(record, key, None) for key in kept}, folder)
+    if steps:
+        typer.echo("\nWhat next:")
+    longest = max((len(command) for command, _ in steps), default=0)
+    for command, purpose in steps:
+        typer.echo(f"  {command:<{longest}}  {purpose}")
 
 
 def show(record: Any) -> None:

@@ -8,15 +8,15 @@ from inspect import Parameter, Signature
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from orthotune.cli.failures import explain
 from orthotune.cli.plain_text import plain
 
 #: The order in ``--help``, from the main commands to the minor ones.
 ORDER = (
-    "train", "compare", "evaluate", "rewind", "presets", "inspect", "identify", "merge", "combine", "convert", "export",
-    "report", "demo", "worlds", "toy", "bench",
+    "train", "compare", "evaluate", "rewind", "chat", "generate", "presets", "inspect", "identify", "merge", "combine",
+    "convert", "export", "report", "demo", "worlds", "toy", "bench",
 )  # fmt: skip
 
 
@@ -53,6 +53,21 @@ class Verbs(TyperGroup):
             message, status = explain(error)
             typer.echo(plain(message), err=True)  # the message may quote a name from a file
             raise typer.Exit(status) from error
+
+
+def with_epilogue(text: Callable[[], str]) -> type[TyperCommand]:
+    """The class of a command whose help ends with ``text()``, which is called when help is shown.
+
+    Example:
+        >>> typer.Typer().command("a", cls=with_epilogue(lambda: "The end."))  # doctest: +SKIP
+    """
+
+    class WithEpilogue(TyperCommand):
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            super().format_help(ctx, formatter)
+            typer.echo(text())
+
+    return WithEpilogue
 
 
 def with_parameters(

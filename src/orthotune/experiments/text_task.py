@@ -69,6 +69,8 @@ class SFTTask(Task):
 
     def run(self, settings: Any, say: Say = print, *, bar: bool = True) -> RunRecord:
         """Make one run, or read back a finished one."""
+        if settings.sample_prompts is None:  # nobody reads the samples of single runs of a comparison
+            settings = settings.model_copy(update={"sample_prompts": []})
         return sft.run(settings, say, bar=bar)
 
     def row(self, record: RunRecord, folder: Path) -> Row:

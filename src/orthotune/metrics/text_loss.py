@@ -102,6 +102,16 @@ def row_losses(model: nn.Module, rows: Sequence[TokenRow]) -> list[tuple[float, 
     return [found[place] for place in range(len(rows))]
 
 
+def batches_of(model: nn.Module, rows: Sequence[TokenRow]) -> Iterator[list[int]]:
+    """The places in ``rows`` of each batch in which they are measured.
+
+    Args:
+        model: a causal language model.
+        rows: to measure.
+    """
+    return _batches(rows, _vocabulary(model))
+
+
 def batch_nats(model: Any, rows: Sequence[TokenRow]) -> tuple[torch.Tensor, int]:
     """The loss of one batch, with its gradient.
 

@@ -34,7 +34,8 @@ def settings_of_run(run: Path) -> SFTSettings:
             do="Name the output of such a run: the folder that holds run.json and adapter",
         )  # fmt: skip
     # A fit of magnitudes is a run of this recipe, and has a setting more: its adapter.
-    return SFTSettings(**{key: value for key, value in record["settings"].items() if key in SFTSettings.model_fields})
+    known = SFTSettings.model_fields.keys() - {"adapter"}
+    return SFTSettings(**{key: value for key, value in record["settings"].items() if key in known})
 
 
 def held_out_rows(model: Any, tokenizer: Any, settings: SFTSettings) -> dict[str, list[TokenRow]]:

@@ -55,7 +55,7 @@ def run_image(settings: ImageSettings, job: ImageJob, say: Say = print, bar: boo
     accelerator = make_accelerator(options, settings.output)
     first = bool(accelerator.is_main_process)
     run_dir = RunDirectory(settings.output)
-    checkpoint = processes.from_main(lambda: run_dir.open(settings.record(), settings.resume, say))
+    checkpoint = processes.from_main(lambda: run_dir.open(settings.claimed(), settings.resume, say))
     if finished := processes.from_main(lambda: read_json(run_dir.record) if run_dir.finished else None):
         if first:
             say(f"{run_dir.path} contains this run, which is finished.")
@@ -99,7 +99,7 @@ class _Run:
             )
         self.say("\n".join(notes))
         if self.first:
-            self.run_dir.claim(settings.record())
+            self.run_dir.claim(settings.claimed())
         start_trackers(self.accelerator, settings.trackers, settings.record())
         log = train(
             trainee, data, LoopOptions.of(settings), self.run_dir, checkpoint, self.say, accelerator=self.accelerator,

@@ -39,12 +39,12 @@ class ImageSettings(MethodSettings):
 
     model: str = Field(WORLD, description="Folder or hub name of a diffusers pipeline, or image-world.")
     target_modules: str | list[str] = Field("attention", description="attention, attention+convolutions, or names.")
-    train_text_encoder: bool = False
+    train_text_encoder: bool = Field(False, description="Adapt the text encoders, too.")
 
     steps: Positive = Field(1000, description="Of the optimizer.")
-    batch_size: Positive = 4
+    batch_size: Positive = Field(4, description="Images of a batch, of all processes together.")
     mixed_precision: Precision = Field("no", description="no, fp16 or bf16; trained parameters stay float32.")
-    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    optimizer: Literal["adamw", "adamw-8bit"] = Field("adamw", description="adamw-8bit needs bitsandbytes.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0 does not clip.")
     ema: float = Field(
         0.0, ge=0, lt=1, description="Decay of a moving average of the trained parameters, as 0.999; 0 for none."
@@ -61,7 +61,7 @@ class ImageSettings(MethodSettings):
     )
     sample_seeds: list[int] = Field([0, 1], min_length=1, description="Each prompt is generated from each seed.")
     sample_every: Positive | None = Field(None, description="Steps; default: four times over the run.")
-    sample_steps: Positive = 20
+    sample_steps: Positive = Field(20, description="Denoising steps of a sample.")
     guidance: float | None = Field(None, ge=0, description="Of the samples; default: that of the family.")
     eval_every: Positive | None = Field(None, description="Steps between scores; default: before and after only.")
     rewind: Literal["none", "auto", "kind", "projection", "depth", "layer"] = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,8 +10,13 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from orthotune.errors import RecipeError, nearest
+from orthotune.errors import RecipeError
+from orthotune.files.json_file import read_json
+from orthotune.files.run_adapter import FINISHED, STARTED
+from orthotune.recipes import preset
 from orthotune.recipes.method_settings import SettingError
+from orthotune.recipes.setting_names import meant
+from orthotune.runs.directory import another_recipe
 
 Settings = TypeVar("Settings", bound=BaseModel)
 #: most faults of a recipe that a message lists; the others are counted
@@ -46,7 +51,57 @@ def load_settings(kind: type[Settings], recipe: Path | None = None, overrides: S
         >>> load_settings(SFTSettings, None, ["method=lora", "steps=50"]).steps
         50
     """
-    return check(kind, read(recipe, overrides))
+    return check(kind, with_settings_of_run(kind, read(recipe, overrides)))
+
+
+def with_settings_of_run(kind: type[BaseModel], given: Given) -> Given:
+    """``given``, and for ``resume=auto`` the settings of the run in the output, which need not be given again.
+
+    Args:
+        kind: the class of the settings.
+        given: what the user wrote; it goes before the settings of the run.
+
+    Raises:
+        RecipeError: the run there is one of another recipe.
+    """
+    values = given.values
+    recipe = getattr(kind, "recipe", None)
+    if recipe is None or values.get("resume", "never") == "never" or "resume" not in kind.model_fields:
+        return given
+    output = Path(str(values.get("output") or Path("runs") / f"{recipe}-{values.get('method', 'oft')}"))
+    if not (output / STARTED).is_file():
+        return given
+    before = read_json(output / STARTED)
+    there = before.pop("recipe", None) or _recipe_of(output) or recipe
+    if there != recipe:
+        raise another_recipe(output, there, recipe)
+    if unknown := [key for key in before if key not in kind.model_fields]:
+        raise RecipeError(
+            f"resume in {output}", got=f"a run with settings that {recipe} does not have: {', '.join(unknown[:3])}",
+            needed=f"a run of `orthotune train {recipe}`",
+        )  # fmt: skip
+    for one, other in getattr(kind, "mutually_exclusive", ()):
+        for mine, its in ((one, other), (other, one)):
+            if mine in values and its in before and mine not in before:
+                del before[its]
+    # What the record does not have was at its default, which a preset must not fill in again.
+    usual = {
+        key: kind.model_fields[key].default
+        for key in getattr(kind, "newer", ())
+        if key not in before and key in _preset_keys(before, recipe)
+    }
+    return Given(usual | before | values, given.places)
+
+
+def _preset_keys(before: Mapping[str, Any], recipe: str) -> Iterable[str]:
+    name = before.get("preset")
+    return preset.settings_of(name, recipe) if isinstance(name, str) else ()
+
+
+def _recipe_of(output: Path) -> str | None:
+    """The recipe of a finished run; those of earlier releases have it in their record alone."""
+    path = output / FINISHED
+    return str(read_json(path).get("recipe")) if path.is_file() else None
 
 
 def read(recipe: Path | None, overrides: Iterable[str]) -> Given:
@@ -125,8 +180,8 @@ def unknown_key(given: Given, key: str, known: Iterable[str]) -> RecipeError:
         key: the unknown key.
         known: the known keys.
     """
-    close = nearest(key, known, count=1)
-    do = f"Did you mean {close[0]!r}?" if close else _listing(known)
+    close = meant(key, known)
+    do = f"Did you mean {close!r}?" if close else _listing(known)
     return RecipeError(f"{given.place(key)}: unknown key {key!r}", do=do)
 
 

@@ -76,7 +76,7 @@ class MethodSettings(BaseModel):
     preset: str | None = Field(
         None, description="Supplies settings that are not given; `orthotune presets` lists them."
     )
-    method: Method = "oft"
+    method: Method = Field("oft", description="What is trained: rotations, constrained ones, LoRA, or all weights.")
     block_size: Positive | None = Field(None, description="Side of a rotation block; default: 32.")
     r: Positive | None = Field(None, description="Number of rotation blocks per layer, instead of block_size.")
     eps: float | None = Field(None, gt=0, description="COFT: the radius is eps / sqrt(blocks). Default: 1.")
@@ -91,25 +91,35 @@ class MethodSettings(BaseModel):
     lora_alpha: float | None = Field(None, gt=0, description="Default: twice the rank.")
     lora: dict[str, Any] = Field({}, description="Further LoraConfig options, as use_dora or use_rslora.")
 
-    learning_rate: float = Field(1e-4, gt=0, description="A number, or one per method.")
-    batch_size: Positive = 8
-    gradient_accumulation: Positive = 1
-    gradient_checkpointing: bool = False
+    learning_rate: float = Field(
+        1e-4, gt=0, description="A number, or one per method. Default: that of the preset or the method."
+    )
+    batch_size: Positive = Field(8, description="Rows of a batch, of all processes together.")
+    gradient_accumulation: Positive = Field(1, description="Batches per step of the optimizer.")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward: less memory, more time."
+    )
     warmup: float = Field(0.05, ge=0, description="Steps, or a fraction of them when below 1.")
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: float = Field(0.0, ge=0)
-    seed: int = 0
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="Of the learning rate, after the warmup."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Of the optimizer; on rotations it pulls towards the base.")
+    seed: int = Field(0, description="Of the order of the data, and of all that is random.")
 
     save_every: Positive | None = Field(None, description="Steps; default: four times over the run.")
-    save_total_limit: Positive = 2
+    save_total_limit: Positive = Field(2, description="Checkpoints that are kept.")
     max_skipped: Annotated[int, Field(ge=0)] = Field(
         10, description="Most steps with a non-finite loss or gradient that are skipped before the run stops."
     )
     on_failed_save: Literal["stop", "go-on"] = Field(
         "stop", description="If a checkpoint cannot be written, as on a full disk; the previous one is kept."
     )
-    resume: str = Field("never", description="never, auto (newest checkpoint of the output), or a checkpoint's path.")
-    output: Path = Path("runs")
+    resume: str = Field(
+        "never",
+        description="never, auto (newest checkpoint of the output, with the settings of the run there), "
+        "or a checkpoint's path.",
+    )
+    output: Path = Field(Path("runs"), description="Run directory. Default: runs/RECIPE-METHOD.")
 
     @model_validator(mode="before")
     @classmethod
@@ -119,6 +129,7 @@ class MethodSettings(BaseModel):
         given = {key: value for key, value in values.items() if value is not None}
         if "preset" not in given and given.get("model", cls.world) == cls.world:
             given["preset"] = cls.world
+        given = cls._continued(given)
         if isinstance(given.get("preset"), str):
             given = cls._from_preset(given) | given
         method = given.get("method", "oft")
@@ -175,6 +186,17 @@ class MethodSettings(BaseModel):
             dropped.add("magnitude_rate")
         dropped |= {key for key in self.newer if getattr(self, key) == type(self).model_fields[key].default}
         return self.model_dump(mode="json", exclude=dropped, exclude_none=True)
+
+    def claimed(self) -> dict[str, Any]:
+        """The record with the name of the job, by which another job refuses to go on with the run."""
+        adapter = type(self).model_fields.get("adapter")
+        fits = adapter is not None and adapter.is_required()  # as only the fit of magnitudes requires one
+        return self.record() | {"recipe": "magnitude" if fits else self.recipe}
+
+    @classmethod
+    def _continued(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """The settings with those that an adapter decides, of recipes that continue one."""
+        return given
 
     @classmethod
     def _from_preset(cls, given: dict[str, Any]) -> dict[str, Any]:

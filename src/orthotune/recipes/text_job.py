@@ -10,14 +10,17 @@ from typing import Any
 import torch
 
 from orthotune.files.installed_worlds import model_folder
+from orthotune.operations.continue_adapter import continue_adapter
 from orthotune.recipes.text_settings import WORLD, TextSettings
 from orthotune.runs import adapters, engines, processes
 from orthotune.runs.curve import draw_curve
 from orthotune.runs.directory import RunDirectory
 from orthotune.runs.metrics_log import Line
 from orthotune.text.added_losses import LossMaker
+from orthotune.text.arguments import SCHEDULES
 from orthotune.text.step_log import Measure
 from orthotune.text.trainer import RunTrainer, TrainerParts
+from orthotune.text.trainer_options import check_liger, check_optimizer, check_schedule, check_trackers
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,39 @@ def adapter_config(settings: TextSettings, model: Any, notes: list[str], task: s
     return adapters.lora_config(targets, rank, settings.lora_alpha, settings.lora, task)
 
 
+def check_options(settings: TextSettings) -> None:
+    """Refuse options of the trainer that cannot be used, before anything is loaded.
+
+    Args:
+        settings: of the run.
+
+    Raises:
+        RecipeError: an optimizer, a schedule, a tracker or kernels that are unknown, or not installed.
+    """
+    check_optimizer(settings.optim, settings.method, settings.optim_options)
+    check_schedule(SCHEDULES.get(settings.schedule, settings.schedule), settings.schedule_options)
+    check_trackers(settings.trackers)
+    check_liger(settings.liger)
+
+
+def continued(settings: TextSettings, job: TextJob) -> Callable[[Any, list[str]], Any] | None:
+    """What puts the adapter on instead of a new one: of the job, or the adapter that the settings continue.
+
+    Args:
+        settings: of the run.
+        job: of the recipe.
+    """
+    if job.adapt is not None or settings.adapter is None:
+        return job.adapt
+
+    def adapt(model: Any, notes: list[str]) -> Any:
+        adapted, about = continue_adapter(model, settings.adapter or "")
+        notes.extend(about)
+        return adapted
+
+    return adapt
+
+
 def trainer_arguments(
     make: Callable[..., Any], settings: TextSettings, checkpoints: Path, dtype: torch.dtype, **options: Any
 ) -> Any:
@@ -152,6 +188,10 @@ def trainer_arguments(
     saves = {"save_steps": settings.save_every} if settings.save_every else {}
     shared: dict[str, Any] = {
         "schedule": settings.schedule,
+        "lr_scheduler_kwargs": settings.schedule_options or None,
+        "trackers": settings.trackers,
+        "neftune_noise_alpha": settings.neftune_noise_alpha,
+        "use_liger_kernel": settings.liger,
         "per_device_train_batch_size": processes.share(settings.batch_size),
         "gradient_accumulation_steps": settings.gradient_accumulation,
         "gradient_checkpointing": settings.gradient_checkpointing,
@@ -163,6 +203,7 @@ def trainer_arguments(
         "save_total_limit": settings.save_total_limit,
         "bf16": dtype == torch.bfloat16,
     }
+    shared |= check_optimizer(settings.optim, settings.method, settings.optim_options)
     engine = engines.arguments_for(settings.distributed)
     arguments = make(checkpoints, **(shared | length | saves | options | engine))
     return engines.configure(arguments, settings.distributed, full=settings.method == "full")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import TrainerCallback
 
-from orthotune.files.atomic import atomic_write
-from orthotune.files.json_file import read_json, write_json
-from orthotune.recipes.text_job import TextJob, TrainerInputs, adapter_config, model_note
+from orthotune.files.atomic import atomic_write, write_text
+from orthotune.files.json_file import read_json, read_json_list, write_json
+from orthotune.recipes.model_card import model_card
+from orthotune.recipes.text_job import TextJob, TrainerInputs, adapter_config, check_options, continued, model_note
 from orthotune.recipes.text_settings import TextSettings
 from orthotune.runs import adapters, engines, processes
 from orthotune.runs.checkpoint_on_signal import StopOnSignal
@@ -29,13 +31,18 @@ from orthotune.text.best_parameters import BestParameters
 from orthotune.text.causal_model import choose_dtype
 from orthotune.text.diagnosis_log import DiagnosisLog
 from orthotune.text.early_stopping import EarlyStopping, Reached, StopRules
-from orthotune.text.step_log import StepLog
+from orthotune.text.evaluation_cost import cost_sentence
+from orthotune.text.samples import default_prompts, samples
+from orthotune.text.step_log import DomainLosses, Measure, StepLog
 from orthotune.text.trainer import RunTrainer, TrainerParts
+from orthotune.text.trainer_options import MUON, choose_attention
 from orthotune.text.weight_pairs import weight_change
 
 Say = Callable[[str], None]
 Callbacks = Iterable[TrainerCallback]
-ADAPTER, MODEL, CURVE = "adapter", "model", "curve.png"
+ADAPTER, MODEL, CURVE, SAMPLES, CARD = "adapter", "model", "curve.png", "samples.json", "README.md"
+#: Settings that may be larger when a run is resumed, which makes it longer.
+GROWING = ("steps", "epochs")
 #: Checkpoints over a run, and measurements after the first one, when the settings leave them open.
 SAVES, MEASUREMENTS = 4, 5
 
@@ -66,10 +73,11 @@ def run_text(
         RecipeError: a model or an option that does not exist.
     """
     processes.check_launch(settings.distributed)
+    check_options(settings)
     say = say if processes.is_main() else _silent
     with processes.together():
         directory = RunDirectory(settings.output)
-        checkpoint = processes.from_main(lambda: directory.open(settings.record(), settings.resume, say))
+        checkpoint = processes.from_main(lambda: directory.open(settings.claimed(), settings.resume, say, GROWING))
         if finished := processes.from_main(lambda: read_json(directory.record) if directory.finished else None):
             record = RunRecord(**finished)
             say(" ".join([f"{directory.path} holds this run, finished.", *_end_of(record)]))
@@ -115,7 +123,7 @@ class _Run:
         )
         self.say("\n".join(self.notes))
         if self.main:
-            self.directory.claim(self.settings.record())
+            self.directory.claim(self.settings.claimed())
         log = self._log()
         self._fit(trainer, log, callbacks, bar)
         self._check_stopped(trainer)
@@ -127,6 +135,7 @@ class _Run:
         kept = self._save(trainer, log)
         record = self._record(trainer, log, kept, counts, began)
         if self.main:
+            self._write_card(record, kept)
             write_json(self.directory.record, record.model_dump(mode="json"))
         return processes.from_main(lambda: record)
 
@@ -135,8 +144,10 @@ class _Run:
         data, tokenizer, dtype = job.data(), job.tokenizer(), choose_dtype(settings.dtype)
         # Full finetuning keeps float32 weights: an update of a bfloat16 weight is mostly rounded away.
         model = job.model(torch.float32 if self.full else dtype)
-        adapter = None if job.adapt else adapter_config(settings, model, self.notes, job.task)
-        model = job.adapt(model, self.notes) if job.adapt else model
+        choose_attention(model, settings.attention)
+        adapt = continued(settings, job)
+        adapter = None if adapt else adapter_config(settings, model, self.notes, job.task)
+        model = adapt(model, self.notes) if adapt else model
         parts = TrainerParts(
             say=self.say,
             stop=self.stop,
@@ -145,6 +156,7 @@ class _Run:
             saves=None if settings.save_every else SAVES,
             rate_factors=settings.rate_factors,
             losses=tuple(job.losses(self.directory, self.checkpoint)),
+            muon=settings.optim == MUON,
             add_to_checkpoint=lambda folder: self.best.save(folder) if self.best else None,
         )
         inputs = (model, tokenizer, adapter, data, self.directory.checkpoints, dtype, parts, self.notes)
@@ -160,7 +172,10 @@ class _Run:
         every = self.settings.eval_every or max(1, trainer.planned_steps // MEASUREMENTS)
         progress = ProgressBar(log, self.settings.method, visible=bar and self.main)
         inner = (DiagnosisLog(log, every, self.say), GradientLog(log, self.say))  # before the one that writes the line
-        steps = StepLog(log, self.job.measures(trainer), every, self.job.entries, self.job.ends(trainer))
+        measures = self.job.measures(trainer)
+        self._state_cost(trainer, measures, every)
+        steps = StepLog(log, measures, every, self.job.entries, self.job.ends(trainer))
+        trainer.measured = lambda: steps.measured
         end = EarlyStopping(StopRules(**self.settings.stop_when), log, steps)
         self.best = BestParameters(steps) if self.settings.result == "best" else None
         if self.best and self.checkpoint:
@@ -177,6 +192,16 @@ class _Run:
         finally:
             progress.close()
         self.reached = end.reached
+
+    def _state_cost(self, trainer: RunTrainer, measures: Sequence[Measure], every: int) -> None:
+        """Say what the measurements of held-out rows will cost."""
+        left = max(0, trainer.planned_steps - step_of(self.checkpoint))
+        alone = not is_sharded(trainer.model) and processes.count() == 1
+        for measure in measures:
+            if isinstance(measure, DomainLosses) and left:
+                times = -(-left // every) + (0 if self.checkpoint else 1)
+                if sentence := cost_sentence(trainer.model, measure.domains, times, timed=alone):
+                    self.say(sentence)
 
     def _check_stopped(self, trainer: RunTrainer) -> None:
         done, steps, checkpoints = trainer.state.global_step, trainer.planned_steps, self.directory.checkpoints
@@ -228,6 +253,27 @@ class _Run:
                 self.say(missing)
         return kept
 
+    def _write_samples(self, trainer: RunTrainer, base: Any) -> None:
+        """Texts of the base and of the trained model, for the report and the model card."""
+        prompts, tokenizer = self.settings.sample_prompts, trainer.processing_class
+        prompts = list(default_prompts(self.settings.model)) if prompts is None else prompts
+        writes = self.job.task == "CAUSAL_LM" and hasattr(tokenizer, "convert_ids_to_tokens")
+        if not self.main or not prompts or not writes or is_sharded(trainer.model):
+            return
+        try:
+            found = samples(trainer.model, base, tokenizer, prompts)
+        except (RuntimeError, ValueError, TypeError, AttributeError, TemplateError) as fault:
+            # The adapter is written: whatever a model cannot generate does not fail the run now.
+            self.notes.append(f"No samples: {type(fault).__name__}, {fault}.")
+            return
+        write_json(self.directory.path / SAMPLES, found, ascii_only=False)
+
+    def _write_card(self, record: RunRecord, kept: str) -> None:
+        folder = self.directory.path / kept
+        config = read_json(folder / "adapter_config.json") if kept == ADAPTER else None
+        path = self.directory.path / SAMPLES
+        write_text(folder / CARD, model_card(record, read_json_list(path) if path.is_file() else (), config))
+
     def _record(
         self, trainer: RunTrainer, log: MetricsLog, kept: str, counts: tuple[int, int], began: float
     ) -> RunRecord:
@@ -235,8 +281,11 @@ class _Run:
         looks = self.main or is_sharded(trainer.model)  # all processes look at a sharded model together
         base = self.job.model(torch.float32) if self.full and looks else None
         findings = self.job.findings(trainer, base) if looks else {}
+        self._write_samples(trainer, base)
         scores, until = _scores(log), self.best.step if self.best else None
         artifacts = {kept: kept, "curve": CURVE, "metrics": "metrics.jsonl"}
+        if (self.directory.path / SAMPLES).is_file():
+            artifacts["samples"] = SAMPLES
         if not (self.directory.path / CURVE).is_file():
             del artifacts["curve"]
         fields: dict[str, Any] = dict(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from orthotune.files.installed_worlds import TEXT_WORLD
 from orthotune.recipes import method_settings
+from orthotune.recipes.continued import DECIDED, decided_by
 from orthotune.recipes.method_settings import Method, MethodSettings, Positive, SettingError
 from orthotune.recipes.stop_when import rule_faults
 from orthotune.runs.processes import Distributed
@@ -29,6 +31,10 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "unmatched_targets": WITH_ADAPTER,
     "quantization": WITH_ADAPTER,
 }
+Schedule = Literal[
+    "cosine", "linear", "constant", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "inverse_sqrt",
+    "warmup_stable_decay",
+]  # fmt: skip
 # COFT: DeepSpeed's optimizer has its own copy of the parameters, which a projection into the ball does not reach.
 BY_ZERO: tuple[Method, ...] = ("oft", "lora")
 MUTUALLY_EXCLUSIVE = (*method_settings.MUTUALLY_EXCLUSIVE, ("steps", "epochs"))
@@ -52,17 +58,50 @@ class TextSettings(MethodSettings):
         "stop_when",
         "result",
         "unmatched_targets",
+        "adapter",
+        "optim",
+        "optim_options",
+        "schedule_options",
+        "neftune_noise_alpha",
+        "attention",
+        "liger",
+        "trackers",
+        "sample_prompts",
     )
 
     model: str = Field(description="Path or hub name of a causal language model, text-world or smollm2.")
-    target_modules: str | list[str] = "all-linear"
+    attention: str | None = Field(
+        None, description="Implementation: eager, sdpa, flash_attention_2, ... Default: the one that the model chooses."
+    )
+    adapter: Path | None = Field(
+        None,
+        description="Train this adapter further: a folder or file of any readable format, or a run; it decides the "
+        "method and its sizes.",
+    )
+    target_modules: str | list[str] = Field(
+        "all-linear", description="Names of the modules that are adapted, or one of PEFT's words or expressions."
+    )
     unmatched_targets: Literal["refuse", "skip"] = Field(
         "refuse", description="Names in target_modules that no module of the model has."
     )
 
-    steps: Positive | None = None
+    steps: Positive | None = Field(None, description="Of the optimizer; with resume=auto they may be raised.")
     epochs: float | None = Field(None, gt=0, description="Default: 1, when steps is not given.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0 leaves them.")
+    schedule: Schedule = Field(  # type: ignore[assignment]  # more than image recipes have
+        "cosine", description="Of the learning rate, after the warmup; as in transformers."
+    )
+    schedule_options: dict[str, Any] = Field({}, description="Of the schedule, as {min_lr_rate: 0.1}.")
+    optim: str | None = Field(
+        None,
+        description="As transformers names it: adamw_torch, adafactor, adamw_8bit, lion_8bit, ...; or muon, for lora "
+        "and full: matrices by Muon, the rest by AdamW. Default: AdamW.",
+    )
+    optim_options: dict[str, Any] = Field({}, description="beta1, beta2 and epsilon of the Adam family.")
+    neftune_noise_alpha: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="NEFTune: noise on the embeddings while training, as 5."
+    )
+    liger: bool = Field(False, description="Liger kernels, where liger-kernel and a GPU are there.")
     max_length: Annotated[int, Field(ge=2)] = Field(1024, description="Tokens per example or chunk.")
     quantization: str | None = Field(
         None,
@@ -86,6 +125,42 @@ class TextSettings(MethodSettings):
     result: Literal["last", "best"] = Field(
         "last", description="Parameters of the last step, or of the measurement with the largest gain - forgetting."
     )
+
+    trackers: list[str] = Field(
+        [], description="wandb, tensorboard, trackio, mlflow, ..., besides metrics.jsonl; names of transformers."
+    )
+    sample_prompts: list[str] | None = Field(
+        None,
+        description="Prompts answered before and after training, for the report; [] for none. Default: a few.",
+    )
+
+    @field_validator("trackers", "sample_prompts", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, given: Any) -> Any:
+        return [given] if isinstance(given, str) else given
+
+    @classmethod
+    def _continued(cls, given: dict[str, Any]) -> dict[str, Any]:
+        # A fit of magnitudes has a setting of this name, too, that must be given.
+        if "adapter" not in given or cls.model_fields["adapter"].is_required():
+            return given
+        decided = decided_by(given["adapter"])
+        asked = {"method": given["method"]} if "method" in given else {}
+        asked |= {key: given[key] for key in DECIDED if key in given}
+        for key, value in asked.items():
+            usual: Any = {"block_size": None, "target_modules": "all-linear"}.get(key, {})
+            if value != decided.get(key, usual) and value is not None:
+                own = f", {key}={decided[key]}" if key in decided else ""
+                fault = f"{key}={value} is decided by the adapter that is continued{own}"
+                raise SettingError(key, fault, f"Leave {key} out, or adapter")
+        return given | decided
+
+    @classmethod
+    def _from_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
+        filled = super()._from_preset(given)
+        if "adapter" not in given or cls.model_fields["adapter"].is_required():
+            return filled
+        return {key: value for key, value in filled.items() if key not in DECIDED}
 
     @model_validator(mode="after")
     def _stops(self) -> TextSettings:

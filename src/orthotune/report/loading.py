@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orthotune.files.installed_worlds import SMOLLM2
 from orthotune.report.records import Records
 
 #: Names in the settings that stand for the built-in models.
@@ -26,12 +27,15 @@ def _language(records: Records, artifacts: dict[str, str], model: str) -> str:
             "from transformers import AutoModelForCausalLM\n\n"
             f"model = AutoModelForCausalLM.from_pretrained({trained.as_posix()!r})\n"
         )
+    fetched = model == SMOLLM2
+    opened = f"model_folder({model!r})" if fetched else "text.MODEL" if model == TEXT_WORLD else repr(model)
     adapter, built_in = (records.folder / artifacts["adapter"]).as_posix(), model == TEXT_WORLD
     return (
         "from orthotune import PeftModel\n"
         + ("from orthotune.worlds import text\n" if built_in else "")
+        + ("from orthotune.files.installed_worlds import model_folder\n" if fetched else "")
         + "from transformers import AutoModelForCausalLM\n\n"
-        + f"model = AutoModelForCausalLM.from_pretrained({'text.MODEL' if built_in else repr(model)})\n"
+        + f"model = AutoModelForCausalLM.from_pretrained({opened})\n"
         + f"model = PeftModel.from_pretrained(model, {adapter!r})\n"
         + "model = model.merge_and_unload()  # optional: an ordinary model again\n"
     )

@@ -15,6 +15,7 @@ from orthotune.report.gain import gain_and_forgetting, rewound
 from orthotune.report.heat_map import DISTANCES, heat_maps
 from orthotune.report.histograms import histograms
 from orthotune.report.loading import loading
+from orthotune.report.next_steps import next_steps
 from orthotune.report.records import Records, read_records
 from orthotune.report.samples import data_uri, frames
 from orthotune.report.scores import scores
@@ -106,6 +107,7 @@ def _values(records: Records) -> dict[str, Any]:
         "compared": Lenient(records.compared),
         "distances": heat_maps(records.compared.get("layers") or [], DISTANCES),
         "loading": loading(records),
+        "next_steps": next_steps(run, records.folder) if run else [],
     }
 
 

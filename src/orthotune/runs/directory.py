@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class RunDirectory:
         self.record, self.metrics = self.path / "run.json", self.path / "metrics.jsonl"
         self.settings, self.checkpoints = self.path / "settings.json", self.path / "checkpoints"
         self._lock = RunLock(self.path / ".lock")
+        self._longer = False
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".write-{uuid.uuid4().hex}"
@@ -51,12 +52,19 @@ class RunDirectory:
                 do="Pass output=PATH",
             ) from fault
 
-    def open(self, settings: dict[str, Any], resume: str, say: Callable[[str], None] | None = None) -> Path | None:
+    def open(
+        self,
+        settings: dict[str, Any],
+        resume: str,
+        say: Callable[[str], None] | None = None,
+        growing: Sequence[str] = (),
+    ) -> Path | None:
         """Check that ``settings`` may be run here; return the checkpoint to go on from, None for a fresh start.
 
         From then on no other process can open it, until :meth:`drop_if_empty`; a finished run is not locked. Of a
-        launch of several processes one opens it. ``say`` is called with a message for damaged checkpoints, which are
-        therefore passed over, and about a file system without locks.
+        launch of several processes one opens it. Settings in ``growing`` may be larger than those of a run that is
+        resumed, even of a finished one, which is then continued. ``say`` is called with a message for damaged
+        checkpoints, which are therefore passed over, and about a file system without locks.
 
         Raises:
             OutputError: another run lives here and ``resume`` is ``never``, or is going on in another process.
@@ -64,7 +72,7 @@ class RunDirectory:
         """
         self._lock.take(say)
         try:
-            checkpoint = self._checked(settings, resume, say)
+            checkpoint = self._checked(settings, resume, say, growing)
         except BaseException:
             self._lock.release()
             raise
@@ -72,15 +80,29 @@ class RunDirectory:
             self._lock.release()
         return checkpoint
 
-    def _checked(self, settings: dict[str, Any], resume: str, say: Callable[[str], None] | None) -> Path | None:
+    def _checked(
+        self, settings: dict[str, Any], resume: str, say: Callable[[str], None] | None, growing: Sequence[str]
+    ) -> Path | None:
         before = read_json(self.settings) if self.settings.is_file() else None
         if resume == "never":
             if before is not None or self.record.is_file():
                 raise self._taken()
         elif before is not None:
-            self._same(before, settings)
+            self._same(before, settings, growing)
+            self._longer = self._is_longer(settings, growing)
+        if self._longer and (self.path / "rewound").exists():
+            raise OutputError(
+                f"{self.path / 'rewound'}", got="what was rewound of the shorter run",
+                do="Move it away, then go on with the same command",
+            )  # fmt: skip
         if resume == "auto":
-            return self.newest_checkpoint(say)
+            found = self.newest_checkpoint(say)
+            if self._longer and found is None:
+                raise OutputError(
+                    f"resume in {self.path}", got="a finished run without a checkpoint, which cannot be made longer",
+                    do="Begin another run that trains its adapter further: adapter=RUN output=PATH",
+                )  # fmt: skip
+            return found
         return None if resume == "never" else _given(Path(resume))
 
     @contextmanager
@@ -98,6 +120,10 @@ class RunDirectory:
 
     def claim(self, settings: dict[str, Any]) -> None:
         """Note what is run here, and remove what a killed process left half-written; another run is refused now."""
+        if self._longer and self.record.is_file():
+            # Until the longer run is finished, nothing may take the record for that of these settings.
+            steps = read_json(self.record).get("steps")
+            self.record.replace(self.path / f"run-{steps}.json")
         sweep(self.path)
         checkpoint_folder.sweep(self.checkpoints)
         write_json(self.settings, settings)
@@ -112,8 +138,8 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """Whether a run came to its end here."""
-        return self.record.is_file()
+        """Whether a run came to its end here, and is not to be continued with more steps."""
+        return self.record.is_file() and not self._longer
 
     def newest_checkpoint(self, say: Callable[[str], None] | None = None) -> Path | None:
         """The newest checkpoint that is intact; ``say`` gets a message for each newer one that is damaged."""
@@ -133,16 +159,47 @@ class RunDirectory:
             do="Pass resume=auto to go on with it, or output=PATH for another one",
         )
 
-    def _same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+    def _is_longer(self, now: dict[str, Any], growing: Sequence[str]) -> bool:
+        """Whether a finished run here has fewer steps or epochs than ``now``."""
+        if not self.record.is_file():
+            return False
+        finished = read_json(self.record).get("settings") or {}
+        return any(_number(now.get(key)) > _number(finished.get(key)) > 0 for key in growing)
+
+    def _same(self, before: dict[str, Any], now: dict[str, Any], growing: Sequence[str] = ()) -> None:
+        if before.get("recipe", now.get("recipe")) != now.get("recipe"):
+            raise another_recipe(self.path, before["recipe"], now.get("recipe"))
         keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        changed = [key for key in keys if key not in FREE_TO_CHANGE]
+        changed = [key for key in keys if key not in FREE_TO_CHANGE and key != "recipe"]
+        changed = [key for key in changed
+                   if key not in growing or not _number(now.get(key)) > _number(before.get(key)) > 0]  # fmt: skip
         if changed:
+            lowered = [key for key in changed if key in growing and _number(now.get(key)) and _number(before.get(key))]
             raise RecipeError(
                 f"resume in {self.path}",
                 got="; ".join(f"{key}={now.get(key)} instead of {before.get(key)}" for key in changed),
-                needed="the settings that the run was started with",
+                needed="the settings that the run was started with"
+                + (f"; {lowered[0]} may be raised, not lowered" if lowered else ""),
                 do="Change them back, or pass output=PATH for another run",
             )
+
+
+def another_recipe(path: Path, there: Any, asked: Any) -> RecipeError:
+    """The error for a run directory that another job began.
+
+    Args:
+        path: the directory.
+        there: the recipe of the run in it.
+        asked: the recipe that is to go on.
+    """
+    return RecipeError(
+        f"resume in {path}", got=f"a run of `orthotune train {there}`", needed=f"a run of `orthotune train {asked}`",
+        do=f"Use orthotune train {there}, or pass output=PATH for another run",
+    )  # fmt: skip
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
 
 
 def step_of(checkpoint: Path | None) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,11 +18,13 @@ WIDE = 100
 
 
 class StepBar:
-    """Shows step, time left and some numbers on stderr.
+    """Shows step, time left and some numbers on stderr; without a terminal a line at the first and the last step and
+    every few seconds.
 
     Args:
         title: what stands before the bar.
         visible: False shows nothing.
+        seconds: between two lines without a terminal.
 
     Example:
         >>> bar = StepBar("oft", visible=False)
@@ -29,20 +33,25 @@ class StepBar:
         >>> bar.close()
     """
 
-    def __init__(self, title: str, visible: bool = True) -> None:
-        self.title = title
+    def __init__(self, title: str, visible: bool = True, seconds: float = 10.0) -> None:
+        self.title, self.seconds = title, seconds
+        console = Console(stderr=True)
+        self.lines = visible and not console.is_terminal
+        self.total = self.first = 0
+        self.began = self.printed = 0.0
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[losses]}"),
-            console=Console(stderr=True),
-            disable=not visible,
+            console=console,
+            disable=not visible or self.lines,
         )
 
     def start(self, total: int, completed: int = 0) -> None:
         """Begin at step ``completed`` of ``total``."""
+        self.total, self.first, self.began = total, completed, time.monotonic()
         self.bar.start()
         self.task = self.bar.add_task(self.title, total=total, completed=completed, losses="")
 
@@ -60,10 +69,27 @@ class StepBar:
             words = [f"{name} {value:+.3f}" for name, value in (changes or {}).items() if value is not None]
             words += [f"{name} {value:.3f}" for name, value in values.items() if value is not None]
             self.bar.update(self.task, completed=step, losses="  ".join(words))
+            if self.lines:
+                self._line(step, words)
+
+    def _line(self, step: int, words: list[str]) -> None:
+        now = time.monotonic()
+        ends = step in (self.first + 1, self.total)
+        if not ends and now - self.printed < self.seconds:
+            return
+        self.printed = now
+        each = (now - self.began) / max(1, step - self.first)
+        left = f"  {_spoken(each * (self.total - step))} left" if step < self.total else ""
+        print(f"{self.title}  step {step}/{self.total}  {'  '.join(words)}{left}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the terminal as it was, whatever ended the work."""
         self.bar.stop()
+
+
+def _spoken(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 class ProgressBar(TrainerCallback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -90,6 +91,21 @@ class StepLog(TrainerCallback):
         self.measuring += time.monotonic() - began
 
 
+@dataclass(frozen=True)
+class DomainLosses:
+    """The measure of what a model learns and forgets, as :func:`domain_losses` makes it.
+
+    Args:
+        domains: rows to measure on, by domain.
+    """
+
+    domains: Mapping[str, Sequence[TokenRow]]
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        """The loss of each domain, ``new_nats`` and ``old_nats``, in nats per token."""
+        return {f"{name}_nats": mean_loss(model, rows).nats for name, rows in self.domains.items()}
+
+
 def domain_losses(domains: Mapping[str, Sequence[TokenRow]]) -> Measure:
     """The measure of what a model learns (target domain, ``new``) and forgets (source domain, ``old``).
 
@@ -99,4 +115,4 @@ def domain_losses(domains: Mapping[str, Sequence[TokenRow]]) -> Measure:
     Returns:
         a function from a model to the loss of each domain, ``new_nats`` and ``old_nats``, in nats per token.
     """
-    return lambda model: {f"{name}_nats": mean_loss(model, rows).nats for name, rows in domains.items()}
+    return DomainLosses(domains)

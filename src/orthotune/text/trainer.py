@@ -19,6 +19,7 @@ from orthotune.runs.failed_save import OnFailedSave
 from orthotune.runs.learning_rates import EQUAL, RateFactors, give_rates
 from orthotune.runs.sharded_model import gathered_adapter, is_sharded
 from orthotune.text.added_losses import AddedLosses, LossMaker
+from orthotune.text.muon import muon_with_adamw
 from orthotune.text.nonfinite_steps import NonFiniteSteps
 from orthotune.text.saved_state import read_skipped, save_checkpoint
 from orthotune.text.shared_base import check_shared_base
@@ -46,6 +47,7 @@ class TrainerParts:
         saves: checkpoints over the run, at even distances; None saves as ``save_steps`` of the arguments says.
         rate_factors: by how much the learning rates of single parameters differ.
         losses: make what is added to the loss, once the data is tokenized and the model is in its place.
+        muon: train matrices by Muon, whatever optimizer the arguments name for the rest.
         add_to_checkpoint: called in the main process with the folder of each checkpoint, to write further files.
 
     Example:
@@ -60,6 +62,7 @@ class TrainerParts:
     saves: int | None = None
     rate_factors: RateFactors = EQUAL
     losses: tuple[LossMaker, ...] = ()
+    muon: bool = False
     add_to_checkpoint: Callable[[Path], None] | None = None
 
 
@@ -105,11 +108,15 @@ class RunTrainer(Trainer):
         OutputError: a checkpoint cannot be written, and ``on_failed_save`` is ``stop``. The one before is kept.
     """
 
+    optimizer: Any  # the base class creates it late
+
     def __init__(self, *args: Any, parts: TrainerParts | None = None, **kwargs: Any) -> None:
         self.parts = parts = parts or TrainerParts()
         self.nonfinite = NonFiniteSteps(parts.max_skipped, parts.say)
         self.added = AddedLosses(parts.losses)
         self._batch: dict[str, Any] | None = None
+        #: What was measured at this step, which trackers are given with the loss.
+        self.measured: Callable[[], Mapping[str, Any]] = dict
         super().__init__(*args, **kwargs)
         if self.accelerator.num_processes > 1:
             check_shared_base(self.model, sharded=self.is_fsdp_enabled)
@@ -140,7 +147,8 @@ class RunTrainer(Trainer):
         if isinstance(resume_from_checkpoint, str):
             self.nonfinite.skipped = read_skipped(Path(resume_from_checkpoint))
             state = _state_of(resume_from_checkpoint)
-            if 0 < state.max_steps <= state.global_step:
+            # A run whose steps were raised goes on; the state in its checkpoint has the former number.
+            if 0 < state.max_steps <= state.global_step and self.planned_steps <= state.global_step:
                 return self.restore(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -153,6 +161,10 @@ class RunTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> Any:
         """As the base class, with a group for each learning rate."""
         known = self.optimizer
+        if known is None and self.parts.muon:
+            self.optimizer = muon_with_adamw(
+                self.model if model is None else model, self.args.learning_rate, self.args.weight_decay
+            )
         optimizer = super().create_optimizer(model)
         if known is None:
             give_rates(optimizer, self.model if model is None else model, self.parts.rate_factors)
@@ -193,6 +205,8 @@ class RunTrainer(Trainer):
         """As the base class, with the entries of added losses, and without numbers of a step that was skipped."""
         if "loss" in logs:
             logs = {**logs, **self.added.entries(), **self.nonfinite.unmeasured(self.state.global_step)}
+            if self.args.report_to:
+                logs |= {key: value for key, value in self.measured().items() if value is not None}
         super().log(logs, *args, **kwargs)
 
     def full_state_dict(self) -> dict[str, Tensor] | None:

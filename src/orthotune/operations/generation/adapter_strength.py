@@ -1,0 +1,63 @@
+"""One strength for an entire adapter of a model, whatever its method: rotations or LoRA."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+
+from orthotune.errors import ConfigError
+from orthotune.files.names import shortened
+from orthotune.layers.base import OFTLayer
+from orthotune.tuner.strength import set_scale
+
+
+def set_strength(model: Any, strength: float, adapter: str = "default") -> None:
+    """Use an adapter at a strength: every angle of a rotation, or the change by a LoRA, times ``strength``.
+
+    Args:
+        model: a ``PeftModel`` with an OFT or LoRA adapter.
+        strength: 0 is the base, 1 the adapter as trained, -1 its inverse; values above 1 extrapolate.
+        adapter: its name.
+
+    Raises:
+        ConfigError: not a finite number, no adapter, or an adapter with parts that have no strength, as DoRA's
+            magnitudes or modules that were trained in full. No layer is changed.
+
+    Example:
+        >>> from torch import nn
+        >>> from orthotune import OFTConfig, get_peft_model
+        >>> model = get_peft_model(nn.Sequential(nn.Linear(8, 4)), OFTConfig(r=2, target_modules=["0"]))
+        >>> set_strength(model, 0.5)
+    """
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not math.isfinite(strength):
+        raise ConfigError(f"strength {strength!r}", needed="a finite number; 0 is the base, 1 the adapter as trained")
+    if not isinstance(model, PeftModel):
+        raise ConfigError(f"strength {strength:g}", got="a model without an adapter", needed="a run or an adapter")
+    if strength != 1:
+        _check_parts(model, adapter)
+    if any(isinstance(module, OFTLayer) for module in model.modules()):
+        set_scale(model, adapter, float(strength))
+        return
+    layers = [one for one in model.modules() if isinstance(one, LoraLayer) and adapter in one.scaling]
+    if not layers and strength != 1:
+        raise ConfigError(f"strength {strength:g}", got="an adapter that is neither OFT nor LoRA")
+    if strength != 1 and any(layer.use_dora.get(adapter) for layer in layers):
+        raise ConfigError(f"strength {strength:g}", got="DoRA, whose magnitudes have no strength", needed="LoRA")
+    for layer in layers:
+        layer.set_scale(adapter, float(strength))
+
+
+def _check_parts(model: PeftModel, adapter: str) -> None:
+    config: Any = model.peft_config.get(adapter)
+    for key in ("modules_to_save", "trainable_token_indices"):
+        if getattr(config, key, None):
+            raise ConfigError(
+                f"a strength of adapter '{adapter}'", got=f"parts that have none, {key}: "
+                f"{shortened([str(one) for one in getattr(config, key)])}",
+                do="Use strength 1, or switch the adapter off",
+            )  # fmt: skip
+    if getattr(config, "bias", "none") != "none":
+        raise ConfigError(f"a strength of adapter '{adapter}'", got="biases that were trained beside it, without one")
