@@ -85,6 +85,32 @@ RECIPES: dict[str, Recipe] = {
             text=True, plans=False,
         ),
         Recipe(
+            "grpo", "grpo", "grpo:GRPOSettings",
+            "Finetune a language model by rewards for its own answers (GRPO). Without arguments: names of attributes "
+            "in Python methods, on the small built-in model.",
+            ("grpo", "grpo data=sums.jsonl model=models/llama --reward number beta=0.04",
+             "grpo data=tasks.jsonl model=models/llama --reward rewards.py:runs_without_error"),
+            (Option("reward", "--reward", "exact, number, package.module.function or file.py:function."),),
+            text=True, plans=False,
+        ),
+        Recipe(
+            "rloo", "rloo", "rloo:RLOOSettings",
+            "Finetune a language model by rewards for its own answers (RLOO). Without arguments: names of attributes "
+            "in Python methods, on the small built-in model.",
+            ("rloo", "rloo data=sums.jsonl model=models/llama --reward number"),
+            (Option("reward", "--reward", "exact, number, package.module.function or file.py:function."),),
+            text=True, plans=False,
+        ),
+        Recipe(
+            "distill", "distill", "distill:DistillSettings",
+            "Teach a language model, on its own answers, what it would answer with more context, or what a teacher "
+            "would. Without arguments: Python methods, on the small built-in model.",
+            ("distill", "distill data=tasks.jsonl model=models/llama divergence=forward",
+             "distill data=prompts.jsonl model=models/small --teacher models/large"),
+            (Option("teacher", "--teacher", "Another model; default: the model itself, its adapter switched off."),),
+            text=True, plans=False,
+        ),
+        Recipe(
             "subject", "subject", "subject_settings:SubjectSettings",
             "Teach an image model one subject from a few images. Without arguments: a handwritten nine, on the "
             "built-in image model.",

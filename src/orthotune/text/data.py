@@ -48,17 +48,22 @@ def load_examples(source: str, data_format: str = "auto") -> Examples:
         >>> load_examples("reviews.jsonl").format  # doctest: +SKIP
         'prompt-completion'
     """
-    return examples_of(placed_rows(source), source, data_format)
+    rows = placed_rows(source)
+    return examples_of(rows, source, data_format)
 
 
 def placed_rows(source: str) -> list[tuple[str, Row]]:
-    """The rows of a file, of a directory or of the hub's data set, each with its place for messages.
+    """The rows of a file, of a directory, or of the hub's data set, each with its place for messages.
 
     Args:
-        source: as for :func:`load_examples`.
+        source: as :func:`load_examples` takes it.
 
     Raises:
         DataError: nothing there, or a broken line.
+
+    Example:
+        >>> placed_rows("pairs.jsonl")  # doctest: +SKIP
+        [('pairs.jsonl, line 1', {'prompt': '1 + 1 =', 'chosen': '2', 'rejected': '3'})]
     """
     path = Path(source)
     if path.exists():

@@ -13,9 +13,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypedDict
 
 import torch
+from accelerate.utils import set_seed
 from peft import PeftConfig, get_peft_model
 from torch import Tensor
-from transformers import Trainer, set_seed
+from transformers import Trainer
 
 from orthotune.metrics.decoding import continued
 from orthotune.metrics.text_loss import IGNORED, TokenRow, _pad

@@ -159,11 +159,24 @@ def make_rewards(specs: Sequence[RewardSpec], model_reward: Callable[[str], Call
     Raises:
         RecipeError: a function that is not there or cannot be called as a reward.
     """
-    found: list[Reward] = []
+    return [_made(spec, name, model_reward) for spec, name in zip(specs, names_of(specs), strict=True)]
+
+
+def names_of(specs: Sequence[RewardSpec]) -> list[str]:
+    """The names of rewards in messages and in the log, each a different one.
+
+    Args:
+        specs: as :func:`reward_specs` returns them.
+
+    Example:
+        >>> names_of(reward_specs([{"format": "^A"}, {"format": "B$"}, "rewards.py:short"]))
+        ['format', 'format#2', 'short']
+    """
+    found: list[str] = []
     for spec in specs:
         name = spec.name.rpartition(":")[2] if ":" in spec.name else spec.name
-        same = sum(one.name == name or one.name.startswith(f"{name}#") for one in found)
-        found.append(_made(spec, f"{name}#{same + 1}" if same else name, model_reward))
+        same = sum(one == name or one.startswith(f"{name}#") for one in found)
+        found.append(f"{name}#{same + 1}" if same else name)
     return found
 
 

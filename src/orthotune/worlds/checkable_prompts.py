@@ -22,8 +22,9 @@ METHODS = (
     "    def del_{name}(self):\n        del self.",
     "    def __init__(self, {name}):\n        self.{name} = ",
 )
-#: Complete methods of another attribute, for the context of a teacher.
+#: What a teacher is shown: the methods of a class with this attribute, solved.
 SOLVED = (
+    "    def __init__(self, {name}):\n        self.{name} = {name}\n\n"
     "    def get_{name}(self):\n        return self.{name}\n\n"
     "    def set_{name}(self, {name}):\n        self.{name} = {name}\n\n"
     "    def del_{name}(self):\n        del self.{name}\n\n"
@@ -34,13 +35,11 @@ SUMS = {"train": 1024, "test": 128}
 
 def _methods(split: str) -> Iterator[Row]:
     names = [name for place, name in enumerate(NAMES) if (place % 4 == 3) == (split == "test")]
-    chosen = random.Random(split)
     for name in names:
         for method in METHODS:
-            shown = chosen.sample([other for other in NAMES if other != name], 2)
-            context = "".join(SOLVED.format(name=other) for other in shown)
-            # The last space belongs to the next token of most tokenizers.
-            yield {"prompt": method.format(name=name).rstrip(" "), "answer": name, "context": context}
+            # A space at the end belongs to the next token of most tokenizers.
+            prompt = method.format(name=name).rstrip(" ")
+            yield {"prompt": prompt, "answer": name, "context": SOLVED.format(name=name)}
 
 
 def _sums(split: str) -> Iterator[Row]:
