@@ -83,6 +83,7 @@ class RewardSettings(PromptSettings):
     num_generations: Annotated[int, Field(ge=2)] = Field(
         8, description="Answers to each prompt, which are compared with each other; divides batch_size x accumulation."
     )
+    temperature: float = Field(1.0, gt=0, description="Of the answers in training; held-out answers are the likeliest.")
 
     @property
     def rewards(self) -> list[RewardSpec]:

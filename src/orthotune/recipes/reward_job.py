@@ -86,7 +86,8 @@ class RewardJob:
             given.notes.append("held-out prompts: none, too few rows in data to hold some out. eval_data=FILE names some.")
         arguments = passed_arguments(
             settings, given.checkpoints, given.dtype, num_generations=settings.num_generations,
-            max_completion_length=settings.max_completion_length, reward_weights=[one.weight for one in self.rewards],
+            max_completion_length=settings.max_completion_length, temperature=settings.temperature,
+            reward_weights=[one.weight for one in self.rewards],
         )  # fmt: skip
         with worded(settings):
             trainer: RunTrainer = run_trainer(self.kind)(

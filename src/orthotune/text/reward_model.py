@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from orthotune import PeftModel
 from orthotune.errors import RecipeError
 from orthotune.files.installed_worlds import model_folder
 from orthotune.files.json_file import read_json
@@ -66,12 +66,16 @@ def model_reward(where: str) -> Callable[..., list[float]]:
 
 
 def _loaded(source: str) -> tuple[Any, Any]:
-    config = Path(source) / "adapter_config.json"
-    base = model_folder(read_json(config)["base_model_name_or_path"]) if config.is_file() else source
-    if not config.is_file():
+    path = Path(source) / "adapter_config.json"
+    config = read_json(path) if path.is_file() else None
+    base = source if config is None else model_folder(config["base_model_name_or_path"])
+    if config is None:
         model = AutoModelForSequenceClassification.from_pretrained(base, trust_remote_code=False, dtype=torch.float32)
         _require_head(model, source)
     else:
+        if config.get("task_type") != "SEQ_CLS":  # another adapter has no head, and a random one would judge
+            got = f"an adapter of task {config.get('task_type')}"
+            raise RecipeError(f"reward model {source}", got=got, needed=NEEDED)
         model = AutoModelForSequenceClassification.from_pretrained(
             base, num_labels=1, trust_remote_code=False, dtype=torch.float32
         )
