@@ -48,14 +48,29 @@ def load_examples(source: str, data_format: str = "auto") -> Examples:
         >>> load_examples("reviews.jsonl").format  # doctest: +SKIP
         'prompt-completion'
     """
+    rows = placed_rows(source)
+    return examples_of(rows, source, data_format)
+
+
+def placed_rows(source: str) -> list[tuple[str, Row]]:
+    """The rows of a file, of a directory, or of the hub's data set, each with its place for messages.
+
+    Args:
+        source: as :func:`load_examples` takes it.
+
+    Raises:
+        DataError: nothing there, or a broken line.
+
+    Example:
+        >>> placed_rows("pairs.jsonl")  # doctest: +SKIP
+        [('pairs.jsonl, line 1', {'prompt': '1 + 1 =', 'chosen': '2', 'rejected': '3'})]
+    """
     path = Path(source)
     if path.exists():
-        rows = read_rows(path)
-    elif path.suffix in (".jsonl", ".json", ".parquet", ".txt") or source.startswith((".", "/", "~")):
+        return read_rows(path)
+    if path.suffix in (".jsonl", ".json", ".parquet", ".txt") or source.startswith((".", "/", "~")):
         raise DataError(f"data {source!r}", got="no such file or directory", do="Check the path")
-    else:
-        rows = [(f"{source}, row {number}", row) for number, row in enumerate(load_split(source))]
-    return examples_of(rows, source, data_format)
+    return [(f"{source}, row {number}", row) for number, row in enumerate(load_split(source))]
 
 
 def examples_of(rows: Iterable[tuple[str, Row]], source: str, data_format: str = "auto") -> Examples:
