@@ -33,7 +33,9 @@ Given = Callable[..., list[str]]
 def given(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Given:
     """The command line of a small run."""
     folder = tmp_path_factory.mktemp("prompts")
-    rows = [{"prompt": f"count {place}:", "context": f"one{'!' * (place % 4)} ", "answer": place} for place in range(22)]
+    rows = [
+        {"prompt": f"count {place}:", "context": f"one{'!' * (place % 4)} ", "answer": place} for place in range(22)
+    ]
     small = {"model": model_path, "data": write_jsonl(folder / "prompts.jsonl", rows), "steps": 4, "batch_size": 3}
     small |= {"max_completion_length": 6, "max_length": 40, "warmup": 0, "learning_rate": 1e-2, "block_size": 8}
     small |= {"old_data": folder / "old.txt", "eval_every": 2, "save_every": 2}
@@ -75,9 +77,10 @@ def _trainer(model_path: Path, folder: Path, adapter: str, pairs: list[PromptPai
         per_device_train_batch_size=3, remove_unused_columns=False,
     )  # fmt: skip
     model = load_model(str(model_path), torch.float32)
+    copy = load_model(str(model_path), torch.float32) if adapter == "full" else None
     return run_trainer(DistillTrainer)(
         model, args=arguments, train_dataset=pairs, processing_class=load_tokenizer(str(model_path)),
-        peft_config=ADAPTERS[adapter], teacher=load_model(str(model_path), torch.float32) if adapter == "full" else None,
+        peft_config=ADAPTERS[adapter], teacher=copy,
         divergence=divergence, max_completion_length=5,
     )  # fmt: skip
 
@@ -207,7 +210,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("more", "words"), WRONG, ids=[f"{place}-{next(iter(one[0]))}" for place, one in enumerate(WRONG)])
+@pytest.mark.parametrize(
+    ("more", "words"), WRONG, ids=[f"{place}-{next(iter(one[0]))}" for place, one in enumerate(WRONG)]
+)
 def test_wrong_input_is_an_error_in_words(given: Given, tmp_path: Path, more: dict[str, Any], words: str) -> None:
     if "teacher" in more:
         save_model(tmp_path / "wide", "float32")

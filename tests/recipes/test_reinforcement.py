@@ -147,7 +147,7 @@ def test_a_reward_model_is_a_run_or_a_folder(given: Given, tmp_path: Path, model
     texts = ["count 1: one<end>", "count 2: a longer answer<end>"]
     prompts, completions = ["count 1:", "count 2:"], [" one", " a longer answer"]
     for where, model in ((tmp_path / "run", adapted), (tmp_path / "judge", base)):
-        with torch.no_grad(), (adapted.disable_adapter() if model is base else torch.no_grad()):
+        with torch.no_grad(), adapted.disable_adapter() if model is base else torch.no_grad():
             one_by_one = [model(**tokenizer(text, return_tensors="pt")).logits.item() for text in texts]
         # float32; a row of a padded batch is summed in another order than alone.
         assert model_reward(str(where))(prompts=prompts, completions=completions) == pytest.approx(one_by_one, abs=1e-5)

@@ -1,4 +1,4 @@
-"""Rewards: what each built-in one gives, and that a function's fault is an error that names the function and the row."""
+"""Rewards: what each built-in one gives; the fault of a function is an error that names the function and the row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orthotune.errors import RecipeError
 from orthotune.text.reward_functions import is_exact, last_number
 from orthotune.text.rewards import make_rewards, names_of, reward_specs, text_of
 
-FUNCTIONS = '''
+FUNCTIONS = """
 from functools import partial
 
 def vowels(completions, **columns):
@@ -43,7 +43,7 @@ async def later(completions, **_):
     return [0.0 for _ in completions]
 
 NUMBER = 3
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -150,17 +150,21 @@ def a_reward(completions: list[str], **_: Any) -> list[float]:
         ({"exact": None, "weight": float("nan")}, "weight of reward exact. Found: nan"),
         ({"math.sqrt": 2}, "reward math.sqrt. Found: the value 2"),
         ("no_such_package.module.function", "no module 'no_such_package' that Python can import here. Write the file"),
-        ("orthotune.text.rewards.reward_spec", "Found: no 'reward_spec' in orthotune.text.rewards.*mean 'reward_specs'"),
+        (
+            "orthotune.text.rewards.reward_spec",
+            "Found: no 'reward_spec' in orthotune.text.rewards.*mean 'reward_specs'",
+        ),
         ("missing.py:reward", "Found: no file missing.py"),
         ("{file}:NUMBER", "Found: a int. Needed: a function"),
         ("{file}:vowel", "Found: no 'vowel' in .*Did you mean 'vowels'"),
         ("{file}:later", "Found: an async function"),
-        ("{broken}:f", r"Found: NameError: name 'undefined' is not defined \(broken.py, line 2\), while .*was imported"),
+        (
+            "{broken}:f",
+            r"Found: NameError: name 'undefined' is not defined \(broken.py, line 2\), while .*was imported",
+        ),
     ],
 )
-def test_a_reward_that_cannot_be_used_is_refused_before_anything_is_loaded(
-    file: Path, given: Any, words: str
-) -> None:
+def test_a_reward_that_cannot_be_used_is_refused_before_anything_is_loaded(file: Path, given: Any, words: str) -> None:
     (broken := file.with_name("broken.py")).write_text("\nundefined\n")
     given = given.format(file=file, broken=broken) if isinstance(given, str) else given
     with pytest.raises(RecipeError, match=words):

@@ -13,7 +13,8 @@ from orthotune.worlds.checkable_prompts import SETS, rows_of
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "digest"), [("python-methods", (96, 32), "bd56638a08cf6569"), ("arithmetic", (1024, 128), "e3a401723624eaf4")]
+    ("name", "rows", "digest"),
+    [("python-methods", (96, 32), "bd56638a08cf6569"), ("arithmetic", (1024, 128), "e3a401723624eaf4")],
 )
 def test_the_rows_never_change_and_the_splits_have_none_in_common(
     name: str, rows: tuple[int, int], digest: str

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from orthotune.errors import DataError, RecipeError
 from orthotune.recipes.method_settings import SettingError
+from orthotune.recipes.preference_job import Adapt
 from orthotune.recipes.prompt_data import PromptData, prompt_data
 from orthotune.recipes.prompt_settings import PromptSettings, RewardGiven
 from orthotune.recipes.sft_data import source_domain_notes
@@ -82,7 +83,9 @@ class DistillSettings(PromptSettings):
         return self
 
 
-def run(settings: DistillSettings, say: Say = print, callbacks: Callbacks = (), bar: bool = True) -> RunRecord:
+def run(
+    settings: DistillSettings, say: Say = print, callbacks: Callbacks = (), bar: bool = True, adapt: Adapt | None = None
+) -> RunRecord:
     """Finetune as ``settings`` say and return the record that is also in ``run.json`` of the output.
 
     Args:
@@ -90,6 +93,7 @@ def run(settings: DistillSettings, say: Say = print, callbacks: Callbacks = (), 
         say: called with each message.
         callbacks: of the trainer, besides those of every run.
         bar: show a progress bar.
+        adapt: puts on what is trained instead of the adapter of the settings, given the model and the notes.
 
     Raises:
         OrthotuneError: as for every run of a language model; a teacher of another vocabulary.
@@ -98,23 +102,24 @@ def run(settings: DistillSettings, say: Say = print, callbacks: Callbacks = (), 
         >>> run(DistillSettings(steps=20, output="runs/first")).scores_after  # doctest: +SKIP
         {'held_out_divergence': 0.2, 'held_out_reward': 0.8}
     """
-    return run_text(settings, job(settings), say, callbacks, bar)
+    return run_text(settings, job(settings, adapt), say, callbacks, bar)
 
 
-def job(settings: DistillSettings) -> TextJob:
+def job(settings: DistillSettings, adapt: Adapt | None = None) -> TextJob:
     """What this recipe adds to the shared run.
 
     Args:
         settings: of the run.
+        adapt: puts on what is trained instead of the adapter of the settings.
     """
-    return _DistillJob(settings).job()
+    return _DistillJob(settings, adapt).job()
 
 
 class _DistillJob:
     """The job's callables, and what they share."""
 
-    def __init__(self, settings: DistillSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: DistillSettings, adapt: Adapt | None) -> None:
+        self.settings, self.adapt = settings, adapt
         self.rewards: list[Reward] = []
         self.held_out: Prompts | None = None
         self.pairs: list[PromptPair] = []
@@ -129,6 +134,7 @@ class _DistillJob:
             model=lambda dtype: load_model(source, dtype, settings.quantization),
             trainer=self.trainer,
             notes=[_note(settings), *source_domain_notes(settings)],
+            adapt=self.adapt,
             measures=self.measures,
             entries=["completions/mean_length"],
             findings=lambda trainer, base: drift_of(trainer.model, base, self.rows),
@@ -154,7 +160,9 @@ class _DistillJob:
         self.pairs = self._pairs(tokenizer, self.held_out) if self.held_out else []
         given.notes.append(learned.sentence())
         if self.held_out is None:
-            given.notes.append("held-out prompts: none, too few rows in data to hold some out. eval_data=FILE names some.")
+            given.notes.append(
+                "held-out prompts: none, too few rows in data to hold some out. eval_data=FILE names some."
+            )
         arguments = passed_arguments(settings, given.checkpoints, given.dtype, remove_unused_columns=False)
         trainer: RunTrainer = run_trainer(DistillTrainer)(
             given.model, args=cast(TrainingArguments, arguments), train_dataset=self._pairs(tokenizer, learned),
@@ -185,16 +193,20 @@ class _DistillJob:
         """Another model, or a frozen copy where no adapter can be switched off; None for the model itself."""
         named = self.settings.teacher
         if named is None:
-            own = given.adapter is None
+            own = self.settings.method == "full"
             return load_model(source_of(self.settings), given.model.dtype) if own else None
         if load_tokenizer(named).get_vocab() != given.tokenizer.get_vocab():
             got = "a tokenizer with another vocabulary than the model's"
-            raise RecipeError(f"teacher={named}", got=got, needed="the same tokens", do="Choose a model of the same family")
+            raise RecipeError(
+                f"teacher={named}", got=got, needed="the same tokens", do="Choose a model of the same family"
+            )
         teacher = load_model(named, given.dtype)
         sizes = [one.get_output_embeddings().weight.shape[0] for one in (teacher, given.model)]
         if sizes[0] != sizes[1]:
             got = f"{sizes[0]} logits, where the model has {sizes[1]}"
-            raise RecipeError(f"teacher={named}", got=got, needed="the same number", do="Choose a model of the same family")
+            raise RecipeError(
+                f"teacher={named}", got=got, needed="the same number", do="Choose a model of the same family"
+            )
         return teacher
 
 

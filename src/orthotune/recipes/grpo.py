@@ -6,15 +6,16 @@ from typing import ClassVar
 
 from trl import GRPOTrainer
 
-from orthotune.recipes.prompt_settings import RewardSettings
-from orthotune.recipes.reward_job import RewardJob
+from orthotune.recipes.preference_job import Adapt
+from orthotune.recipes.prompt_settings import ReinforcementSettings
+from orthotune.recipes.reinforcement_job import ReinforcementJob
 from orthotune.recipes.text_job import TextJob
 from orthotune.recipes.text_run import Callbacks, Say, run_text
 from orthotune.runs.record import RunRecord
 from orthotune.text.generated_batches import GeneratedBatches
 
 
-class GRPOSettings(RewardSettings):
+class GRPOSettings(ReinforcementSettings):
     """Everything that decides a run by GRPO.
 
     Example:
@@ -30,7 +31,9 @@ class BatchedGRPOTrainer(GeneratedBatches, GRPOTrainer):  # type: ignore[misc]
     """TRL's trainer, whose checkpoints hold the texts that are still to be learned from."""
 
 
-def run(settings: GRPOSettings, say: Say = print, callbacks: Callbacks = (), bar: bool = True) -> RunRecord:
+def run(
+    settings: GRPOSettings, say: Say = print, callbacks: Callbacks = (), bar: bool = True, adapt: Adapt | None = None
+) -> RunRecord:
     """Finetune as ``settings`` say and return the record that is also in ``run.json`` of the output.
 
     Args:
@@ -38,6 +41,7 @@ def run(settings: GRPOSettings, say: Say = print, callbacks: Callbacks = (), bar
         say: called with each message.
         callbacks: of the trainer, besides those of every run.
         bar: show a progress bar.
+        adapt: puts on what is trained instead of the adapter of the settings, given the model and the notes.
 
     Raises:
         OrthotuneError: as for every run of a language model; a reward that fails.
@@ -46,13 +50,14 @@ def run(settings: GRPOSettings, say: Say = print, callbacks: Callbacks = (), bar
         >>> run(GRPOSettings(steps=20, output="runs/first")).scores_after  # doctest: +SKIP
         {'held_out_reward': 0.9}
     """
-    return run_text(settings, job(settings), say, callbacks, bar)
+    return run_text(settings, job(settings, adapt), say, callbacks, bar)
 
 
-def job(settings: GRPOSettings) -> TextJob:
+def job(settings: GRPOSettings, adapt: Adapt | None = None) -> TextJob:
     """What this recipe adds to the shared run.
 
     Args:
         settings: of the run.
+        adapt: puts on what is trained instead of the adapter of the settings.
     """
-    return RewardJob(settings, BatchedGRPOTrainer).job()
+    return ReinforcementJob(settings, BatchedGRPOTrainer, adapt).job()

@@ -71,7 +71,7 @@ class PromptSettings(TrainerSettings):
         return self
 
 
-class RewardSettings(PromptSettings):
+class ReinforcementSettings(PromptSettings):
     """What decides a run of reinforcement learning: prompts, and rewards for the answers of the model."""
 
     rates: ClassVar[dict[str, float]] = REWARD_RATES
@@ -97,7 +97,7 @@ class RewardSettings(PromptSettings):
         return int(self.trainer.get("generation_batch_size") or self.batch_size * steps)
 
     @model_validator(mode="after")
-    def _rewards(self) -> RewardSettings:
+    def _rewards(self) -> ReinforcementSettings:
         reward_specs(self.reward)
         if BY_REWARD in self.trainer:
             fault = f"{BY_REWARD} is decided by reward"
@@ -105,7 +105,7 @@ class RewardSettings(PromptSettings):
         return self
 
     @model_validator(mode="after")
-    def _complete_groups(self) -> RewardSettings:
+    def _complete_groups(self) -> ReinforcementSettings:
         if self.generated % self.num_generations:
             fault = f"num_generations={self.num_generations} does not divide the {self.generated} answers of a step"
             larger = -(-self.batch_size // self.num_generations) * self.num_generations
@@ -113,7 +113,7 @@ class RewardSettings(PromptSettings):
         return self
 
     @model_validator(mode="after")
-    def _has_vllm(self) -> RewardSettings:
+    def _has_vllm(self) -> ReinforcementSettings:
         if self.trainer.get("use_vllm") and importlib.util.find_spec("vllm") is None:
             fault = "use_vllm=true needs the package vllm, which is not installed"
             raise SettingError("trainer.use_vllm", fault, "Install vllm on a machine with a GPU, or leave use_vllm out")

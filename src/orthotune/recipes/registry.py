@@ -85,6 +85,38 @@ RECIPES: dict[str, Recipe] = {
             text=True, plans=False,
         ),
         Recipe(
+            "dpo", "dpo", "dpo:DPOSettings",
+            "Learn from pairs of a chosen and a rejected answer (DPO). Without arguments: the small built-in model, on "
+            "prose against lines of code.",
+            ("dpo", "dpo model=Qwen/Qwen2.5-0.5B-Instruct data=pairs.jsonl beta=0.1", "dpo --method lora steps=100"),
+            (Option("data", "--data", "File, folder or hub data set with prompt, chosen and rejected."),),
+            text=True, plans=False,
+        ),
+        Recipe(
+            "kto", "kto", "kto:KTOSettings",
+            "Learn from single answers that are wanted or not (KTO). Without arguments: the small built-in model, on "
+            "prose against lines of code.",
+            ("kto", "kto model=Qwen/Qwen2.5-0.5B-Instruct data=thumbs.jsonl desirable_weight=1.5"),
+            (Option("data", "--data", "File, folder or hub data set with prompt, completion and label."),),
+            text=True, plans=False,
+        ),
+        Recipe(
+            "orpo", "orpo", "orpo:ORPOSettings",
+            "Learn chosen answers and prefer them to rejected ones in one loss (ORPO). Without arguments: the small "
+            "built-in model, on prose against lines of code.",
+            ("orpo", "orpo model=Qwen/Qwen2.5-0.5B data=pairs.jsonl beta=0.1"),
+            (Option("data", "--data", "File, folder or hub data set with prompt, chosen and rejected."),),
+            text=True, plans=False,
+        ),
+        Recipe(
+            "reward", "reward", "reward:RewardSettings",
+            "Train a reward model, which gives an answer one number. Without arguments: the small built-in model, on "
+            "prose against lines of code.",
+            ("reward", "reward model=Qwen/Qwen2.5-0.5B-Instruct data=pairs.jsonl"),
+            (Option("data", "--data", "File, folder or hub data set with prompt, chosen and rejected."),),
+            text=True, plans=False,
+        ),
+        Recipe(
             "grpo", "grpo", "grpo:GRPOSettings",
             "Finetune a language model by rewards for its own answers (GRPO). Without arguments: names of attributes "
             "in Python methods, on the small built-in model.",

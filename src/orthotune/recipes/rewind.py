@@ -21,8 +21,9 @@ from orthotune.files.output import new_folder, temporary_folder
 from orthotune.metrics.text_loss import TokenRow
 from orthotune.operations import rewind as files
 from orthotune.quantized.loading_options import place
-from orthotune.recipes.held_out import LOOKED_AT, settings_of_run, tokenized_rows
-from orthotune.recipes.settings import GENERATED, SFTSettings
+from orthotune.recipes.held_out import TextRunSettings, settings_of_run, tokenized_rows
+from orthotune.recipes.settings import GENERATED
+from orthotune.recipes.source_domain import LOOKED_AT
 from orthotune.runs.directory import RunDirectory
 from orthotune.runs.layer_strengths import LayerStrengths, layer_strengths
 from orthotune.runs.optional_images import not_written
@@ -161,7 +162,7 @@ def run(settings: RewindSettings, say: Say = print, *, overwrite: bool = False) 
     return found
 
 
-def finish(settings: SFTSettings, say: Say = print) -> RunRecord:
+def finish(settings: TextRunSettings, say: Say = print) -> RunRecord:
     """Rewind a run that has just finished, as its setting ``rewind`` asks, and add the figures to its record.
 
     A run that was cut off here is finished by the next call. The run directory is locked meanwhile.
@@ -216,7 +217,7 @@ def _written(asked: RewindSettings) -> Rewound | None:
     return found
 
 
-def _loaded(run: Path, trained: SFTSettings) -> tuple[Any, LayerStrengths, Any]:
+def _loaded(run: Path, trained: TextRunSettings) -> tuple[Any, LayerStrengths, Any]:
     """The finished model, its strengths, and its base if it was trained in full."""
     dtype = choose_dtype(trained.dtype)
     base: Any = load_model(trained.model, dtype, trained.quantization)
@@ -229,7 +230,7 @@ def _loaded(run: Path, trained: SFTSettings) -> tuple[Any, LayerStrengths, Any]:
     return model, layer_strengths(model), None
 
 
-def _exact(adapter: Path, trained: SFTSettings, beside: Path) -> Path:
+def _exact(adapter: Path, trained: TextRunSettings, beside: Path) -> Path:
     """The adapter, or, of a Neumann series, the nearest rotation, written into the folder ``beside``."""
     if trained.method != "lora" and read_json(adapter / "adapter_config.json").get("use_cayley_neumann"):
         # A series is no rotation: its strengths are those of the nearest rotation, which is what will be written.
@@ -238,7 +239,7 @@ def _exact(adapter: Path, trained: SFTSettings, beside: Path) -> Path:
 
 
 def _rows(
-    model: Any, tokenizer: Any, settings: RewindSettings, trained: SFTSettings, folder: Path
+    model: Any, tokenizer: Any, settings: RewindSettings, trained: TextRunSettings, folder: Path
 ) -> tuple[dict[str, Rows], list[str]]:
     """Held-out rows of either domain to choose by and to measure on, and what there is to say of them."""
     old = settings.old or trained.old_data or GENERATED

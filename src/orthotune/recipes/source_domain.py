@@ -16,6 +16,8 @@ from orthotune.text.step_log import Measure, domain_losses
 
 #: The domains, as in the names of what is measured: ``new_nats``, ``old_nats``.
 NEW, OLD = "new", "old"
+#: Training rows that are compared with the old texts.
+LOOKED_AT = 500
 
 
 def domain_rows(

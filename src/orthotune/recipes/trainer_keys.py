@@ -70,6 +70,10 @@ BY_RUN: dict[str, str] = {
         ("save_only_model", "enable_jit_checkpoint", "ignore_data_skip", "restore_callback_states_from_checkpoint"),
         "a checkpoint of a run holds all that a resumed run needs",
     ),
+    **dict.fromkeys(
+        ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+        "the reference is the model before training; a checkpoint would not hold one that moves",
+    ),
     "auto_find_batch_size": "a run has the batch size that it was given",
     "trust_remote_code": "code of a model repository is never run",
     "disable_tqdm": "a run has a progress bar of its own",

@@ -46,7 +46,9 @@ class EqualRewards(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:
         if self.steps and self.equal > SHARE * self.steps:
-            self.notes.append(f"{self.equal} of {self.steps} steps had equal rewards for all answers to a prompt. {REMEDY}")
+            self.notes.append(
+                f"{self.equal} of {self.steps} steps had equal rewards for all answers to a prompt. {REMEDY}"
+            )
 
     def _last(self) -> str:
         completions = getattr(self.trainer, "_logs", {}).get("completion")

@@ -11,10 +11,10 @@ from orthotune.errors import DataError, nearest
 Row = dict[str, Any]
 SPLITS = ("train", "test")
 #: Names of attributes; every fourth one is in the test split alone.
-NAMES = (
+_NAMES = (
     "name value path key item text data line file list code type node level host port count title width index "
     "offset size color label mode state parent body buffer prefix limit scale"
-).split()
+)
 #: Beginnings of methods, each continued by the name of the attribute and the end of the line.
 METHODS = (
     "    def get_{name}(self):\n        return self.",
@@ -34,7 +34,7 @@ SUMS = {"train": 1024, "test": 128}
 
 
 def _methods(split: str) -> Iterator[Row]:
-    names = [name for place, name in enumerate(NAMES) if (place % 4 == 3) == (split == "test")]
+    names = [name for place, name in enumerate(_NAMES.split(" ")) if (place % 4 == 3) == (split == "test")]
     for name in names:
         for method in METHODS:
             # A space at the end belongs to the next token of most tokenizers.
@@ -44,7 +44,13 @@ def _methods(split: str) -> Iterator[Row]:
 
 def _sums(split: str) -> Iterator[Row]:
     # All sums in one order, so that the splits have none in common.
-    pairs = [(one, sign, other) for one in range(2, 50) for other in range(2, 50) for sign in "+-" if sign == "+" or one > other]
+    pairs = [
+        (one, sign, other)
+        for one in range(2, 50)
+        for other in range(2, 50)
+        for sign in "+-"
+        if sign == "+" or one > other
+    ]
     random.Random(0).shuffle(pairs)
     start = 0 if split == "train" else SUMS["train"]
     for one, sign, other in pairs[start : start + SUMS[split]]:

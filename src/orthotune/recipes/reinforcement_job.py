@@ -8,8 +8,9 @@ from typing import Any
 from datasets import Dataset, Features, Json
 
 from orthotune.errors import DataError, RecipeError
+from orthotune.recipes.preference_job import Adapt
 from orthotune.recipes.prompt_data import PromptData, prompt_data
-from orthotune.recipes.prompt_settings import RewardSettings
+from orthotune.recipes.prompt_settings import ReinforcementSettings
 from orthotune.recipes.sft_data import source_domain_notes
 from orthotune.recipes.source_domain import domain_measures, domain_rows, drift_of
 from orthotune.recipes.text_job import TextJob, TrainerInputs, source_of
@@ -31,16 +32,17 @@ ENTRIES = (
 )  # fmt: skip
 
 
-class RewardJob:
+class ReinforcementJob:
     """The job of one recipe of reinforcement learning, as callables of a :class:`TextJob`.
 
     Args:
         settings: of the run.
         trainer: TRL's trainer, after :class:`~orthotune.text.generated_batches.GeneratedBatches` in its bases.
+        adapt: puts on what is trained instead of the adapter of the settings.
     """
 
-    def __init__(self, settings: RewardSettings, trainer: type[Any]) -> None:
-        self.settings, self.kind = settings, trainer
+    def __init__(self, settings: ReinforcementSettings, trainer: type[Any], adapt: Adapt | None = None) -> None:
+        self.settings, self.kind, self.adapt = settings, trainer, adapt
         self.rewards: list[Reward] = []
         self.held_out: Prompts | None = None
         self.rows: dict[str, Any] = {}
@@ -55,10 +57,11 @@ class RewardJob:
             model=lambda dtype: load_model(source, dtype, settings.quantization),
             trainer=self.trainer,
             notes=[_note(settings), *source_domain_notes(settings)],
+            adapt=self.adapt,
             measures=self.measures,
             entries=[*ENTRIES, *names],
             findings=lambda trainer, base: drift_of(trainer.model, base, self.rows),
-            curve=partial(draw_scores, names=[TOTAL], heading="Held-out prompts"),
+            curve=partial(draw_scores, names=[TOTAL, "reward"], heading="Rewards"),
         )
 
     def data(self) -> PromptData:
@@ -83,7 +86,9 @@ class RewardJob:
         self.held_out = fits(data.held_out) if data.held_out else None
         given.notes.append(learned.sentence())
         if self.held_out is None:
-            given.notes.append("held-out prompts: none, too few rows in data to hold some out. eval_data=FILE names some.")
+            given.notes.append(
+                "held-out prompts: none, too few rows in data to hold some out. eval_data=FILE names some."
+            )
         arguments = passed_arguments(
             settings, given.checkpoints, given.dtype, num_generations=settings.num_generations,
             max_completion_length=settings.max_completion_length, temperature=settings.temperature,
@@ -94,6 +99,9 @@ class RewardJob:
                 given.model, reward_funcs=list(self.rewards), args=arguments, train_dataset=_table(learned),
                 processing_class=given.tokenizer, peft_config=given.adapter, parts=given.parts,
             )  # fmt: skip
+        if "ref" in getattr(trainer.model, "peft_config", {}):
+            # TRL copies an adapter that was put on before. The reference is the base, whatever is trained.
+            trainer.model.delete_adapter("ref")
         trainer.add_callback(EqualRewards(given.parts.say, given.notes, trainer))
         self.rows = domain_rows(settings, given.tokenizer)
         return trainer
@@ -122,10 +130,9 @@ def _check_head(adapter: Any) -> None:
         raise RecipeError("target_modules", got=got, do="Leave lm_head out")
 
 
-def _note(settings: RewardSettings) -> str:
+def _note(settings: ReinforcementSettings) -> str:
     parts = [name if one.value is None else f"{name} ({one.value})"
              for name, one in zip(names_of(settings.rewards), settings.rewards, strict=True)]  # fmt: skip
     terms = [part if one.weight == 1 else f"{one.weight:g} x {part}"
              for part, one in zip(parts, settings.rewards, strict=True)]  # fmt: skip
     return f"reward: {' + '.join(terms)}; {settings.num_generations} answers to each prompt."
-
