@@ -1,4 +1,4 @@
-"""On-policy distillation: the model writes, and learns what itself, shown more, or another model would predict there."""
+"""On-policy distillation: the model writes, and learns what itself, shown more, or another model predicts there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GRPO: several answers to each prompt, those with a reward above the mean of their group get likelier (arXiv 2402.03300)."""
+"""GRPO: several answers to each prompt; those above the mean reward of their group get likelier (arXiv 2402.03300)."""
 
 from __future__ import annotations
 

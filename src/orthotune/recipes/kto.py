@@ -72,8 +72,5 @@ def _scores(trainer: Any, rows: Sequence[PreferenceRow]) -> Sequence[Measure]:
 
 
 RECIPE = PreferenceRecipe(
-    build=_build,
-    scores=_scores,
-    names=("auc",),
-    entries=("kl", "rewards/chosen", "rewards/rejected", "rewards/margins"),
+    build=_build, scores=_scores, names=("auc",), entries=("kl", "rewards/chosen", "rewards/rejected", "rewards/margins")
 )

@@ -162,6 +162,8 @@ def _overlaps(
     rows: Sequence[PreferenceRow], domains: dict[str, list[TokenRow]], settings: PreferenceSettings
 ) -> list[str]:
     """A note about old texts that are learned from: what is forgotten of them cannot be told."""
-    learned = learned_rows(rows[:LOOKED_AT], settings.max_length)
+    learned = learned_rows(rows[: LOOKED_AT], settings.max_length)
     share = overlap(learned, domains.get(OLD, []))
     return [f"old: {share:.0%} of the old texts share a passage with what is learned; name others."] if share else []
+
+

@@ -38,7 +38,7 @@ def prompt_data(settings: PromptSettings, needs: Mapping[str, str] | None = None
     Example:
         >>> from orthotune.recipes.grpo import GRPOSettings
         >>> len(prompt_data(GRPOSettings()).held_out.rows)
-        36
+        32
     """
     learned = load_prompts(settings.data, settings.prompt_column, needs)
     if settings.eval_data:

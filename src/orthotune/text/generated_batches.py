@@ -50,7 +50,7 @@ def write_batches(path: Path, step: int, batches: list[dict[str, Any]] | None) -
     Args:
         path: of the file.
         step: how many batches were learned from since the training began.
-        batches: the tensors of each batch by name; None is left out.
+        batches: the tensors of each batch by name; None is not written.
 
     Raises:
         OutputError: a batch with a value that is no tensor.

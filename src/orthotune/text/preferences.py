@@ -240,7 +240,7 @@ def _shared_beginning(answers: list[Any], place: str) -> tuple[Any, list[Any]]:
     while count < min(len(chosen), len(rejected)) and chosen[count] == rejected[count]:
         count += 1
     if isinstance(chosen, str):
-        while count > 0 and (count == min(len(chosen), len(rejected)) or not chosen[count].isspace()):
+        while 0 < count and (count == min(len(chosen), len(rejected)) or not chosen[count].isspace()):
             count -= 1
     elif not count:
         raise DataError(

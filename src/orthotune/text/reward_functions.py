@@ -1,4 +1,4 @@
-"""The built-in rewards: an exact answer, a number, a format, a length. Each judges one completion."""
+"""The built-in rewards: an exact answer, a number, a format, a length. Each looks at one completion."""
 
 from __future__ import annotations
 

@@ -31,13 +31,16 @@ def model_reward(where: str) -> Callable[..., list[float]]:
         RecipeError: no such model, or a model that gives no single number.
 
     Example:
-        >>> judge = model_reward("runs/reward-oft")  # doctest: +SKIP
-        >>> judge(prompts=["Say hello."], completions=["Hello!"])  # doctest: +SKIP
+        >>> score = model_reward("runs/reward-oft")  # doctest: +SKIP
+        >>> score(prompts=["Say hello."], completions=["Hello!"])  # doctest: +SKIP
         [1.25]
     """
     folder = next((one for name in ("adapter", "model") if (one := Path(where) / name).is_dir()), Path(where))
     source = str(folder) if folder.exists() else model_folder(where)
-    model, tokenizer = _loaded(source)
+    try:
+        model, tokenizer = _loaded(source)
+    except RecipeError as fault:
+        raise RecipeError(f"reward model {where}", got=fault.got, needed=NEEDED, do=fault.do) from fault
     if (labels := model.config.num_labels) != 1:
         raise RecipeError(f"reward model {where}", got=f"{labels} labels", needed=NEEDED)
     # The head reads the last token that is no padding.
@@ -45,7 +48,7 @@ def model_reward(where: str) -> Callable[..., list[float]]:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     model.requires_grad_(False).eval().to(device)
 
-    def judge(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+    def score(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
         found = []
         for prompt, completion in zip(prompts, completions, strict=True):
             row = tokenized(tokenizer, {"prompt": prompt, "completion": completion})
@@ -53,7 +56,7 @@ def model_reward(where: str) -> Callable[..., list[float]]:
             found.append(TokenRow(ids, ids))
         return rewards_of(model, found, tokenizer.pad_token_id)
 
-    return judge
+    return score
 
 
 def _loaded(source: str) -> tuple[Any, Any]:
@@ -63,12 +66,12 @@ def _loaded(source: str) -> tuple[Any, Any]:
         # The head of a language model would be a random one.
         if not any("SequenceClassification" in name for name in model.config.architectures or []):
             got = f"a {', '.join(model.config.architectures or ['model of no known kind'])}"
-            raise RecipeError(f"reward model {source}", got=got, needed=NEEDED)
+            raise RecipeError(source, got=got)
         return model, load_tokenizer(source)
     config = read_json(path)
     if config.get("task_type") != "SEQ_CLS":
         got = f"an adapter of task {config.get('task_type')}"
-        raise RecipeError(f"reward model {source}", got=got, needed=NEEDED)
+        raise RecipeError(source, got=got)
     base = config["base_model_name_or_path"]
     model = PeftModel.from_pretrained(load_model(base, torch.float32, kind=kind, num_labels=1), source)
     return model, load_tokenizer(source if (Path(source) / "tokenizer_config.json").is_file() else base)

@@ -242,8 +242,8 @@ def _made(spec: RewardSpec, name: str, model_reward: Callable[[str], Callable[..
 
         return Reward(name, spec.weight, against, (column,))
     if spec.name == "format":
-        judge = format_reward(spec.value)
-        return Reward(name, spec.weight, lambda completions, **_: judge([text_of(one) for one in completions]))
+        score = format_reward(spec.value)
+        return Reward(name, spec.weight, lambda completions, **_: score([text_of(one) for one in completions]))
     if spec.name == "length":
         measure = length_reward(spec.value)
         return Reward(name, spec.weight, lambda completion_ids, **_: measure(completion_ids))
