@@ -153,10 +153,8 @@ class _DistillJob:
 
     def trainer(self, given: TrainerInputs) -> RunTrainer:
         settings, data, tokenizer = self.settings, given.data, given.tokenizer
-        columns = [PROMPT, TEACHER]
-        fits = partial(fitting, tokenizer=tokenizer, room=settings.room, named=columns, **settings.template)
-        learned = fits(data.learned, max_dropped=settings.max_dropped)
-        self.held_out = fits(data.held_out) if data.held_out else None
+        learned = self._fitting(tokenizer, data.learned, settings.max_dropped)
+        self.held_out = self._fitting(tokenizer, data.held_out) if data.held_out else None
         self.pairs = self._pairs(tokenizer, self.held_out) if self.held_out else []
         given.notes.append(learned.sentence())
         if self.held_out is None:
@@ -181,6 +179,10 @@ class _DistillJob:
             limit = settings.max_completion_length
             found.append(held_out_rewards(trainer, self.held_out, self.rewards, limit, settings.template))
         return found
+
+    def _fitting(self, tokenizer: Any, prompts: Prompts, max_dropped: float = 1.0) -> Prompts:
+        settings = self.settings
+        return fitting(prompts, tokenizer, settings.room, max_dropped, (PROMPT, TEACHER), **settings.template)
 
     def _pairs(self, tokenizer: Any, prompts: Prompts) -> list[PromptPair]:
         columns = [

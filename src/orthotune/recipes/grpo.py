@@ -27,7 +27,7 @@ class GRPOSettings(ReinforcementSettings):
     trainer_config: ClassVar[str] = "trl:GRPOConfig"
 
 
-class BatchedGRPOTrainer(GeneratedBatches, GRPOTrainer):  # type: ignore[misc]
+class BatchedGRPOTrainer(GeneratedBatches, GRPOTrainer):
     """TRL's trainer, whose checkpoints hold the texts that are still to be learned from."""
 
 

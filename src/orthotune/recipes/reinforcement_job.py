@@ -41,7 +41,7 @@ class ReinforcementJob:
         adapt: puts on what is trained instead of the adapter of the settings.
     """
 
-    def __init__(self, settings: ReinforcementSettings, trainer: type[Any], adapt: Adapt | None = None) -> None:
+    def __init__(self, settings: ReinforcementSettings, trainer: Any, adapt: Adapt | None = None) -> None:
         self.settings, self.kind, self.adapt = settings, trainer, adapt
         self.rewards: list[Reward] = []
         self.held_out: Prompts | None = None
@@ -74,8 +74,8 @@ class ReinforcementJob:
         """TRL's trainer with the adapter, the rewards, and the prompts that fit."""
         settings, data = self.settings, given.data
         _check_head(given.adapter)
-        fits = partial(fitting, tokenizer=given.tokenizer, room=settings.room, **settings.template)
-        learned = fits(data.learned, max_dropped=settings.max_dropped)
+        fits = (given.tokenizer, settings.room)
+        learned = fitting(data.learned, *fits, settings.max_dropped, **settings.template)
         groups = settings.generated // settings.num_generations
         if len(learned.rows) < groups:
             raise DataError(
@@ -83,7 +83,7 @@ class ReinforcementJob:
                 f"{settings.generated} answers of a step are {settings.num_generations} to each prompt",
                 do="Pass a larger num_generations, or a smaller batch_size",
             )  # fmt: skip
-        self.held_out = fits(data.held_out) if data.held_out else None
+        self.held_out = fitting(data.held_out, *fits, **settings.template) if data.held_out else None
         given.notes.append(learned.sentence())
         if self.held_out is None:
             given.notes.append(

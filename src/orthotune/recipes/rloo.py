@@ -27,7 +27,7 @@ class RLOOSettings(ReinforcementSettings):
     trainer_config: ClassVar[str] = "trl:RLOOConfig"
 
 
-class BatchedRLOOTrainer(GeneratedBatches, RLOOTrainer):  # type: ignore[misc]
+class BatchedRLOOTrainer(GeneratedBatches, RLOOTrainer):
     """TRL's trainer, whose checkpoints hold the texts that are still to be learned from."""
 
 
