@@ -16,7 +16,9 @@ from tests.support.tiny_text import CHAT, make_tokenizer
 
 TEXTS = [{"prompt": f"count {n}: ", "chosen": "up " * (1 + n % 3), "rejected": "down"} for n in range(5)]
 #: A template that shows tools, and marks where the next answer begins.
-TOOL_CHAT = "{% if tools %}{{ tools | tojson }}{% endif %}" + CHAT + "{% if add_generation_prompt %}<assistant>{% endif %}"
+TOOL_CHAT = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}" + CHAT + "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 DIALOGUES: list[dict[str, Any]] = [
     {
         "prompt": [{"role": "system", "content": "Be short."}, {"role": "user", "content": f"{n} + 1?"}],
@@ -66,7 +68,8 @@ def test_what_is_lost_is_counted_and_refused(tokenizer: Any) -> None:
     rows = [*TEXTS, {"prompt": "a" * 12, "chosen": "b" * 30, "rejected": "c"},  # cut
             {"prompt": "a" * 40, "chosen": "b", "rejected": "c"},  # the prompt alone is too long
             {"prompt": "a", "chosen": "b" * 30 + "c", "rejected": "b" * 30 + "d"},  # the same in 24 tokens
-            {"prompt": "a", "chosen": "b", "rejected": "b"}, {"prompt": "a", "chosen": "", "rejected": "b"}]  # fmt: skip
+            {"prompt": "a", "chosen": "b", "rejected": "b"},
+            {"prompt": "a", "chosen": "", "rejected": "b"}]  # fmt: skip
     pairs = pairs_of([(f"line {n}", row) for n, row in enumerate(rows)], "pairs")
     kept, tokens, counts = kept_rows(tokenizer, pairs, 24)
     assert (counts.examples, counts.cut, counts.dropped, counts.blank, counts.equal) == (8, 1, 2, 1, 1)

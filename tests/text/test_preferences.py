@@ -40,7 +40,10 @@ DIALOGUE = {"prompt": [_user("Hi")], "chosen": [_assistant("Yes")], "rejected": 
             {"prompt": "Hi", "chosen": [_user("Hi"), _assistant("Yes")], "rejected": [_user("Hi"), _assistant("No")]},
             DIALOGUE,
         ),
-        (DIALOGUE | {"chosen": [_user("Hi"), _assistant("Yes")], "rejected": [_user("Hi"), _assistant("No")]}, DIALOGUE),
+        (
+            DIALOGUE | {"chosen": [_user("Hi"), _assistant("Yes")], "rejected": [_user("Hi"), _assistant("No")]},
+            DIALOGUE,
+        ),
         ({"prompt": [_user("Hi")], "chosen": "Yes", "rejected": "No"}, DIALOGUE),
         ({"prompt": "Hi", "chosen": [_assistant("Yes")], "rejected": [_assistant("No")]}, DIALOGUE),
         (
@@ -84,6 +87,12 @@ def test_empty_answers_and_answers_that_are_equal_are_counted() -> None:
     many = pairs_of(_placed(*({"prompt": str(n), "chosen": " b", "rejected": " c"} for n in range(40))), "x")
     rest, held_out = held_out_from(many)
     assert (len(rest.rows), len(held_out.rows)) == (38, 2)  # type: ignore[union-attr]
+    thumbs = labelled_of(_placed(*({"prompt": str(n), "chosen": "b", "rejected": "c"} for n in range(40))), "x")
+    left, measured = held_out_from(thumbs)  # both answers of a prompt stay together
+    assert not {row["prompt"] for row in left.rows} & {row["prompt"] for row in measured.rows}  # type: ignore[union-attr]
+    assert [row["label"] for row in measured.rows] == [True, False] * 2  # type: ignore[union-attr]
+    alone = labelled_of(_placed(*({"prompt": str(n), "completion": "b", "label": n == 1} for n in range(40))), "x")
+    assert held_out_from(alone) == (alone, None)
     assert shuffled(rest, 1).rows == shuffled(rest, 1).rows != shuffled(rest, 2).rows
     assert sorted(shuffled(rest, 1).rows, key=str) == sorted(rest.rows, key=str)
 
@@ -96,17 +105,17 @@ THUMB = {"prompt": "a", "completion": "b", "label": True}
     ("read", "rows", "words"),
     [
         (pairs_of, [], "pairs.jsonl'. Found: no rows"),
-        (pairs_of, [{"prompt": "a", "chosen": "b"}], "line 1: no rejected. Found: columns chosen, prompt. Needed: prompt"),
+        (pairs_of, [{"prompt": "a", "chosen": "b"}], "line 1: no rejected. Found: columns chosen, prompt."),
         (pairs_of, [{"prompt": "a", "chosen": "b", "reject": "c"}], "Rename 'reject' to 'rejected'"),
         (pairs_of, [PAIR, PAIR | {"chosen": None}], "line 2: no chosen"),
         (pairs_of, [PAIR | {"chosen": 3}], "line 1: column 'chosen'. Found: int '3'. Needed: a text, or a list of"),
         (pairs_of, [PAIR | {"chosen": [{"from": "gpt", "value": "b"}]}], "column 'chosen'. Found: list"),
         (pairs_of, [PAIR, DIALOGUE], "line 2. Found: messages. Needed: texts, as in pairs.jsonl, line 1"),
-        (pairs_of, [PAIR | {"rejected": "b"}], "1 rows: 0 with an empty prompt or answer, 1 whose answers are the same"),
+        (pairs_of, [PAIR | {"rejected": "b"}], "1 rows: 0 with an empty prompt or answer, 1 whose"),
         (pairs_of, [PAIR | {"rejected": " "}], "1 with an empty prompt or answer"),
         (pairs_of, [PAIR | {"margin": "large"}], "column 'margin'. Found: 'large'. Needed: a number"),
         (pairs_of, [{"chosen": "a b", "rejected": [_assistant("c")]}], "a text and a list of messages"),
-        (pairs_of, [{"chosen": [_user("a")], "rejected": [_user("b")]}], "no prompt. Found: two dialogues that have no"),
+        (pairs_of, [{"chosen": [_user("a")], "rejected": [_user("b")]}], "no prompt. Found: two dialogues that"),
         (labelled_of, [THUMB | {"label": "good"}], "column 'label'. Found: 'good'. Needed: true (wanted) or false"),
         (labelled_of, [THUMB | {"label": 2}], "column 'label'. Found: 2"),
         (labelled_of, [THUMB | {"label": [True]}], "column 'label'. Found: [True]"),
@@ -114,7 +123,7 @@ THUMB = {"prompt": "a", "completion": "b", "label": True}
         (labelled_of, [{"completion": "b", "label": True}], "line 1: no prompt. Found: columns completion, label"),
         (labelled_of, [{"prompt": "b", "completion": "c"}], "no label"),
         (labelled_of, [THUMB | {"completion": ""}], "1 with an empty prompt or answer"),
-        (labelled_of, [{"text": "b"}], "no completion and no label. Found: columns text. Needed: prompt and completion"),
+        (labelled_of, [{"text": "b"}], "no completion and no label. Found: columns text. Needed: prompt"),
     ],
 )  # fmt: skip
 def test_wrong_rows_are_refused_with_their_place(read: Any, rows: list[dict[str, Any]], words: str) -> None:

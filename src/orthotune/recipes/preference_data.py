@@ -73,7 +73,11 @@ def load(settings: PreferenceSettings) -> PreferenceData:
     refuse_lost(counts, given.source, settings.max_dropped, settings.max_length)
     labels_needed(train, "data")
     notes, all_counts, held_out = [counts.sentences(settings.max_length, given.unused)], {TRAIN: counts}, []
-    if others is not None:
+    if others is None:
+        notes.append(
+            "new: too few prompts in data to hold some out, so nothing is measured on. eval_data=FILE names some."
+        )
+    else:
         measured, held_out, all_counts[NEW] = kept_rows(
             tokenizer, others, settings.max_length, complete=settings.complete
         )
@@ -162,8 +166,6 @@ def _overlaps(
     rows: Sequence[PreferenceRow], domains: dict[str, list[TokenRow]], settings: PreferenceSettings
 ) -> list[str]:
     """A note about old texts that are learned from: what is forgotten of them cannot be told."""
-    learned = learned_rows(rows[: LOOKED_AT], settings.max_length)
+    learned = learned_rows(rows[:LOOKED_AT], settings.max_length)
     share = overlap(learned, domains.get(OLD, []))
     return [f"old: {share:.0%} of the old texts share a passage with what is learned; name others."] if share else []
-
-
