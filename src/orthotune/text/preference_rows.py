@@ -161,7 +161,7 @@ def learned_rows(rows: Sequence[PreferenceRow], max_length: int) -> list[TokenRo
 
 
 def labels_needed(preferences: Examples, name: str) -> None:
-    """Refuse labelled answers of which all have the same label, so that nothing can be told apart.
+    """Refuse labelled answers of which all have the same label, so that nothing can be learned.
 
     Args:
         preferences: to measure on, or to learn from.

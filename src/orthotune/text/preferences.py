@@ -146,7 +146,8 @@ def _read(
 ) -> Preferences:
     if not rows:
         raise DataError(f"data {source!r}", got="no rows", needed="at least one example")
-    found, first, blank, equal = [], "", 0, 0
+    found: list[Row] = []
+    first, blank, equal = "", 0, 0
     for place, row in rows:
         _check_columns(row, place, form)
         if form == PAIRS and row["chosen"] == row["rejected"]:
