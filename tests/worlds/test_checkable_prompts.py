@@ -14,7 +14,7 @@ from orthotune.worlds.checkable_prompts import SETS, rows_of
 
 @pytest.mark.parametrize(
     ("name", "rows", "digest"),
-    [("python-methods", (96, 32), "bd56638a08cf6569"), ("arithmetic", (1024, 128), "e3a401723624eaf4")],
+    [("python-methods", (96, 32), "bd56638a08cf6569"), ("arithmetic", (512, 64), "954d608bef53b202")],
 )
 def test_the_rows_never_change_and_the_splits_have_none_in_common(
     name: str, rows: tuple[int, int], digest: str
@@ -28,7 +28,7 @@ def test_the_rows_never_change_and_the_splits_have_none_in_common(
 def test_the_answers_are_right() -> None:
     for split in ("train", "test"):
         for row in rows_of(f"arithmetic/{split}") or []:
-            one, sign, other = re.fullmatch(r"What is (\d+) ([+-]) (\d+)\?", row["prompt"][0]["content"]).groups()
+            one, sign, other = re.fullmatch(r"What is (\d+) ([+-]) (\d+)\? Reply with the number alone\.", row["prompt"][0]["content"]).groups()
             assert int(row["answer"]) == int(one) + (int(other) if sign == "+" else -int(other)) > 0
     methods = rows_of("python-methods/test") or []
     for row in methods:

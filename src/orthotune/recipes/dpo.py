@@ -58,5 +58,8 @@ def _scores(trainer: Any, rows: Sequence[PreferenceRow]) -> Sequence[Measure]:
 
 
 RECIPE = PreferenceRecipe(
-    build=_build, scores=_scores, entries=("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins")
+    build=_build,
+    scores=_scores,
+    names=("pair_accuracy", "chosen_likelier"),
+    entries=("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
 )

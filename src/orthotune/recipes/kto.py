@@ -25,7 +25,7 @@ from orthotune.text.trainer import RunTrainer, run_trainer
 
 
 class KTOSettings(PreferenceSettings):
-    """Everything that decides a run of KTO: ``data`` has prompt, completion and label, or pairs that become two answers.
+    """Everything that decides a run of KTO, whose ``data`` has prompt, completion and label; pairs become two answers.
 
     Example:
         >>> KTOSettings(desirable_weight=1.5).trainer
@@ -72,5 +72,8 @@ def _scores(trainer: Any, rows: Sequence[PreferenceRow]) -> Sequence[Measure]:
 
 
 RECIPE = PreferenceRecipe(
-    build=_build, scores=_scores, names=("auc",), entries=("kl", "rewards/chosen", "rewards/rejected", "rewards/margins")
+    build=_build,
+    scores=_scores,
+    names=("auc",),
+    entries=("kl", "rewards/chosen", "rewards/rejected", "rewards/margins"),
 )

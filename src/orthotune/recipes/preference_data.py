@@ -72,16 +72,23 @@ def load(settings: PreferenceSettings) -> PreferenceData:
     train, rows, counts = kept_rows(tokenizer, given, settings.max_length, complete=settings.complete)
     refuse_lost(counts, given.source, settings.max_dropped, settings.max_length)
     labels_needed(train, "data")
-    notes, all_counts, held_out = [counts.sentences(settings.max_length, given.unused)], {TRAIN: counts}, []
-    if others is not None:
+    notes, all_counts = [counts.sentences(settings.max_length, given.unused)], {TRAIN: counts}
+    held_out: list[PreferenceRow] = []
+    if others is None:
+        notes.append(
+            "new: too few prompts in data to hold some out, so nothing is measured on. eval_data=FILE names some."
+        )
+    else:
         measured, held_out, all_counts[NEW] = kept_rows(
             tokenizer, others, settings.max_length, complete=settings.complete
         )
         if all_counts[NEW].dropped:
             found = all_counts[NEW]
             notes.append(f"new: {found.dropped:,} of {found.examples:,} held-out examples do not fit in max_length.")
-        if held_out:
+        if held_out and settings.eval_data:
             labels_needed(measured, "eval_data")
+        elif len({row.label for row in held_out}) < 2 and settings.form == LABELLED:
+            held_out = []  # what was held out by chance and is left has one label alone
         notes += _shared_prompts(rows, held_out)
     domains = {}
     if settings.predicts:
@@ -161,9 +168,7 @@ def _shared_prompts(rows: Sequence[PreferenceRow], held_out: Sequence[Preference
 def _overlaps(
     rows: Sequence[PreferenceRow], domains: dict[str, list[TokenRow]], settings: PreferenceSettings
 ) -> list[str]:
-    """A note about old texts that are learned from: what is forgotten of them cannot be told."""
-    learned = learned_rows(rows[: LOOKED_AT], settings.max_length)
+    """A note about old texts that are learned from: how much of them is forgotten does not show."""
+    learned = learned_rows(rows[:LOOKED_AT], settings.max_length)
     share = overlap(learned, domains.get(OLD, []))
     return [f"old: {share:.0%} of the old texts share a passage with what is learned; name others."] if share else []
-
-

@@ -18,7 +18,7 @@ from orthotune.recipes.source_domain import NEW, OLD, domain_measures, drift_of
 from orthotune.recipes.text_job import TextJob, TrainerInputs, source_of
 from orthotune.recipes.text_run import Callbacks, Say, run_text
 from orthotune.recipes.trainer_settings import worded
-from orthotune.runs.curve import draw_curve, draw_scores
+from orthotune.runs.curve import draw_scores
 from orthotune.runs.record import RunRecord
 from orthotune.text.causal_model import load_model
 from orthotune.text.preference_rows import PreferenceRow
@@ -101,7 +101,7 @@ def preference_job(settings: PreferenceSettings, recipe: PreferenceRecipe, adapt
         entries=recipe.entries,
         task=recipe.task,
         findings=lambda trainer, base: _findings(trainer, base, loaded()),
-        curve=draw_curve if settings.predicts else partial(draw_scores, names=recipe.names, heading="Held out"),
+        curve=partial(draw_scores, names=recipe.names, heading="Held-out preferences"),
     )
 
 

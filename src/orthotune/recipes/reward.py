@@ -12,6 +12,7 @@ import torch
 from pydantic import model_validator
 from transformers import AutoModelForSequenceClassification
 from trl import RewardTrainer
+from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from orthotune.recipes.method_settings import SettingError
 from orthotune.recipes.preference_job import Adapt, PreferenceRecipe, run_preferences
@@ -76,7 +77,8 @@ def load_reward_model(settings: PreferenceSettings, dtype: torch.dtype) -> Any:
     """
     torch.manual_seed(settings.seed)
     kind = AutoModelForSequenceClassification
-    return load_model(source_of(settings), dtype, settings.quantization, kind=kind, num_labels=1)
+    with suppress_seqcls_warning():  # that the head is not in the checkpoint
+        return load_model(source_of(settings), dtype, settings.quantization, kind=kind, num_labels=1)
 
 
 def _build(given: TrainerInputs, table: Any, arguments: Any, reference: Any) -> RunTrainer:

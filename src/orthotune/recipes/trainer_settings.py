@@ -48,14 +48,11 @@ class TrainerSettings(TextSettings):
         known = trainer_keys.fields_of(cls.trainer_config)
         return [key for key in known if key not in cls.model_fields and key not in cls.passed_keys()]
 
-    @model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
+    def _filled(cls, values: dict[str, Any]) -> dict[str, Any]:
         given = cls._gathered(values)
         passed = given.pop("trainer", None)
-        filled = cls._gathered(super()._fill_in(given))
+        filled = cls._gathered(super()._filled(given))
         if passed is not None and not isinstance(passed, dict):
             return filled | {"trainer": passed}  # the field's own check words the wrong type
         return filled | {"trainer": {**filled.get("trainer", {}), **(passed or {})}}

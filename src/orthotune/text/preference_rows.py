@@ -34,8 +34,8 @@ class PreferenceRow:
         """For each answer its tokens after the prompt, cut to ``max_length``; the answer alone is labelled.
 
         Example:
-            >>> PreferenceRow([1, 2], ([3, 4], [5])).rows(3)
-            [TokenRow(input_ids=[1, 2, 3], labels=[-100, -100, 3]), TokenRow(input_ids=[1, 2, 5], labels=[-100, -100, 5])]
+            >>> [(row.input_ids, row.labels) for row in PreferenceRow([1, 2], ([3, 4], [5])).rows(3)]
+            [([1, 2, 3], [-100, -100, 3]), ([1, 2, 5], [-100, -100, 5])]
         """
         masked = [IGNORED] * len(self.prompt)
         return [TokenRow((self.prompt + one)[:max_length], (masked + one)[:max_length]) for one in self.answers]
@@ -161,7 +161,7 @@ def learned_rows(rows: Sequence[PreferenceRow], max_length: int) -> list[TokenRo
 
 
 def labels_needed(preferences: Examples, name: str) -> None:
-    """Refuse labelled answers of which all have the same label, so that nothing can be told apart.
+    """Refuse labelled answers of which all have the same label, so that nothing can be learned.
 
     Args:
         preferences: to measure on, or to learn from.

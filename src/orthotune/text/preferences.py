@@ -97,13 +97,28 @@ def shuffled(preferences: Preferences, seed: int) -> Preferences:
 
 
 def held_out_from(preferences: Preferences) -> tuple[Preferences, Examples | None]:
-    """Split off some rows to measure on, as :func:`orthotune.text.data.hold_out` does.
+    """Split off the examples of some prompts to measure on, as many as :func:`orthotune.text.data.hold_out` takes.
+
+    All examples of a prompt are on one side. Nothing is split off where answers of both labels would not be on both.
 
     Args:
         preferences: all of them.
+
+    Example:
+        >>> rows = [("x", {"prompt": str(n // 2), "chosen": "a", "rejected": str(n)}) for n in range(80)]
+        >>> rest, held_out = held_out_from(pairs_of(rows, "numbers"))
+        >>> len(rest.rows), len(held_out.rows)
+        (76, 4)
     """
-    rest, held_out = hold_out(preferences)
-    return replace(preferences, rows=rest.rows), held_out
+    keys = [json.dumps(row["prompt"] or row) for row in preferences.rows]
+    prompts = Examples([{"prompt": key} for key in dict.fromkeys(keys)], preferences.format, preferences.source)
+    _, chosen = hold_out(prompts)
+    taken = {row["prompt"] for row in chosen.rows} if chosen else set()
+    sides = [[row for row, key in zip(preferences.rows, keys, strict=True) if (key in taken) == side]
+             for side in (False, True)]  # fmt: skip
+    if not taken or (preferences.format == LABELLED and any(len({row["label"] for row in side}) < 2 for side in sides)):
+        return preferences, None
+    return replace(preferences, rows=sides[0]), Examples(sides[1], preferences.format, preferences.source)
 
 
 def preference_table(examples: Examples) -> Any:
@@ -131,7 +146,8 @@ def _read(
 ) -> Preferences:
     if not rows:
         raise DataError(f"data {source!r}", got="no rows", needed="at least one example")
-    found, first, blank, equal = [], "", 0, 0
+    found: list[Row] = []
+    first, blank, equal = "", 0, 0
     for place, row in rows:
         _check_columns(row, place, form)
         if form == PAIRS and row["chosen"] == row["rejected"]:
@@ -240,7 +256,7 @@ def _shared_beginning(answers: list[Any], place: str) -> tuple[Any, list[Any]]:
     while count < min(len(chosen), len(rejected)) and chosen[count] == rejected[count]:
         count += 1
     if isinstance(chosen, str):
-        while 0 < count and (count == min(len(chosen), len(rejected)) or not chosen[count].isspace()):
+        while count > 0 and (count == min(len(chosen), len(rejected)) or not chosen[count].isspace()):
             count -= 1
     elif not count:
         raise DataError(

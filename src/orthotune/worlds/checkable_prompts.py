@@ -30,7 +30,7 @@ SOLVED = (
     "    def del_{name}(self):\n        del self.{name}\n\n"
 )
 #: Sums of a split.
-SUMS = {"train": 1024, "test": 128}
+SUMS = {"train": 512, "test": 64}
 
 
 def _methods(split: str) -> Iterator[Row]:
@@ -46,8 +46,8 @@ def _sums(split: str) -> Iterator[Row]:
     # All sums in one order, so that the splits have none in common.
     pairs = [
         (one, sign, other)
-        for one in range(2, 50)
-        for other in range(2, 50)
+        for one in range(1, 21)
+        for other in range(1, 21)
         for sign in "+-"
         if sign == "+" or one > other
     ]
@@ -55,7 +55,8 @@ def _sums(split: str) -> Iterator[Row]:
     start = 0 if split == "train" else SUMS["train"]
     for one, sign, other in pairs[start : start + SUMS[split]]:
         answer = one + other if sign == "+" else one - other
-        yield {"prompt": [{"role": "user", "content": f"What is {one} {sign} {other}?"}], "answer": str(answer)}
+        asked = f"What is {one} {sign} {other}? Reply with the number alone."
+        yield {"prompt": [{"role": "user", "content": asked}], "answer": str(answer)}
 
 
 #: What a set is called, and what makes the rows of a split.
