@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -14,8 +15,10 @@ from orthotune.recipes.prompt_settings import ReinforcementSettings
 from orthotune.recipes.sft_data import source_domain_notes
 from orthotune.recipes.source_domain import domain_measures, domain_rows, drift_of
 from orthotune.recipes.text_job import TextJob, TrainerInputs, source_of
+from orthotune.recipes.text_run import Callbacks, Say, run_text
 from orthotune.recipes.trainer_settings import passed_arguments, worded
 from orthotune.runs.curve import draw_scores
+from orthotune.runs.record import RunRecord
 from orthotune.text.causal_model import load_model, load_tokenizer
 from orthotune.text.equal_rewards import EqualRewards
 from orthotune.text.held_out_rewards import TOTAL, held_out_rewards
@@ -30,6 +33,27 @@ ENTRIES = (
     "reward", "reward_std", "frac_reward_zero_std", "kl", "entropy", "completions/mean_length",
     "completions/clipped_ratio",
 )  # fmt: skip
+
+
+def run_reinforcement(
+    settings: ReinforcementSettings, job: TextJob, say: Say = print, callbacks: Callbacks = (), bar: bool = True
+) -> RunRecord:
+    """Train as ``settings`` and ``job`` say; return the record that is also in ``run.json`` of the output.
+
+    Args:
+        settings: of the run.
+        job: of :class:`ReinforcementJob`.
+        say: called with each message.
+        callbacks: of the trainer, besides those of every run.
+        bar: show a progress bar.
+
+    Raises:
+        OrthotuneError: as for every run of a language model; a reward that fails.
+    """
+    with warnings.catch_warnings():
+        # Equal rewards in the first step leave every layer without a gradient, which EqualRewards reports by its cause.
+        warnings.filterwarnings("ignore", message=".*got no gradient in the first training step.*zero everywhere")
+        return run_text(settings, job, say, callbacks, bar)
 
 
 class ReinforcementJob:

@@ -8,9 +8,9 @@ from trl import RLOOTrainer
 
 from orthotune.recipes.preference_job import Adapt
 from orthotune.recipes.prompt_settings import ReinforcementSettings
-from orthotune.recipes.reinforcement_job import ReinforcementJob
+from orthotune.recipes.reinforcement_job import ReinforcementJob, run_reinforcement
 from orthotune.recipes.text_job import TextJob
-from orthotune.recipes.text_run import Callbacks, Say, run_text
+from orthotune.recipes.text_run import Callbacks, Say
 from orthotune.runs.record import RunRecord
 from orthotune.text.generated_batches import GeneratedBatches
 
@@ -50,7 +50,7 @@ def run(
         >>> run(RLOOSettings(steps=20, output="runs/first")).scores_after  # doctest: +SKIP
         {'held_out_reward': 0.9}
     """
-    return run_text(settings, job(settings, adapt), say, callbacks, bar)
+    return run_reinforcement(settings, job(settings, adapt), say, callbacks, bar)
 
 
 def job(settings: RLOOSettings, adapt: Adapt | None = None) -> TextJob:
