@@ -222,3 +222,15 @@ def test_prompts_of_another_form_are_refused(given: Given, tmp_path: Path, rows:
     data = write_jsonl(tmp_path / "prompts.jsonl", rows)
     with pytest.raises(DataError, match=words):
         _run("grpo", given(output=tmp_path / "run", data=data, reward="{length: 5}"))
+
+
+def test_magnitudes_are_fitted_by_rewards_and_the_reference_stays_the_base(given: Given, tmp_path: Path) -> None:
+    from orthotune.recipes import magnitude
+
+    _run("grpo", given(output=tmp_path / "run", steps=2))
+    words = [f"adapter={tmp_path / 'run'}", f"output={tmp_path / 'fit'}", "beta=0.1", "steps=2"]
+    record = magnitude.run(magnitude.load_magnitude(None, words), lambda _: None, bar=False)
+    first = _lines(tmp_path / "fit")[1]
+    assert first["kl"] > 0 and record.recipe == "grpo"  # the rotation is there from the first step
+    assert not list((tmp_path / "fit" / "adapter").glob("ref*"))
+    assert any("magnitude" in name for name in load_file(tmp_path / "fit" / "adapter" / "adapter_model.safetensors"))
