@@ -233,7 +233,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     *((name, {"old_data": "{pairs}"}, "columns chosen, prompt, rejected") for name in PREDICTING),
     *((name, {"eval_data": None, "result": "best", "old_data": None}, "result=best. Found: no held-out preferences")
       for name in PREDICTING),
-    *((name, {"eval_data": None, "rewind": "auto", "old_data": None}, "held-out texts of the target domain") for name in PREDICTING),
+    *((name, {"eval_data": None, "rewind": "auto", "old_data": None}, "held-out texts of the target domain")
+      for name in PREDICTING),
     ("kto", {"rows": [{"prompt": "a", "completion": "b", "label": "good"}]}, "true (wanted) or false (not wanted)"),
     ("kto", {"rows": [{"prompt": "a", "completion": "b", "label": True}] * 4}, "true in all 4 rows"),
     ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "loss_weights` must have the same length"),
