@@ -26,7 +26,7 @@ from orthotune.runs.record import RunRecord
 from orthotune.text.causal_model import load_model
 from orthotune.text.preference_scores import ImplicitRewards, rewards_of
 from orthotune.text.trainer import TrainerParts
-from tests.support.tiny_text import texts, write_jsonl
+from tests.support.tiny_text import CHAT, make_tokenizer, save_model, texts, write_jsonl
 
 NAMES = ("dpo", "kto", "orpo", "reward")
 PREDICTING = ("dpo", "kto", "orpo")
@@ -164,6 +164,38 @@ def test_a_run_that_was_cut_ends_with_the_same_bits(name: str, make: Make, finis
     assert _lines(complete.output) == _lines(make(name, "cut").output)
 
 
+def _talk(number: int) -> dict[str, Any]:
+    answers = {"chosen": [{"role": "assistant", "content": "2"}], "rejected": [{"role": "assistant", "content": "no"}]}
+    tools = {"tools": [{"name": "a"}]} if number % 2 else {}
+    return {"prompt": [{"role": "user", "content": str(number)}], **answers, **tools}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["dialogues", "texts"])
+def test_the_trainer_learns_the_tokens_that_were_counted(name: str, kind: str, make: Make, tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% if tools %}{{ tools | tojson }}{% endif %}" + CHAT
+    tokenizer.save_pretrained(folder)
+    data = _write(tmp_path, [_talk(number) for number in range(6)] if kind == "dialogues" else PAIRS)
+    trainer, found = _made(make(name, "talk", model=str(folder), data=data, eval_data=data, max_length=60))
+    learned = list(trainer.train_dataset)
+    assert len(learned) == len(found.rows) > 0
+    for row, own in zip(learned, found.rows, strict=True):
+        entire, end = [own.prompt + answer for answer in own.answers], [tokenizer.eos_token_id]
+        if name in REFERENCED:
+            answers = ("completion_ids",) if name == "kto" else ("chosen_ids", "rejected_ids")
+            assert entire == [row["prompt_ids"] + row[answer] for answer in answers]
+            assert row.get("label") == own.label
+        else:
+            answers = ("chosen_ids", "rejected_ids") if name == "reward" else ("chosen_input_ids", "rejected_input_ids")
+            # ORPO's trainer closes a dialogue with the end token once more, after what the chat template wrote.
+            closing = end if name == "orpo" and kind == "dialogues" else []
+            assert [one + closing for one in entire] == [row[answer] for answer in answers]
+    if kind == "dialogues":
+        assert any("name" in tokenizer.decode(own.prompt) for own in found.rows)
+
+
 @pytest.mark.parametrize(("name", "method"), [("orpo", "full"), ("orpo", "lora"), ("reward", "lora"), ("dpo", "full")])
 def test_other_methods_train(name: str, method: str, make: Make) -> None:
     record = _run(make(name, method, method=method, steps=2, learning_rate=1e-3))
@@ -233,7 +265,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     *((name, {"old_data": "{pairs}"}, "columns chosen, prompt, rejected") for name in PREDICTING),
     *((name, {"eval_data": None, "result": "best", "old_data": None}, "result=best. Found: no held-out preferences")
       for name in PREDICTING),
-    *((name, {"eval_data": None, "rewind": "auto", "old_data": None}, "held-out texts of the target domain") for name in PREDICTING),
+    *((name, {"eval_data": None, "rewind": "auto", "old_data": None}, "held-out texts of the target domain")
+      for name in PREDICTING),
     ("kto", {"rows": [{"prompt": "a", "completion": "b", "label": "good"}]}, "true (wanted) or false (not wanted)"),
     ("kto", {"rows": [{"prompt": "a", "completion": "b", "label": True}] * 4}, "true in all 4 rows"),
     ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "loss_weights` must have the same length"),
