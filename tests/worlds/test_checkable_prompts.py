@@ -11,6 +11,8 @@ import pytest
 from orthotune.errors import DataError
 from orthotune.worlds.checkable_prompts import SETS, rows_of
 
+ASKED = r"What is (\d+) ([+-]) (\d+)\? Reply with the number alone\."
+
 
 @pytest.mark.parametrize(
     ("name", "rows", "digest"),
@@ -28,7 +30,8 @@ def test_the_rows_never_change_and_the_splits_have_none_in_common(
 def test_the_answers_are_right() -> None:
     for split in ("train", "test"):
         for row in rows_of(f"arithmetic/{split}") or []:
-            one, sign, other = re.fullmatch(r"What is (\d+) ([+-]) (\d+)\? Reply with the number alone\.", row["prompt"][0]["content"]).groups()
+            found = re.fullmatch(ASKED, row["prompt"][0]["content"])
+            one, sign, other = found.groups() if found else ("", "", "")
             assert int(row["answer"]) == int(one) + (int(other) if sign == "+" else -int(other)) > 0
     methods = rows_of("python-methods/test") or []
     for row in methods:
