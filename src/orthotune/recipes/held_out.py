@@ -9,17 +9,20 @@ from orthotune.errors import RecipeError
 from orthotune.files.json_file import read_json
 from orthotune.files.output import temporary_folder
 from orthotune.metrics.text_loss import TokenRow
+from orthotune.recipes import preference_data
+from orthotune.recipes.preference_settings import PreferenceSettings
+from orthotune.recipes.registry import RECIPES
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.sft_data import examples_for
 from orthotune.text import sft_trainer
 from orthotune.text.data import Examples
 
-#: Training rows that are compared with the old texts.
-LOOKED_AT = 500
+#: The settings of runs that have held-out rows of both domains.
+TextRunSettings = SFTSettings | PreferenceSettings
 
 
-def settings_of_run(run: Path) -> SFTSettings:
-    """The settings of a finished run of ``orthotune train sft``.
+def settings_of_run(run: Path) -> TextRunSettings:
+    """The settings of a finished run of ``orthotune train`` whose model predicts tokens: ``sft``, ``dpo`` and so on.
 
     Args:
         run: the run directory, which holds ``run.json`` and ``adapter``, or ``model`` after full finetuning.
@@ -28,23 +31,33 @@ def settings_of_run(run: Path) -> SFTSettings:
         RecipeError: no such run is there, or it is not finished.
     """
     record = read_json(run / "run.json") if (run / "run.json").is_file() else {}
-    if record.get("recipe") != "sft" or not ((run / "adapter").is_dir() or (run / "model").is_dir()):
+    kind = _kind(record.get("recipe"))
+    if kind is None or not ((run / "adapter").is_dir() or (run / "model").is_dir()):
         raise RecipeError(
-            f"{run}", got="no finished run of `orthotune train sft` in it",
+            f"{run}", got="no finished run of `orthotune train sft` in it, nor of another recipe that measures texts",
             do="Name the output of such a run: the folder that holds run.json and adapter",
         )  # fmt: skip
-    # A fit of magnitudes is a run of this recipe, and has a setting more: its adapter.
-    known = SFTSettings.model_fields.keys() - {"adapter"}
-    return SFTSettings(**{key: value for key, value in record["settings"].items() if key in known})
+    # A fit of magnitudes is a run of its recipe, and has a setting more: its adapter.
+    known = kind.model_fields.keys() - {"adapter"}
+    return kind(**{key: value for key, value in record["settings"].items() if key in known})
 
 
-def held_out_rows(model: Any, tokenizer: Any, settings: SFTSettings) -> dict[str, list[TokenRow]]:
+def _kind(recipe: str | None) -> type[TextRunSettings] | None:
+    """The settings class of a recipe whose runs have held-out rows, if it is one."""
+    if recipe not in RECIPES or not RECIPES[recipe].text:
+        return None
+    kind: Any = RECIPES[recipe].settings_class()
+    measured = kind is SFTSettings or (issubclass(kind, PreferenceSettings) and kind.predicts)
+    return kind if measured else None
+
+
+def held_out_rows(model: Any, tokenizer: Any, settings: TextRunSettings) -> dict[str, list[TokenRow]]:
     """The held-out rows by domain, ``new`` and ``old``; arguments and errors as for :func:`tokenized_rows`."""
     return tokenized_rows(model, tokenizer, settings)[0]
 
 
 def tokenized_rows(
-    model: Any, tokenizer: Any, settings: SFTSettings, training: int = 1
+    model: Any, tokenizer: Any, settings: TextRunSettings, training: int = 1
 ) -> tuple[dict[str, list[TokenRow]], list[TokenRow]]:
     """The rows of a run as its trainer tokenizes them.
 
@@ -60,6 +73,8 @@ def tokenized_rows(
     Raises:
         DataError: the data is missing or of another form.
     """
+    if isinstance(settings, PreferenceSettings):
+        return preference_data.tokenized_rows(settings, training)
     examples, domains = examples_for(settings)
     some = Examples(examples.rows[:training], examples.format, examples.source)
     with temporary_folder() as folder:

@@ -32,7 +32,8 @@ class Given:
 
     def place(self, key: str) -> str:
         """The origin of ``key``, or of the mapping that contains it."""
-        return self.places.get(key) or self.places.get(key.split(".")[0]) or "settings"
+        nested = key.partition(".")[2]  # a field of the trainer's config may have been a key of its own
+        return self.places.get(key) or self.places.get(nested) or self.places.get(key.split(".")[0]) or "settings"
 
 
 def load_settings(kind: type[Settings], recipe: Path | None = None, overrides: Sequence[str] = ()) -> Settings:
@@ -142,10 +143,11 @@ def check(kind: type[Settings], given: Given) -> Settings:
         RecipeError: with all faults. Contradictions between settings are reported only if all keys are known and all
             values have the right type.
     """
-    unknown = [str(key) for key in given.values if key not in kind.model_fields]  # YAML's keys may be numbers or dates
-    faults = [unknown_key(given, key, kind.model_fields) for key in unknown]
+    known, passed = _known(kind, given.values)
+    unknown = [str(key) for key in given.values if key not in known]  # YAML's keys may be numbers or dates
+    faults = [unknown_key(given, key, kind.model_fields, passed) for key in unknown]
     try:
-        checked = kind(**{key: value for key, value in given.values.items() if key in kind.model_fields})
+        checked = kind(**{key: value for key, value in given.values.items() if key in known})
     except ValidationError as found:
         # If a key is unknown, missing and contradicting settings may follow from the misspelling.
         sure = [fault for fault in found.errors() if not faults or fault["type"] not in ("missing", "value_error")]
@@ -155,6 +157,15 @@ def check(kind: type[Settings], given: Given) -> Settings:
     if len(faults) == 1:
         raise faults[0]
     raise _joined(faults, kind)
+
+
+def _known(kind: type[BaseModel], values: Iterable[Any]) -> tuple[set[str], Sequence[str]]:
+    """The keys that can be checked, and those of them that are no settings and passed to a trainer's config."""
+    own = set(kind.model_fields)
+    if not hasattr(kind, "passed_keys") or own.issuperset(values):
+        return own, ()  # without an import of the trainer's config
+    passed = kind.passed_keys()
+    return {*own, *passed, *kind.decided_keys()}, passed  # type: ignore[attr-defined]
 
 
 def _joined(faults: list[RecipeError], kind: type[BaseModel]) -> RecipeError:
@@ -172,15 +183,16 @@ def _listing(known: Iterable[str]) -> str:
     return f"Known keys: {', '.join(sorted(known))}"
 
 
-def unknown_key(given: Given, key: str, known: Iterable[str]) -> RecipeError:
+def unknown_key(given: Given, key: str, known: Iterable[str], passed: Iterable[str] = ()) -> RecipeError:
     """The error for an unknown key.
 
     Args:
         given: the settings and their origin.
         key: the unknown key.
         known: the known keys.
+        passed: further keys that may be meant, too many to list.
     """
-    close = meant(key, known)
+    close = meant(key, [*known, *passed])
     do = f"Did you mean {close!r}?" if close else _listing(known)
     return RecipeError(f"{given.place(key)}: unknown key {key!r}", do=do)
 

@@ -124,8 +124,11 @@ class MethodSettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
+        return cls._filled(values) if isinstance(values, dict) else values
+
+    @classmethod
+    def _filled(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The given settings, with those of the preset and those that depend on the method."""
         given = {key: value for key, value in values.items() if value is not None}
         if "preset" not in given and given.get("model", cls.world) == cls.world:
             given["preset"] = cls.world

@@ -88,6 +88,64 @@ RECIPES: dict[str, Recipe] = {
             text=True, plans=False, shows_data=True,
         ),
         Recipe(
+            "dpo", "dpo", "dpo:DPOSettings",
+            "Learn from pairs of a chosen and a rejected answer (DPO). Without arguments: the small built-in model, on "
+            "prose against lines of code.",
+            ("dpo", "dpo model=Qwen/Qwen2.5-0.5B-Instruct data=pairs.jsonl beta=0.1", "dpo --method lora steps=100"),
+            (Option("data", "--data", "File, folder or hub data set with prompt, chosen and rejected."),),
+            text=True, plans=False,
+        ),
+        Recipe(
+            "kto", "kto", "kto:KTOSettings",
+            "Learn from single answers that are wanted or not (KTO). Without arguments: the small built-in model, on "
+            "prose against lines of code.",
+            ("kto", "kto model=Qwen/Qwen2.5-0.5B-Instruct data=thumbs.jsonl desirable_weight=1.5"),
+            (Option("data", "--data", "File, folder or hub data set with prompt, completion and label."),),
+            text=True, plans=False,
+        ),
+        Recipe(
+            "orpo", "orpo", "orpo:ORPOSettings",
+            "Learn chosen answers and prefer them to rejected ones in one loss (ORPO). Without arguments: the small "
+            "built-in model, on prose against lines of code.",
+            ("orpo", "orpo model=Qwen/Qwen2.5-0.5B data=pairs.jsonl beta=0.1"),
+            (Option("data", "--data", "File, folder or hub data set with prompt, chosen and rejected."),),
+            text=True, plans=False,
+        ),
+        Recipe(
+            "reward", "reward", "reward:RewardSettings",
+            "Train a reward model, which gives an answer one number. Without arguments: the small built-in model, on "
+            "prose against lines of code.",
+            ("reward", "reward model=Qwen/Qwen2.5-0.5B-Instruct data=pairs.jsonl"),
+            (Option("data", "--data", "File, folder or hub data set with prompt, chosen and rejected."),),
+            text=True, plans=False,
+        ),
+        Recipe(
+            "grpo", "grpo", "grpo:GRPOSettings",
+            "Finetune a language model by rewards for its own answers (GRPO). Without arguments: names of attributes "
+            "in Python methods, on the small built-in model.",
+            ("grpo", "grpo data=sums.jsonl model=models/llama --reward number beta=0.04",
+             "grpo data=tasks.jsonl model=models/llama --reward rewards.py:runs_without_error"),
+            (Option("reward", "--reward", "exact, number, package.module.function or file.py:function."),),
+            text=True, plans=False,
+        ),
+        Recipe(
+            "rloo", "rloo", "rloo:RLOOSettings",
+            "Finetune a language model by rewards for its own answers (RLOO). Without arguments: names of attributes "
+            "in Python methods, on the small built-in model.",
+            ("rloo", "rloo data=sums.jsonl model=models/llama --reward number"),
+            (Option("reward", "--reward", "exact, number, package.module.function or file.py:function."),),
+            text=True, plans=False,
+        ),
+        Recipe(
+            "distill", "distill", "distill:DistillSettings",
+            "Teach a language model, on its own answers, what it would answer with more context, or what a teacher "
+            "would. Without arguments: Python methods, on the small built-in model.",
+            ("distill", "distill data=tasks.jsonl model=models/llama divergence=forward",
+             "distill data=prompts.jsonl model=models/small --teacher models/large"),
+            (Option("teacher", "--teacher", "Another model; default: the model itself, its adapter switched off."),),
+            text=True, plans=False,
+        ),
+        Recipe(
             "subject", "subject", "subject_settings:SubjectSettings",
             "Teach an image model one subject from a few images. Without arguments: a handwritten nine, on the "
             "built-in image model.",

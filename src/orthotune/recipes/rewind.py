@@ -21,8 +21,9 @@ from orthotune.files.output import new_folder, temporary_folder
 from orthotune.metrics.text_loss import TokenRow
 from orthotune.operations import rewind as files
 from orthotune.quantized.loading_options import place
-from orthotune.recipes.held_out import LOOKED_AT, settings_of_run, tokenized_rows
-from orthotune.recipes.settings import GENERATED, SFTSettings
+from orthotune.recipes.held_out import TextRunSettings, settings_of_run, tokenized_rows
+from orthotune.recipes.settings import GENERATED
+from orthotune.recipes.source_domain import LOOKED_AT
 from orthotune.recipes.strength_choice import FOLDER, ChoiceSettings, Rewound, Say, choose, exact_adapter, finish_run
 from orthotune.runs.directory import RunDirectory
 from orthotune.runs.layer_strengths import LayerStrengths, layer_strengths
@@ -119,7 +120,7 @@ def run(settings: RewindSettings, say: Say = print, *, overwrite: bool = False) 
     return found
 
 
-def finish(settings: SFTSettings, say: Say = print) -> RunRecord:
+def finish(settings: TextRunSettings, say: Say = print) -> RunRecord:
     """Rewind a run that has just finished, as its setting ``rewind`` asks, and add the figures to its record.
 
     A run that was cut off here is finished by the next call. The run directory is locked meanwhile.
@@ -141,7 +142,7 @@ def finish(settings: SFTSettings, say: Say = print) -> RunRecord:
     return finish_run(directory, asked, lambda: run(asked, say), say)
 
 
-def _loaded(run: Path, trained: SFTSettings) -> tuple[Any, LayerStrengths, Any]:
+def _loaded(run: Path, trained: TextRunSettings) -> tuple[Any, LayerStrengths, Any]:
     """The finished model, its strengths, and its base if it was trained in full."""
     dtype = choose_dtype(trained.dtype)
     base: Any = load_model(trained.model, dtype, trained.quantization)
@@ -157,7 +158,7 @@ def _loaded(run: Path, trained: SFTSettings) -> tuple[Any, LayerStrengths, Any]:
 
 
 def _rows(
-    model: Any, tokenizer: Any, settings: RewindSettings, trained: SFTSettings, folder: Path
+    model: Any, tokenizer: Any, settings: RewindSettings, trained: TextRunSettings, folder: Path
 ) -> tuple[dict[str, Rows], list[str]]:
     """Held-out rows of either domain to choose by and to measure on, and what there is to say of them."""
     old = settings.old or trained.old_data or GENERATED

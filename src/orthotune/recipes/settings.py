@@ -22,6 +22,8 @@ __all__ = [
     "SettingError",
 ]
 
+#: How strengths are chosen for a finished adapter.
+Rewind = Literal["none", "auto", "kind", "projection", "depth", "layer"]
 #: value of keep_data for texts that the base model generates
 GENERATED = "generated"
 #: value of old_data for no texts of the source domain
@@ -97,7 +99,7 @@ class SFTSettings(TextSettings):
     answers: bool = Field(
         False, description="Ask the model short questions with exact answers before and after training; scores."
     )
-    rewind: Literal["none", "auto", "kind", "projection", "depth", "layer"] = Field(
+    rewind: Rewind = Field(
         "none",
         description="Choose strengths for the finished adapter, as `orthotune rewind`: auto, one for all layers, or "
         "one by kind, projection, depth or layer.",
@@ -177,31 +179,14 @@ class SFTSettings(TextSettings):
 
     @model_validator(mode="after")
     def _measures_what_is_asked(self) -> SFTSettings:
-        if self.old_data == NO_DATA:
-            fault = "{} needs texts of the source domain, and old_data=none names none"
-            if "forgetting" in self.stop_when:
-                raise SettingError("stop_when.forgetting", fault.format("stop_when.forgetting"), "Name old_data=FILE")
-            if self.rewind != "none":
-                raise SettingError("rewind", fault.format("rewind"), "Name old_data=FILE, or leave old_data out")
+        if self.old_data == NO_DATA and "forgetting" in self.stop_when:
+            fault = "stop_when.forgetting needs texts of the source domain, and old_data=none names none"
+            raise SettingError("stop_when.forgetting", fault, "Name old_data=FILE")
         return self
 
     @model_validator(mode="after")
     def _rewinds(self) -> SFTSettings:
-        if self.rewind == "none":
-            return self
-        if self.distributed != "none":
-            fault = f"rewind is done by one process, and distributed={self.distributed} starts several"
-            raise SettingError("rewind", fault, "Leave it out, and after the run call orthotune rewind RUN")
-        if self.method == "full" and self.old_data is None:
-            fault = (
-                "rewind after method=full needs texts of the source domain: no base is beside the model to write any"
-            )
-            raise SettingError("rewind", fault, "Name old_data=FILE")
-        for options in ("rotation", "lora"):
-            for key in NO_STRENGTH:
-                if (value := getattr(self, options).get(key)) not in (None, False, "none", []):
-                    fault = f"rewind chooses strengths, and what {options}.{key}={value} trains has none"
-                    raise SettingError("rewind", fault, "Leave out one of them")
+        check_rewind(self.rewind, self, self.old_data)
         return self
 
     def _keeps_in_engine(self) -> None:
@@ -211,3 +196,32 @@ class SFTSettings(TextSettings):
         if self.distributed == "fsdp2" and self.keep_data == GENERATED:
             fault = "keep_data=generated needs a complete base in one process, which distributed=fsdp2 does not have"
             raise SettingError("keep_data", fault, "Name texts, as the keep-texts.jsonl of a run of one process")
+
+
+def check_rewind(rewind: str, settings: TextSettings, old_data: str | None) -> None:
+    """Refuse the setting ``rewind`` where the finished run could not be rewound.
+
+    Args:
+        rewind: the setting.
+        settings: of the run.
+        old_data: of the run, the texts of the source domain.
+
+    Raises:
+        SettingError: one process cannot do it, no texts of the source domain, or parts without a strength.
+    """
+    if rewind == "none":
+        return
+    if old_data == NO_DATA:
+        fault = "rewind needs texts of the source domain, and old_data=none names none"
+        raise SettingError("rewind", fault, "Name old_data=FILE, or leave old_data out")
+    if settings.distributed != "none":
+        fault = f"rewind is done by one process, and distributed={settings.distributed} starts several"
+        raise SettingError("rewind", fault, "Leave it out, and after the run call orthotune rewind RUN")
+    if settings.method == "full" and old_data is None:
+        fault = "rewind after method=full needs texts of the source domain: no base is beside the model to write any"
+        raise SettingError("rewind", fault, "Name old_data=FILE")
+    for options in ("rotation", "lora"):
+        for key in NO_STRENGTH:
+            if (value := getattr(settings, options).get(key)) not in (None, False, "none", []):
+                fault = f"rewind chooses strengths, and what {options}.{key}={value} trains has none"
+                raise SettingError("rewind", fault, "Leave out one of them")

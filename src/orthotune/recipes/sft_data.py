@@ -7,6 +7,7 @@ from pathlib import Path
 from orthotune.errors import DataError, nearest
 from orthotune.recipes.data_settings import DataSet
 from orthotune.recipes.settings import GENERATED, NO_DATA, WORLD, SFTSettings
+from orthotune.recipes.trainer_settings import TrainerSettings
 from orthotune.text.data import LARGEST_HELD_OUT, Examples, Reading, examples_of, hold_out, load_examples
 from orthotune.text.mixture import joined, mixed
 from orthotune.text.written_texts import FILE, TEXTS
@@ -33,10 +34,26 @@ def examples_for(settings: SFTSettings) -> tuple[Examples, dict[str, Examples]]:
     examples = sets[0]
     if len(sets) > 1:
         examples = mixed(sets, [one.weight for one in settings.sets], settings.mixture_stop, settings.seed)
-    old = general_texts() if settings.old_data is None else None
-    if settings.old_data not in (None, NO_DATA):
-        old = load_texts(str(settings.old_data), "auto")
+    old = source_examples(settings.old_data)
     return examples, {name: given for name, given in (("new", held_out), ("old", old)) if given}
+
+
+def source_examples(old_data: str | None) -> Examples | None:
+    """The texts that the setting ``old_data`` names: :func:`general_texts` where it names none, None for ``none``.
+
+    Args:
+        old_data: the setting.
+
+    Raises:
+        DataError: as for other data.
+
+    Example:
+        >>> source_examples("none") is None, len(source_examples(None).rows)
+        (True, 12)
+    """
+    if old_data is None:
+        return general_texts()
+    return None if old_data == NO_DATA else load_texts(old_data, "auto")
 
 
 def general_texts() -> Examples:
@@ -77,7 +94,7 @@ def keep_notes(settings: SFTSettings) -> list[str]:
     return [note, "keep_data is old_data: forgetting and drift are measured on texts that were trained on."]
 
 
-def source_domain_notes(settings: SFTSettings) -> list[str]:
+def source_domain_notes(settings: SFTSettings | TrainerSettings) -> list[str]:
     """What a run's record notes about its source domain: nothing where it was named."""
     if settings.old_data is None:
         return [

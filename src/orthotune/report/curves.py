@@ -45,6 +45,10 @@ def smoothed(values: Sequence[float], weight: float) -> list[float]:
     return averages
 
 
+#: Scores of recipes whose training loss has another unit than the losses on held-out texts.
+PREFERENCES = ("pair_accuracy", "auc")
+
+
 def charts(lines: Sequence[Mapping[str, Any]], scores: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The plots of a run's metrics: losses, scores and the angles of the rotations.
 
@@ -58,7 +62,11 @@ def charts(lines: Sequence[Mapping[str, Any]], scores: Sequence[str] = ()) -> li
     inner = [{"step": line.get("step"), **_mapping(line.get("diagnosis"))} for line in lines if line.get("diagnosis")]
     nats = any(key.endswith("_nats") for line in lines for key in line)
     named = [(key, spoken(key), COLOURS[number % len(COLOURS)]) for number, key in enumerate(scores)]
-    plots = [_chart("Loss, nats per token" if nats else "Loss", lines, LOSSES)]
+    apart = nats and any(name in scores for name in PREFERENCES)
+    training = [entry for entry in LOSSES if entry[0] == "train_loss"]
+    plots = [_chart("Training loss", lines, training)] if apart else []
+    losses = [entry for entry in LOSSES if entry not in training] if apart else LOSSES
+    plots.append(_chart("Loss, nats per token" if nats else "Loss", lines, losses))
     # A dozen curves in one plot are not readable.
     plots += [_chart("Scores", lines, named[at : at + len(COLOURS)]) for at in range(0, len(named), len(COLOURS))]
     plots.append(_chart("Angles, rad", inner, ROTATIONS))

@@ -81,8 +81,9 @@ def _values(records: Records) -> dict[str, Any]:
     run, layers = records.run, records.adapter.get("layers") or []
     plotted, skipped = frames(records.samples, records.folder)
     scored = scores(run)
-    # Losses of answers have another unit than the shares of right ones on the same axis.
-    curves = charts(records.metrics, [row["name"] for row in scored if not row["name"].endswith("_nats")])
+    # Losses and margins of answers have another unit than the shares of right ones on the same axis.
+    shares = [row["name"] for row in scored if not row["name"].endswith(("_nats", "_margin"))]
+    curves = charts(records.metrics, shares)
     hidden = {name for name, there in zip(INLINE, (curves, plotted), strict=True) if there}
     return {
         "title": _title(records),

@@ -38,6 +38,8 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # Names that TRL and pipelines still use, and transformers and diffusers are about to rename.
             warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|diffusers")
+            # On import, of trainers that TRL keeps there.
+            warnings.filterwarnings("ignore", message=".*trl.experimental")
             yield
     finally:
         if datasets is not None and not bars:

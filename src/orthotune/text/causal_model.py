@@ -24,11 +24,14 @@ def choose_dtype(name: str) -> torch.dtype:
     return dtypes[name]
 
 
-def load_model(source: str, dtype: torch.dtype, quantization: str | None = None) -> Any:
+def load_model(
+    source: str, dtype: torch.dtype, quantization: str | None = None, kind: Any = AutoModelForCausalLM, **fields: Any
+) -> Any:
     """The model in ``source`` (path, hub name or word), in ``dtype`` whatever it is stored in, without dropout.
 
     Dropout is off so that a loss means the same in training and in measuring, and runs can be repeated.
-    ``quantization`` is a word of ``quantized/loading_options.py``; what is not quantized is in ``dtype``.
+    ``quantization`` is a word of ``quantized/loading_options.py``; what is not quantized is in ``dtype``. ``kind`` is
+    another class of transformers to load, and ``fields`` are those of its config, as ``num_labels``.
 
     Raises:
         RecipeError: no such model, it has code of its own, which is never run, or it cannot be quantized so.
@@ -36,7 +39,7 @@ def load_model(source: str, dtype: torch.dtype, quantization: str | None = None)
     source = model_folder(source)
     options = loading_options(quantization, source, dtype, processes.count()) if quantization else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=False, **options)
+        model = kind.from_pretrained(source, dtype=dtype, trust_remote_code=False, **options, **fields)
     except (OSError, ValueError, SafetensorError) as fault:
         raise _no_model(source, fault) from fault
     without_dropout(model)
