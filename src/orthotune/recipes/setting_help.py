@@ -6,7 +6,9 @@ import re
 import shutil
 import textwrap
 from collections.abc import Sequence
+from dataclasses import MISSING
 from pathlib import Path
+from typing import Any
 
 from orthotune.recipes.registry import Recipe
 from orthotune.recipes.setting_fields import SettingField, all_fields
@@ -48,6 +50,9 @@ def listing(recipe: Recipe, words: Sequence[str] = ()) -> str:
     fields, presets = _fields(recipe), _presets(recipe)
     if words:
         wanted = {name for name in fields for word in words if word.lower().replace("-", "_") in name}
+        if not wanted and (further := _of_trainer(recipe, words)):
+            entries = (_entry(field, presets.get(name, [])) for name, field in further.items())
+            return "\n".join(["Passed on to the trainer", *entries])
         wanted |= {name for word in words if (name := meant(word, fields))}
         fields = {name: field for name, field in fields.items() if name in wanted}
         if not fields:
@@ -56,6 +61,29 @@ def listing(recipe: Recipe, words: Sequence[str] = ()) -> str:
     for theme, names in by_theme(fields, f"Of {recipe.name}").items():
         paragraphs.append("\n".join([theme, *(_entry(fields[name], presets.get(name, [])) for name in names)]))
     return "\n\n".join(paragraphs)
+
+
+def _of_trainer(recipe: Recipe, words: Sequence[str]) -> dict[str, SettingField]:
+    """The fields of a trainer's config that a recipe passes on, of those whose names contain one of ``words``."""
+    if "trainer" not in _fields(recipe):
+        return {}
+    kind: Any = recipe.settings_class()
+    from orthotune.recipes.trainer_keys import fields_of
+
+    wanted = [name for name in kind.passed_keys() if any(word.lower().replace("-", "_") in name for word in words)]
+    known = fields_of(kind.trainer_config)
+    return {
+        name: SettingField(
+            name=name,
+            choices=(),
+            kind=str(getattr(known[name].type, "__name__", known[name].type)),
+            limits="",
+            owner=kind.trainer_config,
+            default=None if known[name].default is MISSING else repr(known[name].default),
+            meaning=str(known[name].metadata.get("help") or ""),
+        )
+        for name in sorted(wanted)
+    }
 
 
 def _entry(field: SettingField, presets: Sequence[str]) -> str:

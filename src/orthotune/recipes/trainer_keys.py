@@ -30,6 +30,10 @@ BY_SETTING: dict[str, str] = {
     "num_train_epochs": "epochs",
     "warmup_steps": "warmup",
     "lr_scheduler_type": "schedule",
+    "lr_scheduler_kwargs": "schedule_options",
+    "optim_args": "optim_options",
+    "use_liger_kernel": "liger",
+    "report_to": "trackers",
     "save_strategy": "save_every",
     "save_steps": "save_every",
     "eval_strategy": "eval_every",
@@ -49,7 +53,7 @@ BY_SETTING: dict[str, str] = {
 #: Fields that the run decides and no setting changes: key -> the reason.
 BY_RUN: dict[str, str] = {
     **dict.fromkeys(
-        ("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        ("run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
         "a run stays on this machine, and writes its metrics into metrics.jsonl",
     ),
     **dict.fromkeys(
