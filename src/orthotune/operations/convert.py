@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orthotune.errors import ConfigError, OutputError
+from orthotune.errors import ConfigError, OutputError, UnsupportedLayerError
+from orthotune.files.names import shortened
 from orthotune.files.output import new_folder
 from orthotune.formats import convert as conversion
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.base_weights import BaseWeights, open_base
+from orthotune.formats.fused import split_fused
 from orthotune.formats.kinds import DIFF
+from orthotune.formats.names.spelling import Spelling, spelled
 from orthotune.formats.registry import targets
 from orthotune.formats.writers import write_adapter
 from orthotune.operations.adapter import Adapter, read_once
@@ -31,6 +34,7 @@ class Converted:
         errors: layer -> largest relative change of its weight, for layers whose conversion is approximate.
         written: the file or folder; None for a dry run.
         exported: for ``diff``, the result of the export.
+        spelling: the names in the written file, and which of them the tool knows; None for a folder of PEFT.
     """
 
     source: str
@@ -41,6 +45,7 @@ class Converted:
     errors: dict[str, float] = field(default_factory=dict)
     written: Path | None = None
     exported: Any = None
+    spelling: Spelling | None = None
 
 
 def convert(
@@ -99,6 +104,7 @@ def convert(
     weights = open_base(base) if base is not None and to != DIFF else None
     shapes = {}
     if weights is not None:
+        state = split_fused(state, weights.rows)
         names = weights.of_layers([*state.layers, *state.transforms])
         shapes = {layer: weights.shapes[name] for layer, name in names.items()}
     folder = to in targets() and targets()[to].folder
@@ -107,11 +113,28 @@ def convert(
         exported = _diff(opened, out, base, dry_run, overwrite, progress, options)
         return Converted(state.format, to, layers, notes, written=None if dry_run else out, exported=exported)
     planned = conversion.plan(state, to, shapes, linear=linear)
+    spelling = _spelling(state, to, weights, planned)
     if dry_run:
-        return Converted(state.format, to, layers, notes, planned)
+        return Converted(state.format, to, layers, notes, planned, spelling=spelling)
     ready, errors = conversion.convert(state, to, shapes, approximate=approximate, linear=linear)
     _write(ready, out, to, weights, overwrite)
-    return Converted(state.format, to, layers, notes, planned, errors, out)
+    return Converted(state.format, to, layers, notes, planned, errors, out, spelling=spelling)
+
+
+def _spelling(state: AdapterState, to: str, weights: BaseWeights | None, planned: conversion.Plan) -> Spelling | None:
+    """The names for a tool whose own maps of names are known; refused if it would ignore all of them."""
+    if to not in targets() or targets()[to].folder or planned.verdict == "impossible":
+        return None
+    stems = [*state.layers, *state.transforms]
+    spelling = spelled(stems, to, None if weights is None else weights.modules)
+    if spelling.known == 0:
+        raise UnsupportedLayerError(
+            f"the names of {len(stems)} layers for {targets()[to].tool}",
+            got=f"{shortened(list(spelling.names.values()))}, of which its loader knows none",
+            needed="layers of a model that it loads",
+            do="Train other layers, or load the adapter with orthotune, PEFT or diffusers",
+        )  # fmt: skip
+    return spelling
 
 
 def _notes(state: AdapterState, folder: bool) -> tuple[str, ...]:
@@ -147,7 +170,7 @@ def _write(state: AdapterState, out: Path, to: str, weights: BaseWeights | None,
             write_adapter(state, folder, to, modules)
         return
     _check_file(out, overwrite)
-    write_adapter(state, out, to, modules)
+    write_adapter(state, out, to, modules, None if weights is None else weights.rows)
 
 
 def _check_file(out: Path, overwrite: bool) -> None:
