@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,28 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from orthotune.errors import RecipeError, nearest
+from orthotune.errors import RecipeError
 from orthotune.recipes.method_settings import SettingError
 
 Settings = TypeVar("Settings", bound=BaseModel)
+#: keys of other trainers (kohya, OneTrainer, ai-toolkit, transformers) -> the keys that mean the same here
+OTHER_WORDS: dict[str, tuple[str, ...]] = {
+    "lr": ("learning_rate",), "unet_lr": ("learning_rate",), "epochs": ("steps",), "num_epochs": ("steps",),
+    "epoch": ("steps",), "num_train_epochs": ("epochs", "steps"), "max_train_steps": ("steps",),
+    "max_steps": ("steps",), "repeats": ("steps",), "num_repeats": ("steps",), "network_dim": ("block_size",),
+    "dim": ("block_size",), "rank": ("lora_rank",), "alpha": ("lora_alpha",), "network_alpha": ("lora_alpha",),
+    "lora_r": ("lora_rank",), "lr_scheduler": ("schedule",), "lr_scheduler_type": ("schedule",),
+    "scheduler": ("schedule",), "lr_warmup_steps": ("warmup",), "warmup_steps": ("warmup",),
+    "warmup_ratio": ("warmup",), "train_batch_size": ("batch_size",), "per_device_train_batch_size": ("batch_size",),
+    "gradient_accumulation_steps": ("gradient_accumulation",), "min_snr_gamma": ("min_snr",),
+    "base_model": ("model",), "pretrained_model_name_or_path": ("model",), "model_name_or_path": ("model",),
+    "output_dir": ("output",), "output_name": ("output",), "save_every_n_steps": ("save_every",),
+    "instance_data_dir": ("instance_images",), "class_data_dir": ("class_images",), "train_data_dir": ("data",),
+    "ema_decay": ("ema",), "dtype": ("mixed_precision",), "precision": ("mixed_precision",),
+    "train_te": ("train_text_encoder",), "enable_bucket": ("buckets",), "side": ("made_for", "rotation"),
+}  # fmt: skip
+#: how alike a misspelt key and a known key are at least; below this it may be another thing
+ALIKE = 0.7
 #: most faults of a recipe that a message lists; the others are counted
 LISTED = 10
 
@@ -87,6 +106,9 @@ def check(kind: type[Settings], given: Given) -> Settings:
         RecipeError: with all faults. Contradictions between settings are reported only if all keys are known and all
             values have the right type.
     """
+    if "made_for" in kind.model_fields and "for" in given.values:
+        given.values["made_for"] = given.values.pop("for")
+        given.places["made_for"] = given.places.get("for", "settings")
     unknown = [str(key) for key in given.values if key not in kind.model_fields]  # YAML's keys may be numbers or dates
     faults = [unknown_key(given, key, kind.model_fields) for key in unknown]
     try:
@@ -125,7 +147,9 @@ def unknown_key(given: Given, key: str, known: Iterable[str]) -> RecipeError:
         key: the unknown key.
         known: the known keys.
     """
-    close = nearest(key, known, count=1)
+    known = list(known)
+    meant = next((one for one in OTHER_WORDS.get(key.lower(), ()) if one in known), None)
+    close = [meant] if meant else difflib.get_close_matches(key, known, n=1, cutoff=ALIKE)
     do = f"Did you mean {close[0]!r}?" if close else _listing(known)
     return RecipeError(f"{given.place(key)}: unknown key {key!r}", do=do)
 

@@ -112,6 +112,16 @@ class Family(ABC):
         """
         return {}
 
+    def check_options(self, options: LossOptions) -> None:  # noqa: B027 - most families take all options
+        """Refuse options of the loss that mean nothing for the family, before anything is encoded or generated.
+
+        Args:
+            options: weighting and noise.
+
+        Raises:
+            RecipeError: names the option.
+        """
+
     @abstractmethod
     def losses(
         self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, generator: torch.Generator,

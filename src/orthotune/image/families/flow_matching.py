@@ -102,16 +102,19 @@ class FlowFamily(PipelineFamily):
             float32 in the shape of ``noisy``.
         """
 
-    def losses(
-        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, generator: torch.Generator,
-        options: LossOptions, kept: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    def check_options(self, options: LossOptions) -> None:
         for field in ("min_snr_gamma", "noise_offset"):
             if value := getattr(options, field):
                 raise RecipeError(
                     f"{field.removesuffix('_gamma')}={value} for {self.name}",
                     got="a model of flow matching, which has its own weighting", do="Leave it out",
                 )  # fmt: skip
+
+    def losses(
+        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, generator: torch.Generator,
+        options: LossOptions, kept: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        self.check_options(options)
         times = self.times.sample(len(latents), generator).to(latents.device)
         noise = sample_noise(latents, generator)
         at = times.view(-1, 1, 1, 1)
