@@ -82,12 +82,16 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("producer", facts["producer"] + "".join(f"; {name} {value}" for name, value in facts["said"].items())),
         ("layers", f"{facts['layers']}: " + ", ".join(f"{n} {kind}" for kind, n in facts["kinds"].items())),
         ("side", " and ".join(facts["sides"])),
-        ("blocks", f"{facts['blocks']}, by size: " + ", ".join(f"{count} of {size}" for size, count in sizes)),
+        ("blocks", f"{facts['blocks']}, by size: " + ", ".join(f"{count} of {size}" for size, count in sizes))
+        if sizes
+        else ("", ""),
         ("shared", f"{facts['shared']} layers use one block for all of their features")
         if facts["shared"]
         else ("", ""),
         ("parameters", f"{facts['parameters']:,}"),
-        ("orthogonality", f"{facts['orthogonality_error']:.1e} from orthogonal at most"),
+        ("orthogonality", f"{facts['orthogonality_error']:.1e} from orthogonal at most")
+        if facts["orthogonality_error"] is not None
+        else ("", ""),
         ("COFT", f"eps {facts['coft_eps']:g}") if facts["coft_eps"] is not None else ("", ""),
         ("dtypes", ", ".join(f"{dtype} in {count} tensors" for dtype, count in facts["dtypes"].items())),
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orthotune.errors import ConfigError, OutputError, UnsupportedLayerError
+from orthotune.files.installed_worlds import current, model_folder, world_of
 from orthotune.files.names import shortened
 from orthotune.files.output import new_folder
 from orthotune.formats import convert as conversion
@@ -18,6 +19,7 @@ from orthotune.formats.names.spelling import Spelling, spelled
 from orthotune.formats.registry import targets
 from orthotune.formats.writers import write_adapter
 from orthotune.operations.adapter import Adapter, read_once
+from orthotune.operations.lora_file import LoraFile, check_target, lora_at, write_lora_names
 from orthotune.operations.place import refuse_place_of_adapter
 
 
@@ -99,8 +101,11 @@ def convert(
     out = Path(out)
     if overwrite:
         refuse_place_of_adapter(out, Path(adapter))
+    if (lora := lora_at(adapter)) is not None:
+        return _lora(lora, out, to, base, dry_run, overwrite)
     opened = read_once(adapter, **options)
     state = opened.state
+    base = _base(base, state.config.get("base_model_name_or_path"), to)
     weights = open_base(base) if base is not None and to != DIFF else None
     shapes = {}
     if weights is not None:
@@ -135,6 +140,29 @@ def _spelling(state: AdapterState, to: str, weights: BaseWeights | None, planned
             do="Train other layers, or load the adapter with orthotune, PEFT or diffusers",
         )  # fmt: skip
     return spelling
+
+
+def _lora(lora: LoraFile, out: Path, to: str, base: str | Path | None, dry_run: bool, overwrite: bool) -> Converted:
+    check_target(lora, to)
+    place = _base(base, lora.base, to)
+    weights = None if place is None else open_base(place)
+    ignored: list[str] = []
+    if not dry_run:
+        _check_file(out, overwrite)
+        ignored = write_lora_names(lora, out, to, weights)
+    notes = tuple(f"{name} has no name that the tool knows, and is ignored there" for name in ignored)
+    verdict = conversion.Plan(to, "lossless")
+    return Converted(lora.format, to, len(lora.layers), notes, verdict, written=None if dry_run else out)
+
+
+def _base(given: str | Path | None, recorded: object, to: str) -> str | Path | None:
+    """The base of a conversion: the given one, or the pipeline on this disk that the adapter records."""
+    if given is not None:
+        return Path(model_folder(str(given)))
+    if not isinstance(recorded, str) or to == DIFF or world_of(recorded) == "text":
+        return None
+    place = Path(current(recorded))
+    return place if (place / "model_index.json").is_file() else None
 
 
 def _notes(state: AdapterState, folder: bool) -> tuple[str, ...]:

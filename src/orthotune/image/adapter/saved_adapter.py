@@ -49,6 +49,9 @@ def save_adapter(family: PipelineFamily, folder: Path) -> None:
         )  # fmt: skip
     tensors = {name: _float32(get_peft_model_state_dict(part, adapter_name=NAME)) for name, part in parts.items()}
     configs: dict[str, Any] = {name: part.peft_config[NAME].to_dict() for name, part in parts.items()}
+    base = str(getattr(family.pipeline, "name_or_path", None) or family.pipeline.config.get("_name_or_path") or "")
+    for config in configs.values():
+        config["base_model_name_or_path"] = base or None
     if all(config["peft_type"] == "LORA" for config in configs.values()):
         _save_lora(family, folder, tensors, configs)
     else:
