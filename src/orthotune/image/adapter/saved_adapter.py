@@ -83,7 +83,8 @@ def load_adapter(family: PipelineFamily, folder: Path) -> None:
                 if f".{NAME}." in name:
                     parameter.requires_grad_(True)
     else:
-        load_rotations(family.pipeline, folder, NAME)
+        # Not the pipeline itself: the second expert of Wan 2.2 has layers of the same names.
+        load_rotations({family.denoiser_name: family.denoiser, **family.text_encoders}, folder, NAME)
 
 
 def _save_rotations(folder: Path, tensors: dict[str, dict[str, Tensor]], configs: dict[str, Any]) -> None:

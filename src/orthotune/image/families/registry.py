@@ -9,15 +9,22 @@ import torch
 
 from orthotune.errors import RecipeError
 from orthotune.files.json_file import read_json
+from orthotune.image.families.chroma import Chroma
 from orthotune.image.families.flux import Flux
+from orthotune.image.families.flux2 import Flux2, Flux2Klein
 from orthotune.image.families.pipeline_family import PipelineFamily
+from orthotune.image.families.qwen_image import QwenImage
 from orthotune.image.families.sd3 import StableDiffusion3
 from orthotune.image.families.sdxl import StableDiffusionXL
 from orthotune.image.families.stable_diffusion import StableDiffusion
+from orthotune.image.families.wan import Wan
+from orthotune.image.families.z_image import ZImage
 from orthotune.image.loop.quiet_loading import quiet_loading
 
 #: One line per family.
-FAMILIES: tuple[type[PipelineFamily], ...] = (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)
+FAMILIES: tuple[type[PipelineFamily], ...] = (
+    StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Flux2Klein, Flux2, ZImage, QwenImage, Chroma, Wan,
+)  # fmt: skip
 
 _INDEX = "model_index.json"
 #: parts that a pipeline can run without, and that users delete to save disk space: T5 of SD3, the safety checker
