@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from orthotune.errors import RecipeError
 from orthotune.image.adapter.adapters import AdapterSettings, add_adapter, merge, trained, unmerge
 from orthotune.image.adapter.saved_adapter import load_adapter, save_adapter
+from orthotune.image.families import registry
 from orthotune.image.families.family import LossOptions
 from orthotune.image.families.registry import family_of, open_family
+from orthotune.image.families.unknown_transformer import UnknownTransformer
 from orthotune.image.loop.memory_estimate import measure_memory
 from orthotune.image.loop.trainee import Trainee
 from orthotune.recipes import preset
@@ -23,7 +25,7 @@ from orthotune.recipes.subject_settings import SubjectSettings
 from tests.support.transformer_pipelines import MAKERS, tiny_transformer_pipeline
 
 PROMPTS, SEEDS = ["a red digit three", "sks", "a green photo of the digit"], [5, 6, 7]
-HEIGHT, WIDTH = 16, 32
+HEIGHT, WIDTH = 32, 64
 SMALL = {"steps": 2, "height": HEIGHT, "width": WIDTH, "guidance": 3.0}
 KINDS = list(MAKERS)
 
@@ -58,8 +60,12 @@ class Perfect(nn.Module):
         if rows is not None:  # Z-Image: lists of images of one frame, times from noise to the image, the other sign
             return ([-one.unsqueeze(1) for one in self._velocity(torch.stack(rows).squeeze(2), 1 - times)],)
         seen, at = given["hidden_states"], given["timestep"]
-        if self.kind == "wan":
+        if self.kind in ("wan", "sana"):
             return (self._velocity(seen, at / 1000),)
+        if self.kind == "auraflow":
+            return (self._velocity(seen, at),)
+        if self.kind == "lumina2":  # times from noise to the image, the other sign
+            return (-self._velocity(seen, 1 - at.double()),)
         if self.kind == "flux2-klein":
             ids = self.pipeline._prepare_latent_ids(self.clean)
             found = self.pipeline._unpack_latents_with_ids(seen, ids, height, width)
@@ -109,6 +115,8 @@ def test_training_gives_the_denoiser_what_generation_gives_it(family: Any, kind:
     family.losses(family.denoiser, latents, family.encode_captions(PROMPTS[:1]), noise_of(), LossOptions())
     handle.remove()
     theirs, ours = (dict(_flat(call)) for call in calls)
+    if kind in ("auraflow", "sana"):  # the latents are given without their name
+        theirs[".1.hidden_states"] = theirs.pop(".0.0")
     assert theirs.keys() == ours.keys()
     for name, value in theirs.items():
         assert value.shape == ours[name].shape, name
@@ -133,6 +141,8 @@ def test_images_are_those_of_the_pipeline_and_do_not_depend_on_the_batch(family:
         options = {"true_cfg_scale": 3.0, "negative_prompt": [" "] * 3}
     if kind.startswith("wan"):
         options["num_frames"] = 1
+    if kind == "sana":
+        options["use_resolution_binning"] = False
     output = family.pipeline(
         prompt=list(PROMPTS), generator=[noise_of(seed) for seed in SEEDS], output_type="np", num_inference_steps=2,
         height=HEIGHT, width=WIDTH, **options,
@@ -198,8 +208,37 @@ def test_an_expert_is_trained_at_its_own_times() -> None:
         family_of(pipeline)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "wan-2.2"])
+@pytest.mark.parametrize("kind", ["flux2-klein", "z-image", "qwen-image", "chroma", "wan"])
 @pytest.mark.parametrize("recipe", ["subject", "t2i"])
 def test_a_family_has_presets_that_name_their_source(kind: str, recipe: str) -> None:
     found = preset.read(kind, recipe)
     assert "for=comfyui" in found.reason and any(word in found.reason for word in ("diffusers", "sd-scripts", "musubi"))
+
+
+@pytest.mark.parametrize("kind", ["lumina2", "auraflow", "sana"])
+def test_a_plain_flow_without_a_family_is_trained_as_its_family_would(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = family_of(tiny_transformer_pipeline(kind))
+    monkeypatch.setattr(registry, "FAMILIES", tuple(one for one in registry.FAMILIES if one.name != kind))
+    monkeypatch.setattr(UnknownTransformer, "multiple", family.multiple)
+    if kind == "sana":
+        monkeypatch.setattr(UnknownTransformer, "pixels_per_latent", family.pixels_per_latent)
+        monkeypatch.setattr(UnknownTransformer, "latent_shape", lambda _, h, w: (4, h // 2, w // 2))
+    with pytest.warns(UserWarning, match="has no family here and is tried as a plain flow"):
+        tried = family_of(tiny_transformer_pipeline(kind))
+    assert isinstance(tried, UnknownTransformer) and set(tried.attention) == set(family.attention)
+    latents = family.encode_images(images(), noise_of())
+    times = torch.tensor([0.3, 0.8])
+    found, expected = (
+        one.velocity(one.denoiser, latents, times, one.encode_captions(["a", "a red digit"])) for one in (tried, family)
+    )
+    assert torch.equal(found, expected)
+    if kind != "sana":  # whose decoder is no usual one
+        assert levels(tried.generate(PROMPTS[:1], [1], **SMALL), family.generate(PROMPTS[:1], [1], **SMALL)) == 0
+
+
+def test_a_pipeline_that_packs_its_latents_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "FAMILIES", tuple(one for one in registry.FAMILIES if one.name != "chroma"))
+    with pytest.raises(RecipeError, match=r"ChromaPipeline, which is not a supported family.*packed.*one of .*sd3"):
+        family_of(tiny_transformer_pipeline("chroma"))

@@ -1,6 +1,6 @@
 """Tiny pipelines of the families of transformers with one text encoder: the real classes made from configs.
 
-A latent of the VAE is 2 x 2 pixels, pictures are 16 x 32, words are read as bytes or as those of the image world.
+A latent of the VAE is 2 x 2 pixels, pictures are 32 x 64, words are read as bytes or as those of the image world.
 """
 
 from __future__ import annotations
@@ -164,11 +164,85 @@ def _wan(experts: int = 1) -> Any:
     )  # fmt: skip
 
 
+def _lumina2() -> Any:
+    from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
+    from transformers import Gemma2Config, Gemma2Model
+
+    from tests.support.tiny_pipelines import _vae
+
+    pipeline = Lumina2Pipeline(
+        transformer=Lumina2Transformer2DModel(
+            sample_size=8, in_channels=4, num_layers=1, num_refiner_layers=1, hidden_size=24, num_attention_heads=2,
+            num_kv_heads=1, cap_feat_dim=WORDS, axes_dim_rope=(4, 4, 4), axes_lens=(300, 32, 32), multiple_of=8,
+        ),
+        scheduler=_flow(shift=6.0), vae=_vae(scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=Gemma2Model(Gemma2Config(
+            vocab_size=len(_bytes_tokenizer()), hidden_size=WORDS, intermediate_size=8, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=4, bos_token_id=0, eos_token_id=1, pad_token_id=0,
+        )),
+        tokenizer=_bytes_tokenizer(),
+    )  # fmt: skip
+    pipeline.vae_scale_factor = 2  # 8 is fixed in the class
+    pipeline.system_prompt = "You see."  # the published one has 180 bytes, which would be all that is read
+    return pipeline
+
+
+def _auraflow() -> Any:
+    from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    from tests.support.tiny_pipelines import _t5_tokenizer, _vae
+
+    return AuraFlowPipeline(
+        tokenizer=_t5_tokenizer(),
+        text_encoder=UMT5EncoderModel(UMT5Config(
+            vocab_size=len(_t5_tokenizer()), d_model=WORDS, d_kv=4, d_ff=16, num_layers=1, num_heads=2,
+            is_encoder_decoder=False, use_cache=False,
+        )),
+        vae=_vae(scaling_factor=0.13025), scheduler=_flow(shift=1.73),
+        transformer=AuraFlowTransformer2DModel(
+            sample_size=16, in_channels=4, out_channels=4, num_mmdit_layers=1, num_single_dit_layers=1,
+            attention_head_dim=8, num_attention_heads=2, joint_attention_dim=WORDS, caption_projection_dim=16,
+            pos_embed_max_size=256,
+        ),
+    )  # fmt: skip
+
+
+def _sana() -> Any:
+    from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
+    from transformers import Gemma2Config, Gemma2Model
+
+    vae = AutoencoderDC(
+        latent_channels=4, attention_head_dim=2, encoder_block_types=("ResBlock", "ResBlock"),
+        decoder_block_types=("ResBlock", "ResBlock"), encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8), encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()), decoder_qkv_multiscales=((), ()), downsample_block_type="conv",
+        upsample_block_type="interpolate", scaling_factor=0.41407,
+    )  # fmt: skip
+    return SanaPipeline(
+        tokenizer=_bytes_tokenizer(),
+        text_encoder=Gemma2Model(Gemma2Config(
+            vocab_size=len(_bytes_tokenizer()), hidden_size=WORDS, intermediate_size=8, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=4, bos_token_id=0, eos_token_id=1, pad_token_id=0,
+            max_position_embeddings=8192,
+        )),
+        vae=vae, scheduler=_flow(),
+        transformer=SanaTransformer2DModel(
+            in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8,
+            num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=WORDS,
+            sample_size=8, patch_size=1,
+        ),
+    )  # fmt: skip
+
+
 MAKERS: dict[str, Callable[[], Any]] = {
     "flux2-klein": _flux2_klein,
     "z-image": _z_image,
     "qwen-image": _qwen_image,
     "chroma": _chroma,
     "wan": _wan,
+    "lumina2": _lumina2,
+    "auraflow": _auraflow,
+    "sana": _sana,
     "wan-2.2": lambda: _wan(experts=2),
 }

@@ -77,9 +77,7 @@ class PipelineFamily(Family):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise DataError("images", got=f"{images.dtype} {tuple(images.shape)}", needed="uint8 [n, 3, H, W]")
-        self.check_size(*images.shape[2:])
+        self.check_images(images)
         vae = self.pipeline.vae
         pixels = images.to(vae.device, vae.dtype) / 127.5 - 1
         found = vae.encode(pixels.unsqueeze(2) if self.frames else pixels).latent_dist
@@ -167,6 +165,20 @@ class PipelineFamily(Family):
         output = self.pipeline(prompt=prompts, generator=generators, output_type="latent", **options)
         latents: Tensor = output.images
         return latents
+
+    def check_images(self, images: Tensor) -> None:
+        """Check that images can be encoded.
+
+        Args:
+            images: uint8 ``[n, 3, H, W]``.
+
+        Raises:
+            DataError: another type or shape.
+            RecipeError: a side is not a multiple of ``divisor``.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise DataError("images", got=f"{images.dtype} {tuple(images.shape)}", needed="uint8 [n, 3, H, W]")
+        self.check_size(*images.shape[2:])
 
     def check_size(self, height: int, width: int) -> None:
         """Check that a size is possible for the model.

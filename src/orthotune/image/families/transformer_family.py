@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,7 @@ class TransformerFamily(FlowFamily):
         patch: side of the patches of the transformer, in latent "pixels".
         native: side in pixels of the images that the model was trained on.
         tokens: most tokens of a caption.
+        multiple: the pipeline requires sides that are multiples of it in pixels, whatever the VAE.
     """
 
     denoiser_name = "transformer"
@@ -27,6 +29,7 @@ class TransformerFamily(FlowFamily):
     patch: ClassVar[int] = 2
     native: ClassVar[int] = 1024
     tokens: ClassVar[int] = 512
+    multiple: ClassVar[int] = 1
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
@@ -34,7 +37,7 @@ class TransformerFamily(FlowFamily):
 
     @property
     def divisor(self) -> int:
-        return self.pixels_per_latent * self.patch
+        return math.lcm(self.multiple, self.pixels_per_latent * self.patch)
 
     @property
     def native_size(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +25,7 @@ class Wan(TransformerFamily):
     entry = "patch_embedding"
     usual_guidance = 5.0
     native = 480
+    multiple = 16
     frames = True
 
     def __init__(self, pipeline: Any) -> None:
@@ -40,10 +40,6 @@ class Wan(TransformerFamily):
         if boundary is not None and pipeline.transformer_2 is not None:
             own = self.times.sigmas[self.times.sigmas >= boundary]
             self.times = type(self.times)(own, self.logit_normal)
-
-    @property
-    def divisor(self) -> int:
-        return math.lcm(16, super().divisor)  # the pipeline requires multiples of 16 of any VAE
 
     def _encode(self, captions: list[str]) -> Conditions:
         tokens, _ = self.pipeline.encode_prompt(
