@@ -59,7 +59,6 @@ def test_no_repeats_are_refused(tmp_path: Path) -> None:
         (".caption", "a cat", "a cat"),
         (".json", json.dumps({"caption": "a cat"}), "a cat"),
         (".json", json.dumps({"tags": ["1girl", "hat"]}), "1girl, hat"),
-        (".json", '"a cat"', "a cat"),
         (".txt", "", None),
     ],
 )
@@ -71,7 +70,7 @@ def test_captions_beside_images(suffix: str, content: str, caption: str | None, 
 @pytest.mark.parametrize("content", ["{", "{}", "[1]", '{"caption": 3}'])
 def test_a_json_file_without_a_caption_is_refused(content: str, tmp_path: Path) -> None:
     _image(tmp_path / "0.png").with_suffix(".json").write_text(content)
-    with pytest.raises(DataError, match=r"caption .*0\.json.*no "):
+    with pytest.raises(DataError, match=r"caption .*0\.json"):
         read_caption_rows(tmp_path)
 
 

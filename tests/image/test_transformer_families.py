@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from orthotune.errors import RecipeError
+from orthotune.errors import ConfigError, RecipeError
 from orthotune.image.adapter.adapters import AdapterSettings, add_adapter, merge, trained, unmerge
 from orthotune.image.adapter.saved_adapter import load_adapter, save_adapter
+from orthotune.image.control.hint_encoder import HintShape
 from orthotune.image.families import registry
 from orthotune.image.families.family import LossOptions
 from orthotune.image.families.registry import family_of, open_family
@@ -242,3 +243,9 @@ def test_a_pipeline_that_packs_its_latents_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(registry, "FAMILIES", tuple(one for one in registry.FAMILIES if one.name != "chroma"))
     with pytest.raises(RecipeError, match=r"ChromaPipeline, which is not a supported family.*packed.*one of .*sd3"):
         family_of(tiny_transformer_pipeline("chroma"))
+
+
+@pytest.mark.parametrize("kind", ["z-image", "wan"])
+def test_control_images_are_refused_in_words(family: Any, kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"control images for a model of {kind}.*stable-diffusion, sdxl, sd3 or flux"):
+        HintShape.of(family)

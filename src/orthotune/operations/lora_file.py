@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from orthotune.errors import AdapterFileError, ConfigError
+from orthotune.files.json_file import json_object
 from orthotune.files.run_adapter import adapter_in
 from orthotune.files.safetensors_file import write_tensors
 from orthotune.formats.adapter_file import CONFIG_NAME, open_adapter, read_config
@@ -162,10 +162,7 @@ def check_target(lora: LoraFile, to: str) -> None:
 
 def _pipeline(path: Path) -> LoraFile:
     shapes, dtypes, metadata = _header(path)
-    try:
-        config = json.loads(metadata.get(HEADER) or "{}")
-    except json.JSONDecodeError as fault:
-        raise AdapterFileError(f"the header of {path}", got=f"{HEADER} that is no JSON") from fault
+    config = json_object(metadata.get(HEADER) or "{}")
     return LoraFile(path, "diffusers-lora", config, shapes, dtypes)
 
 

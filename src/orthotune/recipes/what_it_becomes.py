@@ -16,7 +16,6 @@ from orthotune.formats.kinds import kind_of
 from orthotune.formats.registry import targets
 from orthotune.recipes import load, preset
 from orthotune.recipes.image_settings import MADE_FOR
-from orthotune.rotation.packing import element_count
 from orthotune.runs.adapters import rotation_config
 
 
@@ -80,7 +79,8 @@ def what_it_becomes(given: str | Path) -> Becomes:
     config: Any = rotation_config(["a"], block_size=4, coft=method == "coft", options=options)
     spec = replace(config.spec_for("a"), block_size=4)
     magnitude = torch.full((8,), 2.0) if spec.magnitude else None
-    layer = LayerState({"": torch.full((2, element_count(4)), 0.1)}, spec, magnitude, dims=2)
+    # two blocks of side 4, which have 6 parameters each
+    layer = LayerState({"": torch.full((2, 6), 0.1)}, spec, magnitude, dims=2)
     state = AdapterState({"a": layer})
     verdicts = {target: str(plan(state, target, {"a": (8, 8)}, linear=True).verdict) for target in targets()}
     return Becomes(str(given), method, kind_of(layer), verdicts)

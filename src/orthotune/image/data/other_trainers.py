@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orthotune.errors import DataError
+from orthotune.files.json_file import read_json
 from orthotune.image.data.caption_tables import CaptionRow
 from orthotune.image.data.image_folder import NAMED, Say
 
@@ -134,21 +134,19 @@ def caption_beside(file: Path) -> str | None:
         text = file.with_suffix(suffix)
         if not text.is_file():
             continue
+        if suffix == ".json":
+            return " ".join(_of_json(text).split()) or None
         try:
-            content = text.read_text(encoding="utf-8-sig")
+            caption = text.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as fault:
             raise DataError(f"caption {text}", got=f"bytes that are not UTF-8 at position {fault.start}") from fault
-        caption = _of_json(text, content) if suffix == ".json" else content
         return " ".join(caption.split()) or None
     return None
 
 
-def _of_json(path: Path, content: str) -> str:
-    try:
-        found: Any = json.loads(content)
-    except json.JSONDecodeError as fault:
-        raise DataError(f"caption {path}, line {fault.lineno}", got="no JSON") from fault
-    value = next((found[key] for key in _ENTRIES if found.get(key)), None) if isinstance(found, dict) else found
+def _of_json(path: Path) -> str:
+    found = read_json(path, named="caption", needed=f"an object with a text under {', '.join(_ENTRIES)}")
+    value: Any = next((found[key] for key in _ENTRIES if found.get(key)), None)
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
         return ", ".join(value)
     if not isinstance(value, str):

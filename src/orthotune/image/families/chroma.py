@@ -20,7 +20,6 @@ class Chroma(TransformerFamily):
     attention: ClassVar[tuple[str, ...]] = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
     )  # fmt: skip
-    entry = "x_embedder"
     usual_guidance = 5.0
     logit_normal = True
 

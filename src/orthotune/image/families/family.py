@@ -40,7 +40,8 @@ class Family(ABC):
         text_encoder_names: attributes of the text encoders, in the order of the pipeline.
         attention: names of the linear layers of attention in the denoiser, for ``target_modules``.
         convolutions: names of the convolutions in the residual blocks of the denoiser; empty if it has none.
-        entry: path of the first layer of the denoiser, to whose output a control encoder adds.
+        entry: path of the first layer of the denoiser, to whose output a control encoder adds; empty for a family that
+            is not controlled.
         pixels_per_latent: pixels along one side of a latent "pixel".
         divisor: height and width of images must be multiples of it, in pixels.
     """

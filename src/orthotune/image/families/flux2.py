@@ -20,7 +20,6 @@ class Flux2Klein(TransformerFamily):
     attention = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_qkv_mlp_proj",
     )  # fmt: skip
-    entry = "x_embedder"
     patch = 1  # the latents of this family are the patches
 
     def __init__(self, pipeline: Any) -> None:

@@ -48,7 +48,6 @@ class Lumina2(PlainTransformer):
     name = "lumina2"
     pipeline_class = "Lumina2Pipeline"
     attention: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    entry = "x_embedder"
     usual_guidance = 4.0
     time_scale = 0.0
 
@@ -61,7 +60,6 @@ class AuraFlow(PlainTransformer):
     attention: ClassVar[tuple[str, ...]] = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
     )  # fmt: skip
-    entry = "pos_embed.proj"
     usual_guidance = 3.5
     masked = False
 
@@ -72,7 +70,6 @@ class Sana(PlainTransformer):
     name = "sana"
     pipeline_class = "SanaPipeline"
     attention: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    entry = "patch_embed.proj"
     usual_guidance = 4.5
     patch = 1
     multiple = 32

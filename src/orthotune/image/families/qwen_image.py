@@ -20,7 +20,6 @@ class QwenImage(TransformerFamily):
     attention: ClassVar[tuple[str, ...]] = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
     )  # fmt: skip
-    entry = "img_in"
     usual_guidance = 4.0
     native = 1328
     tokens = 1024

@@ -24,6 +24,7 @@ class TransformerFamily(FlowFamily):
     """
 
     denoiser_name = "transformer"
+    entry = ""  # control images have been tried on none of these families
     text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     logit_normal: ClassVar[bool] = False
     patch: ClassVar[int] = 2

@@ -42,7 +42,6 @@ class UnknownTransformer(TransformerFamily):
     """
 
     text_encoder_names: ClassVar[tuple[str, ...]] = ()
-    entry = ""
     usual_guidance = 4.0
     multiple = 16
 

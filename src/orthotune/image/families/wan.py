@@ -22,7 +22,6 @@ class Wan(TransformerFamily):
     name = "wan"
     pipeline_class = "WanPipeline"
     attention: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    entry = "patch_embedding"
     usual_guidance = 5.0
     native = 480
     multiple = 16

@@ -20,7 +20,6 @@ class ZImage(TransformerFamily):
     name = "z-image"
     pipeline_class = "ZImagePipeline"
     attention: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    entry = "all_x_embedder.2-1"
     usual_guidance = 5.0
 
     def _encode(self, captions: list[str]) -> Conditions:
