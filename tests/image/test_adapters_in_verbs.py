@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import orthotune
 from orthotune.cli.convert import lines
-from orthotune.errors import ConfigError
+from orthotune.errors import AdapterFileError, ConfigError
 from orthotune.files.json_file import read_json
 from orthotune.image.adapter.adapters import AdapterSettings, add_adapter, merge, trained
 from orthotune.image.adapter.saved_adapter import save_adapter
@@ -100,6 +100,21 @@ def test_a_lora_for_comfyui_changes_weights_as_the_run_did(saved: Path, tmp_path
 def test_a_lora_is_refused_for_formats_of_rotations(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a LoRA.*--to comfyui"):
         orthotune.convert(saved / "lora", tmp_path / "c.safetensors", "lycoris")
+
+
+@pytest.mark.parametrize("header", ["{", "[]"])
+def test_a_damaged_lora_is_refused(header: str, tmp_path: Path) -> None:
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file({"unet.conv_in.lora_A.weight": torch.ones(2, 3)}, path, {"lora_adapter_metadata": header})
+    with pytest.raises(AdapterFileError, match="the header of .*a JSON object"):
+        identify(tmp_path)
+    save_file({"unet.conv_in.lora_A.weight": torch.ones(2, 3)}, path)
+    with pytest.raises(AdapterFileError, match="both factors of each layer"):
+        orthotune.convert(tmp_path, tmp_path / "c.safetensors", "comfyui")
+    path.write_bytes(b"cut")
+    with pytest.raises(AdapterFileError, match="is damaged"):
+        identify(path)
+    assert not (tmp_path / "c.safetensors").exists()
 
 
 def test_the_encoder_of_control_images_is_not_lost_in_silence(saved: Path, tmp_path: Path) -> None:

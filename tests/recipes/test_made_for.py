@@ -75,6 +75,23 @@ def test_settings_are_told_from_adapters(tmp_path: Path) -> None:
     assert "for=comfyui" in text
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("for: comfy", "one of comfyui, peft, onetrainer"),
+        ("method: xyz", "one of oft, coft, lora, full"),
+        ("rotation: 5", "options of OFTConfig"),
+        ("rotation: {sid: out}", "Did you mean 'side'"),
+        ("- a", "lines of `key: value`"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        what_it_becomes(tmp_path / "s.yaml")
+
+
 #: what users of other trainers type -> what it is called here
 OTHERS = {"lr": "learning_rate", "epochs": "steps", "network_dim": "block_size", "repeats": "steps",
           "quantization": None, "max_train_steps": "steps", "min_snr_gamma": "min_snr", "sede": "seed",

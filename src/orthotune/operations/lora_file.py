@@ -115,6 +115,7 @@ def write_lora_names(lora: LoraFile, out: Path, to: str, base: BaseWeights | Non
 
     Raises:
         ConfigError: the target is for rotations alone, or the LoRA holds more than pairs of factors.
+        AdapterFileError: a factor is missing.
         UnsupportedLayerError: as for :func:`~orthotune.formats.names.spelling.spelled`, or the tool has one layer for
             several of the LoRA.
         OutputError: the file cannot be written.
@@ -125,6 +126,12 @@ def write_lora_names(lora: LoraFile, out: Path, to: str, base: BaseWeights | Non
         raise ConfigError(
             f"{lora.path} for ComfyUI", got=f"tensors beside the factors: {', '.join(odd[:3])}",
             needed="a LoRA without DoRA, biases or modules trained in full", do="Merge it instead",
+        )  # fmt: skip
+    alone = [name for name in lora.layers if name + UP not in lora.shapes]
+    if alone:
+        raise AdapterFileError(
+            f"{lora.path}", got=f"{alone[0]}{DOWN} and no {alone[0]}{UP}", needed="both factors of each layer",
+            do="Copy or download it again",
         )  # fmt: skip
     spelling = spelled(lora.layers, to, None if base is None else base.modules)
     if spelling.parts:
@@ -162,7 +169,10 @@ def check_target(lora: LoraFile, to: str) -> None:
 
 def _pipeline(path: Path) -> LoraFile:
     shapes, dtypes, metadata = _header(path)
-    config = json_object(metadata.get(HEADER) or "{}")
+    try:
+        config = json_object(metadata.get(HEADER) or "{}")
+    except ValueError as fault:
+        raise AdapterFileError(f"the header of {path}", got=f"{HEADER}: {fault}", needed="a JSON object") from fault
     return LoraFile(path, "diffusers-lora", config, shapes, dtypes)
 
 

@@ -16,6 +16,7 @@ from orthotune.formats.kinds import kind_of
 from orthotune.formats.registry import targets
 from orthotune.recipes import load, preset
 from orthotune.recipes.image_settings import MADE_FOR
+from orthotune.recipes.method_settings import METHODS
 from orthotune.runs.adapters import rotation_config
 
 
@@ -69,6 +70,10 @@ def what_it_becomes(given: str | Path) -> Becomes:
     """
     values = _values(given)
     method = str(values.get("method", "oft"))
+    if method not in METHODS:
+        raise RecipeError(f"method={method}", needed=f"one of {', '.join(METHODS)}")
+    if not isinstance(values.get("rotation") or {}, dict):
+        raise RecipeError(f"rotation={values['rotation']!r}", needed="options of OFTConfig, as rotation: {side: out}")
     if method not in ("oft", "coft"):
         return Becomes(str(given), method, None, {})
     options = dict(values.get("rotation") or {})
