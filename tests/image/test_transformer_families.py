@@ -29,6 +29,7 @@ PROMPTS, SEEDS = ["a red digit three", "sks", "a green photo of the digit"], [5,
 HEIGHT, WIDTH = 32, 64
 SMALL = {"steps": 2, "height": HEIGHT, "width": WIDTH, "guidance": 3.0}
 KINDS = list(MAKERS)
+FILMS = ("wan", "hunyuan-video")
 
 
 def noise_of(seed: int = 0) -> torch.Generator:
@@ -61,7 +62,7 @@ class Perfect(nn.Module):
         if rows is not None:  # Z-Image: lists of images of one frame, times from noise to the image, the other sign
             return ([-one.unsqueeze(1) for one in self._velocity(torch.stack(rows).squeeze(2), 1 - times)],)
         seen, at = given["hidden_states"], given["timestep"]
-        if self.kind in ("wan", "sana"):
+        if self.kind in ("wan", "sana", "hunyuan-video"):
             return (self._velocity(seen, at / 1000),)
         if self.kind == "auraflow":
             return (self._velocity(seen, at),)
@@ -111,7 +112,8 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def test_training_gives_the_denoiser_what_generation_gives_it(family: Any, kind: str) -> None:
     calls: list[Any] = []
     handle = family.denoiser.register_forward_pre_hook(lambda _, *given: calls.append(given), with_kwargs=True)
-    family.generate(PROMPTS[:1], [1], steps=1, guidance=0.0, height=HEIGHT, width=WIDTH)
+    guidance = 1.0 if kind == "hunyuan-video" else 0.0  # an input there, and in training 1
+    family.generate(PROMPTS[:1], [1], steps=1, guidance=guidance, height=HEIGHT, width=WIDTH)
     latents = family.encode_images(images(1), noise_of())
     family.losses(family.denoiser, latents, family.encode_captions(PROMPTS[:1]), noise_of(), LossOptions())
     handle.remove()
@@ -140,7 +142,7 @@ def test_images_are_those_of_the_pipeline_and_do_not_depend_on_the_batch(family:
     options: dict[str, Any] = {"guidance_scale": 3.0}
     if kind == "qwen-image":
         options = {"true_cfg_scale": 3.0, "negative_prompt": [" "] * 3}
-    if kind.startswith("wan"):
+    if kind.startswith(FILMS):
         options["num_frames"] = 1
     if kind == "sana":
         options["use_resolution_binning"] = False
@@ -148,7 +150,7 @@ def test_images_are_those_of_the_pipeline_and_do_not_depend_on_the_batch(family:
         prompt=list(PROMPTS), generator=[noise_of(seed) for seed in SEEDS], output_type="np", num_inference_steps=2,
         height=HEIGHT, width=WIDTH, **options,
     )  # fmt: skip
-    theirs = torch.from_numpy(output.frames[:, 0] if kind.startswith("wan") else output.images)
+    theirs = torch.from_numpy(output.frames[:, 0] if kind.startswith(FILMS) else output.images)
     assert levels(found, (theirs * 255).round().to(torch.uint8).permute(0, 3, 1, 2)) <= 1
 
 

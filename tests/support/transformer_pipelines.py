@@ -235,12 +235,40 @@ def _sana() -> Any:
     )  # fmt: skip
 
 
+def _hunyuan_video() -> Any:
+    from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
+
+    from tests.support.tiny_pipelines import FIRST, _clip, _clip_tokenizer
+
+    llama = LlamaModel(LlamaConfig(
+        vocab_size=len(_bytes_tokenizer()), hidden_size=WORDS, intermediate_size=8, num_hidden_layers=3,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048, bos_token_id=0, eos_token_id=1,
+    ))  # fmt: skip
+    clip = CLIPTextModel(CLIPTextConfig(**_clip(FIRST).config.to_dict() | {"max_position_embeddings": 77}))
+    vae = AutoencoderKLHunyuanVideo(
+        latent_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("HunyuanVideoDownBlock3D",) * 2, up_block_types=("HunyuanVideoUpBlock3D",) * 2,
+        spatial_compression_ratio=2, temporal_compression_ratio=4, scaling_factor=0.476986,
+    )  # fmt: skip
+    return HunyuanVideoPipeline(
+        text_encoder=llama, tokenizer=_bytes_tokenizer(), vae=vae, scheduler=_flow(shift=7.0),
+        text_encoder_2=clip, tokenizer_2=_clip_tokenizer(),
+        transformer=HunyuanVideoTransformer3DModel(
+            in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, num_refiner_layers=1,
+            num_attention_heads=2, attention_head_dim=8, text_embed_dim=WORDS, pooled_projection_dim=FIRST[0],
+            rope_axes_dim=(2, 2, 4), patch_size=2, patch_size_t=1,
+        ),
+    )  # fmt: skip
+
+
 MAKERS: dict[str, Callable[[], Any]] = {
     "flux2-klein": _flux2_klein,
     "z-image": _z_image,
     "qwen-image": _qwen_image,
     "chroma": _chroma,
     "wan": _wan,
+    "hunyuan-video": _hunyuan_video,
     "lumina2": _lumina2,
     "auraflow": _auraflow,
     "sana": _sana,

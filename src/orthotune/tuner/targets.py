@@ -37,6 +37,7 @@ DIFFUSERS_TARGETS: dict[str, list[str]] = {
     "QwenImageTransformer2DModel": _JOINT_ATTENTION,
     "ChromaTransformer2DModel": _JOINT_ATTENTION,
     "AuraFlowTransformer2DModel": _JOINT_ATTENTION,
+    "HunyuanVideoTransformer3DModel": _JOINT_ATTENTION,
     "ZImageTransformer2DModel": _ATTENTION,
     "Lumina2Transformer2DModel": _ATTENTION,
     "SanaTransformer2DModel": _ATTENTION,

@@ -12,6 +12,7 @@ from orthotune.files.json_file import read_json
 from orthotune.image.families.chroma import Chroma
 from orthotune.image.families.flux import Flux
 from orthotune.image.families.flux2 import Flux2, Flux2Klein
+from orthotune.image.families.hunyuan_video import HunyuanVideo
 from orthotune.image.families.pipeline_family import PipelineFamily
 from orthotune.image.families.plain_transformers import AuraFlow, Lumina2, Sana
 from orthotune.image.families.qwen_image import QwenImage
@@ -26,7 +27,7 @@ from orthotune.image.loop.quiet_loading import quiet_loading
 #: One line per family.
 FAMILIES: tuple[type[PipelineFamily], ...] = (
     StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Flux2Klein, Flux2, ZImage, QwenImage, Chroma, Wan,
-    Lumina2, AuraFlow, Sana,
+    HunyuanVideo, Lumina2, AuraFlow, Sana,
 )  # fmt: skip
 
 _INDEX = "model_index.json"
