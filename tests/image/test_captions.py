@@ -41,7 +41,9 @@ def test_a_text_file_beside_each_picture(folder: Path) -> None:
 def test_a_missing_caption_names_its_picture_or_has_a_default(folder: Path) -> None:
     (folder / "a.txt").write_text("a dog")
     (folder / "é.txt").write_text(" \n")
-    with pytest.raises(DataError, match=r"none for .*é\.png, .*b\.png\. Needed: a \.txt file beside each image"):
+    with pytest.raises(
+        DataError, match=r"none for .*é\.png, .*b\.png\. Needed: a \.txt, \.caption or \.json file beside each image"
+    ):
         read_examples(folder)
     assert [one.caption for one in read_examples(folder, caption="a thing")] == ["a dog", "a thing", "a thing"]
     assert [one.caption for one in read_examples(folder, caption="")] == ["a dog", "", ""]

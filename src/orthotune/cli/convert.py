@@ -72,10 +72,15 @@ def lines(done: Converted) -> list[str]:
             return [*found, "Nothing was written."]
         found += [str(done.exported.report), f"{done.exported.changes} tensors of change, exact for this base only"]
         return [*found, f"written  {done.written}"]
+    from orthotune.files.names import shortened
     from orthotune.formats.registry import targets
 
     found.append(f"to            {done.target} ({targets()[done.target].tool}), {done.plan.verdict}")
     found += [f"note          {note}" for note in done.plan.notes]
+    if done.spelling is not None and done.spelling.known is not None:
+        found.append(f"matches       {done.spelling.known} of {done.layers} layers have names that the tool knows")
+        if done.spelling.unknown:
+            found.append(f"ignored       by the tool: {shortened(done.spelling.unknown)}")
     if done.written is None:
         found += [f"because       {reason}: {len(names)} layers" for reason, names in done.plan.reasons.items()]
         found += [f"needs --base  {reason}: {len(names)} layers" for reason, names in done.plan.needs_base.items()]

@@ -53,7 +53,7 @@ def inspect(
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)  # a file or a pipe has no width, and names must not be cut
-    (_print_lora if facts["format"] == "peft-lora" else _print)(facts, console)
+    (_print_lora if facts["format"].endswith("-lora") else _print)(facts, console)
 
 
 def _show_distance(found: dict[str, Any], as_json: bool) -> None:

@@ -16,6 +16,8 @@ from orthotune.files.cache import cache_folder
 INSTALL = 'pip install "orthotune[worlds]" (in a clone of the repository: pip install ./worlds)'
 #: Words that settings may say in the place of the path of a language model.
 TEXT_WORLD, SMOLLM2 = "text-world", "smollm2"
+#: The built-in image model, by the name that recipes give it.
+IMAGE_WORLD = "image-world"
 MODEL_WORDS = (TEXT_WORLD, SMOLLM2)
 #: End of the path of a built-in model. Until version 0.2 the models were inside the package orthotune.
 _MODEL = re.compile(r"(?:^|[/\\])orthotune(?:_worlds|[/\\]worlds)[/\\](text[/\\]model|image[/\\]pipeline)[/\\]?$")
@@ -63,7 +65,7 @@ def model_folder(model: str) -> str:
     """The path that a model's word means; any other path or name is returned unchanged.
 
     Args:
-        model: ``text-world``, ``smollm2``, a path, or a name on the hub.
+        model: ``text-world``, ``image-world``, ``smollm2``, a path, or a name on the hub.
 
     Raises:
         DataError: the model of the word is not installed, or was not fetched yet.
@@ -74,6 +76,8 @@ def model_folder(model: str) -> str:
     """
     if model == TEXT_WORLD:
         return str(world_folder("text") / "model")
+    if model == IMAGE_WORLD and not Path(model).exists():
+        return str(world_folder("image") / "pipeline")
     if model != SMOLLM2 or Path(model).exists():
         return model
     folder = cached_model(model)

@@ -41,6 +41,14 @@ class BaseWeights:
             found.setdefault(component, []).append(module)
         return found
 
+    @property
+    def rows(self) -> dict[str, dict[str, int]]:
+        """Component -> module -> rows of its weight."""
+        found: dict[str, dict[str, int]] = {}
+        for (component, module), shape in self.shapes.items():
+            found.setdefault(component, {})[module] = shape[0]
+        return found
+
     def of_layers(self, names: Iterable[str]) -> dict[str, tuple[str, str]]:
         """Layer of an adapter -> component and module of the base.
 

@@ -39,6 +39,8 @@ class Format:
         scale_dims: whether the scales of convolutions and of linear layers have different shapes.
         spellings: component of a pipeline -> prefix of the underscored module names in a written file; "" is a single
             model.
+        transformers: prefix of the diffusers names of a transformer in a written file; ``original`` if the tool knows
+            the names of the program that first released the model, under the prefix of a UNet.
         kept: prefixes of underscored names that the tool reads unchanged; such a name is not respelled.
     """
 
@@ -57,7 +59,9 @@ class Format:
     scale_dims: ClassVar[bool] = False
     spellings: ClassVar[Mapping[str, str]] = {
         "": "lora_unet_", "unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_",
+        "text_encoder_3": "lora_te3_",
     }  # fmt: skip
+    transformers: ClassVar[str] = "original"
     kept: ClassVar[tuple[str, ...]] = ("lora_", "lycoris_")
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:

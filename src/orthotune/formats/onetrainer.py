@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from orthotune.formats.codecs.suffixes import PACKED
 from orthotune.formats.format import Format
@@ -30,6 +30,8 @@ class OneTrainer(Format):
     tool = "OneTrainer OFT_2, and ComfyUI-OFTv2"
     lossless, approximate = frozenset({SERIES}), frozenset({EXACT_IN, LEGACY, OTHER_SERIES})
     conv_reversed = shared = True
+    spellings: ClassVar = {**Format.spellings, "text_encoder_4": "lora_te4_"}
+    transformers = "lora_transformer_"
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
         """Whether the file holds such triangles and the header does not name the module of sd-scripts."""

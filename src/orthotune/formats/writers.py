@@ -8,12 +8,17 @@ from pathlib import Path
 from orthotune.errors import UnsupportedLayerError
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.convert import convert, plan
+from orthotune.formats.fused import Rows, join_parts
 from orthotune.formats.names.spelling import dotted, spelled
 from orthotune.formats.registry import targets
 
 
 def write_adapter(
-    state: AdapterState, out: str | Path, target: str, modules: Mapping[str, list[str]] | None = None
+    state: AdapterState,
+    out: str | Path,
+    target: str,
+    modules: Mapping[str, list[str]] | None = None,
+    rows: Rows | None = None,
 ) -> Path:
     """Write an adapter that :func:`~orthotune.formats.convert.convert` returned.
 
@@ -21,7 +26,9 @@ def write_adapter(
         state: the adapter.
         out: a file, or a folder for the formats of PEFT.
         target: id of the format.
-        modules: component -> modules of the base, needed for names with underscores.
+        modules: component -> modules of the base, needed for names with underscores, and for transformers whose names
+            in the tool depend on the family.
+        rows: component -> module -> rows of its weight, needed where the tool has one layer for several of these.
 
     Raises:
         UnsupportedLayerError: the format cannot hold a layer, a size or a name.
@@ -32,8 +39,10 @@ def write_adapter(
         PosixPath('oft.safetensors')
     """
     format, stems = targets()[target], [*state.layers, *state.transforms]
-    names = dotted(stems, modules) if format.folder else spelled(stems, target)
-    return format.write(state, Path(out), names)
+    if format.folder:
+        return format.write(state, Path(out), dotted(stems, modules))
+    ready, names = join_parts(state, spelled(stems, target, modules), rows)
+    return format.write(ready, Path(out), names)
 
 
 def write_folder(state: AdapterState, folder: Path) -> Path:

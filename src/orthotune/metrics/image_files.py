@@ -9,6 +9,11 @@ from typing import Any
 from orthotune.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+#: Formats of images and films that are not read: of phones and cameras, animations, drawings.
+OTHER_SUFFIXES = (
+    ".heic", ".heif", ".avif", ".gif", ".jxl", ".svg", ".psd", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".mp4",
+    ".mov", ".webm",
+)  # fmt: skip
 #: Modes of Pillow whose values exceed 255; a conversion would clip them.
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L")
 
@@ -38,8 +43,23 @@ def find_images(folder: Path) -> dict[str, Path]:
             )  # fmt: skip
         found[name] = path
     if not found:
-        raise DataError(f"images in {folder}", got="none", needed=f"files that end in {', '.join(SUFFIXES)}")
+        others = [path.name for path in unread_images(folder)]
+        got = f"none, and {len(others)} of other formats: {', '.join(others[:3])}" if others else "none"
+        raise DataError(f"images in {folder}", got=got, needed=f"files that end in {', '.join(SUFFIXES)}")
     return found
+
+
+def unread_images(folder: Path) -> list[Path]:
+    """Files in ``folder`` and below that hold images or films in a format that is not read, sorted.
+
+    Args:
+        folder: searched with all its subfolders.
+
+    Example:
+        >>> unread_images(Path("photos"))  # doctest: +SKIP
+        [PosixPath('photos/IMG_1.HEIC')]
+    """
+    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in OTHER_SUFFIXES and path.is_file()]
 
 
 def read_rgb(path: Path) -> Any:

@@ -14,6 +14,13 @@ from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.read_options import ReadOptions
 from orthotune.formats.registry import read_file
 
+#: The encoder of control images, beside the adapter of a control run.
+HINT_ENCODER = "hint_encoder.safetensors"
+BESIDE = (
+    f"the encoder of control images beside it ({HINT_ENCODER}) is not a part of the adapter, and without it no control "
+    "image has an effect: orthotune.image.control.pipeline.ControlPipeline loads both"
+)
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -66,4 +73,7 @@ def read_once(path: str | Path, **options: Any) -> Adapter:
         return {name: read[name] for name in names}
 
     file = replace(opened, load=load)
-    return Adapter(path, read_file(file, answers), file, answers)
+    state = read_file(file, answers)
+    if path.is_dir() and (path / HINT_ENCODER).is_file():
+        state = replace(state, warnings=(*state.warnings, BESIDE))
+    return Adapter(path, state, file, answers)

@@ -6,15 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orthotune.errors import ConfigError, OutputError
+from orthotune.errors import ConfigError, OutputError, UnsupportedLayerError
+from orthotune.files.installed_worlds import current, model_folder, world_of
+from orthotune.files.names import shortened
 from orthotune.files.output import new_folder
 from orthotune.formats import convert as conversion
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.base_weights import BaseWeights, open_base
+from orthotune.formats.fused import split_fused
 from orthotune.formats.kinds import DIFF
+from orthotune.formats.names.spelling import Spelling, spelled
 from orthotune.formats.registry import targets
 from orthotune.formats.writers import write_adapter
 from orthotune.operations.adapter import Adapter, read_once
+from orthotune.operations.lora_file import LoraFile, check_target, lora_at, write_lora_names
 from orthotune.operations.place import refuse_place_of_adapter
 
 
@@ -31,6 +36,7 @@ class Converted:
         errors: layer -> largest relative change of its weight, for layers whose conversion is approximate.
         written: the file or folder; None for a dry run.
         exported: for ``diff``, the result of the export.
+        spelling: the names in the written file, and which of them the tool knows; None for a folder of PEFT.
     """
 
     source: str
@@ -41,6 +47,7 @@ class Converted:
     errors: dict[str, float] = field(default_factory=dict)
     written: Path | None = None
     exported: Any = None
+    spelling: Spelling | None = None
 
 
 def convert(
@@ -94,11 +101,15 @@ def convert(
     out = Path(out)
     if overwrite:
         refuse_place_of_adapter(out, Path(adapter))
+    if (lora := lora_at(adapter)) is not None:
+        return _lora(lora, out, to, base, dry_run, overwrite)
     opened = read_once(adapter, **options)
     state = opened.state
+    base = _base(base, state.config.get("base_model_name_or_path"), to)
     weights = open_base(base) if base is not None and to != DIFF else None
     shapes = {}
     if weights is not None:
+        state = split_fused(state, weights.rows)
         names = weights.of_layers([*state.layers, *state.transforms])
         shapes = {layer: weights.shapes[name] for layer, name in names.items()}
     folder = to in targets() and targets()[to].folder
@@ -107,11 +118,51 @@ def convert(
         exported = _diff(opened, out, base, dry_run, overwrite, progress, options)
         return Converted(state.format, to, layers, notes, written=None if dry_run else out, exported=exported)
     planned = conversion.plan(state, to, shapes, linear=linear)
+    spelling = _spelling(state, to, weights, planned)
     if dry_run:
-        return Converted(state.format, to, layers, notes, planned)
+        return Converted(state.format, to, layers, notes, planned, spelling=spelling)
     ready, errors = conversion.convert(state, to, shapes, approximate=approximate, linear=linear)
     _write(ready, out, to, weights, overwrite)
-    return Converted(state.format, to, layers, notes, planned, errors, out)
+    return Converted(state.format, to, layers, notes, planned, errors, out, spelling=spelling)
+
+
+def _spelling(state: AdapterState, to: str, weights: BaseWeights | None, planned: conversion.Plan) -> Spelling | None:
+    """The names for a tool whose own maps of names are known; refused if it would ignore all of them."""
+    if to not in targets() or targets()[to].folder or planned.verdict == "impossible":
+        return None
+    stems = [*state.layers, *state.transforms]
+    spelling = spelled(stems, to, None if weights is None else weights.modules)
+    if spelling.known == 0:
+        raise UnsupportedLayerError(
+            f"the names of {len(stems)} layers for {targets()[to].tool}",
+            got=f"{shortened(list(spelling.names.values()))}, of which its loader knows none",
+            needed="layers of a model that it loads",
+            do="Train other layers, or load the adapter with orthotune, PEFT or diffusers",
+        )  # fmt: skip
+    return spelling
+
+
+def _lora(lora: LoraFile, out: Path, to: str, base: str | Path | None, dry_run: bool, overwrite: bool) -> Converted:
+    check_target(lora, to)
+    place = _base(base, lora.base, to)
+    weights = None if place is None else open_base(place)
+    ignored: list[str] = []
+    if not dry_run:
+        _check_file(out, overwrite)
+        ignored = write_lora_names(lora, out, to, weights)
+    notes = tuple(f"{name} has no name that the tool knows, and is ignored there" for name in ignored)
+    verdict = conversion.Plan(to, "lossless")
+    return Converted(lora.format, to, len(lora.layers), notes, verdict, written=None if dry_run else out)
+
+
+def _base(given: str | Path | None, recorded: object, to: str) -> str | Path | None:
+    """The base of a conversion: the given one, or the pipeline on this disk that the adapter records."""
+    if given is not None:
+        return Path(model_folder(str(given)))
+    if not isinstance(recorded, str) or to == DIFF or world_of(recorded) == "text":
+        return None
+    place = Path(current(recorded))
+    return place if (place / "model_index.json").is_file() else None
 
 
 def _notes(state: AdapterState, folder: bool) -> tuple[str, ...]:
@@ -147,7 +198,7 @@ def _write(state: AdapterState, out: Path, to: str, weights: BaseWeights | None,
             write_adapter(state, folder, to, modules)
         return
     _check_file(out, overwrite)
-    write_adapter(state, out, to, modules)
+    write_adapter(state, out, to, modules, None if weights is None else weights.rows)
 
 
 def _check_file(out: Path, overwrite: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from orthotune import __version__
 from orthotune.errors import AdapterFileError, ConfigError, OutputError
+from orthotune.files.installed_worlds import model_folder
 from orthotune.files.journal import Journal, fingerprint
 from orthotune.files.output import resumable
 from orthotune.files.run_adapter import adapter_in
@@ -114,7 +115,7 @@ def export(
         tensor([[-0.0199, -0.1980],
                 [ 0.1980, -0.0199]])
     """
-    out, base = Path(out), Path(base)
+    out, base = Path(out), Path(model_folder(str(base)))
     _check(to, rank, error, options, base)
     file = to == "diff" or base.is_file()
     if file and out.suffix != ".safetensors":

@@ -11,6 +11,7 @@ from torch import Tensor
 from orthotune.errors import AdapterFileError, ConfigError
 from orthotune.files.names import escaped
 from orthotune.formats.adapter_state import AdapterState, LayerState
+from orthotune.formats.fused import split_fused
 from orthotune.formats.names.modules import match_names
 from orthotune.formats.peft.layer_settings import series_of
 from orthotune.formats.read_options import ReadOptions
@@ -18,6 +19,7 @@ from orthotune.formats.registry import read_adapter
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.operations.fitting.components import adaptable, bare
+from orthotune.operations.fitting.fit import outputs_of
 from orthotune.rotation.packing import block_size_of, pack, unpack
 from orthotune.rotation.spec import RotationSpec
 
@@ -62,12 +64,14 @@ def hotswap_adapter(model: Any, path: str | Path, adapter_name: str = "default",
 
 def _placed(state: AdapterState, model: Any, layers: dict[str, OFTLayer]) -> dict[str, LayerState]:
     """The content of the file for each layer, under the names of the model."""
+    modules = adaptable(model)
+    state = split_fused(state, {"": {name: outputs_of(module) for name, module in modules.items()}})
     raw = {layer: state.prefixes.get(layer, layer) for layer in [*state.layers, *state.transforms]}
-    match = match_names(raw.values(), {"": adaptable(model)})
-    modules = {layer: match.matched[name][1] for layer, name in raw.items() if name in match.matched}
+    match = match_names(raw.values(), {"": modules})
+    places = {layer: match.matched[name][1] for layer, name in raw.items() if name in match.matched}
     strange = [*match.unmatched, *state.transforms, *state.other]
-    strange += [name for layer, name in modules.items() if name not in layers]
-    missing = sorted(set(layers) - set(modules.values()))
+    strange += [name for layer, name in places.items() if name not in layers]
+    missing = sorted(set(layers) - set(places.values()))
     if strange or missing:
         raise AdapterFileError(
             f"replacing an adapter by {state.source}",
@@ -79,7 +83,7 @@ def _placed(state: AdapterState, model: Any, layers: dict[str, OFTLayer]) -> dic
             needed="rotations of the same layers",
             do="Load the file as another adapter with load_adapter",
         )
-    return {name: state.layers[layer] for layer, name in modules.items()}
+    return {name: state.layers[layer] for layer, name in places.items()}
 
 
 def _values(name: str, held: LayerState, layer: OFTLayer, adapter: str) -> list[tuple[Tensor, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from orthotune.formats.kinds import DIFF, kind_of
 from orthotune.formats.measure import RotationMeasure, measure
 from orthotune.formats.registry import format_called, targets
 from orthotune.operations.adapter import read_once
+from orthotune.operations.lora_file import DOWN, TARGETS, LoraFile, lora_at
 
 #: fields of a header that name the producer
 _PRODUCER_FIELDS = (
@@ -35,7 +37,7 @@ class Identity:
         said: fields of the file that name its producer.
         kinds: kind of layer, as in the conversion table -> number of layers.
         block_sizes: size -> number of stored blocks.
-        orthogonality_error: the largest Frobenius norm of ``R Rᵀ - I`` of a block.
+        orthogonality_error: the largest Frobenius norm of ``R Rᵀ - I`` of a block; None for a LoRA.
         coft_eps: COFT radius, in the units of the producer; None if the file records none.
         dtypes: dtype -> number of tensors.
         conversions: target -> ``lossless``, ``approximate`` or ``impossible``.
@@ -53,7 +55,7 @@ class Identity:
     blocks: int
     shared: int
     parameters: int
-    orthogonality_error: float
+    orthogonality_error: float | None
     coft_eps: float | None
     dtypes: dict[str, int]
     conversions: dict[str, str]
@@ -84,6 +86,8 @@ def identify(adapter: str | Path, **options: Any) -> Identity:
         >>> found.format, found.sides
         ('kohya-oft', ['out'])
     """
+    if (lora := lora_at(adapter)) is not None:
+        return _of_lora(adapter, lora)
     opened = read_once(adapter, **options)
     state, format = opened.state, format_called(opened.state.format)
     rows = list(measure(state))
@@ -110,6 +114,29 @@ def identify(adapter: str | Path, **options: Any) -> Identity:
         conversions={**{target: str(found.verdict) for target, found in plans.items()}, DIFF: "lossless"},
         needs_base=[t for t, found in plans.items() if found.needs_base and found.verdict != "impossible"] + [DIFF],
         warnings=list(state.warnings),
+    )
+
+
+def _of_lora(adapter: str | Path, lora: LoraFile) -> Identity:
+    ranks = Counter(lora.shapes[name + DOWN][0] for name in lora.layers)
+    return Identity(
+        path=str(adapter),
+        format=lora.format,
+        producer="diffusers, save_lora_weights" if lora.format == "diffusers-lora" else "PEFT, LoRA",
+        said={"base": lora.base} if lora.base else {},
+        layers=len(lora.layers),
+        kinds={f"LoRA of rank {rank}": count for rank, count in ranks.most_common()},
+        sides=[],
+        block_sizes={},
+        blocks=0,
+        shared=0,
+        parameters=sum(prod(shape) for shape in lora.shapes.values()),
+        orthogonality_error=None,
+        coft_eps=None,
+        dtypes=dict(Counter(lora.dtypes.values()).most_common()),
+        conversions={target: "lossless" if target in TARGETS else "impossible" for target in targets()},
+        needs_base=list(TARGETS),
+        warnings=[],
     )
 
 

@@ -18,11 +18,12 @@ from torch import nn
 from orthotune.errors import AdapterFileError, ConfigError, nearest
 from orthotune.files.names import escaped
 from orthotune.formats.adapter_state import AdapterState
+from orthotune.formats.fused import split_fused
 from orthotune.formats.names.modules import match_names
 from orthotune.layers.base import OFTLayer
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.fitting.components import adaptable, bare, components_of
-from orthotune.operations.fitting.fit import Fit, config_for, fit
+from orthotune.operations.fitting.fit import Fit, config_for, fit, outputs_of
 from orthotune.operations.fitting.report import LoadReport
 from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.old_files import todays_names
@@ -77,6 +78,7 @@ def apply_adapter(
     components = components_of(model)
     state = _with_todays_names(adapter.state, components)
     modules = {component: adaptable(part) for component, part in components.items()}
+    state = split_fused(state, {part: {n: outputs_of(m) for n, m in own.items()} for part, own in modules.items()})
     for part in components.values():
         _check_name(part, adapter_name)
     host = _host_can(state, components)

@@ -16,6 +16,7 @@ from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.base_model import load_base, place_of
 from orthotune.operations.checkpoint.stream import DenseMerge
 from orthotune.operations.load import apply_adapter, with_file_config
+from orthotune.operations.lora_file import lora_at
 from orthotune.operations.other_methods import load_any, other_method, recorded_base, refuse_for_other
 from orthotune.operations.place import refuse_place_of_adapter
 from orthotune.rotation.strength import Kind
@@ -138,7 +139,16 @@ def _in_memory(
 
 
 def _other_in_memory(adapter: str | Path, base: str, folder: Path, dtype: str, quantization: str | None) -> None:
-    loaded = load_base(base, dtype, quantization)
+    loaded, lora = load_base(base, dtype, quantization), lora_at(adapter)
+    if lora is not None and lora.format == "diffusers-lora":
+        if loaded.pipeline is None:
+            raise ConfigError(f"--base {base}", got="one model", needed="the pipeline that the LoRA was trained on")
+        pipe = loaded.pipeline[0]
+        pipe.load_lora_weights(str(lora.path.parent), weight_name=lora.path.name, adapter_name="merged")
+        pipe.fuse_lora(safe_fusing=True)
+        pipe.unload_lora_weights()
+        pipe.save_pretrained(folder)
+        return
     loaded.save(load_any(loaded.model, adapter).merge_and_unload(safe_merge=True), folder)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from orthotune.errors import AdapterFileError, ConfigError
 from orthotune.files.run_adapter import adapter_in
 from orthotune.formats.adapter_file import CONFIG_NAME, open_adapter, read_config
+from orthotune.operations.lora_file import DOWN, lora_at
 
 #: Values of ``peft_type`` that the readers of this package take.
 OURS = ("OFT", "BOFT", "ORTHOTUNE")
@@ -31,6 +32,8 @@ def other_method(path: str | Path) -> str | None:
         True
     """
     folder = adapter_in(path)
+    if (lora := lora_at(folder)) is not None:
+        return "LORA" if lora.format == "diffusers-lora" else str(lora.config.get("peft_type"))
     if not (folder / CONFIG_NAME).is_file():
         return None
     kind = read_config(folder).get("peft_type")
@@ -60,7 +63,8 @@ def recorded_base(path: str | Path) -> str | None:
     Args:
         path: a folder that PEFT wrote, or a run directory.
     """
-    found = read_config(adapter_in(path)).get("base_model_name_or_path")
+    lora = lora_at(path)
+    found = lora.base if lora is not None else read_config(adapter_in(path)).get("base_model_name_or_path")
     return str(found) if found else None
 
 
@@ -95,16 +99,22 @@ def inspect_lora(path: str | Path) -> dict[str, Any]:
     folder, method = adapter_in(path), other_method(path)
     if method != "LORA":
         raise AdapterFileError(f"{folder}", got=f"an adapter of the method {method}", needed="rotations or a LoRA")
-    opened = open_adapter(folder)
-    config, tensors = dict(opened.config or {}), opened.read(opened.shapes)
-    rows = [_row(key, end, tensors, config) for key in tensors for end in LORA_A if key.endswith(end)]
+    lora = lora_at(folder)
+    if lora is not None and lora.format == "diffusers-lora":
+        config, tensors = {"base_model_name_or_path": lora.base}, lora.tensors()
+        alphas = {name: lora.scale(name) * lora.shapes[name + DOWN][0] for name in lora.layers}
+        rows = [_row(f"{name}{DOWN}", DOWN, tensors, {"lora_alpha": alpha}) for name, alpha in alphas.items()]
+    else:
+        opened = open_adapter(folder)
+        config, tensors = dict(opened.config or {}), opened.read(opened.shapes)
+        rows = [_row(key, end, tensors, config) for key in tensors for end in LORA_A if key.endswith(end)]
     factors = {name for row in rows for name in row.pop("factors")}
     return {
         "adapter": str(folder),
         "base_model": config.get("base_model_name_or_path"),
         "peft_type": method,
         "peft_version": config.get("peft_version"),
-        "format": "peft-lora",
+        "format": lora.format if lora is not None else "peft-lora",
         "parameters": sum(row["parameters"] for row in rows),
         "other_tensors": {name: list(tensor.shape) for name, tensor in tensors.items() if name not in factors},
         "layers": rows,

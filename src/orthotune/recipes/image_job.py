@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from orthotune.errors import RecipeError
 from orthotune.image.adapter.adapters import AdapterSettings, add_adapter, matching_rank
-from orthotune.image.families.family import Family
-from orthotune.image.families.registry import open_family
+from orthotune.image.families.family import Family, LossOptions
+from orthotune.image.families.registry import FAMILIES, open_family
 from orthotune.image.loop.accelerator import check_precision, storage_dtype
 from orthotune.image.loop.order import Dataset
 from orthotune.image.loop.samples import Sampler
 from orthotune.image.loop.trackers import check_trackers
 from orthotune.image.loop.trainee import Trainee
+from orthotune.recipes import preset
 from orthotune.recipes.image_settings import WORLD, ImageSettings
 from orthotune.runs import adapters
 from orthotune.runs.quiet import quiet
@@ -95,7 +97,22 @@ def open_model(settings: ImageSettings, device: torch.device) -> Any:
     source = str(image_world.PIPELINE) if settings.model == WORLD else settings.model
     # Full finetuning needs float32 weights: most updates of half-precision weights would be lost to rounding.
     dtype = torch.float32 if settings.method == "full" else storage_dtype(settings.mixed_precision)
-    return open_family(source, dtype, device)
+    family = open_family(source, dtype, device)
+    _check_family(settings, family)
+    return family
+
+
+def _check_family(settings: ImageSettings, family: Family) -> None:
+    """Refuse what does not belong to the family before anything is encoded, generated or written."""
+    others = {kind.name for kind in FAMILIES} - {family.name}
+    if settings.preset in others:
+        known = family.name in preset.names(settings.recipe)
+        raise RecipeError(
+            f"preset={settings.preset}", got=f"a model of another family, {family.name}",
+            needed=f"preset={family.name}" if known else "no preset, as this family has none for this recipe",
+            do=None if known else "Leave it out, and give the settings",
+        )  # fmt: skip
+    family.check_options(LossOptions(min_snr_gamma=settings.min_snr, noise_offset=settings.noise_offset))
 
 
 def adapt(family: Any, settings: ImageSettings, job: ImageJob) -> list[str]:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from orthotune.image.loop.options import Precision
-from orthotune.recipes.method_settings import MethodSettings, Positive, SettingError
+from orthotune.recipes.method_settings import ONLY_FOR, MethodSettings, Positive, SettingError
 
 WORLD = "image-world"
+
+#: value of for -> the options of rotations that its files need. ComfyUI and LyCORIS rotate outputs; OneTrainer and the
+#: ComfyUI-OFTv2 node compute PEFT's Neumann series of five terms, so that with it nothing changes in a conversion.
+MADE_FOR: dict[str, dict[str, Any]] = {
+    "comfyui": {"side": "out"},
+    "peft": {"side": "in"},
+    "onetrainer": {"side": "in", "use_cayley_neumann": True},
+}
 
 # From published recipes for models of the size of Stable Diffusion: the paper on OFT (arXiv 2306.07280), and the LoRA
 # and DreamBooth examples of diffusers. Presets have better values for their family.
@@ -35,11 +43,16 @@ class ImageSettings(MethodSettings):
         "on_failed_save",
         "rewind",
         "rewind_prompts",
+        "made_for",
     )
+    only_for: ClassVar[dict[str, tuple[str, ...]]] = {**ONLY_FOR, "made_for": ("oft", "coft")}
 
     model: str = Field(WORLD, description="Folder or hub name of a diffusers pipeline, or image-world.")
     target_modules: str | list[str] = Field("attention", description="attention, attention+convolutions, or names.")
     train_text_encoder: bool = Field(False, description="Adapt the text encoders, too.")
+    made_for: Literal["comfyui", "peft", "onetrainer"] | None = Field(
+        None, description="Written for=comfyui, peft or onetrainer: where the file goes, which decides what is rotated."
+    )
 
     steps: Positive = Field(1000, description="Of the optimizer.")
     batch_size: Positive = Field(4, description="Images of a batch, of all processes together.")
@@ -84,4 +97,24 @@ class ImageSettings(MethodSettings):
         if self.rewind != "none" and not known:
             fault = "rewind needs images of the base, and there are no prompts for these"
             raise SettingError("rewind", fault, "Add rewind_prompts=FILE with one prompt per line, not about the task")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _for(cls, values: Any) -> Any:
+        """``for``, as users write it, is a word of Python."""
+        if isinstance(values, dict) and "for" in values:
+            return {key: value for key, value in values.items() if key != "for"} | {"made_for": values["for"]}
+        return values
+
+    @model_validator(mode="after")
+    def _rotates_as_the_tool_reads(self) -> ImageSettings:
+        if self.made_for is None or self.method not in ("oft", "coft"):
+            return self
+        for key, value in MADE_FOR[self.made_for].items():
+            given = self.rotation.get(key, value)
+            if given != value:
+                fault = f"rotation.{key}={given} and for={self.made_for} contradict each other"
+                raise SettingError(f"rotation.{key}", fault, f"Leave one of them out; {self.made_for} needs {value}")
+        self.rotation = MADE_FOR[self.made_for] | self.rotation
         return self

@@ -143,6 +143,9 @@ def check(kind: type[Settings], given: Given) -> Settings:
         RecipeError: with all faults. Contradictions between settings are reported only if all keys are known and all
             values have the right type.
     """
+    if "made_for" in kind.model_fields and "for" in given.values:
+        given.values["made_for"] = given.values.pop("for")
+        given.places["made_for"] = given.places.get("for", "settings")
     known, passed = _known(kind, given.values)
     unknown = [str(key) for key in given.values if key not in known]  # YAML's keys may be numbers or dates
     faults = [unknown_key(given, key, kind.model_fields, passed) for key in unknown]

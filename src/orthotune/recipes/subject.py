@@ -6,13 +6,15 @@ DreamBooth (Ruiz et al. 2023, arXiv 2208.12242) with rotations, as in OFT (arXiv
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from orthotune.image.adapter.prior import WithPrior
 from orthotune.image.data.cache import ImageDataset
-from orthotune.image.data.captions import Example, read_examples, with_one_caption
+from orthotune.image.data.captions import Example, opened, read_caption_rows, with_captions, with_one_caption
 from orthotune.image.data.class_images import class_images
-from orthotune.image.data.image_folder import ImageFile, read_folder
+from orthotune.image.data.image_folder import ImageFile, name_unread
+from orthotune.image.data.other_trainers import lacking, of_subject, repeated
 from orthotune.image.families.family import Family
 from orthotune.image.loop.order import Dataset
 from orthotune.recipes.image_job import ImageJob, Score, plan_image
@@ -94,9 +96,7 @@ def _encoded(
 def _instances(settings: SubjectSettings, say: Callable[[str], None]) -> list[Example]:
     prompt = settings.instance_prompt
     if settings.instance_images != WORLD:
-        if settings.instance_captions:
-            return read_examples(settings.instance_images, caption=prompt, say=say)
-        return with_one_caption(read_folder(Path(settings.instance_images), say=say), prompt)
+        return _own(settings, say)
     from orthotune.worlds import image, image_captions, image_folders
 
     images, scenes = image_folders.subject_images(), image.subject_scenes(image.load_sources())
@@ -105,6 +105,21 @@ def _instances(settings: SubjectSettings, say: Callable[[str], None]) -> list[Ex
     name = prompt.removeprefix("a ")
     captions = [image_captions.sentence(name, scene.ink, scene.ground) for scene in scenes]
     return [Example(one, caption) for one, caption in zip(images, captions, strict=True)]
+
+
+def _own(settings: SubjectSettings, say: Callable[[str], None]) -> list[Example]:
+    """The images of a user's folder or table."""
+    source, prompt, word = settings.instance_images, settings.instance_prompt, settings.subject
+    rows = read_caption_rows(source)
+    if Path(source).is_dir():
+        name_unread(Path(source), say)
+        rows = repeated(of_subject(rows, word, say), say)
+    if not settings.instance_captions:
+        rows = [replace(row, caption=None) for row in rows]
+    rows = with_captions(rows, source, prompt)
+    for message in lacking(((row.name, row.caption or "") for row in rows), word):
+        say(message)
+    return opened(rows, source, "skip", say)
 
 
 def _classes(

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from orthotune.recipes.image_settings import ImageSettings
-from orthotune.recipes.method_settings import ONLY_FOR, Positive, SettingError
+from orthotune.recipes.method_settings import Positive, SettingError
 
 #: Words of a prompt that cannot name the subject.
 _PLAIN = {"a", "an", "the", "of", "photo", "picture", "image"}
@@ -24,7 +24,7 @@ class SubjectSettings(ImageSettings):
 
     recipe: ClassVar[str] = "subject"
     # Full finetuning has no frozen base to compute targets.
-    only_for: ClassVar[dict[str, tuple[str, ...]]] = {**ONLY_FOR, "prior_target": ("oft", "coft", "lora")}
+    only_for: ClassVar[dict[str, tuple[str, ...]]] = {**ImageSettings.only_for, "prior_target": ("oft", "coft", "lora")}
     newer: ClassVar[tuple[str, ...]] = (*ImageSettings.newer, "prior_target")
 
     instance_images: str = Field(description="Folder with images of the subject, or image-world.")

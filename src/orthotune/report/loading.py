@@ -50,6 +50,8 @@ def _image(records: Records, artifacts: dict[str, str], model: str) -> str:
             f"pipeline = DiffusionPipeline.from_pretrained({trained!r}, torch_dtype=torch.float32)\n"
         )
     adapter = (records.folder / artifacts["adapter"]).as_posix()
+    if records.run.get("recipe") == "control":
+        return _control(adapter, model)
     opened = (
         "from orthotune.worlds import image\n\npipeline = image.load_pipeline()\n"
         if built_in
@@ -58,3 +60,14 @@ def _image(records: Records, artifacts: dict[str, str], model: str) -> str:
     if records.run.get("method") == "lora":
         return opened + f"pipeline.load_lora_weights({adapter!r})\n"
     return "from orthotune import load_adapter\n" + opened + f"pipeline, report = load_adapter(pipeline, {adapter!r})\n"
+
+
+def _control(adapter: str, model: str) -> str:
+    built_in = model == IMAGE_WORLD
+    base = "image.PIPELINE" if built_in else repr(model)
+    return (
+        "from orthotune.image.control.pipeline import ControlPipeline\n"
+        + ("from orthotune.worlds import image\n" if built_in else "")
+        + f"\npipeline = ControlPipeline.from_pretrained({base}, {adapter!r})\n"
+        + 'image_of_prompt = pipeline("a prompt", "control-image.png", seed=0).images[0]\n'
+    )

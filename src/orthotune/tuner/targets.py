@@ -35,6 +35,13 @@ DIFFUSERS_TARGETS: dict[str, list[str]] = {
     "FluxTransformer2DModel": _JOINT_ATTENTION,
     "Flux2Transformer2DModel": _JOINT_ATTENTION,
     "QwenImageTransformer2DModel": _JOINT_ATTENTION,
+    "ChromaTransformer2DModel": _JOINT_ATTENTION,
+    "AuraFlowTransformer2DModel": _JOINT_ATTENTION,
+    "HunyuanVideoTransformer3DModel": _JOINT_ATTENTION,
+    "ZImageTransformer2DModel": _ATTENTION,
+    "Lumina2Transformer2DModel": _ATTENTION,
+    "SanaTransformer2DModel": _ATTENTION,
+    "WanTransformer3DModel": _ATTENTION,
 }
 
 #: transformers model types that are missing in PEFT's table

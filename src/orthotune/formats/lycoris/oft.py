@@ -31,6 +31,7 @@ class LycorisOft(Format):
     side = "out"
     scale_dims = True
     spellings: ClassVar = {**Format.spellings, "": "lycoris_"}
+    transformers = "lycoris_"
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
         """Whether the file holds such blocks under a prefix other than that of sd-scripts."""

@@ -7,12 +7,13 @@ with the same underscored name are an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from orthotune.errors import AdapterFileError
 from orthotune.files.names import shortened
 from orthotune.formats.names.ldm import diffusers_names, ldm_names
+from orthotune.formats.names.original import original_of
 from orthotune.formats.registry import prefixes
 
 #: A component of a pipeline and a module in it; the component is "" when the model is one module.
@@ -48,11 +49,14 @@ class ModuleNames:
         self._prefixes = prefixes()
         self._dotted: dict[str, dict[str, set[str]]] = {}
         self._underscored: dict[str, dict[str, set[str]]] = {}
+        self._fused: dict[str, dict[str, tuple[str, ...]]] = {}
         for component, names in components.items():
-            dotted = self._dotted[component] = _aliases(list(names))
+            names = list(names)
+            dotted = self._dotted[component] = _aliases(names)
             underscored = self._underscored[component] = {}
             for name, modules in dotted.items():
                 underscored.setdefault(name.replace(".", "_"), set()).update(modules)
+            self._fused[component] = _fused(names)
 
     def find(self, name: str) -> set[Place]:
         """All modules that the name may refer to; an exact module name refers to that module only."""
@@ -61,7 +65,29 @@ class ModuleNames:
         exact = {(component, name) for component, known in self._dotted.items() if name in known.get(name, ())}
         if exact:
             return exact
-        places: set[Place] = set()
+        return {
+            (component, module)
+            for component, rest, flat in self._rests(name)
+            for module in (self._underscored if flat else self._dotted)[component].get(rest, ())
+        }
+
+    def parts(self, name: str) -> tuple[Place, ...]:
+        """The modules that hold the rows of an original layer, in order; empty if the name means no such layer.
+
+        Example:
+            >>> qkv = [f"single_transformer_blocks.0.attn.to_{letter}" for letter in "qkv"]
+            >>> known = [*qkv, "single_transformer_blocks.0.proj_mlp", "distilled_guidance_layer.in_proj"]
+            >>> ModuleNames({"": known}).parts("lora_unet_single_blocks_0_linear1")[2]
+            ('', 'single_transformer_blocks.0.attn.to_v')
+        """
+        for component, rest, flat in self._rests(name):
+            for original, parts in self._fused[component].items():
+                if rest == (original.replace(".", "_") if flat else original):
+                    return tuple((component, part) for part in parts)
+        return ()
+
+    def _rests(self, name: str) -> Iterator[tuple[str, str, bool]]:
+        """The components that a prefix of the name can mean, the rest of the name, and whether it has underscores."""
         for prefix, meant, underscored in self._prefixes:
             if not name.startswith(prefix[:-1]) or not (name.startswith(prefix) or underscored):
                 continue
@@ -70,10 +96,9 @@ class ModuleNames:
             rest = name[len(prefix) :]
             if underscored and not flat and name[len(prefix) - 1 : len(prefix)] != ".":
                 continue
-            for component, known in (self._underscored if flat else self._dotted).items():
+            for component in self._dotted:
                 if not component or not meant or component in meant:
-                    places |= {(component, module) for module in known.get(rest, ())}
-        return places
+                    yield component, rest, flat
 
 
 def match_names(names: Iterable[str], components: Mapping[str, Iterable[str]]) -> Match:
@@ -142,6 +167,8 @@ def _aliases(names: list[str]) -> dict[str, set[str]]:
     """Dotted name that a file may use -> the modules that it refers to."""
     known: dict[str, set[str]] = {name: {name} for name in names}
     other = [*ldm_names(names).items(), *diffusers_names(names).items()]
+    if (family := original_of(names)) is not None:
+        other += [(name, alias) for name in names for alias in family.names_of(name) if alias != name]
     for name in names:
         # transformers 5 removed the level text_model, which all files have and some classes keep
         stem = name.removeprefix("text_model.")
@@ -153,3 +180,14 @@ def _aliases(names: list[str]) -> dict[str, set[str]]:
     for name, alias in other:
         known.setdefault(alias, set()).add(name)
     return known
+
+
+def _fused(names: list[str]) -> dict[str, tuple[str, ...]]:
+    """Original layer -> the modules that hold its rows, where these are several."""
+    family, found = original_of(names), dict[str, tuple[str, ...]]()
+    known = set(names)
+    for name in names if family is not None else ():
+        for original, parts in family.wholes_of(name) if family is not None else ():
+            if known.issuperset(parts):
+                found[original] = parts
+    return found

@@ -40,6 +40,7 @@ ONETRAINER: tuple[Prefix, ...] = (
 DIFFUSERS: tuple[Prefix, ...] = (
     ("unet.", _DENOISER, False),
     ("transformer.", _DENOISER, False),
+    ("transformer_2.", ("transformer_2",), False),  # the second expert of Wan 2.2, for the times of little noise
     ("controlnet.", ("controlnet",), False),
     ("text_encoder.", ("text_encoder",), False),
     ("text_encoder_2.", ("text_encoder_2",), False),

@@ -3,46 +3,171 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from orthotune.errors import UnsupportedLayerError
 from orthotune.files.names import shortened
-from orthotune.formats.names.modules import match_names
+from orthotune.formats.format import Format
+from orthotune.formats.names.comfyui import denoiser_name, encoder_name, is_known
+from orthotune.formats.names.modules import match_names, name_in_tools
+from orthotune.formats.names.original import Original, candidates, original_of
 from orthotune.formats.peft.names import PREFIX as PEFT
 from orthotune.formats.registry import prefixes, targets
 
 
-def spelled(stems: Iterable[str], target: str) -> dict[str, str]:
-    """Names in a file -> names in the file of a target that uses underscored names.
+@dataclass(frozen=True)
+class Spelling:
+    """The names of an adapter's layers in the file of a target that uses one name for each layer.
+
+    Attributes:
+        names: layer -> name in the file. Layers that are rows of one original layer have the same name.
+        parts: name in the file -> the layers of the model that it means, as ``(component, module)`` in the order of its
+            rows, where these are several.
+        places: layer -> component and module, as far as they are known.
+        swapped: layers whose two halves of rows have changed places in the model of the tool.
+        known: number of layers whose names the tool knows; None if no map of its names covers the model.
+        unknown: layers whose names the tool does not know and will ignore.
+    """
+
+    names: dict[str, str]
+    parts: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    places: dict[str, tuple[str, str]] = field(default_factory=dict)
+    swapped: frozenset[str] = frozenset()
+    known: int | None = None
+    unknown: tuple[str, ...] = ()
+
+
+def spelled(stems: Iterable[str], target: str, modules: Mapping[str, Iterable[str]] | None = None) -> Spelling:
+    """The names of layers in the file of a target that uses one name for each layer.
 
     Args:
         stems: layer names in the source file.
         target: id of the format that is written.
+        modules: component -> modules of the base; None if the base is unknown.
 
     Raises:
-        UnsupportedLayerError: the target has no name for a component, or two layers would have the same name.
+        UnsupportedLayerError: the target has no name for a component, two layers would have the same name, or the names
+            depend on the model, which is unknown.
 
     Example:
-        >>> spelled(["oft_unet_mid_block_conv", "unet.conv_in"], "comfyui")
+        >>> spelled(["oft_unet_mid_block_conv", "unet.conv_in"], "comfyui").names
         {'oft_unet_mid_block_conv': 'lora_unet_mid_block_conv', 'unet.conv_in': 'lora_unet_conv_in'}
+        >>> spelled(["joint_transformer_blocks.0.attn.to_q"], "kohya-oft-v2").names
+        {'joint_transformer_blocks.0.attn.to_q': 'lora_unet_double_layers_0_attn_w2q'}
+    """
+    stems = list(stems)
+    where = {stem: component_of(stem) for stem in stems} if modules is None else places(stems, modules)
+    return spelled_places(where, target, modules)
+
+
+def spelled_places(
+    where: Mapping[str, tuple[str, str]], target: str, modules: Mapping[str, Iterable[str]] | None = None
+) -> Spelling:
+    """Like :func:`spelled`, for layers whose component and module are known.
+
+    Args:
+        where: layer -> component and module.
+        target: id of the format that is written.
+        modules: component -> modules of the base; None if the base is unknown.
+
+    Raises:
+        UnsupportedLayerError: as for :func:`spelled`.
     """
     format = targets()[target]
-    spelling, found = format.spellings, {}
-    parts = {stem: component_of(stem) for stem in stems}
-    second = any(component == "text_encoder_2" for component, _ in parts.values())
-    for stem, (component, rest) in parts.items():
-        if stem.startswith(format.kept) and "." not in stem:
-            found[stem] = stem
+    inside = None if modules is None else {component: list(names) for component, names in modules.items()}
+    families = _families(where, inside)
+    first, *others = [_spelled(where, format, family, inside) for family in families]
+    if any(other.names != first.names for other in others):
+        named = ", ".join(family.family for family in families if family is not None)
+        raise UnsupportedLayerError(
+            f"the names of the layers for {format.tool}", got=f"{shortened(where)}, which models of {named} have",
+            needed="the model, as each of them has other names there", do="Name the base with --base",
+        )  # fmt: skip
+    alone = {stem: name for stem, name in first.names.items() if name not in first.parts}
+    _refuse_duplicates(alone)
+    return first
+
+
+def _families(where: Mapping[str, tuple[str, str]], inside: Mapping[str, list[str]] | None) -> list[Original | None]:
+    """The families whose names the layers can have; for a known base, the one that it belongs to."""
+    if inside is not None:
+        found = [one for component, names in inside.items() if _denoises(component) and (one := original_of(names))]
+        return [found[0] if found else None]
+    rests = [rest for stem, (component, rest) in where.items() if _denoises(component) and "." in rest]
+    return [*candidates(rests)] or [None]
+
+
+def _spelled(
+    where: Mapping[str, tuple[str, str]], format: Format, family: Original | None,
+    inside: Mapping[str, list[str]] | None,
+) -> Spelling:  # fmt: skip
+    encoders = [component for component, _ in where.values() if component.startswith("text_encoder")]
+    encoders += [component for component in inside or () if component.startswith("text_encoder")]
+    names: dict[str, str] = {}
+    parts: dict[str, tuple[tuple[str, str], ...]] = {}
+    known: dict[str, bool | None] = {}
+    swapped = set()
+    unet = [rest for component, rest in where.values() if _denoises(component)]
+    unet = [name for part, own in (inside or {}).items() if _denoises(part) for name in own] or unet
+    for stem, (component, rest) in where.items():
+        if stem.startswith(format.kept) and "." not in stem and (inside is None or family is None):
+            names[stem] = stem
             continue
-        if component not in spelling:
+        if format.target == "comfyui":
+            known[stem] = is_known(component, rest, family, unet)
+        if component.startswith("text_encoder"):
+            names[stem] = _encoder(stem, component, rest, format, family, set(encoders))
+            continue
+        if component and not _denoises(component):
             raise UnsupportedLayerError(
-                f"layer '{stem}'", got=f"a layer of {component}", needed=f"one of {', '.join(filter(None, spelling))}"
-            )
-        prefix = spelling[component]
-        if component == "text_encoder" and not second:
-            prefix = prefix.replace("te1", "te")
-        found[stem] = prefix + rest.replace(".", "_")
-    _refuse_duplicates(found)
-    return found
+                f"layer '{stem}'", got=f"a layer of {component}",
+                needed=f"one of {', '.join(filter(None, format.spellings))}, or transformer",
+            )  # fmt: skip
+        names[stem], means = _denoiser(component, rest, format, family)
+        if len(means) > 1:
+            parts[names[stem]] = tuple((component, module) for module in means)
+        if family is not None and format.transformers == "original" and family.swaps(rest, unet):
+            swapped.add(stem)
+    judged = {stem: verdict for stem, verdict in known.items() if verdict is not None}
+    return Spelling(
+        names, parts, dict(where), frozenset(swapped), sum(judged.values()) if judged else None,
+        tuple(stem for stem, verdict in judged.items() if not verdict),
+    )  # fmt: skip
+
+
+def _denoiser(component: str, module: str, format: Format, family: Original | None) -> tuple[str, tuple[str, ...]]:
+    plain = format.spellings[component if component in format.spellings else "unet"]
+    place = None if family is None else family.place(module)
+    if format.target == "comfyui":
+        return denoiser_name(module, family)
+    if family is None and component.startswith("transformer") and format.transformers != "original":
+        return format.transformers + module.replace(".", "_"), (module,)
+    if place is None:
+        return plain + module.replace(".", "_"), (module,)
+    if format.transformers == "original":
+        return plain + place.original.replace(".", "_"), place.parts
+    return format.transformers + module.replace(".", "_"), (module,)
+
+
+def _encoder(
+    stem: str, component: str, module: str, format: Format, family: Original | None, encoders: set[str]
+) -> str:
+    if format.target == "comfyui":
+        return encoder_name(component, module, family, encoders)
+    if component not in format.spellings:
+        raise UnsupportedLayerError(
+            f"layer '{stem}'", got=f"a layer of {component}",
+            needed=f"one of {', '.join(filter(None, format.spellings))}",
+        )  # fmt: skip
+    prefix = format.spellings[component]
+    if component == "text_encoder" and "text_encoder_2" not in encoders:
+        prefix = prefix.replace("te1", "te")
+    named = name_in_tools(component, module).removeprefix(f"{component}.") if "." in module else module
+    return prefix + named.replace(".", "_")
+
+
+def _denoises(component: str) -> bool:
+    return component in ("", "unet", "prior") or component.startswith("transformer")
 
 
 def dotted(stems: Iterable[str], modules: Mapping[str, Iterable[str]] | None) -> dict[str, str]:

@@ -50,6 +50,9 @@ def save_adapter(family: PipelineFamily, folder: Path) -> None:
         )  # fmt: skip
     tensors = {name: _float32(get_peft_model_state_dict(part, adapter_name=NAME)) for name, part in parts.items()}
     configs: dict[str, Any] = {name: part.peft_config[NAME].to_dict() for name, part in parts.items()}
+    base = str(getattr(family.pipeline, "name_or_path", None) or family.pipeline.config.get("_name_or_path") or "")
+    for config in configs.values():
+        config["base_model_name_or_path"] = base or None
     if all(config["peft_type"] == "LORA" for config in configs.values()):
         _save_lora(family, folder, tensors, configs)
     else:
@@ -81,7 +84,8 @@ def load_adapter(family: PipelineFamily, folder: Path) -> None:
                 if f".{NAME}." in name:
                     parameter.requires_grad_(True)
     else:
-        load_rotations(family.pipeline, folder, NAME)
+        # Not the pipeline itself: the second expert of Wan 2.2 has layers of the same names.
+        load_rotations({family.denoiser_name: family.denoiser, **family.text_encoders}, folder, NAME)
 
 
 def save_rotations(folder: Path, tensors: dict[str, dict[str, Tensor]], configs: dict[str, Any]) -> None:

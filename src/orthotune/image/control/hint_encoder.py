@@ -53,8 +53,12 @@ class HintShape:
             signal: kind of the control images.
 
         Raises:
-            ConfigError: the entry layer is neither a convolution nor linear.
+            ConfigError: the entry layer is neither a convolution nor linear, or the family is not controlled.
         """
+        if not family.entry:
+            raise ConfigError(
+                f"control images for a model of {family.name}", needed="a model of stable-diffusion, sdxl, sd3 or flux"
+            )
         layer: Any = entry_of(family.denoiser, family.entry)
         layer = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
         channels = getattr(layer, "out_channels", None) or getattr(layer, "out_features", None)

@@ -10,7 +10,8 @@ from pathlib import Path
 from orthotune.errors import DataError
 from orthotune.image.data import caption_tables
 from orthotune.image.data.caption_tables import CaptionRow
-from orthotune.image.data.image_folder import Broken, ImageFile, Say, open_images
+from orthotune.image.data.image_folder import Broken, ImageFile, Say, name_unread, open_images
+from orthotune.image.data.other_trainers import caption_beside, repeated
 from orthotune.metrics.image_files import SUFFIXES, find_images
 
 #: The table in an image folder, as in image folders of the hub.
@@ -32,10 +33,11 @@ def read_examples(
     """Read the captioned images of a folder, a table, or a data set of the hub, ``NAME`` or ``NAME:SPLIT``.
 
     In a folder with ``metadata.jsonl``, the images are those that it lists. In another folder with images, the caption
-    of an image is in the ``.txt`` file of the same name. In a folder without images, the ``.parquet`` files are read. A
-    ``.jsonl``, ``.json`` or ``.parquet`` file has one image per row, under ``file_name`` or ``image`` (a path relative
-    to the folder of the file, or the image itself), the caption under ``text``, ``prompt`` or ``caption``, and a
-    control image under ``conditioning_image``.
+    of an image is in the ``.txt``, ``.caption`` or ``.json`` file of the same name; in kohya's layout, ``10_sks cat``,
+    the words of a subfolder caption its images and its number counts how often they are seen. In a folder without
+    images, the ``.parquet`` files are read. A ``.jsonl``, ``.json`` or ``.parquet`` file has one image per row, under
+    ``file_name`` or ``image`` (a path relative to the folder of the file, or the image itself), the caption under
+    ``text``, ``prompt`` or ``caption``, and a control image under ``conditioning_image``.
 
     Args:
         source: the folder, the table, or the name of the data set.
@@ -51,6 +53,9 @@ def read_examples(
         'a robin on a fence'
     """
     rows = read_caption_rows(source)
+    if Path(source).is_dir():
+        name_unread(Path(source), say)
+        rows = repeated(rows, say)
     rows = with_captions(rows, source, caption)
     return opened(rows, source, broken, say)
 
@@ -87,7 +92,7 @@ def with_captions(rows: Sequence[CaptionRow], source: str | Path, default: str |
         raise DataError(
             f"captions of {source}",
             got=f"none for {', '.join(missing[:3])}{more}",
-            needed='a .txt file beside each image, or "text" in each row of a table',
+            needed='a .txt, .caption or .json file beside each image, or "text" in each row of a table',
             do='Add them, or pass caption="..." for images without one',
         )
     return [replace(row, caption=default) if row.caption is None else row for row in rows]
@@ -168,9 +173,4 @@ def dropping(share: float, seed: int) -> Callable[[str, int], str]:
 
 
 def _beside(name: str, file: Path) -> CaptionRow:
-    text = file.with_suffix(".txt")
-    try:
-        caption = " ".join(text.read_text(encoding="utf-8-sig").split()) if text.is_file() else ""
-    except UnicodeDecodeError as fault:
-        raise DataError(f"caption {text}", got=f"bytes that are not UTF-8 at position {fault.start}") from fault
-    return CaptionRow(str(file), name, file, caption or None)
+    return CaptionRow(str(file), name, file, caption_beside(file))

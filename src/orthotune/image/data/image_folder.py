@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orthotune.errors import DataError
-from orthotune.metrics.image_files import DEEP, as_rgb, find_images, open_image
+from orthotune.metrics.image_files import DEEP, as_rgb, find_images, open_image, unread_images
 
 Broken = Literal["skip", "refuse"]
 Say = Callable[[str], None]
@@ -84,7 +84,22 @@ def read_folder(folder: Path, broken: Broken = "skip", say: Say = print) -> list
         ['00', '01', '02']
     """
     found = list(find_images(Path(folder)).items())
+    name_unread(Path(folder), say)
     return [image for image in open_images(found, f"in {folder}", broken, say) if image is not None]
+
+
+def name_unread(folder: Path, say: Say) -> None:
+    """Name and count the files of formats that are not read.
+
+    Args:
+        folder: of images, searched with all its subfolders.
+        say: gets the message, if there is one.
+    """
+    files = [path.relative_to(folder).as_posix() for path in unread_images(folder)]
+    if files:
+        more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
+        say(f"{len(files)} files in {folder} are of formats that are not read, and are skipped: "
+            f"{', '.join(files[:NAMED])}{more}. Save them as JPEG or PNG.")  # fmt: skip
 
 
 def open_images(

@@ -40,7 +40,8 @@ class Family(ABC):
         text_encoder_names: attributes of the text encoders, in the order of the pipeline.
         attention: names of the linear layers of attention in the denoiser, for ``target_modules``.
         convolutions: names of the convolutions in the residual blocks of the denoiser; empty if it has none.
-        entry: path of the first layer of the denoiser, to whose output a control encoder adds.
+        entry: path of the first layer of the denoiser, to whose output a control encoder adds; empty for a family that
+            is not controlled.
         pixels_per_latent: pixels along one side of a latent "pixel".
         divisor: height and width of images must be multiples of it, in pixels.
     """
@@ -111,6 +112,16 @@ class Family(ABC):
             size: height and width of the crop, in pixels.
         """
         return {}
+
+    def check_options(self, options: LossOptions) -> None:  # noqa: B027 - most families take all options
+        """Refuse options of the loss that mean nothing for the family, before anything is encoded or generated.
+
+        Args:
+            options: weighting and noise.
+
+        Raises:
+            RecipeError: names the option.
+        """
 
     @abstractmethod
     def losses(

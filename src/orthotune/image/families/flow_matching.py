@@ -54,13 +54,15 @@ class FlowTimes:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         config = scheduler.config
-        if "shift" not in config or "beta_schedule" in config:
+        # UniPC and others also run on the sigmas of a flow, with a shift of another name.
+        shift = config.get("flow_shift") if config.get("use_flow_sigmas") else config.get("shift")
+        if shift is None or ("beta_schedule" in config and not config.get("use_flow_sigmas")):
             raise RecipeError(
                 f"scheduler {type(scheduler).__name__} of the model", needed="a scheduler of flow matching"
             )
         fresh = FlowMatchEulerDiscreteScheduler(
             num_train_timesteps=config.num_train_timesteps,
-            shift=config.shift,
+            shift=shift,
             use_dynamic_shifting=bool(config.get("use_dynamic_shifting")),
         )
         return cls(fresh.sigmas, logit_normal)
@@ -94,7 +96,7 @@ class FlowFamily(PipelineFamily):
 
         Args:
             denoiser: the module to call.
-            noisy: latents ``[n, c, h, w]``.
+            noisy: latents ``[n, c, h, w]``, or ``[n, c, frames, h, w]``.
             times: ``[n]`` of 0..1.
             conditions: from ``encode_captions``.
 
@@ -102,19 +104,22 @@ class FlowFamily(PipelineFamily):
             float32 in the shape of ``noisy``.
         """
 
-    def losses(
-        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, generator: torch.Generator,
-        options: LossOptions, kept: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    def check_options(self, options: LossOptions) -> None:
         for field in ("min_snr_gamma", "noise_offset"):
             if value := getattr(options, field):
                 raise RecipeError(
                     f"{field.removesuffix('_gamma')}={value} for {self.name}",
                     got="a model of flow matching, which has its own weighting", do="Leave it out",
                 )  # fmt: skip
+
+    def losses(
+        self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, generator: torch.Generator,
+        options: LossOptions, kept: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        self.check_options(options)
         times = self.times.sample(len(latents), generator).to(latents.device)
         noise = sample_noise(latents, generator)
-        at = times.view(-1, 1, 1, 1)
+        at = times.view(-1, *[1] * (latents.ndim - 1))
         noisy = (1 - at) * latents + at * noise
 
         def velocity(rows: Tensor | slice) -> Tensor:
@@ -124,4 +129,4 @@ class FlowFamily(PipelineFamily):
         with self.precision():
             target = kept_targets(noise - latents, kept, denoiser, velocity)
             guess = velocity(slice(None))
-        return (guess - target).square().mean(dim=(1, 2, 3))
+        return (guess - target).square().flatten(1).mean(dim=1)

@@ -23,10 +23,12 @@ class PipelineFamily(Family):
     Attributes:
         pipeline_class: name of the diffusers class, as in ``model_index.json``.
         usual_guidance: default guidance of ``generate``.
+        frames: latents have a dimension of frames, ``[n, c, frames, h, w]``; an image is a film of one frame.
     """
 
     pipeline_class: ClassVar[str]
     usual_guidance: float
+    frames: ClassVar[bool] = False
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
@@ -58,27 +60,45 @@ class PipelineFamily(Family):
 
     @property
     def pixels_per_latent(self) -> int:
-        return int(2 ** (len(self.pipeline.vae.config.block_out_channels) - 1))
+        config = self.pipeline.vae.config
+        stages = getattr(config, "temperal_downsample", None)  # VAEs of films name their stages in time, so spelled
+        return int(2 ** (len(config.block_out_channels) - 1 if stages is None else len(stages)))
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """The shape of the latents of one image, without the batch.
+
+        Args:
+            height: in pixels.
+            width: in pixels.
+        """
+        config, cell = self.pipeline.vae.config, self.pixels_per_latent
+        channels = getattr(config, "z_dim", None) or config.latent_channels
+        return (int(channels), *((1,) if self.frames else ()), height // cell, width // cell)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise DataError("images", got=f"{images.dtype} {tuple(images.shape)}", needed="uint8 [n, 3, H, W]")
-        self.check_size(*images.shape[2:])
+        self.check_images(images)
         vae = self.pipeline.vae
-        found = vae.encode(images.to(vae.device, vae.dtype) / 127.5 - 1).latent_dist
+        pixels = images.to(vae.device, vae.dtype) / 127.5 - 1
+        found = vae.encode(pixels.unsqueeze(2) if self.frames else pixels).latent_dist
         mean, std = found.mean.float(), found.std.float()
-        latents = mean + std * torch.randn(mean.shape, generator=generator).to(mean.device)
+        return self._scaled(mean + std * torch.randn(mean.shape, generator=generator).to(mean.device))
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        """Latents of the VAE, scaled for the denoiser; :meth:`_unscaled` undoes this."""
         center, spread = self._latent_statistics(latents)
         return (latents - center) / spread
 
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        center, spread = self._latent_statistics(latents)
+        return latents * spread + center
+
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Decode latents ``[n, c, h, w]``, scaled for the denoiser, to images, uint8 ``[n, 3, H, W]`` on the CPU."""
+        """Decode latents, scaled for the denoiser, to images, uint8 ``[n, 3, H, W]`` on the CPU."""
         vae = self.pipeline.vae
-        latents = latents.float()
-        center, spread = self._latent_statistics(latents)
-        pixels = vae.decode((latents * spread + center).to(vae.dtype), return_dict=False)[0]
+        pixels = vae.decode(self._unscaled(latents.float()).to(vae.dtype), return_dict=False)[0]
+        pixels = pixels[:, :, 0] if self.frames else pixels
         return (pixels.float() * 127.5 + 127.5).clamp(0, 255).round().to(torch.uint8).cpu()
 
     def _latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,10 +108,11 @@ class PipelineFamily(Family):
 
         def numbers(name: str, without: float) -> Tensor:
             value = getattr(config, name, None)
-            return torch.tensor(without if value is None else value, device=like.device).view(1, -1, 1, 1)
+            return torch.tensor(without if value is None else value, device=like.device).view(1, -1, *rest)
 
+        rest = [1] * (like.ndim - 2)
         center = numbers("shift_factor", 0.0) + numbers("latents_mean", 0.0)
-        return center, numbers("latents_std", 1.0) / config.scaling_factor
+        return center, numbers("latents_std", 1.0) / numbers("scaling_factor", 1.0)
 
     def encode_captions(self, captions: Sequence[str]) -> Conditions:
         if not captions:
@@ -129,17 +150,35 @@ class PipelineFamily(Family):
                         list(prompts[at : at + batch_size]),
                         generators,
                         num_inference_steps=steps,
-                        guidance_scale=self.usual_guidance if guidance is None else guidance,
+                        **self._guidance(self.usual_guidance if guidance is None else guidance),
                         height=height,
                         width=width,
                     )
                 images.append(self.decode_latents(latents))
         return torch.cat(images)
 
+    def _guidance(self, scale: float) -> dict[str, Any]:
+        """The arguments of the pipeline for a scale of classifier-free guidance."""
+        return {"guidance_scale": scale}
+
     def _sample(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
         output = self.pipeline(prompt=prompts, generator=generators, output_type="latent", **options)
         latents: Tensor = output.images
         return latents
+
+    def check_images(self, images: Tensor) -> None:
+        """Check that images can be encoded.
+
+        Args:
+            images: uint8 ``[n, 3, H, W]``.
+
+        Raises:
+            DataError: another type or shape.
+            RecipeError: a side is not a multiple of ``divisor``.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise DataError("images", got=f"{images.dtype} {tuple(images.shape)}", needed="uint8 [n, 3, H, W]")
+        self.check_size(*images.shape[2:])
 
     def check_size(self, height: int, width: int) -> None:
         """Check that a size is possible for the model.

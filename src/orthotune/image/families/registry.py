@@ -9,15 +9,26 @@ import torch
 
 from orthotune.errors import RecipeError
 from orthotune.files.json_file import read_json
+from orthotune.image.families.chroma import Chroma
 from orthotune.image.families.flux import Flux
+from orthotune.image.families.flux2 import Flux2, Flux2Klein
+from orthotune.image.families.hunyuan_video import HunyuanVideo
 from orthotune.image.families.pipeline_family import PipelineFamily
+from orthotune.image.families.plain_transformers import AuraFlow, Lumina2, Sana
+from orthotune.image.families.qwen_image import QwenImage
 from orthotune.image.families.sd3 import StableDiffusion3
 from orthotune.image.families.sdxl import StableDiffusionXL
 from orthotune.image.families.stable_diffusion import StableDiffusion
+from orthotune.image.families.unknown_transformer import unknown_family
+from orthotune.image.families.wan import Wan
+from orthotune.image.families.z_image import ZImage
 from orthotune.image.loop.quiet_loading import quiet_loading
 
 #: One line per family.
-FAMILIES: tuple[type[PipelineFamily], ...] = (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)
+FAMILIES: tuple[type[PipelineFamily], ...] = (
+    StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Flux2Klein, Flux2, ZImage, QwenImage, Chroma, Wan,
+    HunyuanVideo, Lumina2, AuraFlow, Sana,
+)  # fmt: skip
 
 _INDEX = "model_index.json"
 #: parts that a pipeline can run without, and that users delete to save disk space: T5 of SD3, the safety checker
@@ -47,7 +58,8 @@ def open_family(
     from safetensors import SafetensorError
 
     index = _index(str(model))
-    kind = _named(str(index.get("_class_name")), f"model={model}")
+    parts = {name: value[-1] for name, value in index.items() if isinstance(value, list) and value}
+    kind = _named(str(index.get("_class_name")), f"model={model}", parts)
     path = Path(model).expanduser()
     loader: Any = getattr(diffusers, kind.pipeline_class)
     try:
@@ -71,7 +83,8 @@ def family_of(pipeline: Any) -> PipelineFamily:
     Raises:
         RecipeError: the family is not supported.
     """
-    return _named(type(pipeline).__name__, "the pipeline")(pipeline)
+    parts = {name: type(part).__name__ for name, part in getattr(pipeline, "components", {}).items()}
+    return _named(type(pipeline).__name__, "the pipeline", parts)(pipeline)
 
 
 def _without(kind: type[PipelineFamily], index: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -118,12 +131,28 @@ def _from_hub(model: str) -> dict[str, Any]:
     return index
 
 
-def _named(pipeline_class: str, given: str) -> type[PipelineFamily]:
+def supported() -> str:
+    """The families and the classes of their pipelines, as text.
+
+    Example:
+        >>> supported().partition(",")[0]
+        'stable-diffusion (StableDiffusionPipeline)'
+    """
+    return ", ".join(f"{kind.name} ({kind.pipeline_class})" for kind in FAMILIES)
+
+
+def _named(pipeline_class: str, given: str, parts: dict[str, Any]) -> type[PipelineFamily]:
+    import diffusers
+
     for kind in FAMILIES:
         if kind.pipeline_class == pipeline_class:
             return kind
-    known = ", ".join(f"{kind.name} ({kind.pipeline_class})" for kind in FAMILIES)
-    raise RecipeError(given, got=f"a {pipeline_class}, which is not a supported family", needed=f"one of {known}")
+    unknown = unknown_family(pipeline_class, parts) if hasattr(diffusers, pipeline_class) else None
+    if unknown is None:
+        raise RecipeError(
+            given, got=f"a {pipeline_class}, which is not a supported family", needed=f"one of {supported()}"
+        )
+    return unknown
 
 
 def _first_line(fault: Exception) -> str:

@@ -161,11 +161,9 @@ def _batch(trainee: Any, settings: TrainingSettings) -> Batch:
     family: PipelineFamily = trainee.family
     divisor, count = family.divisor, settings.batch_size
     side = max(divisor, (settings.resolution or family.native_size) // divisor * divisor)
-    latent = side // family.pixels_per_latent
-    channels = family.pipeline.vae.config.latent_channels
     captions = ["a"] * count
     return Batch(
-        latents=torch.empty(count, channels, latent, latent),
+        latents=torch.empty(count, *family.latent_shape(side, side)),
         captions=captions,
         conditions=None,
         weight=torch.ones(count),

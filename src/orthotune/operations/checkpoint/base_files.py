@@ -40,6 +40,17 @@ class Part:
         }
         return found if found and not self.component else {self.component: ""}
 
+    def rows(self) -> dict[str, dict[str, int]]:
+        """Component -> module -> rows of its weight."""
+        entries, found = self.checkpoint.entries(), dict[str, dict[str, int]]()
+        for component, prefix in self.prefixes().items():
+            found[component] = {
+                name.removeprefix(prefix).removesuffix(".weight"): entry.shape[0]
+                for name, entry in entries.items()
+                if name.startswith(prefix) and name.endswith(".weight") and len(entry.shape) > 1
+            }
+        return found
+
 
 @dataclass
 class Base:
@@ -53,6 +64,10 @@ class Base:
     def single_file(self) -> bool:
         """Whether the base is one file, not a folder."""
         return self.path.is_file()
+
+    def rows(self) -> dict[str, dict[str, int]]:
+        """Component -> module -> rows of its weight, of all checkpoints."""
+        return {component: own for part in self.parts for component, own in part.rows().items()}
 
 
 def open_base(path: str | Path) -> Base:

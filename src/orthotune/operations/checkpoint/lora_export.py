@@ -21,8 +21,8 @@ from orthotune.errors import UnsupportedLayerError
 from orthotune.files.json_file import write_json
 from orthotune.files.safetensors_file import write_tensors
 from orthotune.formats.names.modules import name_in_tools
-from orthotune.formats.names.spelling import spelled
 from orthotune.operations.checkpoint.changes import Change, changes
+from orthotune.operations.checkpoint.diff_export import spelled_changes
 from orthotune.operations.checkpoint.low_rank import low_rank
 from orthotune.operations.checkpoint.stream import DenseMerge
 from orthotune.operations.fitting.fit import meaning
@@ -98,7 +98,7 @@ def write_lora(merge: DenseMerge, layers: list[Factors], out: Path, **fields: An
     """
     errors = {layer.change.name: {"rank": layer.rank, "relative_error": layer.error} for layer in layers}
     if merge.base.single_file:
-        write_tensors(out, _kohya(layers), {"orthotune_lora_errors": json.dumps(errors)})
+        write_tensors(out, _kohya(layers, merge), {"orthotune_lora_errors": json.dumps(errors)})
         return
     if any(part.component for part in merge.base.parts):
         write_tensors(out / PIPELINE_FILE, _diffusers(layers), {"format": "pt"})
@@ -118,12 +118,11 @@ def _diffusers(layers: list[Factors]) -> dict[str, Tensor]:
     return found
 
 
-def _kohya(layers: list[Factors]) -> dict[str, Tensor]:
-    stems = {f.change: name_in_tools(f.change.component, f.change.module) for f in layers}
-    names = spelled(stems.values(), "comfyui")
+def _kohya(layers: list[Factors], merge: DenseMerge) -> dict[str, Tensor]:
+    spelling = spelled_changes([layer.change for layer in layers], merge.base.rows())
     found: dict[str, Tensor] = {}
     for layer in layers:
-        name = names[stems[layer.change]]
+        name = spelling.names[layer.change.name]
         found |= {f"{name}.lora_down.weight": layer.down, f"{name}.lora_up.weight": layer.up}
         found[f"{name}.alpha"] = torch.tensor(float(layer.rank))
     return found

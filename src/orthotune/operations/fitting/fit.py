@@ -56,7 +56,7 @@ def fit(state: AdapterState, places: Mapping[str, str], modules: Mapping[str, nn
             result.transforms[name] = _checked(state.transforms[layer], name, module)
             continue
         held = _for_module(state.layers[layer], module)
-        if held.truncated and not held.runs_on(_outputs(module)):
+        if held.truncated and not held.runs_on(outputs_of(module)):
             result.transforms[name] = _checked(held, name, module)
             continue
         with torch.device("meta"):
@@ -97,8 +97,16 @@ def _natural(module: nn.Module) -> Tensor:
     return weight.mT if isinstance(module, Conv1D) else weight
 
 
-def _outputs(module: nn.Module) -> int:
-    """Output features of a layer; the shape of a quantized weight does not have them."""
+def outputs_of(module: nn.Module) -> int:
+    """Output features of a layer; the shape of a quantized weight does not have them.
+
+    Args:
+        module: a layer that can carry an adapter.
+
+    Example:
+        >>> outputs_of(nn.Linear(4, 6)), outputs_of(nn.Embedding(5, 3))
+        (6, 5)
+    """
     features = getattr(module, "out_features", None)
     return features if isinstance(features, int) else _natural(module).shape[0]
 

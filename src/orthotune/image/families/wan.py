@@ -1,0 +1,65 @@
+"""Wan 2.1 and 2.2: transformers on films, trained here on films of one frame (Wan 2025, arXiv 2503.20314)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from orthotune.errors import RecipeError
+from orthotune.image.data.batch import Conditions
+from orthotune.image.families.transformer_family import TransformerFamily
+
+
+class Wan(TransformerFamily):
+    """Wan from text. Times are uniform before the shift of the scheduler, as musubi-tuner trains it.
+
+    Wan 2.2 of 14 billion parameters has two experts, one for each end of the times. The one that is there under the
+    name ``transformer``, for the times of much noise, is trained at its own times only.
+    """
+
+    name = "wan"
+    pipeline_class = "WanPipeline"
+    attention: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    usual_guidance = 5.0
+    native = 480
+    multiple = 16
+    frames = True
+
+    def __init__(self, pipeline: Any) -> None:
+        if pipeline.config.expand_timesteps:
+            raise RecipeError(
+                "a Wan model whose tokens have times of their own (TI2V)", needed="a model from text alone (T2V)"
+            )
+        if pipeline.transformer is None:
+            raise RecipeError("a Wan pipeline", got="no transformer", needed="the expert for the times of much noise")
+        super().__init__(pipeline)
+        boundary = pipeline.config.boundary_ratio
+        if boundary is not None and pipeline.transformer_2 is not None:
+            own = self.times.sigmas[self.times.sigmas >= boundary]
+            self.times = type(self.times)(own, self.logit_normal)
+
+    def _encode(self, captions: list[str]) -> Conditions:
+        tokens, _ = self.pipeline.encode_prompt(
+            captions, do_classifier_free_guidance=False, max_sequence_length=self.tokens, device=self.device
+        )
+        return {"encoder_hidden_states": tokens}
+
+    def velocity(self, denoiser: nn.Module, noisy: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
+        steps = self.pipeline.scheduler.config.num_train_timesteps
+        found: Tensor = denoiser(
+            hidden_states=noisy.to(self.dtype),
+            timestep=times * steps,
+            **self.inputs(conditions, noisy),
+            return_dict=False,
+        )[0]
+        return found
+
+    def _sample(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
+        found = self.pipeline(
+            prompt=prompts, generator=generators, output_type="latent", num_frames=1,
+            max_sequence_length=self.tokens, **options,
+        )  # fmt: skip
+        latents: Tensor = found.frames
+        return latents

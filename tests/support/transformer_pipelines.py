@@ -1,0 +1,276 @@
+"""Tiny pipelines of the families of transformers with one text encoder: the real classes made from configs.
+
+A latent of the VAE is 2 x 2 pixels, pictures are 32 x 64, words are read as bytes or as those of the image world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+#: widths of the text encoders
+WORDS = 8
+
+
+def tiny_transformer_pipeline(kind: str) -> Any:
+    """A pipeline of ``kind`` with random numbers, the same each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return MAKERS[kind]()
+
+
+def _flow(**fields: Any) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | fields)
+
+
+def _bytes_tokenizer() -> Any:
+    """A tokenizer of single bytes with the chat template of Qwen."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2Tokenizer
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {letter: number for number, letter in enumerate([*sorted(ByteLevel.alphabet()), *special])}
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], model_max_length=2048)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}<|im_start|>assistant"
+    )
+    return tokenizer
+
+
+def _qwen3(layers: int, causal: bool) -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+
+    config = Qwen3Config(
+        vocab_size=len(_bytes_tokenizer()), hidden_size=WORDS, intermediate_size=8, num_hidden_layers=layers,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=4, max_position_embeddings=2048,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    return (Qwen3ForCausalLM if causal else Qwen3Model)(config)
+
+
+def _flux2_klein(**fields: Any) -> Any:
+    from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel
+
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(4, 8), norm_num_groups=2, layers_per_block=1, latent_channels=4, sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    vae.bn.running_mean.normal_(std=0.1)
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    transformer = Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=3 * WORDS, timestep_guidance_channels=8, axes_dims_rope=(2, 2, 2, 2),
+        guidance_embeds=False,
+    )  # fmt: skip
+    return Flux2KleinPipeline(
+        scheduler=_flow(use_dynamic_shifting=True), vae=vae, text_encoder=_qwen3(28, causal=True),
+        tokenizer=_bytes_tokenizer(), transformer=transformer,
+    )  # fmt: skip
+
+
+def _z_image() -> Any:
+    from diffusers import ZImagePipeline, ZImageTransformer2DModel
+
+    from tests.support.tiny_pipelines import _vae
+
+    transformer = ZImageTransformer2DModel(
+        in_channels=4, n_layers=1, n_refiner_layers=1, dim=24, n_heads=2, n_kv_heads=2, cap_feat_dim=WORDS,
+        axes_dims=[4, 4, 4], axes_lens=[512, 32, 32],
+    )  # fmt: skip
+    # dim // heads = 12; the padding tokens are not initialized
+    for name in ("x_pad_token", "cap_pad_token"):
+        getattr(transformer, name).data.normal_(std=0.02)
+    return ZImagePipeline(
+        scheduler=_flow(), vae=_vae(scaling_factor=0.3611, shift_factor=0.1159), text_encoder=_qwen3(3, causal=False),
+        tokenizer=_bytes_tokenizer(), transformer=transformer,
+    )  # fmt: skip
+
+
+def _qwen_image() -> Any:
+    from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {
+        "vocab_size": len(_bytes_tokenizer()), "hidden_size": WORDS, "intermediate_size": 8, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 0, 1]},
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2, "out_hidden_size": WORDS,
+              "fullatt_block_indexes": [0]}  # fmt: skip
+    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    return QwenImagePipeline(
+        scheduler=_flow(use_dynamic_shifting=True),
+        vae=AutoencoderKLQwenImage(
+            base_dim=4, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, attn_scales=[], temperal_downsample=[False],
+            latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.7, 2.0, 1.0],
+        ),
+        text_encoder=encoder, tokenizer=_bytes_tokenizer(),
+        transformer=QwenImageTransformer2DModel(
+            patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2,
+            joint_attention_dim=WORDS, axes_dims_rope=(2, 2, 4),
+        ),
+    )  # fmt: skip
+
+
+def _chroma() -> Any:
+    from diffusers import ChromaPipeline, ChromaTransformer2DModel
+
+    from tests.support.tiny_pipelines import JOINT, _t5, _t5_tokenizer, _vae
+
+    transformer = ChromaTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=JOINT, axes_dims_rope=(2, 2, 4), approximator_num_channels=8, approximator_hidden_dim=8,
+        approximator_layers=1,
+    )  # fmt: skip
+    return ChromaPipeline(
+        scheduler=_flow(shift=1.0), vae=_vae(scaling_factor=0.3611, shift_factor=0.1159), text_encoder=_t5(),
+        tokenizer=_t5_tokenizer(), transformer=transformer,
+    )  # fmt: skip
+
+
+def _wan(experts: int = 1) -> Any:
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    from tests.support.tiny_pipelines import _t5_tokenizer
+
+    def expert() -> Any:
+        return WanTransformer3DModel(
+            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
+            text_dim=WORDS, freq_dim=16, ffn_dim=16, num_layers=1, cross_attn_norm=True,
+            qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
+        )  # fmt: skip
+
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
+    )
+    return WanPipeline(
+        tokenizer=_t5_tokenizer(),
+        text_encoder=UMT5EncoderModel(UMT5Config(
+            vocab_size=len(_t5_tokenizer()), d_model=WORDS, d_kv=4, d_ff=16, num_layers=1, num_heads=2,
+            is_encoder_decoder=False, use_cache=False,
+        )),
+        vae=AutoencoderKLWan(
+            base_dim=4, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, attn_scales=[], temperal_downsample=[True],
+            latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.7, 2.0, 1.0], scale_factor_spatial=2,
+            scale_factor_temporal=2,
+        ),
+        scheduler=scheduler, transformer=expert(), transformer_2=expert() if experts == 2 else None,
+        boundary_ratio=0.875 if experts == 2 else None,
+    )  # fmt: skip
+
+
+def _lumina2() -> Any:
+    from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
+    from transformers import Gemma2Config, Gemma2Model
+
+    from tests.support.tiny_pipelines import _vae
+
+    pipeline = Lumina2Pipeline(
+        transformer=Lumina2Transformer2DModel(
+            sample_size=8, in_channels=4, num_layers=1, num_refiner_layers=1, hidden_size=24, num_attention_heads=2,
+            num_kv_heads=1, cap_feat_dim=WORDS, axes_dim_rope=(4, 4, 4), axes_lens=(300, 32, 32), multiple_of=8,
+        ),
+        scheduler=_flow(shift=6.0), vae=_vae(scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=Gemma2Model(Gemma2Config(
+            vocab_size=len(_bytes_tokenizer()), hidden_size=WORDS, intermediate_size=8, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=4, bos_token_id=0, eos_token_id=1, pad_token_id=0,
+        )),
+        tokenizer=_bytes_tokenizer(),
+    )  # fmt: skip
+    pipeline.vae_scale_factor = 2  # 8 is fixed in the class
+    pipeline.system_prompt = "You see."  # the published one has 180 bytes, which would be all that is read
+    return pipeline
+
+
+def _auraflow() -> Any:
+    from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    from tests.support.tiny_pipelines import _t5_tokenizer, _vae
+
+    return AuraFlowPipeline(
+        tokenizer=_t5_tokenizer(),
+        text_encoder=UMT5EncoderModel(UMT5Config(
+            vocab_size=len(_t5_tokenizer()), d_model=WORDS, d_kv=4, d_ff=16, num_layers=1, num_heads=2,
+            is_encoder_decoder=False, use_cache=False,
+        )),
+        vae=_vae(scaling_factor=0.13025), scheduler=_flow(shift=1.73),
+        transformer=AuraFlowTransformer2DModel(
+            sample_size=16, in_channels=4, out_channels=4, num_mmdit_layers=1, num_single_dit_layers=1,
+            attention_head_dim=8, num_attention_heads=2, joint_attention_dim=WORDS, caption_projection_dim=16,
+            pos_embed_max_size=256,
+        ),
+    )  # fmt: skip
+
+
+def _sana() -> Any:
+    from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
+    from transformers import Gemma2Config, Gemma2Model
+
+    vae = AutoencoderDC(
+        latent_channels=4, attention_head_dim=2, encoder_block_types=("ResBlock", "ResBlock"),
+        decoder_block_types=("ResBlock", "ResBlock"), encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8), encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()), decoder_qkv_multiscales=((), ()), downsample_block_type="conv",
+        upsample_block_type="interpolate", scaling_factor=0.41407,
+    )  # fmt: skip
+    return SanaPipeline(
+        tokenizer=_bytes_tokenizer(),
+        text_encoder=Gemma2Model(Gemma2Config(
+            vocab_size=len(_bytes_tokenizer()), hidden_size=WORDS, intermediate_size=8, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=4, bos_token_id=0, eos_token_id=1, pad_token_id=0,
+            max_position_embeddings=8192,
+        )),
+        vae=vae, scheduler=_flow(),
+        transformer=SanaTransformer2DModel(
+            in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8,
+            num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=WORDS,
+            sample_size=8, patch_size=1,
+        ),
+    )  # fmt: skip
+
+
+def _hunyuan_video() -> Any:
+    from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, HunyuanVideoTransformer3DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
+
+    from tests.support.tiny_pipelines import FIRST, _clip, _clip_tokenizer
+
+    llama = LlamaModel(LlamaConfig(
+        vocab_size=len(_bytes_tokenizer()), hidden_size=WORDS, intermediate_size=8, num_hidden_layers=3,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048, bos_token_id=0, eos_token_id=1,
+    ))  # fmt: skip
+    clip = CLIPTextModel(CLIPTextConfig(**_clip(FIRST).config.to_dict() | {"max_position_embeddings": 77}))
+    vae = AutoencoderKLHunyuanVideo(
+        latent_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("HunyuanVideoDownBlock3D",) * 2, up_block_types=("HunyuanVideoUpBlock3D",) * 2,
+        spatial_compression_ratio=2, temporal_compression_ratio=4, scaling_factor=0.476986,
+    )  # fmt: skip
+    return HunyuanVideoPipeline(
+        text_encoder=llama, tokenizer=_bytes_tokenizer(), vae=vae, scheduler=_flow(shift=7.0),
+        text_encoder_2=clip, tokenizer_2=_clip_tokenizer(),
+        transformer=HunyuanVideoTransformer3DModel(
+            in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, num_refiner_layers=1,
+            num_attention_heads=2, attention_head_dim=8, text_embed_dim=WORDS, pooled_projection_dim=FIRST[0],
+            rope_axes_dim=(2, 2, 4), patch_size=2, patch_size_t=1,
+        ),
+    )  # fmt: skip
+
+
+MAKERS: dict[str, Callable[[], Any]] = {
+    "flux2-klein": _flux2_klein,
+    "z-image": _z_image,
+    "qwen-image": _qwen_image,
+    "chroma": _chroma,
+    "wan": _wan,
+    "hunyuan-video": _hunyuan_video,
+    "lumina2": _lumina2,
+    "auraflow": _auraflow,
+    "sana": _sana,
+    "wan-2.2": lambda: _wan(experts=2),
+}
