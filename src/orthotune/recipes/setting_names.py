@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from orthotune.errors import nearest
-
 #: Theme -> its settings, in the order of help; what is in none of them is a recipe's own.
 THEMES: dict[str, tuple[str, ...]] = {
     "Model and adapter": (
@@ -27,6 +25,8 @@ THEMES: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
+#: How alike a misspelt key and a known key are at least; below this the key may mean another thing.
+ALIKE = 0.7
 #: What transformers, TRL, PEFT, Axolotl, LLaMA-Factory, Unsloth and kohya call a setting -> the names here, the first
 #: one that a recipe has being meant.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -163,7 +163,7 @@ def meant(key: str, known: Iterable[str]) -> str | None:
     for name in ALIASES.get(word, ()):
         if name in known:
             return name
-    close = nearest(word, known, count=1)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=ALIKE)
     theirs = [alias for alias, names in ALIASES.items() if set(names) & set(known)]
     # Names of other trainers are many: only one that is nearly the same, and nearer than a name here, is meant.
     near = difflib.get_close_matches(word, [*close, *theirs], n=1, cutoff=0.8)
