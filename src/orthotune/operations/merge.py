@@ -15,6 +15,7 @@ from orthotune.files.output import new_folder
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.base_model import load_base, place_of
 from orthotune.operations.checkpoint.stream import DenseMerge
+from orthotune.operations.headed_base import headed_base
 from orthotune.operations.load import apply_adapter, with_file_config
 from orthotune.operations.other_methods import load_any, other_method, recorded_base, refuse_for_other
 from orthotune.operations.place import refuse_place_of_adapter
@@ -116,7 +117,7 @@ def _in_memory(
     kind: Kind | None,
 ) -> None:
     try:
-        loaded = load_base(base, dtype, quantization)
+        loaded = load_base(base, dtype, quantization, headed_base(adapter.path))
     except SafetensorError as error:
         raise AdapterFileError(
             f"the base model {base} is damaged", got=str(error), do="Copy or download it again"
@@ -138,7 +139,7 @@ def _in_memory(
 
 
 def _other_in_memory(adapter: str | Path, base: str, folder: Path, dtype: str, quantization: str | None) -> None:
-    loaded = load_base(base, dtype, quantization)
+    loaded = load_base(base, dtype, quantization, headed_base(adapter))
     loaded.save(load_any(loaded.model, adapter).merge_and_unload(safe_merge=True), folder)
 
 

@@ -85,6 +85,25 @@ RECIPES: dict[str, Recipe] = {
             text=True, plans=False,
         ),
         Recipe(
+            "classify", "classify", "classify:ClassifySettings",
+            "Finetune a classifier of texts: one class, several labels, or a number for each. Without arguments: the "
+            "small built-in model, on passages about five Python packages.",
+            ("classify", "classify --method lora steps=100",
+             "classify model=FacebookAI/roberta-base --data reviews.csv target_modules=all-linear"),
+            (Option("data", "--data", "Table with the columns text and label (and text2 for pairs)."),),
+            text=True, plans=False,
+        ),
+        Recipe(
+            "embed", "embed", "embed:EmbedSettings",
+            "Finetune sentence embeddings on pairs, triplets or scored pairs. Without arguments: the small built-in "
+            "model, on neighbouring passages.",
+            ("embed", "embed --method lora steps=100",
+             "embed model=sentence-transformers/all-MiniLM-L6-v2 --data questions.csv batch_size=64"),
+            (Option("data", "--data", "Table with anchor, positive (and negative), or sentence1, sentence2 and score."),
+             Option("loss", "--loss", "multiple-negatives, triplet, cosent, cosine, ...; default: by the columns.")),
+            text=True, plans=False,
+        ),
+        Recipe(
             "subject", "subject", "subject_settings:SubjectSettings",
             "Teach an image model one subject from a few images. Without arguments: a handwritten nine, on the "
             "built-in image model.",

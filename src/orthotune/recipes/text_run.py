@@ -135,7 +135,7 @@ class _Run:
         data, tokenizer, dtype = job.data(), job.tokenizer(), choose_dtype(settings.dtype)
         # Full finetuning keeps float32 weights: an update of a bfloat16 weight is mostly rounded away.
         model = job.model(torch.float32 if self.full else dtype)
-        adapter = None if job.adapt else adapter_config(settings, model, self.notes, job.task)
+        adapter = None if job.adapt else adapter_config(settings, job.part(model), self.notes, job.task)
         model = job.adapt(model, self.notes) if job.adapt else model
         parts = TrainerParts(
             say=self.say,
@@ -160,7 +160,9 @@ class _Run:
         every = self.settings.eval_every or max(1, trainer.planned_steps // MEASUREMENTS)
         progress = ProgressBar(log, self.settings.method, visible=bar and self.main)
         inner = (DiagnosisLog(log, every, self.say), GradientLog(log, self.say))  # before the one that writes the line
-        steps = StepLog(log, self.job.measures(trainer), every, self.job.entries, self.job.ends(trainer))
+        steps = StepLog(
+            log, self.job.measures(trainer), every, self.job.entries, self.job.ends(trainer), self.job.score
+        )
         end = EarlyStopping(StopRules(**self.settings.stop_when), log, steps)
         self.best = BestParameters(steps) if self.settings.result == "best" else None
         if self.best and self.checkpoint:
@@ -192,7 +194,8 @@ class _Run:
 
     def _choose_result(self, trainer: RunTrainer) -> None:
         """Say which rule ended the training, and put the best parameters into the model."""
-        notes = [self.reached.sentence(trainer.planned_steps)] if self.reached else []
+        unit = f"in units of {self.job.score.name}" if self.job.score else "nats per token"
+        notes = [self.reached.sentence(trainer.planned_steps, unit)] if self.reached else []
         if self.best is not None:
             step = processes.from_main(lambda: self.best.step if self.best else None)
             if self.main:
@@ -220,8 +223,7 @@ class _Run:
         state = trainer.full_state_dict()
         if self.main:
             with atomic_write(path / kept) as partial:
-                trainer.model.save_pretrained(partial, state_dict=state)
-                trainer.processing_class.save_pretrained(partial)
+                self.job.save(trainer, partial, state)
             title = f"{self.settings.method}, learning rate {self.settings.learning_rate:g}"
             if missing := not_written(lambda: self.job.curve(log.lines, path / CURVE, title), CURVE):
                 self.notes.append(missing)
