@@ -97,6 +97,16 @@ def names_in(examples: Sequence[Labelled], problem: Problem, known: Sequence[str
     return sorted(found, key=int) if numbers else sorted(found)
 
 
+def classes_of(config: Any) -> list[str]:
+    """The classes of a base that has a head of classes already; none of any other base.
+
+    Args:
+        config: of the base.
+    """
+    kind = str((config.architectures or [""])[0])
+    return [str(name) for name in config.id2label.values()] if kind.endswith("Classification") else []
+
+
 def label_names(example: Labelled, problem: Problem) -> list[str]:
     """The names of the classes of one example.
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
 from orthotune.metrics.classes import class_scores, multi_label_scores, need_scikit_learn, regression_scores
-from orthotune.recipes.class_labels import PROBLEM_TYPES, Labelled, Problem, encoded, names_in, problem_of
+from orthotune.recipes.class_labels import PROBLEM_TYPES, Labelled, Problem, classes_of, encoded, names_in, problem_of
 from orthotune.recipes.head_job import head_trainer, scores_of
 from orthotune.recipes.head_settings import HeadSettings
 from orthotune.recipes.labelled_data import (
@@ -112,7 +112,7 @@ def job(settings: ClassifySettings, adapt: Callable[[Any, list[str]], Any] | Non
     @cache
     def config() -> Any:
         found = read_config(source)
-        names = names_in(examples, problem, _classes_of(found))
+        names = names_in(examples, problem, classes_of(found))
         found.id2label, found.label2id = dict(enumerate(names)), {name: number for number, name in enumerate(names)}
         found.problem_type = PROBLEM_TYPES[problem]
         return found
@@ -166,12 +166,6 @@ def _cell(text: str) -> Any:
         except ValueError:
             continue
     return text
-
-
-def _classes_of(config: Any) -> list[str]:
-    """The classes of a base that has a head of classes already."""
-    kind = str((config.architectures or [""])[0])
-    return [str(name) for name in config.id2label.values()] if kind.endswith("ForSequenceClassification") else []
 
 
 def _trainer(settings: ClassifySettings, given: TrainerInputs, problem: Problem, new: Sequence[str]) -> RunTrainer:

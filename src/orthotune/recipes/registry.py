@@ -104,6 +104,15 @@ RECIPES: dict[str, Recipe] = {
             text=True, plans=False,
         ),
         Recipe(
+            "vision", "vision", "vision:VisionSettings",
+            "Finetune a classifier of images. Without arguments: a tiny vision transformer without pretraining, on "
+            "digits.",
+            ("vision", "vision --method lora steps=100",
+             "vision model=google/vit-base-patch16-224 --data photos/"),
+            (Option("data", "--data", "Folder with a subfolder for each class, or table with image and label."),),
+            text=True, plans=False,
+        ),
+        Recipe(
             "subject", "subject", "subject_settings:SubjectSettings",
             "Teach an image model one subject from a few images. Without arguments: a handwritten nine, on the "
             "built-in image model.",

@@ -91,7 +91,8 @@ class TextJob:
             losses of the target and the source domain; other numbers become the scores of the record.
         ends: as ``measures``, for what takes long: measured before and after the training, not during it.
         entries: names of the trainer's own log that ``metrics.jsonl`` has, too.
-        task: PEFT's task type of the adapter, which decides what is trained in full beside the adapter.
+        task: PEFT's task type of the adapter, which decides what is trained in full beside the adapter; None for
+            models that PEFT has no class of their own for.
         findings: further fields of the record, from the trained model and, after full finetuning, its base.
         curve: draws the lines of metrics into a PNG, with a title.
         score: by which the run gains and forgets, for ``stop_when`` and ``result``; None for the losses of the domains.
@@ -109,7 +110,7 @@ class TextJob:
     measures: Callable[[RunTrainer], Sequence[Measure]] = _no_measures
     ends: Callable[[RunTrainer], Sequence[Measure]] = _no_measures
     entries: Sequence[str] = ()
-    task: str = "CAUSAL_LM"
+    task: str | None = "CAUSAL_LM"
     findings: Callable[[RunTrainer, Any], dict[str, Any]] = _no_findings
     curve: Callable[[Sequence[Line], Path, str], None] = draw_curve
     score: Score | None = None
@@ -129,7 +130,7 @@ def model_note(settings: TextSettings) -> str:
     return f"model: {settings.model}"
 
 
-def adapter_config(settings: TextSettings, model: Any, notes: list[str], task: str) -> Any:
+def adapter_config(settings: TextSettings, model: Any, notes: list[str], task: str | None) -> Any:
     """The config of the adapter that ``settings`` ask for; None for full finetuning.
 
     Raises:

@@ -27,7 +27,7 @@ def rotation_config(
     coft: bool = False,
     eps: float | None = None,
     options: dict[str, Any] | None = None,
-    task: str = "CAUSAL_LM",
+    task: str | None = "CAUSAL_LM",
 ) -> PeftConfig:
     """The config of an OFT or COFT adapter.
 
@@ -77,7 +77,7 @@ def lora_config(
     rank: int,
     alpha: float | None = None,
     options: dict[str, Any] | None = None,
-    task: str = "CAUSAL_LM",
+    task: str | None = "CAUSAL_LM",
 ) -> PeftConfig:
     """The config of a LoRA adapter without dropout.
 
