@@ -20,6 +20,7 @@ from orthotune.recipes.labelled_data import (
     listed,
     load_rows,
     require_columns,
+    rows_counted,
     split,
     text_in,
 )
@@ -185,9 +186,8 @@ def _trainer(settings: ClassifySettings, given: TrainerInputs, problem: Problem,
         return made
 
     train, domains = rows(data.train), {name: rows(examples) for name, examples in data.domains.items()}
-    counted = {"train": len(train), **{name: len(found) for name, found in domains.items()}}
     what = "a number" if problem == "regression" else f"{len(names)} classes: {listed(names)}"
-    given.notes.append(f"{problem}: {what}. Rows: {', '.join(f'{n} {c:,}' for n, c in counted.items())}.")
+    given.notes.append(f"{problem}: {what}. Rows: {rows_counted(data)}.")
     if cut:
         given.notes.append(f"{cut:,} texts are longer than {tokens} tokens and were cut.")
     collate = DataCollatorWithPadding(given.tokenizer)

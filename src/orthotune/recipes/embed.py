@@ -13,7 +13,15 @@ from pydantic import Field, model_validator
 from orthotune.errors import DataError, RecipeError, nearest
 from orthotune.recipes.head_job import scores_of
 from orthotune.recipes.head_settings import HeadSettings
-from orthotune.recipes.labelled_data import Split, forgetting_notes, load_rows, require_columns, split, text_in
+from orthotune.recipes.labelled_data import (
+    Split,
+    forgetting_notes,
+    load_rows,
+    require_columns,
+    rows_counted,
+    split,
+    text_in,
+)
 from orthotune.recipes.method_settings import SettingError
 from orthotune.recipes.text_job import TextJob, TrainerInputs, source_of, trainer_arguments
 from orthotune.recipes.text_run import Callbacks, Say, run_text
@@ -221,8 +229,7 @@ def _trainer(settings: EmbedSettings, given: TrainerInputs, loss: str) -> RunTra
 
     data: Split[Row] = given.data
     encoder = adapted_encoder(given.model, given.adapter)
-    counted = {"train": len(data.train), **{name: len(rows) for name, rows in data.domains.items()}}
-    given.notes.append(f"Rows: {', '.join(f'{name} {count:,}' for name, count in counted.items())}.")
+    given.notes.append(f"Rows: {rows_counted(data)}.")
     texts = [value for row in data.train for value in row.values() if isinstance(value, str)]
     lengths = [len(ids) for ids in encoder.tokenizer(texts, truncation=False)["input_ids"]]
     if cut := sum(length > encoder.max_seq_length for length in lengths):

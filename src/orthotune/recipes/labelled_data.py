@@ -103,6 +103,17 @@ def text_in(place: str, row: Row, column: str) -> str:
     return value.strip()
 
 
+def rows_counted(found: Split[T]) -> str:
+    """How many examples a split has, for the start of a run.
+
+    Example:
+        >>> rows_counted(Split(["a", "b"], {"new": ["c"]}))
+        'train 2, new 1'
+    """
+    counted = {"train": len(found.train), **{name: len(rows) for name, rows in found.domains.items()}}
+    return ", ".join(f"{name} {count:,}" for name, count in counted.items())
+
+
 def split(settings: HeadSettings, read: Callable[[str], list[T]]) -> Split[T]:
     """What to learn from and what to measure on, as the settings say.
 

@@ -104,9 +104,17 @@ RECIPES: dict[str, Recipe] = {
             text=True, plans=False,
         ),
         Recipe(
+            "tokens", "tokens", "tokens:TokensSettings",
+            "Finetune a tagger of words: names, parts of speech. Without arguments: the small built-in model, on words "
+            "of code in prose.",
+            ("tokens", "tokens --method lora steps=100", "tokens model=FacebookAI/roberta-base --data names.jsonl"),
+            (Option("data", "--data", "Table with the columns words and tags, lists of the same length."),),
+            text=True, plans=False,
+        ),
+        Recipe(
             "vision", "vision", "vision:VisionSettings",
             "Finetune a classifier of images. Without arguments: a tiny vision transformer without pretraining, on "
-            "digits.",
+            "the colours of digits.",
             ("vision", "vision --method lora steps=100",
              "vision model=google/vit-base-patch16-224 --data photos/"),
             (Option("data", "--data", "Folder with a subfolder for each class, or table with image and label."),),

@@ -18,7 +18,15 @@ from orthotune.metrics.classes import class_scores, need_scikit_learn
 from orthotune.recipes.class_labels import Labelled, classes_of, encoded, names_in
 from orthotune.recipes.head_job import head_trainer, scores_of
 from orthotune.recipes.head_settings import HeadSettings
-from orthotune.recipes.labelled_data import Split, forgetting_notes, listed, load_rows, require_columns, split
+from orthotune.recipes.labelled_data import (
+    Split,
+    forgetting_notes,
+    listed,
+    load_rows,
+    require_columns,
+    rows_counted,
+    split,
+)
 from orthotune.recipes.text_job import TextJob, TrainerInputs, source_of
 from orthotune.recipes.text_run import Callbacks, Say, run_text
 from orthotune.runs.curve import draw_scores
@@ -27,7 +35,7 @@ from orthotune.runs.record import RunRecord
 from orthotune.text.causal_model import no_model
 from orthotune.text.headed_model import load_headed, outputs_of, read_config, save_with_config
 from orthotune.text.trainer import RunTrainer
-from orthotune.worlds.image_classes import DIGITS, labelled_digits
+from orthotune.worlds.image_classes import COLOURED, coloured_digits
 from orthotune.worlds.tiny_models import tiny_model
 
 TABLES = (".csv", ".jsonl", ".json", ".parquet")
@@ -36,11 +44,11 @@ TABLES = (".csv", ".jsonl", ".json", ".parquet")
 class VisionSettings(HeadSettings):
     """The settings of a run on classes of images.
 
-    Without a model, a tiny vision transformer without pretraining learns the digits of the image world.
+    Without a model, a tiny vision transformer without pretraining learns the colours of digits.
 
     Example:
         >>> VisionSettings(method="lora").data
-        'image-world/digits'
+        'image-world/colours'
     """
 
     recipe: ClassVar[str] = "vision"
@@ -50,7 +58,7 @@ class VisionSettings(HeadSettings):
     model: str = Field(description="Path or hub name of an image model with a classifier or without one, or tiny-vit.")
     data: str = Field(
         description="Folder with a subfolder of images for each class, table with the columns image (a path) and "
-        "label, hub name, or image-world/digits."
+        "label, hub name, or image-world/colours."
     )
     broken: Broken = Field("refuse", description="Whether unreadable images are skipped or an error.")
 
@@ -141,8 +149,8 @@ def load_image_processor(source: str) -> Any:
 
 def _read(source: str, broken: Broken, say: Say) -> list[Labelled]:
     path = Path(source)
-    if source == DIGITS or source.startswith(f"{DIGITS}/"):
-        return [Labelled(f"{source}, {image.name}", image, name) for image, name in labelled_digits(source)]
+    if source == COLOURED or source.startswith(f"{COLOURED}/"):
+        return [Labelled(f"{source}, {image.name}", image, name) for image, name in coloured_digits(source)]
     if path.is_dir():
         return [_of_folder(source, image) for image in read_folder(path, broken, say)]
     if path.is_file() and path.suffix not in TABLES:
@@ -213,9 +221,7 @@ def _trainer(settings: VisionSettings, given: TrainerInputs, new: Sequence[str])
         return [(example.inputs, encoded(example, "single", names)) for example in examples]
 
     train, domains = rows(data.train), {name: rows(found) for name, found in data.domains.items()}
-    counted = {"train": len(train), **{name: len(found) for name, found in domains.items()}}
-    counts = ", ".join(f"{name} {count:,}" for name, count in counted.items())
-    given.notes.append(f"{len(names)} classes: {listed(names)}. Images: {counts}.")
+    given.notes.append(f"{len(names)} classes: {listed(names)}. Images: {rows_counted(data)}.")
     return head_trainer(settings, given, train, domains, Images(given.tokenizer), new)
 
 

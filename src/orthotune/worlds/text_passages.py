@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from orthotune.errors import DataError
 from orthotune.files.installed_worlds import TEXT_WORLD
 from orthotune.worlds.text import load_split
 
-#: What settings call the passages and the pairs.
-PASSAGES, PAIRS = f"{TEXT_WORLD}/passages", f"{TEXT_WORLD}/pairs"
+#: What settings call the passages, the pairs and the tagged words.
+PASSAGES, PAIRS, TAGGED = f"{TEXT_WORLD}/passages", f"{TEXT_WORLD}/pairs", f"{TEXT_WORLD}/code-words"
+#: What a word of code in prose looks like: joined by underscores or dots, or called.
+CODE_WORD = re.compile(r"\w+(_\w+)+|\w+\(.*|\w+(\.\w+)+|__\w+")
 #: Python packages that enough prose is about; each one is a class.
 PACKAGES = ("asyncio", "distutils", "email", "http", "tkinter")
 #: Characters of a passage: at least, and at most.
@@ -64,6 +67,37 @@ def pairs(source: str = PAIRS) -> list[tuple[str, dict[str, str]]]:
                 for one, other in list(zip(texts[::2], texts[1::2], strict=False))[:OF_ONE_DOCUMENT]
             ]
     return found
+
+
+def tagged_words(source: str = TAGGED) -> list[tuple[str, dict[str, list[str]]]]:
+    """Words of passages with tags: ``B-CODE`` and ``I-CODE`` for words of code, ``O`` for all others.
+
+    Args:
+        source: ``text-world/code-words``, or ``text-world/code-words/held_out`` with those of other documents.
+
+    Raises:
+        DataError: another name, or the world is not installed.
+
+    Example:
+        >>> sorted({tag for _, row in tagged_words() for tag in row["tags"]})
+        ['B-CODE', 'I-CODE', 'O']
+    """
+    found = []
+    for split in _splits(source, TAGGED):
+        for document in load_split(split):
+            place = f"{source}, {document['source']}"
+            texts = [text.split() for text in _paragraphs(document["text"]) if CODE_WORD.search(text)]
+            found += [(place, {"words": words, "tags": _tags(words)}) for words in texts[:OF_ONE_DOCUMENT]]
+    return found
+
+
+def _tags(words: list[str]) -> list[str]:
+    tags: list[str] = []
+    for word in words:
+        code = CODE_WORD.match(word.strip("`'\"(,;:")) is not None
+        inside = bool(tags) and tags[-1] != "O"
+        tags.append(("I-CODE" if inside else "B-CODE") if code else "O")
+    return tags
 
 
 def _splits(source: str, name: str) -> tuple[str, ...]:
