@@ -158,6 +158,9 @@ def listed(names: Iterable[Any], most: int = 8) -> str:
 
 def _hub_rows(source: str) -> list[Placed]:
     found = load_split(source)
+    for key, kind in dict(found.features or {}).items():
+        if type(kind).__name__ in ("Audio", "Image"):  # as bytes: decoding is done where the recipe checks each one
+            found = found.cast_column(key, type(kind)(decode=False))
     named = {key: kind.names for key, kind in (found.features or {}).items() if hasattr(kind, "int2str")}
     return [
         (f"{source}, row {number}", {k: named[k][v] if k in named and v is not None and v >= 0 else v for k, v in row.items()})

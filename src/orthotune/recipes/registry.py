@@ -112,6 +112,16 @@ RECIPES: dict[str, Recipe] = {
             text=True, plans=False,
         ),
         Recipe(
+            "speech", "speech", "speech:SpeechSettings",
+            "Finetune a recognizer of speech, as Whisper. Without arguments: a tiny model without pretraining, on words "
+            "that are tones.",
+            ("speech", "speech --method lora steps=100",
+             "speech model=openai/whisper-small --data recordings.csv language=french"),
+            (Option("data", "--data", "Table with the columns audio (a path) and text."),
+             Option("language", "--language", "Of the recordings, for a model of several languages.")),
+            text=True, plans=False,
+        ),
+        Recipe(
             "vision", "vision", "vision:VisionSettings",
             "Finetune a classifier of images. Without arguments: a tiny vision transformer without pretraining, on "
             "the colours of digits.",

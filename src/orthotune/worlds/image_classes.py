@@ -27,7 +27,7 @@ def coloured_digits(source: str = COLOURED, count: int | None = None) -> list[tu
 
     Example:
         >>> [name for _, name in coloured_digits(count=3)]
-        []
+        ['cyan', 'black', 'purple']
     """
     if source not in (COLOURED, f"{COLOURED}/held_out"):
         raise DataError(f"data {source!r}", got="no such images", needed=f"{COLOURED} or {COLOURED}/held_out")

@@ -12,8 +12,9 @@ from transformers.utils import logging
 
 from orthotune.files.atomic import atomic_write
 from orthotune.files.installed_worlds import cached_model
+from orthotune.worlds.tone_words import WORDS
 
-VIT = "tiny-vit"
+VIT, WHISPER = "tiny-vit", "tiny-whisper"
 
 
 def tiny_model(word: str) -> Path | None:
@@ -22,7 +23,7 @@ def tiny_model(word: str) -> Path | None:
     The weights are random and always the same ones, so that an adapter of such a model can be loaded again.
 
     Args:
-        word: ``tiny-vit``.
+        word: ``tiny-vit`` or ``tiny-whisper``.
 
     Raises:
         OutputError: the cache cannot be written to.
@@ -68,5 +69,42 @@ def _vit() -> list[Any]:
     return [ViTModel(config, add_pooling_layer=False), ViTImageProcessorPil(size=side)]
 
 
+def _whisper() -> list[Any]:
+    """A Whisper for recordings of one second and the letters of ``tone_words``: two layers each of 64 features.
+
+    Its weights are six times as large as usual, as those of the vision transformer.
+    """
+    from transformers import (
+        GenerationConfig,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperProcessor,
+        WhisperTokenizer,
+    )
+
+    letters = sorted({letter for word in WORDS for letter in word})
+    # Whisper takes every token behind <|notimestamps|> for a time.
+    tokens = ["<|pad|>", *letters, "Ġ", "<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
+    numbers = {token: number for number, token in enumerate(tokens)}
+    end, start, plain = (numbers[token] for token in tokens[-3:])
+    ids: dict[str, Any] = {
+        "bos_token_id": end, "eos_token_id": end, "pad_token_id": 0, "decoder_start_token_id": start,
+    }  # fmt: skip
+    model = WhisperForConditionalGeneration(
+        WhisperConfig(
+            vocab_size=len(tokens), num_mel_bins=32, d_model=64, encoder_layers=2, decoder_layers=2,
+            encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128,
+            max_source_positions=50, max_target_positions=32, suppress_tokens=None, begin_suppress_tokens=None,
+            init_std=0.125, **ids,
+        )
+    )  # fmt: skip
+    model.generation_config = GenerationConfig(is_multilingual=False, no_timestamps_token_id=plain, **ids)
+    special = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    tokenizer = WhisperTokenizer(vocab=numbers, merges=[], pad_token="<|pad|>", **special)
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens[-2:]})
+    return [model, WhisperProcessor(WhisperFeatureExtractor(feature_size=32, chunk_length=1), tokenizer)]
+
+
 #: word -> what makes the model and its processor
-MAKERS: dict[str, Callable[[], list[Any]]] = {VIT: _vit}
+MAKERS: dict[str, Callable[[], list[Any]]] = {VIT: _vit, WHISPER: _whisper}
