@@ -59,14 +59,18 @@ def _vit() -> list[Any]:
 
     Its weights are six times as large as usual before pretraining: frozen ones must already tell images apart.
     """
-    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+    import transformers
+    from transformers import ViTConfig, ViTModel
+
+    # Older versions have the processor of Pillow under the plain name.
+    processor: Any = getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor
 
     config = ViTConfig(
         image_size=32, patch_size=8, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128,
         initializer_range=0.125,
     )
     side = {"height": 32, "width": 32}
-    return [ViTModel(config, add_pooling_layer=False), ViTImageProcessorPil(size=side)]
+    return [ViTModel(config, add_pooling_layer=False), processor(size=side)]
 
 
 def _whisper() -> list[Any]:
