@@ -158,7 +158,9 @@ def test_kinds_of_labels(case: str, given: Any, tmp_path: Path) -> None:
     assert config["problem_type"] == problem
 
 
-def test_the_order_of_the_classes_of_a_base_with_a_head_is_kept(given: Any, runs: Any, data: Path, tmp_path: Path) -> None:
+def test_the_order_of_the_classes_of_a_base_with_a_head_is_kept(
+    given: Any, runs: Any, data: Path, tmp_path: Path
+) -> None:
     merge(runs["oft"][0].output, tmp_path / "classifier")
     config = json.loads((tmp_path / "classifier" / "config.json").read_text())
     config["id2label"] = {"0": "tool", "1": "animal", "2": "fruit"}
@@ -169,7 +171,9 @@ def test_the_order_of_the_classes_of_a_base_with_a_head_is_kept(given: Any, runs
 
 def test_magnitudes_are_fitted_to_a_run(runs: Any, tmp_path: Path) -> None:
     output = runs["oft"][0].output
-    record = fit_magnitudes(load_magnitude(None, [f"adapter={output}", f"output={tmp_path / 'fit'}"]), silent, bar=False)
+    record = fit_magnitudes(
+        load_magnitude(None, [f"adapter={output}", f"output={tmp_path / 'fit'}"]), silent, bar=False
+    )
     assert record.steps == 2 and record.scores_before["loss"] == pytest.approx(
         runs["oft"][1].scores_after["loss"], abs=1e-5
     )

@@ -95,7 +95,10 @@ def test_a_run_measures_saves_and_reloads(runs: Any, method: str) -> None:
     model = reloaded(KIND, tiny_model("tiny-whisper"), settings.output)
     parts = job(settings)
     labels = Recordings(parts.tokenizer(), model.config.decoder_start_token_id)(
-        [(one.recording.samples, parts.tokenizer().tokenizer(one.text).input_ids) for one in parts.data().domains["new"]]
+        [
+            (one.recording.samples, parts.tokenizer().tokenizer(one.text).input_ids)
+            for one in parts.data().domains["new"]
+        ]
     )["labels"]
     loss = torch.nn.functional.cross_entropy(_logits(model, settings).flatten(0, 1).float(), labels.flatten())
     assert loss.item() == pytest.approx(record.scores_after["loss"], abs=1e-4)
@@ -172,7 +175,10 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "samples without a rate": (_row(audio=[0.0, 0.1]), "without a sampling_rate"),
     "samples that are not finite": (_row(audio={"array": [float("nan")], "sampling_rate": 16000}), "not finite|NaN"),
     "a number as a recording": (_row(audio=5, sampling_rate=16000), r"samples of shape \[\]"),
-    "a language of a model of one": (lambda folder: {**_row()(folder), "language": "french"}, "a model of one language"),
+    "a language of a model of one": (
+        lambda folder: {**_row()(folder), "language": "french"},
+        "a model of one language",
+    ),
     "no such file": (lambda folder: {"data": str(folder / "none.csv")}, "no such file"),
     "no such model": (lambda folder: {**_row()(folder), "model": "./nowhere"}, "no such directory"),
 }

@@ -133,7 +133,11 @@ def test_spans_are_scored_by_seqeval() -> None:
 
 ROW = {"words": ["Ada", "ran"], "tags": ["B-PER", "O"]}
 WRONG: dict[str, tuple[list[Any], dict[str, Any], str]] = {
-    "words and tags of unlike length": ([ROW, {"words": ["a", "b"], "tags": ["O"]}], {}, "line 2. Found: 2 words and 1"),
+    "words and tags of unlike length": (
+        [ROW, {"words": ["a", "b"], "tags": ["O"]}],
+        {},
+        "line 2. Found: 2 words and 1",
+    ),
     "an unknown tag in eval": ([ROW], {"eval": [{"words": ["a"], "tags": ["B-LOC"]}]}, "tag 'B-LOC'.*B-PER, O"),
     "one tag only": ([{"words": ["a"], "tags": ["O"]}], {}, "one tag, 'O'"),
     "an empty word": ([ROW, {"words": ["a", " "], "tags": ["O", "O"]}], {}, "an empty word"),

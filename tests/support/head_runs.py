@@ -17,7 +17,7 @@ from orthotune import PeftModel
 from orthotune.operations.merge import merge
 from orthotune.runs.checkpoint_on_signal import Stopped
 
-#: Rows of different lengths are padded alike here and there; what differs is the order of float32 sums in a merged layer.
+#: What differs is the order of float32 sums: a merged weight is rotated once, the inputs of an adapted layer each time.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 

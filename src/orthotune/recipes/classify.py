@@ -150,7 +150,9 @@ def _read(source: str, asked: str) -> list[Labelled]:
     found = []
     for place, row in rows:
         if (row.get("text2") is not None) != pairs:
-            require_columns([(place, row)], ["text2"], source) if pairs else require_columns(rows[:1], ["text2"], source)
+            require_columns([(place, row)], ["text2"], source) if pairs else require_columns(
+                rows[:1], ["text2"], source
+            )
         texts = (text_in(place, row, "text"), *([text_in(place, row, "text2")] if pairs else []))
         label = row["label"]
         if source.endswith(".csv") and asked in ("auto", "regression"):
@@ -177,7 +179,9 @@ def _trainer(settings: ClassifySettings, given: TrainerInputs, problem: Problem,
 
     def rows(examples: Sequence[Labelled]) -> list[dict[str, Any]]:
         nonlocal cut
-        encodings = given.tokenizer([list(e.inputs) if len(e.inputs) > 1 else e.inputs[0] for e in examples])["input_ids"]
+        encodings = given.tokenizer([list(e.inputs) if len(e.inputs) > 1 else e.inputs[0] for e in examples])[
+            "input_ids"
+        ]
         cut += sum(len(ids) > tokens for ids in encodings)
         made = []
         for example in examples:

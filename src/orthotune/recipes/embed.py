@@ -272,7 +272,7 @@ def _scores(shape: Shape, model: Any, rows: Sequence[Row]) -> Mapping[str, float
     try:
         if shape.score is RETRIEVAL:
             return _retrieved(model, rows)
-        return _similar(model, rows) if shape.target == "score" else _told_apart(model, rows)
+        return _similar(model, rows) if shape.target == "score" else _separated(model, rows)
     finally:
         model.train(was_training)
 
@@ -308,7 +308,7 @@ def _similar(model: Any, rows: Sequence[Row]) -> dict[str, float]:
     return {"spearman": found["spearman_cosine"], "pearson": found["pearson_cosine"]}
 
 
-def _told_apart(model: Any, rows: Sequence[Row]) -> dict[str, float]:
+def _separated(model: Any, rows: Sequence[Row]) -> dict[str, float]:
     from sentence_transformers.sentence_transformer.evaluation import BinaryClassificationEvaluator
 
     columns = [[row[key] for row in rows] for key in ("sentence1", "sentence2")]

@@ -163,6 +163,9 @@ def _hub_rows(source: str) -> list[Placed]:
             found = found.cast_column(key, type(kind)(decode=False))
     named = {key: kind.names for key, kind in (found.features or {}).items() if hasattr(kind, "int2str")}
     return [
-        (f"{source}, row {number}", {k: named[k][v] if k in named and v is not None and v >= 0 else v for k, v in row.items()})
+        (
+            f"{source}, row {number}",
+            {k: named[k][v] if k in named and v is not None and v >= 0 else v for k, v in row.items()},
+        )
         for number, row in enumerate(found)
     ]

@@ -113,8 +113,8 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "speech", "speech", "speech:SpeechSettings",
-            "Finetune a recognizer of speech, as Whisper. Without arguments: a tiny model without pretraining, on words "
-            "that are tones.",
+            "Finetune a recognizer of speech, as Whisper. Without arguments: a tiny model without pretraining, on tones "
+            "that stand for words.",
             ("speech", "speech --method lora steps=100",
              "speech model=openai/whisper-small --data recordings.csv language=french"),
             (Option("data", "--data", "Table with the columns audio (a path) and text."),

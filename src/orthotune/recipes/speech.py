@@ -1,4 +1,4 @@
-"""Recognition of speech by models as Whisper: recordings with their transcripts, measured by the words that are wrong."""
+"""Recognition of speech by models as Whisper: recordings with transcripts, measured by the words that are wrong."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def _processor(source: str, settings: SpeechSettings) -> Any:
 
 
 def _languages(source: str) -> bool:
-    """Whether a model's tokens of languages are known, by which it is told what to write."""
+    """Whether a model's tokens of languages are known, which decide what it writes."""
     from transformers import GenerationConfig
 
     try:
@@ -172,7 +172,9 @@ def _read(source: str) -> list[Spoken]:
     path = Path(source)
     folder = path if path.is_dir() else path.parent
     return [
-        Spoken(place, read_recording(row["audio"], place, folder, row.get("sampling_rate")), text_in(place, row, "text"))
+        Spoken(
+            place, read_recording(row["audio"], place, folder, row.get("sampling_rate")), text_in(place, row, "text")
+        )
         for place, row in rows
     ]
 
@@ -246,7 +248,9 @@ def _scores(settings: SpeechSettings, trainer: RunTrainer, model: Any, rows: Seq
         with _quiet_generation():
             written = model.generate(**inputs, max_new_tokens=most, **options)
         found += tokenizer.batch_decode(written, skip_special_tokens=True)
-        wanted += tokenizer.batch_decode(labels.where(labels != UNTAGGED, tokenizer.pad_token_id), skip_special_tokens=True)
+        wanted += tokenizer.batch_decode(
+            labels.where(labels != UNTAGGED, tokenizer.pad_token_id), skip_special_tokens=True
+        )
     return {
         WER.name: word_error_rate([text.strip() for text in wanted], [text.strip() for text in found]),
         "loss": losses / tokens,
@@ -256,7 +260,9 @@ def _scores(settings: SpeechSettings, trainer: RunTrainer, model: Any, rows: Seq
 @contextmanager
 def _quiet_generation() -> Iterator[None]:
     """transformers remarks on each call about lengths and masks that Whisper sets itself."""
-    loggers = [logging.getLogger(f"transformers.{name}") for name in ("generation.utils", "generation.configuration_utils")]
+    loggers = [
+        logging.getLogger(f"transformers.{name}") for name in ("generation.utils", "generation.configuration_utils")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

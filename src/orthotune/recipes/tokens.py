@@ -156,7 +156,7 @@ def _list(place: str, row: Mapping[str, Any], column: str) -> list[str]:
     value = row[column]
     good = isinstance(value, list) and value and all(isinstance(one, str) or _is_number(one, column) for one in value)
     if not good:
-        needed = "a list of words" if column == "words" else "a list of tags, as [\"O\", \"B-PER\"]"
+        needed = "a list of words" if column == "words" else 'a list of tags, as ["O", "B-PER"]'
         raise DataError(f"{place}: column {column!r}", got=f"{type(value).__name__} {str(value)[:40]!r}", needed=needed)
     return [str(one) for one in value]
 
@@ -192,7 +192,9 @@ def _trainer(settings: TokensSettings, given: TrainerInputs, new: Sequence[str])
                     f"{example.place}: tag {unknown[0]!r}", got="a tag that data does not have",
                     needed=f"one of {listed(numbers)}", do="Correct the tag, or add examples of it to data",
                 )  # fmt: skip
-            row = align(given.tokenizer, example.inputs, [numbers[tag] for tag in example.label], tokens, settings.piece)
+            row = align(
+                given.tokenizer, example.inputs, [numbers[tag] for tag in example.label], tokens, settings.piece
+            )
             lost += len(example.inputs) - sum(label != UNTAGGED for label in row["labels"])
             made.append(row)
         return made

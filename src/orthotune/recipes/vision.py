@@ -91,9 +91,7 @@ def run(
     return run_text(settings, job(settings, say, adapt), say, callbacks, bar)
 
 
-def job(
-    settings: VisionSettings, say: Say = print, adapt: Callable[[Any, list[str]], Any] | None = None
-) -> TextJob:
+def job(settings: VisionSettings, say: Say = print, adapt: Callable[[Any, list[str]], Any] | None = None) -> TextJob:
     """What this recipe adds to the shared run: images, a classifier, and its scores.
 
     Args:

@@ -102,7 +102,13 @@ def lora_config(
         )
     # PEFT takes the head that it trains in full out of all-linear for SEQ_CLS alone.
     heads = list(HEADS.get(task or "", ())) if targets == "all-linear" and task != "SEQ_CLS" else None
-    given = {"exclude_modules": heads, "r": rank, "lora_alpha": alpha or 2 * rank, "lora_dropout": 0.0, **(options or {})}
+    given = {
+        "exclude_modules": heads,
+        "r": rank,
+        "lora_alpha": alpha or 2 * rank,
+        "lora_dropout": 0.0,
+        **(options or {}),
+    }
     try:
         return LoraConfig(target_modules=targets, task_type=task, **given)
     except (TypeError, ValueError) as fault:

@@ -58,7 +58,10 @@ def load_encoder(source: str, dtype: torch.dtype, max_length: int, quantization:
     package = need_sentence_transformers()
     try:
         encoder = package.SentenceTransformer(
-            source, trust_remote_code=False, model_kwargs={"dtype": dtype, **options}, local_files_only=Path(source).is_dir()
+            source,
+            trust_remote_code=False,
+            model_kwargs={"dtype": dtype, **options},
+            local_files_only=Path(source).is_dir(),
         )
     except (OSError, ValueError, SafetensorError) as fault:
         raise no_model(source, fault) from fault

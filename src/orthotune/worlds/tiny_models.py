@@ -66,7 +66,12 @@ def _vit() -> list[Any]:
     processor: Any = getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor
 
     config = ViTConfig(
-        image_size=32, patch_size=8, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128,
+        image_size=32,
+        patch_size=8,
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=128,
         initializer_range=0.125,
     )
     side = {"height": 32, "width": 32}
