@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
 
+from orthotune.cli.main import app
 from orthotune.errors import ConfigError, DataError, OrthotuneError, RecipeError
 from orthotune.files.tables import write_table
 from orthotune.operations.merge import merge
@@ -236,6 +238,19 @@ def test_wrong_data_is_refused_in_words(case: str, given: Any, tmp_path: Path) -
 def test_wrong_settings_are_refused_in_words(words: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_settings(ClassifySettings, None, words)
+
+
+def test_the_command_prints_scores_and_writes_a_report(data: Path, model_path: Path, tmp_path: Path) -> None:
+    words = [f"model={model_path}", "steps=1", "block_size=8", "batch_size=4", "max_length=16", "warmup=0"]
+    done = CliRunner().invoke(
+        app, ["train", "classify", "--data", str(data / "new.jsonl"), *words, "-o", str(tmp_path / "run")]
+    )
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "accuracy" in done.output and "nats/token" not in done.output
+    assert "accuracy" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    refused = CliRunner().invoke(app, ["evaluate", "answers", str(tmp_path / "run")])
+    assert refused.exit_code == 2
+    assert "no finished run of a language model, recipe 'classify'" in " ".join(refused.output.split())
 
 
 def test_csv_and_hub_rows_are_read(tmp_path: Path) -> None:

@@ -61,10 +61,12 @@ class Shape:
 
 
 RETRIEVAL, SIMILARITY = Score("mrr"), Score("spearman")
+#: Losses for which the other rows of a batch are the negatives.
+IN_BATCH = ("multiple-negatives", "cached-multiple-negatives")
 #: Asked in this order: a triplet is a pair with one column more.
 SHAPES = (
-    Shape(("anchor", "positive", "negative"), None, ("multiple-negatives", "cached-multiple-negatives", "triplet"), RETRIEVAL),
-    Shape(("anchor", "positive"), None, ("multiple-negatives", "cached-multiple-negatives"), RETRIEVAL),
+    Shape(("anchor", "positive", "negative"), None, (*IN_BATCH, "triplet"), RETRIEVAL),
+    Shape(("anchor", "positive"), None, IN_BATCH, RETRIEVAL),
     Shape(("sentence1", "sentence2"), "score", ("cosent", "angle", "cosine"), SIMILARITY),
     Shape(("sentence1", "sentence2"), "label", ("contrastive", "online-contrastive"), Score("average_precision")),
 )  # fmt: skip
@@ -108,7 +110,7 @@ class EmbedSettings(HeadSettings):
 
     @model_validator(mode="after")
     def _several(self) -> EmbedSettings:
-        if self.batch_size < 2 and self.loss in ("auto", "multiple-negatives", "cached-multiple-negatives"):
+        if self.batch_size < 2 and self.loss in ("auto", *IN_BATCH):
             fault = "the other rows of a batch are the negatives, and batch_size=1 has none"
             raise SettingError("batch_size", fault, "Choose batch_size=2 or more")
         return self
@@ -235,7 +237,7 @@ def _trainer(settings: EmbedSettings, given: TrainerInputs, loss: str) -> RunTra
     if cut := sum(length > encoder.max_seq_length for length in lengths):
         given.notes.append(f"{cut:,} texts are longer than {encoder.max_seq_length} tokens and are cut.")
     # A text that is in a batch twice would be the negative of its own pair.
-    sampler = "no_duplicates" if loss.endswith("multiple-negatives") else "batch_sampler"
+    sampler = "no_duplicates" if loss in IN_BATCH else "batch_sampler"
     made: RunTrainer = run_trainer(encoder_trainer())(
         encoder,
         args=trainer_arguments(
@@ -250,7 +252,7 @@ def _trainer(settings: EmbedSettings, given: TrainerInputs, loss: str) -> RunTra
 
 
 def _loss(settings: EmbedSettings, encoder: Any, name: str) -> Any:
-    from sentence_transformers import losses
+    from sentence_transformers.sentence_transformer import losses
 
     kind = getattr(losses, LOSSES[name])
     known = [option for option in inspect.signature(kind).parameters if option != "model"]

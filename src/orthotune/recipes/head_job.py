@@ -27,7 +27,7 @@ def head_trainer(
     domains: dict[str, list[Any]],
     collate: Callable[[list[Any]], dict[str, Any]],
     new_modules: Sequence[str],
-    kind: tuple[type[Any], type[Any]] = (Trainer, TrainingArguments),
+    kind: tuple[Any, Any] = (Trainer, TrainingArguments),
 ) -> RunTrainer:
     """A trainer of transformers for rows of tensors or lists, with the head trained in full beside the adapter.
 

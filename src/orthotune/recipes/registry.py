@@ -40,7 +40,9 @@ class Recipe:
         summary: the sentences under ``orthotune train NAME --help``.
         examples: command lines, without ``orthotune train``.
         options: settings with their own options, besides those that all recipes have.
-        text: the recipe trains a language model and reports nats per token; other recipes report scores of images.
+        text: the recipe runs as those of language models do, on a trainer of transformers; other recipes report scores
+            of images.
+        head: the model has a head of its own, writes no texts, and is measured in scores.
         plans: the module has ``plan(settings)``, which describes a run.
     """
 
@@ -51,6 +53,7 @@ class Recipe:
     examples: tuple[str, ...]
     options: tuple[Option, ...] = ()
     text: bool = False
+    head: bool = False
     plans: bool = True
 
     def job(self) -> Any:
@@ -91,7 +94,7 @@ RECIPES: dict[str, Recipe] = {
             ("classify", "classify --method lora steps=100",
              "classify model=FacebookAI/roberta-base --data reviews.csv target_modules=all-linear"),
             (Option("data", "--data", "Table with the columns text and label (and text2 for pairs)."),),
-            text=True, plans=False,
+            text=True, head=True, plans=False,
         ),
         Recipe(
             "embed", "embed", "embed:EmbedSettings",
@@ -101,7 +104,7 @@ RECIPES: dict[str, Recipe] = {
              "embed model=sentence-transformers/all-MiniLM-L6-v2 --data questions.csv batch_size=64"),
             (Option("data", "--data", "Table with anchor, positive (and negative), or sentence1, sentence2 and score."),
              Option("loss", "--loss", "multiple-negatives, triplet, cosent, cosine, ...; default: by the columns.")),
-            text=True, plans=False,
+            text=True, head=True, plans=False,
         ),
         Recipe(
             "tokens", "tokens", "tokens:TokensSettings",
@@ -109,17 +112,17 @@ RECIPES: dict[str, Recipe] = {
             "of code in prose.",
             ("tokens", "tokens --method lora steps=100", "tokens model=FacebookAI/roberta-base --data names.jsonl"),
             (Option("data", "--data", "Table with the columns words and tags, lists of the same length."),),
-            text=True, plans=False,
+            text=True, head=True, plans=False,
         ),
         Recipe(
             "speech", "speech", "speech:SpeechSettings",
-            "Finetune a recognizer of speech, as Whisper. Without arguments: a tiny model without pretraining, on tones "
-            "that stand for words.",
+            "Finetune a recognizer of speech, as Whisper. Without arguments: a tiny model without pretraining, on "
+            "tones that stand for words.",
             ("speech", "speech --method lora steps=100",
              "speech model=openai/whisper-small --data recordings.csv language=french"),
             (Option("data", "--data", "Table with the columns audio (a path) and text."),
              Option("language", "--language", "Of the recordings, for a model of several languages.")),
-            text=True, plans=False,
+            text=True, head=True, plans=False,
         ),
         Recipe(
             "vision", "vision", "vision:VisionSettings",
@@ -128,7 +131,7 @@ RECIPES: dict[str, Recipe] = {
             ("vision", "vision --method lora steps=100",
              "vision model=google/vit-base-patch16-224 --data photos/"),
             (Option("data", "--data", "Folder with a subfolder for each class, or table with image and label."),),
-            text=True, plans=False,
+            text=True, head=True, plans=False,
         ),
         Recipe(
             "subject", "subject", "subject_settings:SubjectSettings",

@@ -86,6 +86,10 @@ def adapted_encoder(encoder: Any, adapter: Any) -> Any:
     if adapter is None:
         return encoder
     encoder.requires_grad_(False)
+    # Sentence embeddings come from the last states: BERT's own pooler is computed, and nothing learns from it.
+    unused = [name for name, _ in encoder[0].model.named_modules() if name.startswith("pooler.")]
+    if adapter.target_modules == "all-linear" and not adapter.exclude_modules and unused:
+        adapter.exclude_modules = unused
     return with_transformer(encoder, get_peft_model(encoder[0].model, adapter))
 
 
@@ -124,7 +128,7 @@ def write_encoder(encoder: Any, folder: str | Path) -> None:
 
 
 @cache
-def encoder_trainer() -> type[Any]:
+def encoder_trainer() -> Any:
     """The trainer of sentence-transformers whose checkpoints hold an adapter where an adapter is trained.
 
     Returns:
