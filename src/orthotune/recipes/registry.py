@@ -134,6 +134,15 @@ RECIPES: dict[str, Recipe] = {
             text=True, head=True, plans=False,
         ),
         Recipe(
+            "vlm", "vlm", "vlm:VLMSettings",
+            "Finetune a model that answers questions about images. Without arguments: a tiny model without pretraining, "
+            "on the colours of digits.",
+            ("vlm", "vlm --method lora steps=100",
+             "vlm model=llava-hf/llava-1.5-7b-hf --data questions.jsonl block_size=32"),
+            (Option("data", "--data", "Table with image, prompt and completion, or images and messages."),),
+            text=True, plans=False,
+        ),
+        Recipe(
             "subject", "subject", "subject_settings:SubjectSettings",
             "Teach an image model one subject from a few images. Without arguments: a handwritten nine, on the "
             "built-in image model.",

@@ -156,7 +156,7 @@ def _read(source: str, broken: Broken, say: Say) -> list[Labelled]:
         raise DataError(f"data {source!r}", got=f"suffix {path.suffix!r}", needed=needed)
     rows = load_rows(source)
     require_columns(rows, ["image", "label"], source)
-    origins = [(place, _origin(place, row["image"], path.parent)) for place, row in rows]
+    origins = [(place, origin_of(place, row["image"], path.parent)) for place, row in rows]
     images = open_images(origins, f"of {source}", broken, say)
     return [
         Labelled(place, image, row["label"])
@@ -175,8 +175,17 @@ def _of_folder(source: str, image: ImageFile) -> Labelled:
     return Labelled(f"{source}, {image.name}", image, name)
 
 
-def _origin(place: str, value: Any, folder: Path) -> Path | bytes:
-    """An image of a row: a path below the folder of its table, or bytes as parquet files and hub data sets have."""
+def origin_of(place: str, value: Any, folder: Path) -> Path | bytes:
+    """An image of a row: a path below the folder of its table, or bytes as parquet files and hub data sets have.
+
+    Args:
+        place: of the row, for messages.
+        value: of its column.
+        folder: of the table.
+
+    Raises:
+        DataError: neither a path nor bytes.
+    """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):

@@ -14,7 +14,7 @@ from orthotune.files.atomic import atomic_write
 from orthotune.files.installed_worlds import cached_model
 from orthotune.worlds.tone_words import WORDS
 
-VIT, WHISPER = "tiny-vit", "tiny-whisper"
+VIT, WHISPER, LLAVA = "tiny-vit", "tiny-whisper", "tiny-llava"
 
 
 def tiny_model(word: str) -> Path | None:
@@ -23,7 +23,7 @@ def tiny_model(word: str) -> Path | None:
     The weights are random and always the same ones, so that an adapter of such a model can be loaded again.
 
     Args:
-        word: ``tiny-vit`` or ``tiny-whisper``.
+        word: ``tiny-vit``, ``tiny-whisper`` or ``tiny-llava``.
 
     Raises:
         OutputError: the cache cannot be written to.
@@ -115,5 +115,56 @@ def _whisper() -> list[Any]:
     return [model, WhisperProcessor(WhisperFeatureExtractor(feature_size=32, chunk_length=1), tokenizer)]
 
 
+#: The template of the tiny model's dialogues: a line for each message, with a mark for each image.
+TEMPLATE = """{% for message in messages %}{{ message['role'] }}: {% if message['content'] is string %}\
+{{ message['content'] }}{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}\
+{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<end>{% endfor %}\
+{% if add_generation_prompt %}assistant: {% endif %}"""
+
+
+def _llava() -> list[Any]:
+    """A Llava for images of 32 pixels that reads and writes bytes: two layers each of 64 features.
+
+    Its weights are six times as large as usual, as those of the vision transformer.
+    """
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    numbers = {token: number for number, token in enumerate(["<end>", "<pad>", "<image>", *letters])}
+    inner = Tokenizer(models.BPE(numbers, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<end>", pad_token="<pad>", additional_special_tokens=["<image>"]
+    )
+    kind: Any = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+    images = kind(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = LlavaProcessor(
+        images, tokenizer, patch_size=8, vision_feature_select_strategy="default", chat_template=TEMPLATE,
+        image_token="<image>", num_additional_image_tokens=1,
+    )  # fmt: skip
+    sizes: dict[str, Any] = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "initializer_range": 0.125,
+    }  # fmt: skip
+    text = LlamaConfig(
+        **sizes, vocab_size=len(numbers), num_key_value_heads=4, max_position_embeddings=256, bos_token_id=0,
+        eos_token_id=0, pad_token_id=1,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(**sizes, image_size=32, patch_size=8, projection_dim=64)
+    # The last layer's states, where others take those before it: every layer then has a gradient.
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=2, vision_feature_layer=-1)
+    return [LlavaForConditionalGeneration(config), processor]
+
+
 #: word -> what makes the model and its processor
-MAKERS: dict[str, Callable[[], list[Any]]] = {VIT: _vit, WHISPER: _whisper}
+MAKERS: dict[str, Callable[[], list[Any]]] = {VIT: _vit, WHISPER: _whisper, LLAVA: _llava}
