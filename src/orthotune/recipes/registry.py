@@ -135,8 +135,8 @@ RECIPES: dict[str, Recipe] = {
         ),
         Recipe(
             "vlm", "vlm", "vlm:VLMSettings",
-            "Finetune a model that answers questions about images. Without arguments: a tiny model without pretraining, "
-            "on the colours of digits.",
+            "Finetune a model that answers questions about images. Without arguments: a tiny model without "
+            "pretraining, on the colours of digits.",
             ("vlm", "vlm --method lora steps=100",
              "vlm model=llava-hf/llava-1.5-7b-hf --data questions.jsonl block_size=32"),
             (Option("data", "--data", "Table with image, prompt and completion, or images and messages."),),

@@ -1,4 +1,4 @@
-"""Answers about images: supervised finetuning of a vision-language model by TRL, on the last answer of each dialogue."""
+"""Answers about images: finetuning of a vision-language model by TRL, on the last answer of each dialogue."""
 
 from __future__ import annotations
 
