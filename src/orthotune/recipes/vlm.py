@@ -157,7 +157,7 @@ def _processor(source: str, named: str) -> Any:
 
 def _read(source: str) -> list[Asked]:
     if source == COLOURED or source.startswith(f"{COLOURED}/"):
-        return [Asked(*_one_turn(QUESTION, name), [image]) for image, name in coloured_digits(source)]
+        return [Asked(*_exchange(QUESTION, name), [image]) for image, name in coloured_digits(source)]
     rows = [(place, _as_list_of_images(row)) for place, row in load_rows(source)]
     require_columns(rows, ["images"], source)
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
@@ -179,14 +179,14 @@ def _as_list_of_images(row: Row) -> Row:
     return {**row, "images": [row["image"]]} if row.get("images") is None and row.get("image") is not None else row
 
 
-def _one_turn(prompt: str, completion: str) -> tuple[list[Row], list[Row]]:
+def _exchange(prompt: str, completion: str) -> tuple[list[Row], list[Row]]:
     return [{"role": "user", "content": prompt}], [{"role": "assistant", "content": completion}]
 
 
 def _dialogue(place: str, row: Row, source: str) -> tuple[list[Row], list[Row]]:
     if row.get("messages") is None:
         require_columns([(place, row)], ["prompt", "completion"], source)
-        return _one_turn(text_in(place, row, "prompt"), text_in(place, row, "completion"))
+        return _exchange(text_in(place, row, "prompt"), text_in(place, row, "completion"))
     messages = row["messages"]
     if not is_dialogue(messages) or len(messages) < 2:
         needed = "a list of {role, content}, a question and an answer at least"
