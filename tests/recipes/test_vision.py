@@ -52,6 +52,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Any:
         values |= {"batch_size": 6, "learning_rate": 1e-2, "warmup": 0, "save_every": 2}
         if more.get("method", "oft") == "oft":
             values["block_size"] = 8
+        if more.get("method") == "full":
+            values["learning_rate"] = 1e-3
         return VisionSettings(**(values | more), output=output)
 
     with pytest.MonkeyPatch.context() as patch:
