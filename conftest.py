@@ -12,6 +12,8 @@ import pytest
 collect_ignore = (
     [] if find_spec("triton") else [f"src/orthotune/kernels/triton_{name}.py" for name in ("cayley", "rotate")]
 )
+# Examples of scores that scikit-learn counts.
+collect_ignore += [] if find_spec("sklearn") else [f"src/orthotune/metrics/{name}.py" for name in ("classes", "tags")]
 
 
 @pytest.hookimpl(wrapper=True)

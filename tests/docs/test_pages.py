@@ -16,6 +16,7 @@ from orthotune.cli.main import app
 from orthotune.experiments.image_tasks import CompareControlSettings, CompareSubjectSettings
 from orthotune.experiments.text_task import CompareSFTSettings
 from orthotune.recipes.control import ControlSettings
+from orthotune.recipes.registry import RECIPES
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.subject_settings import SubjectSettings
 from orthotune.recipes.text_to_image import TextToImageSettings
@@ -30,6 +31,9 @@ SETTINGS: dict[tuple[str, ...], tuple[Any, ...]] = {
     ("compare", "subject"): (CompareSubjectSettings, SubjectSettings),
     ("compare", "control"): (CompareControlSettings, ControlSettings),
 }
+
+
+SETTINGS |= {("train", name): (recipe.settings_class(),) for name, recipe in RECIPES.items()}
 
 
 def named(page: Path) -> str:

@@ -80,7 +80,7 @@ def asked(model: str, adapter: Path | None = None) -> Asked:
     record = read_json(folder / "run.json", error=RecipeError)
     recipe, settings = RECIPES.get(str(record.get("recipe"))), record.get("settings") or {}
     results = [folder / name for name in ("adapter", "model") if (folder / name).is_dir()]
-    if recipe is None or not recipe.text or not settings.get("model") or not results:
+    if recipe is None or not recipe.text or recipe.head or not settings.get("model") or not results:
         raise RecipeError(
             model, got=f"no finished run of a language model, recipe {record.get('recipe')!r}",
             needed="the output of a run as that of `orthotune train sft`",

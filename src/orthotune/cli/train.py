@@ -107,7 +107,7 @@ def magnitude(
     """Fit a scale for each neuron of a finished run, of a language or an image model; its rotations stay frozen.
 
     The data and the loss are those of RUN. For an adapter that lies in no run directory, give recipe=NAME (sft,
-    subject, control, t2i) and that recipe's settings.
+    classify, subject, control, t2i and the other recipes) and that recipe's settings.
 
     Examples:
 

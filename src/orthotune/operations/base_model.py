@@ -14,6 +14,7 @@ from orthotune.errors import AdapterFileError, OrthotuneError
 from orthotune.files.installed_worlds import TEXT_WORLD, model_folder
 from orthotune.files.json_file import read_json
 from orthotune.operations.checkpoint.model_folder import copy_missing
+from orthotune.operations.headed_base import HeadedBase
 from orthotune.quantized.loading_options import loading_options
 
 #: The built-in language model, by the name that recipes give it and that its adapters record.
@@ -41,12 +42,14 @@ class BaseModel:
         companions: tokenizer and processors, saved beside the model.
         pipeline: for a base that is a pipeline, the diffusers pipeline and the name of the component.
         folder: where the base is on this disk; None when that is not known.
+        headed: what the adapter says of the model that its base is loaded as.
     """
 
     model: Any
     companions: list[Any] = field(default_factory=list)
     pipeline: tuple[Any, str] | None = None
     folder: Path | None = None
+    headed: HeadedBase | None = None
 
     def save(self, model: Any, folder: Path) -> None:
         """Write ``model`` to ``folder`` in the layout of the base."""
@@ -60,15 +63,20 @@ class BaseModel:
             companion.save_pretrained(folder)
         if self.folder is not None:
             copy_missing(self.folder, folder)
+        if self.headed is not None:
+            self.headed.copy_parts(folder)
 
 
-def load_base(base: str, dtype: str = "auto", quantization: str | None = None) -> BaseModel:
+def load_base(
+    base: str, dtype: str = "auto", quantization: str | None = None, headed: HeadedBase | None = None
+) -> BaseModel:
     """Load the model at a path or on the hub.
 
     Args:
         base: path, name on the hub, or :data:`WORLD`.
         dtype: the name of a torch dtype, or ``auto`` for the dtype of the checkpoint.
         quantization: a name from ``orthotune.quantized.loading_options``, for transformers models only.
+        headed: what the adapter says of the model that its base is loaded as; None for the class that the base names.
 
     Raises:
         OrthotuneError: the path is not a model, or the installed libraries do not know its class.
@@ -92,7 +100,7 @@ def load_base(base: str, dtype: str = "auto", quantization: str | None = None) -
     elif base.startswith((".", "/", "~")) or base.count("/") > 1 or "\\" in base:
         # This cannot be a name on the hub, and the hub's own error message would be misleading.
         raise OrthotuneError(f"The base model {base} does not exist", do="Check the path, or name another with --base")
-    return _transformers(str(folder), dtype, quantization)
+    return _transformers(str(folder), dtype, quantization, headed)
 
 
 def place_of(base: str) -> Path:
@@ -105,19 +113,22 @@ def place_of(base: str) -> Path:
     return Path(model_folder(base))
 
 
-def _transformers(base: str, dtype: str, quantization: str | None) -> BaseModel:
+def _transformers(base: str, dtype: str, quantization: str | None, headed: HeadedBase | None) -> BaseModel:
     compute = torch.float32 if dtype == "auto" else getattr(torch, dtype)
     options = loading_options(quantization, base, compute) if quantization else {}
 
     # False, not None: with None, transformers asks on the terminal whether it may run code from the model's files.
-    config = transformers.AutoConfig.from_pretrained(base, trust_remote_code=False)
+    described = base if headed is None else headed.config
+    config = transformers.AutoConfig.from_pretrained(described, trust_remote_code=False)
     named = getattr(transformers, str((config.architectures or [None])[0]), None)
     own = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
     loader: Any = named if own else transformers.AutoModelForCausalLM
     options |= {"trust_remote_code": False}
+    if headed is not None:  # the base may have a head of other labels, or none
+        options |= {"config": config, "ignore_mismatched_sizes": True}
     model, found = loader.from_pretrained(base, dtype=dtype, output_loading_info=True, **options)
-    _refuse_incomplete(base, found)
-    return BaseModel(model, _companions(base), folder=_folder_of(base))
+    _refuse_incomplete(base, found, headed)
+    return BaseModel(model, _companions(base), folder=_folder_of(base), headed=headed)
 
 
 def _folder_of(base: str) -> Path | None:
@@ -128,9 +139,11 @@ def _folder_of(base: str) -> Path | None:
     return Path(config).parent if config else None
 
 
-def _refuse_incomplete(base: str, found: dict[str, Any]) -> None:
+def _refuse_incomplete(base: str, found: dict[str, Any], headed: HeadedBase | None = None) -> None:
     """Refuse a checkpoint that lacks tensors, which would be random, or that has scales of quantized weights."""
-    missing = sorted(found.get("missing_keys") or ())
+    mismatched = [key if isinstance(key, str) else key[0] for key in found.get("mismatched_keys") or ()]
+    lacking = {*(found.get("missing_keys") or ()), *mismatched}
+    missing = sorted(key for key in lacking if headed is None or not headed.has(key))
     scales = sorted(key for key in found.get("unexpected_keys") or () if key.rsplit(".", 1)[-1] in SCALES)
     for keys, what in (
         (missing, "no tensors for"),

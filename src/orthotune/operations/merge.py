@@ -15,6 +15,7 @@ from orthotune.files.output import new_folder
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.base_model import load_base, place_of
 from orthotune.operations.checkpoint.stream import DenseMerge
+from orthotune.operations.headed_base import headed_base
 from orthotune.operations.load import apply_adapter, with_file_config
 from orthotune.operations.lora_file import lora_at
 from orthotune.operations.other_methods import load_any, other_method, recorded_base, refuse_for_other
@@ -117,7 +118,7 @@ def _in_memory(
     kind: Kind | None,
 ) -> None:
     try:
-        loaded = load_base(base, dtype, quantization)
+        loaded = load_base(base, dtype, quantization, headed_base(adapter.path))
     except SafetensorError as error:
         raise AdapterFileError(
             f"the base model {base} is damaged", got=str(error), do="Copy or download it again"
@@ -139,7 +140,7 @@ def _in_memory(
 
 
 def _other_in_memory(adapter: str | Path, base: str, folder: Path, dtype: str, quantization: str | None) -> None:
-    loaded, lora = load_base(base, dtype, quantization), lora_at(adapter)
+    loaded, lora = load_base(base, dtype, quantization, headed_base(adapter)), lora_at(adapter)
     if lora is not None and lora.format == "diffusers-lora":
         if loaded.pipeline is None:
             raise ConfigError(f"--base {base}", got="one model", needed="the pipeline that the LoRA was trained on")

@@ -40,7 +40,9 @@ class Recipe:
         summary: the sentences under ``orthotune train NAME --help``.
         examples: command lines, without ``orthotune train``.
         options: settings with their own options, besides those that all recipes have.
-        text: the recipe trains a language model and reports nats per token; other recipes report scores of images.
+        text: the recipe runs as those of language models do, on a trainer of transformers; other recipes report scores
+            of images.
+        head: the model has a head of its own, writes no texts, and is measured in scores.
         plans: the module has ``plan(settings)``, which describes a run.
         shows_data: the module has ``show_data(settings, marks)``, which gives examples as tokens, as lines to print.
     """
@@ -52,6 +54,7 @@ class Recipe:
     examples: tuple[str, ...]
     options: tuple[Option, ...] = ()
     text: bool = False
+    head: bool = False
     plans: bool = True
     shows_data: bool = False
 
@@ -143,6 +146,61 @@ RECIPES: dict[str, Recipe] = {
             ("distill", "distill data=tasks.jsonl model=models/llama divergence=forward",
              "distill data=prompts.jsonl model=models/small --teacher models/large"),
             (Option("teacher", "--teacher", "Another model; default: the model itself, its adapter switched off."),),
+            text=True, plans=False,
+        ),
+        Recipe(
+            "classify", "classify", "classify:ClassifySettings",
+            "Finetune a classifier of texts: one class, several labels, or a number for each. Without arguments: the "
+            "small built-in model, on passages about five Python packages.",
+            ("classify", "classify --method lora steps=100",
+             "classify model=FacebookAI/roberta-base --data reviews.csv target_modules=all-linear"),
+            (Option("data", "--data", "Table with the columns text and label (and text2 for pairs)."),),
+            text=True, head=True, plans=False,
+        ),
+        Recipe(
+            "embed", "embed", "embed:EmbedSettings",
+            "Finetune sentence embeddings on pairs, triplets or scored pairs. Without arguments: the small built-in "
+            "model, on neighbouring passages.",
+            ("embed", "embed --method lora steps=100",
+             "embed model=sentence-transformers/all-MiniLM-L6-v2 --data questions.csv batch_size=64"),
+            (Option("data", "--data", "Table with anchor, positive (and negative), or sentence1, sentence2 and score."),
+             Option("loss", "--loss", "multiple-negatives, triplet, cosent, cosine, ...; default: by the columns.")),
+            text=True, head=True, plans=False,
+        ),
+        Recipe(
+            "tokens", "tokens", "tokens:TokensSettings",
+            "Finetune a tagger of words: names, parts of speech. Without arguments: the small built-in model, on words "
+            "of code in prose.",
+            ("tokens", "tokens --method lora steps=100", "tokens model=FacebookAI/roberta-base --data names.jsonl"),
+            (Option("data", "--data", "Table with the columns words and tags, lists of the same length."),),
+            text=True, head=True, plans=False,
+        ),
+        Recipe(
+            "speech", "speech", "speech:SpeechSettings",
+            "Finetune a recognizer of speech, as Whisper. Without arguments: a tiny model without pretraining, on "
+            "tones that stand for words.",
+            ("speech", "speech --method lora steps=100",
+             "speech model=openai/whisper-small --data recordings.csv language=french"),
+            (Option("data", "--data", "Table with the columns audio (a path) and text."),
+             Option("language", "--language", "Of the recordings, for a model of several languages.")),
+            text=True, head=True, plans=False,
+        ),
+        Recipe(
+            "vision", "vision", "vision:VisionSettings",
+            "Finetune a classifier of images. Without arguments: a tiny vision transformer without pretraining, on "
+            "the colours of digits.",
+            ("vision", "vision --method lora steps=100",
+             "vision model=google/vit-base-patch16-224 --data photos/"),
+            (Option("data", "--data", "Folder with a subfolder for each class, or table with image and label."),),
+            text=True, head=True, plans=False,
+        ),
+        Recipe(
+            "vlm", "vlm", "vlm:VLMSettings",
+            "Finetune a model that answers questions about images. Without arguments: a tiny model without "
+            "pretraining, on the colours of digits.",
+            ("vlm", "vlm --method lora steps=100",
+             "vlm model=llava-hf/llava-1.5-7b-hf --data questions.jsonl block_size=32"),
+            (Option("data", "--data", "Table with image, prompt and completion, or images and messages."),),
             text=True, plans=False,
         ),
         Recipe(

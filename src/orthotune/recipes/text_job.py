@@ -15,7 +15,7 @@ from orthotune.recipes.text_settings import WORLD, TextSettings
 from orthotune.runs import adapters, engines, processes
 from orthotune.runs.curve import draw_curve
 from orthotune.runs.directory import RunDirectory
-from orthotune.runs.metrics_log import Line
+from orthotune.runs.metrics_log import Line, Score
 from orthotune.text.added_losses import LossMaker
 from orthotune.text.arguments import SCHEDULES
 from orthotune.text.step_log import Measure
@@ -56,6 +56,23 @@ def _no_measures(trainer: RunTrainer) -> Sequence[Measure]:
     return ()
 
 
+def save_result(trainer: RunTrainer, folder: Path, state: dict[str, Any] | None) -> None:
+    """Write what was trained, and the tokenizer or processor beside it.
+
+    Args:
+        trainer: of the finished run.
+        folder: that is written to.
+        state: parameters that were gathered from several processes; None takes those of the model.
+    """
+    model: Any = trainer.model
+    model.save_pretrained(folder, state_dict=state)
+    trainer.processing_class.save_pretrained(folder)
+
+
+def _complete(model: Any) -> Any:
+    return model
+
+
 def _no_findings(trainer: RunTrainer, base: Any) -> dict[str, Any]:
     return {}
 
@@ -77,9 +94,13 @@ class TextJob:
             losses of the target and the source domain; other numbers become the scores of the record.
         ends: as ``measures``, for what takes long: measured before and after the training, not during it.
         entries: names of the trainer's own log that ``metrics.jsonl`` has, too.
-        task: PEFT's task type of the adapter, which decides what is trained in full beside the adapter.
+        task: PEFT's task type of the adapter, which decides what is trained in full beside the adapter; None for
+            models that PEFT has no class of their own for.
         findings: further fields of the record, from the trained model and, after full finetuning, its base.
         curve: draws the lines of metrics into a PNG, with a title.
+        score: by which the run gains and forgets, for ``stop_when`` and ``result``; None for the losses of the domains.
+        save: writes what was trained into a folder, given the trainer and parameters that were gathered.
+        part: of the loaded model, the part that gets the adapter.
     """
 
     data: Callable[[], Any]
@@ -92,9 +113,12 @@ class TextJob:
     measures: Callable[[RunTrainer], Sequence[Measure]] = _no_measures
     ends: Callable[[RunTrainer], Sequence[Measure]] = _no_measures
     entries: Sequence[str] = ()
-    task: str = "CAUSAL_LM"
+    task: str | None = "CAUSAL_LM"
     findings: Callable[[RunTrainer, Any], dict[str, Any]] = _no_findings
     curve: Callable[[Sequence[Line], Path, str], None] = draw_curve
+    score: Score | None = None
+    save: Callable[[RunTrainer, Path, dict[str, Any] | None], None] = save_result
+    part: Callable[[Any], Any] = _complete
 
 
 def source_of(settings: TextSettings) -> str:
@@ -109,7 +133,7 @@ def model_note(settings: TextSettings) -> str:
     return f"model: {settings.model}"
 
 
-def adapter_config(settings: TextSettings, model: Any, notes: list[str], task: str) -> Any:
+def adapter_config(settings: TextSettings, model: Any, notes: list[str], task: str | None) -> Any:
     """The config of the adapter that ``settings`` ask for; None for full finetuning.
 
     Raises:

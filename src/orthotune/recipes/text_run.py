@@ -146,7 +146,7 @@ class _Run:
         model = job.model(torch.float32 if self.full else dtype)
         choose_attention(model, settings.attention)
         adapt = continued(settings, job)
-        adapter = None if adapt else adapter_config(settings, model, self.notes, job.task)
+        adapter = None if adapt else adapter_config(settings, job.part(model), self.notes, job.task)
         model = adapt(model, self.notes) if adapt else model
         parts = TrainerParts(
             say=self.say,
@@ -174,7 +174,7 @@ class _Run:
         inner = (DiagnosisLog(log, every, self.say), GradientLog(log, self.say))  # before the one that writes the line
         measures = self.job.measures(trainer)
         self._state_cost(trainer, measures, every)
-        steps = StepLog(log, measures, every, self.job.entries, self.job.ends(trainer))
+        steps = StepLog(log, measures, every, self.job.entries, self.job.ends(trainer), self.job.score)
         trainer.measured = lambda: steps.measured
         end = EarlyStopping(StopRules(**self.settings.stop_when), log, steps)
         self.best = BestParameters(steps) if self.settings.result == "best" else None
@@ -217,7 +217,8 @@ class _Run:
 
     def _choose_result(self, trainer: RunTrainer) -> None:
         """Say which rule ended the training, and put the best parameters into the model."""
-        notes = [self.reached.sentence(trainer.planned_steps)] if self.reached else []
+        unit = f"in units of {self.job.score.name}" if self.job.score else "nats per token"
+        notes = [self.reached.sentence(trainer.planned_steps, unit)] if self.reached else []
         if self.best is not None:
             step = processes.from_main(lambda: self.best.step if self.best else None)
             if self.main:
@@ -245,8 +246,7 @@ class _Run:
         state = trainer.full_state_dict()
         if self.main:
             with atomic_write(path / kept) as partial:
-                trainer.model.save_pretrained(partial, state_dict=state)
-                trainer.processing_class.save_pretrained(partial)
+                self.job.save(trainer, partial, state)
             title = f"{self.settings.method}, learning rate {self.settings.learning_rate:g}"
             if missing := not_written(lambda: self.job.curve(log.lines, path / CURVE, title), CURVE):
                 self.notes.append(missing)

@@ -11,7 +11,7 @@ from orthotune.report.wording import spoken
 #: Scores that come first, in this order. The first ``CARDS`` scores are shown large, the others only in the table.
 FIRST = ("score", "prompt_fidelity", "mask_iou", "subject_fidelity", "kept", "drift")
 #: Scores that are better when they are lower.
-LOWER = ("drift", "forgetting", "error", "answers_nats")
+LOWER = ("drift", "forgetting", "error", "answers_nats", "loss", "word_error_rate")
 CARDS = 4
 #: Keys in the record of a run.
 SIDES = ("scores_before", "scores_after")
@@ -49,4 +49,4 @@ def _numbers(value: Any) -> Mapping[str, Any]:
 def _better(name: str, before: Any, after: float) -> bool | None:
     if not is_number(before) or before == after:
         return None
-    return (after < before) == (name in LOWER)
+    return (after < before) == (name.removeprefix("old_") in LOWER)

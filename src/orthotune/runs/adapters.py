@@ -13,7 +13,7 @@ from torch import nn
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import RecipeError, nearest
 from orthotune.quantized.registry import library_of
-from orthotune.tuner.targets import unmatched_targets
+from orthotune.tuner.targets import HEADS, unmatched_targets
 
 # Starts of LoRA after which PEFT's base is a residual, no longer the model that was loaded.
 REPLACES_BASE = ("pissa", "olora", "loftq", "corda")
@@ -27,7 +27,7 @@ def rotation_config(
     coft: bool = False,
     eps: float | None = None,
     options: dict[str, Any] | None = None,
-    task: str = "CAUSAL_LM",
+    task: str | None = "CAUSAL_LM",
 ) -> PeftConfig:
     """The config of an OFT or COFT adapter.
 
@@ -77,7 +77,7 @@ def lora_config(
     rank: int,
     alpha: float | None = None,
     options: dict[str, Any] | None = None,
-    task: str = "CAUSAL_LM",
+    task: str | None = "CAUSAL_LM",
 ) -> PeftConfig:
     """The config of a LoRA adapter without dropout.
 
@@ -100,7 +100,15 @@ def lora_config(
             needed="the base as it was, against which drift and changed angles are measured",
             do="Choose another one: true, gaussian, orthogonal or eva",
         )
-    given = {"r": rank, "lora_alpha": alpha or 2 * rank, "lora_dropout": 0.0, **(options or {})}
+    # PEFT takes the head that it trains in full out of all-linear for SEQ_CLS alone.
+    heads = list(HEADS.get(task or "", ())) if targets == "all-linear" and task != "SEQ_CLS" else None
+    given = {
+        "exclude_modules": heads,
+        "r": rank,
+        "lora_alpha": alpha or 2 * rank,
+        "lora_dropout": 0.0,
+        **(options or {}),
+    }
     try:
         return LoraConfig(target_modules=targets, task_type=task, **given)
     except (TypeError, ValueError) as fault:

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,40 @@ from orthotune.runs.failed_save import OnFailedSave
 Line = dict[str, Any]
 #: The loss of a domain, and the name of its change since step 0: what is gained or forgotten is positive.
 CHANGES = {"new_nats": "gain", "old_nats": "forgetting"}
+#: Before the name of a score, where it was measured on data of the source domain.
+OLD = "old_"
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score by which a run that measures no losses of domains gains and forgets.
+
+    Args:
+        name: key of the score in the lines of metrics; ``old_NAME`` is the same score on data of the source domain.
+        higher_is_better: False for errors, as the word error rate.
+
+    Example:
+        >>> Score("accuracy").changes({"accuracy": 0.5, "old_accuracy": 0.75}, {"accuracy": 0.75, "old_accuracy": 0.5})
+        {'gain': 0.25, 'forgetting': 0.25}
+    """
+
+    name: str
+    higher_is_better: bool = True
+
+    def changes(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, float]:
+        """``gain`` and ``forgetting`` between two measurements, in units of the score: each one that both have.
+
+        Args:
+            before: the scores at the first measurement, by name.
+            now: those of a later one.
+        """
+        sign = 1.0 if self.higher_is_better else -1.0
+        signs = {self.name: ("gain", sign), OLD + self.name: ("forgetting", -sign)}
+        return {
+            change: factor * (now[key] - before[key])
+            for key, (change, factor) in signs.items()
+            if before.get(key) is not None and now.get(key) is not None
+        }
 
 
 class MetricsLog:
@@ -143,6 +178,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, floa
 def measurements(lines: Sequence[Line]) -> list[Line]:
     """The lines with a loss of the target or the source domain, each with its ``gain`` and ``forgetting``.
 
+    Lines of runs that gain by a :class:`Score` have the two changes themselves.
+
     Lines that were written before these two keys existed get them, too.
 
     Example:
@@ -153,7 +190,7 @@ def measurements(lines: Sequence[Line]) -> list[Line]:
     found: list[Line] = []
     for line in lines:
         measured = {key: line[key] for key in CHANGES if key in line}
-        if measured:
+        if measured or line.keys() & set(CHANGES.values()):
             before = {key: value for key, value in measured.items() if value is not None} | before
             found.append({**changes(before, line), **line})
     return found

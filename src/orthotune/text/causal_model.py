@@ -41,7 +41,7 @@ def load_model(
     try:
         model = kind.from_pretrained(source, dtype=dtype, trust_remote_code=False, **options, **fields)
     except (OSError, ValueError, SafetensorError) as fault:
-        raise _no_model(source, fault) from fault
+        raise no_model(source, fault) from fault
     without_dropout(model)
     return model
 
@@ -56,7 +56,7 @@ def load_tokenizer(source: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as fault:
-        raise _no_model(source, fault) from fault
+        raise no_model(source, fault) from fault
     if tokenizer.eos_token is None:
         raise RecipeError(f"tokenizer of {source}", got="no end token", needed="eos_token, to close each text with")
     if tokenizer.pad_token is None:
@@ -73,7 +73,13 @@ def without_dropout(model: nn.Module) -> None:
             module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
-def _no_model(source: str, fault: Exception) -> RecipeError:
+def no_model(source: str, fault: Exception) -> RecipeError:
+    """The error for a model that cannot be loaded.
+
+    Args:
+        source: path or hub name.
+        fault: what transformers raised.
+    """
     here = Path(source).exists()
     return RecipeError(
         f"model={source}",

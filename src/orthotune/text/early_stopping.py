@@ -23,7 +23,7 @@ class Reached:
         rule: its key in the setting ``stop_when``.
         limit: its value there.
         step: of the measurement.
-        gain, forgetting: measured there, in nats per token; None where not measured.
+        gain, forgetting: measured there, in nats per token or in units of the run's score; None where not measured.
         best_step: of ``patience``, the step with the largest gain - forgetting.
     """
 
@@ -38,11 +38,12 @@ class Reached:
         """The fields in JSON types, without what has no meaning for the rule."""
         return {key: value for key, value in vars(self).items() if value is not None}
 
-    def sentence(self, steps: int) -> str:
+    def sentence(self, steps: int, unit: str = "nats per token") -> str:
         """The message about it.
 
         Args:
             steps: that the run was to make.
+            unit: of gain and forgetting.
 
         Example:
             >>> Reached("gain", 0.5, 40, 0.512, 0.01).sentence(200)
@@ -53,7 +54,7 @@ class Reached:
         best = "" if self.best_step is None else f"; gain - forgetting was largest at step {self.best_step}"
         return (
             f"stop_when.{self.rule}={self.limit:g} ended the training after step {self.step} of {steps}: "
-            f"{measured} nats per token{best}."
+            f"{measured} {unit}{best}."
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from orthotune.metrics.text_loss import TokenRow, mean_loss
-from orthotune.runs.metrics_log import Line, MetricsLog, changes
+from orthotune.runs.metrics_log import Line, MetricsLog, Score, changes
 
 #: model -> numbers by name, which are the keys of a line of metrics.
 Measure = Callable[[Any], dict[str, float]]
@@ -25,6 +25,7 @@ class StepLog(TrainerCallback):
         every: steps between two measurements.
         entries: names of the trainer's own log that are copied into the lines.
         ends: measures of the model before the first step and after the last one alone, for what takes long.
+        score: by which the run gains and forgets; None for the losses of the domains.
 
     Attributes:
         measured: what was measured at the current step, in every process; empty at the other steps. ``gain`` and
@@ -38,9 +39,11 @@ class StepLog(TrainerCallback):
         every: int,
         entries: Sequence[str] = (),
         ends: Sequence[Measure] = (),
+        score: Score | None = None,
     ) -> None:
         self.log, self.measures, self.every, self.entries = log, tuple(measures), every, tuple(entries)
         self.ends = tuple(ends)
+        self.changes = changes if score is None else score.changes
         self.trained = float(log.last("seconds") or 0.0)
         self.measured: Line = {}
         self.measuring = 0.0
@@ -87,7 +90,7 @@ class StepLog(TrainerCallback):
         began = time.monotonic()
         measured = {name: value for measure in measures for name, value in measure(model).items()}
         before = {name: self.log.first(name) for name in measured} if step else measured
-        self.measured = measured | changes(before, measured)
+        self.measured = measured | self.changes(before, measured)
         self.measuring += time.monotonic() - began
 
 

@@ -19,6 +19,7 @@ from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.checkpoint.base_files import Part, open_base
 from orthotune.operations.checkpoint.plan import Plan
 from orthotune.operations.checkpoint.skeleton import build_skeletons
+from orthotune.operations.headed_base import headed_base
 from orthotune.rotation.strength import Kind
 from orthotune.tuner.tied import Untied
 
@@ -86,6 +87,8 @@ class DenseMerge:
     ) -> None:
         self.strength = [f"{kind or 'its own kind'} {strength!r}"] if strength != 1 else []
         self.base = open_base(base)
+        if (headed := headed_base(adapter.path)) is not None:
+            headed.require_same(self.base.path)
         skeletons, self.report = build_skeletons(self.base, adapter, strict=strict)
         for skeleton in skeletons if strength != 1 else ():
             skeleton.set_scale(strength, kind)
