@@ -16,6 +16,7 @@ from orthotune.formats.peft.config_field import integer
 from orthotune.formats.registry import targets
 from orthotune.rotation.butterfly import Butterfly
 from orthotune.rotation.cayley import inverse_cayley
+from orthotune.rotation.family import FamilyTransform
 from orthotune.rotation.frozen import FrozenMap
 from orthotune.rotation.packing import pack
 
@@ -171,8 +172,11 @@ def convert(
         layers[name] = replace(layers[name], dims=known.get(name, layer.dims))
         if error is not None:
             errors[name] = error
-    converted = butterflies(state).items()
-    transforms = {name: replace(layer, dims=known.get(name, layer.dims)) for name, layer in converted}
+    transforms: dict[str, FrozenMap] = {
+        name: replace(layer, dims=known.get(name, layer.dims))
+        for name, layer in state.transforms.items()
+        if isinstance(layer, Butterfly | FamilyTransform)  # all other frozen maps were refused
+    }
     return replace(state, layers=layers, transforms=transforms), errors
 
 
@@ -218,8 +222,3 @@ def _approximated(layer: LayerState, exact: bool, terms: int) -> tuple[LayerStat
         found = replace(layer, rotations={"": -vector if layer.spec.exact else vector}, spec=spec)
     error = float(torch.linalg.matrix_norm(found.rotation() - R, ord=2).max())
     return replace(found, rotations={"": found.rotations[""].float()}), error
-
-
-def butterflies(state: AdapterState) -> dict[str, Butterfly]:
-    """The layers that are butterflies; :func:`convert` refuses all other frozen maps."""
-    return {name: layer for name, layer in state.transforms.items() if isinstance(layer, Butterfly)}

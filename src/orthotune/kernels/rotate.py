@@ -10,6 +10,7 @@ from torch import Tensor
 
 from orthotune.kernels.autograd import gradients_again, looked_through
 from orthotune.kernels.choose import choose
+from orthotune.rotation.operator import Operator
 
 
 def _blocks(x: Tensor, count: int) -> Tensor:
@@ -187,8 +188,8 @@ def rotate_plain(x: Tensor, *rotations: Tensor) -> list[Tensor]:
     return found
 
 
-def rotate(x: Tensor, R: Tensor) -> Tensor:
-    """``x BD(R)``: each run of ``b`` features times its block.
+def rotate(x: Tensor, R: Tensor | Operator) -> Tensor:
+    """``x BD(R)``: each run of ``b`` features times its block; or ``x M`` for an operator ``M``.
 
     Shapes: ``x`` ``(..., n)``, ``R`` ``(n / b, b, b)`` or ``(1, b, b)`` for one shared block; returns ``(..., n)`` in
     the dtype of ``x``, or in autocast's where that is on. Products accumulate in float32 or better; ``x`` is never
@@ -198,7 +199,27 @@ def rotate(x: Tensor, R: Tensor) -> Tensor:
         >>> rotate(torch.tensor([1.0, 0.0]), torch.tensor([[[0.0, 1.0], [-1.0, 0.0]]]))
         tensor([0., 1.])
     """
-    return rotate_each(x, (R,))[0]
+    return multiplied(x, R) if isinstance(R, Operator) else rotate_each(x, (R,))[0]
+
+
+def multiplied(x: Tensor, operator: Operator) -> Tensor:
+    """``x M`` in the dtype of ``x``, or in autocast's where that is on; products of blocks by their kernels.
+
+    Example:
+        >>> from orthotune.rotation.operator import LowRank
+        >>> multiplied(torch.tensor([3.0, 4.0]), LowRank(torch.tensor([[1.0, -1.0]]), torch.tensor([[-1.0, 1.0]])))
+        tensor([4., 3.])
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        if x.dtype is not torch.float64:
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        with torch.autocast(x.device.type, enabled=False):
+            return operator.right(x, _block_product)
+    return operator.right(x, _block_product)
+
+
+def _block_product(x: Tensor, R: Tensor) -> Tensor:
+    return rotate_each(x, (R,))[0] if R.dim() == 3 else rotate_stack(x, R)
 
 
 def rotate_each(x: Tensor, rotations: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -223,7 +244,7 @@ def rotate_each(x: Tensor, rotations: Sequence[Tensor]) -> Sequence[Tensor]:
     return rotate_joined(x, joined(rotations), len(rotations))
 
 
-def rotate_channels(x: Tensor, R: Tensor, spatial: int) -> Tensor:
+def rotate_channels(x: Tensor, R: Tensor | Operator, spatial: int) -> Tensor:
     """:func:`rotate` along the channels of an image, in its own memory format.
 
     Shapes: ``x`` ``(batch, channels, *size)`` or ``(channels, *size)`` with ``spatial`` dimensions of size, ``R``
@@ -236,6 +257,8 @@ def rotate_channels(x: Tensor, R: Tensor, spatial: int) -> Tensor:
     """
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         return rotate(x.movedim(1, -1), R).movedim(-1, 1)
+    if isinstance(R, Operator):
+        return rotate(x.movedim(-spatial - 1, -1), R).movedim(-1, -spatial - 1)
     if torch.is_autocast_enabled(x.device.type) and x.dtype is not torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     channels = x.dim() - spatial - 1
@@ -245,18 +268,18 @@ def rotate_channels(x: Tensor, R: Tensor, spatial: int) -> Tensor:
         return (R.mT.to(x.dtype) @ blocks).reshape(x.shape)
 
 
-def rotate_stack(W: Tensor, R: Tensor) -> Tensor:
+def rotate_stack(W: Tensor, R: Tensor | Operator) -> Tensor:
     """:func:`rotate` for a matrix or a stack of matrices, each with its own blocks.
 
     Shapes: ``W`` ``(..., rows, n)``, ``R`` ``(..., n / b or 1, b, b)`` with the same leading dimensions.
     """
-    if W.dim() == 2:
+    if W.dim() == 2 or isinstance(R, Operator):
         return rotate(W, R)
     blocks = W.unflatten(-1, (W.shape[-1] // R.shape[-1], R.shape[-1])).transpose(-3, -2)
     return (blocks @ R.to(W.dtype)).transpose(-3, -2).flatten(-2)
 
 
-def rotate_rows(W: Tensor, R: Tensor) -> Tensor:
+def rotate_rows(W: Tensor, R: Tensor | Operator) -> Tensor:
     """``BD(R) W``: each run of ``b`` rows times its block from the left.
 
     Shapes: ``W`` ``(..., n, columns)``, ``R`` ``(..., n / b or 1, b, b)``; returns ``(..., n, columns)``.
@@ -266,5 +289,7 @@ def rotate_rows(W: Tensor, R: Tensor) -> Tensor:
         tensor([[0.],
                 [1.]])
     """
+    if isinstance(R, Operator):
+        return rotate(W.mT, R.mT).mT
     blocks = W.unflatten(-2, (W.shape[-2] // R.shape[-1], R.shape[-1]))
     return (R.to(W.dtype) @ blocks).flatten(-3, -2)

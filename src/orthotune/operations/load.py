@@ -291,3 +291,9 @@ def _fill(model: nn.Module, fitted: Fit, adapter_name: str) -> None:
             layer.oft_magnitude[adapter_name].weight.copy_(held.magnitude.reshape(-1))
         if held.spec.blend != "geodesic":
             layer.set_scale(adapter_name, 1.0, held.spec.blend)
+    for name, transform in fitted.trained.items():
+        layer = inner.get_submodule(name)
+        assert isinstance(layer, OFTLayer)
+        layer.rotations(adapter_name)[""].weight.copy_(transform.numbers)
+        if transform.magnitude is not None:
+            layer.oft_magnitude[adapter_name].weight.copy_(transform.magnitude.reshape(-1))

@@ -9,6 +9,7 @@ from typing import Any
 from orthotune.formats.peft.beyond_stock import ORTHOTUNE_TYPE
 from orthotune.formats.peft.config_field import integer, number
 from orthotune.formats.peft.layer_settings import MOST_TERMS, SERIES, series_of, with_layer_settings
+from orthotune.rotation.family_registry import family_of
 from orthotune.rotation.spec import Map, RotationSpec
 
 
@@ -29,6 +30,8 @@ def spec_of_fields(fields: Mapping[str, Any], layer: str | None = None) -> Rotat
         >>> spec_of_fields({"peft_type": "OFT", "oft_block_size": 8, "use_cayley_neumann": True}).map
         'neumann_legacy'
     """
+    transform = fields.get("transform") or "blocks"
+    kind = family_of(transform)
     spec = RotationSpec(
         block_size=0 if fields.get("r") else fields.get("oft_block_size") or 0,
         side="out" if fields.get("side") == "out" else "in",
@@ -39,6 +42,10 @@ def spec_of_fields(fields: Mapping[str, Any], layer: str | None = None) -> Rotat
         eps=number(fields, "eps", 6e-5) if fields.get("coft") else None,
         dropout=fields.get("module_dropout") or 0.0,
         magnitude=bool(fields.get("magnitude")),
+        transform=transform,
+        rank=integer(fields, "r", kind.default_rank) if kind is not None and kind.ranked else 0,
+        factors=integer(fields, "factors", 0) or 1,
+        variant=str(fields.get("variant") or ""),
     )
     own = {} if layer is None else (fields.get("layer_settings") or {}).get(layer, {})
     return with_layer_settings(spec, own, _series(fields))
@@ -63,7 +70,11 @@ def fields_of_spec(spec: RotationSpec) -> dict[str, Any]:
         >>> fields_of_spec(RotationSpec(block_size=8, shared=True))["block_share"]
         True
     """
-    radius = {} if spec.eps is None else {"eps": spec.eps}
+    radius: dict[str, Any] = {} if spec.eps is None else {"eps": spec.eps}
+    if spec.transform != "blocks":
+        radius |= {"transform": spec.transform, "variant": spec.variant}
+        radius |= {"factors": spec.factors} if spec.factors > 1 else {}
+        radius |= {"r": spec.rank} if spec.rank else {}
     return radius | {
         "oft_block_size": spec.block_size,
         "side": spec.side,
