@@ -28,6 +28,8 @@ def skew(v: Tensor) -> Tensor:
 
 def rotation(v: Tensor, config: dict[str, Any]) -> Tensor:
     """Stored numbers of one matrix ``(rows, n)`` -> its blocks ``(rows, b, b)``, which a frozen map has already."""
+    if config.get("transform", "blocks") != "blocks":
+        return part(TRANSFORMS[config["transform"]](v, config)[None], config)
     if v.dim() == 3:
         return part(v, config | {"kind": "linear"})
     size = round((1 + math.sqrt(1 + 8 * v.shape[-1])) / 2)
@@ -41,6 +43,18 @@ def rotation(v: Tensor, config: dict[str, Any]) -> Tensor:
     factors = {"current": [1, 2, 2, 2, 1], "legacy": [1, 2, 2, 2]}[config.get("neumann_series", "current")]
     assert config.get("num_cayley_neumann_terms", 5) == len(factors)
     return part(sum(c * torch.linalg.matrix_power(Q, power) for power, c in enumerate(factors)), config)  # type: ignore[arg-type]
+
+
+def reflections(v: Tensor, config: dict[str, Any]) -> Tensor:
+    """The transpose of ``H_1 .. H_r``, one reflection after the other."""
+    M = torch.eye(v.shape[-1], dtype=v.dtype)
+    for u in v:
+        M = (torch.eye(v.shape[-1], dtype=v.dtype) - 2 * u[:, None] * u / u.square().sum()) @ M
+    return M
+
+
+#: transform -> its dense matrix of stored numbers
+TRANSFORMS = {"reflections": reflections}
 
 
 def part(R: Tensor, config: dict[str, Any]) -> Tensor:

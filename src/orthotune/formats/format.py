@@ -40,6 +40,7 @@ class Format:
         spellings: component of a pipeline -> prefix of the underscored module names in a written file; "" is a single
             model.
         kept: prefixes of underscored names that the tool reads unchanged; such a name is not respelled.
+        note: an assumption about the base under which the tool computes the same, for every conversion.
     """
 
     name: ClassVar[str]
@@ -59,6 +60,7 @@ class Format:
         "": "lora_unet_", "unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_",
     }  # fmt: skip
     kept: ClassVar[tuple[str, ...]] = ("lora_", "lycoris_")
+    note: ClassVar[str] = ""
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
         """Whether a file has this format, judged by the names and shapes of its tensors, its config and its header.

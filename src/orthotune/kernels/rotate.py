@@ -257,11 +257,13 @@ def rotate_channels(x: Tensor, R: Tensor | Operator, spatial: int) -> Tensor:
     """
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         return rotate(x.movedim(1, -1), R).movedim(-1, 1)
-    if isinstance(R, Operator):
-        return rotate(x.movedim(-spatial - 1, -1), R).movedim(-1, -spatial - 1)
     if torch.is_autocast_enabled(x.device.type) and x.dtype is not torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     channels = x.dim() - spatial - 1
+    if isinstance(R, Operator):
+        with torch.autocast(x.device.type, enabled=False):
+            columns = x.flatten(channels + 1) if spatial else x.unsqueeze(-1)
+            return R.mT.left(columns, _block_product).reshape(x.shape)
     with torch.autocast(x.device.type, enabled=False):
         blocks = x.unflatten(channels, (x.shape[channels] // R.shape[-1], R.shape[-1]))
         blocks = blocks.flatten(channels + 2) if spatial else blocks.unsqueeze(-1)
@@ -290,6 +292,6 @@ def rotate_rows(W: Tensor, R: Tensor | Operator) -> Tensor:
                 [1.]])
     """
     if isinstance(R, Operator):
-        return rotate(W.mT, R.mT).mT
+        return R.left(W, _block_product)
     blocks = W.unflatten(-2, (W.shape[-2] // R.shape[-1], R.shape[-1]))
     return (R.to(W.dtype) @ blocks).flatten(-3, -2)

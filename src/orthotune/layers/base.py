@@ -167,6 +167,21 @@ class OFTLayer(nn.Module, Strengths, Merging):
         self.slots[name] = Slot(replace(settings, spec=chosen), blocks=layout.block_count, resized=resized)
         self.reset_oft_parameters(name, settings.init_weights)
         self._move_adapter_to_device_of_base_layer(name)
+        self._take_basis(name)
+
+    @torch.no_grad()
+    def _take_basis(self, name: str) -> None:
+        """Compute the frozen bases of a transform that has some, from the weight without any adapter."""
+        bases = {part: one.basis for part, one in self.rotations(name).items() if isinstance(one, FamilyRotation)}
+        if all(basis is None for basis in bases.values()):
+            return
+        with self.unmerged():
+            for part, matrix in self.matrices().items():
+                rotation, basis = self.rotations(name)[part], bases[part]
+                if "meta" in (matrix.device.type, rotation.weight.device.type):
+                    continue  # a file brings it
+                assert isinstance(rotation, FamilyRotation) and basis is not None
+                basis.copy_(rotation.kind.basis_of(rotation.spec, matrix))
 
     def _hold_frozen(self, name: str, settings: LayerSettings) -> None:
         self.check_frozen(settings)
@@ -271,7 +286,9 @@ class OFTLayer(nn.Module, Strengths, Merging):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # Unlike PEFT's, this never lowers the dtype: rotations are float32 whatever the base is.
         target = device or self.device()
-        for tensor in self.stored(adapter_name):
+        held = self.rotations(adapter_name).values()
+        bases = [one.basis for one in held if isinstance(one, FamilyRotation) and one.basis is not None]
+        for tensor in [*self.stored(adapter_name), *bases]:
             # Not on the meta device, on which a base can be whose weights are loaded one by one: the values would be
             # lost.
             if "meta" not in (tensor.device.type, target.type) and tensor.device != target:

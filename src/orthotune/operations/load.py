@@ -294,6 +294,9 @@ def _fill(model: nn.Module, fitted: Fit, adapter_name: str) -> None:
     for name, transform in fitted.trained.items():
         layer = inner.get_submodule(name)
         assert isinstance(layer, OFTLayer)
-        layer.rotations(adapter_name)[""].weight.copy_(transform.numbers)
+        held_by = layer.rotations(adapter_name)[""]
+        held_by.weight.copy_(transform.numbers)
+        if transform.basis is not None:
+            held_by.get_parameter("basis").copy_(transform.basis)
         if transform.magnitude is not None:
             layer.oft_magnitude[adapter_name].weight.copy_(transform.magnitude.reshape(-1))

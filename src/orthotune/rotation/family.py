@@ -63,6 +63,7 @@ class FamilyTransform:
         dims: the number of the weight's dimensions where the file says it.
         backwards: the inverse map.
         basis: frozen numbers that belong to the map, for transforms that have some.
+        with_bias: the tool that wrote the file maps the bias of the layer, too.
     """
 
     spec: RotationSpec
@@ -73,6 +74,7 @@ class FamilyTransform:
     dims: int | None = None
     backwards: bool = False
     basis: Tensor | None = None
+    with_bias: bool = False
 
     #: name of the transform
     name: ClassVar[str] = ""
@@ -83,6 +85,8 @@ class FamilyTransform:
     default_rank: ClassVar[int] = 8
     #: number of stages by default; 0 for a transform without stages
     default_factors: ClassVar[int] = 0
+    #: whether a frozen basis, which depends on the weight, belongs to the map
+    needs_basis: ClassVar[bool] = False
     kernel: ClassVar[None] = None
 
     # What a transform defines.
@@ -97,8 +101,11 @@ class FamilyTransform:
         raise NotImplementedError
 
     @classmethod
-    def operator_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Operator:
-        """``M`` of stored parameters ``(..., rows, elements)``, differentiable, in float32 or better."""
+    def operator_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None, plain: bool = False) -> Operator:
+        """``M`` of stored parameters ``(..., rows, elements)``, differentiable, in float32 or better.
+
+        ``plain``: in operations that function transforms look through.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -113,6 +120,30 @@ class FamilyTransform:
         Raises:
             OrthotuneError: there is no such power.
         """
+        raise NotImplementedError
+
+    @classmethod
+    def raised(cls, spec: RotationSpec, v: Tensor, t: float, basis: Tensor | None = None) -> Operator:
+        """``M^t``; where ``t`` is 0, 1 or -1, of every map that has an inverse, and of stacks of them.
+
+        Raises:
+            OrthotuneError: there is no such power.
+        """
+        if t == 0:
+            made = cls.operator_of(spec, v, basis)
+            nothing = torch.zeros(1, made.features, dtype=v.dtype, device=v.device)
+            nothing = nothing if made.copies == 1 else nothing.expand(made.copies, -1, -1)
+            return LowRank(nothing, nothing)
+        if t in (1, -1):
+            made = cls.operator_of(spec, v, basis)
+            return made if t == 1 else made.mT if cls.orthogonal_of(spec) else made.inverse()
+        if v.dim() > 2:
+            refuse_power(t, "a stack of experts")
+        return cls.power_of(spec, v, t, basis)
+
+    @classmethod
+    def basis_of(cls, spec: RotationSpec, weight: Tensor) -> Tensor:
+        """The frozen basis for a weight ``(..., out, in)``, for transforms that need one."""
         raise NotImplementedError
 
     @classmethod
@@ -220,6 +251,9 @@ class FamilyTransform:
 
     def apply(self, weight: Tensor, strength: float = 1.0) -> Tensor:
         """The new weight, see :class:`~orthotune.rotation.frozen.FrozenMap`."""
+        if self.needs_basis and self.basis is None:
+            W = weight.flatten(1)
+            return replace(self, basis=self.basis_of(self.spec, W)).apply(weight, strength)
         if self.embedding:  # the vector of a token is mapped like the input of a layer
             table = lifted(weight)
             moved = rows_scaled(self.rows(table, True).mT, self.magnitude).mT
@@ -248,7 +282,7 @@ class FamilyTransform:
         refuse_scale(self.magnitude, f"a power of {t:g}")
         if t == -1:
             return self.inverse()
-        found = self.power_of(self.spec, wide(self.numbers), -t if self.backwards else t, self.basis)
+        found = self.raised(self.spec, wide(self.numbers), -t if self.backwards else t, self.basis)
         return OperatorMap(found, self.side, self.blend)
 
 
@@ -311,16 +345,16 @@ def power_within_span(operator: LowRank, t: float, what: str) -> LowRank:
     """
     basis, small = within_span(operator)
     if bool(torch.linalg.det(small) < 0):
-        refuse_power(t, what)
+        refuse_power(t, f"{what}, whose determinant is -1")
     moved = planes(small).power(t) - torch.eye(small.shape[-1], dtype=small.dtype, device=small.device)
     return LowRank(basis.to(operator.A.dtype), (moved @ basis).to(operator.A.dtype))
 
 
 def refuse_power(t: float, what: str) -> NoReturn:
-    """Raise an OrthotuneError: a map of determinant -1 lies on no geodesic from the identity."""
+    """Raise an OrthotuneError: the map lies on no geodesic from the identity."""
     raise OrthotuneError(
-        f"a power of {t:g}", got=f"{what}, whose determinant is -1", needed="a map with a real logarithm",
-        do="Use kind='linear', or an even number",
+        f"a power of {t:g}", got=what, needed="a map with a real logarithm, or the power 0, 1 or -1",
+        do="Use kind='linear'",
     )  # fmt: skip
 
 

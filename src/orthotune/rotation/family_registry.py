@@ -7,14 +7,25 @@ from typing import Any
 
 from orthotune.errors import ConfigError, nearest
 from orthotune.rotation.family import FamilyTransform
+from orthotune.rotation.hyperplanes import Hyperplanes
+from orthotune.rotation.pairs import Planes2
 from orthotune.rotation.reflections import Reflections
+from orthotune.rotation.stages import Stages
+from orthotune.rotation.subspace import Subspace
 
-FAMILY: Mapping[str, type[FamilyTransform]] = {kind.name: kind for kind in (Reflections,)}
+FAMILY: Mapping[str, type[FamilyTransform]] = {
+    kind.name: kind for kind in (Reflections, Stages, Planes2, Subspace, Hyperplanes)
+}
 
 #: published name -> name of the transform, and the fields that the publication means
 PUBLISHED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "oft": ("blocks", {}),
     "hra": ("reflections", {}),
+    "boft": ("butterfly", {"magnitude": True}),
+    "road": ("planes", {"side": "out", "variant": "road_1"}),
+    "psoft": ("subspace", {"variant": "psoft"}),
+    "ether": ("hyperplane", {"variant": "ether", "init_weights": False}),
+    "ether+": ("hyperplane", {"variant": "ether+"}),
 }
 
 

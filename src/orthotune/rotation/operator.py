@@ -121,6 +121,12 @@ class LowRank(Operator):
             return torch.addmm(X, X @ A.mT, B)
         return X + (X @ A.mT) @ B
 
+    def left(self, W: Tensor, product: Product = block_product) -> Tensor:
+        A, B = self.A.to(W.dtype), self.B.to(W.dtype)
+        if W.dim() == 2 and A.dim() == 2:
+            return torch.addmm(W, A.mT, B @ W)
+        return W + A.mT @ (B @ W)
+
     def inverse(self) -> LowRank:
         # Woodbury: (I + Aᵀ B)⁻¹ = I - Aᵀ (I + B Aᵀ)⁻¹ B
         small = self.B @ self.A.mT
@@ -129,6 +135,181 @@ class LowRank(Operator):
 
     def at(self, index: int) -> LowRank:
         return LowRank(self.A[index], self.B[index])
+
+
+@dataclass(frozen=True, eq=False)
+class BlockLowRank(Operator):
+    """``BD(I + A_iᵀ B_i)``: each run of features has a map of low rank beside the identity.
+
+    Shapes: ``A`` and ``B`` ``(..., blocks, k, b)``.
+
+    Example:
+        >>> one = torch.tensor([[[1.0, -1.0]], [[1.0, 1.0]]])
+        >>> BlockLowRank(one, -one).right(torch.tensor([3.0, 4.0, 5.0, 6.0]))
+        tensor([ 4.,  3., -6., -5.])
+    """
+
+    A: Tensor
+    B: Tensor
+
+    @property
+    def features(self) -> int:
+        return self.A.shape[-3] * self.A.shape[-1]
+
+    @property
+    def copies(self) -> int:
+        return self.A.shape[0] if self.A.dim() == 4 else 1
+
+    @property
+    def mT(self) -> BlockLowRank:
+        return BlockLowRank(self.B, self.A)
+
+    def right(self, X: Tensor, product: Product = block_product) -> Tensor:
+        A, B = self.A.to(X.dtype), self.B.to(X.dtype)
+        flat = X if self.copies > 1 else X.reshape(-1, X.shape[-1])
+        runs = flat.unflatten(-1, (A.shape[-3], A.shape[-1])).transpose(-3, -2)
+        return (flat + ((runs @ A.mT) @ B).transpose(-3, -2).flatten(-2)).view(X.shape)
+
+    def inverse(self) -> BlockLowRank:
+        small = self.B @ self.A.mT
+        small = small + torch.eye(small.shape[-1], dtype=small.dtype, device=small.device)
+        return BlockLowRank(self.A, -torch.linalg.solve(small, self.B))
+
+    def at(self, index: int) -> BlockLowRank:
+        return BlockLowRank(self.A[index], self.B[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Stage(Operator):
+    """Blocks ``R`` between a permutation of the features and its inverse: half blocks of ``groups`` change places.
+
+    Shapes: ``R`` ``(..., n, b, b)``. With ``groups`` 1 nothing changes places.
+
+    Example:
+        >>> quarter = torch.tensor([[[0.0, 1.0], [-1.0, 0.0]]]).repeat(2, 1, 1)
+        >>> Stage(quarter, 2).right(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        tensor([-3., -4.,  1.,  2.])
+    """
+
+    R: Tensor
+    groups: int = 1
+
+    @property
+    def features(self) -> int:
+        return self.R.shape[-3] * self.R.shape[-1]
+
+    @property
+    def copies(self) -> int:
+        return self.R.shape[0] if self.R.dim() == 4 else 1
+
+    @property
+    def mT(self) -> Stage:
+        return Stage(self.R.mT, self.groups)
+
+    def right(self, X: Tensor, product: Product = block_product) -> Tensor:
+        if self.groups == 1:
+            return product(X, self.R)
+        half = self.R.shape[-1] // 2
+        X = X.unflatten(-1, (-1, 2, self.groups, half)).transpose(-3, -2).flatten(-4)
+        X = product(X, self.R)
+        return X.unflatten(-1, (-1, self.groups, 2, half)).transpose(-3, -2).flatten(-4)
+
+    def inverse(self) -> Stage:
+        return Stage(torch.linalg.inv(self.R), self.groups)
+
+    def at(self, index: int) -> Stage:
+        return Stage(self.R[index], self.groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Chain(Operator):
+    """``M_1 M_2 ..``: the first one meets ``X`` first.
+
+    Example:
+        >>> swap = LowRank(torch.tensor([[1.0, -1.0]]), torch.tensor([[-1.0, 1.0]]))
+        >>> Chain((swap, swap)).right(torch.tensor([3.0, 4.0]))
+        tensor([3., 4.])
+    """
+
+    parts: tuple[Operator, ...]
+
+    @property
+    def features(self) -> int:
+        return self.parts[0].features
+
+    @property
+    def copies(self) -> int:
+        return self.parts[0].copies
+
+    @property
+    def mT(self) -> Chain:
+        return Chain(tuple(part.mT for part in reversed(self.parts)))
+
+    def right(self, X: Tensor, product: Product = block_product) -> Tensor:
+        for part in self.parts:
+            X = part.right(X, product)
+        return X
+
+    def inverse(self) -> Chain:
+        return Chain(tuple(part.inverse() for part in reversed(self.parts)))
+
+    def at(self, index: int) -> Chain:
+        return Chain(tuple(part.at(index) for part in self.parts))
+
+    def tensors(self) -> Sequence[Tensor]:
+        return [tensor for part in self.parts for tensor in part.tensors()]
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs(Operator):
+    """Planes of two features: in each group, feature ``i`` and ``i + group / 2``.
+
+    ``x_1' = c_1 x_1 + d_2 x_2`` and ``x_2' = c_2 x_2 + d_1 x_1``, where ``d_i`` is the share of ``x_i`` that goes to
+    the other feature of its plane.
+
+    Shapes: ``c`` and ``d`` ``(..., n / group, 2, group / 2)``.
+
+    Example:
+        >>> c, d = torch.zeros(1, 2, 1), torch.tensor([[[1.0], [-1.0]]])
+        >>> Pairs(c, d).right(torch.tensor([3.0, 4.0]))
+        tensor([-4.,  3.])
+    """
+
+    c: Tensor
+    d: Tensor
+
+    @property
+    def features(self) -> int:
+        return self.c.shape[-3:].numel()
+
+    @property
+    def copies(self) -> int:
+        return self.c.shape[0] if self.c.dim() == 4 else 1
+
+    @property
+    def mT(self) -> Pairs:
+        return Pairs(self.c, self.d.flip(-2))
+
+    def right(self, X: Tensor, product: Product = block_product) -> Tensor:
+        (c1, c2), (d1, d2) = self._split(self.c, X), self._split(self.d, X)
+        x1, x2 = X.unflatten(-1, self.c.shape[-3:]).unbind(-2)  # views: nothing but X is kept for a backward
+        return torch.stack([x1 * c1 + x2 * d2, x2 * c2 + x1 * d1], -2).flatten(-3)
+
+    def _split(self, part: Tensor, X: Tensor) -> tuple[Tensor, ...]:
+        halves = part.to(X.dtype).unbind(-2)
+        return halves if self.copies == 1 else tuple(half.unsqueeze(1) for half in halves)
+
+    def determinant(self) -> Tensor:
+        """Of each plane, ``(..., n / group, 1, group / 2)``."""
+        (c1, c2), (d1, d2) = self.c.split(1, -2), self.d.split(1, -2)
+        return c1 * c2 - d1 * d2
+
+    def inverse(self) -> Pairs:
+        found = self.determinant()
+        return Pairs(self.c.flip(-2) / found, -self.d / found)
+
+    def at(self, index: int) -> Pairs:
+        return Pairs(self.c[index], self.d[index])
 
 
 @dataclass(frozen=True, eq=False)

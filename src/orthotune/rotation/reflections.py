@@ -60,7 +60,7 @@ class Reflections(FamilyTransform):
         return f"{still} vectors of length 0, which have no direction" if still else None
 
     @classmethod
-    def operator_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> LowRank:
+    def operator_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None, plain: bool = False) -> LowRank:
         with torch.autocast(v.device.type, enabled=False):
             gram = v @ v.mT
             if spec.variant == GRAM_SCHMIDT:

@@ -184,7 +184,7 @@ class OFTConfig(PeftOFTConfig):
             self.transform, meant = PUBLISHED[self.transform]
             for name, value in meant.items():
                 # A field that the caller has set otherwise than by default keeps its value.
-                setattr(self, name, getattr(self, name) or value if name != "side" else value)
+                setattr(self, name, value if name in ("side", "init_weights") else getattr(self, name) or value)
         kind = family_of(self.transform)
         refuse_contradictions(vars(self), kind)
         if kind is not None and kind.ranked:

@@ -59,3 +59,20 @@ def refuse_parts(file: AdapterFile, layer: str, parts: dict[str, Tensor]) -> Ten
     return parts[""]
 
 
+
+
+def checked_basis(file: AdapterFile, made: FamilyTransform, basis: Tensor | None) -> Tensor | None:
+    """The frozen basis of a transform that needs one, None for all others.
+
+    Raises:
+        AdapterFileError: it is missing, or has another number of rows than the transform has dimensions.
+    """
+    if not made.needs_basis:
+        return None
+    if basis is None or basis.dim() < 2 or basis.shape[-2] != made.spec.rank:
+        raise AdapterFileError(
+            f"{file.path} as {made.spec.transform}",
+            got="no basis" if basis is None else f"a basis of shape {list(basis.shape)}",
+            needed=f"{made.spec.rank} rows beside the numbers of the layer",
+        )
+    return basis

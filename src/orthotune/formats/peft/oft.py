@@ -13,6 +13,7 @@ from orthotune.formats.kinds import (
     EMBEDDING,
     EXACT_IN,
     FAMILY_KINDS,
+    IN_BUTTERFLY,
     LEGACY,
     OTHER_EMBEDDING,
     OTHER_SERIES,
@@ -69,7 +70,7 @@ class Orthotune(PackedFolder):
     """The folder of orthotune: it has further fields, and settings per layer, that stock PEFT does not have."""
 
     name = target = tool = producer = "orthotune"
-    lossless = ANY_MAP | ANY_SCALED_MAP | {EMBEDDING, OTHER_EMBEDDING, PACKED} | FAMILY_KINDS
+    lossless = ANY_MAP | ANY_SCALED_MAP | {EMBEDDING, OTHER_EMBEDDING, PACKED} | FAMILY_KINDS | {IN_BUTTERFLY}
     side = None
     fields = OFT | LATER | {"peft_type": ORTHOTUNE_TYPE, "r": 0, "peft_version": "0.18.0"}
 

@@ -24,6 +24,7 @@ def read_other(
     method: str,
     suffixes: Sequence[str],
     layer: Callable[[str, Mapping[str, Tensor]], FrozenMap],
+    optional: Sequence[str] = (),
 ) -> AdapterState:
     """Read the folder of a method whose layers are trained transforms.
 
@@ -33,6 +34,7 @@ def read_other(
         method: the ``peft_type``.
         suffixes: of the tensors of a layer, all of which must be there.
         layer: makes the transform of a layer of its name and tensors.
+        optional: further tensors that a layer may have.
 
     Raises:
         AdapterFileError: the config is missing or of another method, or a layer lacks a tensor.
@@ -42,11 +44,11 @@ def read_other(
             f"{file.path} is from PEFT's {method}", got="no config of it beside the file",
             needed=f"{CONFIG_NAME} with peft_type {method!r}", do="Name the folder that holds both files",
         )  # fmt: skip
-    found = file.layers("|".join(suffix.replace(".", r"\.") for suffix in suffixes))
+    found = file.layers("|".join(suffix.replace(".", r"\.") for suffix in (*suffixes, *optional)))
     transforms: dict[str, FrozenMap] = {}
     prefixes = {}
     for stem, names in found.items():
-        if set(names) != set(suffixes):
+        if not set(suffixes) <= set(names):
             raise AdapterFileError(
                 f"Layer '{escaped([stem])}' of {file.path}", got=escaped(names), needed=" and ".join(suffixes)
             )

@@ -14,7 +14,7 @@ from orthotune.files.names import shortened
 from orthotune.formats.adapter_file import CONFIG_NAME, AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.codecs.dense_blocks import refuse_foreign
-from orthotune.formats.codecs.family_tensors import family_layer, refuse_parts
+from orthotune.formats.codecs.family_tensors import checked_basis, family_layer, refuse_parts
 from orthotune.formats.codecs.oft_r import check_packed
 from orthotune.formats.peft.beyond_stock import FORMAT_VERSION, ORTHOTUNE_TYPE
 from orthotune.formats.peft.fields import spec_of_fields
@@ -24,6 +24,7 @@ from orthotune.formats.read_options import ReadOptions
 from orthotune.rotation.frozen import FrozenMap
 
 _ROTATION = re.compile(r"^(?P<layer>.*)\.oft_(?P<embedding>embedding_)?R\.(?:(?P<part>.+)\.)?weight$")
+_BASIS = re.compile(r"^(?P<layer>.*)\.oft_(?:embedding_)?R\.(?:(?P<part>.+)\.)?basis$")
 _MAGNITUDE = re.compile(r"^(?P<layer>.*)\.oft_magnitude(?:\.weight)?$")
 _OLDER = {"oft_r": "PEFT 0.8 to 0.15", "oft_s": "PEFT 0.14 or 0.15", "boft_R": "BOFT", "lora_A": "LoRA"}
 
@@ -92,6 +93,7 @@ def _layers(
             needed="names that end in oft_R.weight",
         )
     magnitudes = {bare(found["layer"]): t for key, t in tensors.items() if (found := _MAGNITUDE.match(key))}
+    bases = {bare(found["layer"]): t for key, t in tensors.items() if (found := _BASIS.match(key))}
     if spec_of_fields(config).terms == 0:
         raise AdapterFileError(f"num_cayley_neumann_terms=0 in {file.path.parent / CONFIG_NAME}", needed="1 or more")
     own = config.get("layer_settings") or {}
@@ -109,7 +111,10 @@ def _layers(
         if spec.transform != "blocks":
             vectors = refuse_parts(file, name, parts)
             made = family_layer(file, keys[name], vectors, spec, experts=bool(config.get("target_parameters")))
-            transforms[name] = replace(made, magnitude=magnitudes.get(name), embedding=name in embeddings)
+            transforms[name] = replace(
+                made, magnitude=magnitudes.get(name), embedding=name in embeddings,
+                basis=checked_basis(file, made, bases.get(name)),
+            )  # fmt: skip
             continue
         for tensor in parts.values():
             check_packed(file, keys[name], tensor)
@@ -118,5 +123,5 @@ def _layers(
 
 
 def _other(file: AdapterFile, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    own = {key: key for key in tensors if _ROTATION.match(key) or _MAGNITUDE.match(key)}
+    own = {key: key for key in tensors if any(known.match(key) for known in (_ROTATION, _BASIS, _MAGNITUDE))}
     return {bare(key): tensors[key] for key in refuse_foreign(file, {"": own})}

@@ -29,6 +29,8 @@ def packed(state: AdapterState, keys: Mapping[str, str]) -> dict[str, Tensor]:
         assert isinstance(transform, FamilyTransform)
         kind = "oft_embedding_R" if transform.embedding else "oft_R"
         tensors[f"{keys[name]}.{kind}.weight"] = transform.numbers
+        if transform.basis is not None:
+            tensors[f"{keys[name]}.{kind}.basis"] = transform.basis
         if transform.magnitude is not None:
             tensors[f"{keys[name]}.oft_magnitude"] = transform.magnitude
     return tensors

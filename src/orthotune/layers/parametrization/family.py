@@ -54,6 +54,10 @@ class FamilyRotation(Exchanged):
         self._strength = FULL
         rows, elements = sizes.shape
         self.weight = nn.Parameter(torch.zeros(copies * rows, elements, dtype=spec.dtype))
+        self.basis: nn.Parameter | None = None
+        if kind.needs_basis:
+            shape = (sizes.block_count, sizes.features) if copies == 1 else (copies, sizes.block_count, sizes.features)
+            self.basis = nn.Parameter(torch.zeros(shape, dtype=spec.dtype), requires_grad=False)
         #: a group computes blocks in one batch; operators are computed one by one
         self.group = None
 
@@ -112,23 +116,21 @@ class FamilyRotation(Exchanged):
         Raises:
             OrthotuneError: there is no such power.
         """
-        if self.copies > 1:
-            raise ConfigError(
-                f"a power of {t:g} of the transform '{self.spec.transform}'", got="a stack of experts",
-                do="Use kind='linear'",
-            )  # fmt: skip
-        return self.kind.power_of(self.spec, wide(self.weight.detach()), t, self.basis)
+        return self.kind.raised(self.spec, self._by_matrix(wide(self.weight.detach())), t, self.basis)
 
-    @property
-    def basis(self) -> Tensor | None:
-        """The frozen numbers that belong to the map."""
-        return self._parameters.get("frozen")
+    def _by_matrix(self, v: Tensor) -> Tensor:
+        return v if self.copies == 1 else v.view(self.copies, -1, v.shape[-1])
+
+    def requires_grad_(self, requires_grad: bool = True) -> FamilyRotation:
+        """Whether the stored parameters are trained; the basis never is."""
+        super().requires_grad_(requires_grad)
+        if self.basis is not None:
+            self.basis.requires_grad_(False)
+        return self
 
     def at_full_strength(self) -> Operator:
         """The operator at strength 1, with its gradient."""
-        v = wide(self.weight)
-        v = v if self.copies == 1 else v.view(self.copies, -1, v.shape[-1])
-        return self.kind.operator_of(self.spec, v, self.basis)
+        return self.kind.operator_of(self.spec, self._by_matrix(wide(self.weight)), self.basis, looked_through())
 
     @torch.no_grad()
     def factors(self) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from orthotune.errors import AdapterFileError
+from orthotune.errors import AdapterFileError, UnsupportedLayerError
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.peft.fields import fields_of_spec
 from orthotune.formats.peft.layer_settings import in_common
@@ -86,8 +86,19 @@ def _trained(held: FamilyTransform, name: str, module: nn.Module) -> tuple[Famil
     if isinstance(module, nn.Embedding) != held.embedding:
         _refuse_kind(held.embedding, module)
     with torch.device("meta"):
-        own = LayerSettings(name, held.spec, held.spec.rank, fallback="error", init_weights=False)
-        empty = kind_of(module, name)(module, "check", own).rotations("check")
+        spec = replace(held.spec, magnitude=held.magnitude is not None)
+        layer = kind_of(module, name)(module, "check", LayerSettings(name, spec, spec.rank, "error", False))
+        empty = layer.rotations("check")
+    if held.with_bias and getattr(module, "bias", None) is not None:
+        raise UnsupportedLayerError(
+            f"layer '{name}'", got="a bias, which the tool that wrote the adapter maps together with the output",
+            needed="a layer without a bias: here no adapter changes one", do="Merge the adapter with PEFT itself",
+        )  # fmt: skip
+    if held.magnitude is not None and held.magnitude.numel() != layer.oft_magnitude["check"].weight.numel():
+        raise AdapterFileError(
+            f"layer '{name}': the scale of the rows", got=f"{held.magnitude.numel()} values",
+            needed=f"{layer.oft_magnitude['check'].weight.numel()}",
+        )  # fmt: skip
     expected = {part: tuple(rotation.weight.shape) for part, rotation in empty.items()}
     if expected != {"": tuple(held.numbers.shape)}:
         raise AdapterFileError(
