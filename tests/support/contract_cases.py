@@ -30,6 +30,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 #: transforms besides blocks, as arguments of their configs: one line gives a transform the contracts
 TRANSFORMS: dict[str, dict[str, Any]] = {
     "reflections": {"transform": "reflections", "r": 4},
+    "butterfly": {"transform": "butterfly", "oft_block_size": 2, "factors": 2},
+    "angles": {"transform": "planes", "oft_block_size": 4},
+    "road": {"transform": "planes", "variant": "road_2", "oft_block_size": 2},
+    "psoft": {"transform": "subspace", "variant": "psoft", "r": 4},
+    "ether": {"transform": "hyperplane", "oft_block_size": 4},
 }
 #: kinds and sides that every transform runs on: each way in which a layer applies one
 CARRIERS = (
@@ -111,8 +116,10 @@ def randomize(model: nn.Module, seed: int = 3, adapter: str = "default") -> Any:
                 parameter.copy_(1 + 0.3 * torch.randn(parameter.shape, generator=generator))
             elif "oft_" in name and f".{adapter}." in name:
                 rotation = model.get_submodule(name.rpartition(".")[0])
+                if name.endswith(".basis"):
+                    continue  # it belongs to the weight
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(0.2 * noise / rotation.spec.scale)
+                parameter.copy_((0.2 if rotation.spec.transform == "blocks" else 0.4) * noise / rotation.spec.scale)
     return model
 
 
@@ -230,8 +237,8 @@ def projections(**fields: Any) -> PeftModel:
 
 
 def rotation_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapters' parameters by name."""
-    return {name: p for name, p in model.named_parameters() if "oft_" in name}
+    """The adapters' trained parameters by name."""
+    return {name: p for name, p in model.named_parameters() if "oft_" in name and not name.endswith(".basis")}
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from orthotune.formats.adapter_state import AdapterState, LayerState
     from orthotune.formats.read_options import ReadOptions
 
-#: field of the config -> the values with which the map is the one that is trained here
-_NEEDED: dict[str, Any] = {"ab_svd_init": "psoft_init", "psoft_orth": True, "use_cayley_neumann": False}
-#: further ones for a randomised SVD, whose result depends on them
-_RANDOM: dict[str, Any] = {"psoft_svd_lowrank_niter": 10, "random_seed": 0}
+#: Field of the config -> the value with which the map is the one that is trained here. With a randomised SVD, PEFT's
+#: two factors come from a sketch of the weight and not from the weight, so that W + B (R - I) A maps no inputs of W.
+_NEEDED: dict[str, Any] = {
+    "ab_svd_init": "psoft_init", "psoft_orth": True, "use_cayley_neumann": False, "psoft_svd": "full",
+}  # fmt: skip
 VECTORS = ("psoft_R.vector_a", "psoft_R.vector_b")
 
 
@@ -33,7 +34,7 @@ class PeftPsoft(PeftFolder):
     fields = {
         "peft_type": "PSOFT", "exclude_modules": None, "fan_in_fan_out": False, "psoft_alpha": 32, "psoft_dropout": 0.0,
         "peft_version": "0.18.0",
-    } | _NEEDED | _RANDOM  # fmt: skip
+    } | _NEEDED  # fmt: skip
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
         """Whether the names of the tensors are PSOFT's."""
@@ -43,8 +44,8 @@ class PeftPsoft(PeftFolder):
         """Read skew matrices and scales of every layer; they stay trainable.
 
         Raises:
-            AdapterFileError: the config is missing, or asks for another map (``pissa_init``, a free matrix, a series);
-                or a tensor is damaged.
+            AdapterFileError: the config is missing, or asks for another map (``pissa_init``, a free matrix, a series, a
+                randomised SVD); or a tensor is damaged.
         """
         import torch
 
@@ -54,8 +55,7 @@ class PeftPsoft(PeftFolder):
         from orthotune.rotation.spec import RotationSpec
 
         config = file.config or {}
-        lowrank = config.get("psoft_svd") == "lowrank"
-        for field, value in (_NEEDED | (_RANDOM if lowrank else {})).items():
+        for field, value in _NEEDED.items():
             if config.get(field, value) != value:
                 raise AdapterFileError(
                     f"{field}={str(config[field])[:80]!r} of {file.path}", needed=f"{value!r}, with which the map is "
@@ -65,12 +65,11 @@ class PeftPsoft(PeftFolder):
         def layer(name: str, tensors: Mapping[str, Tensor]) -> Any:
             packed = tensors["psoft_R.weight"].flatten()
             scaled = any(vector in tensors for vector in VECTORS)
-            variant = ("psoft" if scaled else "rotation") + ("_lowrank" if lowrank else "")
             parts = [packed.float()]
             if scaled:
                 rank = next(tensors[vector] for vector in VECTORS if vector in tensors).numel()
                 parts += [tensors.get(vector, torch.ones(rank)).float() - 1 for vector in VECTORS]
-            spec = RotationSpec(transform="subspace", variant=variant)
+            spec = RotationSpec(transform="subspace", variant="psoft" if scaled else "rotation")
             return family_layer(file, f"{name}.psoft_R.weight", torch.cat(parts)[None], spec)
 
         return read_other(file, self.name, "PSOFT", ("psoft_R.weight",), layer, optional=VECTORS)
@@ -81,8 +80,10 @@ class PeftPsoft(PeftFolder):
         """Encode skew matrices and scales.
 
         Raises:
-            UnsupportedLayerError: layers differ in rank or variant, which PEFT's config holds once.
+            UnsupportedLayerError: layers differ in rank or variant, which PEFT's config holds once, or the singular
+                vectors are those of a randomised SVD.
         """
+        from orthotune.errors import UnsupportedLayerError
         from orthotune.formats.peft.other_methods import one_value
         from orthotune.rotation.packing import element_count
         from orthotune.rotation.subspace import Subspace
@@ -96,8 +97,13 @@ class PeftPsoft(PeftFolder):
             for index, vector in enumerate(VECTORS if len(numbers) > count else ()):
                 tensors[f"{keys[name]}.{vector}"] = 1 + numbers[count + index * r : count + (index + 1) * r]
         variant = one_value("variant", {name: layer.spec.variant or "rotation" for name, layer in held.items()})
-        scaled, lowrank = variant.startswith("psoft"), variant.endswith("lowrank")
+        scaled = variant.startswith("psoft")
+        if variant.endswith("lowrank"):
+            raise UnsupportedLayerError(
+                f"the variant {variant!r} for PEFT's PSOFT", got="singular vectors of a randomised SVD, which PEFT's file "
+                "does not hold", needed="those of a full SVD, which PEFT finds again",
+            )  # fmt: skip
         return tensors, {
             "r": one_value("r", {name: layer.spec.rank for name, layer in held.items()}),
-            "psoft_mag_a": scaled, "psoft_mag_b": scaled, "psoft_svd": "lowrank" if lowrank else "full",
+            "psoft_mag_a": scaled, "psoft_mag_b": scaled,
         }  # fmt: skip
