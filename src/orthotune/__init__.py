@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orthotune.errors import OrthotuneError
 
 if TYPE_CHECKING:
-    from peft import PeftModel, get_peft_model
+    from peft import PeftModel
 
     from orthotune.formats.adapter_state import AdapterState
     from orthotune.formats.read_options import ReadOptions
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from orthotune.operations.rewind import rewind
     from orthotune.tuner.config import OFTConfig
     from orthotune.tuner.model import OFTModel
+    from orthotune.tuner.published_configs import get_peft_model
     from orthotune.tuner.register import register, unregister
     from orthotune.tuner.strength import free_magnitudes, set_scale
 
@@ -86,7 +87,7 @@ HOMES = {
     "explain": "orthotune.layers.plan",
     "export": "orthotune.operations.export",
     "free_magnitudes": "orthotune.tuner.strength",
-    "get_peft_model": "peft",
+    "get_peft_model": "orthotune.tuner.published_configs",
     "hotswap_adapter": "orthotune.operations.hotswap",
     "identify": "orthotune.operations.identify",
     "inspect": "orthotune.operations.inspect",

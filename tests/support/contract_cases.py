@@ -116,8 +116,6 @@ def randomize(model: nn.Module, seed: int = 3, adapter: str = "default") -> Any:
                 parameter.copy_(1 + 0.3 * torch.randn(parameter.shape, generator=generator))
             elif "oft_" in name and f".{adapter}." in name:
                 rotation = model.get_submodule(name.rpartition(".")[0])
-                if name.endswith(".basis"):
-                    continue  # it belongs to the weight
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.copy_((0.2 if rotation.spec.transform == "blocks" else 0.4) * noise / rotation.spec.scale)
     return model
@@ -237,8 +235,8 @@ def projections(**fields: Any) -> PeftModel:
 
 
 def rotation_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The adapters' trained parameters by name."""
-    return {name: p for name, p in model.named_parameters() if "oft_" in name and not name.endswith(".basis")}
+    """The adapters' parameters by name."""
+    return {name: p for name, p in model.named_parameters() if "oft_" in name}
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -178,7 +178,7 @@ def _numbers(model: nn.Module, turn: Turn, adapter: str, leaves: dict[str, Tenso
 
 def basis_of(model: nn.Module, turn: Turn, adapter: str) -> list[Tensor]:
     """The frozen basis of an adapter, in float64: one that the layer found itself, because its signs are arbitrary."""
-    found = dict(wrapper(model, turn).named_parameters())
+    found = dict(wrapper(model, turn).named_buffers())
     return [p.detach().double() for key, p in found.items() if key.endswith(f".{adapter}.basis")]
 
 

@@ -297,6 +297,6 @@ def _fill(model: nn.Module, fitted: Fit, adapter_name: str) -> None:
         held_by = layer.rotations(adapter_name)[""]
         held_by.weight.copy_(transform.numbers)
         if transform.basis is not None:
-            held_by.get_parameter("basis").copy_(transform.basis)
+            held_by.get_buffer("basis").copy_(transform.basis)
         if transform.magnitude is not None:
             layer.oft_magnitude[adapter_name].weight.copy_(transform.magnitude.reshape(-1))

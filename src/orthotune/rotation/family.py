@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
-from orthotune.errors import OrthotuneError
+from orthotune.errors import BlockSizeError, OrthotuneError
 from orthotune.rotation.blocks import choose_layout
 from orthotune.rotation.geodesic import planes
 from orthotune.rotation.on_weight import (
@@ -190,13 +190,12 @@ class FamilyTransform:
             layer: name for messages.
 
         Raises:
-            BlockSizeError: the size does not divide the features.
-            OrthotuneError: the rank is larger than the features.
+            BlockSizeError: the size does not divide the features, or the rank is larger than they are.
         """
         if cls.ranked:
             rank = r or spec.rank or cls.default_rank
             if rank > features:
-                raise OrthotuneError(
+                raise BlockSizeError(
                     f"r={rank} for layer '{layer}'", got=f"{features} features", needed="a rank of at most as many",
                     do="Give the layer its own r in rank_pattern, or exclude the layer",
                 )  # fmt: skip

@@ -26,6 +26,7 @@ from orthotune.rotation.frozen import FrozenMap
 from orthotune.rotation.spec import RotationSpec, Side
 from orthotune.tuner.old_files import old_layout, translated
 from orthotune.tuner.places import adapted_layers
+from orthotune.tuner.published_configs import fields_of_published
 
 DEFAULT_BLOCK_SIZE = 32
 #: never written: they decide how sizes are chosen, and a file holds the chosen sizes
@@ -75,11 +76,12 @@ class OFTConfig(PeftOFTConfig):
     Args:
         transform: the orthogonal transform, by its name (:data:`~orthotune.rotation.family_registry.FAMILY`) or by that
             of its publication, which also sets the fields that it means (``PUBLISHED`` there): ``"blocks"`` (OFT),
-            ``"reflections"`` (HRA).
+            ``"reflections"`` (HRA), ``"butterfly"`` (BOFT), ``"planes"`` (RoAd), ``"subspace"`` (PSOFT),
+            ``"hyperplane"`` (ETHER).
         variant: variant of a transform that has several; "" for its usual one.
         factors: number of stages of a butterfly; 0 for its default.
         r: number of blocks in each layer; exclusive with ``oft_block_size``. The rank of a transform that has one: the
-            number of reflections.
+            number of reflections, or of the dimensions of a subspace.
         oft_block_size: size of a block. ``OFTConfig()`` takes 32, or the nearest divisor of each layer's width.
         module_dropout: probability that a block is the identity, in training only.
         target_modules: names, a regular expression, ``"all-linear"``, or None for the architecture's default.
@@ -251,7 +253,9 @@ class OFTConfig(PeftOFTConfig):
 
     @classmethod
     def from_peft(cls, config: PeftConfig) -> OFTConfig:
-        """The orthotune config for an ``OFTConfig`` object of PEFT; an orthotune config is returned unchanged.
+        """The orthotune config for a config object of PEFT: of OFT, HRA, BOFT, RoAd or PSOFT.
+
+        An orthotune config is returned unchanged.
 
         Example:
             >>> from peft import OFTConfig as PeftOFTConfig
@@ -261,7 +265,8 @@ class OFTConfig(PeftOFTConfig):
         if isinstance(config, cls):
             return config
         known = {f.name for f in fields(cls) if f.init}
-        ours = cls(**{k: v for k, v in vars(config).items() if k in known})
+        given = fields_of_published(config)
+        ours = cls(**({k: v for k, v in vars(config).items() if k in known} if given is None else given))
         ours.auto_mapping = config.auto_mapping
         ours.load_context = LoadContext()  # a PEFT object has a type although it was not saved
         return ours

@@ -40,12 +40,16 @@ class FamilyRotation(Exchanged):
     of the tensor of blocks. The operator is computed when the stored parameters have changed, and with its gradient in
     every forward of a training step.
 
+    ``basis`` holds the frozen numbers of a transform that has some, None for all others.
+
     Args:
         kind: the transform.
         sizes: of one matrix.
         spec: with the sizes that were chosen.
         copies: number of matrices of one shape that are mapped (the experts of a mixture), 1 otherwise.
     """
+
+    basis: Tensor | None
 
     def __init__(self, kind: type[FamilyTransform], sizes: Sizes, spec: RotationSpec, copies: int = 1) -> None:
         super().__init__()
@@ -54,10 +58,9 @@ class FamilyRotation(Exchanged):
         self._strength = FULL
         rows, elements = sizes.shape
         self.weight = nn.Parameter(torch.zeros(copies * rows, elements, dtype=spec.dtype))
-        self.basis: nn.Parameter | None = None
-        if kind.needs_basis:
-            shape = (sizes.block_count, sizes.features) if copies == 1 else (copies, sizes.block_count, sizes.features)
-            self.basis = nn.Parameter(torch.zeros(shape, dtype=spec.dtype), requires_grad=False)
+        shape = (sizes.block_count, sizes.features) if copies == 1 else (copies, sizes.block_count, sizes.features)
+        # A buffer: hosts make every parameter of an active adapter a trained one.
+        self.register_buffer("basis", torch.zeros(shape, dtype=spec.dtype) if kind.needs_basis else None)
         #: a group computes blocks in one batch; operators are computed one by one
         self.group = None
 
@@ -120,13 +123,6 @@ class FamilyRotation(Exchanged):
 
     def _by_matrix(self, v: Tensor) -> Tensor:
         return v if self.copies == 1 else v.view(self.copies, -1, v.shape[-1])
-
-    def requires_grad_(self, requires_grad: bool = True) -> FamilyRotation:
-        """Whether the stored parameters are trained; the basis never is."""
-        super().requires_grad_(requires_grad)
-        if self.basis is not None:
-            self.basis.requires_grad_(False)
-        return self
 
     def at_full_strength(self) -> Operator:
         """The operator at strength 1, with its gradient."""
