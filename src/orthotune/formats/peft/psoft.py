@@ -31,6 +31,7 @@ class PeftPsoft(PeftFolder):
     tool = "PEFT's PSOFT"
     lossless = frozenset({IN_SUBSPACE})
     note = "PEFT's PSOFT finds the singular vectors anew: their signs must come out as they did in the training"
+    unknown = frozenset({"bias"})
     fields = {
         "peft_type": "PSOFT", "exclude_modules": None, "fan_in_fan_out": False, "psoft_alpha": 32, "psoft_dropout": 0.0,
         "peft_version": "0.18.0",

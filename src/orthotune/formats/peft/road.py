@@ -25,6 +25,7 @@ class PeftRoad(PeftFolder):
     lossless = frozenset({OUT_PLANES})
     side = "out"
     note = "PEFT's RoAd maps the bias of a layer together with its output: the file means the same for layers without one"
+    unknown = frozenset({"bias", "layers_pattern", "layers_to_transform"})
     fields = {"peft_type": "ROAD", "peft_version": "0.18.0"}
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:

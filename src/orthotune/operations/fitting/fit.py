@@ -15,6 +15,7 @@ from orthotune.errors import AdapterFileError, UnsupportedLayerError
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.peft.fields import fields_of_spec
 from orthotune.formats.peft.layer_settings import in_common
+from orthotune.layers.base import OFTLayer
 from orthotune.layers.registry import check_holds, kind_of
 from orthotune.layers.settings import LayerSettings
 from orthotune.rotation.blocks import nearest_divisor
@@ -68,7 +69,9 @@ def fit(state: AdapterState, places: Mapping[str, str], modules: Mapping[str, nn
             continue
         with torch.device("meta"):
             own = LayerSettings(name, held.spec, fallback="error")
-            empty = kind_of(module, name)(module, "check", own).rotations("check")
+            tried = kind_of(module, name)(module, "check", own)
+        empty = tried.rotations("check")
+        _check_scale(held.magnitude, tried, name)
         expected = {part: tuple(rotation.weight.shape) for part, rotation in empty.items()}
         found = {part: tuple(vector.shape) for part, vector in held.rotations.items()}
         if expected != found:
@@ -94,11 +97,7 @@ def _trained(held: FamilyTransform, name: str, module: nn.Module) -> tuple[Famil
             f"layer '{name}'", got="a bias, which the tool that wrote the adapter maps together with the output",
             needed="a layer without a bias: here no adapter changes one", do="Merge the adapter with PEFT itself",
         )  # fmt: skip
-    if held.magnitude is not None and held.magnitude.numel() != layer.oft_magnitude["check"].weight.numel():
-        raise AdapterFileError(
-            f"layer '{name}': the scale of the rows", got=f"{held.magnitude.numel()} values",
-            needed=f"{layer.oft_magnitude['check'].weight.numel()}",
-        )  # fmt: skip
+    _check_scale(held.magnitude, layer, name)
     expected = {part: tuple(rotation.weight.shape) for part, rotation in empty.items()}
     if expected != {"": tuple(held.numbers.shape)}:
         raise AdapterFileError(
@@ -107,6 +106,14 @@ def _trained(held: FamilyTransform, name: str, module: nn.Module) -> tuple[Famil
             do="Load the adapter on the base model that it was trained on",
         )  # fmt: skip
     return held, next(iter(empty.values())).layout.features
+
+
+def _check_scale(scale: Tensor | None, tried: OFTLayer, name: str) -> None:
+    if scale is not None and scale.numel() != tried.oft_magnitude["check"].weight.numel():
+        raise AdapterFileError(
+            f"layer '{name}': the scale of the rows", got=f"{scale.numel()} values",
+            needed=f"{tried.oft_magnitude['check'].weight.numel()}",
+        )  # fmt: skip
 
 
 def _refuse_kind(embedding: bool, module: nn.Module) -> None:
