@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from orthotune.operations.diagnosis.diagnose import diagnose
     from orthotune.operations.distance import distance
     from orthotune.operations.export import export
+    from orthotune.operations.extract import extract
     from orthotune.operations.fitting.report import LoadReport
     from orthotune.operations.hotswap import hotswap_adapter
     from orthotune.operations.identify import identify
@@ -55,6 +56,7 @@ __all__ = [
     "distance",
     "explain",
     "export",
+    "extract",
     "free_magnitudes",
     "get_peft_model",
     "hotswap_adapter",
@@ -86,6 +88,7 @@ HOMES = {
     "distance": "orthotune.operations.distance",
     "explain": "orthotune.layers.plan",
     "export": "orthotune.operations.export",
+    "extract": "orthotune.operations.extract",
     "free_magnitudes": "orthotune.tuner.strength",
     "get_peft_model": "orthotune.tuner.published_configs",
     "hotswap_adapter": "orthotune.operations.hotswap",
