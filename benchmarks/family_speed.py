@@ -2,7 +2,7 @@
 
     python benchmarks/family_speed.py --repetitions 15 --out family.csv
 
-All contenders alternate in one process; a ratio is a time divided by that of the frozen model in the same repetition.
+All methods alternate in one process; a ratio is a time divided by that of the frozen model in the same repetition.
 The sizes give each about as many parameters as blocks of 32 have, where the method can be given a size: planes and
 hyperplanes have no more than they have. Parameters are in the table.
 """
@@ -12,17 +12,18 @@ from __future__ import annotations
 import argparse
 import csv
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from peft import BOFTConfig, HRAConfig, LoraConfig, PeftConfig, PsoftConfig, RoadConfig
+
 from harness.cells import BASE, DECODE, Cell
 from harness.contenders import Contender, stirred
 from harness.measure import measure
 from harness.saved_bytes import saved_bytes
 from harness.step import step_of
 from harness.subject import subject
-from peft import BOFTConfig, HRAConfig, LoraConfig, PeftConfig, PsoftConfig, RoadConfig
-
 from orthotune import OFTConfig
 
 
@@ -32,7 +33,7 @@ def ours(name: str, transform: str, **fields: object) -> Contender:
 
 
 def sized(cell: Cell) -> list[Contender]:
-    """Contenders with about the parameters of the cell's blocks."""
+    """Methods with about the parameters of the cell's blocks."""
     b, d = cell.block_size, cell.hidden
     rank = b // 2
     subspace = round((b * d) ** 0.5)
@@ -88,7 +89,7 @@ def main() -> None:
         for name, found in measure(steps, device, chosen.repetitions, chosen.seconds).items():
             model = models[name]
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            kept = saved_bytes(lambda m=model: frozen.call(m, frozen.x), model) if cell.mode == "train" else 0
+            kept = saved_bytes(partial(frozen.call, model, frozen.x), model) if cell.mode == "train" else 0
             print(f"  {name:12} {found.median:6.2f} ({found.p10:.2f} to {found.p90:.2f})  {trained:>9,} parameters"
                   f"  {kept:>12,} bytes", flush=True)  # fmt: skip
             rows.append({"cell": cell.label, "name": name, "parameters": trained, "saved": kept, **asdict(found)})

@@ -98,7 +98,11 @@ def shows(field: str) -> Callable[[Callable[[Path], None]], Callable[[Path], Non
 @shows("transform")
 def _(folder: Path) -> None:
     assert _shapes(transform="hra", r=4)["body.layers.0.up"] == (4, 12)
-    for wrong, words in ({"coft": True}, "coft"), ({"oft_block_size": 4}, "no blocks"), ({"block_share": True}, "share"):
+    for wrong, words in (
+        ({"coft": True}, "coft"),
+        ({"oft_block_size": 4}, "no blocks"),
+        ({"block_share": True}, "share"),
+    ):
         with pytest.raises(ConfigError, match=words):
             OFTConfig(transform="reflections", **wrong)
     with pytest.raises(ConfigError, match="Did you mean reflections"):

@@ -10,7 +10,15 @@ from peft import PeftModel
 
 from orthotune.errors import ConfigError
 from orthotune.layers.base import OFTLayer
-from tests.support.contract_cases import Case, base_parameters, cases, rotation_parameters, same_bits, snapshot, transformed
+from tests.support.contract_cases import (
+    Case,
+    base_parameters,
+    cases,
+    rotation_parameters,
+    same_bits,
+    snapshot,
+    transformed,
+)
 from tests.support.contract_reference import run
 
 
@@ -28,7 +36,9 @@ def expected(case: Case, model: PeftModel, t: float, **more: Any) -> torch.Tenso
 EVERY = cases("exact", "neumann", "together") + cases("together", dtypes=(torch.bfloat16, torch.float64))
 # every power is one of a matrix that the reference takes apart into its eigenvalues
 EVERY += [
-    case for case in transformed("linear_rank3", "conv2d", dtypes=(torch.float64,)) if case.options in ("reflections", "angles")
+    case
+    for case in transformed("linear_rank3", "conv2d", dtypes=(torch.float64,))
+    if case.options in ("reflections", "angles")
 ]
 LINEAR = cases("neumann", "together") + transformed("linear_rank3")
 

@@ -147,7 +147,9 @@ def test_files_are_swapped_merged_and_exported(name: str, tmp_path: Path) -> Non
         found = state.transform(place).apply(layer.get_base_layer().weight)
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
     facts = orthotune.diagnose(model).rotations
-    assert {one.transform for one in facts} == {TRANSFORMS[name]["transform"]} and all(one.distance > 0.1 for one in facts)
+    assert {one.transform for one in facts} == {TRANSFORMS[name]["transform"]} and all(
+        one.distance > 0.1 for one in facts
+    )
 
 
 def test_a_combination_of_files_names_what_it_needs(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from orthotune.errors import AdapterFileError, ConfigError
 from tests.support.contract_cases import randomize
 
 CONFIG = LlamaConfig(
-    hidden_size=24, intermediate_size=36, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, vocab_size=29,
+    hidden_size=24, intermediate_size=36, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+    vocab_size=29,
 )  # fmt: skip
 TOKENS = torch.tensor([[3, 7, 1, 22, 28]])
 
@@ -58,7 +59,9 @@ def test_what_is_a_rotation_is_found(
     merged = _finetuned(base, tmp_path / "after", **trained)
     done = orthotune.extract(base.name_or_path, tmp_path / "after", tmp_path / "adapter", **found)
     assert [row.layer.rpartition(".")[2] for row in done.layers] == ["q_proj", "o_proj", "down_proj"] and not done.left
-    assert all(row.residual < 1e-4 and row.change > 0.1 and not row.still for row in done.layers)  # float32 in the files
+    assert all(
+        row.residual < 1e-4 and row.change > 0.1 and not row.still for row in done.layers
+    )  # float32 in the files
     model = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter")
     with torch.no_grad():
         torch.testing.assert_close(model(TOKENS).logits, merged(TOKENS).logits, rtol=0, atol=1e-5)
@@ -72,7 +75,9 @@ def test_what_is_none_has_a_residual_and_the_rest_is_named(base: LlamaForCausalL
             weight.add_(0.01 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
         after.model.norm.weight.mul_(1.1)
     after.save_pretrained(tmp_path / "after")
-    result = CliRunner().invoke(app, ["extract", base.name_or_path, str(tmp_path / "after"), "-o", str(tmp_path / "out"), "--json"])
+    result = CliRunner().invoke(
+        app, ["extract", base.name_or_path, str(tmp_path / "after"), "-o", str(tmp_path / "out"), "--json"]
+    )
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert [row["layer"].rpartition(".")[2] for row in told["layers"]] == ["q_proj", "v_proj"]

@@ -110,7 +110,9 @@ def _layer(transform: Any, W: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def test_every_registered_transform_is_checked_here() -> None:
     assert {type(made) for made in CASES.values()} == set(TRANSFORMS.values())
-    variants = {(made.spec.transform, made.spec.variant) for made in {**CASES, **SERIES}.values() if hasattr(made, "basis")}
+    variants = {
+        (made.spec.transform, made.spec.variant) for made in {**CASES, **SERIES}.values() if hasattr(made, "basis")
+    }
     alike = {("subspace", "psoft_lowrank")}  # the scales of one variant and the basis of another
     assert variants == {(name, variant) for name, kind in FAMILY.items() for variant in kind.variants} - alike
 
@@ -172,7 +174,7 @@ def test_powers_of_what_is_not_orthogonal_add_up_where_there_are_some(name: str)
     torch.testing.assert_close(made.power(0.3).apply(made.power(0.7).apply(W)), made.apply(W))
 
 
-@pytest.mark.parametrize("name", sorted(REFLECTING) + ["road_2, in", "psoft, out"])
+@pytest.mark.parametrize("name", [*sorted(REFLECTING), "road_2, in", "psoft, out"])
 def test_what_has_no_logarithm_is_refused_in_words(name: str) -> None:
     made = _of(name)
     with pytest.raises(OrthotuneError, match=r"power of 0\.5.*(determinant|reflection|rotation).*kind='linear'"):

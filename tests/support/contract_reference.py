@@ -149,7 +149,14 @@ def turn_parameter(W: Tensor, turn: Turn, adapters: Sequence[tuple[dict[str, Any
     """A parameter as it lies in memory, turned; expert by expert where there are several."""
     if W.dim() == 3 and turn.stored != "conv":
         split = [
-            [(c | {"basis": c["basis"][i]} if "basis" in c else c, v.chunk(len(W))[i], None if m is None else m.chunk(len(W))[i]) for c, v, m in adapters]
+            [
+                (
+                    c | {"basis": c["basis"][i]} if "basis" in c else c,
+                    v.chunk(len(W))[i],
+                    None if m is None else m.chunk(len(W))[i],
+                )
+                for c, v, m in adapters
+            ]
             for i in range(len(W))
         ]
         return torch.stack([turn_parameter(one, turn, own) for one, own in zip(W, split, strict=True)])

@@ -29,7 +29,9 @@ OUT_BLOCKS = frozenset({EXACT_OUT, EXACT_OUT + SCALED, OUT_BUTTERFLY})
 IN_WITH_SCALE = frozenset({EXACT_IN, EXACT_IN + SCALED})
 
 FAMILY_EMBEDDING = "embedding of a transform other than blocks"
-FAMILY_KINDS = frozenset(f"{side} {name}{end}" for side in ("in", "out") for name in FAMILY_NAMES for end in ("", SCALED))
+FAMILY_KINDS = frozenset(
+    f"{side} {name}{end}" for side in ("in", "out") for name in FAMILY_NAMES for end in ("", SCALED)
+)
 FAMILY_KINDS |= {FAMILY_EMBEDDING, OUT_STAGES}
 
 #: The target that is not an adapter: the difference of each weight, for one base.
@@ -53,9 +55,7 @@ REASONS: dict[str, str] = {
     EMBEDDING: "the format has no embeddings",
     OTHER_EMBEDDING: "the format has no such embeddings",
     FAMILY_EMBEDDING: "the format has no such embeddings",
-} | {
-    kind: f"the format has no transform '{kind.split()[1]}'" for kind in FAMILY_KINDS - {FAMILY_EMBEDDING}
-}
+} | {kind: f"the format has no transform '{kind.split()[1]}'" for kind in FAMILY_KINDS - {FAMILY_EMBEDDING}}
 
 
 def kind_of(layer: FrozenMap) -> str:

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from orthotune.formats.read_options import ReadOptions
 
 FORMATS: tuple[Format, ...] = (
-    Orthotune(), PeftOft(), PeftOft16(), PeftOft14(), PeftOft08(), PeftBoft(), PeftBoft11(), PeftHra(), PeftRoad(), PeftPsoft(), KohyaBoft(), KohyaOftV2(),
-    OneTrainer(), KohyaOft(), KohyaOftFlux(), LycorisOft(), LycorisBoft(), LycorisOft20(), ComfyUI(), OftControl(),
-    OftDb(), OftT2i(),
+    Orthotune(), PeftOft(), PeftOft16(), PeftOft14(), PeftOft08(), PeftBoft(), PeftBoft11(), PeftHra(), PeftRoad(),
+    PeftPsoft(), KohyaBoft(), KohyaOftV2(), OneTrainer(), KohyaOft(), KohyaOftFlux(), LycorisOft(), LycorisBoft(),
+    LycorisOft20(), ComfyUI(), OftControl(), OftDb(), OftT2i(),
 )  # fmt: skip
 
 
@@ -119,6 +119,7 @@ def read_file(file: AdapterFile, options: ReadOptions) -> AdapterState:
     if not found:
         raise AdapterFileError(
             f"{file.path} is not an adapter that orthotune knows", got=escaped(file.shapes) or "no tensor at all",
-            needed="rotations: oft_R, oft_r, oft_blocks, oft_diag, boft_R, hra_u, road_theta, psoft_R or R; or a folder with adapter_config.json",
+            needed="rotations: oft_R, oft_r, oft_blocks, oft_diag, boft_R, hra_u, road_theta, psoft_R or R; or a "
+            "folder with adapter_config.json",
         )  # fmt: skip
     return found[0].read(file, options)

@@ -86,7 +86,7 @@ def extract(
 
     For each linear layer the rotation of every block is the solution of the orthogonal Procrustes problem, the
     orthogonal ``X`` of determinant 1 that minimizes ``|W_j X - W'_j|`` over the columns of the block; with a magnitude,
-    both are fitted in turn. How much of the change that explains is told for each layer: rotations cannot express most
+    both are fitted in turn. How much of the change that explains is reported for each layer: rotations cannot express most
     changes of full finetuning.
 
     Args:

@@ -62,9 +62,7 @@ def hotswap_adapter(model: Any, path: str | Path, adapter_name: str = "default",
             parameter.copy_(values)
 
 
-def _placed(
-    state: AdapterState, model: Any, layers: dict[str, OFTLayer]
-) -> dict[str, LayerState | FamilyTransform]:
+def _placed(state: AdapterState, model: Any, layers: dict[str, OFTLayer]) -> dict[str, LayerState | FamilyTransform]:
     """The content of the file for each layer, under the names of the model."""
     raw = {layer: state.prefixes.get(layer, layer) for layer in [*state.layers, *state.transforms]}
     match = match_names(raw.values(), {"": adaptable(model)})
@@ -88,7 +86,9 @@ def _placed(
     return {name: held[layer] for layer, name in modules.items()}
 
 
-def _values(name: str, held: LayerState | FamilyTransform, layer: OFTLayer, adapter: str) -> list[tuple[Tensor, Tensor]]:
+def _values(
+    name: str, held: LayerState | FamilyTransform, layer: OFTLayer, adapter: str
+) -> list[tuple[Tensor, Tensor]]:
     rotations = layer.rotations(adapter)
     new: list[tuple[Tensor, Tensor]]
     has = replace(held.spec, magnitude=held.magnitude is not None)
@@ -101,12 +101,12 @@ def _values(name: str, held: LayerState | FamilyTransform, layer: OFTLayer, adap
             sizes, size = {"numbers": list(held.numbers.shape)}, {"numbers": list(rotation.weight.shape)}
             raise _misfit(name, sizes, size, ["numbers"])
         new = [(rotation.weight, held.numbers)]
-        return _finite(name, new + ([] if held.magnitude is None else [(layer.oft_magnitude[adapter].weight, held.magnitude)]))
+        return _finite(
+            name, new + ([] if held.magnitude is None else [(layer.oft_magnitude[adapter].weight, held.magnitude)])
+        )
     if held.rotations.keys() != rotations.keys():
         raise _misfit(name, {"parts": sorted(held.rotations)}, {"parts": sorted(rotations)}, ["parts"])
-    new = [
-        (rotation.weight, _fitted(name, held, part, rotation)) for part, rotation in rotations.items()
-    ]
+    new = [(rotation.weight, _fitted(name, held, part, rotation)) for part, rotation in rotations.items()]
     if held.magnitude is not None:
         new.append((layer.oft_magnitude[adapter].weight, held.magnitude))
     return _finite(name, new)

@@ -361,6 +361,5 @@ def random_directions(weight: Tensor, repeat: int = 1) -> None:
     """Fill ``(rows, n)`` with uniform numbers as PEFT's HRA does; ``repeat`` neighbours get the same ones."""
     with torch.no_grad():
         bound = math.sqrt(6 / ((1 + 5) * max(weight.shape[0] // repeat, 1)))
-        drawn = torch.empty(weight.shape[0] // repeat, *weight.shape[1:], dtype=weight.dtype, device=weight.device)
-        weight.copy_(drawn.uniform_(-bound, bound).repeat_interleave(repeat, 0))
-
+        sampled = torch.empty(weight.shape[0] // repeat, *weight.shape[1:], dtype=weight.dtype, device=weight.device)
+        weight.copy_(sampled.uniform_(-bound, bound).repeat_interleave(repeat, 0))

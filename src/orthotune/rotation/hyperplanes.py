@@ -42,7 +42,9 @@ class Hyperplanes(FamilyTransform):
     def sizes(cls, features: int, spec: RotationSpec) -> Sizes:
         b = spec.block_size
         if not b or features % b:
-            raise OrthotuneError(f"hyperplanes in blocks of {b}", got=f"{features} features", needed="a divisor of them")
+            raise OrthotuneError(
+                f"hyperplanes in blocks of {b}", got=f"{features} features", needed="a divisor of them"
+            )
         return Sizes(features, _vectors(spec) * features // b, b, b, features // b)
 
     @classmethod

@@ -49,7 +49,9 @@ class Planes2(FamilyTransform):
     def sizes(cls, features: int, spec: RotationSpec) -> Sizes:
         b = spec.block_size
         if not b or b % 2 or features % b:
-            raise OrthotuneError(f"planes in groups of {b}", got=f"{features} features", needed="an even divisor of them")
+            raise OrthotuneError(
+                f"planes in groups of {b}", got=f"{features} features", needed="an even divisor of them"
+            )
         elements = int(features * _SHARE[_variant(spec)])
         return Sizes(features, 1 if _variant(spec) == "angles" else 2, elements, b, features // b)
 
@@ -94,8 +96,8 @@ class Planes2(FamilyTransform):
         if bool((scale <= 0).any()):
             refuse_power(t, "a scale of 0 or below, which has no logarithm")
         half = torch.pi
-        turned = torch.remainder(v[0] + half, 2 * half) - half  # the short way round
-        return _of_rows(spec, t * turned, scale**t)
+        theta = torch.remainder(v[0] + half, 2 * half) - half  # the short way round
+        return _of_rows(spec, t * theta, scale**t)
 
     @classmethod
     def orthogonal_of(cls, spec: RotationSpec) -> bool:
@@ -117,7 +119,9 @@ def _of_rows(spec: RotationSpec, theta: Tensor, scale: Tensor) -> Pairs:
         theta, scale = (part.unflatten(-1, (-1, 2, 2, half)) for part in (theta, scale))
         diagonal, beside = (scale * theta.cos()).select(-3, 0), (scale * theta.sin()).select(-3, 1)
     else:
-        cos, sin = ((scale * part).unflatten(-1, (-1, 1 if share < 1 else 2, half)) for part in (theta.cos(), theta.sin()))
+        cos, sin = (
+            (scale * part).unflatten(-1, (-1, 1 if share < 1 else 2, half)) for part in (theta.cos(), theta.sin())
+        )
         diagonal, beside = (part.expand(*part.shape[:-2], 2, half) for part in (cos, sin))
     # Row 1 of the matrix takes -beside_1 of feature 2, row 2 takes beside_2 of feature 1; x M has the columns.
     first, second = beside.unbind(-2)

@@ -23,8 +23,8 @@ from orthotune.rotation.spec import RotationSpec
 class Stages(FamilyTransform):
     """``Mᵀ = B_m .. B_1`` on columns: ``m = factors`` stages of block rotations ``C(Q)``, PEFT's permutation between.
 
-    Stage ``i`` (from 0) rotates blocks of which half lies ``2^i / 2`` blocks away: with ``log2`` of the number of blocks
-    plus one stages every output depends on every input. One stage is :class:`~orthotune.rotation.transform.BlockTransform`.
+    Stage ``i`` (from 0) rotates blocks of which half lies ``2^i / 2`` blocks away: with ``log2`` of the number of
+    blocks plus one stages every output depends on every input. One stage is the same as plain blocks.
     ``numbers`` are the packed skew blocks ``(m n / b, b (b - 1) / 2)``, stage after stage. A product of stages has no
     powers of its own form, except 0, 1 and -1.
 

@@ -32,8 +32,8 @@ class Subspace(FamilyTransform):
     - ``psoft``: ``R' = diag(b) C(Q)ᵀ diag(a)`` with two trained scales: not orthogonal.
     - ``rotation_lowrank``, ``psoft_lowrank``: the same, with the singular vectors from a randomised SVD.
 
-    ``numbers`` are the packed skew matrix, then ``a - 1`` and ``b - 1``, in one row. ``basis`` is ``A`` ``(r, n)``: it
-    depends on the weight, is frozen, and is stored with the adapter, because singular vectors have no sign of their own.
+    ``numbers`` are the packed skew matrix, then ``a - 1`` and ``b - 1``, in one row. ``basis`` is ``A`` ``(r, n)``:
+    frozen, and stored with the adapter, because singular vectors have no sign of their own.
 
     Source: PSOFT, arXiv 2505.11235, equation 6; PEFT ``tuners/psoft/layer.py``, ``psoft_init``. Randomised SVD: Halko,
     Martinsson and Tropp, arXiv 0909.4061.
@@ -66,7 +66,9 @@ class Subspace(FamilyTransform):
         r = (math.isqrt(9 + 8 * n) - 3) // 2 if _scaled(spec) else (1 + math.isqrt(1 + 8 * n)) // 2
         found = replace(spec, rank=r, block_size=0)
         if r < 2 or shape[0] != 1 or cls.sizes(r, found).elements != n:
-            raise OrthotuneError("a subspace", got=f"shape {list(shape)}", needed=f"one row for the variant {_name(spec)}")
+            raise OrthotuneError(
+                "a subspace", got=f"shape {list(shape)}", needed=f"one row for the variant {_name(spec)}"
+            )
         return found
 
     @classmethod

@@ -59,8 +59,6 @@ def refuse_parts(file: AdapterFile, layer: str, parts: dict[str, Tensor]) -> Ten
     return parts[""]
 
 
-
-
 def checked_basis(file: AdapterFile, made: FamilyTransform, basis: Tensor | None) -> Tensor | None:
     """The frozen basis of a transform that needs one, None for all others.
 

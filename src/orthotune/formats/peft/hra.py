@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from orthotune.formats.kinds import IN_REFLECTIONS
 from orthotune.formats.peft.folder import PeftFolder
@@ -23,7 +23,12 @@ class PeftHra(PeftFolder):
     producer = "PEFT's HRA"
     tool = "PEFT's HRA"
     lossless = frozenset({IN_REFLECTIONS})
-    fields = {"peft_type": "HRA", "bias": "none", "exclude_modules": None, "peft_version": "0.18.0"}
+    fields: ClassVar[Mapping[str, Any]] = {
+        "peft_type": "HRA",
+        "bias": "none",
+        "exclude_modules": None,
+        "peft_version": "0.18.0",
+    }
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
         """Whether the config is HRA's, or the names of the tensors are."""
@@ -45,7 +50,9 @@ class PeftHra(PeftFolder):
             from orthotune.rotation.spec import RotationSpec
 
             vectors = tensors["hra_u"]
-            return family_layer(file, f"{name}.hra_u", vectors.mT, RotationSpec(transform="reflections", variant=variant))
+            return family_layer(
+                file, f"{name}.hra_u", vectors.mT, RotationSpec(transform="reflections", variant=variant)
+            )
 
         return read_other(file, self.name, "HRA", ("hra_u",), layer)
 

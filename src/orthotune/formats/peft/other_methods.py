@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -58,9 +58,7 @@ def read_other(
         prefixes[name] = stem
     rest = refuse_foreign(file, found)
     other = {bare(name): tensor for name, tensor in file.read(rest).items()}
-    return AdapterState(
-        {}, dict(file.config), other, file.path.parent, format, transforms, prefixes, file.metadata
-    )
+    return AdapterState({}, dict(file.config), other, file.path.parent, format, transforms, prefixes, file.metadata)
 
 
 def one_value(field: str, values: Mapping[str, Value]) -> Value:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from orthotune.formats.kinds import IN_SUBSPACE
 from orthotune.formats.peft.folder import PeftFolder
@@ -24,7 +24,7 @@ VECTORS = ("psoft_R.vector_a", "psoft_R.vector_b")
 
 
 class PeftPsoft(PeftFolder):
-    """``W' = W + B (R - I) A`` with ``psoft_R``; ``A`` and ``B`` are no part of the file: PEFT finds them from ``W``."""
+    """``W' = W + B (R - I) A`` with ``psoft_R``; ``A`` and ``B`` are not in the file: PEFT finds them from ``W``."""
 
     name = target = "peft-psoft"
     producer = "PEFT's PSOFT"
@@ -32,7 +32,7 @@ class PeftPsoft(PeftFolder):
     lossless = frozenset({IN_SUBSPACE})
     note = "PEFT's PSOFT finds the singular vectors anew: their signs must come out as they did in the training"
     unknown = frozenset({"bias"})
-    fields = {
+    fields: ClassVar[Mapping[str, Any]] = {
         "peft_type": "PSOFT", "exclude_modules": None, "fan_in_fan_out": False, "psoft_alpha": 32, "psoft_dropout": 0.0,
         "peft_version": "0.18.0",
     } | _NEEDED  # fmt: skip
@@ -101,8 +101,8 @@ class PeftPsoft(PeftFolder):
         scaled = variant.startswith("psoft")
         if variant.endswith("lowrank"):
             raise UnsupportedLayerError(
-                f"the variant {variant!r} for PEFT's PSOFT", got="singular vectors of a randomised SVD, which PEFT's file "
-                "does not hold", needed="those of a full SVD, which PEFT finds again",
+                f"the variant {variant!r} for PEFT's PSOFT", got="singular vectors of a randomised SVD, which "
+                "PEFT's file does not hold", needed="those of a full SVD, which PEFT finds again",
             )  # fmt: skip
         return tensors, {
             "r": one_value("r", {name: layer.spec.rank for name, layer in held.items()}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from orthotune.formats.kinds import OUT_PLANES
 from orthotune.formats.peft.folder import PeftFolder
@@ -24,9 +24,11 @@ class PeftRoad(PeftFolder):
     tool = "PEFT's RoAd"
     lossless = frozenset({OUT_PLANES})
     side = "out"
-    note = "PEFT's RoAd maps the bias of a layer together with its output: the file means the same for layers without one"
+    note = (
+        "PEFT's RoAd maps the bias of a layer together with its output: the file means the same for layers without one"
+    )
     unknown = frozenset({"bias", "layers_pattern", "layers_to_transform"})
-    fields = {"peft_type": "ROAD", "peft_version": "0.18.0"}
+    fields: ClassVar[Mapping[str, Any]] = {"peft_type": "ROAD", "peft_version": "0.18.0"}
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
         """Whether the names of the tensors are RoAd's."""
