@@ -89,7 +89,7 @@ def plan(state: AdapterState, target: str, shapes: Shapes | None = None, *, line
         for needed in [] if shape is not None else _open(layer, can, linear, state):
             needs.setdefault(needed, []).append(name)
     truncated = [name for name, layer in state.layers.items() if layer.truncated and name not in shapes]
-    notes = (UNCHECKED,) if truncated and TRUNCATED not in can.lossless else ()
+    notes: tuple[str, ...] = (UNCHECKED,) if truncated and TRUNCATED not in can.lossless else ()
     notes += (can.note,) if can.note and state.transforms else ()
     return Plan(target, worst, reasons, needs, notes)
 

@@ -24,6 +24,7 @@ from orthotune.rotation.on_weight import (
 )
 from orthotune.rotation.operator import LowRank, Operator
 from orthotune.rotation.spec import RotationSpec, Side
+from orthotune.rotation.strength import Kind
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,15 @@ class FamilyTransform:
     def orthogonal(self) -> bool:
         """Whether the map is orthogonal, to rounding."""
         return self.orthogonal_of(self.spec)
+
+    @property
+    def kind(self) -> Kind:
+        """The interpolation for other strengths: geodesic where the map has powers, and the nearest to linear else."""
+        try:
+            self.raised(self.spec, wide(self.numbers), 0.5, self.basis)
+        except OrthotuneError:
+            return "linear" if self.magnitude is None else "rotation"
+        return "geodesic"
 
     @property
     def operator(self) -> Operator:

@@ -86,7 +86,7 @@ class PeftRoad(PeftFolder):
         from orthotune.rotation.pairs import Planes2
 
         held = {name: layer for name, layer in state.transforms.items() if isinstance(layer, Planes2)}
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, layer in held.items():
             theta = layer.numbers[0].float()
             alpha = 1 + layer.numbers[1].float() if len(layer.numbers) > 1 else torch.ones_like(theta)
