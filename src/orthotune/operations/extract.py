@@ -86,8 +86,8 @@ def extract(
 
     For each linear layer the rotation of every block is the solution of the orthogonal Procrustes problem, the
     orthogonal ``X`` of determinant 1 that minimizes ``|W_j X - W'_j|`` over the columns of the block; with a magnitude,
-    both are fitted in turn. How much of the change that explains is reported for each layer: rotations cannot express most
-    changes of full finetuning.
+    both are fitted in turn. The result has, for each layer, how much of its change is left unexplained: rotations
+    cannot express most changes of full finetuning.
 
     Args:
         base: path or hub name of the model before.

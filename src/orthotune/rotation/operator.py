@@ -138,6 +138,55 @@ class LowRank(Operator):
 
 
 @dataclass(frozen=True, eq=False)
+class Within(Operator):
+    """``I + Aᵀ K A``: a small map of the coordinates in the rows of ``A``, beside the identity.
+
+    Shapes: ``A`` ``(..., r, n)``, ``K`` ``(..., r, r)``. Unlike :class:`LowRank` of ``A`` and ``K A`` it makes no
+    product of the size of ``A`` when ``K`` changes, as in every training step.
+
+    Example:
+        >>> Within(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0]])).right(torch.tensor([3.0, 4.0]))
+        tensor([3., 8.])
+    """
+
+    A: Tensor
+    K: Tensor
+
+    @property
+    def features(self) -> int:
+        return self.A.shape[-1]
+
+    @property
+    def copies(self) -> int:
+        return self.A.shape[0] if self.A.dim() == 3 else 1
+
+    @property
+    def mT(self) -> Within:
+        return Within(self.A, self.K.mT)
+
+    @property
+    def low_rank(self) -> LowRank:
+        """The same map with two factors."""
+        return LowRank(self.A, self.K @ self.A)
+
+    def right(self, X: Tensor, product: Product = block_product) -> Tensor:
+        A, K = self.A.to(X.dtype), self.K.to(X.dtype)
+        if X.dim() == 2 and A.dim() == 2:
+            return torch.addmm(X, (X @ A.mT) @ K, A)
+        return X + ((X @ A.mT) @ K) @ A
+
+    def left(self, W: Tensor, product: Product = block_product) -> Tensor:
+        A, K = self.A.to(W.dtype), self.K.to(W.dtype)
+        return W + A.mT @ (K @ (A @ W))
+
+    def inverse(self) -> LowRank:
+        return self.low_rank.inverse()
+
+    def at(self, index: int) -> Within:
+        return Within(self.A[index], self.K[index])
+
+
+@dataclass(frozen=True, eq=False)
 class BlockLowRank(Operator):
     """``BD(I + A_iᵀ B_i)``: each run of features has a map of low rank beside the identity.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from orthotune.errors import OrthotuneError
 from orthotune.rotation.cayley import cayley, cayley_plain
 from orthotune.rotation.family import FamilyTransform, Sizes, power_within_span, refuse_power
-from orthotune.rotation.operator import LowRank
+from orthotune.rotation.operator import LowRank, Within
 from orthotune.rotation.packing import element_count, unpack
 from orthotune.rotation.spec import RotationSpec
 
@@ -90,14 +90,14 @@ class Subspace(FamilyTransform):
             return torch.svd_lowrank(W, q=spec.rank, niter=ITERATIONS)[2].mT.contiguous()
 
     @classmethod
-    def operator_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None, plain: bool = False) -> LowRank:
+    def operator_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None, plain: bool = False) -> Within:
         if basis is None:
             raise OrthotuneError(
                 "a subspace without its basis", got="an adapter whose file holds none",
                 needed="the weight, whose singular vectors are the basis", do="Load it on its base, or name --base",
             )  # fmt: skip
         K = cls._within(spec, v, plain)
-        return LowRank(basis, (K - torch.eye(spec.rank, dtype=K.dtype, device=K.device)) @ basis)
+        return Within(basis, K - torch.eye(spec.rank, dtype=K.dtype, device=K.device))
 
     @classmethod
     def _within(cls, spec: RotationSpec, v: Tensor, plain: bool = False) -> Tensor:
@@ -118,7 +118,7 @@ class Subspace(FamilyTransform):
     def power_of(cls, spec: RotationSpec, v: Tensor, t: float, basis: Tensor | None = None) -> LowRank:
         if _scaled(spec):
             refuse_power(t, "a rotation between two scales, whose powers have another form")
-        return power_within_span(cls.operator_of(spec, v, basis), t, "a subspace")
+        return power_within_span(cls.operator_of(spec, v, basis).low_rank, t, "a subspace")
 
     @classmethod
     def orthogonal_of(cls, spec: RotationSpec) -> bool:
