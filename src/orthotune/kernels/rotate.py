@@ -10,7 +10,7 @@ from torch import Tensor
 
 from orthotune.kernels.autograd import gradients_again, looked_through
 from orthotune.kernels.choose import choose
-from orthotune.rotation.operator import Operator
+from orthotune.rotation.operator import Operator, block_product
 
 
 def _blocks(x: Tensor, count: int) -> Tensor:
@@ -87,9 +87,10 @@ def _products(x: Tensor, R: Tensor, times: int) -> Sequence[Tensor]:
     return [_from_blocks(blocks, own) for own in (R.split(count) if times > 1 else (R,))]
 
 
-def _backward_alone(
+def backward_alone(
     x: Tensor, R: Tensor, grad: Tensor, need_dx: bool, need_dR: bool
 ) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of one product ``x BD(R)`` of rows ``(rows, n)``, those that are needed."""
     count, block_size = R.shape[0], R.shape[-1]
     if choose("rotate", x.device.type, x.dtype, block_size).path == "triton":
         from orthotune.kernels import triton_rotate
@@ -166,7 +167,7 @@ def _backward(
             dR[i] = one
     else:
         for i, grad in came.items():
-            more, dR[i] = _backward_alone(x, rotations[i], grad, need_dx, need_dR[i])
+            more, dR[i] = backward_alone(x, rotations[i], grad, need_dx, need_dR[i])
             dx = more if dx is None or more is None else dx.add_(more)
     return None if dx is None else dx.view(shape), *dR
 
@@ -218,8 +219,14 @@ def multiplied(x: Tensor, operator: Operator) -> Tensor:
     return operator.right(x, _block_product)
 
 
-def _block_product(x: Tensor, R: Tensor) -> Tensor:
-    return rotate_each(x, (R,))[0] if R.dim() == 3 else rotate_stack(x, R)
+def _block_product(x: Tensor, R: Tensor, groups: int) -> Tensor:
+    if R.dim() == 4:
+        return block_product(x, R, groups)
+    if groups == 1:
+        return rotate_each(x, (R,))[0]
+    from orthotune.kernels.rotate_stage import rotate_stage  # stands on this file
+
+    return rotate_stage(x, R, groups)
 
 
 def rotate_each(x: Tensor, rotations: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -11,18 +11,29 @@ from torch import Tensor
 
 from orthotune.rotation.on_weight import rotate_blocks
 
-#: ``X BD(R)`` for blocks ``R`` ``(n, b, b)``; the kernels have a faster one than the default
-Product = Callable[[Tensor, Tensor], Tensor]
+#: ``X BD(R)`` for blocks ``R`` ``(n, b, b)`` of which each has half its features so many half blocks farther on; the
+#: kernels have a faster one than the default
+Product = Callable[[Tensor, Tensor, int], Tensor]
 
 
-def block_product(X: Tensor, R: Tensor) -> Tensor:
-    """``X BD(R)`` in plain operations; ``X`` ``(..., n b)``, ``R`` ``(n, b, b)``.
+def block_product(X: Tensor, R: Tensor, groups: int = 1) -> Tensor:
+    """``X BD(R)`` in plain operations; see :class:`Stage` for ``groups``.
+
+    Shapes: ``X`` ``(..., n b)``, ``R`` ``(n, b, b)``, or stacks ``(copies, rows, n b)`` and ``(copies, n, b, b)``.
 
     Example:
         >>> block_product(torch.tensor([1.0, 0.0]), torch.tensor([[[0.0, 1.0], [-1.0, 0.0]]]))
         tensor([0., 1.])
     """
-    return rotate_blocks(X, R.mT)
+    half = R.shape[-1] // 2
+    if groups > 1:
+        X = X.unflatten(-1, (-1, 2, groups, half)).transpose(-3, -2).flatten(-4)
+    if R.dim() == 4:
+        runs = X.unflatten(-1, R.shape[-3:-1]).transpose(-3, -2)
+        X = (runs @ R.to(X.dtype)).transpose(-3, -2).flatten(-2)
+    else:
+        X = rotate_blocks(X, R.mT)
+    return X if groups == 1 else X.unflatten(-1, (-1, groups, 2, half)).transpose(-3, -2).flatten(-4)
 
 
 class Operator:
@@ -256,12 +267,7 @@ class Stage(Operator):
         return Stage(self.R.mT, self.groups)
 
     def right(self, X: Tensor, product: Product = block_product) -> Tensor:
-        if self.groups == 1:
-            return product(X, self.R)
-        half = self.R.shape[-1] // 2
-        X = X.unflatten(-1, (-1, 2, self.groups, half)).transpose(-3, -2).flatten(-4)
-        X = product(X, self.R)
-        return X.unflatten(-1, (-1, self.groups, 2, half)).transpose(-3, -2).flatten(-4)
+        return product(X, self.R, self.groups)
 
     def inverse(self) -> Stage:
         return Stage(torch.linalg.inv(self.R), self.groups)
