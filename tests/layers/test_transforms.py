@@ -168,3 +168,12 @@ def test_rotations_stay_float32_in_a_model_of_sixteen_bits(name: str, dtype: tor
     assert y.dtype == dtype and {weight.dtype for weight in _weights(model)} == {torch.float32}
     # a few roundings of 16 bits in two layers
     torch.testing.assert_close(y.float(), wide(_x().to(dtype).float()), rtol=0, atol=24 * torch.finfo(dtype).eps)
+
+
+def test_inspecting_says_what_is_trained(tmp_path: Path) -> None:
+    _model("reflections", magnitude=True).save_pretrained(tmp_path / "one")
+    facts = orthotune.inspect(tmp_path / "one")
+    assert (facts["transform"], facts["transforms"], facts["magnitudes"]) == ("reflections", [], 2)
+    assert [row["parameters"] for row in facts["layers"]] == [4 * 12, 4 * 16]
+    with pytest.raises(OrthotuneError, match="2 common layers of other transforms"):
+        orthotune.distance(tmp_path / "one", tmp_path / "one")
