@@ -47,8 +47,9 @@ def measure(state: AdapterState) -> Iterator[RotationMeasure]:
     for name, transform in state.transforms.items():
         for part, R in transform.factors():
             found = _measure(name, part, transform.side, R, shared=False)
-            trained = isinstance(transform, FamilyTransform)
-            yield replace(found, parameters=transform.numbers.numel()) if trained else found
+            if isinstance(transform, FamilyTransform):
+                found = replace(found, parameters=transform.numbers.numel())
+            yield found
 
 
 def _measure(layer: str, part: str, side: str, R: Tensor, shared: bool) -> RotationMeasure:

@@ -67,6 +67,7 @@ def _of_state(state: AdapterState) -> dict[str, Any]:
     first = next(iter(state.layers.values()), None)
     family = [held for held in state.transforms.values() if isinstance(held, FamilyTransform)]
     trained = {held.spec.transform for held in family}
+    scales = [*(layer.magnitude for layer in state.layers.values()), *(held.magnitude for held in family)]
     exact = first is None or first.spec.exact
     of_peft = isinstance(format_called(state.format), PackedFolder)
     return {
@@ -82,7 +83,7 @@ def _of_state(state: AdapterState) -> dict[str, Any]:
         "terms": None if first is None or exact else first.spec.terms,
         "coft_eps": None if first is None else first.spec.eps,
         "scaled": first is not None and first.spec.scaled,
-        "magnitudes": sum(layer.magnitude is not None for layer in (*state.layers.values(), *family)),
+        "magnitudes": sum(scale is not None for scale in scales),
         "transforms": [name for name, held in state.transforms.items() if not isinstance(held, FamilyTransform)],
         "warnings": list(state.warnings),
         "other_tensors": {name: list(tensor.shape) for name, tensor in state.other.items()},
