@@ -30,7 +30,7 @@ class Hyperplanes(FamilyTransform):
     Source: ETHER, arXiv 2405.20271, equations 1 and 3.
 
     Example:
-        >>> spec = RotationSpec(transform="hyperplane", block_size=2)
+        >>> spec = RotationSpec(transform="hyperplane", variant="ether", block_size=2)
         >>> Hyperplanes(spec, torch.tensor([[1.0, -1.0]])).apply(torch.tensor([[3.0, 4.0]]))
         tensor([[4., 3.]])
     """
