@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,21 @@ def test_inspecting_says_what_is_trained(tmp_path: Path) -> None:
     assert [row["parameters"] for row in facts["layers"]] == [4 * 12, 4 * 16]
     with pytest.raises(OrthotuneError, match="2 common layers of other transforms"):
         orthotune.distance(tmp_path / "one", tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"transform": "reflection"}, {"variant": "road_9"}, {"factors": 3},
+        {"transform": "planes", "variant": "angles"},
+        {"layer_settings": {"0": {"variant": "nothing"}}}, {"layer_settings": {"0": {"transform": "nothing"}}},
+        {"layer_settings": {"0": {"rank": -1}}}, {"r": 100}, {"transform": 7},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_config_that_was_changed_is_refused_in_words(wrong: dict[str, Any], tmp_path: Path) -> None:
+    _model("reflections").save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    with pytest.raises(OrthotuneError):
+        orthotune.load_adapter(_base(), tmp_path)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from orthotune.errors import ConfigError
 from orthotune.formats.peft.beyond_stock import ORTHOTUNE_TYPE
 from orthotune.formats.peft.config_field import integer, number
 from orthotune.formats.peft.layer_settings import MOST_TERMS, SERIES, series_of, with_layer_settings
@@ -22,6 +23,7 @@ def spec_of_fields(fields: Mapping[str, Any], layer: str | None = None) -> Rotat
 
     Raises:
         AdapterFileError: a field that must be a number is not one.
+        ConfigError: there is no such transform or variant.
 
     Source: PEFT ``tuners/oft/config.py``, since 0.16; the older polynomial where no version, or one before 0.18, wrote
     the file.
@@ -48,7 +50,15 @@ def spec_of_fields(fields: Mapping[str, Any], layer: str | None = None) -> Rotat
         variant=str(fields.get("variant") or ""),
     )
     own = {} if layer is None else (fields.get("layer_settings") or {}).get(layer, {})
-    return with_layer_settings(spec, own, _series(fields))
+    found = with_layer_settings(spec, own, _series(fields))
+    kind = family_of(found.transform)
+    if kind is not None and found.variant not in (*kind.variants, ""):
+        raise ConfigError(
+            f"variant={ascii(found.variant)[:80]} with transform='{found.transform}'",
+            got=f"layer_settings of layer '{layer}'" if own else None,
+            needed=f"one of {', '.join(map(repr, kind.variants))}",
+        )  # fmt: skip
+    return found
 
 
 def map_of_fields(fields: Mapping[str, Any]) -> Map:
