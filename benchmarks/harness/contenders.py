@@ -54,7 +54,7 @@ class Contender:
         sized = self.config in (PeftOFTConfig, OFTConfig)
         size = {"oft_block_size": cell.block_size} if sized else {}
         every = unet.ATTENTION + unet.CONVOLUTIONS if cell.model == "unet" else llama.PROJECTIONS
-        config: PeftConfig = self.config(target_modules=self.targets or every, **size, **(self.settings or {}))
+        config: PeftConfig = self.config(target_modules=self.targets or every, **(size | (self.settings or {})))
         return config
 
 

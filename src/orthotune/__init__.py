@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orthotune.errors import OrthotuneError
 
 if TYPE_CHECKING:
-    from peft import PeftModel, get_peft_model
+    from peft import PeftModel
 
     from orthotune.formats.adapter_state import AdapterState
     from orthotune.formats.read_options import ReadOptions
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from orthotune.operations.diagnosis.diagnose import diagnose
     from orthotune.operations.distance import distance
     from orthotune.operations.export import export
+    from orthotune.operations.extract import extract
     from orthotune.operations.fitting.report import LoadReport
     from orthotune.operations.generate import generate
     from orthotune.operations.hotswap import hotswap_adapter
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from orthotune.operations.rewind import rewind
     from orthotune.tuner.config import OFTConfig
     from orthotune.tuner.model import OFTModel
+    from orthotune.tuner.published_configs import get_peft_model
     from orthotune.tuner.register import register, unregister
     from orthotune.tuner.strength import free_magnitudes, set_scale
 
@@ -55,6 +57,7 @@ __all__ = [
     "distance",
     "explain",
     "export",
+    "extract",
     "free_magnitudes",
     "generate",
     "get_peft_model",
@@ -87,9 +90,10 @@ HOMES = {
     "distance": "orthotune.operations.distance",
     "explain": "orthotune.layers.plan",
     "export": "orthotune.operations.export",
+    "extract": "orthotune.operations.extract",
     "free_magnitudes": "orthotune.tuner.strength",
     "generate": "orthotune.operations.generate",
-    "get_peft_model": "peft",
+    "get_peft_model": "orthotune.tuner.published_configs",
     "hotswap_adapter": "orthotune.operations.hotswap",
     "identify": "orthotune.operations.identify",
     "inspect": "orthotune.operations.inspect",

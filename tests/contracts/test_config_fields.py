@@ -43,7 +43,7 @@ class Tower(nn.Module):
 def _model(build: Callable[[], nn.Module] = Tower, **fields: Any) -> PeftModel:
     if "target_parameters" not in fields:
         fields = {"target_modules": ["up", "down"]} | fields
-    if not {"r", "oft_block_size"} & fields.keys():
+    if not {"r", "oft_block_size"} & fields.keys() and fields.get("transform") not in ("hra", "psoft"):
         fields["oft_block_size"] = 4
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -93,6 +93,46 @@ def shows(field: str) -> Callable[[Callable[[Path], None]], Callable[[Path], Non
         return demonstration
 
     return put
+
+
+@shows("transform")
+def _(folder: Path) -> None:
+    assert _shapes(transform="hra", r=4)["body.layers.0.up"] == (4, 12)
+    for wrong, words in (
+        ({"coft": True}, "coft"),
+        ({"oft_block_size": 4}, "no blocks"),
+        ({"block_share": True}, "share"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            OFTConfig(transform="reflections", **wrong)
+    with pytest.raises(ConfigError, match="Did you mean reflections"):
+        OFTConfig(transform="reflection")
+    with pytest.raises(ConfigError, match="never the identity"):
+        _model(transform="hra", r=3)
+    with pytest.raises(BlockSizeError, match="12 features"):
+        _model(transform="hra", r=14)
+
+
+@shows("variant")
+def _(folder: Path) -> None:
+    assert _shapes(transform="planes", variant="road_2")["body.layers.0.up"] == (2, 12)
+    assert _shapes(transform="road")["body.layers.0.up"] == (2, 12)  # outputs, one number for two of them
+    for fields in ({"variant": "road_1"}, {"transform": "planes", "variant": "road_3"}):
+        with pytest.raises(ConfigError, match="variant"):
+            OFTConfig(**fields)
+    with pytest.raises(ConfigError, match="a reflection is never the identity"):
+        _model(transform="hyperplane", variant="ether")
+
+
+@shows("factors")
+def _(folder: Path) -> None:
+    assert _shapes(transform="butterfly", oft_block_size=2, factors=2)["body.layers.0.up"] == (12, 1)
+    assert _saved(folder, transform="boft", oft_block_size=2)["factors"] == 2
+    for fields in ({"factors": 2}, {"transform": "hra", "factors": 2}, {"transform": "butterfly", "factors": 31}):
+        with pytest.raises(ConfigError, match="factors"):
+            OFTConfig(**fields)
+    with pytest.raises(BlockSizeError, match="3 stages.*12 features"):
+        _model(transform="butterfly", oft_block_size=4, factors=3)
 
 
 @shows("task_type")

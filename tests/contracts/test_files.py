@@ -10,17 +10,21 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from orthotune import OFTConfig
-from tests.support.contract_cases import Case, cases, rotation_parameters
+from tests.support.contract_cases import TRANSFORMS, Case, cases, rotation_parameters, transformed
 
 
-@pytest.mark.parametrize("case", cases("exact", "legacy", "together"), ids=str)
+@pytest.mark.parametrize("case", cases("exact", "legacy", "together") + transformed(), ids=str)
 def test_a_saved_adapter_gives_the_same_output_when_loaded(case: Case, tmp_path: Path) -> None:
     model, inputs = case.trained(), case.inputs()
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(case.base(), tmp_path)
     with torch.no_grad():  # torch adds up in another order where a gradient is asked for; then bit for bit
-        assert torch.equal(loaded(*inputs), model(*inputs))
-    assert len(load_file(tmp_path / "adapter_model.safetensors")) == len(rotation_parameters(model))
+        if case.options in TRANSFORMS:  # thin products round by where their factors lie in memory
+            case.close(loaded(*inputs), model(*inputs), roundings=2)
+        else:
+            assert torch.equal(loaded(*inputs), model(*inputs))
+    bases = [name for name, _ in model.named_buffers() if name.endswith(".basis")]
+    assert len(load_file(tmp_path / "adapter_model.safetensors")) == len(rotation_parameters(model)) + len(bases)
     restored, given = OFTConfig.from_pretrained(str(tmp_path)), model.peft_config["default"]
     told = ("side", "magnitude", "scaled", "coft", "eps", "block_share", "use_cayley_neumann", "neumann_series")
     assert [getattr(restored, name) for name in told] == [getattr(given, name) for name in told]

@@ -16,7 +16,7 @@ from orthotune.rotation.coft import project
 from orthotune.rotation.neumann import neumann
 from orthotune.rotation.packing import pack, unpack
 from orthotune.rotation.spec import RotationSpec
-from tests.support.contract_cases import Case, base_parameters, cases, rotation_parameters, snapshot
+from tests.support.contract_cases import Case, base_parameters, cases, rotation_parameters, snapshot, transformed
 
 
 def _loss(case: Case, output: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def _loss(case: Case, output: Tensor) -> Tensor:
     return (output * weights.to(case.dtype)).sum()
 
 
-@pytest.mark.parametrize("case", cases("exact", "neumann", "coft", "together"), ids=str)
+@pytest.mark.parametrize("case", cases("exact", "neumann", "coft", "together") + transformed(), ids=str)
 @pytest.mark.parametrize("state", ["fresh", "trained"])
 def test_every_stored_block_gets_a_gradient(case: Case, state: str) -> None:
     model = getattr(case, state)().train()
@@ -36,7 +36,7 @@ def test_every_stored_block_gets_a_gradient(case: Case, state: str) -> None:
     assert all(p.grad is None for p in base_parameters(model).values())
 
 
-@pytest.mark.parametrize("case", cases("exact", "together"), ids=str)
+@pytest.mark.parametrize("case", cases("exact", "together") + transformed("linear_rank3", "conv2d"), ids=str)
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_no_input_is_written_in_place(case: Case, training: bool) -> None:
     model = case.trained().train(training)

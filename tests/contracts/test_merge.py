@@ -15,11 +15,12 @@ from tests.support.contract_cases import (
     several,
     snapshot,
     switched_cases,
+    transformed,
 )
 from tests.support.contract_reference import run
 
 
-@pytest.mark.parametrize("case", switched_cases(), ids=str)
+@pytest.mark.parametrize("case", switched_cases() + transformed(dtypes=(torch.bfloat16,)), ids=str)
 def test_unmerge_gives_the_weights_back_bit_for_bit(case: Case) -> None:
     model = case.trained()
     before = snapshot(dict(model.named_parameters()))
@@ -32,7 +33,7 @@ def test_unmerge_gives_the_weights_back_bit_for_bit(case: Case) -> None:
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
 
 
-@pytest.mark.parametrize("case", cases("exact"), ids=str)
+@pytest.mark.parametrize("case", cases("exact") + transformed("linear_rank3", "conv2d", "embedding"), ids=str)
 def test_several_adapters_act_in_the_order_of_their_names(case: Case) -> None:
     order = NAMES if case.side == "in" else NAMES[::-1]
     model, configs = several(case)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.support.contract_cases import Case, every_case, rotation_parameters
+from tests.support.contract_cases import Case, every_case, rotation_parameters, transformed
 from tests.support.contract_reference import run
 
 
-@pytest.mark.parametrize("case", every_case(), ids=str)
+@pytest.mark.parametrize("case", every_case() + transformed(), ids=str)
 def test_values_and_gradients_equal_the_dense_reference(case: Case) -> None:
     model = case.trained()
     inputs = [x.requires_grad_() if x.is_floating_point() else x for x in case.inputs()]

@@ -10,7 +10,15 @@ from peft import PeftModel
 
 from orthotune.errors import ConfigError
 from orthotune.layers.base import OFTLayer
-from tests.support.contract_cases import Case, base_parameters, cases, rotation_parameters, same_bits, snapshot
+from tests.support.contract_cases import (
+    Case,
+    base_parameters,
+    cases,
+    rotation_parameters,
+    same_bits,
+    snapshot,
+    transformed,
+)
 from tests.support.contract_reference import run
 
 
@@ -26,6 +34,13 @@ def expected(case: Case, model: PeftModel, t: float, **more: Any) -> torch.Tenso
 
 # one block for every place is part of "together"
 EVERY = cases("exact", "neumann", "together") + cases("together", dtypes=(torch.bfloat16, torch.float64))
+# every power is one of a matrix that the reference takes apart into its eigenvalues
+EVERY += [
+    case
+    for case in transformed("linear_rank3", "conv2d", dtypes=(torch.float64,))
+    if case.options in ("reflections", "angles")
+]
+LINEAR = cases("neumann", "together") + transformed("linear_rank3")
 
 
 @pytest.mark.parametrize("case", EVERY, ids=str)
@@ -52,7 +67,7 @@ def test_every_place_sees_the_strength(case: Case) -> None:
     assert (whole.double() - turned).abs().max() > 0.01 * turned.abs().max()
 
 
-@pytest.mark.parametrize("case", cases("neumann", "together"), ids=str)
+@pytest.mark.parametrize("case", LINEAR, ids=str)
 @pytest.mark.parametrize("kind", ["linear", "rotation"])
 def test_linear_blends(case: Case, kind: str) -> None:
     model, inputs = case.trained(), case.inputs()

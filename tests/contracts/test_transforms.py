@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from orthotune.errors import OrthotuneError
-from tests.support.contract_cases import Case, cases, rotation_parameters
+from tests.support.contract_cases import Case, cases, rotation_parameters, transformed
 from tests.support.contract_reference import run
 
 F64 = (torch.float64,)
@@ -28,6 +28,7 @@ EVERY = [
     or (case.options == "exact" and case.side == "in")
     or (case.options == "together" and case.side == case.kind.sides[-1])
 ]
+EVERY += transformed("linear_rank3", dtypes=F64)
 
 
 @pytest.fixture(autouse=True)

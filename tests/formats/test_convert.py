@@ -70,7 +70,8 @@ def test_most_pairs_are_written() -> None:
     pairs = _pairs()
     # every producer but that of split rows, and those of BOFT with the legacy convolution layout
     assert len({case.producer for case, _ in pairs}) == len({case.producer for case in produced()}) - 3
-    assert {target for _, target in pairs} == set(targets())
+    # PEFT's other methods have transforms of their own: test_stock_transforms.py
+    assert {target for _, target in pairs} == set(targets()) - {"peft-hra", "peft-road", "peft-psoft"}
 
 
 def _one(layer: LayerState, **fields: Any) -> AdapterState:

@@ -11,6 +11,8 @@ import torch
 from orthotune.errors import AdapterFileError, OrthotuneError, UnsupportedLayerError
 from orthotune.rotation.butterfly import Butterfly
 from orthotune.rotation.cayley import cayley
+from orthotune.rotation.family import FamilyTransform
+from orthotune.rotation.family_registry import FAMILY
 from orthotune.rotation.frozen import Blocks, SplitRows
 from orthotune.rotation.packing import unpack
 from orthotune.rotation.spec import RotationSpec, Side
@@ -32,6 +34,38 @@ def _skew(stages: int, rows: int) -> torch.Tensor:
     return torch.stack([unpack(_numbers(rows, seed), B) for seed in range(stages)])
 
 
+#: trained transforms besides blocks: name -> transform, variant, further fields of the spec
+ORTHOGONAL: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "reflections": ("reflections", "", {"rank": 4}),
+    "orthogonal reflections": ("reflections", "gram_schmidt", {"rank": 4}),
+    "odd reflections": ("reflections", "", {"rank": 3}),
+    "trained butterfly": ("butterfly", "", {"block_size": B, "factors": 2}),
+    "trained stage": ("butterfly", "", {"block_size": B, "factors": 1}),
+    "angles": ("planes", "angles", {"block_size": B}),
+    "subspace": ("subspace", "rotation", {"rank": 4}),
+    "subspace by a sketch": ("subspace", "rotation_lowrank", {"rank": 4}),
+    "hyperplane": ("hyperplane", "ether", {"block_size": B}),
+}
+SCALED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "road_1": ("planes", "road_1", {"block_size": B}),
+    "road_2": ("planes", "road_2", {"block_size": B}),
+    "road_4": ("planes", "road_4", {"block_size": B}),
+    "psoft": ("subspace", "psoft", {"rank": 4}),
+    "ether+": ("hyperplane", "ether+", {"block_size": B}),
+}
+
+
+def _family(name: str, side: Side) -> FamilyTransform:
+    transform, variant, fields = (ORTHOGONAL | SCALED)[name]
+    spec = RotationSpec(transform=transform, variant=variant, side=side, dtype=torch.float64, **fields)
+    kind = FAMILY[transform]
+    generator = torch.Generator().manual_seed(4)
+    v = 0.4 * torch.randn(kind.parameter_shapes(N, spec)["weight"], dtype=torch.float64, generator=generator)
+    shape = (OTHER, N) if side == "in" else (N, OTHER)
+    W = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    return kind(spec, v, basis=kind.basis_of(spec, W) if kind.needs_basis else None)
+
+
 def _of_side(side: Side) -> dict[str, Any]:
     return {
         "exact": _blocks(side),
@@ -43,6 +77,7 @@ def _of_side(side: Side) -> dict[str, Any]:
         "LyCORIS' butterfly": Butterfly(_skew(2, 6), "lycoris", side),
         "one stage": Butterfly(_skew(1, 6), "peft", side),
         "inverse butterfly": Butterfly(_skew(2, 6), "peft", side, backwards=True),
+        **{name: _family(name, side) for name in ORTHOGONAL},
     }
 
 
@@ -51,7 +86,10 @@ CASES["split rows"] = SplitRows((8, 16), (_blocks("out", rows=2), _blocks("out",
 #: maps that are not orthogonal, and have no powers but the trivial ones
 SERIES = {f"neumann, {side}": _blocks(side, map="neumann", eps=0.3) for side in SIDES}
 SERIES |= {f"scales, {side}": Blocks(1.5 * cayley(_skew(1, 6)[0]), side) for side in SIDES}
+SERIES |= {f"{name}, {side}": _family(name, side) for side in SIDES for name in SCALED}
 PRODUCTS = {name for name in CASES if "butterfly" in name}
+#: orthogonal, but with determinant -1
+REFLECTING = {f"{name}, {side}" for side in SIDES for name in ("odd reflections", "hyperplane")}
 
 every = pytest.mark.parametrize("name", [*CASES, *SERIES])
 orthogonal = pytest.mark.parametrize("name", list(CASES))
@@ -72,6 +110,11 @@ def _layer(transform: Any, W: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def test_every_registered_transform_is_checked_here() -> None:
     assert {type(made) for made in CASES.values()} == set(TRANSFORMS.values())
+    variants = {
+        (made.spec.transform, made.spec.variant) for made in {**CASES, **SERIES}.values() if hasattr(made, "basis")
+    }
+    alike = {("subspace", "psoft_lowrank")}  # the scales of one variant and the basis of another
+    assert variants == {(name, variant) for name, kind in FAMILY.items() for variant in kind.variants} - alike
 
 
 @every
@@ -115,13 +158,46 @@ def test_powers_lead_from_the_identity_over_the_transform_to_its_inverse(name: s
     torch.testing.assert_close(made.power(-1).apply(W), made.inverse().apply(W))
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - PRODUCTS))
+@pytest.mark.parametrize("name", sorted(set(CASES) - PRODUCTS - REFLECTING))
 def test_powers_add_up(name: str) -> None:
     made = _of(name)
     W = _weight(made)
     torch.testing.assert_close(made.power(0.3).apply(made.power(0.7).apply(W)), made.apply(W))
     torch.testing.assert_close(made.power(0.25).apply(made.power(0.5).apply(W)), made.power(0.75).apply(W))
     assert not torch.allclose(made.power(0.5).apply(W), made.apply(W))
+
+
+@pytest.mark.parametrize("name", ["road_1, in", "ether+, out"])
+def test_powers_of_what_is_not_orthogonal_add_up_where_there_are_some(name: str) -> None:
+    made = _of(name)
+    W = _weight(made)
+    torch.testing.assert_close(made.power(0.3).apply(made.power(0.7).apply(W)), made.apply(W))
+
+
+@pytest.mark.parametrize("name", [*sorted(REFLECTING), "road_2, in", "psoft, out"])
+def test_what_has_no_logarithm_is_refused_in_words(name: str) -> None:
+    made = _of(name)
+    with pytest.raises(OrthotuneError, match=r"power of 0\.5.*(determinant|reflection|rotation).*kind='linear'"):
+        made.power(0.5)
+
+
+@pytest.mark.parametrize("name", [*ORTHOGONAL, *SCALED])
+@pytest.mark.parametrize("side", SIDES)
+def test_the_gradient_of_a_transform_is_its_derivative(name: str, side: Side) -> None:
+    made = _family(name, side)
+
+    def dense(v: torch.Tensor) -> torch.Tensor:
+        return made.operator_of(made.spec, v, made.basis, plain=True).dense()
+
+    v = made.numbers.clone().requires_grad_()
+    assert torch.autograd.gradcheck(dense, (v,), fast_mode=True)
+    torch.testing.assert_close(dense(v), made.operator_of(made.spec, v, made.basis).dense())
+
+
+@pytest.mark.parametrize("name", [*ORTHOGONAL, *SCALED])
+def test_sizes_follow_from_the_shape_of_the_numbers(name: str) -> None:
+    made = _family(name, "in")
+    assert made.spec_of_shape(made.spec, made.numbers.shape) == made.spec
 
 
 @pytest.mark.parametrize("name", sorted(PRODUCTS))
@@ -135,14 +211,14 @@ def test_the_facts_of_a_transform(name: str) -> None:
     made = _of(name)
     angles = angles_of(made)
     assert angles.numel() and bool((angles >= 0).all()) and bool((angles <= torch.pi).all())
-    if made.kernel is not None:
+    if getattr(made, "kernel", None) is not None:
         assert (made.kernel.block_size, made.kernel.dtype) == (B, torch.float64)
 
 
-def test_only_blocks_are_trained() -> None:
-    spec = RotationSpec(block_size=B)
+def test_what_files_alone_hold_is_not_trained() -> None:
+    spec = RotationSpec(block_size=B, rank=4)
     trained = {name for name, kind in TRANSFORMS.items() if kind.parameter_shapes(N, spec)}
-    assert trained == {"blocks"} and RotationSpec().transform in trained
+    assert trained == {"blocks", *FAMILY} and RotationSpec().transform in trained
     assert BlockTransform.parameter_shapes(N, spec)["weight"] == _numbers().shape
     assert BlockTransform.parameter_shapes(N, replace(spec, shared=True))["weight"] == (1, 6)
     with pytest.raises(OrthotuneError, match="25 features"):

@@ -27,6 +27,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "coft": {"coft": True, "eps": 0.6},
     "together": {"block_share": True, "magnitude": True, "scaled": True, "coft": True, "eps": 0.6},
 }
+#: transforms besides blocks, as arguments of their configs: one line gives a transform the contracts
+TRANSFORMS: dict[str, dict[str, Any]] = {
+    "reflections": {"transform": "reflections", "r": 4},
+    "butterfly": {"transform": "butterfly", "oft_block_size": 2, "factors": 2},
+    "angles": {"transform": "planes", "oft_block_size": 4},
+    "road": {"transform": "planes", "variant": "road_2", "oft_block_size": 2},
+    "psoft": {"transform": "subspace", "variant": "psoft", "r": 4},
+    "ether": {"transform": "hyperplane", "oft_block_size": 4},
+}
+#: kinds and sides that every transform runs on: each way in which a layer applies one
+CARRIERS = (
+    ("linear_rank3", "in"), ("linear_rank2", "out"), ("transposed_linear", "in"), ("conv2d", "in"),
+    ("conv2d_1x1", "in"), ("embedding", "in"), ("experts", "out"),
+)  # fmt: skip
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -54,8 +68,9 @@ class Case:
     @property
     def config(self) -> dict[str, Any]:
         """Arguments of the adapter's ``OFTConfig``."""
-        fields = {"oft_block_size": self.kind.block_size, "side": self.side}
-        return fields | self.kind.targets | OPTIONS[self.options]
+        own = TRANSFORMS.get(self.options) or OPTIONS[self.options]
+        size = {} if "r" in own else {"oft_block_size": self.kind.block_size}
+        return size | {"side": self.side} | self.kind.targets | own
 
     def base(self) -> nn.Module:
         """The module before it is adapted, frozen as a host freezes it, the same numbers every time."""
@@ -102,7 +117,7 @@ def randomize(model: nn.Module, seed: int = 3, adapter: str = "default") -> Any:
             elif "oft_" in name and f".{adapter}." in name:
                 rotation = model.get_submodule(name.rpartition(".")[0])
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(0.2 * noise / rotation.spec.scale)
+                parameter.copy_((0.2 if rotation.spec.transform == "blocks" else 0.4) * noise / rotation.spec.scale)
     return model
 
 
@@ -113,6 +128,17 @@ def cases(*options: str, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> 
         for kind in KINDS.values()
         for side in kind.sides
         for option in options or OPTIONS
+        for dtype in dtypes
+    ]
+
+
+def transformed(*kinds: str, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> list[Case]:
+    """Every transform of :data:`TRANSFORMS` on :data:`CARRIERS`, or on those of them that are named."""
+    return [
+        Case(KINDS[kind], side, name, dtype)
+        for name in TRANSFORMS
+        for kind, side in CARRIERS
+        if not kinds or kind in kinds
         for dtype in dtypes
     ]
 
@@ -153,9 +179,11 @@ def several(case: Case, frozen: str = "") -> tuple[PeftModel, dict[str, dict[str
     The adapter ``frozen`` is a map of the weight as a file brings it, wherever a layer can hold one. Its config says
     the map's numbers under "frozen".
     """
+    others = ("transform", "variant", "factors", "r")
+    blocks = {name: value for name, value in case.config.items() if name not in others}
     second = {"side": case.kind.sides[-1], "magnitude": True, "block_share": True, "oft_block_size": 2}
     third = {"side": "in", "oft_block_size": 2, "use_cayley_neumann": True}
-    configs = {"default": case.config, "second": case.config | second, "third": case.config | third}
+    configs = {"default": case.config, "second": blocks | second, "third": blocks | third}
     model = case.trained()
     for seed, name in enumerate(NAMES[1:]):
         config = OFTConfig(**configs[name])

@@ -28,6 +28,8 @@ def skew(v: Tensor) -> Tensor:
 
 def rotation(v: Tensor, config: dict[str, Any]) -> Tensor:
     """Stored numbers of one matrix ``(rows, n)`` -> its blocks ``(rows, b, b)``, which a frozen map has already."""
+    if config.get("transform", "blocks") != "blocks":
+        return part(TRANSFORMS[config["transform"]](v, config)[None], config)
     if v.dim() == 3:
         return part(v, config | {"kind": "linear"})
     size = round((1 + math.sqrt(1 + 8 * v.shape[-1])) / 2)
@@ -41,6 +43,71 @@ def rotation(v: Tensor, config: dict[str, Any]) -> Tensor:
     factors = {"current": [1, 2, 2, 2, 1], "legacy": [1, 2, 2, 2]}[config.get("neumann_series", "current")]
     assert config.get("num_cayley_neumann_terms", 5) == len(factors)
     return part(sum(c * torch.linalg.matrix_power(Q, power) for power, c in enumerate(factors)), config)  # type: ignore[arg-type]
+
+
+def reflections(v: Tensor, config: dict[str, Any]) -> Tensor:
+    """The transpose of ``H_1 .. H_r``, one reflection after the other."""
+    M = torch.eye(v.shape[-1], dtype=v.dtype)
+    for u in v:
+        M = (torch.eye(v.shape[-1], dtype=v.dtype) - 2 * u[:, None] * u / u.square().sum()) @ M
+    return M
+
+
+def butterfly(v: Tensor, config: dict[str, Any]) -> Tensor:
+    """``S_m .. S_1`` for rows, each a permutation, blocks, and the permutation back."""
+    blocks = rotation(v, {}).chunk(config["factors"])
+    n, half = blocks[0].shape[0] * blocks[0].shape[-1], blocks[0].shape[-1] // 2
+    M = torch.eye(n, dtype=v.dtype)
+    for stage, R in enumerate(blocks):
+        count, P = 1 << stage, torch.zeros(n, n, dtype=v.dtype)
+        for place in range(n):
+            rest, h = divmod(place, half)
+            rest, side = divmod(rest, 2)
+            group, s = divmod(rest, count)
+            P[place, ((group * 2 + side) * count + s) * half + h] = 1
+        M = P.T @ torch.block_diag(*R) @ P @ M
+    return M
+
+
+def planes(v: Tensor, config: dict[str, Any]) -> Tensor:
+    """Planes of feature ``i`` and ``i + group / 2``, written entry by entry."""
+    group, each = config["oft_block_size"], config.get("variant") == "road_2"
+    n = v.shape[1] if each else 2 * v.shape[1]
+    scale = 1 + v[1] if each else torch.ones_like(v[0])
+    M = torch.zeros(n, n, dtype=v.dtype)
+    for i in range(n):
+        inside, start = i % group, i - i % group
+        first = inside < group // 2
+        other = i + (group // 2 if first else -(group // 2))
+        k = i if each else start // 2 + inside % (group // 2)
+        M = M.index_put((torch.tensor([i, i]), torch.tensor([i, other])),
+                        scale[k] * torch.stack([v[0, k].cos(), (-1 if first else 1) * v[0, k].sin()]))  # fmt: skip
+    return M
+
+
+def subspace(v: Tensor, config: dict[str, Any]) -> Tensor:
+    """The transpose of ``I + Aᵀ (diag(b) C(Q)ᵀ diag(a) - I) A``."""
+    A, r = config["basis"], config["r"]
+    count = r * (r - 1) // 2
+    R = rotation(v[:, :count], {})[0].mT
+    a, b = 1 + v[0, count : count + r], 1 + v[0, count + r :]
+    K = b[:, None] * R * a
+    return torch.eye(A.shape[1], dtype=v.dtype) + (A.T @ (K - torch.eye(r, dtype=v.dtype)) @ A).T
+
+
+def hyperplane(v: Tensor, config: dict[str, Any]) -> Tensor:
+    """``I - u uᵀ / |u|² + w wᵀ / |w|²`` in each block."""
+    eye = torch.eye(v.shape[1], dtype=v.dtype)
+    pairs = [(u, w) for u, w in v.view(-1, 2, v.shape[1])]
+    out = [eye - u[:, None] * u / u.square().sum() + w[:, None] * w / w.square().sum() for u, w in pairs]
+    return torch.block_diag(*out)
+
+
+#: transform -> its dense matrix of stored numbers
+TRANSFORMS = {
+    "reflections": reflections, "butterfly": butterfly, "planes": planes, "subspace": subspace,
+    "hyperplane": hyperplane,
+}  # fmt: skip
 
 
 def part(R: Tensor, config: dict[str, Any]) -> Tensor:
@@ -82,7 +149,14 @@ def turn_parameter(W: Tensor, turn: Turn, adapters: Sequence[tuple[dict[str, Any
     """A parameter as it lies in memory, turned; expert by expert where there are several."""
     if W.dim() == 3 and turn.stored != "conv":
         split = [
-            [(c, v.chunk(len(W))[i], None if m is None else m.chunk(len(W))[i]) for c, v, m in adapters]
+            [
+                (
+                    c | {"basis": c["basis"][i]} if "basis" in c else c,
+                    v.chunk(len(W))[i],
+                    None if m is None else m.chunk(len(W))[i],
+                )
+                for c, v, m in adapters
+            ]
             for i in range(len(W))
         ]
         return torch.stack([turn_parameter(one, turn, own) for one, own in zip(W, split, strict=True)])
@@ -107,6 +181,12 @@ def _numbers(model: nn.Module, turn: Turn, adapter: str, leaves: dict[str, Tenso
     name = next(n for c in ("oft_R", "oft_embedding_R") if (n := f"{prefix}.{c}.{inside}.weight") in leaves)
     scale = leaves.get(f"{prefix}.oft_magnitude.{adapter}.weight")
     return leaves[name], scale
+
+
+def basis_of(model: nn.Module, turn: Turn, adapter: str) -> list[Tensor]:
+    """The frozen basis of an adapter, in float64: one that the layer found itself, because its signs are arbitrary."""
+    found = dict(wrapper(model, turn).named_buffers())
+    return [p.detach().double() for key, p in found.items() if key.endswith(f".{adapter}.basis")]
 
 
 def _magnitude_of(turn: Turn, turns: Sequence[Turn], scale: Tensor | None, rows: dict[Turn, int]) -> Tensor | None:
@@ -144,6 +224,8 @@ def run(
             v, scale = _numbers(model, turn, name, leaves)
             if scale is not None and config.get("kind", "geodesic") == "geodesic":
                 scale = scale ** config.get("strength", 1)
+            if turn_basis := basis_of(model, turn, name):
+                config = config | {"basis": turn_basis[0]}
             own.append((config, v, _magnitude_of(turn, case.kind.turns, scale, heights) if turn.part else scale))
         weight = weights[turn.parameter]
         share = weight[slice(*turn.rows)] if turn.rows else weight

@@ -98,6 +98,8 @@ def _print(facts: dict[str, Any], console: Console) -> None:
     console.print(facts["adapter"], style="bold", highlight=False, markup=False)
     console.print(f"format        {facts['format']}", highlight=False)
     console.print(f"base model    {facts['base_model'] or 'not recorded'}", highlight=False, markup=False)
+    if facts["transform"] not in ("blocks", "none"):
+        console.print(f"transform     {facts['transform']}", highlight=False)
     console.print(f"map           {facts['map']}{series}{coft}{scaled}", highlight=False)
     stock = f"cannot load it, because of {', '.join(beyond)}" if beyond else "can load it"
     stock = "another format, see `orthotune convert`" if beyond is None else stock

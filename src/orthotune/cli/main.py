@@ -13,6 +13,7 @@ from orthotune.cli import (
     demo,
     evaluate,
     export,
+    extract,
     generate,
     identify,
     inspect,
@@ -70,6 +71,7 @@ app.command("identify")(identify.identify)
 app.command("combine")(combine.combine)
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
+app.command("extract")(extract.extract)
 app.command("report")(report.report)
 app.command("demo")(demo.demo)
 app.command("bench")(bench.bench)

@@ -16,10 +16,13 @@ from orthotune.formats.peft.config_field import integer
 from orthotune.formats.registry import targets
 from orthotune.rotation.butterfly import Butterfly
 from orthotune.rotation.cayley import inverse_cayley
+from orthotune.rotation.family import FamilyTransform
 from orthotune.rotation.frozen import FrozenMap
 from orthotune.rotation.packing import pack
+from orthotune.rotation.stages import stages_of
 
 DIMS = "the target stores scales of convolutions in another shape, and the file does not record which layers are those"
+ROWS = "the target has a scale in each layer, and the file does not record how many rows the weight has"
 
 UNCHECKED = (
     "the blocks are assumed to fill their weights, which only --base can check: PEFT before 0.14 truncated the last "
@@ -86,7 +89,8 @@ def plan(state: AdapterState, target: str, shapes: Shapes | None = None, *, line
         for needed in [] if shape is not None else _open(layer, can, linear, state):
             needs.setdefault(needed, []).append(name)
     truncated = [name for name, layer in state.layers.items() if layer.truncated and name not in shapes]
-    notes = (UNCHECKED,) if truncated and TRUNCATED not in can.lossless else ()
+    notes: tuple[str, ...] = (UNCHECKED,) if truncated and TRUNCATED not in can.lossless else ()
+    notes += (can.note,) if can.note and state.transforms else ()
     return Plan(target, worst, reasons, needs, notes)
 
 
@@ -99,11 +103,13 @@ def _kind(layer: FrozenMap, shape: Sequence[int] | None) -> str:
 def _open(layer: FrozenMap, can: Format, linear: bool, state: AdapterState) -> list[str]:
     """What the conversion of a layer needs to know about the base."""
     if not isinstance(layer, LayerState):
-        known = not isinstance(layer, Butterfly) or layer.magnitude is None or layer.dims or linear
+        if isinstance(layer, FamilyTransform) and can.scale and layer.magnitude is None:
+            return [ROWS]
+        known = not isinstance(layer, Butterfly | FamilyTransform) or layer.magnitude is None or layer.dims or linear
         return [] if known or not can.scale_dims else [DIMS]
     found = []
     if can.scale and layer.magnitude is None:
-        found.append("the target has a scale in each layer, and the file does not record how many rows the weight has")
+        found.append(ROWS)
     elif can.scale_dims and layer.magnitude is not None and not layer.dims and not linear:
         found.append(DIMS)
     if layer.conv_reversed != can.conv_reversed and not layer.spec.exact and not layer.embedding and not linear:
@@ -166,13 +172,18 @@ def convert(
     layers, errors = {}, {}
     known = {name: 2 for name in (*state.layers, *state.transforms)} if linear else {}
     known |= {name: len(shape) for name, shape in shapes.items()}
-    for name, layer in state.layers.items():
-        layers[name], error = _layer(layer, can, shapes.get(name), _count_in_config(layer, state))
-        layers[name] = replace(layers[name], dims=known.get(name, layer.dims))
+    for name, held in state.layers.items():
+        layers[name], error = _layer(held, can, shapes.get(name), _count_in_config(held, state))
+        layers[name] = replace(layers[name], dims=known.get(name, held.dims))
         if error is not None:
             errors[name] = error
-    converted = butterflies(state).items()
-    transforms = {name: replace(layer, dims=known.get(name, layer.dims)) for name, layer in converted}
+    transforms: dict[str, FrozenMap] = {}
+    for name, layer in state.transforms.items():
+        assert isinstance(layer, Butterfly | FamilyTransform), "all other frozen maps were refused"
+        moved = stages_of(layer) if isinstance(layer, Butterfly) and target == "orthotune" else layer
+        if can.scale and moved.magnitude is None and name in shapes:
+            moved = replace(moved, magnitude=torch.ones(shapes[name][0]))
+        transforms[name] = replace(moved, dims=known.get(name, moved.dims))
     return replace(state, layers=layers, transforms=transforms), errors
 
 
@@ -218,8 +229,3 @@ def _approximated(layer: LayerState, exact: bool, terms: int) -> tuple[LayerStat
         found = replace(layer, rotations={"": -vector if layer.spec.exact else vector}, spec=spec)
     error = float(torch.linalg.matrix_norm(found.rotation() - R, ord=2).max())
     return replace(found, rotations={"": found.rotations[""].float()}), error
-
-
-def butterflies(state: AdapterState) -> dict[str, Butterfly]:
-    """The layers that are butterflies; :func:`convert` refuses all other frozen maps."""
-    return {name: layer for name, layer in state.transforms.items() if isinstance(layer, Butterfly)}

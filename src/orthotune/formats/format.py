@@ -42,6 +42,7 @@ class Format:
         transformers: prefix of the diffusers names of a transformer in a written file; ``original`` if the tool knows
             the names of the program that first released the model, under the prefix of a UNet.
         kept: prefixes of underscored names that the tool reads unchanged; such a name is not respelled.
+        note: an assumption about the base under which the tool computes the same, for every conversion.
     """
 
     name: ClassVar[str]
@@ -63,6 +64,7 @@ class Format:
     }  # fmt: skip
     transformers: ClassVar[str] = "original"
     kept: ClassVar[tuple[str, ...]] = ("lora_", "lycoris_")
+    note: ClassVar[str] = ""
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
         """Whether a file has this format, judged by the names and shapes of its tensors, its config and its header.

@@ -15,6 +15,10 @@ SCALED = " with scaled rows"
 IN_BUTTERFLY, OUT_BUTTERFLY = "in butterfly", "out butterfly"
 EMBEDDING, PACKED, TRUNCATED = "embedding", "packed", "truncated blocks"
 OTHER_EMBEDDING = "embedding with a scale or the series of PEFT 0.16"
+#: transforms other than blocks, which are trained
+FAMILY_NAMES = ("reflections", "planes", "subspace", "hyperplane")
+IN_REFLECTIONS, OUT_PLANES, IN_SUBSPACE = "in reflections", "out planes", "in subspace"
+OUT_STAGES = "out butterfly in the order of PEFT"
 
 #: groups of kinds that several formats hold
 SERIES_IN = frozenset({SERIES, LEGACY, OTHER_SERIES})
@@ -23,6 +27,12 @@ ANY_MAP = frozenset({EXACT_IN, EXACT_OUT}) | SERIES_IN | SERIES_OUT
 ANY_SCALED_MAP = frozenset(kind + SCALED for kind in ANY_MAP)
 OUT_BLOCKS = frozenset({EXACT_OUT, EXACT_OUT + SCALED, OUT_BUTTERFLY})
 IN_WITH_SCALE = frozenset({EXACT_IN, EXACT_IN + SCALED})
+
+FAMILY_EMBEDDING = "embedding of a transform other than blocks"
+FAMILY_KINDS = frozenset(
+    f"{side} {name}{end}" for side in ("in", "out") for name in FAMILY_NAMES for end in ("", SCALED)
+)
+FAMILY_KINDS |= {FAMILY_EMBEDDING, OUT_STAGES}
 
 #: The target that is not an adapter: the difference of each weight, for one base.
 DIFF = "diff"
@@ -44,7 +54,8 @@ REASONS: dict[str, str] = {
     PACKED: "the format has no names for the rotations of a packed layer",
     EMBEDDING: "the format has no embeddings",
     OTHER_EMBEDDING: "the format has no such embeddings",
-}
+    FAMILY_EMBEDDING: "the format has no such embeddings",
+} | {kind: f"the format has no transform '{kind.split()[1]}'" for kind in FAMILY_KINDS - {FAMILY_EMBEDDING}}
 
 
 def kind_of(layer: FrozenMap) -> str:
@@ -60,10 +71,18 @@ def kind_of(layer: FrozenMap) -> str:
     # imported here, so that the declarations of formats load without torch
     from orthotune.formats.adapter_state import LayerState
     from orthotune.rotation.butterfly import Butterfly
+    from orthotune.rotation.family import FamilyTransform
     from orthotune.rotation.frozen import SplitRows
 
     if isinstance(layer, Butterfly):
         return "legacy convolution" if layer.legacy_conv else f"{layer.side} butterfly"
+    if isinstance(layer, FamilyTransform):
+        if layer.embedding:
+            return FAMILY_EMBEDDING
+        if layer.spec.transform == "butterfly":  # its formats have a scale in every layer
+            return IN_BUTTERFLY if layer.side == "in" else OUT_STAGES
+        scaled = layer.magnitude is not None and not bool((layer.magnitude == 1).all())
+        return f"{layer.side} {layer.spec.transform}{SCALED if scaled else ''}"
     if isinstance(layer, SplitRows):
         return "split rows"
     if not isinstance(layer, LayerState):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from orthotune.formats.adapter_state import AdapterState
+from orthotune.rotation.family import FamilyTransform
 from orthotune.rotation.measure import orthogonality_error, rotation_angles
 
 
@@ -45,7 +46,10 @@ def measure(state: AdapterState) -> Iterator[RotationMeasure]:
             yield _measure(name, part, layer.side, R, layer.spec.shared)
     for name, transform in state.transforms.items():
         for part, R in transform.factors():
-            yield _measure(name, part, transform.side, R, shared=False)
+            found = _measure(name, part, transform.side, R, shared=False)
+            if isinstance(transform, FamilyTransform):
+                found = replace(found, parameters=transform.numbers.numel())
+            yield found
 
 
 def _measure(layer: str, part: str, side: str, R: Tensor, shared: bool) -> RotationMeasure:

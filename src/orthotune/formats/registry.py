@@ -24,9 +24,12 @@ from orthotune.formats.onetrainer import OneTrainer
 from orthotune.formats.original.control import OftControl
 from orthotune.formats.original.diffusers import OftDb, OftT2i
 from orthotune.formats.peft.boft import PeftBoft, PeftBoft11
+from orthotune.formats.peft.hra import PeftHra
 from orthotune.formats.peft.oft import Orthotune, PeftOft, PeftOft16
 from orthotune.formats.peft.oft_08 import PeftOft08
 from orthotune.formats.peft.oft_14 import PeftOft14
+from orthotune.formats.peft.psoft import PeftPsoft
+from orthotune.formats.peft.road import PeftRoad
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,9 +39,9 @@ if TYPE_CHECKING:
     from orthotune.formats.read_options import ReadOptions
 
 FORMATS: tuple[Format, ...] = (
-    Orthotune(), PeftOft(), PeftOft16(), PeftOft14(), PeftOft08(), PeftBoft(), PeftBoft11(), KohyaBoft(), KohyaOftV2(),
-    OneTrainer(), KohyaOft(), KohyaOftFlux(), LycorisOft(), LycorisBoft(), LycorisOft20(), ComfyUI(), OftControl(),
-    OftDb(), OftT2i(),
+    Orthotune(), PeftOft(), PeftOft16(), PeftOft14(), PeftOft08(), PeftBoft(), PeftBoft11(), PeftHra(), PeftRoad(),
+    PeftPsoft(), KohyaBoft(), KohyaOftV2(), OneTrainer(), KohyaOft(), KohyaOftFlux(), LycorisOft(), LycorisBoft(),
+    LycorisOft20(), ComfyUI(), OftControl(), OftDb(), OftT2i(),
 )  # fmt: skip
 
 
@@ -116,6 +119,7 @@ def read_file(file: AdapterFile, options: ReadOptions) -> AdapterState:
     if not found:
         raise AdapterFileError(
             f"{file.path} is not an adapter that orthotune knows", got=escaped(file.shapes) or "no tensor at all",
-            needed="rotations: oft_R, oft_r, oft_blocks, oft_diag, boft_R or R; or a folder with adapter_config.json",
+            needed="rotations: oft_R, oft_r, oft_blocks, oft_diag, boft_R, hra_u, road_theta, psoft_R or R; or a "
+            "folder with adapter_config.json",
         )  # fmt: skip
     return found[0].read(file, options)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from orthotune.kernels.autograd import gradients_again, looked_through
 from orthotune.kernels.choose import choose
+from orthotune.rotation.operator import Operator, block_product
 
 
 def _blocks(x: Tensor, count: int) -> Tensor:
@@ -86,9 +87,10 @@ def _products(x: Tensor, R: Tensor, times: int) -> Sequence[Tensor]:
     return [_from_blocks(blocks, own) for own in (R.split(count) if times > 1 else (R,))]
 
 
-def _backward_alone(
+def backward_alone(
     x: Tensor, R: Tensor, grad: Tensor, need_dx: bool, need_dR: bool
 ) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of one product ``x BD(R)`` of rows ``(rows, n)``, those that are needed."""
     count, block_size = R.shape[0], R.shape[-1]
     if choose("rotate", x.device.type, x.dtype, block_size).path == "triton":
         from orthotune.kernels import triton_rotate
@@ -165,7 +167,7 @@ def _backward(
             dR[i] = one
     else:
         for i, grad in came.items():
-            more, dR[i] = _backward_alone(x, rotations[i], grad, need_dx, need_dR[i])
+            more, dR[i] = backward_alone(x, rotations[i], grad, need_dx, need_dR[i])
             dx = more if dx is None or more is None else dx.add_(more)
     return None if dx is None else dx.view(shape), *dR
 
@@ -187,8 +189,8 @@ def rotate_plain(x: Tensor, *rotations: Tensor) -> list[Tensor]:
     return found
 
 
-def rotate(x: Tensor, R: Tensor) -> Tensor:
-    """``x BD(R)``: each run of ``b`` features times its block.
+def rotate(x: Tensor, R: Tensor | Operator) -> Tensor:
+    """``x BD(R)``: each run of ``b`` features times its block; or ``x M`` for an operator ``M``.
 
     Shapes: ``x`` ``(..., n)``, ``R`` ``(n / b, b, b)`` or ``(1, b, b)`` for one shared block; returns ``(..., n)`` in
     the dtype of ``x``, or in autocast's where that is on. Products accumulate in float32 or better; ``x`` is never
@@ -198,7 +200,33 @@ def rotate(x: Tensor, R: Tensor) -> Tensor:
         >>> rotate(torch.tensor([1.0, 0.0]), torch.tensor([[[0.0, 1.0], [-1.0, 0.0]]]))
         tensor([0., 1.])
     """
-    return rotate_each(x, (R,))[0]
+    return multiplied(x, R) if isinstance(R, Operator) else rotate_each(x, (R,))[0]
+
+
+def multiplied(x: Tensor, operator: Operator) -> Tensor:
+    """``x M`` in the dtype of ``x``, or in autocast's where that is on; products of blocks by their kernels.
+
+    Example:
+        >>> from orthotune.rotation.operator import LowRank
+        >>> multiplied(torch.tensor([3.0, 4.0]), LowRank(torch.tensor([[1.0, -1.0]]), torch.tensor([[-1.0, 1.0]])))
+        tensor([4., 3.])
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        if x.dtype is not torch.float64:
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        with torch.autocast(x.device.type, enabled=False):
+            return operator.right(x, _block_product)
+    return operator.right(x, _block_product)
+
+
+def _block_product(x: Tensor, R: Tensor, groups: int) -> Tensor:
+    if R.dim() == 4:
+        return block_product(x, R, groups)
+    if groups == 1:
+        return rotate_each(x, (R,))[0]
+    from orthotune.kernels.rotate_stage import rotate_stage  # stands on this file
+
+    return rotate_stage(x, R, groups)
 
 
 def rotate_each(x: Tensor, rotations: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -223,7 +251,7 @@ def rotate_each(x: Tensor, rotations: Sequence[Tensor]) -> Sequence[Tensor]:
     return rotate_joined(x, joined(rotations), len(rotations))
 
 
-def rotate_channels(x: Tensor, R: Tensor, spatial: int) -> Tensor:
+def rotate_channels(x: Tensor, R: Tensor | Operator, spatial: int) -> Tensor:
     """:func:`rotate` along the channels of an image, in its own memory format.
 
     Shapes: ``x`` ``(batch, channels, *size)`` or ``(channels, *size)`` with ``spatial`` dimensions of size, ``R``
@@ -239,24 +267,28 @@ def rotate_channels(x: Tensor, R: Tensor, spatial: int) -> Tensor:
     if torch.is_autocast_enabled(x.device.type) and x.dtype is not torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     channels = x.dim() - spatial - 1
+    if isinstance(R, Operator):
+        with torch.autocast(x.device.type, enabled=False):
+            columns = x.flatten(channels + 1) if spatial else x.unsqueeze(-1)
+            return R.mT.left(columns, _block_product).reshape(x.shape)
     with torch.autocast(x.device.type, enabled=False):
         blocks = x.unflatten(channels, (x.shape[channels] // R.shape[-1], R.shape[-1]))
         blocks = blocks.flatten(channels + 2) if spatial else blocks.unsqueeze(-1)
         return (R.mT.to(x.dtype) @ blocks).reshape(x.shape)
 
 
-def rotate_stack(W: Tensor, R: Tensor) -> Tensor:
+def rotate_stack(W: Tensor, R: Tensor | Operator) -> Tensor:
     """:func:`rotate` for a matrix or a stack of matrices, each with its own blocks.
 
     Shapes: ``W`` ``(..., rows, n)``, ``R`` ``(..., n / b or 1, b, b)`` with the same leading dimensions.
     """
-    if W.dim() == 2:
+    if W.dim() == 2 or isinstance(R, Operator):
         return rotate(W, R)
     blocks = W.unflatten(-1, (W.shape[-1] // R.shape[-1], R.shape[-1])).transpose(-3, -2)
     return (blocks @ R.to(W.dtype)).transpose(-3, -2).flatten(-2)
 
 
-def rotate_rows(W: Tensor, R: Tensor) -> Tensor:
+def rotate_rows(W: Tensor, R: Tensor | Operator) -> Tensor:
     """``BD(R) W``: each run of ``b`` rows times its block from the left.
 
     Shapes: ``W`` ``(..., n, columns)``, ``R`` ``(..., n / b or 1, b, b)``; returns ``(..., n, columns)``.
@@ -266,5 +298,7 @@ def rotate_rows(W: Tensor, R: Tensor) -> Tensor:
         tensor([[0.],
                 [1.]])
     """
+    if isinstance(R, Operator):
+        return R.left(W, _block_product)
     blocks = W.unflatten(-2, (W.shape[-2] // R.shape[-1], R.shape[-1]))
     return (R.to(W.dtype) @ blocks).flatten(-3, -2)

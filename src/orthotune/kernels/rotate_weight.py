@@ -11,17 +11,19 @@ from torch import Tensor
 
 from orthotune.kernels.rotate import rotate_rows, rotate_stack
 from orthotune.kernels.rotate_once import RUN, rotate_once
+from orthotune.rotation.operator import Operator
 
 
 class Step(NamedTuple):
     """One factor of a rotated weight ``(..., out, in)``.
 
     ``columns`` is ``W BD(R)`` and ``rows`` is ``BD(R) W``, with ``R`` ``(..., blocks or 1, b, b)``; ``scale_rows`` and
-    ``scale_columns`` multiply by a vector, ``(copies * out,)`` and ``(in,)``.
+    ``scale_columns`` multiply by a vector, ``(copies * out,)`` and ``(in,)``. An operator stands for one block that is
+    as large as the side that it maps.
     """
 
     kind: Literal["columns", "rows", "scale_rows", "scale_columns"]
-    factor: Tensor
+    factor: Tensor | Operator
 
     def act(self, W: Tensor) -> Tensor:
         """The entire of ``W`` after this step, differentiable, in the dtype of ``W``."""
@@ -29,11 +31,14 @@ class Step(NamedTuple):
             return rotate_stack(W, self.factor)
         if self.kind == "rows":
             return rotate_rows(W, self.factor)
+        assert isinstance(self.factor, Tensor)
         return W * (self.factor.view(*W.shape[:-1], 1) if self.kind == "scale_rows" else self.factor)
 
     def within(self, rows: slice, columns: slice) -> Step:
         """The step for a window of one matrix, whose edges are edges of blocks."""
         window = columns if self.kind.endswith("columns") else rows
+        if isinstance(self.factor, Operator):
+            return self
         if self.factor.dim() == 1:
             return Step(self.kind, self.factor[window])
         if self.factor.shape[-3] == 1:  # one shared block
@@ -48,7 +53,7 @@ class Step(NamedTuple):
             >>> Step("rows", torch.zeros(3, 2, 4, 4)).of_copy(1, 3).factor.shape
             torch.Size([2, 4, 4])
         """
-        if self.kind == "scale_rows":
+        if isinstance(self.factor, Tensor) and self.kind == "scale_rows":
             return Step(self.kind, self.factor.view(count, -1)[index])
         return Step(self.kind, self.factor[index]) if self.factor.dim() == 4 else self
 
@@ -63,8 +68,9 @@ def rotate_full(W: Tensor, steps: Sequence[Step]) -> Tensor:
         >>> rotate_full(torch.ones(1, 2), [Step("scale_columns", torch.tensor([1.0, 2.0]))])
         tensor([[1., 2.]])
     """
-    if len(steps) == 1 and steps[0].factor.dim() > 1 and steps[0].factor.requires_grad and torch.is_grad_enabled():
-        return rotate_once(W, steps[0].factor, steps[0].kind == "columns")
+    first = steps[0].factor if len(steps) == 1 else None
+    if isinstance(first, Tensor) and first.dim() > 1 and first.requires_grad and torch.is_grad_enabled():
+        return rotate_once(W, first, steps[0].kind == "columns")
     W = W.to(torch.promote_types(W.dtype, torch.float32))
     for step in steps:
         W = step.act(W)
@@ -98,9 +104,10 @@ def _rotate_matrix(W: Tensor, steps: Sequence[Step], out: Tensor, run: int) -> N
     for rows, columns in _windows(W, steps, run):
         own = [step.within(rows, columns) for step in steps]
         here, there = W[rows, columns], out[rows, columns]
-        if W.device.type == "cpu" and own[-1].kind == "columns" and own[-1].factor.shape[0] > 1:
+        R = own[-1].factor if own else None
+        if W.device.type == "cpu" and isinstance(R, Tensor) and own[-1].kind == "columns" and R.shape[0] > 1:
             # The last product is rounded out of its own layout: no float32 copy in between.
-            R, wide = own[-1].factor, rotate_full(here, own[:-1])
+            wide = rotate_full(here, own[:-1])
             blocks = (R.shape[0], R.shape[-1])
             product = torch.bmm(wide.unflatten(1, blocks).transpose(0, 1), R.to(wide.dtype))
             there.unflatten(1, blocks).transpose(0, 1).copy_(product)

@@ -20,13 +20,14 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from orthotune.errors import OrthotuneError, UnsupportedLayerError
+from orthotune.errors import ConfigError, OrthotuneError, UnsupportedLayerError
 from orthotune.kernels.autograd import looked_through
 from orthotune.kernels.rotate_weight import Step, rotate_full, rotate_weight
 from orthotune.layers.adapted_weight import adapted_weight
 from orthotune.layers.merging import Merging
 from orthotune.layers.mixed_batch import refuse_mixed_batch
 from orthotune.layers.offloaded import at_hand, called, fetched, hosted
+from orthotune.layers.parametrization.family import FamilyRotation
 from orthotune.layers.parametrization.magnitude import Magnitude, Magnitudes
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.layers.plan import PARTS, InUse, Plan, opaque, plan
@@ -35,6 +36,8 @@ from orthotune.layers.settings import BySlot, LayerSettings, Slot
 from orthotune.layers.strength import Strengths
 from orthotune.quantized.plain import require_plain
 from orthotune.rotation.blocks import choose_layout
+from orthotune.rotation.family import FamilyTransform
+from orthotune.rotation.family_registry import family_of
 from orthotune.rotation.placed import placed
 
 #: Held while the weights of a base are replaced: another thread must neither call, read nor copy it.
@@ -150,7 +153,8 @@ class OFTLayer(nn.Module, Strengths, Merging):
                 needed=f"side='{self.sides[0]}', the only one with a meaning for this layer",
                 do="Exclude the layer or change the side",
             )
-        rotations, outputs, resized = {}, 0, None
+        rotations: dict[str, Any] = {}
+        outputs, resized = 0, None
         for part, shape in self.shapes().items():
             rotations[part], resized = self._new_rotation(shape, settings)
             outputs += self.output_count(shape)
@@ -163,6 +167,21 @@ class OFTLayer(nn.Module, Strengths, Merging):
         self.slots[name] = Slot(replace(settings, spec=chosen), blocks=layout.block_count, resized=resized)
         self.reset_oft_parameters(name, settings.init_weights)
         self._move_adapter_to_device_of_base_layer(name)
+        self._take_basis(name)
+
+    @torch.no_grad()
+    def _take_basis(self, name: str) -> None:
+        """Compute the frozen bases of a transform that has some, from the weight without any adapter."""
+        bases = {part: one.basis for part, one in self.rotations(name).items() if isinstance(one, FamilyRotation)}
+        if all(basis is None for basis in bases.values()):
+            return
+        with self.unmerged():
+            for part, matrix in self.matrices().items():
+                rotation, basis = self.rotations(name)[part], bases[part]
+                if "meta" in (matrix.device.type, rotation.weight.device.type):
+                    continue  # a file brings it
+                assert isinstance(rotation, FamilyRotation) and basis is not None
+                basis.copy_(rotation.kind.basis_of(rotation.spec, matrix))
 
     def _hold_frozen(self, name: str, settings: LayerSettings) -> None:
         self.check_frozen(settings)
@@ -186,8 +205,10 @@ class OFTLayer(nn.Module, Strengths, Merging):
             do="Merge the adapter into the files of the base with `orthotune export --to dense`",
         )
 
-    def _new_rotation(self, shape: torch.Size, settings: LayerSettings) -> tuple[Rotation, str | None]:
+    def _new_rotation(self, shape: torch.Size, settings: LayerSettings) -> tuple[nn.Module, str | None]:
         spec = settings.spec
+        if (kind := family_of(spec.transform)) is not None:
+            return self._new_transform(kind, shape, settings)
         layout, gave_way = choose_layout(
             shape[-1 if spec.side == "in" else -2], r=settings.r, block_size=0 if settings.r else spec.block_size,
             shared=spec.shared, fallback=settings.fallback, layer=settings.layer,
@@ -197,6 +218,22 @@ class OFTLayer(nn.Module, Strengths, Merging):
         copies = shape[0] if len(shape) == 3 else 1
         chosen = replace(spec, block_size=layout.block_size, dtype=self._adapter_dtype())
         return Rotation(layout, chosen, copies), resized
+
+    def _new_transform(
+        self, kind: type[FamilyTransform], shape: torch.Size, settings: LayerSettings
+    ) -> tuple[nn.Module, str | None]:
+        features = int(shape[-1 if settings.spec.side == "in" else -2])
+        spec = replace(settings.spec, dtype=self._adapter_dtype())
+        spec, gave_way = kind.choose(spec, features, settings.r, settings.fallback, settings.layer)
+        if reason := kind.refuse_start(spec, settings.init_weights):
+            raise ConfigError(
+                f"starting the transform '{spec.transform}' from the identity in layer '{settings.layer}'", got=reason,
+                do="Choose an even number, or init_weights=False for a random start",
+            )  # fmt: skip
+        sizes = kind.sizes(features, spec)
+        wanted = f"r={settings.r}" if settings.r else f"block_size={settings.spec.block_size}"
+        resized = f"{wanted} -> {sizes.block_count} x {sizes.block_size}" if gave_way else None
+        return FamilyRotation(kind, sizes, spec, shape[0] if len(shape) == 3 else 1), resized
 
     @staticmethod
     def output_count(shape: torch.Size) -> int:
@@ -210,7 +247,10 @@ class OFTLayer(nn.Module, Strengths, Merging):
     def reset_oft_parameters(self, adapter_name: str, init_weights: bool) -> None:
         """Identity (``True``), or random rotations of standard deviation 0.1 in the stored parameters (``False``)."""
         for rotation in self.rotations(adapter_name).values():
-            if init_weights:
+            if isinstance(rotation, FamilyRotation):
+                if rotation.weight.device.type != "meta":
+                    rotation.kind.start(rotation.spec, rotation.weight, init_weights)
+            elif init_weights:
                 nn.init.zeros_(rotation.weight)
             else:
                 nn.init.normal_(rotation.weight, std=0.1)
@@ -246,7 +286,9 @@ class OFTLayer(nn.Module, Strengths, Merging):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # Unlike PEFT's, this never lowers the dtype: rotations are float32 whatever the base is.
         target = device or self.device()
-        for tensor in self.stored(adapter_name):
+        held = self.rotations(adapter_name).values()
+        bases = [one.basis for one in held if isinstance(one, FamilyRotation) and one.basis is not None]
+        for tensor in [*self.stored(adapter_name), *bases]:
             # Not on the meta device, on which a base can be whose weights are loaded one by one: the values would be
             # lost.
             if "meta" not in (tensor.device.type, target.type) and tensor.device != target:

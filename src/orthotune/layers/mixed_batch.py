@@ -15,6 +15,7 @@ from torch import Tensor
 from orthotune.errors import ConfigError, UnsupportedLayerError
 from orthotune.kernels.autograd import looked_through
 from orthotune.kernels.rotate import rotate
+from orthotune.layers.parametrization.family import FamilyRotation
 from orthotune.layers.parametrization.rotation import Rotation
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ class MixedBatch:
                 x = x.to(torch.get_autocast_dtype(device))
             with torch.autocast(device, enabled=False):
                 return self._rotated(layer, x, adapters, transposed)
+        if isinstance(layer.rotations(adapters[0])[""], FamilyRotation):
+            for name in adapters:
+                x = self._multiplied(layer, x, name, transposed)
+            return x
         chosen = self.chosen(adapters, x.device)
         one_row = x[0].numel() == x.shape[-1] and chosen.each in (1, None)
 
@@ -118,6 +123,13 @@ class MixedBatch:
         else:
             rotated = _products(own, R, chosen, transposed)
         return rotated if chosen.everything else x.index_copy(0, chosen.rows, rotated)
+
+    def _multiplied(self, layer: OFTLayer, x: Tensor, name: str, transposed: bool) -> Tensor:
+        """``x`` with the rows of one adapter times its operator, which does not stack with others."""
+        chosen, operator = self.chosen((name,), x.device), layer.rotations(name)[""]()
+        own = x if chosen.everything else x.index_select(0, chosen.rows)
+        mapped = rotate(own, operator.mT if transposed else operator)
+        return mapped if chosen.everything else x.index_copy(0, chosen.rows, mapped)
 
     def _beside(
         self, layer: OFTLayer, adapters: tuple[str, ...], make: Callable[[Rotation], Tensor], key: Any

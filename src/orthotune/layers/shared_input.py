@@ -261,6 +261,7 @@ def share_inputs(model: nn.Module, adapter: str) -> None:
         and module.shares_input
         and adapter in module.oft_R
         and module.slots[adapter].settings.spec.side == "in"
+        and isinstance(module.oft_R[adapter], Rotation)
     }
     for parent in model.modules():
         children = dict(parent.named_children())

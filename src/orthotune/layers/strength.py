@@ -10,7 +10,8 @@ from typing import Any, cast, get_args
 
 from torch import Tensor
 
-from orthotune.errors import ConfigError
+from orthotune.errors import ConfigError, OrthotuneError
+from orthotune.layers.parametrization.family import FamilyRotation
 from orthotune.layers.parametrization.magnitude import Magnitudes
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.layers.settings import Slot
@@ -58,6 +59,10 @@ class Strengths:
             raise ConfigError(f"kind='{kind}'", needed=" or ".join(get_args(Kind)))
         if isinstance(scale, Tensor | bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
             raise ConfigError(f"scale={scale!r} for adapter '{adapter}'", needed="a finite number")
+        if scale != 1 and kind == "geodesic":
+            for rotation in self.rotations(adapter).values():
+                if isinstance(rotation, FamilyRotation) and rotation.weight.device.type != "meta":
+                    self._check_power(adapter, rotation, scale)
         if scale == 1 or kind == "rotation" or adapter not in self.oft_magnitude:
             return
         layer = self.slots[adapter].settings.layer
@@ -73,6 +78,15 @@ class Strengths:
                 got="a magnitude of 0 or below, which has no logarithm",
                 do="Use kind='rotation', which does not scale the magnitude",
             )
+
+    def _check_power(self, adapter: str, rotation: FamilyRotation, scale: float) -> None:
+        try:
+            rotation.power(scale)
+        except OrthotuneError as error:
+            raise ConfigError(
+                f"scale={scale} for adapter '{adapter}' at layer '{self.slots[adapter].settings.layer}'",
+                got=error.got, needed=error.needed, do="Use kind='linear'",
+            ) from error  # fmt: skip
 
     def scale_layer(self, scale: float) -> None:
         """Multiply the strengths of the active adapters; :meth:`unscale_layer` gives them back as they were.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from orthotune.layers.base import OFTLayer
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.operations.fitting.components import adaptable, bare
 from orthotune.operations.fitting.fit import outputs_of
+from orthotune.rotation.family import FamilyTransform
 from orthotune.rotation.packing import block_size_of, pack, unpack
 from orthotune.rotation.spec import RotationSpec
 
@@ -62,14 +64,16 @@ def hotswap_adapter(model: Any, path: str | Path, adapter_name: str = "default",
             parameter.copy_(values)
 
 
-def _placed(state: AdapterState, model: Any, layers: dict[str, OFTLayer]) -> dict[str, LayerState]:
+def _placed(state: AdapterState, model: Any, layers: dict[str, OFTLayer]) -> dict[str, LayerState | FamilyTransform]:
     """The content of the file for each layer, under the names of the model."""
     modules = adaptable(model)
     state = split_fused(state, {"": {name: outputs_of(module) for name, module in modules.items()}})
     raw = {layer: state.prefixes.get(layer, layer) for layer in [*state.layers, *state.transforms]}
     match = match_names(raw.values(), {"": modules})
     places = {layer: match.matched[name][1] for layer, name in raw.items() if name in match.matched}
-    strange = [*match.unmatched, *state.transforms, *state.other]
+    held: dict[str, Any] = {**state.layers, **state.transforms}
+    frozen = [name for name, layer in state.transforms.items() if not isinstance(layer, FamilyTransform)]
+    strange = [*match.unmatched, *frozen, *state.other]
     strange += [name for layer, name in places.items() if name not in layers]
     missing = sorted(set(layers) - set(places.values()))
     if strange or missing:
@@ -83,21 +87,36 @@ def _placed(state: AdapterState, model: Any, layers: dict[str, OFTLayer]) -> dic
             needed="rotations of the same layers",
             do="Load the file as another adapter with load_adapter",
         )
-    return {name: state.layers[layer] for layer, name in places.items()}
+    return {name: held[layer] for layer, name in places.items()}
 
 
-def _values(name: str, held: LayerState, layer: OFTLayer, adapter: str) -> list[tuple[Tensor, Tensor]]:
+def _values(
+    name: str, held: LayerState | FamilyTransform, layer: OFTLayer, adapter: str
+) -> list[tuple[Tensor, Tensor]]:
     rotations = layer.rotations(adapter)
-    wanted, found = _meaning(layer.oft_settings[adapter].spec), _meaning(held.spec)
+    new: list[tuple[Tensor, Tensor]]
+    has = replace(held.spec, magnitude=held.magnitude is not None)
+    wanted, found = _meaning(layer.oft_settings[adapter].spec), _meaning(has)
     if differ := [key for key in wanted if wanted[key] != found[key]]:
         raise _misfit(name, found, wanted, differ)
+    if isinstance(held, FamilyTransform):
+        rotation = next(iter(rotations.values()))
+        if (held.numbers.shape, len(rotations)) != (rotation.weight.shape, 1):
+            sizes, size = {"numbers": list(held.numbers.shape)}, {"numbers": list(rotation.weight.shape)}
+            raise _misfit(name, sizes, size, ["numbers"])
+        new = [(rotation.weight, held.numbers)]
+        return _finite(
+            name, new + ([] if held.magnitude is None else [(layer.oft_magnitude[adapter].weight, held.magnitude)])
+        )
     if held.rotations.keys() != rotations.keys():
         raise _misfit(name, {"parts": sorted(held.rotations)}, {"parts": sorted(rotations)}, ["parts"])
-    new: list[tuple[Tensor, Tensor]] = [
-        (rotation.weight, _fitted(name, held, part, rotation)) for part, rotation in rotations.items()
-    ]
+    new = [(rotation.weight, _fitted(name, held, part, rotation)) for part, rotation in rotations.items()]
     if held.magnitude is not None:
         new.append((layer.oft_magnitude[adapter].weight, held.magnitude))
+    return _finite(name, new)
+
+
+def _finite(name: str, new: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
     for _, values in new:
         if not torch.isfinite(values).all():
             raise AdapterFileError(f"layer '{name}'", got="NaN or infinite values", needed="finite values")
@@ -106,7 +125,8 @@ def _values(name: str, held: LayerState, layer: OFTLayer, adapter: str) -> list[
 
 def _meaning(spec: RotationSpec) -> dict[str, Any]:
     map = "exact" if spec.exact else f"{series_of(spec)} series with {spec.terms} terms"
-    return {"side": spec.side, "map": map, "COFT eps": spec.eps, "magnitude": spec.magnitude}
+    others = {"transform": spec.transform, "variant": spec.variant, "factors": spec.factors}
+    return {"side": spec.side, "map": map, "COFT eps": spec.eps, "magnitude": spec.magnitude} | others
 
 
 def _misfit(name: str, found: dict[str, Any], wanted: dict[str, Any], keys: list[str]) -> AdapterFileError:

@@ -15,6 +15,7 @@ from orthotune.formats.registry import format_called
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.diagnosis.diagnose import diagnose, diagnose_state
 from orthotune.operations.other_methods import inspect_lora, other_method
+from orthotune.rotation.family import FamilyTransform
 
 WEIGHT_KEYS = ("energy_before", "energy_after", "spectrum_change", "weight_change")
 
@@ -64,6 +65,9 @@ def _of_state(state: AdapterState) -> dict[str, Any]:
     rows = [more.get((row.layer, row.part), {}) | asdict(row) for row in measure(state)]
     planes = [row["blocks"] * (row["block_size"] // 2) for row in rows]
     first = next(iter(state.layers.values()), None)
+    family = [held for held in state.transforms.values() if isinstance(held, FamilyTransform)]
+    trained = {held.spec.transform for held in family}
+    scales = [*(layer.magnitude for layer in state.layers.values()), *(held.magnitude for held in family)]
     exact = first is None or first.spec.exact
     of_peft = isinstance(format_called(state.format), PackedFolder)
     return {
@@ -74,12 +78,13 @@ def _of_state(state: AdapterState) -> dict[str, Any]:
         "format": state.format,
         # None: the current PEFT cannot load this format
         "beyond_stock_peft": beyond_stock(state.config) if of_peft else None,
+        "transform": ", ".join(sorted(trained | ({"blocks"} if state.layers else set()))) or "none",
         "map": "exact" if first is None else first.spec.map,
         "terms": None if first is None or exact else first.spec.terms,
         "coft_eps": None if first is None else first.spec.eps,
         "scaled": first is not None and first.spec.scaled,
-        "magnitudes": sum(layer.magnitude is not None for layer in state.layers.values()),
-        "transforms": list(state.transforms),
+        "magnitudes": sum(scale is not None for scale in scales),
+        "transforms": [name for name, held in state.transforms.items() if not isinstance(held, FamilyTransform)],
         "warnings": list(state.warnings),
         "other_tensors": {name: list(tensor.shape) for name, tensor in state.other.items()},
         "parameters": state.parameters,

@@ -25,6 +25,7 @@ from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.fitting.components import adaptable, bare, components_of
 from orthotune.operations.fitting.fit import Fit, config_for, fit, outputs_of
 from orthotune.operations.fitting.report import LoadReport
+from orthotune.rotation.strength import Kind
 from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.old_files import todays_names
 
@@ -117,7 +118,8 @@ def apply_adapter(
             warnings.filterwarnings("ignore", message="The block size does not divide")  # the sizes come from the file
             new = _inject(part, config, adapter_name, in_place=bool(component))
         _fill(new, fitted, adapter_name)
-        kinds = [held.spec.blend for held in fitted.rotations.values()]
+        kinds: list[Kind] = [held.spec.blend for held in fitted.rotations.values()]
+        kinds += [held.kind for held in fitted.trained.values() if not held.needs_basis]
         report.strength = next((kind for kind in kinds if kind != "geodesic"), report.strength)
         report.frozen += [_named(component, name) for name in fitted.transforms]
         model = model if component else new
@@ -293,3 +295,14 @@ def _fill(model: nn.Module, fitted: Fit, adapter_name: str) -> None:
             layer.oft_magnitude[adapter_name].weight.copy_(held.magnitude.reshape(-1))
         if held.spec.blend != "geodesic":
             layer.set_scale(adapter_name, 1.0, held.spec.blend)
+    for name, transform in fitted.trained.items():
+        layer = inner.get_submodule(name)
+        assert isinstance(layer, OFTLayer)
+        held_by = layer.rotations(adapter_name)[""]
+        held_by.weight.copy_(transform.numbers)
+        if transform.basis is not None:
+            held_by.get_buffer("basis").copy_(transform.basis)
+        if transform.magnitude is not None:
+            layer.oft_magnitude[adapter_name].weight.copy_(transform.magnitude.reshape(-1))
+        if not transform.needs_basis and transform.kind != "geodesic":
+            layer.set_scale(adapter_name, 1.0, transform.kind)

@@ -16,7 +16,7 @@ from orthotune.formats.adapter_file import CONFIG_NAME, open_adapter, read_confi
 from orthotune.operations.lora_file import DOWN, lora_at
 
 #: Values of ``peft_type`` that the readers of this package take.
-OURS = ("OFT", "BOFT", "ORTHOTUNE")
+OURS = ("OFT", "BOFT", "ORTHOTUNE", "HRA", "ROAD", "PSOFT")
 #: Ends of the names of LoRA's two factors.
 LORA_A, LORA_B = (".lora_A.weight", ".lora_embedding_A"), (".lora_B.weight", ".lora_embedding_B")
 

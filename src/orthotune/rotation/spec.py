@@ -40,6 +40,9 @@ class RotationSpec:
         dtype: of the stored parameters, float32 or float64.
         blend: what strengths other than 1 mean until another kind is set.
         transform: name of the transform in :data:`orthotune.rotation.transform.TRANSFORMS`.
+        rank: number of reflections, or of dimensions of a subspace; 0 for transforms that are made of blocks.
+        factors: number of stages of a butterfly.
+        variant: the variant of a transform that has several; "" for its usual one.
 
     Source: OFT, arXiv 2306.07280, section 3; the fields' meaning is that of PEFT's ``OFTConfig``.
 
@@ -60,6 +63,9 @@ class RotationSpec:
     dtype: torch.dtype = torch.float32
     blend: Kind = "geodesic"
     transform: str = "blocks"
+    rank: int = 0
+    factors: int = 1
+    variant: str = ""
 
     @property
     def exact(self) -> bool:

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from orthotune.errors import AdapterFileError, OrthotuneError
 from orthotune.rotation.butterfly import Butterfly
+from orthotune.rotation.family_registry import FAMILY
 from orthotune.rotation.frozen import Blocks, SplitRows
 from orthotune.rotation.geodesic import planes_of_skew
 from orthotune.rotation.measure import rotation_angles
@@ -213,8 +214,9 @@ class BlockTransform:
 #: name -> transform. A spec names the one that its layer trains; the others are what files hold.
 TRANSFORMS: dict[str, type[Any]] = {
     "blocks": BlockTransform,
+    **FAMILY,
     "finished": Blocks,
-    "butterfly": Butterfly,
+    "butterfly of a file": Butterfly,
     "split rows": SplitRows,
 }
 

@@ -158,6 +158,11 @@ def _directions(name: str, layer: OFTLayer, adapter: str) -> list[tuple[nn.Param
     """Each parameter of a layer, and the direction in which it moves when the layer's strength grows in proportion."""
     ways = []
     for rotation in layer.rotations(adapter).values():
+        if rotation.spec.transform != "blocks":
+            raise ConfigError(
+                f"the strength of layer '{name}'", got=f"the transform '{rotation.spec.transform}'",
+                needed="block rotations, whose powers have a known derivative",
+            )  # fmt: skip
         if not rotation.spec.exact:
             raise ConfigError(
                 f"the strength of layer '{name}'", got="a Neumann series, which is no rotation",

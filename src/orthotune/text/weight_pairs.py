@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.parametrization.family import FamilyRotation
 from orthotune.layers.quantized_linear import QuantizedLinear
 from orthotune.metrics.weights import layer_changes, worst_orthogonality_error
 from orthotune.runs.record import WeightChange
@@ -75,7 +76,8 @@ def _rotations(model: nn.Module) -> Iterator[Tensor]:
         for _, module in unsharded_modules(model):
             if isinstance(module, OFTLayer):
                 for adapter in module.active_adapters:
-                    yield from (rotation() for rotation in module.rotations(adapter).values())
+                    for rotation in module.rotations(adapter).values():
+                        yield rotation.factors() if isinstance(rotation, FamilyRotation) else rotation()
 
 
 def _has_neurons(layer: nn.Module) -> bool:

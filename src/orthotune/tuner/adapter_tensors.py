@@ -39,7 +39,7 @@ class AdapterKey(str):
 
 
 def adapter_keys(model: nn.Module, adapter_name: str, every_name: bool = False) -> Iterator[tuple[AdapterKey, Tensor]]:
-    """The keys of an adapter's rotations and magnitudes in a model, with their parameters.
+    """The keys of an adapter's rotations, magnitudes and frozen bases in a model, with their tensors.
 
     Args:
         model: any module that holds adapted layers.
@@ -56,7 +56,7 @@ def adapter_keys(model: nn.Module, adapter_name: str, every_name: bool = False) 
             if adapter_name not in held:
                 continue
             entry = held[adapter_name]
-            for part, parameter in entry.named_parameters():
+            for part, parameter in (*entry.named_parameters(), *entry.named_buffers()):
                 key_of_part = f"{stem}{container}.{adapter_name}.{part}"
                 in_file = f"{stem}{container}" + ("" if isinstance(entry, Magnitude) else f".{part}")
                 yield AdapterKey(key_of_part, in_file), parameter

@@ -320,6 +320,12 @@ def _joint_layers(model: nn.Module, adapters: Sequence[str], how: Combination) -
                 raise UnsupportedLayerError(
                     f"layer '{key}'", got=f"adapter '{name}', a frozen map of the weight", needed="rotations"
                 )
+            if (spec := layer.oft_settings.get(name)) and spec.spec.transform != "blocks":
+                raise UnsupportedLayerError(
+                    f"layer '{key}'", got=f"adapter '{name}' of the transform '{spec.spec.transform}'",
+                    needed="block rotations, whose combinations are block rotations again",
+                    do="Activate them together, merge one after the other, or `orthotune combine --type svd_lora`",
+                )  # fmt: skip
         states = [_state(layer, name) if name in layer.oft_settings else None for name in adapters]
         state, far = how.joint(key, states)
         off[key] = far

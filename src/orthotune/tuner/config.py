@@ -21,10 +21,12 @@ from orthotune.formats.peft import config_types, layer_settings
 from orthotune.formats.peft.beyond_stock import ASSUMED, FORMAT_VERSION, ORTHOTUNE_TYPE
 from orthotune.formats.peft.fields import spec_of_fields
 from orthotune.layers.settings import LayerSettings
+from orthotune.rotation.family_registry import PUBLISHED, family_of, refuse_contradictions
 from orthotune.rotation.frozen import FrozenMap
 from orthotune.rotation.spec import RotationSpec, Side
 from orthotune.tuner.old_files import old_layout, translated
 from orthotune.tuner.places import adapted_layers
+from orthotune.tuner.published_configs import fields_of_published
 
 DEFAULT_BLOCK_SIZE = 32
 #: never written: they decide how sizes are chosen, and a file holds the chosen sizes
@@ -72,7 +74,14 @@ class OFTConfig(PeftOFTConfig):
     """Configuration of an OFT adapter. The fields are checked on creation.
 
     Args:
-        r: number of blocks in each layer; exclusive with ``oft_block_size``.
+        transform: the orthogonal transform, by its name (:data:`~orthotune.rotation.family_registry.FAMILY`) or by that
+            of its publication, which also sets the fields that it means (``PUBLISHED`` there): ``"blocks"`` (OFT),
+            ``"reflections"`` (HRA), ``"butterfly"`` (BOFT), ``"planes"`` (RoAd), ``"subspace"`` (PSOFT),
+            ``"hyperplane"`` (ETHER).
+        variant: variant of a transform that has several; "" for its usual one.
+        factors: number of stages of a butterfly; 0 for its default.
+        r: number of blocks in each layer; exclusive with ``oft_block_size``. The rank of a transform that has one: the
+            number of reflections, or of the dimensions of a subspace.
         oft_block_size: size of a block. ``OFTConfig()`` takes 32, or the nearest divisor of each layer's width.
         module_dropout: probability that a block is the identity, in training only.
         target_modules: names, a regular expression, ``"all-linear"``, or None for the architecture's default.
@@ -131,6 +140,9 @@ class OFTConfig(PeftOFTConfig):
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     block_size_pattern: dict[str, int] = field(default_factory=dict)
+    transform: str = "blocks"
+    variant: str = ""
+    factors: int = 0
     side: Side = "in"
     magnitude: bool = False
     scaled: bool = False
@@ -156,6 +168,7 @@ class OFTConfig(PeftOFTConfig):
         except ValueError as fault:  # PEFT checks the kind of task
             raise ConfigError(f"task_type={ascii(self.task_type)[:80]}", got=str(fault)) from fault
         self.peft_type = PeftType.OFT
+        self._set_transform()
         self._set_size(stored)
         if stored and self.use_cayley_neumann:
             self.neumann_series = "legacy" if _before_018(old_version) else self.neumann_series
@@ -167,6 +180,20 @@ class OFTConfig(PeftOFTConfig):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, (list, tuple)) else value)
         self._check()
+
+    def _set_transform(self) -> None:
+        if self.transform in PUBLISHED:
+            self.transform, meant = PUBLISHED[self.transform]
+            for name, value in meant.items():
+                # A field that the caller has set otherwise than by default keeps its value.
+                setattr(self, name, value if name in ("side", "init_weights") else getattr(self, name) or value)
+        kind = family_of(self.transform)
+        refuse_contradictions(vars(self), kind)
+        if kind is not None and kind.ranked:
+            self.r, self.oft_block_size = self.r or kind.default_rank, 0
+        if kind is not None:
+            self.factors = self.factors or kind.default_factors
+            self.variant = self.variant or kind.variants[0]
 
     def _set_size(self, stored: bool) -> None:
         given = bool(self.r) or self.oft_block_size is not None
@@ -226,7 +253,9 @@ class OFTConfig(PeftOFTConfig):
 
     @classmethod
     def from_peft(cls, config: PeftConfig) -> OFTConfig:
-        """The orthotune config for an ``OFTConfig`` object of PEFT; an orthotune config is returned unchanged.
+        """The orthotune config for a config object of PEFT: of OFT, HRA, BOFT, RoAd or PSOFT.
+
+        An orthotune config is returned unchanged.
 
         Example:
             >>> from peft import OFTConfig as PeftOFTConfig
@@ -236,7 +265,8 @@ class OFTConfig(PeftOFTConfig):
         if isinstance(config, cls):
             return config
         known = {f.name for f in fields(cls) if f.init}
-        ours = cls(**{k: v for k, v in vars(config).items() if k in known})
+        given = fields_of_published(config)
+        ours = cls(**({k: v for k, v in vars(config).items() if k in known} if given is None else given))
         ours.auto_mapping = config.auto_mapping
         ours.load_context = LoadContext()  # a PEFT object has a type although it was not saved
         return ours
@@ -335,6 +365,12 @@ def settings_for(config: OFTConfig, layer: str) -> LayerSettings:
         r, block_size = own_r, 0
     elif own_size is not None:
         r, block_size = 0, own_size
+    kind = family_of(config.transform)
+    if kind is not None and kind.ranked and own_size is not None:
+        raise ConfigError(
+            f"block_size_pattern for layer '{layer}'", got=f"transform='{config.transform}', which has no blocks",
+            do="Use rank_pattern",
+        )  # fmt: skip
     for name, value in (("rank_pattern", own_r), ("block_size_pattern", own_size)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ConfigError(f"{name} for layer '{layer}': {value!r}", needed="a whole number above 0")
@@ -342,6 +378,8 @@ def settings_for(config: OFTConfig, layer: str) -> LayerSettings:
     if "r" in own or "block_size" in own:
         r, block_size = own.get("r", 0), own.get("block_size", 0)
     spec = replace(config.spec_for(layer), block_size=block_size)
+    if kind is not None and kind.ranked:
+        r = spec.rank if own_r is None else own_r
     return LayerSettings(layer, spec, r, fallback, config.init_weights)
 
 

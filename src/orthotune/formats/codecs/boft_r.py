@@ -24,6 +24,8 @@ from orthotune.formats.peft.names import bare
 from orthotune.rotation.butterfly import Butterfly
 from orthotune.rotation.frozen import FrozenMap
 from orthotune.rotation.on_weight import Blend
+from orthotune.rotation.packing import unpack
+from orthotune.rotation.stages import Stages, stages_of
 
 
 def read_butterflies(
@@ -61,7 +63,9 @@ def read_butterflies(
         if blocks.shape[0] == 1 and not conv:
             layers[name] = LayerState({"": skew_vector(blocks[0], 0.5)}, magnitude=scale, blend=blend, dims=dims)
         else:
-            transforms[name] = Butterfly((blocks - blocks.mT) / 2, "peft", "in", scale, blend, conv, dims)
+            held = Butterfly((blocks - blocks.mT) / 2, "peft", "in", scale, blend, conv, dims)
+            # A strength of sd-scripts blends the scales linearly, too, which no trained layer does.
+            transforms[name] = held if conv or blend != "none" else stages_of(held)
     rest = refuse_foreign(file, found)
     other = {bare(name): tensor for name, tensor in file.read(rest).items()}
     config: dict[str, Any] = dict(file.config or {})
@@ -98,6 +102,8 @@ def boft_tensors(state: AdapterState, names: Mapping[str, str], conv_row: bool) 
             blocks = dense(layer.vector(), 1.0).unsqueeze(0)
         elif isinstance(layer, Butterfly):
             blocks = layer.skew
+        elif isinstance(layer, Stages):
+            blocks = unpack(layer.numbers, layer.spec.block_size).unflatten(0, (layer.spec.factors, -1))
         else:
             raise UnsupportedLayerError(f"layer '{name}'", got=type(layer).__name__, needed="a rotation or a butterfly")
         if layer.magnitude is None:

@@ -21,6 +21,9 @@ ASSUMED: dict[str, Any] = {
     "target_parameters": None,
     "layer_settings": {},
     "neumann_series": "current",
+    "transform": "blocks",
+    "factors": 0,
+    "variant": "",
     "needs_orthotune_for": None,
 }
 

@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from orthotune.errors import ConfigError
 from orthotune.formats.peft.beyond_stock import ORTHOTUNE_TYPE
 from orthotune.formats.peft.config_field import integer, number
 from orthotune.formats.peft.layer_settings import MOST_TERMS, SERIES, series_of, with_layer_settings
+from orthotune.rotation.family_registry import family_of
 from orthotune.rotation.spec import Map, RotationSpec
 
 
@@ -21,6 +23,7 @@ def spec_of_fields(fields: Mapping[str, Any], layer: str | None = None) -> Rotat
 
     Raises:
         AdapterFileError: a field that must be a number is not one.
+        ConfigError: there is no such transform or variant.
 
     Source: PEFT ``tuners/oft/config.py``, since 0.16; the older polynomial where no version, or one before 0.18, wrote
     the file.
@@ -29,6 +32,8 @@ def spec_of_fields(fields: Mapping[str, Any], layer: str | None = None) -> Rotat
         >>> spec_of_fields({"peft_type": "OFT", "oft_block_size": 8, "use_cayley_neumann": True}).map
         'neumann_legacy'
     """
+    transform = fields.get("transform") or "blocks"
+    kind = family_of(transform)
     spec = RotationSpec(
         block_size=0 if fields.get("r") else fields.get("oft_block_size") or 0,
         side="out" if fields.get("side") == "out" else "in",
@@ -39,9 +44,21 @@ def spec_of_fields(fields: Mapping[str, Any], layer: str | None = None) -> Rotat
         eps=number(fields, "eps", 6e-5) if fields.get("coft") else None,
         dropout=fields.get("module_dropout") or 0.0,
         magnitude=bool(fields.get("magnitude")),
+        transform=transform,
+        rank=integer(fields, "r", kind.default_rank) if kind is not None and kind.ranked else 0,
+        factors=integer(fields, "factors", 0) or 1,
+        variant=str(fields.get("variant") or ""),
     )
     own = {} if layer is None else (fields.get("layer_settings") or {}).get(layer, {})
-    return with_layer_settings(spec, own, _series(fields))
+    found = with_layer_settings(spec, own, _series(fields))
+    kind = family_of(found.transform)
+    if kind is not None and found.variant not in (*kind.variants, ""):
+        raise ConfigError(
+            f"variant={ascii(found.variant)[:80]} with transform='{found.transform}'",
+            got=f"layer_settings of layer '{layer}'" if own else None,
+            needed=f"one of {', '.join(map(repr, kind.variants))}",
+        )  # fmt: skip
+    return found
 
 
 def map_of_fields(fields: Mapping[str, Any]) -> Map:
@@ -63,7 +80,11 @@ def fields_of_spec(spec: RotationSpec) -> dict[str, Any]:
         >>> fields_of_spec(RotationSpec(block_size=8, shared=True))["block_share"]
         True
     """
-    radius = {} if spec.eps is None else {"eps": spec.eps}
+    radius: dict[str, Any] = {} if spec.eps is None else {"eps": spec.eps}
+    if spec.transform != "blocks":
+        radius |= {"transform": spec.transform, "variant": spec.variant}
+        radius |= {"factors": spec.factors} if spec.factors > 1 else {}
+        radius |= {"r": spec.rank} if spec.rank else {}
     return radius | {
         "oft_block_size": spec.block_size,
         "side": spec.side,

@@ -30,11 +30,13 @@ class PeftFolder(Format):
 
     Attributes:
         fields: fields of the version besides :data:`SHARED`; the set of fields identifies a version of PEFT.
+        unknown: fields that other methods of PEFT have, and this one warns about.
     """
 
     prefixes = PEFT
     folder = True
     fields: ClassVar[Mapping[str, Any]] = {}
+    unknown: ClassVar[frozenset[str]] = frozenset()
 
     def encoded(
         self, state: AdapterState, keys: Mapping[str, str], layers: Mapping[str, LayerState]
@@ -67,6 +69,7 @@ class PeftFolder(Format):
         if state.config.get("peft_type"):  # further parameters that PEFT trained, such as modules_to_save
             tensors |= {PREFIX + name: tensor for name, tensor in state.other.items()}
             config |= {key: state.config[key] for key in ("modules_to_save", "bias") if key in state.config}
+        config = {key: value for key, value in config.items() if key not in self.unknown}
         write_tensors(out / WEIGHTS_NAME, tensors, {"format": "pt"})
         write_json(out / CONFIG_NAME, config, sort_keys=True, nan_as_null=False)
         return out

@@ -25,13 +25,20 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "terms": (int,),
     "series": ("current", "legacy"),
     "eps": (float, int, type(None)),
+    "rank": (int,),
+    "factors": (int,),
+    "transform": (str,),
+    "variant": (str,),
 }
+#: keys of transforms other than blocks, with the values that they have for blocks
+OF_OTHERS: dict[str, Any] = {"transform": "blocks", "rank": 0, "factors": 1, "variant": ""}
 #: name of a Neumann series in PEFT -> name in a spec
 SERIES: dict[str, Map] = {"current": "neumann", "legacy": "neumann_legacy"}
 #: Most terms of a series. A longer series has converged or overflowed, and a huge number would take hours.
 MOST_TERMS = 1000
 #: smallest and largest values of numbers; an infinite radius would not constrain anything
 RANGES = {"r": (0, 1 << 31), "block_size": (0, 1 << 31), "terms": (1, MOST_TERMS), "eps": (0, 1e300)}
+RANGES |= {"rank": (0, 1 << 31), "factors": (1, 64)}
 
 
 def fault(found: Any) -> str | None:
@@ -69,7 +76,8 @@ def with_layer_settings(spec: RotationSpec, own: Mapping[str, Any], series: str 
     """
     if not own:
         return spec
-    named = {name: own[name] for name in ("side", "shared", "magnitude", "scaled", "terms", "eps") if name in own}
+    plain = ("side", "shared", "magnitude", "scaled", "terms", "eps", *OF_OTHERS)
+    named = {name: own[name] for name in plain if name in own}
     if own.get("exact", spec.exact):
         named["map"] = "exact"
     else:
@@ -87,7 +95,8 @@ def settings_of_spec(spec: RotationSpec) -> dict[str, Any]:
         'legacy'
     """
     named = {name: getattr(spec, name) for name in ("block_size", "side", "shared", "magnitude", "scaled", "terms")}
-    return named | {"exact": spec.exact, "series": series_of(spec), "eps": spec.eps}
+    others = {name: getattr(spec, name) for name in OF_OTHERS} if spec.transform != "blocks" else {}
+    return named | others | {"exact": spec.exact, "series": series_of(spec), "eps": spec.eps}
 
 
 def series_of(spec: RotationSpec) -> str:
@@ -107,6 +116,8 @@ def in_common(specs: Mapping[str, RotationSpec]) -> tuple[RotationSpec, dict[str
         ('in', {'c': {'side': 'out'}})
     """
     settings = {name: settings_of_spec(spec) for name, spec in specs.items()}
+    if any("transform" in found for found in settings.values()):
+        settings = {name: OF_OTHERS | found for name, found in settings.items()}
     first = next(iter(settings.values()))
     usual = {key: Counter(found[key] for found in settings.values()).most_common(1)[0][0] for key in first}
     own = {name: {key: v for key, v in found.items() if v != usual[key]} for name, found in settings.items()}

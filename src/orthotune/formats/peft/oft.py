@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from orthotune.formats.codecs.suffixes import OTHER_METHODS
 from orthotune.formats.kinds import (
     ANY_MAP,
     ANY_SCALED_MAP,
     EMBEDDING,
     EXACT_IN,
+    FAMILY_KINDS,
+    IN_BUTTERFLY,
     LEGACY,
     OTHER_EMBEDDING,
     OTHER_SERIES,
@@ -37,7 +40,7 @@ class PackedFolder(PeftFolder):
 
     def detect(self, file: AdapterFile, options: ReadOptions) -> bool:
         """Whether the file has a config, is of no other format, and the config stands for this format."""
-        if file.config is None or file.has("boft_R|boft_s"):
+        if file.config is None or file.has(f"boft_R|boft_s|{OTHER_METHODS}"):
             return False
         return not _is_older(file, options) and _meant(file.config, options) == self.name
 
@@ -67,7 +70,7 @@ class Orthotune(PackedFolder):
     """The folder of orthotune: it has further fields, and settings per layer, that stock PEFT does not have."""
 
     name = target = tool = producer = "orthotune"
-    lossless = ANY_MAP | ANY_SCALED_MAP | {EMBEDDING, OTHER_EMBEDDING, PACKED}
+    lossless = ANY_MAP | ANY_SCALED_MAP | {EMBEDDING, OTHER_EMBEDDING, PACKED} | FAMILY_KINDS | {IN_BUTTERFLY}
     side = None
     fields = OFT | LATER | {"peft_type": ORTHOTUNE_TYPE, "r": 0, "peft_version": "0.18.0"}
 
@@ -77,9 +80,16 @@ class Orthotune(PackedFolder):
         """Encode packed triangles, the settings of most layers, and ``layer_settings`` for the others."""
         from orthotune.formats.peft.fields import fields_of_spec
         from orthotune.formats.peft.layer_settings import in_common
+        from orthotune.formats.peft.names import PREFIX
         from orthotune.formats.peft.tensors import packed
+        from orthotune.rotation.family import FamilyTransform
 
-        usual, own = in_common({name: layer.plain().spec for name, layer in layers.items()})
+        specs = {name: layer.plain().spec for name, layer in layers.items()}
+        for name, transform in state.transforms.items():
+            assert isinstance(transform, FamilyTransform)
+            spec = replace(transform.spec, magnitude=transform.magnitude is not None)
+            specs[keys[name].removeprefix(PREFIX)] = spec
+        usual, own = in_common(specs)
         return packed(state, keys), fields_of_spec(usual) | {"format_version": FORMAT_VERSION, "layer_settings": own}
 
 

@@ -14,14 +14,17 @@ from orthotune.files.names import shortened
 from orthotune.formats.adapter_file import CONFIG_NAME, AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.codecs.dense_blocks import refuse_foreign
+from orthotune.formats.codecs.family_tensors import checked_basis, family_layer, refuse_parts
 from orthotune.formats.codecs.oft_r import check_packed
 from orthotune.formats.peft.beyond_stock import FORMAT_VERSION, ORTHOTUNE_TYPE
 from orthotune.formats.peft.fields import spec_of_fields
 from orthotune.formats.peft.layer_settings import fault
 from orthotune.formats.peft.names import bare
 from orthotune.formats.read_options import ReadOptions
+from orthotune.rotation.frozen import FrozenMap
 
 _ROTATION = re.compile(r"^(?P<layer>.*)\.oft_(?P<embedding>embedding_)?R\.(?:(?P<part>.+)\.)?weight$")
+_BASIS = re.compile(r"^(?P<layer>.*)\.oft_(?:embedding_)?R\.(?:(?P<part>.+)\.)?basis$")
 _MAGNITUDE = re.compile(r"^(?P<layer>.*)\.oft_magnitude(?:\.weight)?$")
 _OLDER = {"oft_r": "PEFT 0.8 to 0.15", "oft_s": "PEFT 0.14 or 0.15", "boft_R": "BOFT", "lora_A": "LoRA"}
 
@@ -43,10 +46,10 @@ def read_folder(file: AdapterFile, format: str, options: ReadOptions) -> Adapter
     if options.series is not None:
         config["neumann_series"] = options.series
     tensors = file.read(file.shapes)
-    layers = _layers(tensors, config, file)
+    layers, transforms = _layers(tensors, config, file)
     prefixes = {bare(found["layer"]): found["layer"] for key in tensors if (found := _ROTATION.match(key))}
     return AdapterState(
-        layers, config, _other(file, tensors), file.path.parent, format, prefixes=prefixes, metadata=file.metadata,
+        layers, config, _other(file, tensors), file.path.parent, format, transforms, prefixes, file.metadata,
     )  # fmt: skip
 
 
@@ -69,14 +72,17 @@ def _check_config(file: AdapterFile, config: Mapping[str, Any]) -> None:
         )
 
 
-def _layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: AdapterFile) -> dict[str, LayerState]:
+def _layers(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: AdapterFile
+) -> tuple[dict[str, LayerState], dict[str, FrozenMap]]:
     rotations: dict[str, dict[str, Tensor]] = {}
     embeddings: set[str] = set()
+    keys: dict[str, str] = {}
     for key, tensor in tensors.items():
         if found := _ROTATION.match(key):
-            check_packed(file, key, tensor)
             layer = bare(found["layer"])
             rotations.setdefault(layer, {})[found["part"] or ""] = tensor
+            keys[layer] = key
             if found["embedding"]:
                 embeddings.add(layer)
     if not rotations:
@@ -87,6 +93,7 @@ def _layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Adap
             needed="names that end in oft_R.weight",
         )
     magnitudes = {bare(found["layer"]): t for key, t in tensors.items() if (found := _MAGNITUDE.match(key))}
+    bases = {bare(found["layer"]): t for key, t in tensors.items() if (found := _BASIS.match(key))}
     if spec_of_fields(config).terms == 0:
         raise AdapterFileError(f"num_cayley_neumann_terms=0 in {file.path.parent / CONFIG_NAME}", needed="1 or more")
     own = config.get("layer_settings") or {}
@@ -96,13 +103,25 @@ def _layers(tensors: Mapping[str, Tensor], config: Mapping[str, Any], file: Adap
     # Experts share a tensor, and the COFT radius of each depends on their number, which only the base model has.
     if config.get("target_parameters"):
         specs = {name: spec if "eps" in own.get(name, {}) else replace(spec, eps=None) for name, spec in specs.items()}
-    return {
+    layers: dict[str, LayerState] = {}
+    transforms: dict[str, FrozenMap] = {}
+    for name, parts in rotations.items():
         # Dropout is a setting of the training run, not part of the adapter.
-        name: LayerState(parts, replace(specs[name], dropout=0.0), magnitudes.get(name), name in embeddings)
-        for name, parts in rotations.items()
-    }
+        spec = replace(specs[name], dropout=0.0)
+        if spec.transform != "blocks":
+            vectors = refuse_parts(file, name, parts)
+            made = family_layer(file, keys[name], vectors, spec, experts=bool(config.get("target_parameters")))
+            transforms[name] = replace(
+                made, magnitude=magnitudes.get(name), embedding=name in embeddings,
+                basis=checked_basis(file, made, bases.get(name)),
+            )  # fmt: skip
+            continue
+        for tensor in parts.values():
+            check_packed(file, keys[name], tensor)
+        layers[name] = LayerState(parts, spec, magnitudes.get(name), name in embeddings)
+    return layers, transforms
 
 
 def _other(file: AdapterFile, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    own = {key: key for key in tensors if _ROTATION.match(key) or _MAGNITUDE.match(key)}
+    own = {key: key for key in tensors if any(known.match(key) for known in (_ROTATION, _BASIS, _MAGNITUDE))}
     return {bare(key): tensors[key] for key in refuse_foreign(file, {"": own})}

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.codecs import oft_blocks
+from orthotune.rotation.family import FamilyTransform
 
 
 def packed(state: AdapterState, keys: Mapping[str, str]) -> dict[str, Tensor]:
@@ -24,6 +25,14 @@ def packed(state: AdapterState, keys: Mapping[str, str]) -> dict[str, Tensor]:
             tensors[f"{keys[name]}.{kind}.{part + '.' if part else ''}weight"] = layer.vector(part)
         if layer.magnitude is not None:
             tensors[f"{keys[name]}.oft_magnitude"] = layer.magnitude
+    for name, transform in state.transforms.items():
+        assert isinstance(transform, FamilyTransform)
+        kind = "oft_embedding_R" if transform.embedding else "oft_R"
+        tensors[f"{keys[name]}.{kind}.weight"] = transform.numbers
+        if transform.basis is not None:
+            tensors[f"{keys[name]}.{kind}.basis"] = transform.basis
+        if transform.magnitude is not None:
+            tensors[f"{keys[name]}.oft_magnitude"] = transform.magnitude
     return tensors
 
 

@@ -61,7 +61,7 @@ def group(rotations: Iterable[Rotation]) -> None:
     """
     open_groups: dict[Hashable, list[Rotation]] = {}
     for rotation in rotations:
-        if rotation.spec.eps is not None or rotation.copies > 1:
+        if rotation.spec.eps is not None or rotation.copies > 1 or not isinstance(rotation, Rotation):
             continue
         members = open_groups.setdefault(rotation.spec.batch_key, [])
         if members and sum(map(_elements, members)) + _elements(rotation) > BATCH:

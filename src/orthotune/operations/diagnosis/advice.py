@@ -51,20 +51,20 @@ def advise(facts: Sequence[RotationFacts], gradients: Mapping[str, float | None]
         if rows:
             found.append(Advice(warning, tuple(dict.fromkeys(row.layer for row in rows)), remedy))
 
-    broken = [row for row in facts if not math.isfinite(row.orthogonality_error + row.skew_norm)]
+    broken = [row for row in facts if not math.isfinite(row.orthogonality_error + (row.skew_norm or 0))]
     warn(broken, "NaN or infinite values", "Go back to an earlier checkpoint and lower the learning rate")
     finite = [row for row in facts if row not in broken]
     near = [
         row for row in finite
-        if row.map != "exact" and (row.skew_norm > SERIES_NORM or row.orthogonality_error > ORTHOGONALITY)
+        if row.map != "exact" and ((row.skew_norm or 0) > SERIES_NORM or row.orthogonality_error > ORTHOGONALITY)
     ]  # fmt: skip
     warn(
         near,
-        f"The series is near divergence: skew norm up to {max((row.skew_norm for row in near), default=0):.2g}, "
+        f"The series is near divergence: skew norm up to {max((row.skew_norm or 0 for row in near), default=0):.2g}, "
         f"orthogonality error up to {max((row.orthogonality_error for row in near), default=0):.1e}",
         "Train with use_cayley_neumann=False, which stays exact, or lower the learning rate",
     )
-    far = [row for row in finite if row.angle_mean > FAR and row not in near]
+    far = [row for row in finite if row.angle_mean > FAR and row not in near and row.transform == "blocks"]
     sizes = sorted({row.block_size for row in far})
     warn(
         far,

@@ -46,9 +46,12 @@ def compare_adapters(one: AdapterState, other: AdapterState) -> tuple[list[Layer
     """
     shared = [name for name in one.layers if name in other.layers and _alike(one.layers[name], other.layers[name])]
     if not shared:
+        others = set(one.transforms) & set(other.transforms)
         raise AdapterFileError(
-            f"{one.source} and {other.source}", got="no layer that both rotate on the same side",
-            needed="adapters of the same layers of one model",
+            f"{one.source} and {other.source}",
+            got=f"{len(others)} common layers of other transforms than blocks" if others
+            else "no layer that both rotate on the same side",
+            needed="block rotations of the same layers of one model",
         )  # fmt: skip
     rows = [
         _distance(name, part, one.layers[name], other.layers[name])

@@ -14,9 +14,11 @@ from orthotune.errors import ConfigError
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.kernels.rotate_weight import rotate_full
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.parametrization.family import FamilyRotation
 from orthotune.operations.diagnosis.advice import Advice, advise
 from orthotune.operations.diagnosis.rotation_facts import RotationFacts, rotation_facts
 from orthotune.operations.diagnosis.weight_facts import WeightFacts, weight_facts
+from orthotune.rotation.family import FamilyTransform
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,17 @@ def diagnose_state(state: AdapterState) -> Diagnosis:
         for name, held in state.layers.items()
         for part in held.rotations
     ]
+    for name, transform in state.transforms.items():
+        if isinstance(transform, FamilyTransform):
+            facts += [rotation_facts(R, None, transform.spec, layer=name) for _, R in transform.factors()]
     return Diagnosis(facts, advice=advise(facts))
 
 
 def _of_layer(name: str, layer: OFTLayer, adapter: str) -> Iterator[RotationFacts]:
     for part, rotation in layer.rotations(adapter).items():
+        if isinstance(rotation, FamilyRotation):
+            yield rotation_facts(rotation.factors(), None, rotation.spec, layer=name, part=part)
+            continue
         spec, (rows, elements) = rotation.spec, rotation.weight.shape
         v = spec.vector(rotation.weight.view(rotation.copies, rows // rotation.copies, elements))
         # The COFT radius depends on the number of blocks of one expert; these facts are about all experts together.

@@ -18,6 +18,8 @@ from orthotune.rotation.spec import RotationSpec
 BARS = 24
 #: A block counts as unmoved if its largest stored parameter is below this.
 STILL = 1e-8
+#: A map that is computed from numbers other than 0 is the identity to the rounding of float32.
+STILL_MATRIX = 1e-5
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,12 @@ class RotationFacts:
         angle_counts: planes in :data:`BARS` equal bars from 0 to pi.
         distance: root mean square over the blocks of the norm of ``R - I``.
         orthogonality_error: largest norm of ``R Rᵀ - I``.
-        skew_norm: largest singular value of a skew block; a series converges below 1.
+        skew_norm: largest singular value of a skew block; a series converges below 1. None for transforms other than
+            blocks.
         dead: share of the blocks that have not moved.
         saturation: share of the blocks at the COFT radius; None without COFT.
+        transform: name of the transform. Of one other than blocks, the block is what it does within the span of its
+            vectors; the rest of the space is at rest.
         angles: angle of every plane, float32; not part of a record.
     """
 
@@ -50,9 +55,10 @@ class RotationFacts:
     angle_counts: tuple[int, ...]
     distance: float
     orthogonality_error: float
-    skew_norm: float
+    skew_norm: float | None
     dead: float
     saturation: float | None
+    transform: str = "blocks"
     angles: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False, compare=False)
 
     def record(self, top: float) -> dict[str, Any]:
@@ -65,12 +71,13 @@ class RotationFacts:
         }
 
 
-def rotation_facts(R: Tensor, v: Tensor, spec: RotationSpec, *, layer: str, part: str = "") -> RotationFacts:
+def rotation_facts(R: Tensor, v: Tensor | None, spec: RotationSpec, *, layer: str, part: str = "") -> RotationFacts:
     """Measure a rotation.
 
     Args:
         R: the blocks, ``(blocks, b, b)``.
-        v: the packed skew blocks ``(blocks, b (b - 1) / 2)``, as :meth:`RotationSpec.vector` gives them.
+        v: the packed skew blocks ``(blocks, b (b - 1) / 2)``, as :meth:`RotationSpec.vector` gives them; None for a
+            transform other than blocks.
         spec: spec of the rotation; without an ``eps`` the saturation is None.
         layer: name of the layer, for the record.
         part: name of the matrix, in a layer that has several.
@@ -80,11 +87,15 @@ def rotation_facts(R: Tensor, v: Tensor, spec: RotationSpec, *, layer: str, part
         1.0
     """
     size = R.shape[-1]
-    R, v = R.detach().reshape(-1, size, size), v.detach().reshape(-1, v.shape[-1]).double()
+    R = R.detach().reshape(-1, size, size)
     angles = rotation_angles(R).flatten()
-    largest = v.abs().amax(-1) if v.shape[-1] else v.new_zeros(v.shape[0])
     at_surface = None
-    if spec.eps is not None:
+    if v is None:
+        largest = distance_from_identity(R.double())
+    else:
+        v = v.detach().reshape(-1, v.shape[-1]).double()
+        largest = v.abs().amax(-1) if v.shape[-1] else v.new_zeros(v.shape[0])
+    if spec.eps is not None and v is not None:
         norms = v.norm(dim=-1) * math.sqrt(2)
         # After the projection, the norm of a block equals the radius up to rounding.
         at_surface = (norms >= coft_radius(spec.eps, v.shape[0]) * (1 - 1e-4)).double().mean().item()
@@ -101,8 +112,9 @@ def rotation_facts(R: Tensor, v: Tensor, spec: RotationSpec, *, layer: str, part
         angle_counts=tuple(int(count) for count in counts),
         distance=distance_from_identity(R.double()).square().mean().sqrt().item(),
         orthogonality_error=orthogonality_error(R).max().item(),
-        skew_norm=torch.linalg.matrix_norm(unpack(v, size), 2).max().item(),
-        dead=(largest < STILL).double().mean().item(),
+        skew_norm=None if v is None else torch.linalg.matrix_norm(unpack(v, size), 2).max().item(),
+        dead=(largest < (STILL if v is not None else STILL_MATRIX)).double().mean().item(),
         saturation=at_surface,
+        transform=spec.transform,
         angles=angles.float().cpu(),
     )

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from orthotune.errors import AdapterFileError
+from orthotune.errors import AdapterFileError, UnsupportedLayerError
 from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.peft.fields import fields_of_spec
 from orthotune.formats.peft.layer_settings import in_common
+from orthotune.layers.base import OFTLayer
 from orthotune.layers.registry import check_holds, kind_of
 from orthotune.layers.settings import LayerSettings
 from orthotune.rotation.blocks import nearest_divisor
+from orthotune.rotation.family import FamilyTransform
 from orthotune.rotation.frozen import FrozenMap
 from orthotune.rotation.spec import RotationSpec
 from orthotune.tuner.config import OFTConfig
@@ -31,11 +33,13 @@ class Fit:
         rotations: module -> its rotations.
         features: module -> number of features that its rotation acts on.
         transforms: module -> a frozen map, for layers that no trainable rotation can represent.
+        trained: module -> a trained transform other than blocks.
     """
 
     rotations: dict[str, LayerState] = field(default_factory=dict)
     features: dict[str, int] = field(default_factory=dict)
     transforms: dict[str, FrozenMap] = field(default_factory=dict)
+    trained: dict[str, FamilyTransform] = field(default_factory=dict)
 
 
 def fit(state: AdapterState, places: Mapping[str, str], modules: Mapping[str, nn.Module]) -> Fit:
@@ -52,6 +56,10 @@ def fit(state: AdapterState, places: Mapping[str, str], modules: Mapping[str, nn
     result = Fit()
     for layer, name in places.items():
         module = modules[name]
+        held_map = state.transforms.get(layer)
+        if isinstance(held_map, FamilyTransform):
+            result.trained[name], result.features[name] = _trained(held_map, name, module)
+            continue
         if layer in state.transforms:
             result.transforms[name] = _checked(state.transforms[layer], name, module)
             continue
@@ -61,7 +69,9 @@ def fit(state: AdapterState, places: Mapping[str, str], modules: Mapping[str, nn
             continue
         with torch.device("meta"):
             own = LayerSettings(name, held.spec, fallback="error")
-            empty = kind_of(module, name)(module, "check", own).rotations("check")
+            tried = kind_of(module, name)(module, "check", own)
+        empty = tried.rotations("check")
+        _check_scale(held.magnitude, tried, name)
         expected = {part: tuple(rotation.weight.shape) for part, rotation in empty.items()}
         found = {part: tuple(vector.shape) for part, vector in held.rotations.items()}
         if expected != found:
@@ -75,13 +85,48 @@ def fit(state: AdapterState, places: Mapping[str, str], modules: Mapping[str, nn
     return result
 
 
+def _trained(held: FamilyTransform, name: str, module: nn.Module) -> tuple[FamilyTransform, int]:
+    if isinstance(module, nn.Embedding) != held.embedding:
+        _refuse_kind(held.embedding, module)
+    with torch.device("meta"):
+        spec = replace(held.spec, magnitude=held.magnitude is not None)
+        layer = kind_of(module, name)(module, "check", LayerSettings(name, spec, spec.rank, "error", False))
+        empty = layer.rotations("check")
+    if held.with_bias and getattr(module, "bias", None) is not None:
+        raise UnsupportedLayerError(
+            f"layer '{name}'", got="a bias, which the tool that wrote the adapter maps together with the output",
+            needed="a layer without a bias: here no adapter changes one", do="Merge the adapter with PEFT itself",
+        )  # fmt: skip
+    _check_scale(held.magnitude, layer, name)
+    expected = {part: tuple(rotation.weight.shape) for part, rotation in empty.items()}
+    if expected != {"": tuple(held.numbers.shape)}:
+        raise AdapterFileError(
+            f"layer '{name}'", got=f"{held.spec.transform} of shape {tuple(held.numbers.shape)} in the file",
+            needed=f"{_shapes(expected)} for this base",
+            do="Load the adapter on the base model that it was trained on",
+        )  # fmt: skip
+    return held, next(iter(empty.values())).layout.features
+
+
+def _check_scale(scale: Tensor | None, tried: OFTLayer, name: str) -> None:
+    if scale is not None and scale.numel() != tried.oft_magnitude["check"].weight.numel():
+        raise AdapterFileError(
+            f"layer '{name}': the scale of the rows", got=f"{scale.numel()} values",
+            needed=f"{tried.oft_magnitude['check'].weight.numel()}",
+        )  # fmt: skip
+
+
+def _refuse_kind(embedding: bool, module: nn.Module) -> None:
+    raise AdapterFileError(
+        "an adapter for an embedding" if embedding else "an adapter for a layer that is not an embedding",
+        got=f"a {type(module).__name__} of that name",
+        do="Load the adapter on the base model that it was trained on",
+    )
+
+
 def _for_module(layer: LayerState, module: nn.Module) -> LayerState:
     if isinstance(module, nn.Embedding) != layer.embedding:
-        raise AdapterFileError(
-            "an adapter for an embedding" if layer.embedding else "an adapter for a layer that is not an embedding",
-            got=f"a {type(module).__name__} of that name",
-            do="Load the adapter on the base model that it was trained on",
-        )
+        _refuse_kind(layer.embedding, module)
     conv = isinstance(module, nn.modules.conv._ConvNd)
     return layer.for_weight(module.weight.shape if conv else (0, 0))  # type: ignore[arg-type]
 
@@ -148,14 +193,20 @@ def config_for(fitted: Fit, names: Iterable[str], **fields: Any) -> OFTConfig:
         names: names of all modules of the model; the target pattern must match none of the others.
         fields: further fields of the config.
     """
-    targets = [*fitted.rotations, *fitted.transforms]
-    if fitted.rotations:
+    targets = [*fitted.rotations, *fitted.transforms, *fitted.trained]
+    if fitted.rotations or fitted.trained:
         # The exact map ignores the number of terms; the config then has PEFT's default.
         specs = {n: replace(h.spec, terms=5) if h.spec.exact else h.spec for n, h in fitted.rotations.items()}
         one_size = _one_size(fitted)
         if one_size is not None:
             specs = {name: replace(spec, block_size=one_size) for name, spec in specs.items()}
+        for name, held in fitted.trained.items():
+            specs[name] = replace(held.spec, magnitude=held.magnitude is not None)
         usual, own = in_common(specs)
+        if fitted.trained and not usual.rank and usual.transform != "blocks":
+            fields = {"r": 0} | fields
+        if fitted.trained:
+            fields = {"init_weights": False} | fields  # the file's numbers, which need not begin at the identity
         fields = fields_of_spec(usual) | {"layer_settings": own} | fields
     config = OFTConfig(target_modules=meaning(targets, names), block_size_fallback="nearest", **fields)
     config.load_context = replace(config.load_context, frozen_maps=dict(fitted.transforms))

@@ -1,0 +1,152 @@
+"""The trainable parameters of a transform other than blocks, and the operator computed from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orthotune.errors import ConfigError
+from orthotune.kernels.autograd import looked_through, wrapped
+from orthotune.layers.parametrization.memo import Memo
+from orthotune.layers.parametrization.sharding import Exchanged
+from orthotune.rotation.family import FamilyTransform, Sizes, wide
+from orthotune.rotation.operator import Blended, Operator, mapped
+from orthotune.rotation.spec import RotationSpec
+from orthotune.rotation.strength import FULL, Strength
+
+
+class _Untrained(torch.autograd.Function):
+    """A part of a power, whose gradient is not known: a backward says so instead of leaving the gradient out."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, weight: Tensor, what: str) -> Tensor:
+        ctx.what = what
+        return part.view_as(part)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        raise ConfigError(
+            f"training the transform {ctx.what}", needed="strength 1",
+            do="Call set_scale(adapter, 1) before training, or set_scale(adapter, t, kind='linear')",
+        )  # fmt: skip
+
+
+class FamilyRotation(Exchanged):
+    """Stored parameters ``weight`` ``(copies * rows, elements)`` of one adapter at one matrix.
+
+    To a layer it is what :class:`~orthotune.layers.parametrization.rotation.Rotation` is, with an operator in the place
+    of the tensor of blocks. The operator is computed when the stored parameters have changed, and with its gradient in
+    every forward of a training step.
+
+    ``basis`` holds the frozen numbers of a transform that has some, None for all others.
+
+    Args:
+        kind: the transform.
+        sizes: of one matrix.
+        spec: with the sizes that were chosen.
+        copies: number of matrices of one shape that are mapped (the experts of a mixture), 1 otherwise.
+    """
+
+    basis: Tensor | None
+
+    def __init__(self, kind: type[FamilyTransform], sizes: Sizes, spec: RotationSpec, copies: int = 1) -> None:
+        super().__init__()
+        self.kind, self.layout, self.spec, self.copies = kind, sizes, spec, copies
+        self.memo = Memo()
+        self._strength = FULL
+        rows, elements = sizes.shape
+        self.weight = nn.Parameter(torch.zeros(copies * rows, elements, dtype=spec.dtype))
+        shape = (sizes.block_count, sizes.features) if copies == 1 else (copies, sizes.block_count, sizes.features)
+        # A buffer: hosts make every parameter of an active adapter a trained one.
+        self.register_buffer("basis", torch.zeros(shape, dtype=spec.dtype) if kind.needs_basis else None)
+        #: a group computes blocks in one batch; operators are computed one by one
+        self.group = None
+
+    @property
+    def strength(self) -> Strength:
+        """How strongly the adapter acts."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, strength: Strength) -> None:
+        self._strength = strength
+        self.memo.drop("miss: another strength")
+
+    def forward(self, every_block: bool = False) -> Operator:
+        """The operator at the present strength; ``every_block`` is for blocks, of which some may be dropped."""
+        weight = self.weight
+        if torch.is_grad_enabled() and weight.requires_grad:
+            return self.compute()
+        if torch.compiler.is_compiling() or (looked_through() and wrapped(weight)):
+            return self.compute()
+        return self.known()
+
+    def known(self) -> Operator:
+        """The operator without a gradient, from the memo while the parameter is unchanged."""
+        found: Operator | None = self.current()
+        if found is None:
+            with torch.inference_mode(False), torch.no_grad():
+                found = self.compute()
+                self.memo.keep(self.weight, self.weight.detach().clone(), R=found)
+        return found
+
+    def current(self) -> Operator | None:
+        """The value of :meth:`known` if it is cached, None if it is stale."""
+        found: Operator | None = self.memo.get(self.weight, "R")
+        return found
+
+    def compute(self) -> Operator:
+        """The operator at the present strength, with its gradient.
+
+        At a geodesic strength other than 1 its backward is an error.
+        """
+        strength = self.strength
+        if not strength.partial:
+            return self.at_full_strength()
+        if strength.kind != "geodesic":
+            return Blended(self.at_full_strength(), strength.t)
+        found = self.power(strength.t)
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            what = f"'{self.spec.transform}' at strength {strength.t:g}"
+            found = mapped(found, lambda part: _Untrained.apply(part, self.weight, what))
+        return found
+
+    def power(self, t: float) -> Operator:
+        """``M^t``, without a gradient.
+
+        Raises:
+            OrthotuneError: there is no such power.
+        """
+        return self.kind.raised(self.spec, self._by_matrix(wide(self.weight.detach())), t, self.basis)
+
+    def _by_matrix(self, v: Tensor) -> Tensor:
+        return v if self.copies == 1 else v.view(self.copies, -1, v.shape[-1])
+
+    def at_full_strength(self) -> Operator:
+        """The operator at strength 1, with its gradient."""
+        return self.kind.operator_of(self.spec, self._by_matrix(wide(self.weight)), self.basis, looked_through())
+
+    @torch.no_grad()
+    def factors(self) -> Tensor:
+        """Blocks ``(n, b, b)`` with the angles of the map at strength 1; what they leave out is at rest."""
+        return self.kind.factors_of(self.spec, wide(self.weight.detach()), self.basis)
+
+    def project(self) -> None:
+        """COFT is a constraint of blocks: nothing to do."""
+
+    def _apply(self, *args: Any, **kwargs: Any) -> FamilyRotation:
+        self.memo.drop("miss: the parameter has another device or dtype")
+        return super()._apply(*args, **kwargs)
+
+    def _replicate_for_data_parallel(self) -> FamilyRotation:
+        replica = super()._replicate_for_data_parallel()
+        replica.memo = Memo()
+        return replica
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "memo": Memo(), "shard": None}
+
+    def extra_repr(self) -> str:
+        return f"{self.spec.transform}={self.weight.shape[0] // self.copies}x{self.weight.shape[1]}"

@@ -1,0 +1,118 @@
+"""Butterflies that are trained: a product of block rotations between which the features change places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from orthotune.errors import BlockSizeError, OrthotuneError
+from orthotune.rotation.blocks import divisors
+from orthotune.rotation.butterfly import Butterfly
+from orthotune.rotation.cayley import cayley, cayley_plain
+from orthotune.rotation.family import FamilyTransform, Sizes, refuse_power
+from orthotune.rotation.geodesic import planes_of_skew
+from orthotune.rotation.operator import Chain, Operator, Stage
+from orthotune.rotation.packing import block_size_of, element_count, pack, unpack
+from orthotune.rotation.spec import RotationSpec
+
+
+@dataclass(frozen=True)
+class Stages(FamilyTransform):
+    """``Mᵀ = B_m .. B_1`` on columns: ``m = factors`` stages of block rotations ``C(Q)``, PEFT's permutation between.
+
+    Stage ``i`` (from 0) rotates blocks of which half lies ``2^i / 2`` blocks away: with ``log2`` of the number of
+    blocks plus one stages every output depends on every input. One stage is the same as plain blocks.
+    ``numbers`` are the packed skew blocks ``(m n / b, b (b - 1) / 2)``, stage after stage. A product of stages has no
+    powers of its own form, except 0, 1 and -1.
+
+    Source: BOFT, arXiv 2311.06243, equation 5; PEFT ``tuners/boft/layer.py``.
+
+    Example:
+        >>> import torch
+        >>> spec = RotationSpec(transform="butterfly", block_size=2, factors=2)
+        >>> Stages(spec, torch.ones(4, 1)).apply(torch.eye(4)).abs()
+        tensor([[0., 0., 0., 1.],
+                [0., 0., 1., 0.],
+                [0., 1., 0., 0.],
+                [1., 0., 0., 0.]])
+    """
+
+    name: ClassVar[str] = "butterfly"
+    default_factors: ClassVar[int] = 2
+
+    @classmethod
+    def sizes(cls, features: int, spec: RotationSpec) -> Sizes:
+        b, m = spec.block_size, spec.factors
+        if not _fits(features, b, m):
+            raise OrthotuneError(f"{m} stages of blocks of {b}", got=f"{features} features", needed=_needed(m))
+        return Sizes(features, m * features // b, element_count(b), b, features // b)
+
+    @classmethod
+    def choose(cls, spec: RotationSpec, features: int, r: int, fallback: str, layer: str) -> tuple[RotationSpec, bool]:
+        wanted = -(-features // r) if r else spec.block_size
+        known = [d for d in divisors(features) if _fits(features, d, spec.factors)]
+        if known and (fallback == "nearest" or (wanted in known and (not r or wanted * r == features))):
+            found = min(known, key=lambda d: (abs(d - wanted), d))
+            return replace(spec, block_size=found), found != wanted
+        size = f"r={r}" if r else f"block_size={wanted}"
+        raise BlockSizeError(
+            f"{size} with {spec.factors} stages for layer '{layer}'", got=f"{features} features",
+            needed=f"one of the block sizes {known}" if known else f"features that fit: {_needed(spec.factors)}",
+            do="Pass one of them or fewer factors, give the layer its own size in block_size_pattern, exclude the "
+            'layer, or set block_size_fallback="nearest"',
+        )  # fmt: skip
+
+    @classmethod
+    def spec_of_shape(cls, spec: RotationSpec, shape: Sequence[int]) -> RotationSpec:
+        b = block_size_of(shape[1])
+        if shape[0] % spec.factors or not _fits(shape[0] * b // spec.factors, b, spec.factors):
+            raise OrthotuneError(
+                f"{spec.factors} stages", got=f"{shape[0]} blocks of {b}", needed=_needed(spec.factors)
+            )
+        return replace(spec, block_size=b, rank=0)
+
+    @classmethod
+    def operator_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None, plain: bool = False) -> Operator:
+        Q = unpack(v, spec.block_size)
+        R = (cayley_plain(Q) if plain else cayley(Q)).unflatten(-3, (spec.factors, -1))
+        stages = [Stage(R.select(-4, index), 1 << index) for index in range(spec.factors)]
+        return stages[0] if len(stages) == 1 else Chain(tuple(reversed(stages)))
+
+    @classmethod
+    def factors_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor:
+        return cayley(unpack(v, spec.block_size)).flatten(0, -3)
+
+    @classmethod
+    def power_of(cls, spec: RotationSpec, v: Tensor, t: float, basis: Tensor | None = None) -> Operator:
+        if spec.factors > 1:
+            refuse_power(t, "a product of several stages, which has no powers of such a form")
+        return Stage(planes_of_skew(unpack(v, spec.block_size)).power(t).to(v.dtype))
+
+
+def stages_of(layer: Butterfly) -> Stages:
+    """A butterfly of a file as one that is trained.
+
+    Raises:
+        OrthotuneError: it permutes in another order than PEFT's, or is a map of a convolution's memory.
+
+    Example:
+        >>> import torch
+        >>> stages_of(Butterfly(torch.zeros(2, 2, 2, 2), "peft", "in")).numbers.shape
+        torch.Size([4, 1])
+    """
+    if layer.order != "peft" or layer.legacy_conv or layer.backwards:
+        raise OrthotuneError("a butterfly as trained stages", needed="stages in the order of PEFT, of a plain weight")
+    m, _, b = layer.skew.shape[:3]
+    spec = RotationSpec(transform="butterfly", side=layer.side, block_size=b, factors=m)
+    return Stages(spec, pack(layer.skew).flatten(0, 1), layer.magnitude, layer.blend, dims=layer.dims)
+
+
+def _fits(features: int, b: int, m: int) -> bool:
+    return b > 1 and features % (b << (m - 1)) == 0 and (m == 1 or b % 2 == 0)
+
+
+def _needed(m: int) -> str:
+    return f"blocks of an even size, of which a multiple of {1 << (m - 1)} fills the features" if m > 1 else "a divisor"
