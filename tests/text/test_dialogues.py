@@ -11,10 +11,11 @@ import pytest
 from orthotune.errors import DataError
 from orthotune.runs.quiet import quiet
 from orthotune.text.answers import Dialogue, answer_rows
-from orthotune.text.data import Examples, load_examples, table_of
+from orthotune.text.data import Examples, load_examples
 from orthotune.text.rendered_rows import rendered_rows
 from orthotune.text.sft_trainer import build_trainer, domain_rows, sft_config
 from tests.support.tiny_text import make_model, make_tokenizer, write_jsonl
+from tests.support.trl_tables import table_of
 
 PLAIN = (
     "{% for t in tools or [] %}[{{ t['function']['name'] }}]{% endfor %}"

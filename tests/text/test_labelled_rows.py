@@ -11,10 +11,11 @@ import trl
 from orthotune.errors import DataError
 from orthotune.runs.quiet import quiet
 from orthotune.text.answers import Dialogue, answer_rows
-from orthotune.text.data import Examples, Reading, examples_of, table_of
+from orthotune.text.data import Examples, Reading, examples_of
 from orthotune.text.labelled_rows import LabelledRows, Labelling, check_template, labelled_rows
 from orthotune.text.rendered_rows import rendered_rows
 from tests.support.tiny_text import make_model, make_tokenizer
+from tests.support.trl_tables import table_of
 
 #: Templates of models, as their authors wrote them.
 CHATML = (

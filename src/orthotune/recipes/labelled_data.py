@@ -5,14 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from orthotune.errors import DataError
-from orthotune.files.tables import read_table
 from orthotune.recipes.head_settings import HeadSettings
-from orthotune.runs.data_files import Row, read_rows
+from orthotune.runs.data_files import Row
 from orthotune.runs.hub_data import load_split
+from orthotune.text.data import placed_rows
 
 T = TypeVar("T")
 #: A row, and where it stands, for messages.
@@ -46,15 +45,7 @@ def load_rows(source: str) -> list[Placed]:
         >>> load_rows("reviews.csv")[0]  # doctest: +SKIP
         ('reviews.csv, line 2', {'text': 'Fine.', 'label': 'good'})
     """
-    path = Path(source)
-    if path.suffix == ".csv":
-        rows = [(f"{source}, line {number}", dict[str, Any](row)) for number, row in read_table(path, named="data")]
-    elif path.exists():
-        rows = read_rows(path)
-    elif path.suffix in (".jsonl", ".json", ".parquet", ".txt") or source.startswith((".", "/", "~")):
-        raise DataError(f"data {source!r}", got="no such file or directory", do="Check the path")
-    else:
-        rows = _hub_rows(source)
+    rows = placed_rows(source, _hub_rows)
     if not rows:
         raise DataError(f"data {source!r}", got="no rows", needed="at least one example")
     return rows
@@ -156,16 +147,14 @@ def listed(names: Iterable[Any], most: int = 8) -> str:
     return ", ".join(known[:most]) + (f" and {len(known) - most} more" if len(known) > most else "")
 
 
-def _hub_rows(source: str) -> list[Placed]:
+def _hub_rows(source: str) -> list[Row]:
     found = load_split(source)
     for key, kind in dict(found.features or {}).items():
         if type(kind).__name__ in ("Audio", "Image"):  # as bytes: decoding is done where the recipe checks each one
             found = found.cast_column(key, type(kind)(decode=False))
     named = {key: kind.names for key, kind in (found.features or {}).items() if hasattr(kind, "int2str")}
     return [
-        (
-            f"{source}, row {number}",
-            {k: named[k][v] if k in named and v is not None and v >= 0 else v for k, v in row.items()},
-        )
-        for number, row in enumerate(found)
-    ]
+        {key: named[key][value] if key in named and value is not None and value >= 0 else value
+         for key, value in row.items()}
+        for row in found
+    ]  # fmt: skip

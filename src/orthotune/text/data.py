@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ __all__ = [
     "is_dialogue",
     "load_examples",
     "placed_rows",
-    "table_of",
 ]
 
 LARGEST_HELD_OUT = 256
@@ -106,11 +105,12 @@ def load_examples(source: str, data_format: str = "auto", reading: Reading | Non
     return examples_of(placed_rows(source), source, data_format, reading)
 
 
-def placed_rows(source: str) -> list[tuple[str, Row]]:
+def placed_rows(source: str, hub: Callable[[str], Iterable[Row]] = load_split) -> list[tuple[str, Row]]:
     """The rows of a file, of a directory, of a pattern, or of the hub's data set, each with its place for messages.
 
     Args:
         source: as :func:`load_examples` takes it.
+        hub: reads the rows of a data set of the hub.
 
     Raises:
         DataError: nothing there, or a broken line.
@@ -127,12 +127,12 @@ def placed_rows(source: str) -> list[tuple[str, Row]]:
     folder = Path(source.partition(":")[0])  # FOLDER:CONFIG:SPLIT is read by ``datasets``
     if path.suffix in SUFFIXES or (source.startswith((".", "/", "~")) and not folder.is_dir()):
         raise missing_path(source)
-    return [(f"{source}, row {number}", row) for number, row in enumerate(_from_hub(source))]
+    return [(f"{source}, row {number}", row) for number, row in enumerate(_from_hub(source, hub))]
 
 
-def _from_hub(source: str) -> Any:
+def _from_hub(source: str, hub: Callable[[str], Iterable[Row]]) -> Iterable[Row]:
     try:
-        return load_split(source)
+        return hub(source)
     except DataError as fault:
         if close := near_paths(source):
             do = f"Did you mean the file {close[0]!r}?"
@@ -224,17 +224,3 @@ def hold_out(examples: Examples, largest: int = LARGEST_HELD_OUT) -> tuple[Examp
     chosen = set(random.Random(count).sample(range(count), wanted))
     rest = examples.chosen([index for index in range(count) if index not in chosen])
     return rest, examples.chosen(sorted(chosen), blank=0, unused=(), notes=())
-
-
-def table_of(examples: Examples) -> Any:
-    """The examples as a ``datasets.Dataset`` in which every row keeps its own fields of messages, and no others."""
-    from datasets import Dataset, Features, Json, Value  # an optional library, which measuring does without
-
-    columns = list(dict.fromkeys(column for row in examples.rows for column in row))
-    rows = [{column: row.get(column) for column in columns} for row in examples.rows]
-    dialogues = [column for column in columns if any(is_dialogue(row[column]) for row in rows)]
-    if not dialogues:
-        return Dataset.from_list(rows)
-    return Dataset.from_list(
-        rows, features=Features({name: Json() if name in dialogues else Value("string") for name in columns})
-    )
