@@ -142,7 +142,8 @@ class TextSettings(MethodSettings):
     @classmethod
     def _continued(cls, given: dict[str, Any]) -> dict[str, Any]:
         # A fit of magnitudes has a setting of this name, too, that must be given.
-        if "adapter" not in given or cls.model_fields["adapter"].is_required():
+        # Another type than a path is worded by the field's own check.
+        if not isinstance(given.get("adapter"), (str, Path)) or cls.model_fields["adapter"].is_required():
             return given
         decided = decided_by(given["adapter"])
         asked = {"method": given["method"]} if "method" in given else {}
@@ -158,7 +159,7 @@ class TextSettings(MethodSettings):
     @classmethod
     def _from_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
         filled = super()._from_preset(given)
-        if "adapter" not in given or cls.model_fields["adapter"].is_required():
+        if given.get("adapter") is None or cls.model_fields["adapter"].is_required():
             return filled
         return {key: value for key, value in filled.items() if key not in DECIDED}
 

@@ -113,6 +113,7 @@ def _check_scale(scale: Tensor | None, tried: OFTLayer, name: str) -> None:
         raise AdapterFileError(
             f"layer '{name}': the scale of the rows", got=f"{scale.numel()} values",
             needed=f"{tried.oft_magnitude['check'].weight.numel()}",
+            do="Load the adapter on the base model that it was trained on",
         )  # fmt: skip
 
 
@@ -152,6 +153,8 @@ def outputs_of(module: nn.Module) -> int:
         >>> outputs_of(nn.Linear(4, 6)), outputs_of(nn.Embedding(5, 3))
         (6, 5)
     """
+    if isinstance(module, nn.MultiheadAttention):  # three projections and one, of this size each
+        return int(module.embed_dim)
     features = getattr(module, "out_features", None)
     return features if isinstance(features, int) else _natural(module).shape[0]
 
