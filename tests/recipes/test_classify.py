@@ -257,5 +257,9 @@ def test_csv_and_hub_rows_are_read(tmp_path: Path) -> None:
     write_table(tmp_path / "a.csv", [{"text": "x", "label": "1"}, {"text": "y", "label": "2.5"}])
     parts = job(ClassifySettings(data=str(tmp_path / "a.csv"), held_out=0))
     assert parts.data()[1].problem_type == "regression"
+    # Whole numbers are names: 007 is another one than 7.
+    write_table(tmp_path / "codes.csv", [{"text": "x", "label": "007"}, {"text": "y", "label": "7"}])
+    names = job(ClassifySettings(data=str(tmp_path / "codes.csv"), held_out=0)).data()[1].id2label.values()
+    assert set(names) == {"007", "7"}
     with pytest.raises(DataError, match="no such file or directory, and the hub"):
         job(ClassifySettings(data="owner/none"))

@@ -249,7 +249,27 @@ def _write(folder: Path, rows: list[dict[str, Any]]) -> str:
 
 LONG = [row | {"prompt": "a" * 40} for row in PAIRS]
 TALK = [{"prompt": [{"role": "user", "content": "Hi"}], "chosen": "Yes", "rejected": "No"}]
+
+
 #: name, settings, and the words of the refusal.
+def test_the_reference_of_a_continued_adapter_is_the_base_and_the_run_says_so(
+    make: Make, finished: dict[str, tuple[Any, RunRecord, list[str]]]
+) -> None:
+    adapter = str(finished["orpo"][0].output / "adapter")
+    given = {"adapter": adapter, "block_size": None, "steps": 1}
+    said: list[str] = []
+    _run(make("dpo", "continued", **given), say=said.append)
+    assert "reference: the base with every adapter off, not the adapter that is continued" in "\n".join(said)
+    with pytest.raises(RecipeError, match="precompute_ref_log_probs.*an adapter that is trained further"):
+        _run(make("dpo", "computed", **given, precompute_ref_log_probs=True))
+
+
+@pytest.mark.parametrize("name", REFERENCED)
+def test_trained_biases_are_refused_where_the_base_is_the_reference(make: Make, name: str) -> None:
+    with pytest.raises(RecipeError, match="bias=all of the adapter.*which stay when the adapter is off"):
+        _run(make(name, "bias", method="lora", lora={"bias": "all"}))
+
+
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     *((name, {"rows": [{"prompt": "a", "chosen": "b"}]}, "line 1: no ") for name in NAMES),
     *((name, {"rows": LONG}, "12 of 12 examples with nothing to learn in 32 tokens") for name in ("dpo", "orpo")),

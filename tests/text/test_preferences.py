@@ -115,6 +115,8 @@ THUMB = {"prompt": "a", "completion": "b", "label": True}
         (pairs_of, [PAIR | {"rejected": " "}], "1 with an empty prompt or answer"),
         (pairs_of, [PAIR | {"margin": "large"}], "column 'margin'. Found: 'large'. Needed: a number"),
         (pairs_of, [{"chosen": "a b", "rejected": [_assistant("c")]}], "a text and a list of messages"),
+        (pairs_of, [{"prompt": "a", "chosen": [_user("x"), _user("a"), _assistant("b")],
+                     "rejected": [_user("a"), _assistant("c")]}], "other messages before the prompt"),
         (pairs_of, [{"chosen": [_user("a")], "rejected": [_user("b")]}], "no prompt. Found: two dialogues that"),
         (labelled_of, [THUMB | {"label": "good"}], "column 'label'. Found: 'good'. Needed: true (wanted) or false"),
         (labelled_of, [THUMB | {"label": 2}], "column 'label'. Found: 2"),

@@ -83,14 +83,14 @@ def _show(found: Rewound, out: Path) -> None:
     from rich.table import Table
 
     digits = 3 if found.tokens else 5  # losses of denoisers are small numbers
-    table = Table("strengths", "gain", "forgetting", title=f"{found.unit}, data that nothing was chosen by")
+    table = Table("strengths", "gain", "forgetting", title=f"{found.unit}, what nothing was chosen by")
     for name, row in found.rows.items():
         table.add_row(name, f"{row['gain']:+.{digits}f}", f"{row['forgetting']:+.{digits}f}")
     Console().print(table)
     _show_scores(found)
     given, half = found.gain_given_up
     saved, other = found.forgetting_saved
-    gain, forgetting = f"{given:+.{digits}f} ±{half:.{digits}f}", f"{saved:+.{digits}f} ±{other:.{digits}f}"
+    gain, forgetting = f"{given:+.{digits}f} ±{_width(half, digits)}", f"{saved:+.{digits}f} ±{_width(other, digits)}"
     typer.echo(f"given up {gain} of gain, saved {forgetting} of forgetting")
     typer.echo(
         f"chosen in {found.seconds:.0f} s: " + ", ".join(f"{k} {t:g}" for k, t in list(found.strengths.items())[:8])
@@ -98,6 +98,10 @@ def _show(found: Rewound, out: Path) -> None:
     for name in ("adapter", "model", "rewind.json", "rewind.png"):
         if (out / name).exists():
             typer.echo(f"{name:<12} {out / name}")
+
+
+def _width(half: float | None, digits: int) -> str:
+    return "?" if half is None else f"{half:.{digits}f}"
 
 
 def _show_scores(found: Rewound) -> None:

@@ -78,7 +78,9 @@ def chat(
         []
     """
     check_adapter(opened, strength, both)
-    state = _State(system=system, strength=strength, both=both)
+    # Without a template a system prompt is a paragraph before the text, as for `generate`.
+    ahead = f"{system}\n\n" if system and (plain or not opened.has_template) else system
+    state = _State(system=ahead, strength=strength, both=both)
     state.messages = state.start()
     if opened.adapted:
         set_strength(opened.model, strength)

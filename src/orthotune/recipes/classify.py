@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, ClassVar, Literal
 
@@ -46,6 +48,10 @@ MAIN: dict[Problem, Score] = {
     "multi": Score("micro_f1"),
     "regression": Score("loss", higher_is_better=False),
 }
+
+
+#: A place in a table of texts.
+_CELL = re.compile(r"\.(csv|tsv)\b")
 
 
 class ClassifySettings(HeadSettings):
@@ -154,21 +160,25 @@ def _read(source: str, asked: str) -> list[Labelled]:
                 rows[:1], ["text2"], source
             )
         texts = (text_in(place, row, "text"), *([text_in(place, row, "text2")] if pairs else []))
-        label = row["label"]
-        if source.endswith(".csv") and asked in ("auto", "regression"):
-            label = _cell(label)
-        found.append(Labelled(place, texts, label))
-    return found
+        found.append(Labelled(place, texts, row["label"]))
+    return _with_numbers(found, asked)
 
 
-def _cell(text: str) -> Any:
-    """The number in a cell of a table that knows texts alone, if one is there."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def _with_numbers(examples: list[Labelled], asked: str) -> list[Labelled]:
+    """The examples with numbers as labels where a table, whose cells are texts, has numbers with a fraction.
+
+    Whole numbers stay names of classes, so that 007 and 7 remain two.
+    """
+    cells = [one for one in examples if _CELL.search(one.place) and isinstance(one.label, str)]
+    if asked not in ("auto", "regression") or not cells or len(cells) < len(examples):
+        return examples
+    try:
+        numbers = [float(one.label) for one in examples]
+    except ValueError:
+        return examples
+    if asked == "auto" and all(one.label.strip().lstrip("+-").isdigit() for one in examples):
+        return examples
+    return [replace(one, label=number) for one, number in zip(examples, numbers, strict=True)]
 
 
 def _trainer(settings: ClassifySettings, given: TrainerInputs, problem: Problem, new: Sequence[str]) -> RunTrainer:

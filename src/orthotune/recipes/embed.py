@@ -159,6 +159,12 @@ def job(settings: EmbedSettings, adapt: Callable[[Any, list[str]], Any] | None =
     data = split(settings, partial(_read, shape=shape))
     if not data.train:
         raise DataError(f"data {settings.data!r}", got="no rows to learn from", do="Pass a smaller held_out")
+    for domain, rows in data.domains.items():
+        if shape.target and len({row[shape.target] for row in rows}) < 2:
+            raise DataError(
+                f"held-out rows of the {domain} domain", got=f"{len(rows)} rows with one value of {shape.target}",
+                needed="at least two different ones, to see whether similarities follow them", do="Name more rows",
+            )  # fmt: skip
     return TextJob(
         data=lambda: data,
         tokenizer=lambda: None,  # the encoder brings it

@@ -22,7 +22,10 @@ DATA = ("data", "eval_data", "old_data", "keep_data")
 
 
 def model_card(
-    record: RunRecord, samples: Sequence[Mapping[str, str]] = (), config: Mapping[str, Any] | None = None
+    record: RunRecord,
+    samples: Sequence[Mapping[str, str]] = (),
+    config: Mapping[str, Any] | None = None,
+    writes: bool = True,
 ) -> str:
     """The text of ``README.md`` beside an adapter or a model. What comes from files or users is escaped.
 
@@ -30,6 +33,7 @@ def model_card(
         record: of the run.
         samples: ``prompt``, ``before`` and ``after`` of some texts.
         config: the adapter's; None after full finetuning.
+        writes: whether the model writes texts; others have a head, and the class that their config names.
 
     Returns:
         Markdown with the header that the hub reads.
@@ -40,7 +44,7 @@ def model_card(
     """
     settings, base = record.settings, str(record.settings.get("model", "unknown"))
     header: dict[str, Any] = {"base_model": base, "library_name": "peft" if config else "transformers"}
-    if config is None or config.get("task_type") == "CAUSAL_LM":
+    if writes:
         header["pipeline_tag"] = "text-generation"
     header["tags"] = ["orthotune", record.method, record.recipe, *(["base_model:adapter:" + base] if config else [])]
     what = {"oft": "orthogonal finetuning (OFT)", "coft": "constrained orthogonal finetuning (COFT)", "lora": "LoRA"}
@@ -52,7 +56,7 @@ def model_card(
         f"{record.steps} steps.",
         "## Before and after", *_numbers(record),
         *(["### Samples", *map(_sample, samples)] if samples else []),
-        "## Load it", *_loading(base, config),
+        "## Load it", *_loading(base, config, writes),
         "## Data", *_data(record),
         "## Method", _table([(key, value) for key, value in settings.items() if key not in (*DATA, "output")]),
         "## Versions", ", ".join(f"{_text(name)} {_text(version)}" for name, version in record.versions.items()) + ".",
@@ -68,7 +72,7 @@ def _numbers(record: RunRecord) -> list[str]:
         rows += _row(_text(name), record.scores_before.get(name), value)
     found = ["\n".join(rows)] if len(rows) > 2 else ["Nothing was measured on held-out data."]
     if record.drift is not None:
-        found.append(f"Drift, KL(before || after) on the source domain: {record.drift:.4g} nats per token.")
+        found.append(f"Drift, KL(base || trained) on the source domain: {record.drift:.4g} nats per token.")
     return found
 
 
@@ -85,7 +89,10 @@ def _sample(sample: Mapping[str, str]) -> str:
     )
 
 
-def _loading(base: str, config: Mapping[str, Any] | None) -> list[str]:
+def _loading(base: str, config: Mapping[str, Any] | None, writes: bool) -> list[str]:
+    if not writes:
+        merged = "" if config is None else "`orthotune merge PATH --out MERGED` writes a complete model. "
+        return [f"{merged}The class of the model is what its `config.json` names under `architectures`."]
     if config is None:
         code = 'from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained("PATH")'
         return [f"```python\n{code}\n```", "On the command line: `orthotune chat PATH`, with the path of this folder."]

@@ -13,6 +13,7 @@ from orthotune.errors import RecipeError
 from orthotune.recipes import rewind
 from orthotune.recipes.preference_data import PreferenceData, load
 from orthotune.recipes.preference_settings import PreferenceSettings
+from orthotune.recipes.reference import check_reference, reference_notes
 from orthotune.recipes.sft_data import source_domain_notes
 from orthotune.recipes.source_domain import NEW, OLD, domain_measures, drift_of
 from orthotune.recipes.text_job import TextJob, TrainerInputs, source_of
@@ -114,6 +115,9 @@ def _model(settings: PreferenceSettings, recipe: PreferenceRecipe, dtype: torch.
 def _trainer(settings: PreferenceSettings, recipe: PreferenceRecipe, given: TrainerInputs) -> RunTrainer:
     data: PreferenceData = given.data
     reference = None
+    if recipe.reference:
+        check_reference(given, settings.trainer)
+        given.notes.extend(reference_notes(settings))
     if recipe.reference and settings.method == "full":
         reference = _model(settings, recipe, torch.float32)
         given.notes.append("reference: a second copy of the model as it was, which full finetuning needs beside it.")

@@ -12,6 +12,7 @@ from orthotune.errors import DataError, RecipeError
 from orthotune.recipes.preference_job import Adapt
 from orthotune.recipes.prompt_data import PromptData, prompt_data
 from orthotune.recipes.prompt_settings import ReinforcementSettings
+from orthotune.recipes.reference import check_reference, reference_notes
 from orthotune.recipes.sft_data import source_domain_notes
 from orthotune.recipes.source_domain import domain_measures, domain_rows, drift_of
 from orthotune.recipes.text_job import TextJob, TrainerInputs, source_of
@@ -118,6 +119,8 @@ class ReinforcementJob:
             max_completion_length=settings.max_completion_length, temperature=settings.temperature,
             reward_weights=[one.weight for one in self.rewards],
         )  # fmt: skip
+        check_reference(given, settings.trainer)
+        given.notes.extend(reference_notes(settings))
         with worded(settings):
             trainer: RunTrainer = run_trainer(self.kind)(
                 given.model, reward_funcs=list(self.rewards), args=arguments, train_dataset=_table(learned),

@@ -120,7 +120,7 @@ def run(settings: ImageRewindSettings, say: Say = print, *, overwrite: bool = Fa
             "as trained": dict.fromkeys(layers.names, 1.0), "one strength": dict.fromkeys(layers.names, found.one),
             "chosen": strengths,
         })  # fmt: skip
-        counted = {domain: len(own) and settings.draws * sum(len(batch.captions) for batch in own)
+        counted = {domain: 2 * half * sum(len(batch.captions) for batch in own)
                    for domain, own in batches.items()}  # fmt: skip
         more = {"notes": notes + found.notes, "draws": counted, "scores": scores, "unit": UNIT}
         found = found.model_copy(update=more)

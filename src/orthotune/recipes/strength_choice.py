@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -63,8 +64,8 @@ class Rewound(BaseModel):
     strengths: dict[str, float]
     one: float
     rows: dict[str, dict[str, float]]
-    gain_given_up: tuple[float, float]
-    forgetting_saved: tuple[float, float]
+    gain_given_up: tuple[float, float | None]
+    forgetting_saved: tuple[float, float | None]
     curve: list[dict[str, float]]
     tokens: dict[str, int] = {}
     draws: dict[str, int] = {}
@@ -179,11 +180,10 @@ def choose(
         "chosen": held_out.measure(of_layers),
     }
     against = difference(losses["chosen"], losses["as trained"])
-    saved = tuple(value if place else -value for place, value in enumerate(against["old"]))
     found = Rewound(
         strengths=chosen, one=best.strengths["all"],
         rows={name: _row(held_out.base, one) for name, one in losses.items()},
-        gain_given_up=against["new"], forgetting_saved=(saved[0], saved[1]),
+        gain_given_up=_finite(against["new"]), forgetting_saved=_finite((-against["old"][0], against["old"][1])),
         curve=[{"strength": one.strengths["all"], "gain": one.gain, "forgetting": one.forgetting} for one in curve],
         seconds=seconds, notes=_notes(against, best, settings), settings=settings.model_dump(mode="json"),
     )  # fmt: skip
@@ -230,10 +230,16 @@ def _row(base: Losses, losses: Losses) -> dict[str, float]:
     return {"gain": new_before - new, "forgetting": old - old_before}
 
 
+def _finite(value: tuple[float, float]) -> tuple[float, float | None]:
+    return value[0], value[1] if math.isfinite(value[1]) else None
+
+
 def _notes(against: Mapping[str, tuple[float, float]], best: Point, settings: ChoiceSettings) -> list[str]:
     notes = []
-    if best.strengths["all"] == 0 and settings.forgetting is not None:
-        notes.append(f"no strength forgets at most {settings.forgetting:g}: the base is left.")
+    if best.strengths["all"] == 0 and settings.forgetting is None:
+        notes.append("no strength is worth more than the base: what is gained is less than what is forgotten.")
+    elif best.strengths["all"] == 0:
+        notes.append(f"no strength gains anything and forgets at most {settings.forgetting:g}: the base is left.")
     elif best.strengths["all"] == 1 and settings.by == "one":
         notes.append("no other strength is worth more than the adapter as it was trained.")
     named = {"new": "target", "old": "source"}

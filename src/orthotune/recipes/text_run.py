@@ -112,6 +112,7 @@ class _Run:
         self.full, self.notes = settings.method == "full", [model_note(settings), *job.notes]
         self.best: BestParameters | None = None
         self.reached: Reached | None = None
+        self.writes_text = False
 
     def train(self, callbacks: Callbacks, bar: bool) -> RunRecord:
         began = time.monotonic()
@@ -248,6 +249,7 @@ class _Run:
             with atomic_write(path / kept) as partial:
                 self.job.save(trainer, partial, state)
             title = f"{self.settings.method}, learning rate {self.settings.learning_rate:g}"
+            (path / CURVE).unlink(missing_ok=True)  # of a shorter run that is made longer
             if missing := not_written(lambda: self.job.curve(log.lines, path / CURVE, title), CURVE):
                 self.notes.append(missing)
                 self.say(missing)
@@ -257,8 +259,10 @@ class _Run:
         """Texts of the base and of the trained model, for the report and the model card."""
         prompts, tokenizer = self.settings.sample_prompts, trainer.processing_class
         prompts = list(default_prompts(self.settings.model)) if prompts is None else prompts
-        writes = self.job.task == "CAUSAL_LM" and hasattr(tokenizer, "convert_ids_to_tokens")
-        if not self.main or not prompts or not writes or is_sharded(trainer.model):
+        if self.main:
+            (self.directory.path / SAMPLES).unlink(missing_ok=True)  # of a shorter run that is made longer
+        self.writes_text = self.job.task == "CAUSAL_LM" and hasattr(tokenizer, "convert_ids_to_tokens")
+        if not self.main or not prompts or not self.writes_text or is_sharded(trainer.model):
             return
         try:
             found = samples(trainer.model, base, tokenizer, prompts)
@@ -272,7 +276,8 @@ class _Run:
         folder = self.directory.path / kept
         config = read_json(folder / "adapter_config.json") if kept == ADAPTER else None
         path = self.directory.path / SAMPLES
-        write_text(folder / CARD, model_card(record, read_json_list(path) if path.is_file() else (), config))
+        found = read_json_list(path) if path.is_file() else ()
+        write_text(folder / CARD, model_card(record, found, config, self.writes_text))
 
     def _record(
         self, trainer: RunTrainer, log: MetricsLog, kept: str, counts: tuple[int, int], began: float
@@ -282,7 +287,10 @@ class _Run:
         base = self.job.model(torch.float32) if self.full and looks else None
         findings = self.job.findings(trainer, base) if looks else {}
         self._write_samples(trainer, base)
-        scores, until = _scores(log), self.best.step if self.best else None
+        until = self.best.step if self.best else None
+        scores = [name for name in _scores(log) if log.first(name) is not None and log.last(name, until) is not None]
+        if unknown := [name for name in _scores(log) if name not in scores]:
+            self.notes.append(f"Not recorded, as no measurement gave a number: {', '.join(unknown)}.")
         artifacts = {kept: kept, "curve": CURVE, "metrics": "metrics.jsonl"}
         if (self.directory.path / SAMPLES).is_file():
             artifacts["samples"] = SAMPLES

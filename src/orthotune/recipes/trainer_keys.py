@@ -78,6 +78,7 @@ BY_RUN: dict[str, str] = {
         ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
         "the reference is the model before training; a checkpoint would not hold one that moves",
     ),
+    "truncation_mode": "answers are cut at their end, as they are counted",
     "auto_find_batch_size": "a run has the batch size that it was given",
     "trust_remote_code": "code of a model repository is never run",
     "disable_tqdm": "a run has a progress bar of its own",

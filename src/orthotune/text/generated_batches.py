@@ -32,7 +32,11 @@ class GeneratedBatches(Trainer):
         """As the base class, with the texts of the checkpoint."""
         if isinstance(resume_from_checkpoint, str):
             path = Path(resume_from_checkpoint) / FILE.format(self.args.process_index)
-            self._step, self._buffered_inputs = read_batches(path)
+            self._step, batches = read_batches(path)
+            device = self.args.device
+            self._buffered_inputs = batches and [
+                {name: tensor.to(device) for name, tensor in batch.items()} for batch in batches
+            ]
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -76,7 +80,7 @@ def read_batches(path: Path) -> tuple[int, list[dict[str, Any]] | None]:
     Raises:
         AdapterFileError: the file is missing or damaged.
     """
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, finite=False)  # a token that was impossible has the log-probability -inf
     found = check_header(path).metadata
     batches: list[dict[str, Any]] = [{} for _ in range(int(found["batches"]))]
     for name, tensor in tensors.items():

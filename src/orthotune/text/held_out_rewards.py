@@ -57,11 +57,12 @@ def _means(values: Mapping[str, Sequence[float | None]], weights: Mapping[str, f
         for row in rows
         if any(value is not None for value in row)
     ]
-    found = {TOTAL: sum(sums) / len(sums) if sums else 0.0}
+    found = {TOTAL: sum(sums) / len(sums)} if sums else {}
     if len(values) > 1:
         for name, column in values.items():
             known = [value for value in column if value is not None]
-            found[f"held_out_{name}"] = sum(known) / len(known) if known else 0.0
+            if known:
+                found[f"held_out_{name}"] = sum(known) / len(known)
     return found
 
 

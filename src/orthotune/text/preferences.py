@@ -239,6 +239,10 @@ def _of_one_kind(prompt: Any, answers: list[Any]) -> tuple[Any, list[Any]]:
         return messages, [one[len(messages) :] for one in dialogues]
     if not isinstance(prompt, list) and all(len(one) > 1 and _asks(one, prompt) for one in dialogues):
         count = next(place for place, message in enumerate(dialogues[0]) if message.get("content") == prompt) + 1
+        if any(one[:count] != dialogues[0][:count] for one in dialogues):
+            raise DataError(
+                "the dialogues of two answers", got="other messages before the prompt", needed="the same messages"
+            )
         return dialogues[0][:count], [one[count:] for one in dialogues]
     return messages, dialogues
 
