@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orthotune.files.json_file import read_json
-
-#: Recipes of image models, whose adapters do not record a base to merge into.
-IMAGE_RECIPES = ("subject", "control", "t2i")
+from orthotune.files.run_adapter import IMAGE_RECIPES
 
 
 def next_steps(run: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:

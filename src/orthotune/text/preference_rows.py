@@ -9,7 +9,7 @@ from typing import Any
 from orthotune.errors import DataError
 from orthotune.metrics.text_loss import IGNORED, TokenRow
 from orthotune.runs.data_files import Row
-from orthotune.text.answers import tools_of
+from orthotune.text.answers import common_length, tools_of
 from orthotune.text.counted_rows import RowCounts
 from orthotune.text.data import Examples
 from orthotune.text.preferences import LABELLED, Preferences
@@ -81,7 +81,7 @@ def tokenized(tokenizer: Any, row: Row) -> PreferenceRow:
         closed = [answer if answer.endswith(end) else answer + end for answer in answers]
         both = [list(tokenizer(prompt + answer)["input_ids"]) for answer in closed]
     # Tokens may merge across the boundary, and templates may render a prompt alone in another way.
-    length = min(_common(alone, ids) for ids in both)
+    length = min(common_length(alone, ids) for ids in both)
     return PreferenceRow(alone[:length], tuple(ids[length:] for ids in both), row.get("label"))
 
 
@@ -181,10 +181,3 @@ def labels_needed(preferences: Examples, name: str) -> None:
 
 def _render(tokenizer: Any, messages: list[Any], row: Row, **options: Any) -> list[int]:
     return list(tokenizer.apply_chat_template(messages, tools=tools_of(row), return_dict=True, **options)["input_ids"])
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    for place, (first, second) in enumerate(zip(one, other, strict=False)):
-        if first != second:
-            return place
-    return min(len(one), len(other))

@@ -14,7 +14,7 @@ from peft import PeftModel
 from orthotune.errors import AdapterFileError, ConfigError, OrthotuneError, RecipeError, nearest
 from orthotune.files.installed_worlds import MODEL_WORDS, current
 from orthotune.files.json_file import read_json
-from orthotune.files.run_adapter import FINISHED, STARTED, adapter_in
+from orthotune.files.run_adapter import FINISHED, IMAGE_RECIPES, STARTED, adapter_in
 from orthotune.formats.adapter_file import CONFIG_NAME
 from orthotune.operations.adapter import read_once
 from orthotune.operations.base_model import BaseModel, load_base
@@ -22,8 +22,6 @@ from orthotune.operations.load import apply_adapter
 from orthotune.operations.other_methods import other_method, recorded_base
 from orthotune.quantized.loading_options import place
 
-#: Recipes of image models, whose runs hold no language model.
-IMAGE_RECIPES = ("subject", "control", "t2i")
 #: Endings of files with an adapter.
 ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 Messages = list[dict[str, str]]
