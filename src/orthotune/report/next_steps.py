@@ -32,7 +32,13 @@ def next_steps(run: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
     place = shlex.quote(folder.as_posix())
     if run.get("recipe") in IMAGE_RECIPES:
         rotations = kept == "adapter" and run.get("method") in ("oft", "coft")
-        return [(f"orthotune inspect {place}", "see what it does to each layer")] if rotations else []
+        looked = [(f"orthotune inspect {place}", "see what it does to each layer")] if rotations else []
+        again = (
+            []
+            if run.get("rewound")
+            else [(f"orthotune rewind {place}", "find the strength at which other images change less")]
+        )
+        return looked + again
     writes = _writes_text(folder / kept, kept)
     steps: list[tuple[str, str]] = []
     if writes:
