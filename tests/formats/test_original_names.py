@@ -299,7 +299,7 @@ def test_a_lora_of_parts_that_are_one_layer_there_is_refused(models: dict[str, A
     save_file({n: t.contiguous() for n, t in models["lumina2"].state_dict().items()}, tmp_path / "base.safetensors")
     names = [f"layers.0.attn.to_{letter}" for letter in "qkv"]
     sizes = {name: models["lumina2"].get_submodule(name).weight.shape[0] for name in names}
-    write_adapter(_adapter(sizes, "out"), tmp_path / "a.safetensors", "lycoris")
+    write_adapter(_adapter(sizes, "out", block=2), tmp_path / "a.safetensors", "lycoris")
     with pytest.raises(UnsupportedLayerError, match="one layer lora_unet_layers_0_attention_qkv there for 3"):
         export(tmp_path / "a.safetensors", tmp_path / "l.safetensors", tmp_path / "base.safetensors", "lora", rank=2)
     assert not (tmp_path / "l.safetensors").exists()
