@@ -20,6 +20,7 @@ import orthotune
 from orthotune.errors import AdapterFileError, ConfigError, UnsupportedLayerError
 from orthotune.operations.checkpoint.tensor_tree import module_tree
 from orthotune.operations.checkpoint.weight_merge import merge_weight
+from orthotune.operations.hotswap import hotswap_adapter
 
 TARGETS = ["0", "2"]
 
@@ -235,6 +236,15 @@ def test_a_bias_that_only_the_files_of_the_base_show_is_refused(stock: dict[str,
     tree = module_tree({"0.weight": (16, 12), "0.bias": (16,), "2.weight": (8, 16)})
     with pytest.raises(UnsupportedLayerError, match="a bias"):
         orthotune.load_adapter(tree, stock["road-1"].folder)
+
+
+def test_a_bias_is_refused_in_place_of_other_numbers(stock: dict[str, Stock]) -> None:
+    fields = {"transform": "planes", "variant": "road_1", "side": "out", "oft_block_size": 4}
+    model = orthotune.get_peft_model(
+        stock["road-1"].base(bias=True), orthotune.OFTConfig(target_modules=TARGETS, **fields)
+    )
+    with pytest.raises(UnsupportedLayerError, match="a bias"):
+        hotswap_adapter(model, stock["road-1"].folder)
 
 
 def test_a_conversion_of_road_says_what_it_assumes_of_biases(stock: dict[str, Stock], tmp_path: Path) -> None:

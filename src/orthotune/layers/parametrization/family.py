@@ -152,7 +152,7 @@ class FamilyRotation(Exchanged):
     @torch.no_grad()
     def factors(self) -> Tensor:
         """Blocks ``(n, b, b)`` with the angles of the map at strength 1; what they leave out is at rest."""
-        return self.kind.factors_of(self.spec, wide(self.weight.detach()), self._known_basis())
+        return self.kind.factors_of(self.spec, wide(self.weight.detach()), self.basis)
 
     def project(self) -> None:
         """COFT is a constraint of blocks: nothing to do."""
