@@ -105,6 +105,21 @@ def test_planes_in_other_groups_are_refused(tmp_path: Path) -> None:
         hotswap_adapter(_net(**fields), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [{"block_size_pattern": {"0": 4}}, {"oft_block_size": 10, "block_size_fallback": "nearest"},
+     {"oft_block_size": 0, "r": 3, "rank_pattern": {"2": 2}}],
+    ids=str,
+)  # fmt: skip
+@torch.no_grad()
+def test_groups_of_planes_are_read_for_each_layer(tmp_path: Path, sizes: dict[str, Any]) -> None:
+    fields = {"transform": "planes", "side": "out"} | sizes
+    model, other, x = _net(**fields), _net(2, **fields), torch.randn(5, 24, dtype=torch.float64)
+    other.save_pretrained(tmp_path)
+    hotswap_adapter(model, tmp_path)
+    torch.testing.assert_close(model(x), other(x), rtol=1e-12, atol=1e-12)  # the same operations
+
+
 @torch.no_grad()
 def test_a_file_that_reverses_convolutions_is_swapped_as_it_is_loaded(tmp_path: Path) -> None:
     v = torch.randn(2, 153, generator=torch.Generator().manual_seed(1)) * 0.1  # two blocks of 18 for 4 channels of 3x3

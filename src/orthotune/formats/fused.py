@@ -96,7 +96,12 @@ def _halves_exchanged(name: str, held: FrozenMap) -> FrozenMap:
     if scale is None and held.side == "in":
         return held
     rows = 0 if scale is None else scale.numel()
-    if scale is None or held.side != "in" or rows % 2 or not isinstance(held, (LayerState, Blocks, Butterfly, FamilyTransform)):
+    if (
+        scale is None
+        or held.side != "in"
+        or rows % 2
+        or not isinstance(held, (LayerState, Blocks, Butterfly, FamilyTransform))
+    ):
         raise UnsupportedLayerError(
             f"layer '{name}'", got=f"a {type(held).__name__} for a layer whose two halves have changed places",
             needed="a map of the inputs, with one scale for each row",

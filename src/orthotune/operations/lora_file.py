@@ -20,6 +20,7 @@ from orthotune.files.safetensors_file import write_tensors
 from orthotune.formats.adapter_file import CONFIG_NAME, open_adapter, read_config
 from orthotune.formats.base_weights import BaseWeights
 from orthotune.formats.names.spelling import spelled
+from orthotune.formats.peft.sizes import size_key_means
 
 #: The file of a LoRA of an image model, as ``save_lora_weights`` of diffusers writes it.
 PIPELINE_WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -78,8 +79,6 @@ class LoraFile:
 
 
 def _means(key: str, module: str) -> bool:
-    from orthotune.tuner.config import size_key_means  # imports PEFT, which most conversions do not need
-
     try:
         return size_key_means(key, module)
     except re.error as fault:
