@@ -14,7 +14,7 @@ from orthotune import convert, load_adapter
 from orthotune.cli.convert import lines
 from orthotune.errors import UnsupportedLayerError
 from orthotune.formats import AdapterState, LayerState, read_adapter
-from orthotune.formats.fused import split_fused
+from orthotune.formats.fused import join_parts, split_fused
 from orthotune.formats.names.original import Original, candidates, original_of
 from orthotune.formats.names.original_tables import ORIGINALS
 from orthotune.formats.names.spelling import spelled
@@ -151,6 +151,13 @@ def test_comfyui_knows_the_layers_of_clip(component: str) -> None:
         assert set(names) == {f"lora_te{number}_text_model_{m.replace('.', '_')}" for m in modules}
 
 
+def test_clip_of_hunyuan_video_is_comfyuis_first(models: dict[str, Any]) -> None:
+    modules = {"transformer": list(adaptable(models["hunyuan-video"])), "text_encoder": ["layers.0.mlp.up_proj"],
+               "text_encoder_2": ["encoder.layers.0.mlp.fc1"]}  # fmt: skip
+    layer = "text_encoder_2.encoder.layers.0.mlp.fc1"
+    assert spelled([layer], "comfyui", modules).names[layer] == "lora_te1_text_model_encoder_layers_0_mlp_fc1"
+
+
 def test_without_the_base_a_name_of_several_families_is_refused() -> None:
     layer = "transformer_blocks.0.attn.to_q"
     assert {one.family for one in candidates([layer])} >= {"flux", "sd3", "hunyuan-video"}
@@ -222,6 +229,29 @@ def test_outputs_whose_halves_have_changed_places_are_refused(models: dict[str, 
                   "comfyui", modules)  # fmt: skip
 
 
+def test_scales_of_rows_change_places_with_their_halves(models: dict[str, Any], tmp_path: Path) -> None:
+    modules = adaptable(models["sd3"])
+    rows = {"": {name: module.weight.shape[0] for name, module in modules.items()}}
+    own, there = "norm_out.linear", "diffusion_model.final_layer.adaLN_modulation.1"
+    weight = modules[own].weight.detach()
+    v, scale = torch.randn(weight.shape[1] // 4, 6) * 0.3, torch.linspace(0.5, 2, weight.shape[0])
+    state = AdapterState({there: LayerState({"": v}, magnitude=scale)})
+    expected = torch.cat(state.layers[there].apply(torch.cat(weight.chunk(2)[::-1])).chunk(2)[::-1])
+    split = split_fused(state, rows)
+    torch.testing.assert_close(split.layers[own].apply(weight), expected, rtol=0, atol=1e-6)  # float32
+    assert torch.equal(split_fused(split, rows).layers[own].magnitude, split.layers[own].magnitude)
+    spelling = spelled(list(split.layers), "comfyui", {"": list(modules)})
+    assert spelling.swapped == {own}
+    back, _ = join_parts(split, spelling, rows)
+    assert torch.equal(back.layers[own].magnitude, scale)
+
+
+def test_the_own_name_with_underscores_is_not_the_original_one(models: dict[str, Any]) -> None:
+    rows = {"": {name: module.weight.shape[0] for name, module in adaptable(models["sd3"]).items()}}
+    state = _adapter({"lora_transformer_norm_out_linear": 32}, "out")
+    assert split_fused(state, rows).layers.keys() == state.layers.keys()
+
+
 @pytest.mark.parametrize(
     ("family", "name", "modules"),
     [
@@ -263,6 +293,16 @@ def test_changes_of_parts_are_one_tensor_for_comfyui(family: str, models: dict[s
     expected[1] = next(iter(state.layers.values())).apply(weights[1]) - weights[1]
     torch.testing.assert_close(change, torch.cat(expected), rtol=0, atol=1e-6)
     assert name.removesuffix(".diff") in _known_to_comfyui(family, list(adaptable(model)))
+
+
+def test_a_lora_of_parts_that_are_one_layer_there_is_refused(models: dict[str, Any], tmp_path: Path) -> None:
+    save_file({n: t.contiguous() for n, t in models["lumina2"].state_dict().items()}, tmp_path / "base.safetensors")
+    names = [f"layers.0.attn.to_{letter}" for letter in "qkv"]
+    sizes = {name: models["lumina2"].get_submodule(name).weight.shape[0] for name in names}
+    write_adapter(_adapter(sizes, "out", block=2), tmp_path / "a.safetensors", "lycoris")
+    with pytest.raises(UnsupportedLayerError, match="one layer lora_unet_layers_0_attention_qkv there for 3"):
+        export(tmp_path / "a.safetensors", tmp_path / "l.safetensors", tmp_path / "base.safetensors", "lora", rank=2)
+    assert not (tmp_path / "l.safetensors").exists()
 
 
 def test_a_file_that_comfyui_would_ignore_is_refused(models: dict[str, Any], tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 import orthotune
 from orthotune.errors import AdapterFileError, ConfigError, UnsupportedLayerError
+from orthotune.operations.checkpoint.tensor_tree import module_tree
+from orthotune.operations.checkpoint.weight_merge import merge_weight
+from orthotune.operations.hotswap import hotswap_adapter
 
 TARGETS = ["0", "2"]
 
@@ -213,3 +216,43 @@ def test_what_does_not_fit_the_model_is_refused_by_name(stock: dict[str, Stock],
         with pytest.raises(UnsupportedLayerError, match="reflections|inputs"):
             orthotune.convert(tmp_path / "ours", tmp_path / target, target)
         assert not (tmp_path / target).exists()
+
+
+@torch.no_grad()
+def test_a_merge_without_the_model_computes_the_basis_that_the_file_lacks(stock: dict[str, Stock]) -> None:
+    held = stock["psoft"]
+    wanted, _ = orthotune.load_adapter(held.base(), held.folder)
+    layer = wanted.base_model.model[0]
+    layer.merge()
+    with torch.device("meta"):
+        empty = held.base()
+    found, _ = orthotune.load_adapter(empty, held.folder)
+    weight = held.base()[0].weight.detach().clone()
+    merge_weight(found.base_model.model[0], "weight", weight, "default")
+    torch.testing.assert_close(weight, layer.get_base_layer().weight, rtol=0, atol=1e-6)  # float32, weights below 1
+
+
+def test_a_bias_that_only_the_files_of_the_base_show_is_refused(stock: dict[str, Stock]) -> None:
+    tree = module_tree({"0.weight": (16, 12), "0.bias": (16,), "2.weight": (8, 16)})
+    with pytest.raises(UnsupportedLayerError, match="a bias"):
+        orthotune.load_adapter(tree, stock["road-1"].folder)
+
+
+def test_a_bias_is_refused_in_place_of_other_numbers(stock: dict[str, Stock]) -> None:
+    fields = {"transform": "planes", "variant": "road_1", "side": "out", "oft_block_size": 4}
+    model = orthotune.get_peft_model(
+        stock["road-1"].base(bias=True), orthotune.OFTConfig(target_modules=TARGETS, **fields)
+    )
+    with pytest.raises(UnsupportedLayerError, match="a bias"):
+        hotswap_adapter(model, stock["road-1"].folder)
+
+
+def test_a_conversion_of_road_says_what_it_assumes_of_biases(stock: dict[str, Stock], tmp_path: Path) -> None:
+    done = orthotune.convert(stock["road-1"].folder, tmp_path / "ours", "orthotune", linear=True)
+    assert done.plan is not None and any("without a bias" in note for note in done.plan.notes)
+
+
+def test_an_odd_number_of_reflections_loads_after_a_conversion(stock: dict[str, Stock], tmp_path: Path) -> None:
+    held = stock["hra-orthogonal"]
+    orthotune.convert(held.folder, tmp_path / "ours", "orthotune", linear=True)
+    _close(PeftModel.from_pretrained(held.base(), tmp_path / "ours")(_x()), held.output)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from orthotune.errors import DataError
 from orthotune.image.data.captions import read_caption_rows, read_examples
-from orthotune.image.data.other_trainers import lacking, of_subject, repeated
+from orthotune.image.data.other_trainers import lacking, of_subject, repeated, words_of
 
 
 def _image(path: Path, **save: object) -> Path:
@@ -42,8 +42,16 @@ def test_images_of_the_class_are_not_the_subject(tmp_path: Path) -> None:
 def test_another_layout_is_left_alone(tmp_path: Path) -> None:
     for name in ("10_sks cat/0.png", "1.png"):
         _image(tmp_path / name)
-    rows = read_caption_rows(tmp_path)
-    assert repeated(rows, print) == rows == of_subject(rows, "sks", print)
+    rows, said = read_caption_rows(tmp_path), list[str]()
+    assert repeated(rows, said.append) == rows == of_subject(rows, "sks", print)
+    assert said == ["The repeats of 10_sks cat, as of kohya-ss, are not used: 1 images are in no such folder, 1."]
+
+
+def test_a_year_is_a_name(tmp_path: Path) -> None:
+    _image(tmp_path / "2019_paris" / "0.png")
+    rows, said = read_caption_rows(tmp_path), list[str]()
+    assert repeated(rows, said.append) == rows and words_of("2019_paris") == "2019_paris"
+    assert len(said) == 1 and said[0].startswith("The numbers of 2019_paris are read as a part of the name")
 
 
 def test_no_repeats_are_refused(tmp_path: Path) -> None:

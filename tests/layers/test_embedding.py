@@ -41,3 +41,10 @@ def test_a_clipped_embedding_refuses_to_merge_what_lengthens_its_rows() -> None:
         "lengthens. Keep the adapter un-merged, or set max_norm to None first."
     )
     assert not layer.merged
+
+
+def test_a_clipped_embedding_refuses_to_merge_a_map_that_is_no_rotation() -> None:
+    fields = {"transform": "hyperplane", "variant": "ether+", "oft_block_size": 4}
+    layer = linear(base=nn.Embedding(11, 8, max_norm=1.5), **fields).base_model.model.layer
+    with pytest.raises(MergeError, match="max_norm=1.5"):
+        layer.merge()

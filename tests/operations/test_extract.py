@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 from typer.testing import CliRunner
 
 import orthotune
@@ -119,3 +119,22 @@ def test_wrong_inputs_are_refused_and_write_nothing(base: LlamaForCausalLM, tmp_
         orthotune.extract(base.name_or_path, tmp_path / "wider", out)
     result = CliRunner().invoke(app, ["extract", base.name_or_path, base.name_or_path, "-o", str(out), "--side", "up"])
     assert result.exit_code != 0 and not out.exists()
+
+
+def test_a_layer_of_one_feature_is_left_out_and_named(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 24, "intermediate_size": 24, "moe_intermediate_size": 24, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_experts": 2, "num_experts_per_tok": 1}
+    config = Qwen2MoeConfig(**sizes, **heads, shared_expert_intermediate_size=24, vocab_size=29)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model = Qwen2MoeForCausalLM(config)
+    model.save_pretrained(tmp_path / "before")
+    gate, query = (f"model.layers.0.{name}.weight" for name in ("mlp.shared_expert_gate", "self_attn.q_proj"))
+    with torch.no_grad():
+        model.get_parameter(gate).mul_(1.1)
+        model.get_parameter(query).copy_(model.get_parameter(query).flip(0))
+    model.save_pretrained(tmp_path / "after")
+    done = orthotune.extract(
+        tmp_path / "before", tmp_path / "after", tmp_path / "out", side="out", magnitude=False, block_size=4
+    )
+    assert [row.layer for row in done.layers] == [query.removesuffix(".weight")] and done.left == [gate]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from orthotune import OFTConfig, PeftModel, get_peft_model, rewind, set_scale
+from orthotune import OFTConfig, PeftModel, combine, get_peft_model, rewind, set_scale
 from orthotune.errors import AdapterFileError, ConfigError, OutputError
 from orthotune.layers.base import OFTLayer
 
@@ -108,3 +108,14 @@ def test_stock_peft_reads_a_rewound_adapter_that_it_can_hold(
 ) -> None:
     rewind(saved(tmp_path / "trained", **options), 0.5, tmp_path / "rewound")
     assert json.loads((tmp_path / "rewound" / "adapter_config.json").read_text())["peft_type"] == kind
+
+
+def test_what_stock_peft_computes_differently_stays_ours(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Flatten())
+    get_peft_model(net, OFTConfig(oft_block_size=4, target_modules=["0"])).save_pretrained(tmp_path / "trained")
+    kinds = []
+    rewind(tmp_path / "trained", 0.5, tmp_path / "rewound")
+    combine([tmp_path / "trained"], [0.5], tmp_path / "combined")
+    for name in ("trained", "rewound", "combined"):
+        kinds.append(json.loads((tmp_path / name / "adapter_config.json").read_text())["peft_type"])
+    assert kinds == ["ORTHOTUNE"] * 3

@@ -29,6 +29,11 @@ UNCHECKED = (
     "block where the number of blocks did not divide the outputs"
 )
 
+BIAS = (
+    "the tool that wrote the adapter maps the bias of a layer together with its output, and the target does not: both "
+    "mean the same for layers without a bias only"
+)
+
 #: layer -> shape of its weight in the base, ``(out, in)`` or ``(out, in, *kernel)``
 Shapes = Mapping[str, Sequence[int]]
 
@@ -91,6 +96,8 @@ def plan(state: AdapterState, target: str, shapes: Shapes | None = None, *, line
     truncated = [name for name, layer in state.layers.items() if layer.truncated and name not in shapes]
     notes: tuple[str, ...] = (UNCHECKED,) if truncated and TRUNCATED not in can.lossless else ()
     notes += (can.note,) if can.note and state.transforms else ()
+    held = [one for one in state.transforms.values() if isinstance(one, FamilyTransform)]
+    notes += (BIAS,) if any(one.with_bias for one in held) and not can.note else ()
     return Plan(target, worst, reasons, needs, notes)
 
 

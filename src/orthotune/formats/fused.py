@@ -19,6 +19,7 @@ from orthotune.formats.names.modules import ModuleNames, Place
 from orthotune.formats.names.original import original_of
 from orthotune.formats.names.spelling import Spelling
 from orthotune.rotation.butterfly import Butterfly
+from orthotune.rotation.family import FamilyTransform
 from orthotune.rotation.frozen import Blocks, FrozenMap, SplitRows
 from orthotune.rotation.packing import block_size_of
 from orthotune.rotation.transform import BlockTransform
@@ -51,12 +52,19 @@ def split_fused(state: AdapterState, rows: Rows) -> AdapterState:
     for name in (*state.layers, *state.transforms):
         parts = known.parts(state.prefixes.get(name, name).removeprefix("base_model.model."))
         held = state.transform(name)
-        swaps = _swaps(known, state.prefixes.get(name, name), rows)
-        if swaps and held.side == "out":
+        swapped = _swapped(known, state.prefixes.get(name, name), rows)
+        if swapped and held.side == "out":
             raise UnsupportedLayerError(
                 f"layer '{name}'", got="a rotation of outputs whose two halves have changed places in the model",
                 needed="a rotation of inputs, or the model in its original layout",
             )  # fmt: skip
+        if swapped and getattr(held, "magnitude", None) is not None:
+            # under the name in the model, so that the halves are not exchanged once more
+            new = ".".join(filter(None, swapped))
+            (layers if name in state.layers else transforms)[new] = _halves_exchanged(name, held)  # type: ignore[assignment]
+            prefixes.pop(name, None)
+            prefixes[new] = new
+            continue
         pieces = zip(parts, _pieces(name, held, [rows[c][m] for c, m in parts]), strict=True) if parts else ()
         if not parts:
             (layers if name in state.layers else transforms)[name] = held  # type: ignore[assignment]
@@ -72,12 +80,33 @@ def split_fused(state: AdapterState, rows: Rows) -> AdapterState:
     return replace(state, layers=layers, transforms=transforms, prefixes=prefixes)
 
 
-def _swaps(known: ModuleNames, name: str, rows: Rows) -> bool:
+def _swapped(known: ModuleNames, name: str, rows: Rows) -> Place | None:
+    """The module whose two halves of rows stand in the other order under this name."""
     for component, module in known.find(name) if len(known.find(name)) == 1 else ():
         family = original_of(rows[component])
-        if family is not None and family.swaps(module, rows[component]) and not name.endswith(module):
-            return True
-    return False
+        own = name.endswith((module, module.replace(".", "_")))  # the name in the model, not the original one
+        if family is not None and family.swaps(module, rows[component]) and not own:
+            return component, module
+    return None
+
+
+def _halves_exchanged(name: str, held: FrozenMap) -> FrozenMap:
+    """The map of inputs for a weight whose two halves of rows have changed places: its scale has one value per row."""
+    scale = getattr(held, "magnitude", None)
+    if scale is None and held.side == "in":
+        return held
+    rows = 0 if scale is None else scale.numel()
+    if (
+        scale is None
+        or held.side != "in"
+        or rows % 2
+        or not isinstance(held, (LayerState, Blocks, Butterfly, FamilyTransform))
+    ):
+        raise UnsupportedLayerError(
+            f"layer '{name}'", got=f"a {type(held).__name__} for a layer whose two halves have changed places",
+            needed="a map of the inputs, with one scale for each row",
+        )  # fmt: skip
+    return replace(held, magnitude=scale.roll(rows // 2))
 
 
 def _pieces(name: str, held: FrozenMap, sizes: list[int]) -> list[FrozenMap]:
@@ -148,9 +177,13 @@ def join_parts(state: AdapterState, spelling: Spelling, rows: Rows | None) -> tu
             needed="a rotation of inputs", do="Leave this layer out of target_modules, or write --to diff",
         )  # fmt: skip
     layers, transforms, names = dict(state.layers), dict(state.transforms), dict(spelling.names)
+    for name in spelling.swapped:
+        mapping: dict[str, Any] = layers if name in layers else transforms
+        mapping[name] = _halves_exchanged(name, mapping[name])
     for name, parts in spelling.parts.items():
         own = {spelling.places[stem]: stem for stem, written in spelling.names.items() if written == name}
-        held = [state.transform(own[part]) if part in own else None for part in parts]
+        found = {stem: layers.get(stem, transforms.get(stem)) for stem in own.values()}
+        held = [found[own[part]] if part in own else None for part in parts]
         joined = _joined(name, parts, held, rows)
         for stem in own.values():
             layers.pop(stem, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from orthotune.errors import UnsupportedLayerError
@@ -45,12 +45,29 @@ def write_adapter(
     return format.write(ready, Path(out), names)
 
 
-def write_folder(state: AdapterState, folder: Path) -> Path:
+def of_stock(states: Iterable[AdapterState]) -> bool:
+    """Whether the configs of all adapters say that stock PEFT loads them.
+
+    Args:
+        states: the adapters that a new one is computed from.
+
+    Example:
+        >>> of_stock([AdapterState({}, {"peft_type": "OFT"}), AdapterState({}, {"peft_type": "ORTHOTUNE"})])
+        False
+    """
+    return all(state.config.get("peft_type") == "OFT" for state in states)
+
+
+def write_folder(state: AdapterState, folder: Path, *, stock: bool) -> Path:
     """Write a folder with an adapter that was computed: PEFT's where stock PEFT reads it exactly, else orthotune's.
+
+    The tensors do not show the kind of a layer, and stock PEFT computes another map for some kinds, such as
+    convolutions. Only the adapters that a new one was computed from can say that stock PEFT agrees.
 
     Args:
         state: the adapter, of layers that orthotune's own format can hold.
         folder: an existing folder.
+        stock: stock PEFT computes what orthotune computes for these layers, see :func:`of_stock`.
 
     Raises:
         OutputError: the output cannot be written.
@@ -59,12 +76,12 @@ def write_folder(state: AdapterState, folder: Path) -> Path:
         >>> import json, tempfile, torch
         >>> from orthotune.formats.adapter_state import LayerState
         >>> folder = Path(tempfile.mkdtemp())
-        >>> _ = write_folder(AdapterState({"blk.lin": LayerState({"": torch.zeros(2, 1)})}), folder)
+        >>> _ = write_folder(AdapterState({"blk.lin": LayerState({"": torch.zeros(2, 1)})}), folder, stock=True)
         >>> json.loads((folder / "adapter_config.json").read_text())["peft_type"]
         'OFT'
     """
-    stock = plan(state, "peft")
-    if stock.verdict == "lossless" and not stock.needs_base and not stock.notes:
+    planned = plan(state, "peft")
+    if stock and planned.verdict == "lossless" and not planned.needs_base and not planned.notes:
         try:
             return write_adapter(convert(state, "peft")[0], folder, "peft")
         except UnsupportedLayerError:

@@ -175,11 +175,11 @@ class OFTLayer(nn.Module, Strengths, Merging):
         bases = {part: one.basis for part, one in self.rotations(name).items() if isinstance(one, FamilyRotation)}
         if all(basis is None for basis in bases.values()):
             return
-        with self.unmerged():
+        with at_hand(self.base_layer), self.unmerged():
             for part, matrix in self.matrices().items():
                 rotation, basis = self.rotations(name)[part], bases[part]
                 if "meta" in (matrix.device.type, rotation.weight.device.type):
-                    continue  # a file brings it
+                    continue  # a file brings it, or a merge has the weight; a call without either is refused
                 assert isinstance(rotation, FamilyRotation) and basis is not None
                 basis.copy_(rotation.kind.basis_of(rotation.spec, matrix))
 

@@ -13,6 +13,8 @@ from orthotune.kernels.rotate_weight import Step
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import mixed_batch
 from orthotune.layers.plan import SIDES, Plan, opaque
+from orthotune.rotation.family_registry import family_of
+from orthotune.rotation.spec import RotationSpec
 
 
 class Embedding(OFTLayer):
@@ -88,7 +90,7 @@ class Embedding(OFTLayer):
         specs = {name: self.slots[name].settings for name in adapters}
         longer = [
             n for n in adapters
-            if n in self.oft_magnitude or not specs[n].spec.exact or self.strength(n).kind != "geodesic"
+            if n in self.oft_magnitude or not _keeps_norms(specs[n].spec) or self.strength(n).kind != "geodesic"
         ]  # fmt: skip
         if longer and self.get_base_layer().max_norm is not None:
             raise MergeError(
@@ -96,3 +98,8 @@ class Embedding(OFTLayer):
                 got=f"max_norm={self.get_base_layer().max_norm}, which would clip the rows that the adapter lengthens",
                 do="Keep the adapter un-merged, or set max_norm to None first",
             )
+
+
+def _keeps_norms(spec: RotationSpec) -> bool:
+    kind = family_of(spec.transform)
+    return spec.exact if kind is None else kind.orthogonal_of(spec)

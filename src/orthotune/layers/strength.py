@@ -61,7 +61,9 @@ class Strengths:
             raise ConfigError(f"scale={scale!r} for adapter '{adapter}'", needed="a finite number")
         if scale != 1 and kind == "geodesic":
             for rotation in self.rotations(adapter).values():
-                if isinstance(rotation, FamilyRotation) and rotation.weight.device.type != "meta":
+                if not isinstance(rotation, FamilyRotation) or rotation.weight.device.type == "meta":
+                    continue
+                if not rotation.lacks_basis:  # a merge computes the basis, and with it the power
                     self._check_power(adapter, rotation, scale)
         if scale == 1 or kind == "rotation" or adapter not in self.oft_magnitude:
             return

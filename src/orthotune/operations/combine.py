@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from orthotune.errors import ConfigError
 from orthotune.files.output import new_folder
-from orthotune.formats.writers import write_folder
+from orthotune.formats.writers import of_stock, write_folder
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.checkpoint.combine_files import combine_states, summed_changes
 from orthotune.operations.checkpoint.lora_export import factors, write_lora
@@ -106,7 +106,7 @@ def combine(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             combined = combine_states(states, combination)
-        write_folder(combined, folder)
+        write_folder(combined, folder, stock=of_stock(states))
     return Combined(out, len(combined.layers), tuple(str(one.message) for one in caught))
 
 

@@ -136,6 +136,9 @@ def extract(
         for name, W, V in _pairs(one, other):
             if f"{name}.weight" not in changed:
                 continue
+            # A map of one feature is no rotation: the layer stays in the list of what the adapter leaves out.
+            if (W.shape[1] if side == "in" else W.shape[0]) == 1 or (rank is not None and 1 in W.shape):
+                continue
             made: Any
             if rank is None:
                 made, row = _blocks(name, W, V, block_size, side, magnitude)
@@ -148,7 +151,7 @@ def extract(
     if not rows:
         raise AdapterFileError(
             f"{finetuned} as a finetuned {base}", got=f"{len(changed)} changed parameters, none of a linear layer",
-            needed="a linear layer that has changed",
+            needed="a linear layer that has changed, of more than one feature",
         )  # fmt: skip
     state = AdapterState(layers, {"base_model_name_or_path": str(base)}, transforms=transforms)
     with new_folder(Path(out), overwrite=overwrite) as folder:

@@ -18,9 +18,10 @@ from orthotune.formats.peft.layer_settings import series_of
 from orthotune.formats.read_options import ReadOptions
 from orthotune.formats.registry import read_adapter
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.parametrization.family import FamilyRotation
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.operations.fitting.components import adaptable, bare
-from orthotune.operations.fitting.fit import outputs_of
+from orthotune.operations.fitting.fit import for_module, outputs_of, refuse_bias
 from orthotune.rotation.family import FamilyTransform
 from orthotune.rotation.packing import block_size_of, pack, unpack
 from orthotune.rotation.spec import RotationSpec
@@ -43,6 +44,7 @@ def hotswap_adapter(model: Any, path: str | Path, adapter_name: str = "default",
         ConfigError: the model has no such adapter, or the adapter is merged.
         AdapterFileError: the file has other layers, sides, maps or sizes, or values that are not finite; names the
             layer.
+        UnsupportedLayerError: the tool that wrote the file maps the bias of a layer, too, and the layer has one.
 
     Example:
         >>> hotswap_adapter(model, "runs/other/adapter")  # doctest: +SKIP
@@ -62,6 +64,11 @@ def hotswap_adapter(model: Any, path: str | Path, adapter_name: str = "default",
     with torch.no_grad():
         for parameter, values in new:
             parameter.copy_(values)
+        for layer in layers.values():
+            for rotation in layer.rotations(adapter_name).values():
+                # The memo looks at the parameters alone, and a basis may have changed.
+                if isinstance(rotation, FamilyRotation) and rotation.basis is not None:
+                    rotation.memo.drop("miss: another basis")
 
 
 def _placed(state: AdapterState, model: Any, layers: dict[str, OFTLayer]) -> dict[str, LayerState | FamilyTransform]:
@@ -95,6 +102,8 @@ def _values(
 ) -> list[tuple[Tensor, Tensor]]:
     rotations = layer.rotations(adapter)
     new: list[tuple[Tensor, Tensor]]
+    if isinstance(held, LayerState):
+        held = for_module(held, layer.get_base_layer())
     has = replace(held.spec, magnitude=held.magnitude is not None)
     wanted, found = _meaning(layer.oft_settings[adapter].spec), _meaning(has)
     if differ := [key for key in wanted if wanted[key] != found[key]]:
@@ -104,7 +113,19 @@ def _values(
         if (held.numbers.shape, len(rotations)) != (rotation.weight.shape, 1):
             sizes, size = {"numbers": list(held.numbers.shape)}, {"numbers": list(rotation.weight.shape)}
             raise _misfit(name, sizes, size, ["numbers"])
+        refuse_bias(held, name, layer.get_base_layer())
         new = [(rotation.weight, held.numbers)]
+        if held.needs_basis:
+            if held.basis is None:
+                raise AdapterFileError(
+                    f"replacing the parameters of layer '{name}'", got=f"a {held.spec.transform} without its basis",
+                    needed="a file with the basis", do="Load the file as another adapter with load_adapter",
+                )  # fmt: skip
+            basis = rotation.get_buffer("basis")
+            if basis.shape != held.basis.shape:
+                sizes, size = {"basis": list(held.basis.shape)}, {"basis": list(basis.shape)}
+                raise _misfit(name, sizes, size, ["basis"])
+            new.append((basis, held.basis))
         return _finite(
             name, new + ([] if held.magnitude is None else [(layer.oft_magnitude[adapter].weight, held.magnitude)])
         )
@@ -125,7 +146,9 @@ def _finite(name: str, new: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, T
 
 def _meaning(spec: RotationSpec) -> dict[str, Any]:
     map = "exact" if spec.exact else f"{series_of(spec)} series with {spec.terms} terms"
-    others = {"transform": spec.transform, "variant": spec.variant, "factors": spec.factors}
+    others: dict[str, Any] = {"transform": spec.transform, "variant": spec.variant, "factors": spec.factors}
+    if spec.transform != "blocks":  # smaller blocks are padded, other transforms have no such form
+        others["block_size"] = spec.block_size
     return {"side": spec.side, "map": map, "COFT eps": spec.eps, "magnitude": spec.magnitude} | others
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from orthotune.files.safetensors_file import write_tensors
 from orthotune.formats.adapter_file import CONFIG_NAME, open_adapter, read_config
 from orthotune.formats.base_weights import BaseWeights
 from orthotune.formats.names.spelling import spelled
+from orthotune.formats.peft.sizes import size_key_means
 
 #: The file of a LoRA of an image model, as ``save_lora_weights`` of diffusers writes it.
 PIPELINE_WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -66,7 +68,7 @@ class LoraFile:
         fields = own if "lora_alpha" in own else self.config
         module = layer.removeprefix("base_model.model.").removeprefix(f"{component}." if own else "")
         patterns: Mapping[str, Any] = fields.get("alpha_pattern") or {}
-        own_alpha = [value for key, value in patterns.items() if module.endswith(key.lstrip("^"))]
+        own_alpha = [value for key, value in patterns.items() if _means(key, module)]
         alpha = float(own_alpha[0] if own_alpha else fields.get("lora_alpha", rank))
         return alpha / (math.sqrt(rank) if fields.get("use_rslora") else rank)
 
@@ -74,6 +76,15 @@ class LoraFile:
         """All tensors."""
         with safe_open(self.path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in self.shapes}
+
+
+def _means(key: str, module: str) -> bool:
+    try:
+        return size_key_means(key, module)
+    except re.error as fault:
+        raise AdapterFileError(
+            f"alpha_pattern key {key[:80]!r}", got=str(fault), needed="a regular expression"
+        ) from fault
 
 
 def lora_at(path: str | Path) -> LoraFile | None:

@@ -20,7 +20,7 @@ from orthotune.files.run_adapter import adapter_in
 from orthotune.files.safetensors_file import read_tensors, write_tensors
 from orthotune.formats.adapter_file import CONFIG_NAME, WEIGHTS_NAME
 from orthotune.formats.adapter_state import AdapterState
-from orthotune.formats.writers import write_folder
+from orthotune.formats.writers import of_stock, write_folder
 from orthotune.operations.adapter import read_once
 from orthotune.operations.other_methods import LORA_B, other_method
 from orthotune.tuner.combination import Combination, warn_series
@@ -106,7 +106,7 @@ def rewind(
             warn_series(off)
         config = {key: state.config[key] for key in ("task_type", "base_model_name_or_path") if state.config.get(key)}
         rewound = AdapterState(layers, config, prefixes=state.prefixes, format=state.format)
-        write_folder(rewound, folder)
+        write_folder(rewound, folder, stock=of_stock([state]))
     return Rewound(out, found, tuple(str(one.message) for one in caught))
 
 

@@ -69,8 +69,13 @@ class Planes2(FamilyTransform):
         )  # fmt: skip
 
     @classmethod
+    def features_of(cls, spec: RotationSpec, shape: Sequence[int]) -> int:
+        """The number of features that stored parameters of this shape map; the size of their groups is not in it."""
+        return round(shape[1] / _SHARE[_variant(spec)])
+
+    @classmethod
     def spec_of_shape(cls, spec: RotationSpec, shape: Sequence[int]) -> RotationSpec:
-        features = round(shape[1] / _SHARE[_variant(spec)])
+        features = cls.features_of(spec, shape)
         if tuple(shape) != cls.sizes(features, spec).shape:
             raise OrthotuneError("planes", got=f"shape {list(shape)}", needed=f"the variant {_variant(spec)}")
         return replace(spec, rank=0)

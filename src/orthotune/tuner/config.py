@@ -20,6 +20,7 @@ from orthotune.formats.adapter_file import numbers_in
 from orthotune.formats.peft import config_types, layer_settings
 from orthotune.formats.peft.beyond_stock import ASSUMED, FORMAT_VERSION, ORTHOTUNE_TYPE
 from orthotune.formats.peft.fields import spec_of_fields
+from orthotune.formats.peft.sizes import size_key_means
 from orthotune.layers.settings import LayerSettings
 from orthotune.rotation.family_registry import PUBLISHED, family_of, refuse_contradictions
 from orthotune.rotation.frozen import FrozenMap
@@ -327,16 +328,6 @@ def file_fields(fields: dict[str, Any]) -> dict[str, Any]:
 def _size_of(pattern: Mapping[str, int], layer: str) -> int | None:
     """The size of a layer: that of the first key that matches the layer."""
     return next((size for key, size in pattern.items() if size_key_means(key, layer)), None)
-
-
-def size_key_means(key: str, layer: str) -> bool:
-    """Whether a key of ``rank_pattern`` or ``block_size_pattern`` matches a layer: the end of its name, or a regex.
-
-    Example:
-        >>> size_key_means("q_proj", "layers.0.q_proj"), size_key_means("q.*", "layers.0.my_q_proj")
-        (True, False)
-    """
-    return re.match(rf"(.*\.)?({key})$", layer) is not None
 
 
 def settings_for(config: OFTConfig, layer: str) -> LayerSettings:

@@ -19,8 +19,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from orthotune.errors import TargetError, nearest
+from orthotune.formats.peft.sizes import size_key_means
 from orthotune.quantized.registry import library_of
-from orthotune.tuner.config import size_key_means
 from orthotune.tuner.places import Places, adapted_layers, calls_some, is_called, plain_name
 
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]

@@ -37,6 +37,8 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
 ORIGINAL_PREFIXES = {"hunyuan-video": "transformer."}
 #: family -> name of T5 in ComfyUI's text encoders
 _T5 = {"auraflow": "pile_t5xl", "wan": "umt5xxl"}
+#: families whose second text encoder is CLIP-L, which the loader numbers as the first; its number 2 is CLIP-G
+_CLIP_L_SECOND = frozenset({"hunyuan-video"})
 _UNDERSCORED = ("lycoris_", "lora_transformer_", "lora_unet_")
 _CLIP = re.compile(r"(?:text_model\.)?encoder\.layers\.\d+\..+|transformer\.resblocks\.\d+\..+|text_projection")
 _T5_LAYER = re.compile(r"(?:encoder|shared)\..+|shared")
@@ -77,8 +79,12 @@ def encoder_name(component: str, module: str, family: Original | None, encoders:
         encoders: all text encoders of the pipeline or of the adapter.
 
     Example:
-        >>> encoder_name("text_encoder_2", "encoder.layers.0.mlp.fc1", None, ["text_encoder", "text_encoder_2"])
+        >>> from orthotune.formats.names.original_tables import HUNYUAN_VIDEO
+        >>> both = ["text_encoder", "text_encoder_2"]
+        >>> encoder_name("text_encoder_2", "encoder.layers.0.mlp.fc1", None, both)
         'lora_te2_text_model_encoder_layers_0_mlp_fc1'
+        >>> encoder_name("text_encoder_2", "encoder.layers.0.mlp.fc1", HUNYUAN_VIDEO, both)
+        'lora_te1_text_model_encoder_layers_0_mlp_fc1'
         >>> encoder_name("text_encoder_2", "encoder.block.0.layer.0.SelfAttention.q", None, ["text_encoder"])
         'text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q'
         >>> encoder_name("text_encoder", "layers.0.mlp.up_proj", None, ["text_encoder"])
@@ -86,6 +92,8 @@ def encoder_name(component: str, module: str, family: Original | None, encoders:
     """
     number = component.removeprefix("text_encoder").removeprefix("_") or "1"
     if _CLIP.fullmatch(module):
+        if family is not None and family.family in _CLIP_L_SECOND and number == "2":
+            number = "1"
         prefix = "lora_te_" if number == "1" and "text_encoder_2" not in encoders else f"lora_te{number}_"
         named = name_in_tools(component, module).removeprefix(f"{component}.")
         return prefix.replace("te_", "te1_") + named if module == "text_projection" else _with_prefix(prefix, named)

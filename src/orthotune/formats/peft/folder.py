@@ -62,6 +62,8 @@ class PeftFolder(Format):
 
         known = ("base_model_name_or_path", "task_type")
         config = SHARED | {key: state.config[key] for key in known if key in state.config}
+        if state.transforms:  # the numbers of some transforms, such as an odd number of reflections, have no identity
+            config["init_weights"] = False
         config |= {**self.fields, "target_modules": sorted(names.values())}
         keys = {name: PREFIX + module for name, module in names.items()}
         tensors, sizes = self.encoded(state, keys, {names[name]: layer for name, layer in state.layers.items()})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from orthotune.errors import AdapterFileError
+from orthotune.errors import AdapterFileError, OrthotuneError
 from orthotune.files.names import shortened
 from orthotune.formats.adapter_file import CONFIG_NAME, AdapterFile
 from orthotune.formats.adapter_state import AdapterState, LayerState
@@ -17,11 +17,15 @@ from orthotune.formats.codecs.dense_blocks import refuse_foreign
 from orthotune.formats.codecs.family_tensors import checked_basis, family_layer, refuse_parts
 from orthotune.formats.codecs.oft_r import check_packed
 from orthotune.formats.peft.beyond_stock import FORMAT_VERSION, ORTHOTUNE_TYPE
+from orthotune.formats.peft.config_field import integer
 from orthotune.formats.peft.fields import spec_of_fields
 from orthotune.formats.peft.layer_settings import fault
 from orthotune.formats.peft.names import bare
+from orthotune.formats.peft.sizes import size_key_means
 from orthotune.formats.read_options import ReadOptions
 from orthotune.rotation.frozen import FrozenMap
+from orthotune.rotation.pairs import Planes2
+from orthotune.rotation.spec import RotationSpec
 
 _ROTATION = re.compile(r"^(?P<layer>.*)\.oft_(?P<embedding>embedding_)?R\.(?:(?P<part>.+)\.)?weight$")
 _BASIS = re.compile(r"^(?P<layer>.*)\.oft_(?:embedding_)?R\.(?:(?P<part>.+)\.)?basis$")
@@ -110,6 +114,8 @@ def _layers(
         spec = replace(specs[name], dropout=0.0)
         if spec.transform != "blocks":
             vectors = refuse_parts(file, name, parts)
+            if spec.transform == Planes2.name and vectors.dim() == 2:
+                spec = _with_groups(spec, config, name, vectors.shape)
             made = family_layer(file, keys[name], vectors, spec, experts=bool(config.get("target_parameters")))
             transforms[name] = replace(
                 made, magnitude=magnitudes.get(name), embedding=name in embeddings,
@@ -120,6 +126,28 @@ def _layers(
             check_packed(file, keys[name], tensor)
         layers[name] = LayerState(parts, spec, magnitudes.get(name), name in embeddings)
     return layers, transforms
+
+
+def _with_groups(spec: RotationSpec, config: Mapping[str, Any], layer: str, shape: Sequence[int]) -> RotationSpec:
+    """The spec of planes with the size of a layer's groups, which the shape of its numbers does not show."""
+    r, size = integer(config, "r", 0), integer(config, "oft_block_size", 0)
+    for field in ("rank_pattern", "block_size_pattern"):
+        pattern = config.get(field) or {}
+        if not isinstance(pattern, Mapping) or not all(isinstance(value, int) for value in pattern.values()):
+            raise AdapterFileError(f"{field} in the adapter's config", needed="whole numbers by name")
+        try:
+            own = [value for key, value in pattern.items() if size_key_means(key, layer)]
+        except re.error as fault:
+            raise AdapterFileError(f"a key of {field}", got=str(fault), needed="a regular expression") from fault
+        if own:
+            r, size = (own[0], 0) if field == "rank_pattern" else (0, own[0])
+    settings = (config.get("layer_settings") or {}).get(layer, {})
+    if "r" in settings or "block_size" in settings:
+        r, size = settings.get("r", 0), settings.get("block_size", 0)
+    try:
+        return Planes2.choose(replace(spec, block_size=size), Planes2.features_of(spec, shape), r, "nearest", layer)[0]
+    except OrthotuneError:
+        return spec  # refused where the shape is checked
 
 
 def _other(file: AdapterFile, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

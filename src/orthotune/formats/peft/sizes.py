@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -53,6 +54,16 @@ def _gives(layer: LayerState, wanted: int) -> int:
         return wanted
     features = count * layer.block_size()
     return nearest_divisor(features, min(wanted, features))
+
+
+def size_key_means(key: str, layer: str) -> bool:
+    """Whether a key of ``rank_pattern`` or ``block_size_pattern`` matches a layer: the end of its name, or a regex.
+
+    Example:
+        >>> size_key_means("q_proj", "layers.0.q_proj"), size_key_means("q.*", "layers.0.my_q_proj")
+        (True, False)
+    """
+    return re.match(rf"(.*\.)?({key})$", layer) is not None
 
 
 def counts_of(layers: Mapping[str, LayerState]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from orthotune.image.data.image_folder import NAMED, Say
 
 #: kohya-ss: the number of repeats, and the words that caption the images in the folder
 _REPEATS = re.compile(r"(\d+)_(.+)")
+#: larger numbers are years and other parts of a name
+MOST_REPEATS = 500
 #: files with the caption of an image beside it, the first of them that exists (kohya, OneTrainer, ai-toolkit)
 CAPTION_SUFFIXES = (".txt", ".caption", ".json")
 #: entries of such a JSON file that hold a caption, or tags
@@ -38,11 +40,16 @@ def concepts(names: Iterable[str]) -> dict[str, int]:
     found: dict[str, int] = {}
     for name in names:
         first, slash, _ = name.partition("/")
-        match = _REPEATS.fullmatch(first) if slash else None
+        match = _as_repeats(first) if slash else None
         if match is None:
             return {}
         found[first] = int(match[1])
     return found
+
+
+def _as_repeats(folder: str) -> re.Match[str] | None:
+    match = _REPEATS.fullmatch(folder)
+    return match if match is not None and len(match[1]) <= 9 and int(match[1]) <= MOST_REPEATS else None
 
 
 def words_of(concept: str) -> str:
@@ -52,7 +59,7 @@ def words_of(concept: str) -> str:
         >>> words_of("10_sks cat")
         'sks cat'
     """
-    match = _REPEATS.fullmatch(concept)
+    match = _as_repeats(concept)
     return match[2] if match else concept
 
 
@@ -70,7 +77,15 @@ def repeated(rows: Sequence[CaptionRow], say: Say) -> list[CaptionRow]:
         DataError: a folder has 0 repeats.
     """
     found = concepts(row.name for row in rows)
+    folders = {first for row in rows for first, slash, _ in [row.name.partition("/")] if slash}
+    if numbered := sorted(one for one in folders if _REPEATS.fullmatch(one) and not _as_repeats(one)):
+        say(f"The numbers of {', '.join(numbered[:NAMED])} are read as a part of the name, not as repeats, of which "
+            f"{MOST_REPEATS} is the most.")  # fmt: skip
     if not found:
+        if unused := sorted(filter(_as_repeats, folders)):
+            odd = [row.name for row in rows if not concepts([row.name])]
+            say(f"The repeats of {', '.join(unused[:NAMED])}, as of kohya-ss, are not used: {len(odd)} images are in "
+                f"no such folder, {', '.join(odd[:NAMED])}.")  # fmt: skip
         return list(rows)
     if 0 in found.values():
         raise DataError(

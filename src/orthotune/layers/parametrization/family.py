@@ -50,6 +50,7 @@ class FamilyRotation(Exchanged):
     """
 
     basis: Tensor | None
+    _basis_seen = False
 
     def __init__(self, kind: type[FamilyTransform], sizes: Sizes, spec: RotationSpec, copies: int = 1) -> None:
         super().__init__()
@@ -119,14 +120,34 @@ class FamilyRotation(Exchanged):
         Raises:
             OrthotuneError: there is no such power.
         """
-        return self.kind.raised(self.spec, self._by_matrix(wide(self.weight.detach())), t, self.basis)
+        return self.kind.raised(self.spec, self._by_matrix(wide(self.weight.detach())), t, self._known_basis())
+
+    @property
+    def lacks_basis(self) -> bool:
+        """Whether the basis is still 0: the weight was not in memory, and no file has brought the basis."""
+        return self.basis is not None and self.basis.device.type != "meta" and not bool(self.basis.any())
+
+    def _known_basis(self) -> Tensor | None:
+        """The basis, which is looked at once: with zeros the map would be the identity whatever its parameters are."""
+        if self.basis is None or torch.compiler.is_compiling() or looked_through() or self._basis_seen:
+            return self.basis
+        if self.lacks_basis:
+            raise ConfigError(
+                f"the transform '{self.spec.transform}'", got="no basis: the weight was not in memory at its creation",
+                needed="the weight, whose singular vectors are the basis",
+                do="Create the adapter before the model is offloaded, or load an adapter whose file has the basis",
+            )  # fmt: skip
+        self._basis_seen = self.basis.device.type != "meta"
+        return self.basis
 
     def _by_matrix(self, v: Tensor) -> Tensor:
         return v if self.copies == 1 else v.view(self.copies, -1, v.shape[-1])
 
     def at_full_strength(self) -> Operator:
         """The operator at strength 1, with its gradient."""
-        return self.kind.operator_of(self.spec, self._by_matrix(wide(self.weight)), self.basis, looked_through())
+        return self.kind.operator_of(
+            self.spec, self._by_matrix(wide(self.weight)), self._known_basis(), looked_through()
+        )
 
     @torch.no_grad()
     def factors(self) -> Tensor:

@@ -94,6 +94,7 @@ def write_lora(merge: DenseMerge, layers: list[Factors], out: Path, **fields: An
         fields: further fields of a PEFT config (``base_model_name_or_path``, ``task_type``).
 
     Raises:
+        UnsupportedLayerError: the tools have one layer for several of the adapter, or know none of them.
         OutputError: ``out`` cannot be written to.
     """
     errors = {layer.change.name: {"rank": layer.rank, "relative_error": layer.error} for layer in layers}
@@ -120,6 +121,12 @@ def _diffusers(layers: list[Factors]) -> dict[str, Tensor]:
 
 def _kohya(layers: list[Factors], merge: DenseMerge) -> dict[str, Tensor]:
     spelling = spelled_changes([layer.change for layer in layers], merge.base.rows())
+    if spelling.parts:
+        name, parts = next(iter(spelling.parts.items()))
+        raise UnsupportedLayerError(
+            f"a LoRA for the tools that load {merge.base.path.name}", got=f"one layer {name} there for {len(parts)}",
+            needed="a layer for each", do="Export with --to diff or --to dense",
+        )  # fmt: skip
     found: dict[str, Tensor] = {}
     for layer in layers:
         name = spelling.names[layer.change.name]

@@ -26,11 +26,12 @@ def module_tree(shapes: Mapping[str, tuple[int, ...]]) -> nn.Module:
         if leaf != "weight" or not path or len(shape) not in (2, *_CONVS) or 0 in shape:
             continue
         module: nn.Module
+        bias = f"{path}.bias" in shapes
         with torch.device("meta"):
             if len(shape) == 2:
-                module = nn.Linear(shape[1], shape[0], bias=False)
+                module = nn.Linear(shape[1], shape[0], bias=bias)
             else:
-                module = _CONVS[len(shape)](shape[1], shape[0], tuple(shape[2:]), bias=False)  # type: ignore[arg-type]
+                module = _CONVS[len(shape)](shape[1], shape[0], tuple(shape[2:]), bias=bias)  # type: ignore[arg-type]
         *parents, last = path.split(".")
         holder = root
         for parent in parents:

@@ -9,6 +9,7 @@ from orthotune.errors import AdapterFileError, MergeError
 from orthotune.kernels.finite import all_finite
 from orthotune.kernels.rotate_weight import RUN, rotate_weight
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.parametrization.family import FamilyRotation
 
 
 @torch.no_grad()
@@ -50,6 +51,7 @@ def merge_weight(layer: OFTLayer, parameter: str, weight: Tensor, adapter: str) 
             if (
                 matrix.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
             ):  # skip matrices of other parameters
+                _take_basis(layer, part, matrix, adapter)
                 rotate_weight(matrix, layer.steps(part, [adapter], every_block=True), out=matrix)
     return _finite(layer, parameter, weight, adapter)
 
@@ -62,9 +64,21 @@ def merge_copy(layer: OFTLayer, parameter: str, weight: Tensor, adapter: str, in
         MergeError: the new weight holds NaN or infinity.
     """
     matrix = weight.mT if getattr(layer, "input_first", False) else weight
+    _take_basis(layer, "", matrix, adapter, index)
     steps = layer.steps("", [adapter], every_block=True)
     rotate_weight(matrix, [step.of_copy(index, count) for step in steps], out=matrix)
     return _finite(layer, parameter, weight, adapter)
+
+
+def _take_basis(layer: OFTLayer, part: str, matrix: Tensor, adapter: str, index: int | None = None) -> None:
+    """Compute a basis that the file of the adapter lacks from the weight, which the layer did not have so far."""
+    rotation = layer.rotations(adapter)[part]
+    if not isinstance(rotation, FamilyRotation) or rotation.basis is None:
+        return
+    basis = rotation.basis if index is None else rotation.basis[index]
+    if not basis.any():
+        basis.copy_(rotation.kind.basis_of(rotation.spec, matrix))
+        rotation.memo.drop("miss: the basis is computed")  # the memo looks at the parameters alone
 
 
 def release(layer: OFTLayer, adapter: str) -> None:

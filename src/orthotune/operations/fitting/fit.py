@@ -63,7 +63,7 @@ def fit(state: AdapterState, places: Mapping[str, str], modules: Mapping[str, nn
         if layer in state.transforms:
             result.transforms[name] = _checked(state.transforms[layer], name, module)
             continue
-        held = _for_module(state.layers[layer], module)
+        held = for_module(state.layers[layer], module)
         if held.truncated and not held.runs_on(outputs_of(module)):
             result.transforms[name] = _checked(held, name, module)
             continue
@@ -92,11 +92,7 @@ def _trained(held: FamilyTransform, name: str, module: nn.Module) -> tuple[Famil
         spec = replace(held.spec, magnitude=held.magnitude is not None)
         layer = kind_of(module, name)(module, "check", LayerSettings(name, spec, spec.rank, "error", False))
         empty = layer.rotations("check")
-    if held.with_bias and getattr(module, "bias", None) is not None:
-        raise UnsupportedLayerError(
-            f"layer '{name}'", got="a bias, which the tool that wrote the adapter maps together with the output",
-            needed="a layer without a bias: here no adapter changes one", do="Merge the adapter with PEFT itself",
-        )  # fmt: skip
+    refuse_bias(held, name, module)
     _check_scale(held.magnitude, layer, name)
     expected = {part: tuple(rotation.weight.shape) for part, rotation in empty.items()}
     if expected != {"": tuple(held.numbers.shape)}:
@@ -106,6 +102,24 @@ def _trained(held: FamilyTransform, name: str, module: nn.Module) -> tuple[Famil
             do="Load the adapter on the base model that it was trained on",
         )  # fmt: skip
     return held, next(iter(empty.values())).layout.features
+
+
+def refuse_bias(held: FamilyTransform, name: str, module: nn.Module) -> None:
+    """Refuse a map of weight and bias for a layer with a bias, which no adapter changes here.
+
+    Args:
+        held: the transform of the file.
+        name: of the layer.
+        module: its base.
+
+    Raises:
+        UnsupportedLayerError: names the layer.
+    """
+    if held.with_bias and getattr(module, "bias", None) is not None:
+        raise UnsupportedLayerError(
+            f"layer '{name}'", got="a bias, which the tool that wrote the adapter maps together with the output",
+            needed="a layer without a bias: here no adapter changes one", do="Merge the adapter with PEFT itself",
+        )  # fmt: skip
 
 
 def _check_scale(scale: Tensor | None, tried: OFTLayer, name: str) -> None:
@@ -125,7 +139,20 @@ def _refuse_kind(embedding: bool, module: nn.Module) -> None:
     )
 
 
-def _for_module(layer: LayerState, module: nn.Module) -> LayerState:
+def for_module(layer: LayerState, module: nn.Module) -> LayerState:
+    """The layer of a file for the weight of a module, whose number of dimensions decides directions in some formats.
+
+    Args:
+        layer: of the file.
+        module: the base layer.
+
+    Raises:
+        AdapterFileError: one of the two is an embedding.
+
+    Example:
+        >>> for_module(LayerState({"": torch.ones(2, 1)}, conv_reversed=True), nn.Conv2d(2, 4, 1)).rotations[""][0]
+        tensor([-1.])
+    """
     if isinstance(module, nn.Embedding) != layer.embedding:
         _refuse_kind(layer.embedding, module)
     conv = isinstance(module, nn.modules.conv._ConvNd)
