@@ -8,13 +8,13 @@ from typing import Any
 from orthotune.errors import ConfigError, nearest
 from orthotune.rotation.family import FamilyTransform
 from orthotune.rotation.hyperplanes import Hyperplanes
-from orthotune.rotation.pairs import Planes2
+from orthotune.rotation.pairs import PairedPlanes
 from orthotune.rotation.reflections import Reflections
 from orthotune.rotation.stages import Stages
 from orthotune.rotation.subspace import Subspace
 
 FAMILY: Mapping[str, type[FamilyTransform]] = {
-    kind.name: kind for kind in (Reflections, Stages, Planes2, Subspace, Hyperplanes)
+    kind.name: kind for kind in (Reflections, Stages, PairedPlanes, Subspace, Hyperplanes)
 }
 
 #: published name -> name of the transform, and the fields that the publication means

@@ -20,7 +20,7 @@ _SHARE = {"angles": 0.5, "road_1": 0.5, "road_2": 1, "road_4": 2}
 
 
 @dataclass(frozen=True)
-class Planes2(FamilyTransform):
+class PairedPlanes(FamilyTransform):
     """``y_1' = a cos(θ) y_1 - a sin(θ) y_2``, ``y_2' = a cos(θ) y_2 + a sin(θ) y_1`` in planes of two features.
 
     In each group of ``block_size`` features, feature ``i`` forms a plane with ``i + block_size / 2``. Variants:
@@ -37,7 +37,7 @@ class Planes2(FamilyTransform):
 
     Example:
         >>> spec = RotationSpec(transform="planes", variant="road_1", block_size=2, side="out")
-        >>> quarter = Planes2(spec, torch.tensor([[torch.pi / 2], [1.0]]))
+        >>> quarter = PairedPlanes(spec, torch.tensor([[torch.pi / 2], [1.0]]))
         >>> quarter.act(torch.tensor([3.0, 4.0])).round()
         tensor([-8.,  6.])
     """

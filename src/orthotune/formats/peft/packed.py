@@ -24,7 +24,7 @@ from orthotune.formats.peft.names import bare
 from orthotune.formats.peft.sizes import size_key_means
 from orthotune.formats.read_options import ReadOptions
 from orthotune.rotation.frozen import FrozenMap
-from orthotune.rotation.pairs import Planes2
+from orthotune.rotation.pairs import PairedPlanes
 from orthotune.rotation.spec import RotationSpec
 
 _ROTATION = re.compile(r"^(?P<layer>.*)\.oft_(?P<embedding>embedding_)?R\.(?:(?P<part>.+)\.)?weight$")
@@ -114,7 +114,7 @@ def _layers(
         spec = replace(specs[name], dropout=0.0)
         if spec.transform != "blocks":
             vectors = refuse_parts(file, name, parts)
-            if spec.transform == Planes2.name and vectors.dim() == 2:
+            if spec.transform == PairedPlanes.name and vectors.dim() == 2:
                 spec = _with_groups(spec, config, name, vectors.shape)
             made = family_layer(file, keys[name], vectors, spec, experts=bool(config.get("target_parameters")))
             transforms[name] = replace(
@@ -145,7 +145,9 @@ def _with_groups(spec: RotationSpec, config: Mapping[str, Any], layer: str, shap
     if "r" in settings or "block_size" in settings:
         r, size = settings.get("r", 0), settings.get("block_size", 0)
     try:
-        return Planes2.choose(replace(spec, block_size=size), Planes2.features_of(spec, shape), r, "nearest", layer)[0]
+        return PairedPlanes.choose(
+            replace(spec, block_size=size), PairedPlanes.features_of(spec, shape), r, "nearest", layer
+        )[0]
     except OrthotuneError:
         return spec  # refused where the shape is checked
 

@@ -48,14 +48,14 @@ class PeftRoad(PeftFolder):
         from orthotune.formats.codecs.family_tensors import family_layer
         from orthotune.formats.peft.config_field import integer
         from orthotune.formats.peft.other_methods import read_other
-        from orthotune.rotation.pairs import Planes2
+        from orthotune.rotation.pairs import PairedPlanes
         from orthotune.rotation.spec import RotationSpec
 
         config = file.config or {}
         variant = str(config.get("variant", "road_1"))
-        if variant not in Planes2.variants[1:]:
+        if variant not in PairedPlanes.variants[1:]:
             raise AdapterFileError(
-                f"variant={variant[:80]!r} of {file.path}", needed=f"one of {', '.join(Planes2.variants[1:])}"
+                f"variant={variant[:80]!r} of {file.path}", needed=f"one of {', '.join(PairedPlanes.variants[1:])}"
             )
         size = integer(config, "group_size", 64)
         spec = RotationSpec(transform="planes", side="out", variant=variant, block_size=size)
@@ -83,9 +83,9 @@ class PeftRoad(PeftFolder):
         import torch
 
         from orthotune.formats.peft.other_methods import one_value
-        from orthotune.rotation.pairs import Planes2
+        from orthotune.rotation.pairs import PairedPlanes
 
-        held = {name: layer for name, layer in state.transforms.items() if isinstance(layer, Planes2)}
+        held = {name: layer for name, layer in state.transforms.items() if isinstance(layer, PairedPlanes)}
         tensors: dict[str, Tensor] = {}
         for name, layer in held.items():
             theta = layer.numbers[0].float()
