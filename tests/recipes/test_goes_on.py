@@ -81,6 +81,7 @@ def test_an_adapter_is_trained_further_from_exactly_its_parameters(
     earlier = json.loads((runs[method] / "run.json").read_text())
     assert (record.new_before, record.old_before) == (earlier["new_after"], earlier["old_after"])
     assert any("is trained further" in note for note in record.notes)
+    assert any("drift and the first samples, from the base" in note for note in record.notes)
     # The record makes the same settings again, as measuring a run does.
     assert SFTSettings(**record.settings).record() == record.settings
 

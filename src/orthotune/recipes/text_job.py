@@ -190,6 +190,8 @@ def continued(settings: TextSettings, job: TextJob) -> Callable[[Any, list[str]]
     def adapt(model: Any, notes: list[str]) -> Any:
         adapted, about = continue_adapter(model, settings.adapter or "")
         notes.extend(about)
+        if job.task == "CAUSAL_LM":
+            notes.append("Gain and forgetting count from that adapter; drift and the first samples, from the base.")
         return adapted
 
     return adapt
