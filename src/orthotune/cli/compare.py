@@ -35,15 +35,16 @@ def _verb(comparison: Comparison) -> Callable[..., None]:
         from orthotune.runs.quiet import quiet
 
         with quiet():  # on the import of pipelines, transformers warns about image processors that are not used here
-            from orthotune.experiments import compare as job
+            from orthotune.experiments import ladder
 
             task = comparison.task()
         recipe, settings = recipe_and_settings(arguments or [])
         options = {"parallel": parallel, "output": output}
         settings += [f"{key}={value}" for key, value in options.items() if value is not None]
-        checked = job.load_compare(task, recipe, settings)
-        _show(*task.table(job.run(task, checked, say=typer.echo)))
-        for path in sorted(checked.output.glob("*.*")):
+        rungs = ladder.load_rungs(task, recipe, settings)
+        _show(*ladder.run(task, rungs, say=typer.echo))
+        home = rungs[""].output if "" in rungs else next(iter(rungs.values())).output.parent
+        for path in sorted(home.glob("*.*")):
             if path.suffix in (".json", ".csv", ".png", ".html"):
                 typer.echo(f"{path.name:<20} {path}")
 

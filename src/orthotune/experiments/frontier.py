@@ -67,10 +67,42 @@ def draw_frontier(rows: Sequence[Row], path: Path, axes: Axes = AXES) -> None:
         if panels[-1].get_legend_handles_labels()[0]:
             panels[-1].legend(frameon=False, loc="best", fontsize=9)
 
+    write_figure(draw, path, _title(axes), (12.4 if tested else 7.2, 5.2), dpi=130, weight="normal")
+
+
+def draw_rungs(rows: Sequence[Row], path: Path, axes: Axes = AXES) -> None:
+    """Write the image of several comparisons: a panel for each, with its frontiers.
+
+    A panel shows test data where its frontiers were measured on them. The panels have scales of their own: nats per
+    token of different models and texts are not compared with each other.
+
+    Args:
+        rows: of all comparisons, with the column ``rung``.
+        path: of the PNG file.
+        axes: of the comparisons.
+    """
+    names = list(dict.fromkeys(row["rung"] for row in rows))
+    of = looks(rows)
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, len(names), squeeze=False)[0]
+        for name, panel in zip(names, panels, strict=True):
+            own = [row for row in rows if row["rung"] == name]
+            tested = any(axes.point(row, "test_") is not None for row in own)
+            _panel(panel, [row for row in own if row["chosen"]] if tested else own, of, axes, "test_" if tested else "")
+            panel.set_title(f"{name} ({'test' if tested else 'validation'} data)", fontsize=10)
+            panel.set_xlabel(axes.forgetting.label)
+        panels[0].set_ylabel(axes.gain.label)
+        if panels[-1].get_legend_handles_labels()[0]:
+            panels[-1].legend(frameon=False, loc="best", fontsize=9)
+
+    write_figure(draw, path, _title(axes), (1.6 + 4.8 * len(names), 5.0), dpi=110, weight="normal")
+
+
+def _title(axes: Axes) -> str:
     corner = {"upper": "up", "lower": "down"}
     up, _, left = axes.better.partition(" ")
-    title = f"Learned against forgotten ({corner[up]} and {left} is better)"
-    write_figure(draw, path, title, (12.4 if tested else 7.2, 5.2), dpi=130, weight="normal")
+    return f"Learned against forgotten ({corner[up]} and {left} is better)"
 
 
 def write_figure(

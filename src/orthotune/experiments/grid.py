@@ -52,7 +52,19 @@ def load_compare(task: Task, recipe: Path | None, overrides: Sequence[str]) -> A
         RecipeError: as for a single run; also a key that the comparison itself varies. Faults that runs of any method
             would have are reported here, not after the runs before them.
     """
-    given = load.read(recipe, overrides)
+    return check_compare(task, load.read(recipe, overrides))
+
+
+def check_compare(task: Task, given: load.Given) -> Any:
+    """The settings of a comparison, checked; a key that is none of the comparison's is a setting of every run.
+
+    Args:
+        task: the job.
+        given: the settings and their origin.
+
+    Raises:
+        RecipeError: as for :func:`load_compare`.
+    """
     inside = task.grid.inside
     every = dict(given.values.pop(inside, None) or {})
     for key in [key for key in given.values if key not in task.grid.model_fields]:

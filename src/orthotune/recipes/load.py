@@ -19,6 +19,8 @@ from orthotune.recipes.setting_names import meant
 from orthotune.runs.directory import another_recipe
 
 Settings = TypeVar("Settings", bound=BaseModel)
+#: the place of a setting that is no line of a file
+COMMAND_LINE = "command line"
 #: most faults of a recipe that a message lists; the others are counted
 LISTED = 10
 
@@ -243,9 +245,9 @@ def _put(given: Given, key: str, value: Any) -> None:
             mapping[part] = {}
         mapping = mapping[part]
     mapping[last] = value
-    given.places[key] = "command line"
+    given.places[key] = COMMAND_LINE
     if above:
-        given.places.setdefault(above[0], "command line")
+        given.places.setdefault(above[0], COMMAND_LINE)
 
 
 def _errors(kind: type[BaseModel], given: Given, fault: Any) -> list[RecipeError]:
