@@ -30,26 +30,29 @@ class EqualRewards(TrainerCallback):
 
     def __init__(self, say: Callable[[str], None], notes: list[str], trainer: Any) -> None:
         self.say, self.notes, self.trainer = say, notes, trainer
-        self.steps = self.equal = 0
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:
         logs = seen["logs"]
         if ENTRY not in logs:  # a step that learns from the texts of an earlier one
             return
-        self.steps += 1
-        self.equal += logs[ENTRY] == 1
-        if self.steps == self.equal == STEPS:
+        steps, equal = _counts(state)
+        if steps == equal == STEPS:
             self.say(
                 f"In the first {STEPS} steps all answers to a prompt had the same reward, {logs['reward']:g} on average"
                 f"{self._last()}. {REMEDY}"
             )
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:
-        if self.steps and self.equal > SHARE * self.steps:
-            self.notes.append(
-                f"{self.equal} of {self.steps} steps had equal rewards for all answers to a prompt. {REMEDY}"
-            )
+        steps, equal = _counts(state)
+        if steps and equal > SHARE * steps:
+            self.notes.append(f"{equal} of {steps} steps had equal rewards for all answers to a prompt. {REMEDY}")
 
     def _last(self) -> str:
         completions = getattr(self.trainer, "_logs", {}).get("completion")
         return f"; the last one was {text_of(completions[-1])[:80]!r}" if completions else ""
+
+
+def _counts(state: TrainerState) -> tuple[int, int]:
+    """Steps with new answers, and those of equal rewards: of the log, which a checkpoint keeps, so also before a stop."""
+    shares = [logs[ENTRY] for logs in state.log_history if ENTRY in logs]
+    return len(shares), sum(share == 1 for share in shares)
