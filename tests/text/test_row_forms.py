@@ -98,6 +98,12 @@ def test_columns_and_roles_have_other_names() -> None:
     assert examples_of(talk, "d", reading=reading).rows == [{"messages": [Q, A]}]
 
 
+@pytest.mark.parametrize(("asks", "answers"), [("user", "model"), ("human", "gpt")])
+def test_other_names_of_speakers_are_roles_of_messages_too(asks: str, answers: str) -> None:
+    messages = [{"role": asks, "content": Q["content"]}, {"role": answers, "content": A["content"]}]
+    assert examples_of([("line 1", {"messages": messages})], "d").rows == [{"messages": [Q, A]}]
+
+
 def test_a_form_may_be_forced_and_others_are_mentioned() -> None:
     row = {"instruction": "Q", "output": "A", "text": "Q A"}
     first = examples_of([("line 1", row)], "d")

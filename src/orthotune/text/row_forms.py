@@ -14,7 +14,7 @@ from orthotune.errors import DataError, nearest
 from orthotune.files.json_file import json_value
 from orthotune.runs.data_files import Row
 
-#: Names of speakers in ShareGPT's ``from``, and the roles that chat templates know for them.
+#: Names of speakers in ShareGPT's ``from`` and elsewhere, and the roles that chat templates know for them.
 SPEAKERS: dict[str, str] = {
     "system": "system",
     "human": "user",
@@ -287,10 +287,12 @@ def _as_templates_read(messages: list[dict[str, Any]], roles: Mapping[str, str])
     OpenAI has the arguments of a call as JSON, which templates would write as a string. Tables give every message the
     fields of all messages, and a template that asks whether a message has calls finds a null.
     """
+    # Gemini's "model" is no role that most templates know: they would refuse the row, or leave the turn out.
+    spoken = {name: role for name, role in SPEAKERS.items() if name not in ROLES}
     found = []
     for message in messages:
         message = {name: value for name, value in message.items() if value is not None or name == "content"}
-        message["role"] = roles.get(message["role"], message["role"])
+        message["role"] = {**spoken, **roles}.get(message["role"], message["role"])
         if message.get("tool_calls"):
             message["tool_calls"] = [_call_of(call) for call in message["tool_calls"]]
         found.append(message)
