@@ -46,7 +46,10 @@ def test_every_rung_is_a_comparison_and_the_table_holds_all(
     home = tmp_path / "ladder"
     with (home / "ladder.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["rung"], row["run"]) for row in rows][:2] == [("one", "oft-lr0.01-seed3"), ("one", "lora-lr0.01-seed3")]
+    assert [(row["rung"], row["run"]) for row in rows][:2] == [
+        ("one", "oft-lr0.01-seed3"),
+        ("one", "lora-lr0.01-seed3"),
+    ]
     written = json.loads((home / "ladder.json").read_text())
     for name in ("one", "two"):
         assert written[name] == json.loads((home / name / "comparison.json").read_text())["summary"]

@@ -53,6 +53,6 @@ class EqualRewards(TrainerCallback):
 
 
 def _counts(state: TrainerState) -> tuple[int, int]:
-    """Steps with new answers, and those of equal rewards: of the log, which a checkpoint keeps, so also before a stop."""
+    """Steps with new answers, and those of equal rewards, by the log: checkpoints keep it."""
     shares = [logs[ENTRY] for logs in state.log_history if ENTRY in logs]
     return len(shares), sum(share == 1 for share in shares)
