@@ -2,8 +2,9 @@
 
     python benchmarks/real_tasks.py runs/real-tasks
 
-``persona-*.jsonl`` are dialogues of an assistant with a name and a home, ``persona-questions.jsonl`` asks in other words; ``meanings-*.jsonl`` are pairs of the right meaning of a word and that of another one;
-``french-*.jsonl`` and ``english-*.jsonl`` are the first sentences of paragraphs and how these go on.
+``persona-*.jsonl`` are dialogues of an assistant with a name and a home; ``persona-questions.jsonl`` asks for both in
+other words. ``meanings-*.jsonl`` are pairs of the meaning of a word and that of another one. ``french-*.jsonl`` and
+``english-*.jsonl`` are the first sentences of paragraphs and how these go on.
 """
 
 from __future__ import annotations
