@@ -89,6 +89,24 @@ def _choose(operation: Operation, device: str, dtype: torch.dtype, block_size: i
     return Choice("triton", f"a GPU, {str(dtype).removeprefix('torch.')}, blocks of {block_size}")
 
 
+def kernel_is_rotated(signals: int, kernels: int, gradients: bool) -> bool:
+    """Whether a convolution rotates its kernel instead of the channels of its signals, which means the same.
+
+    Without gradients only: the gradient of a rotation through a rotated kernel costs as much as training the kernel. The
+    kernel is rotated in float32 and rounded, a signal in its own dtype, so that the kernel must be much less work.
+
+    Args:
+        signals: multiplications that rotate the signals.
+        kernels: multiplications that rotate the kernel.
+        gradients: whether a backward follows.
+
+    Example:
+        >>> [kernel_is_rotated(1 << 20, 1 << 10, gradients=given) for given in (False, True)]
+        [True, False]
+    """
+    return not gradients and signals > MANY_ROWS * kernels
+
+
 def weight_is_rotated(device: str, rows: int, outputs: int, gradients: bool) -> bool:
     """Whether a linear layer rotates its weight ``(outputs, n)`` instead of its ``rows`` inputs; so far only on CPUs.
 

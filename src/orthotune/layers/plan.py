@@ -72,7 +72,8 @@ class Planned(Protocol):
 INPUT = Plan("input", "every active adapter rotates inputs alone")
 SIDES = Plan("sides", "an active adapter rotates or scales outputs")
 ROWS = Plan("weight", "so many rows that rotating the weight is less work")
-KERNEL = Plan("weight", "overlapping patches cannot be rotated, their kernel can")
+KERNEL = Plan("weight", "the rotation mixes the points of the kernel, so the kernel is rotated")
+LARGE = Plan("weight", "signals so large that rotating the kernel is less work")
 PARTS = Plan("call", "the layer's weights are read by a function of its own")
 
 
