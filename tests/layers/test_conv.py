@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from orthotune import OFTConfig, explain, get_peft_model, load_adapter
 from orthotune.errors import BlockSizeError, ConfigError
-from tests.support.contract_cases import randomize
+from orthotune.kernels import rotate_patches
+from orthotune.layers import conv
+from tests.support.contract_cases import randomize, within_rounding
 from tests.support.layer_models import linear
 
 #: every number of dimensions, stride, dilation, padding mode and groups, with the size of an image; channels are 12 in
@@ -161,15 +163,64 @@ def test_what_is_rotated(name: str, layout: str, path: str) -> None:
     assert explain(_layer(model)).startswith(f"plan: {path}: ")
 
 
-def test_rotated_signals_have_no_gradient_of_a_weight() -> None:
+@pytest.mark.parametrize("name", [name for name in CONVOLUTIONS if "transposed" not in name])
+def test_patches_and_kernels_that_are_rotated_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same map by patches, in tiles of a few rows: the output, and the gradients of input, rotation and kernel."""
+    base, size = CONVOLUTIONS[name]
+    for share in (False, True):
+        model = _adapted(base, oft_block_size=2, block_share=share, magnitude=True)
+        _layer(model).base_layer.weight.requires_grad_()
+        x = torch.randn(3, 12, *size, dtype=torch.float64)
+        monkeypatch.setattr(conv, "patches_are_rotated", lambda *_: False)
+        expected = _gradients(model, x)
+        monkeypatch.setattr(conv, "patches_are_rotated", lambda *_: True)
+        monkeypatch.setattr(rotate_patches, "TILE", 12 * base.weight[0, 0].numel() * 5)
+        path = "sides" if set(base.kernel_size) == {1} else "patches"
+        assert explain(_layer(model), x).startswith(f"plan: {path}")
+        for one, other in zip(_gradients(model, x), expected, strict=True):
+            torch.testing.assert_close(one, other)
+        torch.testing.assert_close(model(x[0]), expected[0][0])
+
+
+def test_few_patches_are_rotated() -> None:
+    """Fewer of them than outputs; their second derivatives are there, and a transform of functions sees the kernel."""
+    model, x = _adapted(nn.Conv2d(2, 10, 2, bias=False), oft_block_size=4), torch.randn(1, 2, 3, 3, dtype=torch.float64)
+    layer = _layer(model)
+    assert explain(layer, x).startswith("plan: patches") and explain(layer, x[0]).startswith("plan: patches")
+    assert explain(layer, torch.cat([x, x])).startswith("plan: weight")
+    R = layer.oft_R["default"]().detach().requires_grad_()
+    shape = rotate_patches.Geometry((2, 2), (1, 1), (1, 1), 1)
+    given = (x.requires_grad_(), layer.base_layer.weight.detach().requires_grad_(), R)
+    assert torch.autograd.gradcheck(lambda *one: rotate_patches.convolve_patches(*one, shape), given)
+    assert torch.autograd.gradgradcheck(lambda *one: rotate_patches.convolve_patches(*one, shape), given)
+    torch.testing.assert_close(torch.func.vmap(model)(x[None])[0], model(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_patches_round_as_a_rotated_input_does(dtype: torch.dtype) -> None:
+    """Also under autocast: the patch, the rotation and the product are each rounded once."""
+    wide = _adapted(nn.Conv2d(4, 40, 3), oft_block_size=6)
+    x = torch.randn(1, 4, 6, 6)
+    with torch.no_grad():
+        expected = wide(x.double())
+        found = copy.deepcopy(wide).to(dtype)(x.to(dtype))
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = copy.deepcopy(wide).float()(x)
+    within_rounding(found, expected, dtype, 4)
+    assert cast.dtype is torch.bfloat16
+    within_rounding(cast, expected, torch.bfloat16, 4)
+
+
+@pytest.mark.parametrize("layout", ["channels", "out"])
+def test_rotated_signals_have_no_gradient_of_a_weight(layout: str) -> None:
+    """Nothing of the kernel's size is kept for the backward but the kernel itself."""
     base, size = CONVOLUTIONS["2d_stride"]
-    for layout in ("channels", "out"):
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
-            kept: list[torch.Size] = []
-            model = _adapted(base, **LAYOUTS[layout])
-            frozen = _layer(model).base_layer.weight
-            model(torch.randn(2, 12, *size, dtype=torch.float64))
-        assert all(shape != frozen.shape and shape != frozen.flatten(1).shape for shape in kept[:-1]), layout
+    kept: list[Tensor] = []
+    model = _adapted(base, **LAYOUTS[layout])
+    frozen = _layer(model).base_layer.weight
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        model(torch.randn(2, 12, *size, dtype=torch.float64))
+    assert {t.data_ptr() for t in kept if t.numel() == frozen.numel()} == {frozen.data_ptr()}
 
 
 def test_large_signals_rotate_the_kernel() -> None:

@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv_transpose1d, conv_transpose2d, conv_transpose3d
+from torch.nn.functional import conv_transpose1d, conv_transpose2d, conv_transpose3d, pad
 
 from orthotune.kernels.autograd import looked_through
-from orthotune.kernels.choose import kernel_is_rotated
+from orthotune.kernels.choose import kernel_is_rotated, patches_are_rotated
 from orthotune.kernels.rotate import rotate_channels
+from orthotune.kernels.rotate_patches import Geometry, convolve_patches
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import mixed_batch
 from orthotune.layers.offloaded import hosted
-from orthotune.layers.plan import INPUT, KERNEL, LARGE, SIDES, Plan
+from orthotune.layers.plan import INPUT, KERNEL, LARGE, PATCHES, SIDES, Plan
 from orthotune.layers.settings import LayerSettings
 from orthotune.rotation.operator import Operator
 
@@ -91,18 +92,21 @@ class Conv(OFTLayer):
         return self._plainly(path, names, x, args, kwargs)
 
     def _plainly(self, path: str, names: list[str], x: Tensor, args: Any, kwargs: Any) -> Any:
-        """The path ``input``, ``sides`` or ``weight`` of a base that is known to be plain."""
+        """The path ``input``, ``sides``, ``weight`` or ``patches`` of a base that is known to be plain."""
         base = self.base_layer
         if path == "weight":
             quick = not torch.is_grad_enabled() and not self.training and not looked_through()
             weight = self.rotated_matrices(names, rounded=quick)["weight"].to(base.weight.dtype)
             return self._convolved(x, weight, base.bias, args, kwargs)
-        for name in names:
-            if self.slots[name].settings.spec.side == "in":
-                x = self._rotated_channels(x, self.oft_R[name](), base.groups)
-        if path == "input":
-            return base(x, *args, **kwargs)
-        y = self._convolved(x, base.weight, None, args, kwargs)
+        if path == "patches":
+            y = self._by_patches(x, self.oft_R[names[0]]())
+        else:
+            for name in names:
+                if self.slots[name].settings.spec.side == "in":
+                    x = self._rotated_channels(x, self.oft_R[name](), base.groups)
+            if path == "input":
+                return base(x, *args, **kwargs)
+            y = self._convolved(x, base.weight, None, args, kwargs)
         for name in names:
             if self.slots[name].settings.spec.side == "out":
                 y = self._rotated_channels(y, self.oft_R[name]().mT, 1)
@@ -121,6 +125,16 @@ class Conv(OFTLayer):
     def _beside(self, values: Tensor) -> Tensor:
         """One value for each channel, in a shape that broadcasts over a signal."""
         return values.view(-1, *(1 for _ in self.get_base_layer().kernel_size))
+
+    def _by_patches(self, x: Tensor, R: Tensor) -> Tensor:
+        """The convolution of rotated patches, without the bias."""
+        base = self.base_layer
+        single = x.dim() == len(base.kernel_size) + 1
+        mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
+        padded = pad(x[None] if single else x, base._reversed_padding_repeated_twice, mode=mode)
+        shape = Geometry(base.kernel_size, base.stride, base.dilation, base.groups)
+        y = convolve_patches(padded, base.weight, R, shape)
+        return y[0] if single else y
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None, args: Any, kwargs: Any) -> Tensor:
         """The base's own function with another weight, and a bias or none."""
@@ -146,7 +160,9 @@ class Conv(OFTLayer):
             if not hosted(self.base_layer):
                 return LARGE if self._kernel_is_less(names, x) else SIDES if outward else INPUT
             return _HOSTED if outward else INPUT
-        return _HOSTED if hosted(self.base_layer) else KERNEL
+        if hosted(self.base_layer):
+            return _HOSTED
+        return PATCHES if x is not None and self._patches_are_less(names, x) else KERNEL
 
     def _maps_channels(self, name: str) -> bool:
         """Whether an adapter acts on the channels of a signal, wherever in the image they are.
@@ -171,6 +187,15 @@ class Conv(OFTLayer):
             signals += work * (inputs if spec.side == "in" else outputs)
             kernels += work * kernel
         return kernel_is_rotated(signals, kernels, gradients=False)
+
+    def _patches_are_less(self, names: list[str], x: Tensor) -> bool:
+        if len(names) != 1 or torch.compiler.is_compiling() or looked_through() or not x.numel():
+            return False
+        base, spec = self.get_base_layer(), self.slots[names[0]].settings.spec
+        if spec.side == "out" or spec.transform != "blocks":
+            return False
+        positions = self._outputs_for(x) // base.out_channels
+        return patches_are_rotated(x.device.type, positions * base.groups, base.out_channels)
 
     def _work(self, name: str) -> int:
         """Multiplications for one number that an adapter rotates: those of one block's row, or of the factors."""
@@ -213,13 +238,14 @@ class TransposedConv(Conv):
         base = self.base_layer
         spatial = len(base.kernel_size)
         size = args[0] if args else kwargs.get("output_size")
-        padding = base._output_padding(
-            x, size, base.stride, base.padding, base.kernel_size, spatial, base.dilation
-        )
+        padding = base._output_padding(x, size, base.stride, base.padding, base.kernel_size, spatial, base.dilation)
         found: Tensor = _TRANSPOSED[spatial - 1](
             x, weight, bias, base.stride, base.padding, padding, base.groups, base.dilation
         )
         return found
+
+    def _patches_are_less(self, names: list[str], x: Tensor) -> bool:
+        return False  # its patches are those of the output
 
     def opaque(self) -> str | None:
         return OFTLayer.opaque(self)
@@ -230,7 +256,9 @@ class TransposedConv(Conv):
 
 
 def outputs_first(weight: Tensor, groups: int) -> Tensor:
-    """The weight ``(in, out / groups, *kernel)`` of a transposed convolution as ``(out, in / groups, *kernel)``, and back.
+    """The weight ``(in, out / groups, *kernel)`` of a transposed convolution as ``(out, in / groups, *kernel)``.
+
+    Applied twice, it gives the weight back.
 
     Example:
         >>> outputs_first(torch.zeros(6, 5, 3), groups=2).shape

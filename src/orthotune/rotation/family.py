@@ -20,6 +20,7 @@ from orthotune.rotation.on_weight import (
     on_features,
     refuse_misfit,
     refuse_scale,
+    rotated_inputs,
     rows_scaled,
 )
 from orthotune.rotation.operator import LowRank, Operator

@@ -20,8 +20,8 @@ from orthotune.rotation.strength import Kind
 Side = Literal["in", "out"]
 #: ``neumann_legacy`` is the series of PEFT 0.16 and 0.17, ``neumann`` the one of 0.18 and later.
 Map = Literal["exact", "neumann", "neumann_legacy"]
-#: what ``side="in"`` rotates in a convolution: all that a kernel sees ``(in, kernel)``, or the channels of the input, the
-#: same way at every point of the kernel
+#: what ``side="in"`` rotates in a convolution: all that a kernel sees ``(in, kernel)``, or the channels of the input,
+#: the same way at every point of the kernel
 ConvLayout = Literal["kernel", "channels"]
 
 
