@@ -201,11 +201,10 @@ KINDS: dict[str, Kind] = {
         _conv("conv2d_1x1", lambda: nn.Conv2d(8, 12, 1), 3, 8, 5, 4),
         Kind(
             "conv2d_input_channels",
-            lambda: Net(nn.Conv2d(8, 12, (3, 2), (2, 1), (1, 1), groups=2)),
-            _batch(3, 8, 5, 4),
+            lambda: Net(nn.Conv2d(16, 12, (3, 2), (2, 1), (1, 1), groups=2)),
+            _batch(3, 16, 5, 4),
             (Turn("layer.weight", "conv"),),
             {"target_modules": ["layer"], "conv": "channels"},
-            block_size=2,
             sides=("in",),
             free=(0, 2, 3),
         ),
@@ -214,6 +213,7 @@ KINDS: dict[str, Kind] = {
             lambda: Net(nn.ConvTranspose1d(6, 8, 4, 3, 1, 2)),
             _batch(3, 6, 5),
             (Turn("layer.weight", "conv_transposed"),),
+            sides=("out",),  # the other layouts: tests/layers/test_conv.py
             free=(0, 2),
         ),
         _conv("conv3d", lambda: nn.Conv3d(2, 8, (2, 1, 3), (1, 2, 1), (1, 0, 1)), 1, 2, 4, 3, 5, free=(0,)),

@@ -227,7 +227,7 @@ def run(
             if turn in config.get("frozen", {}):
                 held = config["frozen"][turn]
                 scale = None if held.magnitude is None else held.magnitude.double()
-                own.append((config, held.matrices.double(), scale))
+                own.append((config | {"conv": "kernel"}, held.matrices.double(), scale))  # it maps all of an input
                 continue
             v, scale = _numbers(model, turn, name, leaves)
             if scale is not None and config.get("kind", "geodesic") == "geodesic":
