@@ -182,6 +182,14 @@ def test_patches_and_kernels_that_are_rotated_agree(name: str, monkeypatch: pyte
         torch.testing.assert_close(model(x[0]), expected[0][0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fresh_adapter_on_few_patches_changes_no_bit(dtype: torch.dtype) -> None:
+    base, x = nn.Conv2d(6, 40, 3, padding=1, bias=False).to(dtype), torch.randn(1, 6, 5, 4).to(dtype)
+    model = get_peft_model(nn.Sequential(base), OFTConfig(oft_block_size=6, target_modules=["0"]))
+    assert explain(_layer(model), x).startswith("plan: patches")
+    assert torch.equal(model(x), base(x))
+
+
 def test_few_patches_are_rotated() -> None:
     """Fewer of them than outputs; their second derivatives are there, and a transform of functions sees the kernel."""
     model, x = _adapted(nn.Conv2d(2, 10, 2, bias=False), oft_block_size=4), torch.randn(1, 2, 3, 3, dtype=torch.float64)
