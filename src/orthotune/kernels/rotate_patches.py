@@ -40,7 +40,7 @@ class _Tile(NamedTuple):
     image: int
     rows: slice
     #: positions in these rows
-    count: int
+    patches: int
 
 
 def _tiles(x: Tensor, shape: Geometry) -> Iterator[_Tile]:
@@ -65,7 +65,7 @@ def _patches(x: Tensor, tile: _Tile, shape: Geometry) -> Tensor:
         (image.stride(0), *across, *along),
         image.storage_offset() + tile.rows.start * along[0],
     )
-    return view.reshape(-1, tile.count)
+    return view.reshape(-1, tile.patches)
 
 
 def _add_patches(into: Tensor, patches: Tensor, tile: _Tile, shape: Geometry) -> None:
@@ -114,7 +114,7 @@ class _ConvolvePatches(torch.autograd.Function):
         shape, (need_x, need_W, need_R) = ctx.shape, ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
             needed = ctx.needs_input_grad[:3]
-            again = gradients_again(lambda *given: [convolve_plain(*given, shape)], (x, W, R), [grad], needed)
+            again = gradients_again(lambda x, W, R: [convolve_plain(x, W, R, shape)], (x, W, R), [grad], needed)
             return *again, None
         wide = torch.promote_types(x.dtype, torch.float32)
         dx = torch.zeros(x.shape, dtype=wide, device=x.device) if need_x else None
@@ -123,7 +123,7 @@ class _ConvolvePatches(torch.autograd.Function):
         weight, turn = W.reshape(shape.groups, -1, W[0].numel()), R.to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             for tile in _tiles(x, shape):
-                g = grad[tile.image, :, tile.rows].reshape(shape.groups, -1, tile.count)
+                g = grad[tile.image, :, tile.rows].reshape(shape.groups, -1, tile.patches)
                 D = _blocks((weight.mT @ g).flatten(0, 1), R, shape)
                 if need_R or need_W:
                     own = _blocks(_patches(x, tile, shape), R, shape)
@@ -132,7 +132,7 @@ class _ConvolvePatches(torch.autograd.Function):
                 if dW is not None:
                     dW += (g @ (turn.mT @ own).flatten(1, 2).mT).view(W.shape)
                 if dx is not None:
-                    _add_patches(dx, (turn @ D).view(-1, tile.count), tile, shape)
+                    _add_patches(dx, (turn @ D).view(-1, tile.patches), tile, shape)
         return None if dx is None else dx.to(x.dtype), None if dW is None else dW.to(W.dtype), dR, None
 
 

@@ -7,7 +7,8 @@ whatever stride, padding, dilation or overlap the patches have. Neither needs th
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,9 @@ class Conv(OFTLayer):
     output channels. For a kernel of one point the two layouts of ``side="in"`` are the same.
     """
 
-    plain_forwards = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
+    plain_forwards: ClassVar[tuple[Callable[..., Any], ...]] = (
+        nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward,
+    )  # fmt: skip
 
     @property
     def beyond_peft(self) -> str | None:  # type: ignore[override]
