@@ -184,10 +184,13 @@ def test_patches_and_kernels_that_are_rotated_agree(name: str, monkeypatch: pyte
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_fresh_adapter_on_few_patches_changes_no_bit(dtype: torch.dtype) -> None:
-    base, x = nn.Conv2d(6, 40, 3, padding=1, bias=False).to(dtype), torch.randn(1, 6, 5, 4).to(dtype)
+    base, x = nn.Conv2d(6, 40, 3, padding=1).to(dtype), torch.randn(1, 6, 5, 4).to(dtype)
     model = get_peft_model(nn.Sequential(base), OFTConfig(oft_block_size=6, target_modules=["0"]))
     assert explain(_layer(model), x).startswith("plan: patches")
-    assert torch.equal(model(x), base(x))
+    expected = base(x)
+    assert torch.equal(model(x), expected) and torch.equal(model(x[0]), base(x[0]))
+    model(x).float().square().sum().backward()
+    assert _layer(model).oft_R["default"].weight.grad.abs().min() > 0
 
 
 def test_few_patches_are_rotated() -> None:

@@ -94,11 +94,11 @@ class _ConvolvePatches(torch.autograd.Function):
     """Keeps the padded input, the kernel, which the layer holds anyway, and the rotation."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W: Tensor, R: Tensor, shape: Geometry) -> Tensor:
+    def forward(ctx: Any, x: Tensor, W: Tensor, R: Tensor, shape: Geometry, known: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, W, R)
         ctx.shape = shape
-        if torch.equal(R, torch.eye(R.shape[-1], dtype=R.dtype, device=R.device).expand_as(R)):
-            return _convolved(x, W, shape)  # sums in the base's order: a fresh adapter changes no bit
+        if known is not None:
+            return known.view_as(known)
         positions = shape.positions(tuple(x.shape[2:]))
         out = x.new_empty(x.shape[0], W.shape[0], *positions)
         weight, turn = W.reshape(shape.groups, -1, W[0].numel()), R.mT.to(x.dtype)
@@ -115,7 +115,7 @@ class _ConvolvePatches(torch.autograd.Function):
         if torch.is_grad_enabled():
             needed = ctx.needs_input_grad[:3]
             again = gradients_again(lambda x, W, R: [convolve_plain(x, W, R, shape)], (x, W, R), [grad], needed)
-            return *again, None
+            return *again, None, None
         wide = torch.promote_types(x.dtype, torch.float32)
         dx = torch.zeros(x.shape, dtype=wide, device=x.device) if need_x else None
         dW = torch.zeros(W.shape, dtype=wide, device=x.device) if need_W else None
@@ -133,7 +133,7 @@ class _ConvolvePatches(torch.autograd.Function):
                     dW += (g @ (turn.mT @ own).flatten(1, 2).mT).view(W.shape)
                 if dx is not None:
                     _add_patches(dx, (turn @ D).view(-1, tile.patches), tile, shape)
-        return None if dx is None else dx.to(x.dtype), None if dW is None else dW.to(W.dtype), dR, None
+        return None if dx is None else dx.to(x.dtype), None if dW is None else dW.to(W.dtype), dR, None, None
 
 
 def convolve_plain(x: Tensor, W: Tensor, R: Tensor, shape: Geometry) -> Tensor:
@@ -146,16 +146,12 @@ def convolve_plain(x: Tensor, W: Tensor, R: Tensor, shape: Geometry) -> Tensor:
     """
     blocks = W.flatten(1).unflatten(1, (-1, R.shape[-1])).transpose(0, 1)
     rotated = (blocks @ R.mT.to(W.dtype)).transpose(0, 1).reshape(W.shape)
-    return _convolved(x, rotated, shape)
-
-
-def _convolved(x: Tensor, W: Tensor, shape: Geometry) -> Tensor:
     function = _CONVOLUTIONS[len(shape.kernel) - 1]
-    found: Tensor = function(x, W, None, shape.stride, 0, shape.dilation, shape.groups)
+    found: Tensor = function(x, rotated, None, shape.stride, 0, shape.dilation, shape.groups)
     return found
 
 
-def convolve_patches(x: Tensor, W: Tensor, R: Tensor, shape: Geometry) -> Tensor:
+def convolve_patches(x: Tensor, W: Tensor, R: Tensor, shape: Geometry, known: Tensor | None = None) -> Tensor:
     """The convolution of ``x`` by ``W`` with each patch ``p`` of ``in / groups * kernel`` numbers as ``p BD(R)``.
 
     Args:
@@ -163,6 +159,7 @@ def convolve_patches(x: Tensor, W: Tensor, R: Tensor, shape: Geometry) -> Tensor
         W: ``(out, in / groups, *kernel)``.
         R: ``(in / groups * kernel / b, b, b)``, or ``(1, b, b)`` for one shared block.
         shape: of the patches.
+        known: the result, where it is known and only its gradients are missing.
 
     Returns:
         ``(batch, out, *positions)`` in the dtype of ``x``, or in autocast's where that is on. Patches are rotated in
@@ -179,6 +176,6 @@ def convolve_patches(x: Tensor, W: Tensor, R: Tensor, shape: Geometry) -> Tensor
         if x.dtype is not torch.float64:
             x, W = (one.to(torch.get_autocast_dtype(device)) for one in (x, W))
         with torch.autocast(device, enabled=False):
-            return convolve_patches(x, W, R, shape)
-    found: Tensor = _ConvolvePatches.apply(x.contiguous(), W, R, shape)
+            return convolve_patches(x, W, R, shape, known)
+    found: Tensor = _ConvolvePatches.apply(x.contiguous(), W, R, shape, known)
     return found

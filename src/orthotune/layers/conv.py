@@ -102,20 +102,19 @@ class Conv(OFTLayer):
             weight = self.rotated_matrices(names, rounded=quick)["weight"].to(base.weight.dtype)
             return self._convolved(x, weight, base.bias, args, kwargs)
         if path == "patches":
-            y = self._by_patches(x, self.oft_R[names[0]]())
-        else:
-            for name in names:
-                if self.slots[name].settings.spec.side == "in":
-                    x = self._rotated_channels(x, self.oft_R[name](), base.groups)
-            if path == "input":
-                return base(x, *args, **kwargs)
-            y = self._convolved(x, base.weight, None, args, kwargs)
+            return self._by_patches(names[0], x)
+        for name in names:
+            if self.slots[name].settings.spec.side == "in":
+                x = self._rotated_channels(x, self.oft_R[name](), base.groups)
+        if path == "input":
+            return base(x, *args, **kwargs)
+        y = self._convolved(x, base.weight, None, args, kwargs)
         for name in names:
             if self.slots[name].settings.spec.side == "out":
                 y = self._rotated_channels(y, self.oft_R[name]().mT, 1)
             scale = self.magnitude(name)
             y = y if scale is None else y * self._beside(scale.to(y.dtype))
-        return y if base.bias is None else y + self._beside(base.bias.to(y.dtype))
+        return self._with_bias(y)
 
     def _rotated_channels(self, x: Tensor, R: Tensor | Operator, groups: int) -> Tensor:
         """The channels of a signal, of each group the same way."""
@@ -129,14 +128,30 @@ class Conv(OFTLayer):
         """One value for each channel, in a shape that broadcasts over a signal."""
         return values.view(-1, *(1 for _ in self.get_base_layer().kernel_size))
 
-    def _by_patches(self, x: Tensor, R: Tensor) -> Tensor:
-        """The convolution of rotated patches, without the bias."""
+    def _with_bias(self, y: Tensor) -> Tensor:
+        bias = self.base_layer.bias
+        return y if bias is None else y + self._beside(bias.to(y.dtype))
+
+    def _by_patches(self, name: str, x: Tensor) -> Tensor:
+        """The convolution of rotated patches."""
+        base, R, scale = self.base_layer, self.oft_R[name](), self.magnitude(name)
+        fresh = scale is None and torch.equal(R, torch.eye(R.shape[-1], dtype=R.dtype, device=R.device).expand_as(R))
+        if fresh and (base.bias is None or not base.bias.requires_grad):
+            with torch.no_grad():  # a fresh adapter changes no bit: the sums run in the base's order
+                y = base(x)
+            return self._of_patches(x, R, y)
+        y = self._of_patches(x, R)
+        return self._with_bias(y if scale is None else y * self._beside(scale.to(y.dtype)))
+
+    def _of_patches(self, x: Tensor, R: Tensor, known: Tensor | None = None) -> Tensor:
+        """The convolution without the bias, or its ``known`` result with a gradient."""
         base = self.base_layer
         single = x.dim() == len(base.kernel_size) + 1
         mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
         padded = pad(x[None] if single else x, base._reversed_padding_repeated_twice, mode=mode)
         shape = Geometry(base.kernel_size, base.stride, base.dilation, base.groups)
-        y = convolve_patches(padded, base.weight, R, shape)
+        known = known[None] if single and known is not None else known
+        y = convolve_patches(padded, base.weight, R, shape, known)
         return y[0] if single else y
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None, args: Any, kwargs: Any) -> Tensor:
