@@ -87,9 +87,9 @@ def timed(steps: dict[str, tuple[Step, bool | None]], repetitions: int) -> dict[
     names = list(steps)
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in names}
     gc.disable()
-    for turn in range(-2, repetitions):  # two to warm up
+    for number in range(-2, repetitions):  # two to warm up
         gc.collect()
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        for name in names[number % len(names) :] + names[: number % len(names)]:
             step, patches = steps[name]
             if step.before is not None:
                 step.before()
@@ -97,7 +97,7 @@ def timed(steps: dict[str, tuple[Step, bool | None]], repetitions: int) -> dict[
                 wall, own = time.perf_counter(), time.process_time()
                 step.run()
                 found = time.perf_counter() - wall, time.process_time() - own
-            for kept, seconds in zip(times[name], found if turn >= 0 else (), strict=False):
+            for kept, seconds in zip(times[name], found if number >= 0 else (), strict=False):
                 kept.append(seconds)
     gc.enable()
     return times

@@ -190,7 +190,7 @@ def test_a_fresh_adapter_on_few_patches_changes_no_bit(dtype: torch.dtype) -> No
     expected = base(x)
     assert torch.equal(model(x), expected) and torch.equal(model(x[0]), base(x[0]))
     model(x).float().square().sum().backward()
-    assert _layer(model).oft_R["default"].weight.grad.abs().min() > 0
+    assert _layer(model).oft_R["default"].weight.grad.any()
 
 
 def test_few_patches_are_rotated() -> None:

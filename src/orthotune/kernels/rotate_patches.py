@@ -101,9 +101,9 @@ class _ConvolvePatches(torch.autograd.Function):
             return known.view_as(known)
         positions = shape.positions(tuple(x.shape[2:]))
         out = x.new_empty(x.shape[0], W.shape[0], *positions)
-        weight, turn = W.reshape(shape.groups, -1, W[0].numel()), R.mT.to(x.dtype)
+        weight, factor = W.reshape(shape.groups, -1, W[0].numel()), R.mT.to(x.dtype)
         for tile in _tiles(x, shape):
-            rotated = turn @ _blocks(_patches(x, tile, shape), R, shape)
+            rotated = factor @ _blocks(_patches(x, tile, shape), R, shape)
             found = weight @ rotated.flatten(1, 2)
             out[tile.image, :, tile.rows].copy_(found.view(W.shape[0], -1, *positions[1:]))
         return out
@@ -120,7 +120,7 @@ class _ConvolvePatches(torch.autograd.Function):
         dx = torch.zeros(x.shape, dtype=wide, device=x.device) if need_x else None
         dW = torch.zeros(W.shape, dtype=wide, device=x.device) if need_W else None
         dR = torch.zeros_like(R) if need_R else None
-        weight, turn = W.reshape(shape.groups, -1, W[0].numel()), R.to(x.dtype)
+        weight, factor = W.reshape(shape.groups, -1, W[0].numel()), R.to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             for tile in _tiles(x, shape):
                 g = grad[tile.image, :, tile.rows].reshape(shape.groups, -1, tile.patches)
@@ -130,9 +130,9 @@ class _ConvolvePatches(torch.autograd.Function):
                 if dR is not None:
                     dR += (own @ D.mT).sum(0 if len(dR) > 1 else (0, 1), dtype=dR.dtype)
                 if dW is not None:
-                    dW += (g @ (turn.mT @ own).flatten(1, 2).mT).view(W.shape)
+                    dW += (g @ (factor.mT @ own).flatten(1, 2).mT).view(W.shape)
                 if dx is not None:
-                    _add_patches(dx, (turn @ D).view(-1, tile.patches), tile, shape)
+                    _add_patches(dx, (factor @ D).view(-1, tile.patches), tile, shape)
         return None if dx is None else dx.to(x.dtype), None if dW is None else dW.to(W.dtype), dR, None, None
 
 
