@@ -82,6 +82,8 @@ UNET = [
     Contender("lora_attention", LoraConfig, _LORA, unet.ATTENTION),
     Contender("peft_oft_attention", PeftOFTConfig, None, unet.ATTENTION),
     Contender("orthotune_attention", OFTConfig, _EXACT, unet.ATTENTION),
+    Contender("orthotune_channels", OFTConfig, _EXACT | {"conv": "channels"}),
+    Contender("orthotune_out", OFTConfig, _EXACT | {"side": "out"}),
 ]
 
 

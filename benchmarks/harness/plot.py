@@ -28,6 +28,8 @@ LOOKS = {
     "lora_attention": ("PEFT LoRA, attention only", "#b395c4"),
     "peft_oft_attention": ("PEFT OFT, attention only", "#e08214"),
     "orthotune_attention": ("orthotune, attention only", "#7fbf7b"),
+    "orthotune_channels": ("orthotune, channels of inputs", "#00441b"),
+    "orthotune_out": ("orthotune, outputs", "#5aae61"),
 }
 AXES = {"tokens": "tokens", "hidden": "hidden size", "layers": "layers", "block_size": "block size"}
 TARGET = "#b2182b"

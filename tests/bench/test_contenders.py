@@ -30,6 +30,8 @@ def test_fresh_is_the_frozen_model_and_stirred_is_not(cell: Cell, contender: Con
     expected = frozen.call(frozen.model, frozen.x)
     # HRA multiplies pairs of equal reflections, which cancel up to float32 rounding
     atol = 1e-5 if contender.name == "peft_hra" else 0.0
+    # a bias that is added after the rotation is rounded once more than one within the convolution
+    atol = 1e-5 if contender.name == "orthotune_out" else atol
     torch.testing.assert_close(frozen.call(fresh(contender, frozen, cell), frozen.x), expected, atol=atol, rtol=0)
     moved = (frozen.call(stirred(contender, frozen, cell), frozen.x) - expected).abs().max()
     assert (moved > 1e-3) == (contender.name != FLOOR)

@@ -320,6 +320,16 @@ def _(folder: Path) -> None:
     _changes(side="out", given={"block_share": True})
 
 
+@shows("conv")
+def _(folder: Path) -> None:
+    build = {"build": lambda: Net(nn.Conv1d(12, 8, 3)), "target_modules": ["layer"]}
+    assert _shapes(**build) == {"layer": (9, 6)}
+    assert _shapes(**build, conv="channels") == {"layer": (3, 6)}
+    assert _saved(folder, **build, conv="channels")["conv"] == "channels"
+    with pytest.raises(ConfigError, match="conv='patches'. Needed: one of 'kernel', 'channels'"):
+        OFTConfig(conv="patches")
+
+
 @shows("magnitude")
 def _(folder: Path) -> None:
     model = _model(magnitude=True)

@@ -23,6 +23,7 @@ OUTPUTS = {"linear_rank3", "conv2d_1x1", "experts"}
 ALIKE = {
     "linear_rank2": "linear_rank3", "linear_rank4": "linear_rank3", "conv1d_same": "conv2d",
     "conv2d_reflect": "conv1d_circular", "conv2d_depthwise": "conv2d_groups", "conv2d_channels_last": "conv2d",
+    "conv2d_input_channels": "conv2d_1x1", "conv1d_transposed": "conv2d",
 }  # fmt: skip
 #: experts that are picked by their inputs cut the graph of their base
 CUT = {"mixtral_experts", "gpt_oss_experts"}

@@ -54,9 +54,9 @@ def _matrices(case: Case, model: torch.nn.Module, turn: Turn) -> list[Tensor]:
     layer = wrapper(model, turn).get_base_layer()  # type: ignore[operator]
     parameter = layer.get_parameter(turn.parameter.removeprefix(turn.module + "."))
     parameter = parameter[slice(*turn.rows)] if turn.rows else parameter
-    if turn.stored == "in_out":
-        parameter = parameter.mT
-    return list(parameter) if parameter.dim() == 3 and turn.stored != "conv" else [parameter.flatten(1)]
+    if turn.stored in ("in_out", "conv_transposed"):
+        parameter = parameter.mT if turn.stored == "in_out" else parameter.transpose(0, 1)
+    return list(parameter) if parameter.dim() == 3 and "conv" not in turn.stored else [parameter.flatten(1)]
 
 
 ROTATIONS = ("exact", "shared", "scaled", "coft")

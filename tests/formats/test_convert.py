@@ -15,6 +15,7 @@ from orthotune.formats import AdapterState, LayerState, ReadOptions, read_adapte
 from orthotune.formats.convert import convert, plan
 from orthotune.formats.registry import targets
 from orthotune.formats.writers import write_adapter
+from orthotune.rotation.reflections import Reflections
 from orthotune.rotation.spec import RotationSpec
 from tests.support.producers import Produced, base_layer, produced
 
@@ -258,3 +259,34 @@ def test_boft_of_older_peft_can_be_chosen(tmp_path: Path) -> None:
     old, new = read_adapter(folder), read_adapter(folder, ReadOptions(boft_conv="rows"))
     assert (old.format, new.format) == ("peft-boft-0.11", "peft-boft")
     assert not torch.allclose(old.transform("conv").apply(weight), new.transform("conv").apply(weight))
+
+
+def test_rotated_channels_become_blocks_over_the_kernel(tmp_path: Path) -> None:
+    """For tools that know no rotation of channels: each block once for every point of a kernel, the same weight."""
+    spec = RotationSpec(conv="channels", scaled=True)
+    torch.manual_seed(0)
+    weight = torch.randn(5, 6, 2, 3, dtype=torch.float64)
+    shared = LayerState({"": torch.randn(1, 3)}, replace(spec, shared=True))
+    for held in (LayerState({"": torch.randn(2, 3)}, spec), shared):
+        state = AdapterState({"blk.conv": held})
+        for target in ("peft", "peft-0.14", "orthotune"):
+            converted, errors = convert(state, target, {"blk.conv": weight.shape})
+            write_adapter(converted, tmp_path / target, target, {"": ["blk.conv"]})
+            back = read_adapter(tmp_path / target).layers["blk.conv"]
+            assert not errors and (back.spec.conv == "channels") == (target == "orthotune")
+            # float32 vectors that were scaled and unscaled
+            torch.testing.assert_close(back.apply(weight), held.apply(weight), rtol=0, atol=1e-6)
+
+
+def test_what_is_needed_to_repeat_blocks_over_a_kernel() -> None:
+    layer = LayerState({"": torch.zeros(2, 3)}, RotationSpec(conv="channels"))
+    state = AdapterState({"conv": layer})
+    assert "sizes of kernels" in next(iter(plan(state, "peft").needs_base))
+    assert not plan(state, "peft", linear=True).needs_base and not plan(state, "orthotune").needs_base
+    assert convert(state, "peft", linear=True)[0].layers["conv"].spec.conv == "kernel"
+    with pytest.raises(UnsupportedLayerError, match="needed|base"):
+        convert(state, "peft")
+    family = Reflections(RotationSpec(transform="reflections", rank=2, conv="channels"), torch.ones(2, 6))
+    for shape, verdict in (((5, 6, 2), "impossible"), ((5, 6, 1), "lossless")):
+        found = plan(AdapterState({}, transforms={"conv": family}), "peft-hra", {"conv": shape})
+        assert found.verdict == verdict

@@ -25,6 +25,7 @@ ORDINARY = re.compile(r"\bwhole numbers?\b|\bin turn\b")
 #: (file, retired word) -> why the word stays there.
 ALLOWED: dict[tuple[str, str], str] = {
     ("benchmarks/before_after.py", "contender"): "a column of its table",
+    ("benchmarks/convolutions.py", "contender"): "the harness's name for a method",
     ("benchmarks/family_speed.py", "contender"): "the harness's name for a method",
     ("cli/evaluate_drift.py", "pictures"): "a key of the command's JSON",
     ("cli/identify.py", "said"): "a key of the command's JSON",

@@ -17,6 +17,9 @@ SERVED = [
     (nn.Conv1d(2, 2, 1), "Conv"),
     (nn.Conv2d(2, 2, 1), "Conv"),
     (nn.Conv3d(2, 2, 1), "Conv"),
+    (nn.ConvTranspose1d(2, 2, 1), "TransposedConv"),
+    (nn.ConvTranspose2d(2, 2, 1), "TransposedConv"),
+    (nn.ConvTranspose3d(2, 2, 1), "TransposedConv"),
     (nn.Embedding(2, 2), "Embedding"),
 ]
 
@@ -30,12 +33,13 @@ def test_every_kind_is_tried_here() -> None:
     assert {kind.__name__ for _, kind in KINDS} == {kind for _, kind in SERVED}
 
 
-@pytest.mark.parametrize("module", [nn.ConvTranspose2d(2, 2, 1), nn.LayerNorm(2), nn.Bilinear(2, 2, 2), nn.LSTM(2, 2)])
+@pytest.mark.parametrize("module", [nn.Fold((2, 2), 1), nn.LayerNorm(2), nn.Bilinear(2, 2, 2), nn.LSTM(2, 2)])
 def test_others_are_refused_by_name(module: nn.Module) -> None:
     with pytest.raises(UnsupportedLayerError) as caught:
         kind_of(module, "up.0")
     assert str(caught.value) == (
         f"layer 'up.0'. Found: a {type(module).__module__}.{type(module).__name__}. Needed: one of "
-        "NonDynamicallyQuantizableLinear, Linear, Conv1D, Conv1d, Conv2d, Conv3d, Embedding, MultiheadAttention. "
+        "NonDynamicallyQuantizableLinear, Linear, Conv1D, Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, "
+        "ConvTranspose3d, Embedding, MultiheadAttention. "
         "Name its inner layers in target_modules, or exclude it."
     )

@@ -54,6 +54,8 @@ def test_a_preset_says_in_its_first_line_where_its_files_go(recipe: str) -> None
 def test_what_contradicts_the_tool_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"rotation\.side=in and for=comfyui contradict"):
         load_settings(SubjectSettings, None, ["for=comfyui", "rotation.side=in"])
+    with pytest.raises(RecipeError, match=r"rotation\.conv=channels rotates the input's channels"):
+        load_settings(SubjectSettings, None, ["for=comfyui", "rotation.conv=channels"])
     with pytest.raises(RecipeError, match="made_for has no meaning for method=lora"):
         load_settings(SubjectSettings, None, ["for=comfyui", "method=lora"])
     with pytest.raises(RecipeError, match="'comfyui', 'peft' or 'onetrainer'"):

@@ -41,7 +41,7 @@ CARRIERS = (
     ("linear_rank3", "in"), ("linear_rank2", "out"), ("transposed_linear", "in"), ("conv2d", "in"),
     ("conv2d_1x1", "in"), ("embedding", "in"), ("experts", "out"),
 )  # fmt: skip
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -206,7 +206,8 @@ def frozen_turns(case: Case) -> list[Turn]:
 def frozen_map(case: Case, turn: Turn, config: dict[str, Any]) -> Blocks:
     """Blocks of 2 that are not orthogonal, for the matrix of ``turn``, on the side that ``config`` says."""
     W = dict(case.base().named_parameters())[turn.parameter]
-    out, fan_in = (W.T if turn.stored == "in_out" else W.flatten(1)).shape
+    W = W.transpose(0, 1) if turn.stored in ("in_out", "conv_transposed") else W
+    out, fan_in = W.flatten(1).shape
     generator = torch.Generator().manual_seed(13)
     noise = torch.randn((fan_in if config["side"] == "in" else out) // 2, 2, 2, generator=generator)
     scale = 1 + 0.3 * torch.randn(out, generator=generator) if config.get("magnitude") else None

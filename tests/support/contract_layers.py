@@ -25,11 +25,11 @@ class Turn:
     """One matrix that turns: rows ``rows`` of the base parameter ``parameter``, stored as ``stored``.
 
     ``part`` is its name in the adapter of the module at ``module``; ``stored`` is how the parameter lies in memory:
-    ``(out, in)``, ``(in, out)``, ``(out, in, *kernel)`` or one row for each token.
+    ``(out, in)``, ``(in, out)``, ``(out, in, *kernel)``, ``(in, out, *kernel)`` or one row for each token.
     """
 
     parameter: str
-    stored: Literal["out_in", "in_out", "conv", "lookup"] = "out_in"
+    stored: Literal["out_in", "in_out", "conv", "conv_transposed", "lookup"] = "out_in"
     part: str = ""
     rows: tuple[int, int] | None = None
     module: str = "layer"
@@ -199,6 +199,23 @@ KINDS: dict[str, Kind] = {
             *(3, 4, 7, 6),
         ),
         _conv("conv2d_1x1", lambda: nn.Conv2d(8, 12, 1), 3, 8, 5, 4),
+        Kind(
+            "conv2d_input_channels",
+            lambda: Net(nn.Conv2d(16, 12, (3, 2), (2, 1), (1, 1), groups=2)),
+            _batch(3, 16, 5, 4),
+            (Turn("layer.weight", "conv"),),
+            {"target_modules": ["layer"], "conv": "channels"},
+            sides=("in",),
+            free=(0, 2, 3),
+        ),
+        Kind(
+            "conv1d_transposed",
+            lambda: Net(nn.ConvTranspose1d(6, 8, 4, 3, 1, 2)),
+            _batch(3, 6, 5),
+            (Turn("layer.weight", "conv_transposed"),),
+            sides=("out",),  # the other layouts: tests/layers/test_conv.py
+            free=(0, 2),
+        ),
         _conv("conv3d", lambda: nn.Conv3d(2, 8, (2, 1, 3), (1, 2, 1), (1, 0, 1)), 1, 2, 4, 3, 5, free=(0,)),
         Kind(
             "embedding",

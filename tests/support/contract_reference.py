@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -136,7 +137,9 @@ def turn_matrix(W: Tensor, stored: str, adapters: Sequence[tuple[dict[str, Any],
     total = torch.eye(W.shape[-1], dtype=W.dtype)
     for config, v, _ in adapters:
         if config["side"] == "in":
-            total = total @ dense(rotation(v, config), W.shape[-1])
+            points = config.get("points", 1)  # of a kernel, at each of which the channels are rotated alike
+            own = dense(rotation(v, config), W.shape[-1] // points)
+            total = total @ torch.kron(own, torch.eye(points, dtype=W.dtype))
     W = W @ total.T
     for config, v, scale in adapters:
         if config["side"] == "out":
@@ -147,6 +150,11 @@ def turn_matrix(W: Tensor, stored: str, adapters: Sequence[tuple[dict[str, Any],
 
 def turn_parameter(W: Tensor, turn: Turn, adapters: Sequence[tuple[dict[str, Any], Tensor, Tensor | None]]) -> Tensor:
     """A parameter as it lies in memory, turned; expert by expert where there are several."""
+    if turn.stored == "conv_transposed":
+        return turn_parameter(W.transpose(0, 1), replace(turn, stored="conv"), adapters).transpose(0, 1)
+    if turn.stored == "conv":
+        points = math.prod(W.shape[2:])
+        adapters = [(c | {"points": points} if c.get("conv") == "channels" else c, v, m) for c, v, m in adapters]
     if W.dim() == 3 and turn.stored != "conv":
         split = [
             [
@@ -219,7 +227,7 @@ def run(
             if turn in config.get("frozen", {}):
                 held = config["frozen"][turn]
                 scale = None if held.magnitude is None else held.magnitude.double()
-                own.append((config, held.matrices.double(), scale))
+                own.append((config | {"conv": "kernel"}, held.matrices.double(), scale))  # it maps all of an input
                 continue
             v, scale = _numbers(model, turn, name, leaves)
             if scale is not None and config.get("kind", "geodesic") == "geodesic":

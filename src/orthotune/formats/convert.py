@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,11 +19,17 @@ from orthotune.rotation.butterfly import Butterfly
 from orthotune.rotation.cayley import inverse_cayley
 from orthotune.rotation.family import FamilyTransform
 from orthotune.rotation.frozen import FrozenMap
-from orthotune.rotation.packing import pack
+from orthotune.rotation.packing import pack, unpack
 from orthotune.rotation.stages import stages_of
 
 DIMS = "the target stores scales of convolutions in another shape, and the file does not record which layers are those"
 ROWS = "the target has a scale in each layer, and the file does not record how many rows the weight has"
+
+POINTS = (
+    "the target has no rotation of a convolution's channels, only of all that its kernel sees, and the file does not "
+    "record the sizes of kernels"
+)
+CHANNELS = "the format has no rotation of a convolution's channels by a transform other than blocks"
 
 UNCHECKED = (
     "the blocks are assumed to fill their weights, which only --base can check: PEFT before 0.14 truncated the last "
@@ -88,6 +95,8 @@ def plan(state: AdapterState, target: str, shapes: Shapes | None = None, *, line
     for name, layer in {**state.layers, **state.transforms}.items():
         shape = shapes.get(name)
         found, reason = can.can_hold(_kind(layer, shape))
+        if not can.channels and _maps_channels(layer, shape) and isinstance(layer, FamilyTransform) and not linear:
+            found, reason = "impossible", CHANNELS
         if reason:
             reasons.setdefault(reason, []).append(name)
         worst = order[max(order.index(worst), order.index(found))]
@@ -107,6 +116,28 @@ def _kind(layer: FrozenMap, shape: Sequence[int] | None) -> str:
     return kind_of(layer)
 
 
+def _maps_channels(layer: FrozenMap, shape: Sequence[int] | None) -> bool:
+    """Whether a layer maps the channels of a convolution with several points; True where the base must tell."""
+    spec = layer.spec if isinstance(layer, LayerState | FamilyTransform) else None
+    if spec is None or spec.conv == "kernel" or spec.side == "out" or getattr(layer, "embedding", False):
+        return False
+    return shape is None or math.prod(shape[2:]) > 1
+
+
+def _over_kernel(layer: LayerState, points: int) -> LayerState:
+    """The same rotation of ``(in, kernel)``: each element of a block stands once for every point of the kernel."""
+    spec = replace(layer.spec, conv="kernel")
+    if points == 1:
+        return replace(layer, spec=spec)
+    eye = torch.eye(points)[:, None]
+    rotations = {}
+    for part in layer.rotations:
+        size = layer.block_size(part)
+        Q = unpack(layer.vector(part), size)
+        rotations[part] = pack((Q[:, :, None, :, None] * eye.to(Q)).reshape(-1, size * points, size * points))
+    return replace(layer, rotations=rotations, spec=spec)
+
+
 def _open(layer: FrozenMap, can: Format, linear: bool, state: AdapterState) -> list[str]:
     """What the conversion of a layer needs to know about the base."""
     if not isinstance(layer, LayerState):
@@ -115,6 +146,8 @@ def _open(layer: FrozenMap, can: Format, linear: bool, state: AdapterState) -> l
         known = not isinstance(layer, Butterfly | FamilyTransform) or layer.magnitude is None or layer.dims or linear
         return [] if known or not can.scale_dims else [DIMS]
     found = []
+    if not can.channels and not linear and layer.dims != 2 and _maps_channels(layer, None):
+        found.append(POINTS)
     if can.scale and layer.magnitude is None:
         found.append(ROWS)
     elif can.scale_dims and layer.magnitude is not None and not layer.dims and not linear:
@@ -199,6 +232,8 @@ def _layer(layer: LayerState, can: Format, shape: Sequence[int] | None, count: i
     if layer.conv_reversed:
         layer = layer.for_weight(shape or (1, 1))
     layer, error = layer.plain(), None
+    if not can.channels and layer.spec.conv == "channels":
+        layer = _over_kernel(layer, math.prod((shape or ())[2:]))
     if not can.scale and layer.magnitude is not None and bool((layer.magnitude == 1).all()):
         layer = replace(layer, magnitude=None)
     if kind not in can.lossless:

@@ -35,6 +35,8 @@ class Format:
         conv_reversed: whether the tool rotates convolutions in the opposite direction to linear layers.
         folder: written as a folder with a PEFT config and dotted module names, instead of one file.
         shared: whether the format can hold a shared block.
+        channels: whether the format records that a convolution's channels are rotated the same way at every point of
+            its kernel; for other formats such blocks are repeated over the kernel.
         scale: whether each layer must have a scale of its rows; a layer without a scale gets ones.
         scale_dims: whether the scales of convolutions and of linear layers have different shapes.
         spellings: component of a pipeline -> prefix of the underscored module names in a written file; "" is a single
@@ -56,6 +58,7 @@ class Format:
     conv_reversed: ClassVar[bool] = False
     folder: ClassVar[bool] = False
     shared: ClassVar[bool] = False
+    channels: ClassVar[bool] = False
     scale: ClassVar[bool] = False
     scale_dims: ClassVar[bool] = False
     spellings: ClassVar[Mapping[str, str]] = {

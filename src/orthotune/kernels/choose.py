@@ -89,6 +89,43 @@ def _choose(operation: Operation, device: str, dtype: torch.dtype, block_size: i
     return Choice("triton", f"a GPU, {str(dtype).removeprefix('torch.')}, blocks of {block_size}")
 
 
+def kernel_is_rotated(signals: int, kernels: int, gradients: bool) -> bool:
+    """Whether a convolution rotates its kernel instead of the channels of its signals, which means the same.
+
+    Without gradients only: the gradient of a rotation through a rotated kernel costs as much as training the kernel.
+    The kernel is rotated in float32 and rounded, a signal in its own dtype, so that the kernel must be much less work.
+
+    Args:
+        signals: multiplications that rotate the signals.
+        kernels: multiplications that rotate the kernel.
+        gradients: whether a backward follows.
+
+    Example:
+        >>> [kernel_is_rotated(1 << 20, 1 << 10, gradients=given) for given in (False, True)]
+        [True, False]
+    """
+    return not gradients and signals > MANY_ROWS * kernels
+
+
+def patches_are_rotated(device: str, patches: int, outputs: int) -> bool:
+    """Whether a convolution rotates its patches instead of its kernel, which means the same; so far only on CPUs.
+
+    Both are matrices with a column for each number that a kernel sees: ``(patches, fan_in)``, which is unfolded and
+    rotated, and ``(outputs, fan_in)``, which is rotated in float32 and needs a gradient of that size. Moving these
+    numbers through the memory is most of the work, so the matrix with fewer rows is rotated.
+
+    Args:
+        device: type of the device.
+        patches: positions of the output, of all images of a batch and for each group.
+        outputs: channels of the output.
+
+    Example:
+        >>> [patches_are_rotated("cpu", size * size, 640) for size in (16, 32)]
+        [True, False]
+    """
+    return device == "cpu" and patches <= outputs
+
+
 def weight_is_rotated(device: str, rows: int, outputs: int, gradients: bool) -> bool:
     """Whether a linear layer rotates its weight ``(outputs, n)`` instead of its ``rows`` inputs; so far only on CPUs.
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from orthotune.kernels.rotate import rotate_rows, rotate_stack
+from orthotune.kernels.rotate import rotate, rotate_rows, rotate_stack
 from orthotune.kernels.rotate_once import RUN, rotate_once
 from orthotune.rotation.operator import Operator
 
@@ -24,9 +24,18 @@ class Step(NamedTuple):
 
     kind: Literal["columns", "rows", "scale_rows", "scale_columns"]
     factor: Tensor | Operator
+    #: of a kernel whose channels ``columns`` rotates, the same way at each of them; the columns are ``(in, points)``
+    points: int = 1
+
+    @property
+    def size(self) -> int:
+        """Features of a block on the side that the step rotates."""
+        return int(self.factor.shape[-1]) * self.points
 
     def act(self, W: Tensor) -> Tensor:
         """The entire of ``W`` after this step, differentiable, in the dtype of ``W``."""
+        if self.kind == "columns" and self.points > 1:
+            return rotate(W.unflatten(-1, (-1, self.points)).mT, self.factor).mT.flatten(-2)
         if self.kind == "columns":
             return rotate_stack(W, self.factor)
         if self.kind == "rows":
@@ -43,8 +52,8 @@ class Step(NamedTuple):
             return Step(self.kind, self.factor[window])
         if self.factor.shape[-3] == 1:  # one shared block
             return self
-        size = self.factor.shape[-1]
-        return Step(self.kind, self.factor[window.start // size : window.stop // size])
+        own = self.factor[window.start // self.size : window.stop // self.size]
+        return self._replace(factor=own)
 
     def of_copy(self, index: int, count: int) -> Step:
         """The step for one matrix of a stack of ``count``, as for a matrix that stands alone.
@@ -68,7 +77,7 @@ def rotate_full(W: Tensor, steps: Sequence[Step]) -> Tensor:
         >>> rotate_full(torch.ones(1, 2), [Step("scale_columns", torch.tensor([1.0, 2.0]))])
         tensor([[1., 2.]])
     """
-    first = steps[0].factor if len(steps) == 1 else None
+    first = steps[0].factor if len(steps) == 1 and steps[0].points == 1 else None
     if isinstance(first, Tensor) and first.dim() > 1 and first.requires_grad and torch.is_grad_enabled():
         return rotate_once(W, first, steps[0].kind == "columns")
     W = W.to(torch.promote_types(W.dtype, torch.float32))
@@ -104,8 +113,8 @@ def _rotate_matrix(W: Tensor, steps: Sequence[Step], out: Tensor, run: int) -> N
     for rows, columns in _windows(W, steps, run):
         own = [step.within(rows, columns) for step in steps]
         here, there = W[rows, columns], out[rows, columns]
-        R = own[-1].factor if own else None
-        if W.device.type == "cpu" and isinstance(R, Tensor) and own[-1].kind == "columns" and R.shape[0] > 1:
+        R, plain = (own[-1].factor, own[-1].points == 1) if own else (None, False)
+        if W.device.type == "cpu" and isinstance(R, Tensor) and own[-1].kind == "columns" and R.shape[0] > 1 and plain:
             # The last product is rounded out of its own layout: no float32 copy in between.
             wide = rotate_full(here, own[:-1])
             blocks = (R.shape[0], R.shape[-1])
@@ -118,8 +127,8 @@ def _rotate_matrix(W: Tensor, steps: Sequence[Step], out: Tensor, run: int) -> N
 def _windows(W: Tensor, steps: Sequence[Step], run: int) -> Iterator[tuple[slice, slice]]:
     """Runs of rows that split no block of a ``rows`` step; also of columns, where such rows have too many elements."""
     count, width = W.shape
-    height = math.lcm(*(step.factor.shape[-1] for step in steps if step.kind == "rows"))
-    across = math.lcm(*(step.factor.shape[-1] for step in steps if step.kind == "columns"))
+    height = math.lcm(*(step.size for step in steps if step.kind == "rows"))
+    across = math.lcm(*(step.size for step in steps if step.kind == "columns"))
     taken = width
     if height * width > run:
         taken = min(width, max(run // height // across, 1) * across)

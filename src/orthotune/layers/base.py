@@ -39,6 +39,7 @@ from orthotune.rotation.blocks import choose_layout
 from orthotune.rotation.family import FamilyTransform
 from orthotune.rotation.family_registry import family_of
 from orthotune.rotation.placed import placed
+from orthotune.rotation.spec import RotationSpec
 
 #: Held while the weights of a base are replaced: another thread must neither call, read nor copy it.
 CALLS = threading.RLock()
@@ -98,6 +99,25 @@ class OFTLayer(nn.Module, Strengths, Merging):
         """The base parameters that rotate, by their name below the innermost base layer; none when it is quantized."""
         return {"weight": self.get_base_layer().weight}
 
+    @property
+    def points(self) -> int:
+        """How many points a kernel has: the columns of a matrix are ``(in, points)``; 1 for all but convolutions."""
+        return 1
+
+    def fitting(self, spec: RotationSpec) -> RotationSpec:
+        """A spec as this kind of layer means it: without a kernel of several points, its layouts are one."""
+        if spec.conv == "kernel" or (self.points > 1 and spec.side == "in"):
+            return spec
+        return replace(spec, conv="kernel")
+
+    def _points_of(self, spec: RotationSpec) -> int:
+        """The points of the kernel at which a rotation of the inputs acts alike; 1 where it mixes them."""
+        return self.points if spec.conv == "channels" else 1
+
+    def _features(self, shape: torch.Size, spec: RotationSpec) -> int:
+        """How many features of a matrix ``(..., out, in)`` a spec rotates."""
+        return int(shape[-2]) if spec.side == "out" else int(shape[-1]) // self._points_of(spec)
+
     def natural(self, weight: Tensor) -> Tensor:
         """A base parameter as ``(out, in, ...)``, and back."""
         return weight
@@ -140,6 +160,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
             UnsupportedLayerError: the side has no meaning for this layer, or it cannot hold a frozen map.
             BlockSizeError: the size does not fit.
         """
+        settings = replace(settings, spec=self.fitting(settings.spec))
         if settings.frozen is not None:
             self._hold_frozen(adapter_name, settings)
         else:
@@ -181,6 +202,9 @@ class OFTLayer(nn.Module, Strengths, Merging):
                 if "meta" in (matrix.device.type, rotation.weight.device.type):
                     continue  # a file brings it, or a merge has the weight; a call without either is refused
                 assert isinstance(rotation, FamilyRotation) and basis is not None
+                points = self._points_of(rotation.spec)
+                if points > 1:  # each point of the kernel gives rows of its own
+                    matrix = matrix.unflatten(-1, (-1, points)).mT.flatten(0, 1)
                 basis.copy_(rotation.kind.basis_of(rotation.spec, matrix))
 
     def _hold_frozen(self, name: str, settings: LayerSettings) -> None:
@@ -210,7 +234,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
         if (kind := family_of(spec.transform)) is not None:
             return self._new_transform(kind, shape, settings)
         layout, gave_way = choose_layout(
-            shape[-1 if spec.side == "in" else -2], r=settings.r, block_size=0 if settings.r else spec.block_size,
+            self._features(shape, spec), r=settings.r, block_size=0 if settings.r else spec.block_size,
             shared=spec.shared, fallback=settings.fallback, layer=settings.layer,
         )  # fmt: skip
         wanted = f"r={settings.r}" if settings.r else f"block_size={spec.block_size}"
@@ -222,7 +246,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
     def _new_transform(
         self, kind: type[FamilyTransform], shape: torch.Size, settings: LayerSettings
     ) -> tuple[nn.Module, str | None]:
-        features = int(shape[-1 if settings.spec.side == "in" else -2])
+        features = self._features(shape, settings.spec)
         spec = replace(settings.spec, dtype=self._adapter_dtype())
         spec, gave_way = kind.choose(spec, features, settings.r, settings.fallback, settings.layer)
         if reason := kind.refuse_start(spec, settings.init_weights):
@@ -459,7 +483,7 @@ class OFTLayer(nn.Module, Strengths, Merging):
     def steps(self, part: str, adapters: list[str], every_block: bool = False) -> list[Step]:
         """What the adapters do to the matrix of a part, in the order in which it acts."""
         steps = [
-            Step("columns", self.rotations(name)[part](every_block).mT)
+            Step("columns", self.rotations(name)[part](every_block).mT, self._points_of(self.slots[name].settings.spec))
             for name in reversed(adapters)
             if self.slots[name].settings.spec.side == "in"
         ]

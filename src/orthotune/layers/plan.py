@@ -17,9 +17,9 @@ from orthotune.layers.offloaded import hosted
 from orthotune.layers.settings import Slot
 
 #: ``base``: no adapter acts here. ``input``: the input is rotated and the base runs. ``sides``: the output is rotated
-#: or scaled, too. ``weight``: the weight is rotated and the kind's own function runs. ``call``: the base itself is
-#: called with the adapted weight instead of its own.
-Path = Literal["base", "input", "sides", "weight", "call"]
+#: or scaled, too. ``weight``: the weight is rotated and the kind's own function runs. ``patches``: the patches of a
+#: convolution are rotated. ``call``: the base itself is called with the adapted weight instead of its own.
+Path = Literal["base", "input", "sides", "weight", "patches", "call"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ class Planned(Protocol):
 INPUT = Plan("input", "every active adapter rotates inputs alone")
 SIDES = Plan("sides", "an active adapter rotates or scales outputs")
 ROWS = Plan("weight", "so many rows that rotating the weight is less work")
-KERNEL = Plan("weight", "overlapping patches cannot be rotated, their kernel can")
+KERNEL = Plan("weight", "the rotation mixes the points of the kernel, so the kernel is rotated")
+PATCHES = Plan("patches", "so few patches that rotating them is less work than rotating the kernel")
+LARGE = Plan("weight", "signals so large that rotating the kernel is less work")
 PARTS = Plan("call", "the layer's weights are read by a function of its own")
 
 

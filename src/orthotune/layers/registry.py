@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 from orthotune.errors import UnsupportedLayerError
 from orthotune.layers.attention import AttentionOutput, MultiheadAttention
 from orthotune.layers.base import OFTLayer
-from orthotune.layers.conv import Conv
+from orthotune.layers.conv import Conv, TransposedConv
 from orthotune.layers.embedding import Embedding
 from orthotune.layers.linear import Linear, TransposedLinear
 from orthotune.layers.quantized_linear import QuantizedLinear
@@ -22,6 +22,7 @@ KINDS: list[tuple[tuple[type[nn.Module], ...], type[OFTLayer]]] = [
     ((nn.Linear,), Linear),
     ((Conv1D,), TransposedLinear),
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d), Conv),
+    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), TransposedConv),
     ((nn.Embedding,), Embedding),
     ((nn.MultiheadAttention,), MultiheadAttention),
 ]

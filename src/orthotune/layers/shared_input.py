@@ -15,6 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from orthotune.kernels.autograd import looked_through, looked_through_uncompiled
 from orthotune.kernels.rotate import joined, rotate_each, rotate_joined
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.beside_adapters import beside_adapters
 from orthotune.layers.parametrization.memo import Memo
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.layers.parametrization.sharding import is_zero
@@ -256,15 +257,15 @@ def share_inputs(model: nn.Module, adapter: str) -> None:
     """
     alone = {
         module
-        for module in model.modules()
+        for _, module in beside_adapters(model)
         if isinstance(module, OFTLayer)
         and module.shares_input
         and adapter in module.oft_R
         and module.slots[adapter].settings.spec.side == "in"
         and isinstance(module.oft_R[adapter], Rotation)
     }
-    for parent in model.modules():
-        children = dict(parent.named_children())
+    for _, parent in beside_adapters(model):
+        children = parent._modules
         for names in TOGETHER:
             found = [children.get(child) for child in names]
             if getattr(parent, "is_cross_attention", False):

@@ -104,7 +104,7 @@ def _values(
     new: list[tuple[Tensor, Tensor]]
     if isinstance(held, LayerState):
         held = for_module(held, layer.get_base_layer())
-    has = replace(held.spec, magnitude=held.magnitude is not None)
+    has = layer.fitting(replace(held.spec, magnitude=held.magnitude is not None))
     wanted, found = _meaning(layer.oft_settings[adapter].spec), _meaning(has)
     if differ := [key for key in wanted if wanted[key] != found[key]]:
         raise _misfit(name, found, wanted, differ)
@@ -149,6 +149,7 @@ def _meaning(spec: RotationSpec) -> dict[str, Any]:
     others: dict[str, Any] = {"transform": spec.transform, "variant": spec.variant, "factors": spec.factors}
     if spec.transform != "blocks":  # smaller blocks are padded, other transforms have no such form
         others["block_size"] = spec.block_size
+    others["conv"] = spec.conv
     return {"side": spec.side, "map": map, "COFT eps": spec.eps, "magnitude": spec.magnitude} | others
 
 

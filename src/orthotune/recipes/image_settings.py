@@ -118,3 +118,10 @@ class ImageSettings(MethodSettings):
                 raise SettingError(f"rotation.{key}", fault, f"Leave one of them out; {self.made_for} needs {value}")
         self.rotation = MADE_FOR[self.made_for] | self.rotation
         return self
+
+    @model_validator(mode="after")
+    def _channels_of_inputs(self) -> ImageSettings:
+        if self.rotation.get("conv") == "channels" and self.rotation.get("side") == "out":
+            fault = "rotation.conv=channels rotates the input's channels of a convolution, and outputs are rotated here"
+            raise SettingError("rotation.conv", fault, "Leave rotation.conv out, or rotate inputs (rotation.side=in)")
+        return self

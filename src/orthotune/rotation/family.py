@@ -20,6 +20,7 @@ from orthotune.rotation.on_weight import (
     on_features,
     refuse_misfit,
     refuse_scale,
+    rotated_inputs,
     rows_scaled,
 )
 from orthotune.rotation.operator import LowRank, Operator
@@ -260,15 +261,16 @@ class FamilyTransform:
 
     def apply(self, weight: Tensor, strength: float = 1.0) -> Tensor:
         """The new weight, see :class:`~orthotune.rotation.frozen.FrozenMap`."""
+        channels = self.spec.conv == "channels" and self.side == "in" and weight.dim() > 2
         if self.needs_basis and self.basis is None:
-            W = weight.flatten(1)
+            W = weight.flatten(2).mT.flatten(0, 1) if channels else weight.flatten(1)
             return replace(self, basis=self.basis_of(self.spec, W)).apply(weight, strength)
         if self.embedding:  # the vector of a token is mapped like the input of a layer
             table = lifted(weight)
             moved = rows_scaled(self.rows(table, True).mT, self.magnitude).mT
             return at_strength(table, moved, None, self.blend, strength)
         W = lifted(weight).flatten(1)
-        moved = self.rows(W) if self.side == "in" else self.rows(W.mT).mT
+        moved = self.rows(W.mT).mT if self.side == "out" else rotated_inputs(self.rows, lifted(weight), channels)
         return at_strength(W, moved, self.magnitude, self.blend, strength).reshape(weight.shape)
 
     def inverse(self) -> FamilyTransform:

@@ -47,6 +47,23 @@ def lifted(weight: Tensor) -> Tensor:
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
+def rotated_inputs(rows: Callable[[Tensor], Tensor], weight: Tensor, channels: bool) -> Tensor:
+    """A weight after ``rows``, which maps the last dimension of a matrix, as ``(out, in * kernel)``.
+
+    Args:
+        rows: ``X -> X Mᵀ``, for any number of leading dimensions.
+        weight: ``(out, in)`` or ``(out, in, *kernel)``.
+        channels: ``M`` maps ``in``, the same way at every point of the kernel; otherwise all of ``in * kernel``.
+
+    Example:
+        >>> rotated_inputs(lambda X: X.flip(-1), torch.tensor([[[1, 2], [3, 4]]]), channels=True)
+        tensor([[3, 4, 1, 2]])
+    """
+    if channels and weight.dim() > 2:
+        return rows(weight.flatten(2).mT).mT.flatten(1)
+    return rows(weight.flatten(1))
+
+
 def rows_scaled(matrix: Tensor, scale: Tensor | None) -> Tensor:
     """Multiply each row by its scale; without a scale the matrix is returned.
 

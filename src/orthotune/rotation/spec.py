@@ -20,6 +20,9 @@ from orthotune.rotation.strength import Kind
 Side = Literal["in", "out"]
 #: ``neumann_legacy`` is the series of PEFT 0.16 and 0.17, ``neumann`` the one of 0.18 and later.
 Map = Literal["exact", "neumann", "neumann_legacy"]
+#: what ``side="in"`` rotates in a convolution: all that a kernel sees ``(in, kernel)``, or the channels of the input,
+#: the same way at every point of the kernel
+ConvLayout = Literal["kernel", "channels"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class RotationSpec:
         rank: number of reflections, or of dimensions of a subspace; 0 for transforms that are made of blocks.
         factors: number of stages of a butterfly.
         variant: the variant of a transform that has several; "" for its usual one.
+        conv: what ``side="in"`` rotates in a convolution; of no matter for other layers.
 
     Source: OFT, arXiv 2306.07280, section 3; the fields' meaning is that of PEFT's ``OFTConfig``.
 
@@ -66,6 +70,7 @@ class RotationSpec:
     rank: int = 0
     factors: int = 1
     variant: str = ""
+    conv: ConvLayout = "kernel"
 
     @property
     def exact(self) -> bool:

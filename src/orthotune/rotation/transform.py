@@ -25,6 +25,7 @@ from orthotune.rotation.on_weight import (
     refuse_misfit,
     refuse_scale,
     rotate_blocks,
+    rotated_inputs,
 )
 from orthotune.rotation.packing import element_count
 from orthotune.rotation.spec import RotationSpec, Side
@@ -173,9 +174,9 @@ class BlockTransform:
         """
         if self.spec.shared and self.numbers.shape[0] != 1:
             raise AdapterFileError("a shared block", got=f"{self.numbers.shape[0]} blocks", needed="one")
-        W = lifted(weight).flatten(1)
-        self.fits(W.shape[1 if self.side == "in" else 0])
-        rotated = self.rows(W) if self.side == "in" else self.rows(W.mT).mT
+        W, channels = lifted(weight).flatten(1), self.spec.conv == "channels"
+        self.fits(W.shape[0] if self.side == "out" else weight.shape[1] if channels else W.shape[1])
+        rotated = self.rows(W.mT).mT if self.side == "out" else rotated_inputs(self.rows, lifted(weight), channels)
         return at_strength(W, rotated, self.magnitude, self.blend, strength).reshape(weight.shape)
 
     def inverse(self) -> BlockTransform | Blocks:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from orthotune.errors import AdapterFileError
 from orthotune.files.names import shortened
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.beside_adapters import beside_adapters
 from orthotune.layers.parametrization.magnitude import Magnitude
 from orthotune.layers.parametrization.sharding import is_zero
 from orthotune.tuner.old_files import PREFIX, is_old_key, rename_keys
@@ -161,7 +162,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 def _modules(model: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
     # The state of a model in FSDP has names without FSDP's wrapper.
-    for key, module in model.named_modules(remove_duplicate=remove_duplicate):
+    for key, module in beside_adapters(model, every_name=not remove_duplicate):
         yield key.removeprefix(FSDP), module
 
 

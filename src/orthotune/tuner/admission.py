@@ -19,6 +19,7 @@ from torch import nn
 
 from orthotune.errors import AdapterFileError, ConfigError
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.beside_adapters import beside_adapters
 
 #: A config may ask for more parameters than its file has (a later error reports wrong shapes, or it is used for a
 #: larger model), but not for a multiple of them that is also a large share of the layers.
@@ -50,7 +51,7 @@ def admit_adapter(config: Any, adapter_name: str, model: nn.Module) -> None:
             module to save; or the matching of a pattern does not end.
     """
     refuse_name(adapter_name)
-    names = {name for layer in model.modules() if isinstance(layer, OFTLayer) for name in layer.oft_settings}
+    names = {name for _, layer in beside_adapters(model) if isinstance(layer, OFTLayer) for name in layer.oft_settings}
     for saved in getattr(config, "modules_to_save", None) or []:
         if clash := sorted(name for name in {*names, adapter_name} if name.endswith(saved)):
             raise ConfigError(

@@ -100,7 +100,7 @@ class Combination:
             except OrthotuneError as error:
                 raise UnsupportedLayerError(f"layer '{name}': {error.given}", got=error.got, do=error.do) from error
         magnitude = self._magnitude(name, layers, first.spec.side)
-        spec = RotationSpec(side=first.spec.side, shared=shared)
+        spec = RotationSpec(side=first.spec.side, shared=shared, conv=first.spec.conv)
         made = LayerState(rotations, spec, magnitude, first.embedding, truncated=first.truncated, dims=first.dims)
         return made, off
 
@@ -152,8 +152,8 @@ class Combination:
 
 def _check(name: str, held: Sequence[LayerState]) -> None:
     first, where = held[0], f"layer '{name}'"
-    for what in ("side", "embedding", "truncated"):  # the side is that of the layer's spec
-        found = sorted({str(getattr(layer, what)) for layer in held})
+    for what in ("side", "embedding", "truncated", "conv"):
+        found = sorted({str(getattr(layer.spec if what == "conv" else layer, what)) for layer in held})
         if len(found) > 1:
             raise UnsupportedLayerError(
                 where, got=f"{what} {' and '.join(found)}", needed="the same value in all adapters",

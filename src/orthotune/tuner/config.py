@@ -24,7 +24,7 @@ from orthotune.formats.peft.sizes import size_key_means
 from orthotune.layers.settings import LayerSettings
 from orthotune.rotation.family_registry import PUBLISHED, family_of, refuse_contradictions
 from orthotune.rotation.frozen import FrozenMap
-from orthotune.rotation.spec import RotationSpec, Side
+from orthotune.rotation.spec import ConvLayout, RotationSpec, Side
 from orthotune.tuner.old_files import old_layout, translated
 from orthotune.tuner.places import adapted_layers
 from orthotune.tuner.published_configs import fields_of_published
@@ -102,6 +102,8 @@ class OFTConfig(PeftOFTConfig):
         block_size_pattern: ``{name or regex: block size}``.
         alpha_pattern: an error, because OFT has no alpha; in an old file it is ignored with a warning.
         side: ``"in"`` rotates the inputs of a layer (``W' = W R^T``), ``"out"`` its outputs (``W' = R W``).
+        conv: what ``side="in"`` rotates in a convolution: ``"kernel"``, all that the kernel sees (``in * kernel``), or
+            ``"channels"``, the channels of the input, the same way at every point of the kernel.
         magnitude: train a scale for each output neuron beside the rotation, 1 at first.
         scaled: divide the parameters by ``2 sqrt(b - 1)``, so that one learning rate fits every block size.
         block_size_fallback: for a size that does not divide a layer: ``"error"``, or ``"nearest"`` for the nearest
@@ -145,6 +147,7 @@ class OFTConfig(PeftOFTConfig):
     variant: str = ""
     factors: int = 0
     side: Side = "in"
+    conv: ConvLayout = "kernel"
     magnitude: bool = False
     scaled: bool = False
     block_size_fallback: Literal["error", "nearest"] | None = None
@@ -223,6 +226,7 @@ class OFTConfig(PeftOFTConfig):
     def _check(self) -> None:
         _choice("bias", self.bias, ("none", "all", "oft_only"))
         _choice("side", self.side, ("in", "out"))
+        _choice("conv", self.conv, ("kernel", "channels"))
         _choice("block_size_fallback", self.block_size_fallback, ("error", "nearest"))
         _choice("neumann_series", self.neumann_series, ("current", "legacy"))
         if not 0 <= self.module_dropout < 1:
@@ -235,6 +239,11 @@ class OFTConfig(PeftOFTConfig):
             raise ConfigError(f"num_cayley_neumann_terms={str(terms)[:80]}", needed=needed)
         if (wrong := layer_settings.fault(self.layer_settings)) is not None:
             raise ConfigError("layer_settings", got=wrong, needed="{module name: {setting: value}}")
+        if self.conv == "channels" and self.side == "out":
+            raise ConfigError(
+                "conv='channels'", got="side='out', which rotates the channels of a convolution's output",
+                needed="side='in': conv is what a rotation of the inputs rotates", do="Leave one of the two out",
+            )  # fmt: skip
         if self.layers_pattern and self.layers_to_transform is None:
             raise ConfigError(
                 "layers_pattern without layers_to_transform", do="Set layers_to_transform to the layers to adapt"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from orthotune.errors import TargetError
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.beside_adapters import beside_adapters
 from orthotune.layers.settings import LayerSettings
 from orthotune.tuner.adapter_tensors import AdapterKey, check_state, own_state, placed, refuse_frozen
 from orthotune.tuner.config import OFTConfig, settings_by_names, settle_order
@@ -200,7 +201,7 @@ class HostedTuner(MergingTuner):
 
 
 def _held(model: nn.Module, adapter_name: str) -> Iterator[nn.Parameter]:
-    for module in model.modules():
+    for _, module in beside_adapters(model):
         if isinstance(module, OFTLayer):
             yield from module.stored(adapter_name)
         elif isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
@@ -214,7 +215,7 @@ def _trainable(model: nn.Module) -> dict[int, tuple[nn.Parameter, bool]]:
 @contextmanager
 def _trainable_as_before(model: nn.Module) -> Iterator[None]:
     """Restore ``requires_grad`` of an adapted model's parameters afterwards; a first adapter freezes its model."""
-    adapted = any(isinstance(module, BaseTunerLayer) for module in model.modules())
+    adapted = any(isinstance(module, BaseTunerLayer) for _, module in beside_adapters(model))
     before = _trainable(model) if adapted else {}
     yield
     for parameter, flag in before.values():

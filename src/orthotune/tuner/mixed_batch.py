@@ -13,6 +13,7 @@ from torch import nn
 from orthotune.errors import ConfigError, UnsupportedLayerError, nearest
 from orthotune.layers.attention import AttentionOutput
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.beside_adapters import beside_adapters
 from orthotune.layers.mixed_batch import BASE, MixedBatch
 
 
@@ -32,8 +33,9 @@ def handed_down(model: nn.Module, names: Sequence[str], num_beams: object = None
     batch = MixedBatch(names)
     if model.training:
         raise ConfigError("Cannot pass `adapter_names` when the model is in training mode", do="Call eval() first")
-    layers = [module for module in model.modules() if isinstance(module, OFTLayer)]
-    saved = [module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    modules = [module for _, module in beside_adapters(model)]
+    layers = [module for module in modules if isinstance(module, OFTLayer)]
+    saved = [module for module in modules if isinstance(module, AuxiliaryTrainingWrapper)]
     _check_names(batch, layers)
     _check_outputs(batch, layers)
     beams = num_beams if isinstance(num_beams, int) and num_beams > 1 else 1

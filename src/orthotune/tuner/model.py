@@ -13,6 +13,7 @@ from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.beside_adapters import beside_adapters
 from orthotune.layers.experts import ParamWrapper
 from orthotune.layers.parametrization.group import group
 from orthotune.layers.registry import check_holds, kind_of
@@ -80,11 +81,12 @@ class OFTModel(HostedTuner):
                 super().inject_adapter(model, adapter_name, *args, **kwargs)
             except NoMatchingPeftModuleError as error:
                 raise no_match(config.target_modules, config.target_parameters, model, str(error)) from None
-        layers = (module for module in model.modules() if isinstance(module, OFTLayer))
+        modules = [module for _, module in beside_adapters(model)]
+        layers = [module for module in modules if isinstance(module, OFTLayer)]
         group(rotation for layer in layers for rotation in layer.rotations(adapter_name).values())
         share_inputs(model, adapter_name)
         self._report_resized(adapter_name)
-        for module in model.modules():
+        for module in modules:
             library = None if isinstance(module, OFTLayer) else library_of(module)
             if library:  # also without an adapter: the gradient passes through the layer
                 attach(module, library)
@@ -110,9 +112,9 @@ class OFTModel(HostedTuner):
         """Try every target on the meta device, so that an error leaves the model as it was."""
         self._prepare_adapter_config(config, self.get_model_config(model))
         include_all_linear(config, model)
-        inside = tuple(key + "." for key, module in model.named_modules() if isinstance(module, OFTLayer))
+        inside = tuple(key + "." for key, module in beside_adapters(model) if isinstance(module, OFTLayer))
         matched, tried = [], []
-        for key, module in model.named_modules():
+        for key, module in beside_adapters(model):
             found = self._check_target_module_exists(config, key) if key else False
             if isinstance(found, _ExcludedModule):
                 matched += self._names(key)  # exists but is excluded; its truth value is False

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.beside_adapters import beside_adapters
 
 _BASE_LAYER = re.compile(r"\.base_layer(?=\.|$)")
 
@@ -54,7 +55,7 @@ def adapted_layers(model: nn.Module, adapter_name: str, *, every_name: bool = Fa
     """
     return [
         (key, module)
-        for key, module in model.named_modules(remove_duplicate=not every_name)
+        for key, module in beside_adapters(model, every_name=every_name)
         if isinstance(module, OFTLayer) and adapter_name in module.oft_settings
     ]
 
@@ -81,7 +82,7 @@ class Places:
         self._first: dict[str, list[str]] = {}
         self._owners: dict[int, dict[tuple[int, str], tuple[nn.Module, str]]] = {}
         self._modules: list[nn.Module] = []  # references, so that ids are not reused for new modules
-        for key, module in model.named_modules(remove_duplicate=False):
+        for key, module in beside_adapters(model, every_name=True):
             self._modules.append(module)
             names = self._names.setdefault(id(module), [])
             names.append(key)
@@ -114,7 +115,7 @@ def twins(model: nn.Module) -> tuple[nn.Module, list[tuple[str, nn.Module]]] | N
         return None
     if not isinstance(table, nn.Embedding):
         return None
-    found = [(key, module) for key, module in model.named_modules() if module is not table and _alike(module, table)]
+    found = [(key, module) for key, module in beside_adapters(model) if module is not table and _alike(module, table)]
     return (table, found) if found else None
 
 

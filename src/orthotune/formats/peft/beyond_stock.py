@@ -14,6 +14,7 @@ FORMAT_VERSION = 1
 #: field of orthotune -> the value that stock PEFT assumes; it cannot express any other value
 ASSUMED: dict[str, Any] = {
     "side": "in",
+    "conv": "kernel",
     "magnitude": False,
     "scaled": False,
     "rank_pattern": {},

@@ -48,6 +48,7 @@ def spec_of_fields(fields: Mapping[str, Any], layer: str | None = None) -> Rotat
         rank=integer(fields, "r", kind.default_rank) if kind is not None and kind.ranked else 0,
         factors=integer(fields, "factors", 0) or 1,
         variant=str(fields.get("variant") or ""),
+        conv="channels" if fields.get("conv") == "channels" else "kernel",
     )
     own = {} if layer is None else (fields.get("layer_settings") or {}).get(layer, {})
     found = with_layer_settings(spec, own, _series(fields))
@@ -85,6 +86,7 @@ def fields_of_spec(spec: RotationSpec) -> dict[str, Any]:
         radius |= {"transform": spec.transform, "variant": spec.variant}
         radius |= {"factors": spec.factors} if spec.factors > 1 else {}
         radius |= {"r": spec.rank} if spec.rank else {}
+    radius |= {"conv": spec.conv} if spec.conv != "kernel" else {}
     return radius | {
         "oft_block_size": spec.block_size,
         "side": spec.side,

@@ -29,9 +29,12 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "factors": (int,),
     "transform": (str,),
     "variant": (str,),
+    "conv": ("kernel", "channels"),
 }
 #: keys of transforms other than blocks, with the values that they have for blocks
 OF_OTHERS: dict[str, Any] = {"transform": "blocks", "rank": 0, "factors": 1, "variant": ""}
+#: the same of convolutions, and of other layers
+OF_CONVOLUTIONS: dict[str, Any] = {"conv": "kernel"}
 #: name of a Neumann series in PEFT -> name in a spec
 SERIES: dict[str, Map] = {"current": "neumann", "legacy": "neumann_legacy"}
 #: Most terms of a series. A longer series has converged or overflowed, and a huge number would take hours.
@@ -76,7 +79,7 @@ def with_layer_settings(spec: RotationSpec, own: Mapping[str, Any], series: str 
     """
     if not own:
         return spec
-    plain = ("side", "shared", "magnitude", "scaled", "terms", "eps", *OF_OTHERS)
+    plain = ("side", "shared", "magnitude", "scaled", "terms", "eps", *OF_OTHERS, *OF_CONVOLUTIONS)
     named = {name: own[name] for name in plain if name in own}
     if own.get("exact", spec.exact):
         named["map"] = "exact"
@@ -96,6 +99,7 @@ def settings_of_spec(spec: RotationSpec) -> dict[str, Any]:
     """
     named = {name: getattr(spec, name) for name in ("block_size", "side", "shared", "magnitude", "scaled", "terms")}
     others = {name: getattr(spec, name) for name in OF_OTHERS} if spec.transform != "blocks" else {}
+    others |= {"conv": spec.conv} if spec.conv != "kernel" else {}
     return named | others | {"exact": spec.exact, "series": series_of(spec), "eps": spec.eps}
 
 
@@ -118,6 +122,8 @@ def in_common(specs: Mapping[str, RotationSpec]) -> tuple[RotationSpec, dict[str
     settings = {name: settings_of_spec(spec) for name, spec in specs.items()}
     if any("transform" in found for found in settings.values()):
         settings = {name: OF_OTHERS | found for name, found in settings.items()}
+    if any("conv" in found for found in settings.values()):
+        settings = {name: OF_CONVOLUTIONS | found for name, found in settings.items()}
     first = next(iter(settings.values()))
     usual = {key: Counter(found[key] for found in settings.values()).most_common(1)[0][0] for key in first}
     own = {name: {key: v for key, v in found.items() if v != usual[key]} for name, found in settings.items()}

@@ -72,6 +72,7 @@ class Orthotune(PackedFolder):
     name = target = tool = producer = "orthotune"
     lossless = ANY_MAP | ANY_SCALED_MAP | {EMBEDDING, OTHER_EMBEDDING, PACKED} | FAMILY_KINDS | {IN_BUTTERFLY}
     side = None
+    channels = True
     fields = OFT | LATER | {"peft_type": ORTHOTUNE_TYPE, "r": 0, "peft_version": "0.18.0"}
 
     def encoded(

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from orthotune.errors import MergeError
 from orthotune.files.names import shortened
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.conv import TransposedConv
 from orthotune.operations.checkpoint.plan import Plan
 from orthotune.operations.checkpoint.stream import DenseMerge
 
@@ -69,6 +70,11 @@ def changes(merge: DenseMerge) -> Iterator[Change]:
                 raise MergeError(
                     f"the change of '{parameter}'", got=f"a {type(layer.get_base_layer()).__name__}",
                     needed="layers with one weight", do="Export the merged model with --to dense",
+                )  # fmt: skip
+            if isinstance(layer, TransposedConv):
+                raise MergeError(
+                    f"the change of '{parameter}'", got="a transposed convolution, for which no such file has a form",
+                    needed="linear layers and convolutions", do="Export the merged model with --to dense",
                 )  # fmt: skip
             yield _change(plan, parameter, layer)
 

@@ -62,7 +62,8 @@ def compare_adapters(one: AdapterState, other: AdapterState) -> tuple[list[Layer
 
 
 def _alike(a: LayerState, b: LayerState) -> bool:
-    return a.spec.side == b.spec.side and a.rotations.keys() == b.rotations.keys() and a.embedding == b.embedding
+    same = (a.spec.side, a.spec.conv) == (b.spec.side, b.spec.conv)
+    return same and a.rotations.keys() == b.rotations.keys() and a.embedding == b.embedding
 
 
 def _distance(name: str, part: str, a: LayerState, b: LayerState) -> LayerDistance:

@@ -16,6 +16,7 @@ from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.peft.fields import fields_of_spec
 from orthotune.formats.peft.layer_settings import in_common
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.conv import outputs_first
 from orthotune.layers.registry import check_holds, kind_of
 from orthotune.layers.settings import LayerSettings
 from orthotune.rotation.blocks import nearest_divisor
@@ -167,6 +168,8 @@ def _natural(module: nn.Module) -> Tensor:
     """The weight as ``(out, in, ...)``."""
     weight = module.weight
     assert isinstance(weight, Tensor)
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return outputs_first(weight, module.groups)
     return weight.mT if isinstance(module, Conv1D) else weight
 
 
