@@ -68,6 +68,7 @@ class Compiled:
     """What the compiler said of one case on one architecture; ``error`` where it refused."""
 
     kernel: str
+    operation: str
     dtype: str
     block_sizes: list[int]
     turns: int
@@ -91,12 +92,13 @@ def roster(blocks: tuple[int, ...] = BLOCKS) -> Iterator[Case]:
             yield Case("_inverse", "from_parameters", size)
         for dtype in DTYPES:
             yield Case("_rotate", "rotate", size, dtype)
-            if size > tiles.LARGEST_FUSED:
+            for turns in range(1, tiles.MOST_TOGETHER + 1):
+                if tiles.fused(size, turns):
+                    yield Case("_backward", "rotate", size, dtype, turns)
+                    continue
+                if turns > 1:
+                    yield Case("_back", "rotate", size, dtype, turns)
                 yield Case("_features", "rotate", size, dtype)
-                continue
-            yield Case("_backward", "rotate", size, dtype)
-            if size <= tiles.LARGEST_TOGETHER:
-                yield from (Case("_backward", "rotate", size, dtype, turns) for turns in (2, 3))
 
 
 def source(case: Case) -> tuple[Any, dict[str, str], dict[str, Any], tiles.Tiles]:
@@ -121,8 +123,13 @@ def source(case: Case) -> tuple[Any, dict[str, str], dict[str, Any], tiles.Tiles
         return triton_rotate._rotate, types, {"K": cut.inner, "N": cut.columns, "M": cut.rows, "WIDE": False}, cut
     if case.kernel == "_features":
         cut = tiles.features_tiles(item)
-        types = {"x": number, "g": number, "dR": "*fp32"} | whole
+        types = dict.fromkeys(("x", "g0", "g1", "g2"), number) | {"dR": "*fp32"} | whole
         return triton_rotate._features, types, {"N": cut.columns, "M": cut.rows, "WIDE": False}, cut
+    if case.kernel == "_back":
+        cut = tiles.rotate_tiles(item, size)
+        types = dict.fromkeys(("g0", "g1", "g2"), number) | {"R": "*fp32", "dx": number} | whole
+        constants = {"TURNS": case.turns, "K": cut.inner, "N": cut.columns, "M": cut.rows, "WIDE": False}
+        return triton_rotate._back, types | {"R_block": "i32", "R_turn": "i32"}, constants, cut
     cut = tiles.backward_tiles(item, size)
     types = dict.fromkeys(("x", "g0", "g1", "g2"), number) | {"R": "*fp32", "dx": number, "dR": "*fp32"}
     types |= whole | {"R_block": "i32", "R_turn": "i32"}
@@ -158,7 +165,7 @@ def compiled(case: Case, card: Card) -> Compiled:
     else:
         target = GPUTarget("cuda", card.capability, 32)
     found = Compiled(
-        case.kernel, case.dtype, [case.block_size], case.turns, card.architecture, case.selected(card),
+        case.kernel, case.operation, case.dtype, [case.block_size], case.turns, card.architecture, case.selected(card),
         card_shared=card.shared,
     )  # fmt: skip
     before = _processor_seconds()
@@ -209,8 +216,10 @@ def _read_nvidia(ptx: str, found: Compiled, card: Card, warps: int) -> None:
 
 
 def _read_amd(code: str, found: Compiled) -> None:
-    counts = [re.findall(rf"\.{name}:\s+(\d+)", code) for name in ("vgpr_count", "vgpr_spill_count")]
-    found.registers, found.spilled = (int(values[-1]) for values in counts)
+    registers, vectors, scalars = (
+        int(re.findall(rf"\.{name}:\s+(\d+)", code)[-1]) for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+    )
+    found.registers, found.spilled = registers, 4 * (vectors + scalars)
 
 
 def table(cards: list[Card], blocks: tuple[int, ...] = BLOCKS) -> Iterator[Compiled]:

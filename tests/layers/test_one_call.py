@@ -151,7 +151,7 @@ def test_no_step_waits_for_the_device(train: bool) -> None:
         inner = model.base_model.model.model
         with _NoWaiting() as seen, torch.set_grad_enabled(train), model._enable_peft_forward_hooks():
             x = hidden
-            rotary = inner.rotary_emb(x, torch.empty(1, 6, dtype=torch.long, device="cuda"))
+            rotary = (torch.empty(1, 6, 16, device="cuda"), torch.empty(1, 6, 16, device="cuda"))
             for layer in inner.layers:
                 x = layer(x, position_embeddings=rotary)
             if train:

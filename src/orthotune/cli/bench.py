@@ -28,6 +28,9 @@ def bench(
     hidden: int = typer.Option(
         None, "--hidden", min=32, help="Only for `bench adapters`: width of the model. Default: 1024."
     ),
+    predict: str = typer.Option(
+        None, "--predict", help="Print what steps should cost on a GPU, as h100, a100 or 4090; measure nothing."
+    ),
     explain: bool = typer.Option(
         False, "--explain", help="Print kernels, the path of each layer, what is cached, and why; measure nothing."
     ),
@@ -42,11 +45,16 @@ def bench(
       orthotune bench targets --threads 2
 
       orthotune bench --explain
+
+      orthotune bench --predict h100
     """
     if explain:
         _explain(as_json)
         return
     harness = _harness(selection)
+    if predict is not None:
+        harness.run_prediction(predict.lower(), as_json)
+        return
     if selection == "adapters":
         harness.run_adapters(out, repetitions, as_json, threads, adapters, hidden)
         return

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from orthotune.kernels.autograd import gradients_again, looked_through
 from orthotune.kernels.choose import choose, started
-from orthotune.kernels.tiles import together
+from orthotune.kernels.tiles import MOST_TOGETHER
 from orthotune.rotation.operator import Operator, block_product
 
 T = TypeVar("T")
@@ -177,7 +177,7 @@ def _backward(
     dR: list[Tensor | None] = [None] * len(rotations)
     R = rotations[0]
     path = choose("rotate", x.device, x.dtype, R.shape[-1]).path if len(came) > 1 else "torch"
-    if len(came) > 1 and R.shape[0] > 1 and (path == "torch" or together(R.shape[-1], len(came))):
+    if len(came) > 1 and R.shape[0] > 1 and (path == "torch" or len(came) <= MOST_TOGETHER):
         R = joined([rotations[i] for i in came])
         dx, found = _backward_together(x, R, [*came.values()], need_dx, any(need_dR))
         for i, one in zip(came, found, strict=True):

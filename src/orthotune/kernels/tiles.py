@@ -12,8 +12,10 @@ from typing import NamedTuple
 LARGEST_CAYLEY = 32
 #: the largest block whose gradient is made in the same pass as the input's
 LARGEST_FUSED = 64
-#: the largest block for which one pass makes the gradients of several rotations of one input, and how many those are
-LARGEST_TOGETHER, MOST_TOGETHER = 32, 3
+#: the largest block for which that pass makes the gradients of several rotations of one input
+LARGEST_TOGETHER = 32
+#: rotations of one input whose gradients are made together
+MOST_TOGETHER = 3
 #: the largest block that is rotated by a kernel of ours
 LARGEST_ROTATED = 256
 #: rows whose part of a rotation's gradient one program sums
@@ -89,11 +91,11 @@ def shared_memory(operation: str, item_size: int, block_size: int) -> int:
     return max(rotate_tiles(item_size, block_size).shared, back.shared)
 
 
-def together(block_size: int, turns: int) -> bool:
-    """Whether one launch makes the gradients of ``turns`` rotations of one input.
+def fused(block_size: int, turns: int) -> bool:
+    """Whether one pass makes the gradients of the input and of ``turns`` rotations of it.
 
     Example:
-        >>> together(32, 3), together(64, 3)
-        (True, False)
+        >>> fused(32, 3), fused(64, 1), fused(64, 3)
+        (True, True, False)
     """
-    return turns == 1 or (block_size <= LARGEST_TOGETHER and turns <= MOST_TOGETHER)
+    return block_size <= (LARGEST_FUSED if turns == 1 else LARGEST_TOGETHER)

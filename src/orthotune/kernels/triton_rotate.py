@@ -15,9 +15,9 @@ from torch import Tensor
 
 from orthotune.kernels.tiles import (
     CHUNK,
-    LARGEST_FUSED,
     backward_tiles,
     features_tiles,
+    fused,
     rotate_tiles,
     width,
 )
@@ -97,12 +97,18 @@ def _backward(x, g0, g1, g2, R, dx, dR, rows, n, b, R_block, R_turn, WITH_DX: tl
 
 
 @triton.jit
-def _features(x, g, dR, rows, n, b, N: tl.constexpr, M: tl.constexpr, WIDE: tl.constexpr):
-    """One ``N`` x ``N`` tile of ``x_i^T g_i`` of one block, over all rows."""
+def _features(x, g0, g1, g2, dR, rows, n, b, N: tl.constexpr, M: tl.constexpr, WIDE: tl.constexpr):
+    """One ``N`` x ``N`` tile of ``x_i^T g_i`` of one block and one rotation, over all rows."""
     tiles = tl.cdiv(b, N)
-    block = tl.program_id(0)
-    i = (tl.program_id(1) // tiles) * N + tl.arange(0, N)
-    j = (tl.program_id(1) % tiles) * N + tl.arange(0, N)
+    turn = tl.program_id(0)
+    block = tl.program_id(1)
+    g = g0
+    if turn == 1:
+        g = g1
+    if turn == 2:
+        g = g2
+    i = (tl.program_id(2) // tiles) * N + tl.arange(0, N)
+    j = (tl.program_id(2) % tiles) * N + tl.arange(0, N)
     total = tl.zeros((N, N), dtype=tl.float32)
     for start in range(0, rows, M):
         t = (start + tl.arange(0, M)).to(tl.int64)[:, None]
@@ -110,7 +116,36 @@ def _features(x, g, dR, rows, n, b, N: tl.constexpr, M: tl.constexpr, WIDE: tl.c
         d = tl.load(g + t * n + block * b + j[None, :], mask=(t < rows) & (j[None, :] < b), other=0.0)
         total += _dot(tl.trans(a), d, WIDE)
     inside = (i[:, None] < b) & (j[None, :] < b)
-    tl.store(dR + block * b * b + i[:, None] * b + j[None, :], total, mask=inside)
+    place = (turn * tl.num_programs(1) + block).to(tl.int64) * b * b
+    tl.store(dR + place + i[:, None] * b + j[None, :], total, mask=inside)
+
+
+@triton.jit
+def _added(total, g, R, t, j, rows, n, b, first, K: tl.constexpr, WIDE: tl.constexpr):
+    """``total`` and a tile of ``g BD(R)^T``; ``first`` is where the block begins."""
+    for start in range(0, b, K):
+        k = start + tl.arange(0, K)
+        a = tl.load(g + t.to(tl.int64) * n + first + k[None, :], mask=(t < rows) & (k[None, :] < b), other=0.0)
+        r = tl.load(R + j * b + k[:, None], mask=(k[:, None] < b) & (j < b), other=0.0)
+        total += _dot(a, r.to(a.dtype), WIDE)
+    return total
+
+
+@triton.jit
+def _back(g0, g1, g2, R, dx, rows, n, b, R_block, R_turn, TURNS: tl.constexpr, K: tl.constexpr, N: tl.constexpr,
+          M: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
+    """A tile of ``dX``, the sum over two or three rotations of one input."""
+    block = tl.program_id(1)
+    t = tl.program_id(0) * M + tl.arange(0, M)[:, None]
+    j = tl.program_id(2) * N + tl.arange(0, N)[None, :]
+    R += block * R_block
+    total = tl.zeros((M, N), dtype=tl.float32)
+    total = _added(total, g0, R, t, j, rows, n, b, block * b, K, WIDE)
+    total = _added(total, g1, R + R_turn, t, j, rows, n, b, block * b, K, WIDE)
+    if TURNS > 2:
+        total = _added(total, g2, R + 2 * R_turn, t, j, rows, n, b, block * b, K, WIDE)
+    place = t.to(tl.int64) * n + block * b + j
+    tl.store(dx + place, total.to(dx.dtype.element_ty), mask=(t < rows) & (j < b))
 
 
 def _wide(x: Tensor) -> bool:
@@ -142,39 +177,78 @@ def rotate_backward(
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """``(dX, dR of each rotation)`` of :func:`rotate_forward`; ``dX`` summed in float32 and rounded once.
 
-    ``dR`` is float32, summed over the blocks when one is shared. Blocks of up to 64 take one launch for both
-    gradients; larger ones one for each.
+    ``dR`` is float32, summed over the blocks when one is shared. Small blocks take one launch for all gradients; large
+    ones, and several rotations in blocks of more than 32, one for the input's and one for the rotations'.
 
     Args:
         x: the input ``(rows, n)``.
         R: ``(turns * n / b or turns, b, b)``.
-        grads: of the outputs, one for each rotation; how many there may be says :func:`~orthotune.kernels.tiles.together`.
+        grads: of the outputs, one for each rotation; how many there may be says ``tiles.MOST_TOGETHER``.
         need_dx: whether the input's gradient is wanted.
         need_dR: whether the rotations' gradients are wanted.
     """
     x, grads, R = x.contiguous(), [grad.contiguous() for grad in grads], R.contiguous()
-    rows, n = x.shape
-    turns, b, count = len(grads), R.shape[-1], n // R.shape[-1]
-    shared = R.shape[0] == turns and count > 1
-    if not need_dR and turns == 1:
-        return rotate_forward(grads[0], R.mT)[0], [None]
-    if b > LARGEST_FUSED:
-        tiles = features_tiles(x.element_size())
-        dR = torch.empty(1, count, b, b, dtype=torch.float32, device=x.device)
-        _features[(count, triton.cdiv(b, tiles.columns) ** 2)](
-            x, grads[0], dR, rows, n, b, N=tiles.columns, M=tiles.rows, WIDE=_wide(x),
-            num_warps=tiles.warps, num_stages=tiles.stages,
-        )  # fmt: skip
-        dx = rotate_forward(grads[0], R.mT)[0] if need_dx else None
+    turns, b = len(grads), R.shape[-1]
+    shared = R.shape[0] == turns and x.shape[1] > b
+    if need_dR and fused(b, turns):
+        dx, dR = _in_one_pass(x, R, grads, need_dx, shared)
     else:
-        tiles = backward_tiles(x.element_size(), b)
-        chunks = triton.cdiv(rows, CHUNK)
-        parts = torch.empty(chunks, turns, count, b, b, dtype=torch.float32, device=x.device)
-        dx = torch.empty_like(x) if need_dx else None
-        _backward[(chunks, count)](
-            x, grads[0], grads[min(1, turns - 1)], grads[turns - 1], R, x if dx is None else dx, parts, rows, n, b,
-            0 if shared else b * b, b * b if shared else count * b * b, WITH_DX=need_dx, TURNS=turns, B=width(b),
-            M=tiles.rows, CHUNK=CHUNK, WIDE=_wide(x), num_warps=tiles.warps, num_stages=tiles.stages,
-        )  # fmt: skip
-        dR = parts.sum(0)  # a sum in a fixed order: the same gradient at every run
+        dx = _input_gradient(R, grads, shared) if need_dx else None
+        dR = _rotation_gradients(x, b, grads) if need_dR else None
+    if dR is None:
+        return dx, [None] * turns
     return dx, [own.sum(0, keepdim=True) if shared else own for own in dR.unbind()]
+
+
+def _three(grads: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients as a kernel takes them; those that are not there are not read."""
+    return grads[0], grads[min(1, len(grads) - 1)], grads[-1]
+
+
+def _strides(R: Tensor, turns: int, shared: bool) -> tuple[int, int]:
+    """From a block to the next one and from a rotation to the next one, of a contiguous ``R``."""
+    block = R.shape[-1] ** 2
+    return (0, block) if shared else (block, R.shape[0] // turns * block)
+
+
+def _in_one_pass(
+    x: Tensor, R: Tensor, grads: Sequence[Tensor], need_dx: bool, shared: bool
+) -> tuple[Tensor | None, Tensor]:
+    rows, n = x.shape
+    turns, b = len(grads), R.shape[-1]
+    tiles = backward_tiles(x.element_size(), b)
+    chunks, count = triton.cdiv(rows, CHUNK), n // b
+    parts = torch.empty(chunks, turns, count, b, b, dtype=torch.float32, device=x.device)
+    dx = torch.empty_like(x) if need_dx else None
+    _backward[(chunks, count)](
+        x, *_three(grads), R, x if dx is None else dx, parts, rows, n, b, *_strides(R, turns, shared),
+        WITH_DX=need_dx, TURNS=turns, B=width(b), M=tiles.rows, CHUNK=CHUNK, WIDE=_wide(x),
+        num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+    return dx, parts.sum(0)  # a sum in a fixed order: the same gradient at every run
+
+
+def _input_gradient(R: Tensor, grads: Sequence[Tensor], shared: bool) -> Tensor:
+    if len(grads) == 1:
+        return rotate_forward(grads[0], R.mT)[0]
+    rows, n = grads[0].shape
+    turns, b = len(grads), R.shape[-1]
+    dx = torch.empty_like(grads[0])
+    tiles = rotate_tiles(dx.element_size(), b)
+    grid = (triton.cdiv(rows, tiles.rows), n // b, triton.cdiv(b, tiles.columns))
+    _back[grid](
+        *_three(grads), R, dx, rows, n, b, *_strides(R, turns, shared), TURNS=turns, K=tiles.inner, N=tiles.columns,
+        M=tiles.rows, WIDE=_wide(dx), num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+    return dx
+
+
+def _rotation_gradients(x: Tensor, b: int, grads: Sequence[Tensor]) -> Tensor:
+    rows, n = x.shape
+    turns, count, tiles = len(grads), n // b, features_tiles(x.element_size())
+    dR = torch.empty(turns, count, b, b, dtype=torch.float32, device=x.device)
+    _features[(turns, count, triton.cdiv(b, tiles.columns) ** 2)](
+        x, *_three(grads), dR, rows, n, b, N=tiles.columns, M=tiles.rows, WIDE=_wide(x), num_warps=tiles.warps,
+        num_stages=tiles.stages,
+    )  # fmt: skip
+    return dR
