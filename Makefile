@@ -15,7 +15,7 @@ SHORT   ?=
 # Where `make dist` puts the two wheels and the source archive.
 DIST    ?= dist
 
-.PHONY: help demo test test-gpu-static bench-gpu test-quant quant-table test-matrix matrix-table check docs test-docs bench dist test-dist install clean
+.PHONY: help demo test test-gpu-static test-compile bench-gpu test-quant quant-table test-matrix matrix-table check docs test-docs bench dist test-dist install clean
 
 help:
 	@echo "make demo   finetune a small language model and a small image model, write reports (under 6 minutes on 2 cores)"
@@ -26,6 +26,7 @@ help:
 	@echo "                  fetch 3 GB and keep 6; CELLS='oldest newest' do not"
 	@echo "make matrix-table the same, and the table of docs/evidence/compatibility.md written anew"
 	@echo "make test-gpu-static  every kernel compiled for every card, without a GPU (many minutes; ORTHOTUNE_CARDS=sm_89: one)"
+	@echo "make test-compile  how many kernels Inductor makes for a rotated block, beside the base's"
 	@echo "make check  ruff and mypy"
 	@echo "make docs   the documents as a site, into build/site; fails at a link that leads nowhere"
 	@echo "make test-docs    every guide and notebook run from beginning to end (some minutes)"
@@ -75,6 +76,9 @@ matrix-table:
 # The compiler of the kernels needs no GPU; tests/conftest.py would turn it into an interpreter.
 test-gpu-static: $(STAMP)
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope tests/kernels/compiled_for_every_card.py $(ARGS)
+
+test-compile: $(STAMP)
+	$(BIN)/python -m pytest tests/layers/compiled_models.py $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

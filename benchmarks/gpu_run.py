@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from harness.cells import SELECTIONS, Cell
-from harness.contenders import RIVALS, Contender
+from harness.contenders import FUSED, Contender
 from harness.predict import BLOCKS, GPUS, Gpu, predicted_ratio
 from harness.run import run_cell
 from orthotune.files.tables import write_table
@@ -55,10 +55,10 @@ def main() -> int:
     device = torch.device("cuda")
     name = torch.cuda.get_device_name(device)
     gpu, rows = known(name), []
-    contenders: list[Contender] = [one for one in RIVALS if one.name in NAMES]
+    methods: list[Contender] = [one for one in FUSED if one.name in NAMES]
     path = given.out / f"gpu-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.csv"
     for cell in cells():
-        for row in run_cell(cell, contenders, device, repetitions=20, seconds=SECONDS):
+        for row in run_cell(cell, methods, device, repetitions=20, seconds=SECONDS):
             ratio = None if gpu is None else predicted_ratio(cell, row.contender, gpu)
             rows.append({**asdict(row), "predicted": ratio})
             print(f"{cell.label:<55} {row.contender:<12} {row.median:.3f}  predicted {ratio or '-'}", flush=True)

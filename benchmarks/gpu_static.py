@@ -47,14 +47,14 @@ class Case:
         operation: the one that :func:`choose` is asked about.
         block_size: of the rotations.
         dtype: of the inputs, by its name in torch.
-        turns: rotations of one input.
+        times: rotations of one input.
     """
 
     kernel: str
     operation: str
     block_size: int
     dtype: str = "float32"
-    turns: int = 1
+    times: int = 1
 
     def selected(self, card: Card) -> bool:
         """Whether the library would launch it on ``card``."""
@@ -65,13 +65,13 @@ class Case:
 
 @dataclass
 class Compiled:
-    """What the compiler said of one case on one architecture; ``error`` where it refused."""
+    """What the compiler reports of one case on one architecture; ``error`` where it refused."""
 
     kernel: str
     operation: str
     dtype: str
     block_sizes: list[int]
-    turns: int
+    times: int
     architecture: str
     selected: bool
     shared: int | None = None
@@ -83,7 +83,7 @@ class Compiled:
     error: str | None = None
 
 
-def roster(blocks: tuple[int, ...] = BLOCKS) -> Iterator[Case]:
+def cases(blocks: tuple[int, ...] = BLOCKS) -> Iterator[Case]:
     """Every kernel in every dtype and block size that the library has it for."""
     for size in blocks:
         if size <= tiles.LARGEST_CAYLEY:
@@ -92,12 +92,12 @@ def roster(blocks: tuple[int, ...] = BLOCKS) -> Iterator[Case]:
             yield Case("_inverse", "from_parameters", size)
         for dtype in DTYPES:
             yield Case("_rotate", "rotate", size, dtype)
-            for turns in range(1, tiles.MOST_TOGETHER + 1):
-                if tiles.fused(size, turns):
-                    yield Case("_backward", "rotate", size, dtype, turns)
+            for times in range(1, tiles.MOST_TOGETHER + 1):
+                if tiles.fused(size, times):
+                    yield Case("_backward", "rotate", size, dtype, times)
                     continue
-                if turns > 1:
-                    yield Case("_back", "rotate", size, dtype, turns)
+                if times > 1:
+                    yield Case("_back", "rotate", size, dtype, times)
                 yield Case("_features", "rotate", size, dtype)
 
 
@@ -115,25 +115,25 @@ def source(case: Case) -> tuple[Any, dict[str, str], dict[str, Any], tiles.Tiles
         types = {name: "i32" if name in "bn" else "fp32" if name == "scale" else "*fp32" for name in given.split()}
         return getattr(triton_cayley, case.kernel), types, {"B": cut.columns}, cut
     item = getattr(torch, case.dtype).itemsize
-    whole = dict.fromkeys(("rows", "n", "b"), "i32")
+    sizes = dict.fromkeys(("rows", "n", "b"), "i32")
     if case.kernel == "_rotate":
         cut = tiles.rotate_tiles(item, size)
-        strides = dict.fromkeys(("R_row", "R_col", "R_block", "R_turn", "turns"), "i32")
-        types = {"x": number, "R": "*fp32", "y": number} | whole | strides
+        strides = dict.fromkeys(("R_row", "R_col", "R_block", "R_step", "times"), "i32")
+        types = {"x": number, "R": "*fp32", "y": number} | sizes | strides
         return triton_rotate._rotate, types, {"K": cut.inner, "N": cut.columns, "M": cut.rows, "WIDE": False}, cut
     if case.kernel == "_features":
         cut = tiles.features_tiles(item)
-        types = dict.fromkeys(("x", "g0", "g1", "g2"), number) | {"dR": "*fp32"} | whole
+        types = dict.fromkeys(("x", "g0", "g1", "g2"), number) | {"dR": "*fp32"} | sizes
         return triton_rotate._features, types, {"N": cut.columns, "M": cut.rows, "WIDE": False}, cut
     if case.kernel == "_back":
         cut = tiles.rotate_tiles(item, size)
-        types = dict.fromkeys(("g0", "g1", "g2"), number) | {"R": "*fp32", "dx": number} | whole
-        constants = {"TURNS": case.turns, "K": cut.inner, "N": cut.columns, "M": cut.rows, "WIDE": False}
-        return triton_rotate._back, types | {"R_block": "i32", "R_turn": "i32"}, constants, cut
+        types = dict.fromkeys(("g0", "g1", "g2"), number) | {"R": "*fp32", "dx": number} | sizes
+        constants = {"TIMES": case.times, "K": cut.inner, "N": cut.columns, "M": cut.rows, "WIDE": False}
+        return triton_rotate._back, types | {"R_block": "i32", "R_step": "i32"}, constants, cut
     cut = tiles.backward_tiles(item, size)
     types = dict.fromkeys(("x", "g0", "g1", "g2"), number) | {"R": "*fp32", "dx": number, "dR": "*fp32"}
-    types |= whole | {"R_block": "i32", "R_turn": "i32"}
-    constants = {"WITH_DX": True, "TURNS": case.turns, "B": tiles.width(size), "M": cut.rows, "CHUNK": tiles.CHUNK}
+    types |= sizes | {"R_block": "i32", "R_step": "i32"}
+    constants = {"WITH_DX": True, "TIMES": case.times, "B": tiles.width(size), "M": cut.rows, "CHUNK": tiles.CHUNK}
     return triton_rotate._backward, types, constants | {"WIDE": False}, cut
 
 
@@ -141,8 +141,8 @@ def _aligned(name: str, kind: str, case: Case) -> bool:
     """Whether a launch can promise that an argument is a multiple of 16, which lets the compiler load in runs."""
     if kind.startswith("*"):
         return True
-    whole = case.block_size % 16 == 0 and case.operation == "rotate"
-    return whole and name in ("n", "b", "R_row", "R_block", "R_turn")
+    multiple = case.block_size % 16 == 0 and case.operation == "rotate"
+    return multiple and name in ("n", "b", "R_row", "R_block", "R_step")
 
 
 def compiled(case: Case, card: Card) -> Compiled:
@@ -165,7 +165,7 @@ def compiled(case: Case, card: Card) -> Compiled:
     else:
         target = GPUTarget("cuda", card.capability, 32)
     found = Compiled(
-        case.kernel, case.operation, case.dtype, [case.block_size], case.turns, card.architecture, case.selected(card),
+        case.kernel, case.operation, case.dtype, [case.block_size], case.times, card.architecture, case.selected(card),
         card_shared=card.shared,
     )  # fmt: skip
     before = _processor_seconds()
@@ -203,10 +203,10 @@ def _read_nvidia(ptx: str, found: Compiled, card: Card, warps: int) -> None:
         path = Path(place) / "kernel.ptx"
         path.write_text(ptx)
         command = [str(assembler), "-v", "--gpu-name", target[1], str(path), "-o", str(path.with_suffix(".cubin"))]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    registers = re.search(r"Used (\d+) registers", said)
-    assert spills is not None and registers is not None, said
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    registers = re.search(r"Used (\d+) registers", report)
+    assert spills is not None and registers is not None, report
     found.registers, found.spilled = int(registers[1]), int(spills[1]) + int(spills[2])
     threads = THREADS.get(card.capability, 2048)
     held = REGISTERS // (-(-found.registers // 8) * 8 * warps * 32)
@@ -217,7 +217,8 @@ def _read_nvidia(ptx: str, found: Compiled, card: Card, warps: int) -> None:
 
 def _read_amd(code: str, found: Compiled) -> None:
     registers, vectors, scalars = (
-        int(re.findall(rf"\.{name}:\s+(\d+)", code)[-1]) for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+        int(re.findall(rf"\.{name}:\s+(\d+)", code)[-1])
+        for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
     )
     found.registers, found.spilled = registers, 4 * (vectors + scalars)
 
@@ -226,7 +227,7 @@ def table(cards: list[Card], blocks: tuple[int, ...] = BLOCKS) -> Iterator[Compi
     """One row for each kernel that differs; block sizes that compile to the same kernel share it."""
     for card in cards:
         rows: dict[str, Compiled] = {}
-        for case in roster(blocks):
+        for case in cases(blocks):
             if case.dtype == "bfloat16" and 0 < card.capability < 80:
                 continue  # these cards cannot multiply it
             kernel, types, constants, cut = source(case)
@@ -254,7 +255,7 @@ def main() -> None:
         rows.append(row)
         if not given.json:
             sizes = ",".join(map(str, row.block_sizes))
-            print(f"{row.architecture:<8} {row.kernel:<17} {row.dtype:<9} b={sizes:<22} turns={row.turns} "
+            print(f"{row.architecture:<8} {row.kernel:<17} {row.dtype:<9} b={sizes:<22} times={row.times} "
                   f"{'selected' if row.selected else 'not selected':<12} shared={row.shared} regs={row.registers} "
                   f"spilled={row.spilled} occupancy={row.occupancy} s={row.seconds} {row.error or ''}",
                   flush=True)  # fmt: skip

@@ -80,7 +80,7 @@ OTHERS = [
     Contender("peft_hra", HRAConfig, {"r": 8}),
 ]
 #: the contenders that count: LoRA with hand-written gradients, and whole models under ``torch.compile``
-RIVALS = [
+FUSED = [
     Contender(FLOOR),
     Contender("lora", LoraConfig, _LORA),
     Contender("lora_fused", build=fused_lora),
@@ -109,8 +109,8 @@ def contenders(name: str, cell: Cell) -> list[Contender]:
     """
     if cell.model == "unet":
         return UNET
-    if name == "rivals":
-        return RIVALS
+    if name == "fused":
+        return FUSED
     return LLAMA + OTHERS if name == "others" else LLAMA
 
 

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 
-def _forward(x: Tensor, scale: float, weights: Sequence[Tensor], down: Sequence[Tensor], up: Sequence[Tensor]) -> list[Tensor]:  # fmt: skip
+def _forward(
+    x: Tensor, scale: float, weights: Sequence[Tensor], down: Sequence[Tensor], up: Sequence[Tensor]
+) -> list[Tensor]:
     """Outputs of projections of one input ``(rows, n)``."""
     inner = linear(x, torch.cat([*down]) if len(down) > 1 else down[0]).split([A.shape[0] for A in down], 1)
     return [linear(x, W).addmm_(part, B.t(), alpha=scale) for W, B, part in zip(weights, up, inner, strict=True)]
@@ -84,9 +86,7 @@ class _Mlp(torch.autograd.Function):
         assert dh is not None
         d_up = dh * active
         d_gate = torch.ops.aten.silu_backward(dh.mul_(up), gate)
-        dx, dA, dB = _backward(
-            rows, scale, given[0:2], given[3:5], given[6:8], [d_gate, d_up], ctx.needs_input_grad[0]
-        )
+        dx, dA, dB = _backward(rows, scale, given[0:2], given[3:5], given[6:8], [d_gate, d_up], ctx.needs_input_grad[0])
         adapters = [*dA, *last[0], *dB, *last[1]]
         return None if dx is None else dx.view(x.shape), None, None, None, None, *adapters
 

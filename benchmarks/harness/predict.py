@@ -184,7 +184,7 @@ def frozen(parts: tuple[Part, ...], train: bool, summed: bool = True) -> Iterato
 
 
 def rotations(parts: tuple[Part, ...], train: bool, block: int) -> Iterator[Kernel]:
-    """What exact rotations with blocks of ``block`` add; without gradients R is there (one generation makes it once)."""
+    """What exact rotations with blocks of ``block`` add; without gradients R is there, once for a generation."""
     numbers = 0.0
     for part in parts:
         for features, outputs, tokens in part.inputs:
@@ -338,7 +338,7 @@ def predict(card: str, only: Callable[[str], bool] = lambda model: True) -> list
     if card not in GPUS:
         raise OrthotuneError(f"--predict {card}", got="a card without published numbers here",
                              needed=f"one of {', '.join(GPUS)}",
-                             do="Add its numbers and their source to GPUS in benchmarks/harness/predict.py")  # fmt: skip
+                             do="Add its numbers and their source to GPUS in harness/predict.py")  # fmt: skip
     gpu, rows = GPUS[card], []
     for name, shapes in MODELS.items():
         if not only(name):
@@ -380,4 +380,6 @@ def predicted_ratio(cell: Cell, contender: str, gpu: Gpu) -> float | None:
     name = f"{contender} b={cell.block_size}" if contender == "orthotune" else contender
     if name not in kernels:
         return None
-    return round(cost(kernels[name], gpu).seconds / cost(kernels["frozen"], gpu).seconds, 3) if name != "frozen" else 1.0
+    return (
+        round(cost(kernels[name], gpu).seconds / cost(kernels["frozen"], gpu).seconds, 3) if name != "frozen" else 1.0
+    )

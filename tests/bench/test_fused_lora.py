@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from harness.cells import Cell
-from harness.contenders import RIVALS, stirred
+from harness.contenders import FUSED, stirred
 from harness.saved_bytes import saved_bytes
 from harness.subject import subject
 
 CELL = Cell(hidden=128, tokens=7, layers=1, dtype="float32")
-LORA, FUSED = RIVALS[1], RIVALS[2]
+LORA, FUSED = FUSED[1], FUSED[2]
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +22,10 @@ def models():
     pairs = []
     for place in ("self_attn.q_proj.every", "self_attn.o_proj.0", "mlp"):
         module = fused.layers[0].get_submodule(place)
-        names = {"self_attn.q_proj.every": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-                 "self_attn.o_proj.0": ("self_attn.o_proj",)}.get(place, ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"))
+        names = {
+            "self_attn.q_proj.every": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            "self_attn.o_proj.0": ("self_attn.o_proj",),
+        }.get(place, ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"))
         for index, name in enumerate(names):
             for side, part in (("A", module.down), ("B", module.up)):
                 pairs.append((part[index], named[f"base_model.model.layers.0.{name}.lora_{side}.default.weight"]))

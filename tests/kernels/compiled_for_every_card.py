@@ -12,7 +12,6 @@ import pytest
 pytest.importorskip("triton", reason="the compiler of the kernels, Triton, is not installed")
 
 import gpu_static
-
 from orthotune.kernels import tiles
 from orthotune.kernels.cards import CARDS, Card
 

@@ -43,7 +43,9 @@ def test_a_chosen_kernel_fits_on_the_card(card, operation):
         for size in SIZES:
             path = choose(operation, "cuda", dtype, size, triton=True, card=card).path
             old = dtype is torch.bfloat16 and 0 < card.capability < 80
-            assert path == ("torch" if old else "products" if operation == "from_parameters" and size > 32 else "triton")
+            assert path == (
+                "torch" if old else "products" if operation == "from_parameters" and size > 32 else "triton"
+            )
             assert path == "torch" or shared_memory(operation, dtype.itemsize, size) <= card.shared
 
 
@@ -92,7 +94,9 @@ def test_a_forced_kernel_fails_aloud():
         started("rotate", torch.device("cuda"), torch.bfloat16, 32, _fails)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("Triton Error: memory"), RuntimeError("shapes"), ValueError()])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("Triton Error: memory"), RuntimeError("shapes"), ValueError()]
+)
 def test_an_error_that_is_not_the_kernels_is_not_swallowed(error):
     def fails():
         raise error

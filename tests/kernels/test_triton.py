@@ -77,8 +77,8 @@ def test_small_inverse(size, norm):
     Q = unpack(stored(size, 3, norm), size)
     A = torch.eye(size, dtype=torch.float64) + Q + 0.3 * Q.mT @ Q
     found = small_inverse(A.float().to(DEVICE)).cpu().double()
-    # Rounding of the elimination, relative to an inverse whose norm is at most 1.
-    torch.testing.assert_close(found, torch.linalg.inv(A.float().double()), atol=2e-6, rtol=0)
+    # Rounding of an elimination without pivots, of numbers of up to 3,000, for an inverse of at most 1.
+    torch.testing.assert_close(found, torch.linalg.inv(A.float().double()), atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("block_size", [48, 100])

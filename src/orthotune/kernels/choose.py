@@ -141,7 +141,7 @@ def started(
 ) -> T | None:
     """``launch()``, or None where the kernel does not compile or start on this GPU: from then on torch's path runs.
 
-    The first failure of a kernel is told in a warning; inside :func:`forced` it is raised.
+    The first failure of a kernel is reported in a warning; inside :func:`forced` it is raised.
 
     Args:
         operation: as :func:`choose` was asked.
@@ -163,10 +163,10 @@ def started(
             raise
         card = card_of(device)
         _refused.add((operation, card, dtype, block_size))
-        said = str(error).strip().partition("\n")[0]
+        message = str(error).strip().partition("\n")[0]
         warnings.warn(
             f"the Triton kernel for {operation}, {str(dtype).removeprefix('torch.')}, blocks of {block_size}, could not"
-            f" be started on {card.name} ({card.architecture or card.maker}): {type(error).__name__}: {said}. torch's "
+            f" be started on {card.name} ({card.architecture or card.maker}): {type(error).__name__}: {message}. torch's "
             f"own operations run from here on; results are the same, and slower",
             RuntimeWarning, stacklevel=3,
         )  # fmt: skip

@@ -91,11 +91,11 @@ def shared_memory(operation: str, item_size: int, block_size: int) -> int:
     return max(rotate_tiles(item_size, block_size).shared, back.shared)
 
 
-def fused(block_size: int, turns: int) -> bool:
-    """Whether one pass makes the gradients of the input and of ``turns`` rotations of it.
+def fused(block_size: int, times: int) -> bool:
+    """Whether one pass makes the gradients of the input and of ``times`` rotations of it.
 
     Example:
         >>> fused(32, 3), fused(64, 1), fused(64, 3)
         (True, True, False)
     """
-    return block_size <= (LARGEST_FUSED if turns == 1 else LARGEST_TOGETHER)
+    return block_size <= (LARGEST_FUSED if times == 1 else LARGEST_TOGETHER)
