@@ -163,10 +163,10 @@ def started(
             raise
         card = card_of(device)
         _refused.add((operation, card, dtype, block_size))
-        message = str(error).strip().partition("\n")[0]
+        message = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
         warnings.warn(
             f"the Triton kernel for {operation}, {str(dtype).removeprefix('torch.')}, blocks of {block_size}, "
-            f"could not be started on {card.name} ({card.architecture or card.maker}): {type(error).__name__}: {message}. "
+            f"could not be started on {card.name} ({card.architecture or card.maker}): {message}. "
             "torch's own operations run from here on; results are the same, and slower",
             RuntimeWarning, stacklevel=3,
         )  # fmt: skip
