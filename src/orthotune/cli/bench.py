@@ -98,7 +98,7 @@ def _explain(as_json: bool) -> None:
     for row in rows:
         sizes = ", ".join(map(str, row["block_sizes"]))
         typer.echo(
-            f"{row['operation']:<16} {row['device']:<5} {row['dtype']:<9} b={sizes:<27} {row['path']:<7} {row['why']}"
+            f"{row['operation']:<16} {row['device']:<5} {row['dtype']:<9} b={sizes:<27} {row['path']:<8} {row['why']}"
         )
     for name, lines in layers().items():
         typer.echo(f"\n{name}\n  " + lines.replace("\n", "\n  "))
@@ -147,7 +147,7 @@ def paths() -> list[dict[str, Any]]:
     operations: tuple[Operation, ...] = ("from_parameters", "rotate")
     rows: list[dict[str, Any]] = []
     for operation in operations:
-        for device in ("cpu", "cuda"):
+        for device in ("cpu", "cuda", "xpu", "mps"):
             for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
                 if operation == "from_parameters" and dtype in (torch.bfloat16, torch.float16):
                     continue  # rotations are computed in float32 or better

@@ -98,8 +98,9 @@ def _asked(kind: str, index: int | None) -> Card:
         return LEAST
     about = torch.cuda.get_device_properties(torch.cuda.current_device() if index is None else index)
     if torch.version.hip is not None:
-        # torch names the LDS of a block shared_memory_per_block on every backend.
-        return Card(about.name, "AMD", about.gcnArchName.partition(":")[0], about.shared_memory_per_block)
+        architecture = about.gcnArchName.partition(":")[0]
+        known = CARDS.get(architecture, LEAST).shared
+        return Card(about.name, "AMD", architecture, getattr(about, "shared_memory_per_block", known))
     return _nvidia_card(about)
 
 

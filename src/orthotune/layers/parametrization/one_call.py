@@ -30,7 +30,7 @@ def one_call() -> Iterator[None]:
         ...     found_in_call(torch.zeros(1), None, False) is None
         True
     """
-    if _calls.found is not None or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or _calls.found is not None:
         yield
         return
     _calls.found = {}
