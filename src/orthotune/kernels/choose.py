@@ -22,8 +22,9 @@ Operation = Literal["from_parameters", "rotate"]
 T = TypeVar("T")
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-#: the first NVIDIA GPUs that Triton compiles for, and the first that multiply bfloat16
-OLDEST, OLDEST_BFLOAT16 = 75, 80
+#: the first NVIDIA GPUs that Triton compiles for, and the first on whose tensor cores it multiplies: on older ones
+#: the kernels that rotate inputs spill registers
+OLDEST, OLDEST_PRODUCTS = 75, 80
 
 #: rows per output from which rotating the weight takes less time than rotating the rows
 MANY_ROWS = 4
@@ -105,7 +106,7 @@ def choose(
 
 @cache  # asked at every call of every layer
 def _choose(operation: Operation, device: str, dtype: torch.dtype, block_size: int, triton: bool, card: Card) -> Choice:
-    unfit = _unfit(device, dtype, triton, card)
+    unfit = _unfit(operation, device, dtype, triton, card)
     if unfit is not None:
         return Choice("torch", unfit)
     needed = shared_memory(operation, dtype.itemsize, block_size)
@@ -119,7 +120,7 @@ def _choose(operation: Operation, device: str, dtype: torch.dtype, block_size: i
     return Choice("triton", about)
 
 
-def _unfit(device: str, dtype: torch.dtype, triton: bool, card: Card) -> str | None:
+def _unfit(operation: Operation, device: str, dtype: torch.dtype, triton: bool, card: Card) -> str | None:
     """Why no kernel of ours runs at all on such a device and dtype."""
     if device == "mps":
         return "Triton does not compile for Apple's GPUs"
@@ -131,8 +132,8 @@ def _unfit(device: str, dtype: torch.dtype, triton: bool, card: Card) -> str | N
         return f"no Triton kernel for {dtype}"
     if 0 < card.capability < OLDEST:
         return f"Triton does not compile for {card.architecture}"
-    if dtype is torch.bfloat16 and 0 < card.capability < OLDEST_BFLOAT16:
-        return f"{card.architecture} does not multiply bfloat16"
+    if operation == "rotate" and 0 < card.capability < OLDEST_PRODUCTS:
+        return f"on {card.architecture} the kernel spills registers"
     return None
 
 
