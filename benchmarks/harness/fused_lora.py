@@ -156,13 +156,13 @@ def fused_lora(model: nn.Module, rank: int = 16, alpha: float = 16.0) -> nn.Modu
         torch.Size([1, 3, 128])
     """
     for block in model.layers:  # type: ignore[union-attr]
-        attention, mlp = block.self_attn, block.mlp  # type: ignore[union-attr]
+        attention, mlp = block.self_attn, block.mlp
         names = ("q_proj", "k_proj", "v_proj")
         every, made = Projections([getattr(attention, name) for name in names], rank, alpha), list[Tensor]()
         for place, name in enumerate(names):
             setattr(attention, name, _Turn(every, place, made))
-        attention.o_proj = nn.Sequential(Projections([attention.o_proj], rank, alpha), _First())  # type: ignore[union-attr]
-        block.mlp = Mlp([mlp.gate_proj, mlp.up_proj, mlp.down_proj], rank, alpha)  # type: ignore[union-attr]
+        attention.o_proj = nn.Sequential(Projections([attention.o_proj], rank, alpha), _First())
+        block.mlp = Mlp([mlp.gate_proj, mlp.up_proj, mlp.down_proj], rank, alpha)
     return model
 
 

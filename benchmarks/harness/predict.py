@@ -69,7 +69,7 @@ class Part(NamedTuple):
     """Blocks of a model that are alike.
 
     Args:
-        count: how many.
+        repeats: how many.
         inputs: of the adapted layers.
         tokens: of the block.
         width: of the residual stream.
@@ -78,7 +78,7 @@ class Part(NamedTuple):
         causal: whether attention looks back only.
     """
 
-    count: int
+    repeats: int
     inputs: tuple[Input, ...]
     tokens: int
     width: int
@@ -88,14 +88,20 @@ class Part(NamedTuple):
 
 
 def _llama(layers: int, width: int, hidden: int, heads: int, keys: int, tokens: int) -> tuple[Part, ...]:
-    inputs = ((width, (heads, keys, keys)), (heads, (width,)), (width, (hidden, hidden)), (hidden, (width,)))
-    return (Part(layers, tuple(Input(*one, tokens) for one in inputs), tokens, width, heads, hidden, True),)
+    inputs = (
+        Input(width, (heads, keys, keys), tokens), Input(heads, (width,), tokens),
+        Input(width, (hidden, hidden), tokens), Input(hidden, (width,), tokens),
+    )  # fmt: skip
+    return (Part(layers, inputs, tokens, width, heads, hidden, True),)
 
 
 def _klein(tokens: int, texts: int) -> tuple[Part, ...]:
     w, h = 3072, 9216
-    stream = [((w, (w, w, w))), (w, (w,)), (w, (2 * h,)), (h, (w,))]
-    double = tuple(Input(*one, count) for count in (tokens, texts) for one in stream)
+    double = tuple(
+        Input(features, outputs, count)
+        for count in (tokens, texts)
+        for features, outputs in ((w, (w, w, w)), (w, (w,)), (w, (2 * h,)), (h, (w,)))
+    )
     every = tokens + texts
     single = (Input(w, (3 * w + 2 * h,), every), Input(w + h, (w,), every))
     return Part(5, double, every, w, w, h, False), Part(20, single, every, w, w, h, False)
@@ -126,7 +132,7 @@ class Kernel(NamedTuple):
 
     bytes: float
     operations: float = 0.0
-    count: float = 1.0
+    runs: float = 1.0
     tensor: bool = True
 
 
@@ -180,7 +186,7 @@ def frozen(parts: tuple[Part, ...], train: bool, summed: bool = True) -> Iterato
         if train:
             one += [passes(3.0 * t * w, 4), passes(2.0 * t * part.heads, 2), passes(5.0 * t * part.hidden)]
             one += [Kernel(ITEM * 8.0 * t * part.heads, 2.5 * attention)]
-        yield from (kernel._replace(count=kernel.count * part.count) for kernel in one)
+        yield from (kernel._replace(runs=kernel.runs * part.repeats) for kernel in one)
 
 
 def rotations(parts: tuple[Part, ...], train: bool, block: int) -> Iterator[Kernel]:
@@ -190,10 +196,10 @@ def rotations(parts: tuple[Part, ...], train: bool, block: int) -> Iterator[Kern
         for features, outputs, tokens in part.inputs:
             turns, x = len(outputs), float(tokens) * features
             R, work = float(features) * block, 2.0 * x * block
-            numbers += part.count * R * turns
-            yield Kernel(ITEM * x * (1 + turns) + WIDE * R * turns, work * turns, part.count)
+            numbers += part.repeats * R * turns
+            yield Kernel(ITEM * x * (1 + turns) + WIDE * R * turns, work * turns, part.repeats)
             if train:
-                yield from _rotated_back(part.count, turns, x, R, work, tokens, block)
+                yield from _rotated_back(part.repeats, turns, x, R, work, tokens, block)
     if train:
         yield from _cayley(numbers, block)
 
@@ -257,7 +263,7 @@ def lora(parts: tuple[Part, ...], train: bool, by_hand: bool) -> Iterator[Kernel
                     one.append(passes(3 * t * n))
         if by_hand and part.hidden and train:
             one.append(passes(3.0 * part.tokens * part.hidden))  # the activation once more
-        yield from (kernel._replace(count=kernel.count * part.count) for kernel in one)
+        yield from (kernel._replace(runs=kernel.runs * part.repeats) for kernel in one)
 
 
 def cost(kernels: Iterator[Kernel], gpu: Gpu) -> Cost:
@@ -270,10 +276,10 @@ def cost(kernels: Iterator[Kernel], gpu: Gpu) -> Cost:
     seconds = moved = work = launches = 0.0
     for kernel in kernels:
         rate = gpu.products if kernel.tensor else gpu.float32
-        seconds += kernel.count * max(kernel.bytes / gpu.bandwidth, kernel.operations / rate, LAUNCH)
-        moved += kernel.count * kernel.bytes
-        work += kernel.count * kernel.operations
-        launches += kernel.count
+        seconds += kernel.runs * max(kernel.bytes / gpu.bandwidth, kernel.operations / rate, LAUNCH)
+        moved += kernel.runs * kernel.bytes
+        work += kernel.runs * kernel.operations
+        launches += kernel.runs
     return Cost(seconds, moved, work, launches)
 
 

@@ -119,6 +119,26 @@ def test_several_rotations_of_one_input_and_their_gradients(block_size, turns, s
         torch.testing.assert_close(mine.grad.cpu().double(), own.grad, atol=1e-4, rtol=0)
 
 
+def test_kernels_that_do_not_start_give_way_to_torch(monkeypatch):
+    from orthotune.kernels import rotate as module
+    from orthotune.kernels import triton_rotate
+
+    def fails(*_):
+        raise RuntimeError("Triton Error [CUDA]: out of resource: shared memory")
+
+    monkeypatch.setattr(choose, "_refused", set())
+    monkeypatch.setattr(module, "choose", lambda *_: choose.Choice("triton", "a GPU that nobody knows"))
+    for name in ("rotate_forward", "rotate_backward"):
+        monkeypatch.setattr(triton_rotate, name, fails)
+    x, R = torch.randn(5, 16, requires_grad=True), exact(stored(8, 2, 0.7), 8).float().requires_grad_()
+    with pytest.warns(RuntimeWarning, match="could not be started"):
+        y = rotate(x, R)
+        y.sum().backward()
+    # the dense product sums in another order
+    torch.testing.assert_close(y, x @ torch.block_diag(*R), rtol=0, atol=1e-5)
+    assert x.grad is not None and R.grad is not None
+
+
 def test_no_rows_at_all():
     with choose.forced("triton"):
         assert rotate(torch.zeros(0, 8, device=DEVICE), torch.eye(8, device=DEVICE)[None]).shape == (0, 8)

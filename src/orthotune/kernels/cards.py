@@ -92,8 +92,8 @@ def _asked(kind: str, index: int | None) -> Card:
     if kind == "xpu":
         if not torch.xpu.is_available():
             return LEAST._replace(maker="Intel")
-        about = torch.xpu.get_device_properties(index or 0)
-        return Card(about.name, "Intel", "", getattr(about, "local_mem_size", 0) or LEAST.shared)
+        found = torch.xpu.get_device_properties(index or 0)
+        return Card(found.name, "Intel", "", getattr(found, "local_mem_size", 0) or LEAST.shared)
     if kind != "cuda" or not torch.cuda.is_available():
         return LEAST
     about = torch.cuda.get_device_properties(torch.cuda.current_device() if index is None else index)

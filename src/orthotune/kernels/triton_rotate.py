@@ -190,6 +190,7 @@ def rotate_backward(
     x, grads, R = x.contiguous(), [grad.contiguous() for grad in grads], R.contiguous()
     times, b = len(grads), R.shape[-1]
     shared = R.shape[0] == times and x.shape[1] > b
+    dR: Tensor | None
     if need_dR and fused(b, times):
         dx, dR = _in_one_pass(x, R, grads, need_dx, shared)
     else:

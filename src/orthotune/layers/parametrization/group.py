@@ -57,7 +57,7 @@ class RotationGroup:
             return found
         alive = [peer for member in self._members if (peer := member()) is not None]
         peers = [peer for peer in alive if peer is first or (_fits(peer, first) and _alike(peer, first, trained))]
-        weights = [peer.weight for peer in peers]
+        weights: list[Tensor] = [peer.weight for peer in peers]
         with torch.inference_mode(False), torch.no_grad():
             R = rotation_of(first.spec, torch.cat(weights))
         rows = [weight.shape[0] for weight in weights]
