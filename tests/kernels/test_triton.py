@@ -95,8 +95,9 @@ def test_a_large_block_by_products_and_its_gradient(block_size):
     assert (mine.grad.cpu().double() - reference.grad).abs().max() < 3e-6 * reference.grad.abs().max()
 
 
-@pytest.mark.parametrize(("block_size", "turns"), [(12, 2), (32, 3), (64, 3), (100, 2)])
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("block_size", "turns", "shared"), [(12, 2, True), (32, 3, False), (64, 3, True), (100, 2, False)]
+)
 def test_several_rotations_of_one_input_and_their_gradients(block_size, turns, shared):
     draw = torch.Generator().manual_seed(3)
     count, rows = 2, 37
