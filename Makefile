@@ -15,7 +15,7 @@ SHORT   ?=
 # Where `make dist` puts the two wheels and the source archive.
 DIST    ?= dist
 
-.PHONY: help demo test test-quant quant-table test-matrix matrix-table check docs test-docs bench dist test-dist install clean
+.PHONY: help demo test test-gpu-static test-compile bench-gpu test-quant quant-table test-matrix matrix-table check docs test-docs bench dist test-dist install clean
 
 help:
 	@echo "make demo   finetune a small language model and a small image model, write reports (under 6 minutes on 2 cores)"
@@ -25,10 +25,13 @@ help:
 	@echo "make test-matrix  the oldest and newest libraries, torch and Pythons, each cell in an environment of its own; most"
 	@echo "                  fetch 3 GB and keep 6; CELLS='oldest newest' do not"
 	@echo "make matrix-table the same, and the table of docs/evidence/compatibility.md written anew"
+	@echo "make test-gpu-static  every kernel compiled for every card, without a GPU (many minutes; ORTHOTUNE_CARDS=sm_89: one)"
+	@echo "make test-compile  how many kernels Inductor makes for a rotated block, beside the base's"
 	@echo "make check  ruff and mypy"
 	@echo "make docs   the documents as a site, into build/site; fails at a link that leads nowhere"
 	@echo "make test-docs    every guide and notebook run from beginning to end (some minutes)"
 	@echo "make bench  the table of docs/evidence/speed.md (about 10 minutes on 2 quiet cores)"
+	@echo "make bench-gpu  the same on a GPU, any card: tests, times and what was predicted (under 10 minutes)"
 	@echo "make dist   the wheels of orthotune and orthotune-worlds and the source archive, into DIST=$(DIST)"
 	@echo "make test-dist    the same, and the wheels tried in an environment that sees no clone"
 	@echo "make clean  remove $(VENV), those of test-quant, test-matrix and docs, the site and the caches"
@@ -70,6 +73,13 @@ test-matrix: | $(BIN)/python
 matrix-table:
 	$(MAKE) --no-print-directory test-matrix ARGS="--page docs/evidence/compatibility.md $(ARGS)"
 
+# The compiler of the kernels needs no GPU; tests/conftest.py would turn it into an interpreter.
+test-gpu-static: $(STAMP)
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope tests/kernels/compiled_for_every_card.py $(ARGS)
+
+test-compile: $(STAMP)
+	$(BIN)/python -m pytest tests/layers/compiled_models.py $(ARGS)
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -92,6 +102,11 @@ test-docs: $(VENV)-docs/.installed
 
 bench: $(STAMP)
 	$(BIN)/orthotune bench targets --out benchmarks/results $(ARGS)
+
+# One command for any card: tests that need it, the kernels on it, models beside LoRA, and what was predicted.
+bench-gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu_run.py --out benchmarks/results $(ARGS)
+	$(BIN)/python -m pytest -q tests/kernels
 
 # Without isolation: the tools are those of the environment, and nothing is fetched.
 dist: $(STAMP)

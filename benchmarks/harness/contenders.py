@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 
 from harness import llama, unet
 from harness.cells import Cell
+from harness.fused_lora import fused_lora
 from harness.subject import Subject
 from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.model import OFTModel
@@ -36,6 +37,8 @@ class Contender:
         config: PEFT's configuration class and its settings; None leaves the model frozen.
         settings: beside the targets and the block size.
         targets: names of layers; None for all of the model's.
+        build: adapts a model without a configuration of PEFT.
+        compiled: by ``torch.compile``.
 
     Example:
         >>> Contender("lora", LoraConfig, {"r": 4}).config_for(Cell()).r
@@ -46,6 +49,8 @@ class Contender:
     config: type[PeftConfig] | None = None
     settings: dict[str, Any] | None = None
     targets: list[str] | None = None
+    build: Callable[[nn.Module], nn.Module] | None = None
+    compiled: bool = False
 
     def config_for(self, cell: Cell) -> PeftConfig | None:
         """The configuration for one cell; None for the frozen model."""
@@ -74,6 +79,16 @@ OTHERS = [
     Contender("peft_boft", BOFTConfig, {"boft_block_size": 8, "boft_n_butterfly_factor": 2}),
     Contender("peft_hra", HRAConfig, {"r": 8}),
 ]
+#: the contenders that count: LoRA with hand-written gradients, and whole models under ``torch.compile``
+FUSED = [
+    Contender(FLOOR),
+    Contender("lora", LoraConfig, _LORA),
+    Contender("lora_fused", build=fused_lora),
+    Contender("orthotune", OFTConfig, _EXACT),
+    Contender("frozen_compiled", compiled=True),
+    Contender("lora_compiled", LoraConfig, _LORA, compiled=True),
+    Contender("orthotune_compiled", OFTConfig, _EXACT, compiled=True),
+]
 #: PEFT's OFT adapts attention only: its convolutions compute something else (a fresh one changes the output)
 UNET = [
     Contender(FLOOR),
@@ -96,6 +111,8 @@ def contenders(name: str, cell: Cell) -> list[Contender]:
     """
     if cell.model == "unet":
         return UNET
+    if name == "fused":
+        return FUSED
     return LLAMA + OTHERS if name == "others" else LLAMA
 
 
@@ -104,12 +121,21 @@ def fresh(contender: Contender, subject: Subject, cell: Cell) -> nn.Module:
     model = subject.twin()
     config = contender.config_for(cell)
     if config is None:
-        return model.train(cell.mode == "train")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = model if contender.build is None else contender.build(model)
+        return _compiled(model.train(cell.mode == "train"), contender)
     with warnings.catch_warnings(), _stock(type(config) is PeftOFTConfig), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # BOFT says at each layer that its CUDA extension is not there
         torch.manual_seed(0)
         adapted: nn.Module = get_peft_model(model, config)
-    return adapted.train(cell.mode == "train")
+    return _compiled(adapted.train(cell.mode == "train"), contender)
+
+
+def _compiled(model: nn.Module, contender: Contender) -> nn.Module:
+    if contender.compiled:
+        model.compile()
+    return model
 
 
 def stirred(contender: Contender, subject: Subject, cell: Cell) -> nn.Module:

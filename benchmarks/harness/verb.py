@@ -14,6 +14,7 @@ from rich.table import Table
 from harness import mixed_batch
 from harness.cells import selection, target_of
 from harness.contenders import contenders
+from harness.predict import GPUS, predict
 from harness.results import Row, write_rows
 from harness.run import run_cell
 
@@ -88,6 +89,34 @@ def run_adapters(
         speed = f"{row.tokens_per_second:>12,.0f} tokens/s  {row.time_ratio:.2f} of the frozen model's time"
         typer.echo(f"{row.adapters:>3} adapters, {length:<14} {row.contender:<10} {speed}")
     typer.echo(f"table    {table}", err=True)
+
+
+def run_prediction(card: str, as_json: bool) -> None:
+    """Print what a step should cost on a card that need not be here; nothing is measured.
+
+    Args:
+        card: of ``harness.predict.GPUS``.
+        as_json: print the rows as JSON instead of a table.
+
+    Raises:
+        OrthotuneError: the card is not known.
+    """
+    rows = predict(card)
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    gpu = GPUS[card]
+    title = f"PREDICTED for {gpu.name}, not measured ({gpu.source}: {gpu.bandwidth / 1e12:g} TB/s, " \
+            f"{gpu.products / 1e12:g} TFLOP/s in bfloat16, {gpu.float32 / 1e12:g} in float32)"  # fmt: skip
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in ("model", "step", "contender"):
+        table.add_column(name, no_wrap=True)
+    for name in ("time / frozen", "ms", "GB", "TFLOP", "launches"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row.model, row.mode, row.contender, f"{row.ratio:.3f}", f"{row.milliseconds:.2f}",
+                      f"{row.gigabytes:.1f}", f"{row.teraflops:.2f}", str(row.launches))  # fmt: skip
+    Console(width=140).print(table)
 
 
 def _chart(name: str, rows: list[Row], path: Path) -> Path:

@@ -27,6 +27,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("benchmarks/before_after.py", "contender"): "a column of its table",
     ("benchmarks/convolutions.py", "contender"): "the harness's name for a method",
     ("benchmarks/family_speed.py", "contender"): "the harness's name for a method",
+    ("benchmarks/gpu_run.py", "contender"): "the harness's name for a method",
     ("cli/evaluate_drift.py", "pictures"): "a key of the command's JSON",
     ("cli/identify.py", "said"): "a key of the command's JSON",
     ("cli/reading.py", "scrambled"): "a value of --boft-conv, which scripts pass",

@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from harness.cells import Cell
+from harness.llama import PROJECTIONS, build
+from orthotune import OFTConfig, get_peft_model
 from orthotune.kernels.from_parameters import rotation_of
 from orthotune.layers import parametrization
 from orthotune.rotation.spec import RotationSpec
@@ -137,3 +140,21 @@ def test_an_exported_program_holds_the_rotation_as_plain_operations() -> None:
         program = torch.export.export(model, (x,))
         torch.testing.assert_close(program.module()(x), model(x), rtol=0, atol=1e-5)
     assert "orthotune" not in str(program.graph)
+
+
+@pytest.mark.parametrize("mode", ["training", "evaluation"])
+def test_a_whole_model_is_one_graph(mode: str) -> None:
+    torch.manual_seed(0)
+    model, x, call = build(Cell(hidden=128, tokens=4, layers=2, dtype="float32"))
+    adapted = get_peft_model(model, OFTConfig(target_modules=PROJECTIONS, oft_block_size=16, use_cayley_neumann=False))
+    with torch.no_grad():
+        for parameter in rotation_parameters(adapted).values():
+            parameter.normal_(std=0.05)
+    adapted.train(mode == "training")
+    compiled = torch.compile(lambda x: call(adapted, x), fullgraph=True, backend="eager")
+    with torch.set_grad_enabled(mode == "training"):
+        found, expected = compiled(x), call(adapted, x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)  # float32, sums in another order
+    if mode == "training":
+        found.square().sum().backward()
+        assert all(parameter.grad.any() for parameter in rotation_parameters(adapted).values())

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 BLOCKS = (8, 16, 32, 64, 128, 256)
-SELECTIONS = "targets, growth, blocks, grid, others, unet, gpu or smoke"
+SELECTIONS = "targets, growth, blocks, grid, others, fused, unet, gpu or smoke"
 
 
 def bench(
@@ -28,6 +28,9 @@ def bench(
     hidden: int = typer.Option(
         None, "--hidden", min=32, help="Only for `bench adapters`: width of the model. Default: 1024."
     ),
+    predict: str = typer.Option(
+        None, "--predict", help="Print what steps should cost on a GPU, as h100, a100 or 4090; measure nothing."
+    ),
     explain: bool = typer.Option(
         False, "--explain", help="Print kernels, the path of each layer, what is cached, and why; measure nothing."
     ),
@@ -42,11 +45,16 @@ def bench(
       orthotune bench targets --threads 2
 
       orthotune bench --explain
+
+      orthotune bench --predict h100
     """
     if explain:
         _explain(as_json)
         return
     harness = _harness(selection)
+    if predict is not None:
+        harness.run_prediction(predict.lower(), as_json)
+        return
     if selection == "adapters":
         harness.run_adapters(out, repetitions, as_json, threads, adapters, hidden)
         return
@@ -90,7 +98,7 @@ def _explain(as_json: bool) -> None:
     for row in rows:
         sizes = ", ".join(map(str, row["block_sizes"]))
         typer.echo(
-            f"{row['operation']:<16} {row['device']:<5} {row['dtype']:<9} b={sizes:<27} {row['path']:<7} {row['why']}"
+            f"{row['operation']:<16} {row['device']:<5} {row['dtype']:<9} b={sizes:<27} {row['path']:<8} {row['why']}"
         )
     for name, lines in layers().items():
         typer.echo(f"\n{name}\n  " + lines.replace("\n", "\n  "))
@@ -139,7 +147,7 @@ def paths() -> list[dict[str, Any]]:
     operations: tuple[Operation, ...] = ("from_parameters", "rotate")
     rows: list[dict[str, Any]] = []
     for operation in operations:
-        for device in ("cpu", "cuda"):
+        for device in ("cpu", "cuda", "xpu", "mps"):
             for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
                 if operation == "from_parameters" and dtype in (torch.bfloat16, torch.float16):
                     continue  # rotations are computed in float32 or better

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
-Path = Literal["torch", "triton"]
-Operation = Literal["from_parameters", "rotate"]
+from orthotune.kernels.cards import Card, card_of
+from orthotune.kernels.tiles import LARGEST_CAYLEY, LARGEST_ROTATED, shared_memory
 
-#: beyond this a block does not fit into one program's registers, and batched library products are the better kernel
-LARGEST_BLOCK: dict[str, int] = {"from_parameters": 128, "rotate": 256}
+#: ``torch``: operations of torch. ``triton``: a kernel of ours. ``products``: batched products of a library, whose
+#: smallest inverses a kernel of ours makes.
+Path = Literal["torch", "triton", "products"]
+Operation = Literal["from_parameters", "rotate"]
+T = TypeVar("T")
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+#: the first NVIDIA GPUs that Triton compiles for, and the first on whose tensor cores it multiplies: on older ones
+#: the kernels that rotate inputs spill registers
+OLDEST, OLDEST_PRODUCTS = 75, 80
 
 #: rows per output from which rotating the weight takes less time than rotating the rows
 MANY_ROWS = 4
@@ -24,6 +32,8 @@ MANY_ROWS = 4
 _forced: list[Path] = []
 # Looked for once, here: compiled code may not look for modules, and torch 2.9 traces through a cache.
 _triton_is_here = importlib.util.find_spec("triton") is not None
+#: kernels that did not start, by what :func:`choose` is asked
+_refused: set[tuple[str, Card, torch.dtype, int]] = set()
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,9 @@ class Choice:
 
     path: Path
     why: str
+
+
+NO_GPU = Choice("torch", "Triton kernels need a GPU")
 
 
 def triton_installed() -> bool:
@@ -56,37 +69,119 @@ def forced(path: Path) -> Iterator[None]:
 
 
 def choose(
-    operation: Operation, device: str, dtype: torch.dtype, block_size: int, triton: bool | None = None
+    operation: Operation,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    block_size: int,
+    triton: bool | None = None,
+    card: Card | None = None,
 ) -> Choice:
     """The path for one operation; a function of its arguments alone, except inside :func:`forced`.
 
     Args:
         operation: ``"from_parameters"`` (stored parameters to rotations) or ``"rotate"`` (inputs times rotations).
-        device: type of the device, ``"cpu"`` or ``"cuda"``.
+        device: ``"cpu"``, ``"cuda"`` (AMD's too), ``"xpu"``, ``"mps"``, or a device of torch.
         dtype: of the stored parameters, or of the inputs.
         block_size: size of a block.
         triton: whether Triton is installed; looked up when None.
+        card: the GPU; the one of ``device`` when None.
 
     Example:
         >>> choose("rotate", "cpu", torch.float32, 32)
         Choice(path='torch', why='Triton kernels need a GPU')
+        >>> choose("from_parameters", "cuda", torch.float32, 64, triton=True).path
+        'products'
     """
     if _forced:
         return Choice(_forced[-1], "forced")
-    return _choose(operation, device, dtype, block_size, triton_installed() if triton is None else triton)
+    kind = device if isinstance(device, str) else device.type
+    if kind == "cpu":
+        return NO_GPU
+    if card is None:
+        card = card_of(device)
+    if _refused and (operation, card, dtype, block_size) in _refused:
+        return Choice("torch", f"the kernel could not be started on {card.name}")
+    return _choose(operation, kind, dtype, block_size, triton_installed() if triton is None else triton, card)
 
 
 @cache  # asked at every call of every layer
-def _choose(operation: Operation, device: str, dtype: torch.dtype, block_size: int, triton: bool) -> Choice:
-    if device != "cuda":
-        return Choice("torch", "Triton kernels need a GPU")
+def _choose(operation: Operation, device: str, dtype: torch.dtype, block_size: int, triton: bool, card: Card) -> Choice:
+    unfit = _unfit(operation, device, dtype, triton, card)
+    if unfit is not None:
+        return Choice("torch", unfit)
+    needed = shared_memory(operation, dtype.itemsize, block_size)
+    if needed > card.shared:
+        return Choice("torch", f"the kernel needs {needed} bytes of shared memory, {card.name} gives {card.shared}")
+    about = f"a GPU, {str(dtype).removeprefix('torch.')}, blocks of {block_size}"
+    if operation == "from_parameters" and block_size > LARGEST_CAYLEY:
+        return Choice("products", f"{about}, more than one program holds in registers")
+    if block_size > LARGEST_ROTATED:
+        return Choice("torch", f"blocks of {block_size} are beyond the kernel's {LARGEST_ROTATED}")
+    return Choice("triton", about)
+
+
+def _unfit(operation: Operation, device: str, dtype: torch.dtype, triton: bool, card: Card) -> str | None:
+    """Why no kernel of ours runs at all on such a device and dtype."""
+    if device == "mps":
+        return "Triton does not compile for Apple's GPUs"
+    if device not in ("cuda", "xpu"):
+        return "Triton kernels need a GPU"
     if not triton:
-        return Choice("torch", "Triton is not installed")
+        return "Triton is not installed"
     if dtype not in FLOATS:
-        return Choice("torch", f"no Triton kernel for {dtype}")
-    if block_size > LARGEST_BLOCK[operation]:
-        return Choice("torch", f"blocks of {block_size} are beyond the kernel's {LARGEST_BLOCK[operation]}")
-    return Choice("triton", f"a GPU, {str(dtype).removeprefix('torch.')}, blocks of {block_size}")
+        return f"no Triton kernel for {dtype}"
+    if 0 < card.capability < OLDEST:
+        return f"Triton does not compile for {card.architecture}"
+    if operation == "rotate" and 0 < card.capability < OLDEST_PRODUCTS:
+        return f"on {card.architecture} the kernel spills registers"
+    return None
+
+
+def started(
+    operation: Operation, device: torch.device, dtype: torch.dtype, block_size: int, launch: Callable[[], T]
+) -> T | None:
+    """``launch()``, or None where the kernel does not compile or start on this GPU: from then on torch's path runs.
+
+    The first failure of a kernel is reported in a warning; inside :func:`forced` it is raised.
+
+    Args:
+        operation: as :func:`choose` was asked.
+        device: of the tensors.
+        dtype: as :func:`choose` was asked.
+        block_size: size of a block.
+        launch: starts the kernel.
+
+    Example:
+        >>> started("rotate", torch.device("cpu"), torch.float32, 32, lambda: "an output")
+        'an output'
+    """
+    if torch.compiler.is_compiling():
+        return launch()
+    try:
+        return launch()
+    except Exception as error:
+        if _forced or not _of_the_kernel(error):
+            raise
+        card = card_of(device)
+        _refused.add((operation, card, dtype, block_size))
+        message = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+        warnings.warn(
+            f"the Triton kernel for {operation}, {str(dtype).removeprefix('torch.')}, blocks of {block_size}, "
+            f"could not be started on {card.name} ({card.architecture or card.maker}): {message}. "
+            "torch's own operations run from here on; results are the same, and slower",
+            RuntimeWarning, stacklevel=3,
+        )  # fmt: skip
+        return None
+
+
+def _of_the_kernel(error: Exception) -> bool:
+    """Whether an error is about compiling or starting a kernel: memory that is full, or a fault of earlier work of
+    the GPU, is not."""
+    if isinstance(error, (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))):
+        return False
+    if type(error).__module__.partition(".")[0] == "triton":
+        return True
+    return isinstance(error, RuntimeError) and ("Triton" in str(error) or "PassManager" in str(error))
 
 
 def kernel_is_rotated(signals: int, kernels: int, gradients: bool) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from orthotune.errors import OrthotuneError
 from orthotune.kernels.autograd import gradients_again, looked_through
-from orthotune.kernels.choose import choose
+from orthotune.kernels.by_blocks import exact_by_blocks, full_float32
+from orthotune.kernels.choose import Path, choose, started
 from orthotune.rotation.cayley import cayley, cayley_backward, cayley_forward
 from orthotune.rotation.packing import pack, unpack
 from orthotune.rotation.spec import RotationSpec
@@ -64,30 +65,41 @@ def _again(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...
 
 
 def _exact_backward(R: Tensor, grad: Tensor) -> Tensor:
-    if _use_triton(R, R.shape[-1]):
+    size = R.shape[-1]
+    if _path(R, size) == "triton":
         from orthotune.kernels import triton_cayley
 
-        return triton_cayley.exact_backward(R, grad)
+        found = _started(R, size, lambda: triton_cayley.exact_backward(R, grad))
+        if found is not None:
+            return found
     if torch.is_autocast_enabled(grad.device.type):
         with torch.autocast(grad.device.type, enabled=False):
             return _exact_backward(R, grad)
-    dQ = cayley_backward(R, grad)
+    with full_float32(R.device):
+        dQ = cayley_backward(R, grad)
     return pack(dQ).sub_(pack(dQ, lower=True))
 
 
 def _exact(v: Tensor, block_size: int) -> Tensor:
-    if _use_triton(v, block_size):
+    path, found = _path(v, block_size), None
+    # Triton is imported where it runs: it is optional, and slow to import.
+    if path == "triton":
         from orthotune.kernels import triton_cayley
 
-        return triton_cayley.exact_forward(v, block_size)
-    return cayley_forward(unpack(v, block_size))
+        found = _started(v, block_size, lambda: triton_cayley.exact_forward(v, block_size))
+    elif path == "products":
+        from orthotune.kernels import triton_cayley
+
+        found = _started(v, block_size, lambda: exact_by_blocks(v, block_size, triton_cayley.small_inverse))
+    return cayley_forward(unpack(v, block_size)) if found is None else found
 
 
-def _use_triton(stored: Tensor, block_size: int) -> bool:
-    # Triton is imported where it runs: it is optional, and slow to import.
-    return (
-        stored.numel() > 0 and choose("from_parameters", stored.device.type, stored.dtype, block_size).path == "triton"
-    )
+def _path(stored: Tensor, block_size: int) -> Path:
+    return choose("from_parameters", stored.device, stored.dtype, block_size).path if stored.numel() else "torch"
+
+
+def _started(stored: Tensor, block_size: int, launch: Callable[[], Tensor]) -> Tensor | None:
+    return started("from_parameters", stored.device, stored.dtype, block_size, launch)
 
 
 def exact_rotation(v: Tensor, block_size: int, known: Tensor | None = None) -> Tensor:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from orthotune.kernels.autograd import gradients_again, looked_through
-from orthotune.kernels.choose import choose
+from orthotune.kernels.choose import choose, started
+from orthotune.kernels.tiles import MOST_TOGETHER
 from orthotune.rotation.operator import Operator, block_product
+
+T = TypeVar("T")
 
 
 def _blocks(x: Tensor, count: int) -> Tensor:
@@ -53,17 +56,22 @@ def rotate_joined(x: Tensor, R: Tensor, times: int = 1) -> Sequence[Tensor]:
 
     Shapes: ``x`` ``(..., n)``, ``R`` ``(times * n / b, b, b)`` or ``(times, b, b)`` for shared blocks.
     """
-    kernel = choose("rotate", x.device.type, x.dtype, R.shape[-1]).path
+    kernel = choose("rotate", x.device, x.dtype, R.shape[-1]).path
     if x.numel() == x.shape[-1] and kernel == "torch" and R.shape[0] > times:
         return _row(x, R, times)
     rows = x.reshape(-1, x.shape[-1])
+    found: Sequence[Tensor] | None = None
     if kernel == "triton":
         from orthotune.kernels import triton_rotate
 
-        found: Sequence[Tensor] = [triton_rotate.rotate_forward(rows, own) for own in R.split(R.shape[0] // times)]
-    else:
+        found = _started(rows, R, lambda: triton_rotate.rotate_forward(rows, R, times))
+    if found is None:
         found = _products(rows, R, times)
     return found if x.dim() == 2 else [y.view(x.shape) for y in found]
+
+
+def _started(x: Tensor, R: Tensor, launch: Callable[[], T]) -> T | None:
+    return started("rotate", x.device, x.dtype, R.shape[-1], launch)
 
 
 def _row(x: Tensor, R: Tensor, times: int) -> Sequence[Tensor]:
@@ -92,10 +100,12 @@ def backward_alone(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of one product ``x BD(R)`` of rows ``(rows, n)``, those that are needed."""
     count, block_size = R.shape[0], R.shape[-1]
-    if choose("rotate", x.device.type, x.dtype, block_size).path == "triton":
+    if choose("rotate", x.device, x.dtype, block_size).path == "triton":
         from orthotune.kernels import triton_rotate
 
-        return triton_rotate.rotate_backward(x, R, grad, need_dx, need_dR)
+        found = _started(x, R, lambda: triton_rotate.rotate_backward(x, R, (grad,), need_dx, need_dR))
+        if found is not None:
+            return found[0], found[1][0]
     dx = dR = None
     if count == 1:
         g = grad.reshape(-1, block_size)
@@ -114,6 +124,12 @@ def _backward_together(
 ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
     """Gradients of several rotations ``(times * count, b, b)`` of one input, side by side in one product each."""
     times, block_size = len(grads), R.shape[-1]
+    if choose("rotate", x.device, x.dtype, block_size).path == "triton":
+        from orthotune.kernels import triton_rotate
+
+        made = _started(x, R, lambda: triton_rotate.rotate_backward(x, R, grads, need_dx, need_dR))
+        if made is not None:
+            return made
     count = R.shape[0] // times
     R = R.view(times, count, block_size, block_size)
     g = x.new_empty(count, x.shape[0], times, block_size)
@@ -160,7 +176,8 @@ def _backward(
     dx: Tensor | None = None
     dR: list[Tensor | None] = [None] * len(rotations)
     R = rotations[0]
-    if len(came) > 1 and R.shape[0] > 1 and choose("rotate", x.device.type, x.dtype, R.shape[-1]).path == "torch":
+    path = choose("rotate", x.device, x.dtype, R.shape[-1]).path if len(came) > 1 else "torch"
+    if len(came) > 1 and R.shape[0] > 1 and (path == "torch" or len(came) <= MOST_TOGETHER):
         R = joined([rotations[i] for i in came])
         dx, found = _backward_together(x, R, [*came.values()], need_dx, any(need_dR))
         for i, one in zip(came, found, strict=True):

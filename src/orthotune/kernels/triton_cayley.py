@@ -4,6 +4,8 @@ One program holds one block in registers. With ``S = -Q^2``, whose eigenvalues l
 ``E = I - (I + S) / c`` has a norm of at most ``(s / 2) / c < 1``, so ``(I + Q)^{-1} = (I - Q)(I + E)(I + E^2)(I +
 E^4).. / c`` converges for every ``Q``; the number of factors follows from ``s``, in the kernel, so that nothing waits
 for the host.
+
+Larger blocks are for ``by_blocks``, whose smallest inverses are made here.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from orthotune.kernels.tiles import cayley_tiles
 
 
 @triton.jit
@@ -66,20 +70,37 @@ def _backward(R, dR, dv, b, n, scale, B: tl.constexpr):
     tl.store(dv + row * n + offset, skew, mask=(i < j) & inside)
 
 
-def _width(block_size: int) -> int:
-    return max(16, triton.next_power_of_2(block_size))
+@triton.jit
+def _inverse(A, out, n, B: tl.constexpr):
+    """Gauss-Jordan elimination without pivots: right where the symmetric part is at least the identity."""
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, B)[:, None]
+    j = tl.arange(0, B)[None, :]
+    inside = (i < n) & (j < n)
+    a = tl.load(A + row * n * n + i * n + j, mask=inside, other=0.0)
+    for k in range(0, n):
+        across = tl.sum(tl.where(i == k, a, 0.0), axis=0)[None, :]
+        down = tl.sum(tl.where(j == k, a, 0.0), axis=1)[:, None]
+        pivot = tl.sum(tl.where((i == k) & (j == k), a, 0.0))
+        across = tl.where(j == k, 1.0, across) / pivot
+        rest = tl.where(j == k, 0.0, a) - down * across
+        a = tl.where(i == k, across, rest)
+    tl.store(out + row * n * n + i * n + j, a, mask=inside)
 
 
 def exact_forward(v: Tensor, block_size: int, scale: float = 1.0) -> Tensor:
     """``cayley(unpack(scale * v))``: ``(rows, n)`` of any float type -> ``(rows, b, b)`` float32, one launch.
 
-    Blocks of up to 128. Source: see the module's head.
+    Blocks of up to ``tiles.LARGEST_CAYLEY``. Source: see the module's head.
     """
     rows, elements = v.shape
     R = torch.empty(rows, block_size, block_size, dtype=torch.float32, device=v.device)
     if rows:
-        width = _width(block_size)
-        _forward[(rows,)](v.contiguous(), R, block_size, elements, scale, B=width, num_warps=_warps(width))
+        tiles = cayley_tiles(block_size)
+        _forward[(rows,)](
+            v.contiguous(), R, block_size, elements, scale, B=tiles.columns, num_warps=tiles.warps,
+            num_stages=tiles.stages,
+        )  # fmt: skip
     return R
 
 
@@ -89,12 +110,23 @@ def exact_backward(R: Tensor, dR: Tensor, scale: float = 1.0) -> Tensor:
     elements = block_size * (block_size - 1) // 2
     dv = torch.empty(rows, elements, dtype=torch.float32, device=R.device)
     if rows:
-        width = _width(block_size)
+        tiles = cayley_tiles(block_size)
         _backward[(rows,)](
-            R.contiguous(), dR.contiguous(), dv, block_size, elements, scale, B=width, num_warps=_warps(width)
-        )
+            R.contiguous(), dR.contiguous(), dv, block_size, elements, scale, B=tiles.columns, num_warps=tiles.warps,
+            num_stages=tiles.stages,
+        )  # fmt: skip
     return dv
 
 
-def _warps(width: int) -> int:
-    return {16: 1, 32: 2, 64: 4}.get(width, 8)
+def small_inverse(A: Tensor) -> Tensor:
+    """Inverses of matrices whose symmetric part is at least the identity, of up to ``tiles.LARGEST_CAYLEY`` rows.
+
+    Shapes: ``(count, n, n)`` -> ``(count, n, n)``, float32; one launch.
+    """
+    A = A.contiguous()
+    count, n = A.shape[:2]
+    out = torch.empty_like(A)
+    if count:
+        tiles = cayley_tiles(n)
+        _inverse[(count,)](A, out, n, B=tiles.columns, num_warps=tiles.warps, num_stages=tiles.stages)
+    return out

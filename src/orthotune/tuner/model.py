@@ -16,6 +16,7 @@ from orthotune.layers.base import OFTLayer
 from orthotune.layers.beside_adapters import beside_adapters
 from orthotune.layers.experts import ParamWrapper
 from orthotune.layers.parametrization.group import group
+from orthotune.layers.parametrization.one_call import one_call
 from orthotune.layers.registry import check_holds, kind_of
 from orthotune.layers.settings import LayerSettings
 from orthotune.layers.shared_input import share_inputs
@@ -220,9 +221,13 @@ class OFTModel(HostedTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Around every call of the model and every generation, by PEFT's host: ``adapter_names`` reach the layers."""
+        """Around every call of the model and every generation, by PEFT's host: ``adapter_names`` reach the layers.
+
+        On a GPU the rotations of a call are computed together (``parametrization/one_call.py``).
+        """
         names = kwargs.get("adapter_names")
-        with nullcontext() if names is None else handed_down(self, names, kwargs.get("num_beams")):
+        handed = nullcontext() if names is None else handed_down(self, names, kwargs.get("num_beams"))
+        with handed, one_call():
             yield
 
     def add_weighted_adapter(self, adapters: list[str], weights: list[float], *args: Any, **kwargs: Any) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Hashable, Iterable
 
+import torch
 from torch import Tensor, nn
 
-from orthotune.kernels.from_parameters import connect
+from orthotune.kernels.from_parameters import connect, rotation_of
 from orthotune.kernels.rotate import joined
 from orthotune.layers.parametrization.memo import Memo
+from orthotune.layers.parametrization.one_call import found_in_call, in_one_call, keep_in_call
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.layers.parametrization.sharding import is_zero
 
@@ -36,6 +38,33 @@ class RotationGroup:
             return [first]  # nothing could be cached for the others
         alive = [peer for member in self._members if (peer := member()) is not None]
         return [peer for peer in alive if peer is first or _fits(peer, first)]
+
+    def of_this_call(self, first: Rotation, trained: bool) -> Tensor | None:
+        """The rotation of ``first`` where no memo can hold it: all members in one batch, once in a call of the model.
+
+        Args:
+            first: one of the members.
+            trained: whether a gradient is wanted.
+
+        Returns:
+            None outside of a call, and where every layer computes for itself: a polynomial or a partial strength, and
+            among several processes, which send each layer's gradient as soon as it is there.
+        """
+        if not in_one_call() or not first.spec.exact or first.strength.partial or torch.distributed.is_initialized():
+            return None
+        found = found_in_call(first.weight, first.strength, trained)
+        if found is not None:
+            return found
+        alive = [peer for member in self._members if (peer := member()) is not None]
+        peers = [peer for peer in alive if peer is first or (_fits(peer, first) and _alike(peer, first, trained))]
+        weights: list[Tensor] = [peer.weight for peer in peers]
+        with torch.inference_mode(False), torch.no_grad():
+            R = rotation_of(first.spec, torch.cat(weights))
+        rows = [weight.shape[0] for weight in weights]
+        parts = connect(first.spec, weights, R) if trained else R.split(rows)
+        for peer, part in zip(peers, parts, strict=True):
+            keep_in_call(peer.weight, peer.strength, trained, part)
+        return found_in_call(first.weight, first.strength, trained)
 
     def connect(self, first: Rotation, R: Tensor) -> None:
         """Give the members whose rotations were computed in one batch with ``R`` one node for their gradients.
@@ -74,6 +103,10 @@ def group(rotations: Iterable[Rotation]) -> None:
 
 def _elements(rotation: Rotation) -> int:
     return rotation.weight.shape[0] * rotation.layout.block_size**2
+
+
+def _alike(peer: Rotation, first: Rotation, trained: bool) -> bool:
+    return not trained or peer.weight.requires_grad == first.weight.requires_grad
 
 
 def _fits(peer: Rotation, first: Rotation) -> bool:

@@ -33,6 +33,9 @@ class Batch(Protocol):
     def connect(self, first: Rotation, R: Tensor) -> None:
         """One autograd node for the members that were computed in one batch with ``R``."""
 
+    def of_this_call(self, first: Rotation, trained: bool) -> Tensor | None:
+        """The rotation of ``first`` in the present call of the model, where no memo can hold it."""
+
 
 class Rotation(Exchanged):
     """Packed skew blocks ``weight`` ``(copies * rows, b (b - 1) / 2)`` of one adapter at one matrix.
@@ -84,6 +87,10 @@ class Rotation(Exchanged):
             with torch._C._DisableFuncTorch():  # no tensor of the transform may outlive it in the memo
                 R = self.current()
                 return self._compute() if R is None else R
+        if self.group is not None and not Memo.can_hold(weight):
+            shared = self.group.of_this_call(self, trained)
+            if shared is not None:
+                return shared
         if trained:
             self._project()
             if self.spec.exact or self.strength.partial:

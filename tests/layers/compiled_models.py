@@ -1,0 +1,51 @@
+"""Whole models under torch.compile: one graph, and hardly more kernels than the base has: ``make test-compile``.
+
+Inductor and a C++ compiler at work, half a minute of one core and more: no file of ``make test`` has it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch._inductor import metrics
+
+from harness.cells import Cell
+from harness.llama import PROJECTIONS, build
+from orthotune.tuner.config import OFTConfig
+
+CELL = Cell(hidden=128, tokens=8, layers=1, dtype="float32", block_size=32)
+#: q/k/v, o, gate/up and down
+INPUTS = 4
+#: Inductor in this process, for a processor of no particular kind, and its C++ compiled once.
+PLAIN = {"compile_threads": 1, "cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False}
+
+
+def _counted(adapted: bool, mode: str) -> int:
+    torch.compiler.reset()
+    metrics.reset()
+    torch.manual_seed(0)
+    model, x, call = build(CELL)
+    model.requires_grad_(False)
+    if adapted:
+        config = OFTConfig(target_modules=PROJECTIONS, oft_block_size=CELL.block_size, use_cayley_neumann=False)
+        model = get_peft_model(model, config)
+    model.train(mode == "train")
+    x.requires_grad_(mode == "train")
+    options: Any = {**PLAIN, "fx_graph_cache": False}  # a kernel from the cache would not be counted
+    compiled = torch.compile(lambda x: call(model, x), fullgraph=True, options=options)
+    with torch._functorch.config.patch(enable_autograd_cache=False), torch.set_grad_enabled(mode == "train"):
+        y = compiled(x)
+        if mode == "train":
+            y.sum().backward()
+    return metrics.generated_kernel_count
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_kernels_of_a_rotated_block(mode: str) -> None:
+    base, rotated = _counted(False, mode), _counted(True, mode)
+    assert base > 0
+    assert rotated <= base + 2 * INPUTS, f"{rotated} kernels, {base} without rotations"

@@ -1,0 +1,159 @@
+"""Where no memo can hold a rotation, as on a GPU: one batch for all layers of a call, and no wait for the device."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from orthotune.kernels import from_parameters
+from orthotune.layers import parametrization
+from orthotune.layers.parametrization import group
+from orthotune.layers.parametrization.memo import Memo
+from orthotune.layers.parametrization.one_call import in_one_call
+from orthotune.tuner.config import OFTConfig
+
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TOKENS = torch.arange(6)[None]
+
+
+def _model(**fields: Any) -> Any:
+    shape = LlamaConfig(
+        vocab_size=16, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=16,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = get_peft_model(
+            LlamaForCausalLM(shape),
+            OFTConfig(**{"oft_block_size": 8, "use_cayley_neumann": False, "target_modules": PROJECTIONS, **fields}),
+        )
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.normal_(std=0.1)
+    return model
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Blocks of each batch; nothing can be cached, as on a GPU."""
+    sizes: list[int] = []
+    original = from_parameters.rotation_of
+
+    def counted(spec: Any, v: torch.Tensor, known: Any = None) -> torch.Tensor:
+        if known is None:
+            sizes.append(v.shape[-2])
+        return original(spec, v, known)
+
+    monkeypatch.setattr(group, "rotation_of", counted)
+    monkeypatch.setattr(parametrization.rotation, "rotation_of", counted)
+    monkeypatch.setattr(Memo, "can_hold", staticmethod(lambda weight: False))
+    return sizes
+
+
+def _gradients(model: Any) -> list[torch.Tensor]:
+    model(TOKENS, labels=TOKENS).loss.backward()
+    found = [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("checkpointing", [None, True, False], ids=["none", "reentrant", "not reentrant"])
+def test_one_batch_for_a_training_step_with_the_same_gradients(
+    checkpointing: bool | None, computed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _model().train()
+    if checkpointing is not None:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+    found = _gradients(model)
+    # 2 layers of 6 inputs of 32 and one of 48 features; recomputed layers compute for themselves
+    assert computed[0] == 2 * (6 * 4 + 6)
+    if checkpointing is None:
+        assert len(computed) == 1
+    monkeypatch.undo()
+    for mine, expected in zip(found, _gradients(model), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-7)  # float32, sums in another order
+    assert not in_one_call()
+
+
+def test_every_call_reads_the_parameters_anew(computed: list[int]) -> None:
+    model = _model().eval()
+    with torch.no_grad():
+        before = model(TOKENS).logits
+        assert len(computed) == 1
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data.mul_(2)
+        assert (model(TOKENS).logits - before).abs().max() > 1e-3
+    assert len(computed) == 2
+
+
+def test_a_generation_computes_its_rotations_once(computed: list[int]) -> None:
+    model = _model().eval()
+    model.generate(input_ids=TOKENS, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert len(computed) == 1
+
+
+def test_a_strength_that_changes_within_a_call_is_seen(computed: list[int]) -> None:
+    model = _model().eval()
+    with torch.no_grad():
+        with model._enable_peft_forward_hooks():
+            full = model(TOKENS).logits
+            model.base_model.set_scale("default", 0.5)
+            half = model(TOKENS).logits
+        torch.testing.assert_close(half, model(TOKENS).logits, rtol=0, atol=1e-6)
+    assert (half - full).abs().max() > 1e-3
+
+
+#: operations with which a program takes numbers from a device, and waits for it
+WAITS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_dim"}
+
+
+class _NoWaiting(TorchDispatchMode):
+    """Refuses every operation that needs a number of the device on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        away = any(isinstance(one, torch.Tensor) and one.is_meta for one in args)
+        to = (kwargs or {}).get("device")
+        if away and (name in WAITS or (to is not None and torch.device(to).type == "cpu")):
+            raise AssertionError(f"{name} waits for the device")
+        self.names[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("size", [8, 16])
+def test_no_step_waits_for_the_device(train: bool, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch has no autocast for this device.
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    # Tensors without numbers, on a device that is no processor: the path of a GPU. Kernels of Triton, which are only
+    # started, are no part of it.
+    model = _model(oft_block_size=size).to("meta").train(train)
+    x = torch.empty(1, 6, 32, device="meta", requires_grad=train)
+    rotary = (torch.empty(1, 6, 16, device="meta"), torch.empty(1, 6, 16, device="meta"))
+    with _NoWaiting() as seen, torch.set_grad_enabled(train), model._enable_peft_forward_hooks():
+        for layer in model.base_model.model.model.layers:
+            x = layer(x, position_embeddings=rotary)
+        if train:
+            x.sum().backward()
+    assert seen.names["linalg_inv_ex"] == 1  # every rotation of the call in one batch
+
+
+@pytest.mark.parametrize("wait", [torch.Tensor.item, torch.Tensor.cpu, torch.Tensor.nonzero, torch.Tensor.tolist])
+def test_the_guard_sees_a_wait(wait: Any) -> None:
+    with _NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):
+        wait(torch.empty((), device="meta"))
