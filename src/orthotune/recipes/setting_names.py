@@ -9,7 +9,7 @@ from collections.abc import Iterable
 THEMES: dict[str, tuple[str, ...]] = {
     "Model and adapter": (
         "preset", "model", "quantization", "dtype", "attention", "method", "adapter", "target_modules",
-        "unmatched_targets", "block_size", "r", "eps", "rotation", "magnitude_rate", "block_rate", "lora_rank",
+        "unmatched_targets", "transform", "variant", "factors", "block_size", "r", "eps", "rotation", "magnitude_rate", "block_rate", "lora_rank",
         "lora_alpha", "lora",
     ),
     "Data": ("data", "data_format", "eval_data", "old_data", "max_length", "packing", "loss_on", "max_dropped"),
@@ -104,6 +104,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "neftune": ("neftune_noise_alpha",),
     "noise_alpha": ("neftune_noise_alpha",),
     "oft_block_size": ("block_size",),
+    "boft_block_size": ("block_size",),
+    "boft_n_butterfly_factor": ("factors",),
     "optim": ("optimizer",),
     "optimizer": ("optim",),
     "optimizer_args": ("optim_options",),
