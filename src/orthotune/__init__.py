@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from orthotune.tuner.published_configs import get_peft_model
     from orthotune.tuner.register import register, unregister
     from orthotune.tuner.strength import free_magnitudes, set_scale
+    from orthotune.tuner.two_sided import two_sided
 
 __version__ = "0.2.0.dev0"
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "register",
     "rewind",
     "set_scale",
+    "two_sided",
     "unregister",
     "write_adapter",
 ]
@@ -104,6 +106,7 @@ HOMES = {
     "register": "orthotune.tuner.register",
     "rewind": "orthotune.operations.rewind",
     "set_scale": "orthotune.tuner.strength",
+    "two_sided": "orthotune.tuner.two_sided",
     "unregister": "orthotune.tuner.register",
     "write_adapter": "orthotune.formats.writers",
 }

@@ -16,8 +16,8 @@ Method = Literal["oft", "coft", "lora", "full"]
 METHODS: tuple[Method, ...] = ("oft", "coft", "lora", "full")
 #: names of transforms here, and of their publications
 Transform = Literal[
-    "blocks", "reflections", "butterfly", "planes", "subspace", "hyperplane", "oft", "hra", "boft", "road", "psoft",
-    "ether", "ether+",
+    "blocks", "reflections", "butterfly", "planes", "givens", "subspace", "hyperplane", "oft", "hra", "boft", "road",
+    "goft", "psoft", "ether", "ether+",
 ]  # fmt: skip
 Positive = Annotated[int, Field(gt=0)]
 

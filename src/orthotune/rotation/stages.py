@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from orthotune.errors import BlockSizeError, OrthotuneError
 from orthotune.rotation.blocks import divisors
 from orthotune.rotation.butterfly import Butterfly
 from orthotune.rotation.cayley import cayley, cayley_plain
-from orthotune.rotation.family import FamilyTransform, Sizes, refuse_power
-from orthotune.rotation.geodesic import planes_of_skew
-from orthotune.rotation.operator import Chain, Operator, Stage
+from orthotune.rotation.family import FamilyTransform, Sizes, refuse_form, refuse_power
+from orthotune.rotation.geodesic import planes_of_skew, skew_power
+from orthotune.rotation.operator import Chain, Operator, Stage, blocks_of
 from orthotune.rotation.packing import block_size_of, element_count, pack, unpack
 from orthotune.rotation.spec import RotationSpec
+
+#: Largest block that stages are multiplied out to: one product of these is quicker than one for each stage with the
+#: features moved between them, and only its input has to be kept for a backward.
+LARGEST_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,10 @@ class Stages(FamilyTransform):
     def operator_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None, plain: bool = False) -> Operator:
         Q = unpack(v, spec.block_size)
         R = (cayley_plain(Q) if plain else cayley(Q)).unflatten(-3, (spec.factors, -1))
-        stages = [Stage(R.select(-4, index), 1 << index) for index in range(spec.factors)]
-        return stages[0] if len(stages) == 1 else Chain(tuple(reversed(stages)))
+        if spec.factors == 1 or spec.block_size << (spec.factors - 1) > LARGEST_BLOCK:
+            return _chain(R)
+        seen = plain or torch.compiler.is_compiling() or not R.requires_grad
+        return Stage(_multiplied_out(R) if seen else _MultipliedOut.apply(R))
 
     @classmethod
     def factors_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor:
@@ -90,6 +97,41 @@ class Stages(FamilyTransform):
         if spec.factors > 1:
             refuse_power(t, "a product of several stages, which has no powers of such a form")
         return Stage(planes_of_skew(unpack(v, spec.block_size)).power(t).to(v.dtype))
+
+    @classmethod
+    def numbers_at(cls, spec: RotationSpec, v: Tensor, t: float, basis: Tensor | None = None) -> Tensor:
+        if spec.factors > 1:
+            refuse_form(t, f"a product of {spec.factors} stages")
+        return pack(skew_power(unpack(v.double(), spec.block_size), t))
+
+
+def _chain(R: Tensor) -> Operator:
+    """The stages of ``(..., stages, n / b, b, b)``, the last one first."""
+    stages = [Stage(R.select(-4, index), 1 << index) for index in range(R.shape[-4])]
+    return stages[0] if len(stages) == 1 else Chain(tuple(reversed(stages)))
+
+
+def _multiplied_out(R: Tensor) -> Tensor:
+    """The product of all stages as blocks: the last stage keeps runs of that many features apart."""
+    return blocks_of(_chain(R), R.shape[-1] << (R.shape[-4] - 1))
+
+
+class _MultipliedOut(torch.autograd.Function):
+    """Keeps the stages alone: what lies between them is computed again in the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, R: Tensor) -> Tensor:
+        ctx.save_for_backward(R)
+        return _multiplied_out(R)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (R,) = ctx.saved_tensors
+        again = torch.is_grad_enabled()  # a gradient that is to be differentiated keeps its graph
+        with torch.enable_grad():
+            leaf = R if again else R.detach().requires_grad_()
+            (found,) = torch.autograd.grad(_multiplied_out(leaf), leaf, grad, create_graph=again)
+        return found
 
 
 def stages_of(layer: Butterfly) -> Stages:
