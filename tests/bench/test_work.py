@@ -59,3 +59,25 @@ def test_calls_are_counted_in_the_backward_too() -> None:
     found = aten_calls(lambda: torch.autograd.grad(x.exp().sum(), x))
     assert found["aten.exp"] == 1
     assert found["aten.mul"] == 1  # exp's backward
+
+
+#: transform -> settings, calls that decoding one token adds to a layer, and bytes saved in training besides the input
+FAMILY: dict[str, tuple[dict[str, Any], int, int]] = {
+    # the row to float32, two products, and back; U and T U in float32
+    "reflections": ({"r": 4, "oft_block_size": None}, 4, 2 * 4 * N * 4),
+    # multiplied out: as blocks of 16; the stages, and the blocks
+    "butterfly": ({"oft_block_size": B // 2, "factors": 2}, 3, 4 * N * B + 2 * 4 * N * B // 2),
+    # one matrix R of the subspace and R - I; the basis is a buffer, the rows in it are computed again
+    "subspace": ({"r": 8, "oft_block_size": None}, 4, 4 * 8 * 8),
+    # kept as blocks of 16
+    "hyperplane": ({"oft_block_size": B}, 3, 2 * 4 * 2 * N),
+}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_calls_and_bytes_of_other_transforms(name: str) -> None:
+    settings, calls, saved = FAMILY[name]
+    torch.manual_seed(0)
+    found = added_work("decode", features=N, tokens=T, transform=name, **settings)
+    assert found.total <= calls, found.calls
+    assert added_work("train", features=N, tokens=T, transform=name, **settings).saved <= 2 * T * N + 2 * saved

@@ -180,9 +180,7 @@ def test_diagnosis_and_inspection(folder: Path, name: str) -> None:
 
 def test_adapters_of_two_transforms_are_not_combined(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(OrthotuneError, match="transform planes and reflections"):
-        orthotune.combine(
-            [_saved(folder, "reflections"), _saved(folder, "angles")], [1.0, 1.0], tmp_path / "both"
-        )
+        orthotune.combine([_saved(folder, "reflections"), _saved(folder, "angles")], [1.0, 1.0], tmp_path / "both")
     blocks = tmp_path / "blocks"
     get_peft_model(_base(folder), OFTConfig(oft_block_size=4, target_modules=TARGETS)).save_pretrained(blocks)
     with pytest.raises(OrthotuneError, match="blocks and the transform 'reflections'"):

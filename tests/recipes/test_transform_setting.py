@@ -73,6 +73,8 @@ def test_lora_has_the_size_of_the_transform() -> None:
         ({"transform": "boft", "rotation": {"scaled": True}}, "scaled=True with transform='butterfly'"),
         ({"transform": "boft", "block_rate": 0.5}, "block_rate=0.5 with transform='butterfly' has no meaning"),
         ({"transform": "boft", "rotation": {"transform": "hra"}}, "transform and rotation.transform are mutually"),
+        ({"transform": "boft", "rewind": "auto"}, "rewind and transform=boft are mutually exclusive: a product of 2"),
+        ({"transform": "hra", "r": 3, "rewind": "kind"}, "rewind and transform=hra.*3 reflections"),
         ({"rotation": {"transform": "harr"}}, "rotation.transform='harr', which is not one of blocks"),
         ({"transform": "hra", "method": "coft"}, "transform has no meaning for method=coft"),
         ({"transform": "hra", "method": "full"}, "transform has no meaning for method=full"),

@@ -64,7 +64,8 @@ def rewind(
     Raises:
         ConfigError: a strength that is no finite number, or of a layer that the adapter does not have.
         AdapterFileError: the adapter is damaged, or holds more than rotations or LoRA's factors.
-        UnsupportedLayerError: a magnitude that has no power, an angle of pi, a transform whose powers have another form.
+        UnsupportedLayerError: a magnitude that has no power, an angle of pi, a transform whose powers have another
+            form.
         OutputError: ``out`` exists already or cannot be written to.
 
     Source: a geodesic from the base to the adapter, docs/concepts/strength.md; "rewinding" after PEFT-Arena

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from orthotune.recipes import preset
 from orthotune.runs.learning_rates import RateFactors
-from orthotune.runs.transform_options import BLOCKS, transform_fault, transform_options
+from orthotune.runs.transform_options import BLOCKS, rewinding_fault, transform_fault, transform_options
 
 Method = Literal["oft", "coft", "lora", "full"]
 METHODS: tuple[Method, ...] = ("oft", "coft", "lora", "full")
@@ -90,7 +90,8 @@ class MethodSettings(BaseModel):
     method: Method = Field("oft", description="What is trained: rotations, constrained ones, LoRA, or all weights.")
     block_size: Positive | None = Field(None, description="Side of a rotation block; default: 32.")
     r: Positive | None = Field(
-        None, description="Number of rotation blocks per layer, instead of block_size; the rank of reflections and subspace."
+        None,
+        description="Number of rotation blocks per layer, instead of block_size; the rank of reflections and subspace.",
     )
     transform: Transform = Field(
         "blocks",
@@ -189,12 +190,18 @@ class MethodSettings(BaseModel):
     def _transform_faults(self) -> list[tuple[str, str, str]]:
         if self.method not in ("oft", "lora"):
             return []
-        twice = [key for key in ("transform", "variant", "factors") if key in self.rotation.keys() & self.model_fields_set]
+        twice = [
+            key for key in ("transform", "variant", "factors") if key in self.rotation.keys() & self.model_fields_set
+        ]
         if twice:
             fault = f"{twice[0]} and rotation.{twice[0]} are mutually exclusive"
             return [(twice[0], fault, f"Keep {twice[0]}")]
         own = {"block_size": self.block_size, "block_rate": self.block_rate}
         found = transform_fault({"transform": "blocks", **self.rotation_options, **own})
+        if found is None and self.method == "oft" and getattr(self, "rewind", "none") != "none":
+            why = rewinding_fault(self.rotation_options, self.r)
+            fault = f"rewind and transform={self.transform} are mutually exclusive: {why} has no strengths between"
+            return [] if why is None else [("rewind", fault, "Leave rewind out")]
         return [] if found is None else [found]
 
     @property

@@ -14,6 +14,7 @@ from orthotune.rotation.blocks import divisors
 from orthotune.rotation.family import FamilyTransform, Sizes
 from orthotune.rotation.geodesic import planes
 from orthotune.rotation.operator import Chain, Operator, Pairs, Stage, blocks_of
+from orthotune.rotation.spec import RotationSpec
 
 #: Largest group that is multiplied out to one block: a product of blocks is one call, a chain one for each stage.
 LARGEST_BLOCK = 128
@@ -32,7 +33,6 @@ class Givens(FamilyTransform):
     form qGOFT, four numbers a plane with a penalty, is not here.
 
     Example:
-        >>> from orthotune.rotation.spec import RotationSpec
         >>> quarter = torch.tensor([[torch.pi / 2, 0.0, 0.0]])
         >>> made = Givens(RotationSpec(transform="givens", block_size=4), quarter)
         >>> made.act(torch.tensor([3.0, 4.0, 5.0, 6.0])).round()
@@ -46,7 +46,9 @@ class Givens(FamilyTransform):
         b = spec.block_size
         if not _fits(features, b):
             raise OrthotuneError(
-                f"stages of planes in groups of {b}", got=f"{features} features", needed="a power of 2 that divides them"
+                f"stages of planes in groups of {b}",
+                got=f"{features} features",
+                needed="a power of 2 that divides them",
             )
         return Sizes(features, features // b, b - 1, b, features // b)
 

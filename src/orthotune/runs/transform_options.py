@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orthotune.errors import ConfigError
+import torch
+
+from orthotune.errors import ConfigError, OrthotuneError
 from orthotune.rotation.family_registry import PUBLISHED, family_of, refuse_contradictions
+from orthotune.rotation.spec import RotationSpec
 
 #: the names of block rotations, which are trained where no transform is chosen
 BLOCKS = ("blocks", "oft")
@@ -17,7 +20,8 @@ def transform_options(transform: str, variant: str | None, factors: int | None) 
 
     Args:
         transform: name of the transform, here or in its publication.
-        variant, factors: settings of transforms that have them; None leaves them open.
+        variant: of transforms that have several; None leaves it open.
+        factors: stages of a butterfly; None leaves them open.
 
     Example:
         >>> transform_options("hra", None, None), transform_options("blocks", None, None)
@@ -25,6 +29,35 @@ def transform_options(transform: str, variant: str | None, factors: int | None) 
     """
     given = {"transform": None if transform in BLOCKS else transform, "variant": variant, "factors": factors}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def rewinding_fault(options: Mapping[str, Any], rank: int | None) -> str | None:
+    """Why the finished adapter of a run has no strengths to choose; None where it has.
+
+    Args:
+        options: of :func:`transform_options`.
+        rank: of the transform, where it has one and it was given.
+
+    Example:
+        >>> rewinding_fault({"transform": "boft"}, None), rewinding_fault({"transform": "hra"}, 4)
+        ('a product of 2 stages', None)
+    """
+    name, meant = PUBLISHED.get(str(options.get("transform")), (str(options.get("transform", "blocks")), {}))
+    kind = family_of(name)
+    if kind is None:
+        return None
+    variant = str(options.get("variant") or meant.get("variant") or kind.variants[0])
+    factors = int(options.get("factors") or kind.default_factors or 1)
+    size = {"rank": rank or kind.default_rank} if kind.ranked else {"block_size": 2}
+    spec = RotationSpec(transform=name, variant=variant, factors=factors, **size)
+    features = max(spec.rank, 2 << factors)
+    numbers = torch.zeros(kind.sizes(features, spec).shape)
+    kind.start(spec, numbers, identity=not spec.rank % 2)
+    try:
+        kind.numbers_at(spec, numbers, 0.5)
+    except OrthotuneError as error:
+        return error.got
+    return None
 
 
 def transform_fault(fields: Mapping[str, Any]) -> tuple[str, str, str] | None:
@@ -45,7 +78,8 @@ def transform_fault(fields: Mapping[str, Any]) -> tuple[str, str, str] | None:
     try:
         kind = family_of(name)
     except ConfigError as error:
-        return "rotation", f"rotation.{error.given}, which is not {error.needed}", (error.do or "Choose one of them").rstrip("?")
+        do = (error.do or "Choose one of them").rstrip("?")
+        return "rotation", f"rotation.{error.given}, which is not {error.needed}", do
     for key in ("side", "variant", "init_weights"):
         if key in meant and given.get(key, meant[key]) not in (meant[key], None):
             shown = f"{key}={given[key]!r} with transform='{fields['transform']}', which means {key}={meant[key]!r}"

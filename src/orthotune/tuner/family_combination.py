@@ -79,9 +79,7 @@ def _refuse(name: str, got: str, needed: str) -> NoReturn:
     raise UnsupportedLayerError(f"combining layer '{name}'", got=got, needed=needed, do=_LORA)
 
 
-def _planes(
-    how: Rule, name: str, layers: Sequence[FamilyTransform | None], first: PairedPlanes
-) -> FamilyTransform:
+def _planes(how: Rule, name: str, layers: Sequence[FamilyTransform | None], first: PairedPlanes) -> FamilyTransform:
     """Planes of equal features commute: every rule adds their angles and the logarithms of their scales."""
     if len({(layer.spec.block_size, layer.numbers.shape) for layer in layers if layer is not None}) > 1:
         _refuse(name, "planes of different features", "groups of one size")
@@ -127,9 +125,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool((one.double() - other.double()).abs().max() < _SAME_BASIS)
 
 
-def _reflections(
-    how: Rule, name: str, layers: Sequence[FamilyTransform | None], first: Reflections
-) -> FamilyTransform:
+def _reflections(how: Rule, name: str, layers: Sequence[FamilyTransform | None], first: Reflections) -> FamilyTransform:
     """In the span of the vectors of all adapters, where a rotation of an even size is a product of reflections."""
     held = [layer for layer in layers if layer is not None]
     if first.spec.variant == GRAM_SCHMIDT or any(layer.spec.rank % 2 for layer in held):
@@ -156,5 +152,3 @@ def _reflections(
     length = vectors.norm(dim=-1).mean()
     numbers = (reflection_pairs(found, 1.0) @ span * length).float()
     return replace(first, numbers=numbers, spec=replace(first.spec, rank=rank))
-
-
