@@ -83,7 +83,7 @@ class Linear(OFTLayer):
             rotation: Any = self.oft_R[names[0]]
             if isinstance(rotation, FamilyRotation):
                 operator = rotation()
-                remember(self, rotation, operator)
+                remember(self, rotation, operator, x)
                 return rotate(x, operator)
             rotated = None if slot.shared is None else slot.shared.rotated(self, x)
             return rotate(x, self.oft_R[names[0]]()) if rotated is None else rotated

@@ -13,7 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from orthotune.kernels.autograd import looked_through_uncompiled
 from orthotune.kernels.rotate import multiplied
 from orthotune.layers.parametrization.family import FamilyRotation
-from orthotune.rotation.operator import Operator
+from orthotune.rotation.operator import Operator, cast_once
 
 if TYPE_CHECKING:
     from orthotune.layers.base import OFTLayer
@@ -30,19 +30,20 @@ class RepeatedCall:
     this object (adapters, strengths, merges, the mode: :meth:`OFTLayer.changed`).
     """
 
-    __slots__ = ("base", "entry", "forward", "memo", "operator", "rotation")
+    __slots__ = ("base", "dtype", "entry", "forward", "memo", "operator", "rotation")
 
-    def __init__(self, layer: OFTLayer, rotation: FamilyRotation, operator: Operator) -> None:
+    def __init__(self, layer: OFTLayer, rotation: FamilyRotation, operator: Operator, dtype: torch.dtype) -> None:
         self.base: nn.Module = layer.base_layer
         self.forward = self.base.__dict__.get("forward")
-        self.rotation, self.memo, self.entry, self.operator = rotation, rotation.memo, rotation.memo.entry, operator
+        self.rotation, self.memo, self.entry = rotation, rotation.memo, rotation.memo.entry
+        self.operator, self.dtype = cast_once(operator, dtype), dtype
 
     def __call__(self, x: Tensor) -> Any:
         """The layer's output for ``x``, or None when a plan has to be made. Gradients are off."""
         base, weight = self.base, self.rotation._parameters.get("weight")
         if base._forward_hooks or base._forward_pre_hooks or base.__dict__.get("forward") is not self.forward:
             return None
-        if weight is None or self.rotation.training or looked_through_uncompiled():
+        if weight is None or x.dtype != self.dtype or self.rotation.training or looked_through_uncompiled():
             return None
         if not self.memo.still(self.entry, weight):
             return None
@@ -71,15 +72,18 @@ def call_base(base: nn.Module, forward: Callable[..., Any] | None, x: Tensor) ->
     return linear(x, cast(Tensor, own["weight"]), own["bias"])
 
 
-def remember(layer: OFTLayer, rotation: FamilyRotation, operator: Operator) -> None:
+def remember(layer: OFTLayer, rotation: FamilyRotation, operator: Operator, x: Tensor) -> None:
     """Let a layer repeat its call at once while nothing has changed.
 
     Args:
         layer: its input alone is mapped, by one adapter.
         rotation: of the adapter.
         operator: what the rotation has given for this call.
+        x: the input.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or rotation.training or rotation.memo.entry is None:
         return
+    if not 0 < x.numel() < SHORT or not x.is_cpu:
+        return
     if rotation.memo.peek("R") is operator and layer.opaque() is None and not layer.in_use.outputs_change:
-        layer.__dict__["_again"] = RepeatedCall(layer, rotation, operator)
+        layer.__dict__["_again"] = RepeatedCall(layer, rotation, operator, x.dtype)

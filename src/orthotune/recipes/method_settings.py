@@ -91,7 +91,7 @@ class MethodSettings(BaseModel):
     block_size: Positive | None = Field(None, description="Side of a rotation block; default: 32.")
     r: Positive | None = Field(
         None,
-        description="Number of rotation blocks per layer, instead of block_size; the rank of reflections and subspace.",
+        description="Number of rotation blocks per layer, instead of block_size; the rank of some transforms.",
     )
     transform: Transform = Field(
         "blocks",

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 THEMES: dict[str, tuple[str, ...]] = {
     "Model and adapter": (
         "preset", "model", "quantization", "dtype", "attention", "method", "adapter", "target_modules",
-        "unmatched_targets", "transform", "variant", "factors", "block_size", "r", "eps", "rotation", "magnitude_rate", "block_rate", "lora_rank",
-        "lora_alpha", "lora",
+        "unmatched_targets", "transform", "variant", "factors", "block_size", "r", "eps", "rotation", "magnitude_rate",
+        "block_rate", "lora_rank", "lora_alpha", "lora",
     ),
     "Data": ("data", "data_format", "eval_data", "old_data", "max_length", "packing", "loss_on", "max_dropped"),
     "Training": (

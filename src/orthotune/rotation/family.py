@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NoReturn
 
@@ -350,6 +350,40 @@ class OperatorMap:
         W = lifted(weight).flatten(1)
         moved = self.operator.mT.right(W) if self.side == "in" else self.operator.left(W)
         return at_strength(W, moved, None, self.blend, strength).reshape(weight.shape)
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(v)
+        ctx.function = function
+        return function(v)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (v,) = ctx.saved_tensors
+        again = torch.is_grad_enabled()  # a gradient that is to be differentiated keeps its graph
+        with torch.enable_grad():
+            leaf = v if again else v.detach().requires_grad_()
+            (found,) = torch.autograd.grad(ctx.function(leaf), leaf, grad, create_graph=again)
+        return found, None
+
+
+def recomputed(function: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+    """``function(v)``, which keeps nothing but ``v`` for its backward and is computed once more there.
+
+    Args:
+        function: of one tensor, differentiable.
+        v: its argument.
+
+    Example:
+        >>> recomputed(torch.exp, torch.zeros(1))
+        tensor([1.])
+    """
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and v.requires_grad):
+        return function(v)
+    found: Tensor = _Recomputed.apply(v, function)
+    return found
 
 
 def wide(v: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orthotune.errors import BlockSizeError, OrthotuneError
 from orthotune.rotation.blocks import divisors
-from orthotune.rotation.family import FamilyTransform, Sizes
+from orthotune.rotation.family import FamilyTransform, Sizes, recomputed
 from orthotune.rotation.geodesic import planes
 from orthotune.rotation.operator import Chain, Operator, Pairs, Stage, blocks_of
 from orthotune.rotation.spec import RotationSpec
@@ -48,7 +48,7 @@ class Givens(FamilyTransform):
             raise OrthotuneError(
                 f"stages of planes in groups of {b}",
                 got=f"{features} features",
-                needed="a power of 2 that divides them",
+                needed="a power of 2, a divisor",
             )
         return Sizes(features, features // b, b - 1, b, features // b)
 
@@ -73,7 +73,9 @@ class Givens(FamilyTransform):
 
     @classmethod
     def operator_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None, plain: bool = False) -> Operator:
-        return Stage(_multiplied(v)) if spec.block_size <= LARGEST_BLOCK else _stages(v)
+        if spec.block_size > LARGEST_BLOCK:
+            return _stages(v)
+        return Stage(_multiplied(v) if plain else recomputed(_multiplied, v))
 
     @classmethod
     def factors_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor:

@@ -131,8 +131,9 @@ class LowRank(Operator):
             rows = X.reshape(-1, X.shape[-1]).to(self.A.dtype)
             return torch.addmm(rows, rows @ self.A.mT, self.B).to(X.dtype).view(X.shape)
         A, B = self.A.to(X.dtype), self.B.to(X.dtype)
-        if X.dim() == 2 and A.dim() == 2:
-            return torch.addmm(X, X @ A.mT, B)
+        if A.dim() == 2:
+            rows = X.reshape(-1, X.shape[-1])
+            return torch.addmm(rows, rows @ A.mT, B).view(X.shape)
         return X + (X @ A.mT) @ B
 
     def left(self, W: Tensor, product: Product = block_product) -> Tensor:
@@ -418,6 +419,8 @@ def quicker(operator: Operator) -> Operator:
     """
     if isinstance(operator, BlockLowRank) and operator.A.shape[-1] <= WRITTEN_OUT:
         return Stage(blocks_of(operator, operator.A.shape[-1]))
+    if isinstance(operator, Pairs) and 2 * operator.c.shape[-1] <= WRITTEN_OUT:
+        return Stage(blocks_of(operator, 2 * operator.c.shape[-1]))
     return operator.low_rank if isinstance(operator, Within) else operator
 
 
@@ -432,6 +435,17 @@ def blocks_of(operator: Operator, size: int) -> Tensor:
     rows = torch.eye(size, dtype=like.dtype, device=like.device).repeat(1, count)  # unit vectors of every run at once
     rows = rows if operator.copies == 1 else rows.expand(operator.copies, -1, -1)
     return operator.right(rows).unflatten(-1, (count, size)).transpose(-3, -2)
+
+
+def cast_once(operator: Operator, dtype: torch.dtype) -> Operator:
+    """A map that is kept for inputs of a dtype, with factors of many rows in it: they are read in every call.
+
+    Example:
+        >>> cast_once(LowRank(torch.ones(80, 2), torch.ones(80, 2)), torch.bfloat16).A.dtype
+        torch.bfloat16
+    """
+    wide = isinstance(operator, LowRank) and operator.A.shape[-2] > WRITTEN_OUT
+    return mapped(operator, lambda part: part.to(dtype)) if wide and dtype.itemsize == 2 else operator
 
 
 def few(X: Tensor, A: Tensor) -> bool:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from orthotune.errors import BlockSizeError, OrthotuneError
 from orthotune.rotation.blocks import divisors
 from orthotune.rotation.butterfly import Butterfly
 from orthotune.rotation.cayley import cayley, cayley_plain
-from orthotune.rotation.family import FamilyTransform, Sizes, refuse_form, refuse_power
+from orthotune.rotation.family import FamilyTransform, Sizes, recomputed, refuse_form, refuse_power
 from orthotune.rotation.geodesic import planes_of_skew, skew_power
-from orthotune.rotation.operator import Chain, Operator, Stage, blocks_of
+from orthotune.rotation.operator import Chain, Operator, Stage
 from orthotune.rotation.packing import block_size_of, element_count, pack, unpack
 from orthotune.rotation.spec import RotationSpec
 
@@ -85,8 +84,7 @@ class Stages(FamilyTransform):
         R = (cayley_plain(Q) if plain else cayley(Q)).unflatten(-3, (spec.factors, -1))
         if spec.factors == 1 or spec.block_size << (spec.factors - 1) > LARGEST_BLOCK:
             return _chain(R)
-        seen = plain or torch.compiler.is_compiling() or not R.requires_grad
-        return Stage(_multiplied_out(R) if seen else _MultipliedOut.apply(R))
+        return Stage(_multiplied_out(R) if plain else recomputed(_multiplied_out, R))
 
     @classmethod
     def factors_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor:
@@ -112,26 +110,21 @@ def _chain(R: Tensor) -> Operator:
 
 
 def _multiplied_out(R: Tensor) -> Tensor:
-    """The product of all stages as blocks: the last stage keeps runs of that many features apart."""
-    return blocks_of(_chain(R), R.shape[-1] << (R.shape[-4] - 1))
+    """The product of all stages as blocks: the last stage keeps runs of that many features apart.
 
-
-class _MultipliedOut(torch.autograd.Function):
-    """Keeps the stages alone: what lies between them is computed again in the backward."""
-
-    @staticmethod
-    def forward(ctx: Any, R: Tensor) -> Tensor:
-        ctx.save_for_backward(R)
-        return _multiplied_out(R)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (R,) = ctx.saved_tensors
-        again = torch.is_grad_enabled()  # a gradient that is to be differentiated keeps its graph
-        with torch.enable_grad():
-            leaf = R if again else R.detach().requires_grad_()
-            (found,) = torch.autograd.grad(_multiplied_out(leaf), leaf, grad, create_graph=again)
-        return found
+    One batch of products for each stage. Half ``s`` of block ``g`` of a stage and the run ``t`` of what was multiplied
+    before: ``D'[(s, g, h), (t, c)] = sum_k R_g[(s, h), (t, k)] D_t[(g, k), c]``.
+    """
+    half, lead = R.shape[-1] // 2, R.shape[:-4]
+    D = R.select(-4, 0)
+    for index in range(1, R.shape[-4]):
+        groups, size = 1 << index, D.shape[-1]
+        own = R.select(-4, index).reshape(*lead, -1, groups, 2, half, 2, half)  # z g s h t k
+        own = own.movedim(-2, -4).flatten(-3, -2)  # z g t (s h) k
+        before = D.reshape(*lead, -1, 2, groups, half, size).transpose(-4, -3)  # z g t k c
+        found = (own @ before).unflatten(-2, (2, half))  # z g t s h c
+        D = found.movedim(-3, -5).movedim(-3, -2).reshape(*lead, -1, 2 * size, 2 * size)  # z (s g h) (t c)
+    return D
 
 
 def stages_of(layer: Butterfly) -> Stages:
