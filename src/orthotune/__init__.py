@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from orthotune.tuner.config import OFTConfig
     from orthotune.tuner.model import OFTModel
     from orthotune.tuner.published_configs import get_peft_model
+    from orthotune.tuner.merge_aware import merge_aware
     from orthotune.tuner.register import register, unregister
     from orthotune.tuner.strength import free_magnitudes, set_scale
     from orthotune.tuner.two_sided import two_sided
@@ -67,6 +68,7 @@ __all__ = [
     "inspect",
     "load_adapter",
     "merge",
+    "merge_aware",
     "open_family",
     "read_adapter",
     "register",
@@ -101,6 +103,7 @@ HOMES = {
     "inspect": "orthotune.operations.inspect",
     "load_adapter": "orthotune.operations.load",
     "merge": "orthotune.operations.merge",
+    "merge_aware": "orthotune.tuner.merge_aware",
     "open_family": "orthotune.image.families.registry",
     "read_adapter": "orthotune.formats.registry",
     "register": "orthotune.tuner.register",

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 #: Theme -> its settings, in the order of help; what is in none of them is a recipe's own.
 THEMES: dict[str, tuple[str, ...]] = {
     "Model and adapter": (
-        "preset", "model", "quantization", "dtype", "attention", "method", "adapter", "target_modules",
+        "preset", "model", "quantization", "merge_aware", "dtype", "attention", "method", "adapter", "target_modules",
         "unmatched_targets", "transform", "variant", "factors", "block_size", "r", "eps", "rotation", "magnitude_rate",
         "block_rate", "lora_rank", "lora_alpha", "lora",
     ),

@@ -85,7 +85,7 @@ def what_it_becomes(given: str | Path) -> Becomes:
     options = (MADE_FOR[wanted] if wanted is not None else {}) | options
     state = _of_one_layer(options, coft=method == "coft")
     verdicts = {target: str(plan(state, target, {"a": (8, 8)}, linear=True).verdict) for target in targets()}
-    (layer,) = (*state.layers.values(), *state.transforms.values())
+    layer: Any = next(iter([*state.layers.values(), *state.transforms.values()]))
     return Becomes(str(given), method, kind_of(layer), verdicts)
 
 

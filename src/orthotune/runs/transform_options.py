@@ -48,8 +48,8 @@ def rewinding_fault(options: Mapping[str, Any], rank: int | None) -> str | None:
         return None
     variant = str(options.get("variant") or meant.get("variant") or kind.variants[0])
     factors = int(options.get("factors") or kind.default_factors or 1)
-    size = {"rank": rank or kind.default_rank} if kind.ranked else {"block_size": 2}
-    spec = RotationSpec(transform=name, variant=variant, factors=factors, **size)
+    size, ranks = (0, rank or kind.default_rank) if kind.ranked else (2, 0)
+    spec = RotationSpec(size, transform=name, variant=variant, factors=factors, rank=ranks)
     features = max(spec.rank, 2 << factors)
     numbers = torch.zeros(kind.sizes(features, spec).shape)
     kind.start(spec, numbers, identity=not spec.rank % 2)
