@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from orthotune.operations.merge import merge
     from orthotune.operations.rewind import rewind
     from orthotune.tuner.config import OFTConfig
+    from orthotune.tuner.merge_aware import merge_aware
     from orthotune.tuner.model import OFTModel
     from orthotune.tuner.published_configs import get_peft_model
-    from orthotune.tuner.merge_aware import merge_aware
     from orthotune.tuner.register import register, unregister
     from orthotune.tuner.strength import free_magnitudes, set_scale
     from orthotune.tuner.two_sided import two_sided

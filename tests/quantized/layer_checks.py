@@ -169,7 +169,7 @@ def check_merge_aware(subject: Subject) -> None:
     model(x).backward(g)
     leaf, weight = numbers.detach().double().requires_grad_(True), library.dequantize(layer).double()
     adapted = weight @ dense(rotation(leaf, {}), IN).mT
-    adapted.backward((g.double().mT @ x.detach().double()))
+    adapted.backward(g.double().mT @ x.detach().double())
     # g, x and their product are rounded to the activations' dtype
     assert error(numbers.grad, leaf.grad) < 8 * eps(subject.dtype)
     assert_same(stored(model), before)
@@ -295,6 +295,8 @@ def check_disabled(subject: Subject) -> None:
 
 
 CHECKS = [
+    check_forward, check_gradients, check_merge_aware, check_keeps_no_weight, check_merge, check_dense, check_disabled,
+]  # fmt: skip
     check_forward,
     check_gradients,
     check_merge_aware,
