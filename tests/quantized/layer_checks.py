@@ -297,14 +297,6 @@ def check_disabled(subject: Subject) -> None:
 CHECKS = [
     check_forward, check_gradients, check_merge_aware, check_keeps_no_weight, check_merge, check_dense, check_disabled,
 ]  # fmt: skip
-    check_forward,
-    check_gradients,
-    check_merge_aware,
-    check_keeps_no_weight,
-    check_merge,
-    check_dense,
-    check_disabled,
-]
 
 
 def tiny_llama(dtype: torch.dtype) -> Any:
