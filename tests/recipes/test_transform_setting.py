@@ -69,7 +69,7 @@ def test_lora_has_the_size_of_the_transform() -> None:
         ({"transform": "planes", "variant": "road_9"}, "variant='road_9'.*'angles', 'road_1'"),
         ({"variant": "road_1"}, "variant='road_1' with transform='blocks' needs a transform that has it"),
         ({"transform": "road", "rotation": {"side": "in"}}, "side='in' with transform='road', which means side='out'"),
-        ({"transform": "psoft", "variant": "rotation"}, "transform='psoft', which means variant='psoft'"),
+        ({"transform": "psoft", "variant": "road_1"}, "variant='road_1' with transform='subspace'.*'psoft_lowrank'"),
         ({"transform": "boft", "rotation": {"scaled": True}}, "scaled=True with transform='butterfly'"),
         ({"transform": "boft", "block_rate": 0.5}, "block_rate=0.5 with transform='butterfly' has no meaning"),
         ({"transform": "boft", "rotation": {"transform": "hra"}}, "transform and rotation.transform are mutually"),

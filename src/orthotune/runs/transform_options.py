@@ -80,8 +80,8 @@ def transform_fault(fields: Mapping[str, Any]) -> tuple[str, str, str] | None:
     except ConfigError as error:
         do = (error.do or "Choose one of them").rstrip("?")
         return "rotation", f"rotation.{error.given}, which is not {error.needed}", do
-    for key in ("side", "variant", "init_weights"):
-        if key in meant and given.get(key, meant[key]) not in (meant[key], None):
+    for key in ("side", "init_weights"):
+        if key in meant and given.get(key, meant[key]) != meant[key]:
             shown = f"{key}={given[key]!r} with transform='{fields['transform']}', which means {key}={meant[key]!r}"
             return key, shown, f"Leave {key} out, or choose transform={name}"
     if kind is not None and fields.get("block_rate"):
