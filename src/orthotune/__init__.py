@@ -36,10 +36,12 @@ if TYPE_CHECKING:
     from orthotune.operations.merge import merge
     from orthotune.operations.rewind import rewind
     from orthotune.tuner.config import OFTConfig
+    from orthotune.tuner.merge_aware import merge_aware
     from orthotune.tuner.model import OFTModel
     from orthotune.tuner.published_configs import get_peft_model
     from orthotune.tuner.register import register, unregister
     from orthotune.tuner.strength import free_magnitudes, set_scale
+    from orthotune.tuner.two_sided import two_sided
 
 __version__ = "0.2.0.dev0"
 __all__ = [
@@ -66,11 +68,13 @@ __all__ = [
     "inspect",
     "load_adapter",
     "merge",
+    "merge_aware",
     "open_family",
     "read_adapter",
     "register",
     "rewind",
     "set_scale",
+    "two_sided",
     "unregister",
     "write_adapter",
 ]
@@ -99,11 +103,13 @@ HOMES = {
     "inspect": "orthotune.operations.inspect",
     "load_adapter": "orthotune.operations.load",
     "merge": "orthotune.operations.merge",
+    "merge_aware": "orthotune.tuner.merge_aware",
     "open_family": "orthotune.image.families.registry",
     "read_adapter": "orthotune.formats.registry",
     "register": "orthotune.tuner.register",
     "rewind": "orthotune.operations.rewind",
     "set_scale": "orthotune.tuner.strength",
+    "two_sided": "orthotune.tuner.two_sided",
     "unregister": "orthotune.tuner.register",
     "write_adapter": "orthotune.formats.writers",
 }

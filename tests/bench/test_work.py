@@ -59,3 +59,27 @@ def test_calls_are_counted_in_the_backward_too() -> None:
     found = aten_calls(lambda: torch.autograd.grad(x.exp().sum(), x))
     assert found["aten.exp"] == 1
     assert found["aten.mul"] == 1  # exp's backward
+
+
+#: transform -> settings, calls that decoding one token adds to a layer, and bytes saved in training besides the input.
+#: Decoding: the row to float32 and back, and one product of blocks, or two with the factors of a map of low rank.
+FAMILY: dict[str, tuple[dict[str, Any], int, int]] = {
+    # T U in float32, both factors in bfloat16, the rows in them, the Gram matrix
+    "reflections": ({"r": 4, "oft_block_size": None}, 4, 2304),
+    # the blocks that the stages are multiplied out to, the stages, their skew matrices' norms
+    "butterfly": ({"oft_block_size": B // 2, "factors": 2}, 3, 8960),
+    "planes": ({"oft_block_size": B}, 3, 384),
+    "givens": ({"oft_block_size": B}, 3, 4 * N * B),
+    # the small map alone: the basis is a buffer, and what is made with it is computed again
+    "subspace": ({"r": 8, "oft_block_size": None}, 4, 1280),
+    "hyperplane": ({"oft_block_size": B}, 3, 936),
+}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_calls_and_bytes_of_other_transforms(name: str) -> None:
+    settings, calls, saved = FAMILY[name]
+    torch.manual_seed(0)
+    found = added_work("decode", features=N, tokens=T, transform=name, **settings)
+    assert found.total <= calls, found.calls
+    assert added_work("train", features=N, tokens=T, transform=name, **settings).saved <= 2 * T * N + saved

@@ -101,6 +101,26 @@ def test_grids_in_files_are_read(name: str, file: str) -> None:
     assert again == settings
 
 
+@pytest.mark.parametrize("file", ["family-frontier.yaml", "family-frontier-smollm2.yaml"])
+def test_the_grids_of_transforms_are_read_and_of_equal_size(file: str) -> None:
+    task = COMPARISONS["sft"].task()
+    settings = compare.load_compare(task, DOCS.parent / "benchmarks" / file, ["model=text-world"])
+    rates = grid.rates_of(task, settings)
+    made = grid.cells(task, settings, rates, settings.first_seeds, first=True)
+    assert {cell.settings.transform for cell in made} >= {"reflections", "butterfly", "subspace", "psoft", "givens"}
+    assert all(len(found) == 3 for found in rates.values())
+    wide, deep = (192, 512) if "smollm2" not in file else (576, 1536)
+    width = 6 * wide + deep  # inputs of the seven matrices of a block
+    blocks = width * 31 / 2
+    for cell in made:
+        run = cell.settings
+        size = {
+            "reflections": lambda r=run.r: r * width, "butterfly": lambda b=run.block_size: width * (b - 1),
+            "subspace": lambda r=run.r: 7 * r * (r - 1) / 2, "psoft": lambda r=run.r: 7 * r * (r + 3) / 2,
+        }.get(run.transform)  # fmt: skip
+        assert size is None or abs(size() / blocks - 1) < 0.04
+
+
 def test_the_members_on_the_page_exist_and_those_that_must_be_stated_are_there() -> None:
     table = PAGE.read_text(encoding="utf-8").split("|---|---|\n")[1]
     named = {name.strip(" `") for line in table.splitlines() if line.strip().startswith("|")

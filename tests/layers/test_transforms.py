@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import orthotune
 from orthotune import OFTConfig, get_peft_model
-from orthotune.errors import ConfigError, OrthotuneError, UnsupportedLayerError
+from orthotune.errors import ConfigError, OrthotuneError
 from orthotune.quantized import registry
 from tests.quantized.toy import TOYS, RoundedLinear
 from tests.support.contract_cases import TRANSFORMS, randomize
@@ -98,16 +98,35 @@ def test_a_quantized_base_is_mapped_and_merged(name: str, monkeypatch: pytest.Mo
     assert all(torch.equal(base[place].base_layer.codes, codes) for place, codes in zip((0, 2), stored, strict=True))
 
 
-@every
-def test_combinations_and_strengths_per_layer_are_refused_by_name(name: str) -> None:
-    from orthotune.runs.layer_strengths import _directions
-
-    model = _model(name)
-    model.add_adapter("other", OFTConfig(target_modules=TARGETS, **TRANSFORMS[name]))
-    with pytest.raises(UnsupportedLayerError, match=r"layer '0'.*transform '\w+'"):
-        model.base_model.add_weighted_adapter(["default", "other"], [0.5, 0.5])
-    with pytest.raises(ConfigError, match="transform"):
-        _directions("0", model.base_model.model[0], "default")
+@pytest.mark.parametrize("scaled", [False, True])
+@torch.no_grad()
+def test_both_sides_are_the_published_equation(scaled: bool, tmp_path: Path) -> None:
+    """``Q_U diag(s) W Q_V`` with each reflection written out, for a rectangular weight."""
+    model = orthotune.two_sided(_base(), r=2, target_modules=["0"], scaled=scaled).eval()
+    torch.testing.assert_close(model(_x()), _base()(_x()), rtol=0, atol=2e-6)
+    for seed, adapter in enumerate(("inputs", "outputs")):
+        randomize(model, seed=3 + seed, adapter=adapter)
+    layer = model.base_model.model[0]
+    sides = []
+    for adapter, size in (("inputs", 12), ("outputs", 16)):
+        Q = torch.eye(size, dtype=torch.float64)
+        for u in layer.oft_R[adapter].weight.double():
+            Q = Q @ (torch.eye(size, dtype=torch.float64) - 2 * u.outer(u) / u.square().sum())
+        sides.append(Q)
+    s = layer.oft_magnitude["inputs"].weight.double() if scaled else torch.ones(16, dtype=torch.float64)
+    expected = sides[1].mT @ (s[:, None] * layer.get_base_layer().weight.double()) @ sides[0]
+    y = model(_x())
+    linear, rest = layer.get_base_layer(), model.base_model.model[2]
+    wanted = rest(torch.tanh(_x() @ expected.float().mT + linear.bias))
+    torch.testing.assert_close(y, wanted, rtol=0, atol=2e-6)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(_base(), tmp_path / "inputs", adapter_name="inputs")
+    loaded.load_adapter(tmp_path / "outputs", "outputs")
+    loaded.base_model.set_adapter(["inputs", "outputs"])
+    torch.testing.assert_close(loaded(_x()), y, rtol=0, atol=2e-6)
+    torch.testing.assert_close(model.merge_and_unload()(_x()), y, rtol=0, atol=4e-6)
+    with pytest.raises(ConfigError, match="side='in'"):
+        orthotune.two_sided(_base(), side="in", target_modules=["0"])
 
 
 @every
@@ -151,13 +170,6 @@ def test_files_are_swapped_merged_and_exported(name: str, tmp_path: Path) -> Non
     assert {one.transform for one in facts} == {TRANSFORMS[name]["transform"]} and all(
         one.distance > 0.1 for one in facts
     )
-
-
-def test_a_combination_of_files_names_what_it_needs(tmp_path: Path) -> None:
-    _model("reflections").save_pretrained(tmp_path / "one")
-    with pytest.raises(OrthotuneError, match="block rotations"):
-        orthotune.combine([tmp_path / "one", tmp_path / "one"], [1.0, 1.0], tmp_path / "both")
-    assert not (tmp_path / "both").exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -17,8 +17,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from orthotune import OFTConfig, get_peft_model
-from orthotune.errors import MergeError
+from orthotune import OFTConfig, get_peft_model, merge_aware
+from orthotune.errors import ConfigError, MergeError
 from orthotune.quantized.contract import Library
 from orthotune.quantized.registry import library_of
 from tests.support.contract_cases import randomize
@@ -148,6 +148,42 @@ def check_gradients(subject: Subject) -> None:
                 assert error(numbers.grad, leaf.grad) < limit
 
 
+def check_merge_aware(subject: Subject) -> None:
+    """Merged, the layer is bit for bit what it was evaluated as; the gradient takes the rounding for the identity."""
+    model, x = subject.model().eval(), subject.x()
+    with torch.no_grad():
+        model(x)  # see check_forward
+    (layer, library), before = parts(model), stored(model)
+    if library.cannot_merge(layer) is not None:
+        with pytest.raises(ConfigError, match="merge_aware for layer"):
+            merge_aware(model)
+        return
+    assert merge_aware(model) == 1
+    y = model(x).detach()
+    with torch.no_grad():
+        evaluated = model(x)
+    # a number in the middle between two codes may fall on either side
+    assert error(y, evaluated) < 1e-2
+    x, numbers = x.requires_grad_(True), numbers_of(model)
+    g = torch.randn(7, OUT, generator=torch.Generator().manual_seed(7)).to(y.dtype)
+    model(x).backward(g)
+    leaf, weight = numbers.detach().double().requires_grad_(True), library.dequantize(layer).double()
+    adapted = weight @ dense(rotation(leaf, {}), IN).mT
+    adapted.backward(g.double().mT @ x.detach().double())
+    # g, x and their product are rounded to the activations' dtype
+    assert error(numbers.grad, leaf.grad) < 8 * eps(subject.dtype)
+    assert_same(stored(model), before)
+    model.merge_adapter()
+    with torch.no_grad():
+        assert torch.equal(model(x), evaluated)
+    assert error(x.grad, g.double() @ library.dequantize(layer).double()) < 1e-2
+    model.unmerge_adapter()
+    assert_same(stored(model), before)
+    merge_aware(model, False)
+    with torch.no_grad():
+        assert not torch.equal(model(x), evaluated)
+
+
 def check_keeps_no_weight(subject: Subject) -> None:
     """A training step saves nothing of the weight's size for its backward."""
     model, saved = subject.model().train(), []
@@ -258,7 +294,9 @@ def check_disabled(subject: Subject) -> None:
         assert error(model.unload()(x), disabled) <= (0 if own else subject.product)
 
 
-CHECKS = [check_forward, check_gradients, check_keeps_no_weight, check_merge, check_dense, check_disabled]
+CHECKS = [
+    check_forward, check_gradients, check_merge_aware, check_keeps_no_weight, check_merge, check_dense, check_disabled,
+]  # fmt: skip
 
 
 def tiny_llama(dtype: torch.dtype) -> Any:

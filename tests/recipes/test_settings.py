@@ -46,6 +46,8 @@ def test_coft_is_given_room_to_learn() -> None:
         ({"steps": 3, "epochs": 1}, "steps and epochs are mutually exclusive"),
         ({"method": "lora", "lora_rank": 2, "block_size": 8}, "lora_rank and block_size are mutually exclusive"),
         ({"learning_rate": 0}, "greater than 0"),
+        ({"merge_aware": True}, "merge_aware with no quantization has no meaning"),
+        ({"merge_aware": True, "method": "lora", "quantization": "nf4"}, "merge_aware has no meaning for method=lora"),
         ({"packing": "bfd"}, "'auto', 'none', 'wrapped' or 'bfd_split'"),
     ],
 )

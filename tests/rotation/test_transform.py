@@ -42,6 +42,7 @@ ORTHOGONAL: dict[str, tuple[str, str, dict[str, Any]]] = {
     "trained butterfly": ("butterfly", "", {"block_size": B, "factors": 2}),
     "trained stage": ("butterfly", "", {"block_size": B, "factors": 1}),
     "angles": ("planes", "angles", {"block_size": B}),
+    "givens": ("givens", "", {"block_size": 8}),
     "subspace": ("subspace", "rotation", {"rank": 4}),
     "subspace by a sketch": ("subspace", "rotation_lowrank", {"rank": 4}),
     "hyperplane": ("hyperplane", "ether", {"block_size": B}),

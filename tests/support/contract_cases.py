@@ -33,6 +33,7 @@ TRANSFORMS: dict[str, dict[str, Any]] = {
     "butterfly": {"transform": "butterfly", "oft_block_size": 2, "factors": 2},
     "angles": {"transform": "planes", "oft_block_size": 4},
     "road": {"transform": "planes", "variant": "road_2", "oft_block_size": 2},
+    "givens": {"transform": "givens", "oft_block_size": 4},
     "psoft": {"transform": "subspace", "variant": "psoft", "r": 4},
     "ether": {"transform": "hyperplane", "oft_block_size": 4},
 }

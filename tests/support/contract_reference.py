@@ -86,6 +86,23 @@ def planes(v: Tensor, config: dict[str, Any]) -> Tensor:
     return M
 
 
+def givens(v: Tensor, config: dict[str, Any]) -> Tensor:
+    """One plane after the other, each a matrix of its own."""
+    size = config["oft_block_size"]
+    M = torch.eye(v.shape[0] * size, dtype=v.dtype)
+    for group, angles in enumerate(v):
+        step, place = 1, 0
+        while step < size:
+            for k in range(0, size, 2 * step):
+                i, j = group * size + k, group * size + k + step
+                c, s = angles[place].cos(), angles[place].sin()
+                G = torch.eye(M.shape[0], dtype=v.dtype)
+                G = G.index_put((torch.tensor([i, i, j, j]), torch.tensor([i, j, i, j])), torch.stack([c, s, -s, c]))
+                M, place = M @ G, place + 1
+            step *= 2
+    return M
+
+
 def subspace(v: Tensor, config: dict[str, Any]) -> Tensor:
     """The transpose of ``I + Aᵀ (diag(b) C(Q)ᵀ diag(a) - I) A``."""
     A, r = config["basis"], config["r"]
@@ -106,8 +123,8 @@ def hyperplane(v: Tensor, config: dict[str, Any]) -> Tensor:
 
 #: transform -> its dense matrix of stored numbers
 TRANSFORMS = {
-    "reflections": reflections, "butterfly": butterfly, "planes": planes, "subspace": subspace,
-    "hyperplane": hyperplane,
+    "reflections": reflections, "butterfly": butterfly, "planes": planes, "givens": givens,
+    "subspace": subspace, "hyperplane": hyperplane,
 }  # fmt: skip
 
 

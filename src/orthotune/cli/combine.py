@@ -27,6 +27,9 @@ def combine(
     density: float = typer.Option(
         None, "--density", help="Only for ties: the share of the parameters that is kept, 0 to 1."
     ),
+    correction: bool = typer.Option(
+        False, "--magnitude-correction", help="Only for tangent and ties: keep the size where directions cancel."
+    ),
     base: Path = typer.Option(
         None, "--base", "-b", help="Only for svd_lora: the base model, as for `orthotune export`."
     ),
@@ -46,7 +49,7 @@ def combine(
     parted = [_parted(argument) for argument in adapters]
     done = combined(
         [path for path, _ in parted], [weight for _, weight in parted], out, how.value, density=density, base=base,
-        rank=rank, overwrite=overwrite,
+        rank=rank, magnitude_correction=correction, overwrite=overwrite,
     )  # fmt: skip
     for path, weight in parted:
         typer.echo(f"{weight:<13g} {path}")

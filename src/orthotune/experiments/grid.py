@@ -93,7 +93,7 @@ def methods_of(task: Task, settings: CompareSettings) -> dict[str, tuple[dict[st
         own = {key: value for key, value in given.items() if key not in ("method", "learning_rates")}
         method = given.get("method", "oft")
         # Its own settings come last: a variant may name one that has no meaning for other methods.
-        base = task.settings_of(method, {**every, **own})
+        base = task.settings_of(method, {**task.runs.without_excluded(every, own), **own})
         found[name] = ({**base, **own}, given.get("learning_rates") or rates.get(method))
     return found
 

@@ -16,7 +16,7 @@ IN_BUTTERFLY, OUT_BUTTERFLY = "in butterfly", "out butterfly"
 EMBEDDING, PACKED, TRUNCATED = "embedding", "packed", "truncated blocks"
 OTHER_EMBEDDING = "embedding with a scale or the series of PEFT 0.16"
 #: transforms other than blocks, which are trained
-FAMILY_NAMES = ("reflections", "planes", "subspace", "hyperplane")
+FAMILY_NAMES = ("reflections", "planes", "givens", "subspace", "hyperplane")
 IN_REFLECTIONS, OUT_PLANES, IN_SUBSPACE = "in reflections", "out planes", "in subspace"
 OUT_STAGES = "out butterfly in the order of PEFT"
 

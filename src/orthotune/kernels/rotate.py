@@ -11,7 +11,7 @@ from torch import Tensor
 from orthotune.kernels.autograd import gradients_again, looked_through
 from orthotune.kernels.choose import choose, started
 from orthotune.kernels.tiles import MOST_TOGETHER
-from orthotune.rotation.operator import Operator, block_product
+from orthotune.rotation.operator import Operator, Within, block_product
 
 T = TypeVar("T")
 
@@ -232,7 +232,22 @@ def multiplied(x: Tensor, operator: Operator) -> Tensor:
         if x.dtype is not torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))
         with torch.autocast(x.device.type, enabled=False):
-            return operator.right(x, _block_product)
+            return multiplied_alone(x, operator)
+    return multiplied_alone(x, operator)
+
+
+def multiplied_alone(x: Tensor, operator: Operator) -> Tensor:
+    """:func:`multiplied` where autocast is off.
+
+    Example:
+        >>> from orthotune.rotation.operator import Within
+        >>> multiplied_alone(torch.tensor([3.0, 4.0]), Within(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0]])))
+        tensor([3., 8.])
+    """
+    if isinstance(operator, Within) and operator.A.dim() == 2:
+        from orthotune.kernels.rotate_within import rotate_within
+
+        return rotate_within(x, operator.A, operator.K)
     return operator.right(x, _block_product)
 
 

@@ -15,7 +15,9 @@ from orthotune.kernels.rotate import rotate
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import MixedBatch, mixed_batch
 from orthotune.layers.offloaded import at_hand, hosted
+from orthotune.layers.parametrization.family import FamilyRotation
 from orthotune.layers.plan import INPUT, ROWS, SIDES, Plan
+from orthotune.layers.repeated_call import remember
 from orthotune.layers.settings import LayerSettings
 
 
@@ -78,6 +80,11 @@ class Linear(OFTLayer):
             slot = self.slots[names[0]]
             if slot.settings.spec.side == "out":
                 return x
+            rotation: Any = self.oft_R[names[0]]
+            if isinstance(rotation, FamilyRotation):
+                operator = rotation()
+                remember(self, rotation, operator, x)
+                return rotate(x, operator)
             rotated = None if slot.shared is None else slot.shared.rotated(self, x)
             return rotate(x, self.oft_R[names[0]]()) if rotated is None else rotated
         for name in names:

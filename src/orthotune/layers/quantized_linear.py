@@ -14,6 +14,7 @@ from orthotune.errors import MergeError
 from orthotune.layers.base import CALLS, OFTLayer
 from orthotune.layers.linear import Linear
 from orthotune.layers.settings import LayerSettings
+from orthotune.layers.through_quantizer import through_quantizer
 from orthotune.quantized.contract import Library, Snapshot
 from orthotune.quantized.dense import dense
 from orthotune.quantized.gradient import attach, detach
@@ -35,6 +36,8 @@ class QuantizedLinear(Linear):
 
     library: Library
     _before: Snapshot | None
+    #: whether the adapted weight is quantized in every call, see :func:`orthotune.tuner.merge_aware.merge_aware`
+    merge_aware: bool = False
 
     def prepare(self, settings: LayerSettings) -> None:
         base = self.get_base_layer()
@@ -55,12 +58,18 @@ class QuantizedLinear(Linear):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         base = self.base_layer
         if not (base._forward_hooks or base._forward_pre_hooks) or not self.in_use.adapters or kwargs:
-            return super().forward(x, *args, **kwargs)
+            return self._adapted(x, *args, **kwargs)
         # Hooks see the original input and the final output once, because this forward replaces the library's.
         if torch.compiler.is_compiling():
-            return self._hooked(x, args, super().forward)
+            return self._hooked(x, args, self._adapted)
         with CALLS:
-            return self._hooked(x, args, super().forward)
+            return self._hooked(x, args, self._adapted)
+
+    def _adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.merge_aware and not (args or kwargs or self.merged_adapters) and self.in_use.adapters:
+            with CALLS:
+                return through_quantizer(self, x)
+        return super().forward(x, *args, **kwargs)
 
     def _hooked(self, x: Tensor, args: tuple[Any, ...], own: Callable[..., Any]) -> Any:
         base = self.base_layer

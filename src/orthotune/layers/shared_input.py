@@ -9,8 +9,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
-from torch.nn.modules.module import _has_any_global_hook
 
 from orthotune.kernels.autograd import looked_through, looked_through_uncompiled
 from orthotune.kernels.rotate import joined, rotate_each, rotate_joined
@@ -19,10 +17,8 @@ from orthotune.layers.beside_adapters import beside_adapters
 from orthotune.layers.parametrization.memo import Memo
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.layers.parametrization.sharding import is_zero
+from orthotune.layers.repeated_call import SHORT, call_base
 
-_forward_of_linear = nn.Linear.forward
-#: elements of an input whose rotation takes so little time that the overhead of Python matters
-SHORT = 1 << 18
 #: children of one module that get its input together, in calling order
 TOGETHER = (
     ("q_proj", "k_proj", "v_proj"),  # Llama, Mistral, Qwen, Gemma, OPT, CLIP
@@ -112,13 +108,7 @@ class Again:
 
     def run(self, x: Tensor) -> Any:
         """The base for an input that is rotated already; a plain linear layer without the way through its module."""
-        base = self.base
-        if type(base) is not nn.Linear or self.forward is not None or _has_any_global_hook():
-            return base(x)
-        if nn.Linear.forward is not _forward_of_linear:
-            return base(x)
-        own = base._parameters
-        return linear(x, cast(Tensor, own["weight"]), own["bias"])
+        return call_base(self.base, self.forward, x)
 
 
 class SharedInput:

@@ -46,6 +46,7 @@ def combine(
     combination_type: CombinationType = "geodesic",
     *,
     density: float | None = None,
+    magnitude_correction: bool = False,
     base: str | Path | None = None,
     rank: int | None = None,
     overwrite: bool = False,
@@ -61,6 +62,8 @@ def combine(
         out: folder of the new adapter; it appears when it is complete.
         combination_type: the method of combining.
         density: with ``ties``, the share of the parameters that is kept, 0 to 1.
+        magnitude_correction: with ``tangent`` and ``ties``, keep the size of the changes where their directions cancel
+            each other, see :class:`orthotune.tuner.combination.Combination`.
         base: with ``svd_lora``, the base as for :func:`~orthotune.operations.export.export`.
         rank: with ``svd_lora``, the rank of every layer.
         overwrite: replace what is at ``out``.
@@ -93,6 +96,8 @@ def combine(
         raise ConfigError(
             f"--type {combination_type}", needed="--base and --rank with svd_lora, and only with svd_lora"
         )
+    if lora and magnitude_correction:
+        raise ConfigError("magnitude_correction with svd_lora", needed="tangent or ties", do="Leave it out")
     if len(adapters) != len(weights):
         raise ConfigError(f"{len(weights)} weights for {len(adapters)} adapters", needed="one weight for each adapter")
     if lora:
@@ -100,14 +105,14 @@ def combine(
         with new_folder(out, overwrite=overwrite) as folder:
             return _svd_lora([read_once(path) for path in adapters], weights, base, rank, folder, out)
     how: Any = combination_type
-    combination = Combination(tuple(weights), how, density)
+    combination = Combination(tuple(weights), how, density, magnitude_correction=magnitude_correction)
     states = [read_once(path).state for path in adapters]
     with new_folder(out, overwrite=overwrite) as folder:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             combined = combine_states(states, combination)
         write_folder(combined, folder, stock=of_stock(states))
-    return Combined(out, len(combined.layers), tuple(str(one.message) for one in caught))
+    return Combined(out, len(combined.layers) + len(combined.transforms), tuple(str(one.message) for one in caught))
 
 
 def _svd_lora(

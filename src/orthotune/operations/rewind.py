@@ -8,10 +8,11 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from orthotune.errors import AdapterFileError, ConfigError, nearest
+from orthotune.errors import AdapterFileError, ConfigError, OrthotuneError, UnsupportedLayerError, nearest
 from orthotune.files.atomic import write_text
 from orthotune.files.json_file import read_json
 from orthotune.files.names import shortened
@@ -23,6 +24,7 @@ from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.writers import of_stock, write_folder
 from orthotune.operations.adapter import read_once
 from orthotune.operations.other_methods import LORA_B, other_method
+from orthotune.rotation.family import FamilyTransform
 from orthotune.tuner.combination import Combination, warn_series
 
 
@@ -47,7 +49,8 @@ def rewind(
     """Write an adapter at chosen strengths: what it does at strength 1 is what the given one does at these.
 
     A rotation becomes ``R^t`` and a magnitude ``m^t``, exactly, as parameters of the same kind; a LoRA's change is
-    multiplied by ``t``. The new adapter loads, merges and converts like any other.
+    multiplied by ``t``. Other transforms than blocks are written at a strength where their powers have the form of the
+    transform. The new adapter loads, merges and converts like any other.
 
     Args:
         adapter: a file or folder of any readable format, or a folder with a LoRA of PEFT.
@@ -61,7 +64,8 @@ def rewind(
     Raises:
         ConfigError: a strength that is no finite number, or of a layer that the adapter does not have.
         AdapterFileError: the adapter is damaged, or holds more than rotations or LoRA's factors.
-        UnsupportedLayerError: a magnitude that has no power, an angle of pi.
+        UnsupportedLayerError: a magnitude that has no power, an angle of pi, a transform whose powers have another
+            form.
         OutputError: ``out`` exists already or cannot be written to.
 
     Source: a geodesic from the base to the adapter, docs/concepts/strength.md; "rewinding" after PEFT-Arena
@@ -86,10 +90,10 @@ def rewind(
         return _lora(adapter, strengths, out, overwrite)
     state = read_once(adapter).state
     found = _of_layers([*state.layers, *state.transforms], strengths)
-    if state.transforms:
+    if frozen := [name for name, held in state.transforms.items() if not isinstance(held, FamilyTransform)]:
         raise AdapterFileError(
-            f"{adapter}", got=f"layers that are not block rotations: {shortened(state.transforms)}",
-            needed="block rotations", do="Merge the adapter at a strength: orthotune merge --strength T",
+            f"{adapter}", got=f"layers that no transform represents: {shortened(frozen)}",
+            needed="rotations", do="Merge the adapter at a strength: orthotune merge --strength T",
         )  # fmt: skip
     if state.other:
         raise AdapterFileError(
@@ -100,14 +104,25 @@ def rewind(
     for name, layer in state.layers.items():
         held = layer.for_weight((1,) * layer.dims) if layer.dims else layer
         layers[name], off[name] = Combination((found[name],)).joint(name, [held])
+    transforms = {name: _family_at(name, held, found[name]) for name, held in state.transforms.items()}
     with new_folder(out, overwrite=overwrite) as folder:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             warn_series(off)
         config = {key: state.config[key] for key in ("task_type", "base_model_name_or_path") if state.config.get(key)}
-        rewound = AdapterState(layers, config, prefixes=state.prefixes, format=state.format)
+        rewound = AdapterState(layers, config, transforms=transforms, prefixes=state.prefixes, format=state.format)
         write_folder(rewound, folder, stock=of_stock([state]))
     return Rewound(out, found, tuple(str(one.message) for one in caught))
+
+
+def _family_at(name: str, held: Any, t: float) -> FamilyTransform:
+    try:
+        found: FamilyTransform = held.at(t)
+    except OrthotuneError as error:
+        raise UnsupportedLayerError(
+            f"layer '{name}': {error.given}", got=error.got, needed=error.needed, do=error.do
+        ) from error
+    return found
 
 
 def _lora(source: Path, strengths: float | Mapping[str, float], out: Path, overwrite: bool) -> Rewound:

@@ -10,9 +10,14 @@ from orthotune.files.json_file import read_json
 from orthotune.files.run_adapter import adapter_in
 
 #: Settings of a new adapter, which have no meaning where one is continued.
-DECIDED = ("target_modules", "block_size", "r", "eps", "rotation", "lora_rank", "lora_alpha", "lora")
+DECIDED = (
+    "target_modules", "transform", "variant", "factors", "block_size", "r", "eps", "rotation", "lora_rank",
+    "lora_alpha", "lora",
+)  # fmt: skip
 #: ``peft_type`` -> method.
-METHODS = {"OFT": "oft", "ORTHOTUNE": "oft", "BOFT": "oft", "LORA": "lora"}
+METHODS = {
+    "OFT": "oft", "ORTHOTUNE": "oft", "BOFT": "oft", "HRA": "oft", "ROAD": "oft", "PSOFT": "oft", "LORA": "lora",
+}  # fmt: skip
 CONFIG = "adapter_config.json"
 
 

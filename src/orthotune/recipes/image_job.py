@@ -148,7 +148,7 @@ def adapter_settings(settings: ImageSettings) -> AdapterSettings:
         block_size=settings.block_size,
         r=settings.r,
         eps=settings.eps,
-        rotation=settings.rotation,
+        rotation=settings.rotation_options,
         lora_rank=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora=settings.lora,

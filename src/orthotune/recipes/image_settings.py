@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from orthotune.image.loop.options import Precision
 from orthotune.recipes.method_settings import ONLY_FOR, MethodSettings, Positive, SettingError
+from orthotune.runs.transform_options import BLOCKS
 
 WORLD = "image-world"
 
@@ -111,6 +112,9 @@ class ImageSettings(MethodSettings):
     def _rotates_as_the_tool_reads(self) -> ImageSettings:
         if self.made_for is None or self.method not in ("oft", "coft"):
             return self
+        if self.transform not in BLOCKS:
+            fault = f"for={self.made_for} is about files of blocks, and transform={self.transform} is another transform"
+            raise SettingError("made_for", fault, "Leave for out; `orthotune convert` writes files of some transforms")
         for key, value in MADE_FOR[self.made_for].items():
             given = self.rotation.get(key, value)
             if given != value:

@@ -26,7 +26,8 @@ Say = Callable[[str], None]
 LEARNING_RATE = 3e-3
 #: Settings that are not taken from the earlier run: those of its rotation, which is frozen, and of its schedule.
 NOT_TAKEN = {
-    "method", "block_size", "r", "eps", "rotation", "magnitude_rate", "target_modules", "train_text_encoder",
+    "method", "transform", "variant", "factors", "block_size", "r", "eps", "rotation", "magnitude_rate",
+    "target_modules", "train_text_encoder",
     "lora_rank", "lora_alpha", "lora",
     "preset", "output", "resume", "learning_rate", "steps", "epochs", "eval_every", "save_every", "stop_when", "result",
     "rewind",

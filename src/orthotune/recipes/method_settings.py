@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -10,15 +10,24 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from orthotune.recipes import preset
 from orthotune.runs.learning_rates import RateFactors
+from orthotune.runs.transform_options import BLOCKS, rewinding_fault, transform_fault, transform_options
 
 Method = Literal["oft", "coft", "lora", "full"]
 METHODS: tuple[Method, ...] = ("oft", "coft", "lora", "full")
+#: names of transforms here, and of their publications
+Transform = Literal[
+    "blocks", "reflections", "butterfly", "planes", "givens", "subspace", "hyperplane", "oft", "hra", "boft", "road",
+    "goft", "psoft", "ether", "ether+",
+]  # fmt: skip
 Positive = Annotated[int, Field(gt=0)]
 
-# With lora, the block size selects the rank: both methods then train about the same number of parameters.
+# With lora, the transform and its sizes select the rank: both methods then train about as many parameters.
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     "block_size": ("oft", "coft", "lora"),
     "r": ("oft", "coft", "lora"),
+    "transform": ("oft", "lora"),
+    "variant": ("oft", "lora"),
+    "factors": ("oft", "lora"),
     "rotation": ("oft", "coft"),
     "magnitude_rate": ("oft", "coft"),
     "block_rate": ("oft", "coft"),
@@ -28,7 +37,9 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "lora": ("lora",),
 }
 # Added after the first release: not written to run.json at their default, so that older runs can be resumed.
-NEWER = ("lora", "block_rate")
+NEWER = ("lora", "block_rate", "transform", "variant", "factors")
+# Settings of presets that are about block rotations: not applied to other transforms.
+ABOUT_BLOCKS = ("block_size", "r", "rotation", "block_rate", "magnitude_rate")
 # Mutually exclusive settings.
 MUTUALLY_EXCLUSIVE: tuple[tuple[str, str], ...] = (("block_size", "r"), ("lora_rank", "block_size"), ("lora_rank", "r"))
 
@@ -78,7 +89,17 @@ class MethodSettings(BaseModel):
     )
     method: Method = Field("oft", description="What is trained: rotations, constrained ones, LoRA, or all weights.")
     block_size: Positive | None = Field(None, description="Side of a rotation block; default: 32.")
-    r: Positive | None = Field(None, description="Number of rotation blocks per layer, instead of block_size.")
+    r: Positive | None = Field(
+        None,
+        description="Number of rotation blocks per layer, instead of block_size; the rank of some transforms.",
+    )
+    transform: Transform = Field(
+        "blocks",
+        description="What OFT trains: blocks, or a relative by its name or that of its publication, as hra. Sizes and "
+        "rotation of a preset are those of blocks, and are not applied to others.",
+    )
+    variant: str | None = Field(None, description="Of transforms that have several, as angles or road_4 of planes.")
+    factors: Positive | None = Field(None, description="Stages of a butterfly; default: 2.")
     eps: float | None = Field(None, gt=0, description="COFT: the radius is eps / sqrt(blocks). Default: 1.")
     rotation: dict[str, Any] = Field({}, description="Further OFTConfig options, as side, magnitude or scaled.")
     magnitude_rate: float = Field(
@@ -161,9 +182,45 @@ class MethodSettings(BaseModel):
         for one, other in self.mutually_exclusive:
             if {one, other} <= self.model_fields_set:
                 faults.append((other, f"{one} and {other} are mutually exclusive", f"Keep {one} or {other}"))
+        faults += self._transform_faults()
         if faults:
             raise SettingError(*faults[0], others=[SettingError(*one) for one in faults[1:]])
         return self
+
+    def _transform_faults(self) -> list[tuple[str, str, str]]:
+        if self.method not in ("oft", "lora"):
+            return []
+        twice = [
+            key for key in ("transform", "variant", "factors") if key in self.rotation.keys() & self.model_fields_set
+        ]
+        if twice:
+            fault = f"{twice[0]} and rotation.{twice[0]} are mutually exclusive"
+            return [(twice[0], fault, f"Keep {twice[0]}")]
+        own = {"block_size": self.block_size, "block_rate": self.block_rate}
+        found = transform_fault({"transform": "blocks", **self.rotation_options, **own})
+        if found is None and self.method == "oft" and getattr(self, "rewind", "none") != "none":
+            why = rewinding_fault(self.rotation_options, self.r)
+            fault = f"rewind and transform={self.transform} are mutually exclusive: {why} has no strengths between"
+            return [] if why is None else [("rewind", fault, "Leave rewind out")]
+        return [] if found is None else [found]
+
+    @property
+    def rotation_options(self) -> dict[str, Any]:
+        """The options of ``OFTConfig`` besides sizes: those of ``rotation``, and the transform with its own."""
+        return self.rotation | transform_options(self.transform, self.variant, self.factors)
+
+    @classmethod
+    def without_excluded(cls, every: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of all runs without those that contradict the own settings of one: another size or transform.
+
+        Args:
+            every: the settings of all runs.
+            own: the settings of the run that come before them.
+        """
+        excluded = {key for pair in cls.mutually_exclusive for key in pair if set(pair) - {key} <= own.keys()}
+        if own.get("transform", "blocks") not in BLOCKS:
+            excluded |= {"block_size", "r", "variant", "factors", "block_rate"}
+        return {key: value for key, value in every.items() if key not in excluded}
 
     @property
     def rate_factors(self) -> RateFactors:
@@ -209,4 +266,6 @@ class MethodSettings(BaseModel):
         dropped = {key for key, other in cls.tied.items() if other in given}
         dropped |= {other for pair in cls.mutually_exclusive for other in pair if given.keys() & set(pair)}
         dropped |= {key for key, methods in cls.only_for.items() if method not in methods}
+        if given.get("transform", "blocks") not in BLOCKS:
+            dropped |= set(ABOUT_BLOCKS)
         return {key: value for key, value in filled.items() if key not in dropped}

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 #: Theme -> its settings, in the order of help; what is in none of them is a recipe's own.
 THEMES: dict[str, tuple[str, ...]] = {
     "Model and adapter": (
-        "preset", "model", "quantization", "dtype", "attention", "method", "adapter", "target_modules",
-        "unmatched_targets", "block_size", "r", "eps", "rotation", "magnitude_rate", "block_rate", "lora_rank",
-        "lora_alpha", "lora",
+        "preset", "model", "quantization", "merge_aware", "dtype", "attention", "method", "adapter", "target_modules",
+        "unmatched_targets", "transform", "variant", "factors", "block_size", "r", "eps", "rotation", "magnitude_rate",
+        "block_rate", "lora_rank", "lora_alpha", "lora",
     ),
     "Data": ("data", "data_format", "eval_data", "old_data", "max_length", "packing", "loss_on", "max_dropped"),
     "Training": (
@@ -104,6 +104,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "neftune": ("neftune_noise_alpha",),
     "noise_alpha": ("neftune_noise_alpha",),
     "oft_block_size": ("block_size",),
+    "boft_block_size": ("block_size",),
+    "boft_n_butterfly_factor": ("factors",),
     "optim": ("optimizer",),
     "optimizer": ("optim",),
     "optimizer_args": ("optim_options",),

@@ -150,8 +150,8 @@ def adapter_config(settings: TextSettings, model: Any, notes: list[str], task: s
     targets, coft = settings.target_modules, settings.method == "coft"
     adapters.check_targets(targets, model, refuse=settings.unmatched_targets == "refuse")
     rotation = adapters.rotation_config(
-        targets, block_size=settings.block_size, r=settings.r, coft=coft, eps=settings.eps, options=settings.rotation,
-        task=task,
+        targets, block_size=settings.block_size, r=settings.r, coft=coft, eps=settings.eps,
+        options=settings.rotation_options, task=task,
     )  # fmt: skip
     if settings.method != "lora":
         return rotation

@@ -37,6 +37,7 @@ from orthotune.text.step_log import DomainLosses, Measure, StepLog
 from orthotune.text.trainer import RunTrainer, TrainerParts
 from orthotune.text.trainer_options import MUON, choose_attention
 from orthotune.text.weight_pairs import weight_change
+from orthotune.tuner.merge_aware import merge_aware
 
 Say = Callable[[str], None]
 Callbacks = Iterable[TrainerCallback]
@@ -162,6 +163,9 @@ class _Run:
         )
         inputs = (model, tokenizer, adapter, data, self.directory.checkpoints, dtype, parts, self.notes)
         trainer = job.trainer(TrainerInputs(*inputs))
+        if settings.merge_aware:
+            count = merge_aware(trainer.model)
+            self.notes.append(f"merge_aware: {count} quantized layers compute with the weights that a merge stores.")
         engines.check_started(trainer, settings.distributed)
         return trainer
 

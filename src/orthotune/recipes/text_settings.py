@@ -30,6 +30,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "target_modules": WITH_ADAPTER,
     "unmatched_targets": WITH_ADAPTER,
     "quantization": WITH_ADAPTER,
+    "merge_aware": ("oft", "coft"),
 }
 Schedule = Literal[
     "cosine", "linear", "constant", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "inverse_sqrt",
@@ -67,6 +68,7 @@ class TextSettings(MethodSettings):
         "liger",
         "trackers",
         "sample_prompts",
+        "merge_aware",
     )
 
     model: str = Field(description="Path or hub name of a causal language model, text-world or smollm2.")
@@ -107,6 +109,11 @@ class TextSettings(MethodSettings):
         None,
         description="Of the base: nf4, fp4, int8 (bitsandbytes), torchao-int8, quanto-int8, -int4, -int2, -float8 "
         "while loading; gptq, awq, aqlm for a checkpoint that is stored so.",
+    )
+    merge_aware: bool = Field(
+        False,
+        description="With quantization: train through the rounding of a merge, so that the merged model is, bit for "
+        "bit, what was evaluated; every step quantizes each adapted weight.",
     )
     distributed: Distributed = Field(
         "none",
@@ -167,6 +174,10 @@ class TextSettings(MethodSettings):
     def _stops(self) -> TextSettings:
         if faults := rule_faults(self.stop_when):
             raise SettingError(*faults[0], others=[SettingError(*fault) for fault in faults[1:]])
+        if self.merge_aware and (self.quantization is None or self.distributed != "none"):
+            what = "no quantization" if self.quantization is None else f"distributed={self.distributed}"
+            fault = f"merge_aware with {what} has no meaning: it is about quantized weights, of one process"
+            raise SettingError("merge_aware", fault, "Add quantization=nf4, or leave merge_aware out")
         if self.result == "best" and self.distributed not in ("none", "ddp"):
             fault = (
                 f"result=best keeps complete parameters, which distributed={self.distributed} spreads over processes"

@@ -17,6 +17,7 @@ from orthotune.formats.registry import targets
 from orthotune.recipes import load, preset
 from orthotune.recipes.image_settings import MADE_FOR
 from orthotune.recipes.method_settings import METHODS
+from orthotune.rotation.family_registry import PUBLISHED, family_of
 from orthotune.runs.adapters import rotation_config
 
 
@@ -76,19 +77,32 @@ def what_it_becomes(given: str | Path) -> Becomes:
         raise RecipeError(f"rotation={values['rotation']!r}", needed="options of OFTConfig, as rotation: {side: out}")
     if method not in ("oft", "coft"):
         return Becomes(str(given), method, None, {})
-    options = dict(values.get("rotation") or {})
+    named = {key: values[key] for key in ("transform", "variant", "factors") if values.get(key) is not None}
+    options = {**(values.get("rotation") or {}), **named}
     wanted = values.get("for", values.get("made_for"))
     if wanted is not None and wanted not in MADE_FOR:
         raise RecipeError(f"for={wanted}", needed=f"one of {', '.join(MADE_FOR)}")
     options = (MADE_FOR[wanted] if wanted is not None else {}) | options
-    config: Any = rotation_config(["a"], block_size=4, coft=method == "coft", options=options)
-    spec = replace(config.spec_for("a"), block_size=4)
-    magnitude = torch.full((8,), 2.0) if spec.magnitude else None
-    # two blocks of side 4, which have 6 parameters each
-    layer = LayerState({"": torch.full((2, 6), 0.1)}, spec, magnitude, dims=2)
-    state = AdapterState({"a": layer})
+    state = _of_one_layer(options, coft=method == "coft")
     verdicts = {target: str(plan(state, target, {"a": (8, 8)}, linear=True).verdict) for target in targets()}
+    layer: Any = next(iter([*state.layers.values(), *state.transforms.values()]))
     return Becomes(str(given), method, kind_of(layer), verdicts)
+
+
+def _of_one_layer(options: dict[str, Any], coft: bool) -> AdapterState:
+    """An adapter of one layer of eight features, with the sizes that a small layer allows."""
+    kind = family_of(PUBLISHED.get(str(options.get("transform", "blocks")), (options.get("transform", "blocks"),))[0])
+    size: dict[str, Any] = {"r": 4} if kind is not None and kind.ranked else {"block_size": 4}
+    config: Any = rotation_config(["a"], coft=coft, options=options, **size)
+    spec = config.spec_for("a")
+    magnitude = torch.full((8,), 2.0) if spec.magnitude else None
+    if kind is None:  # two blocks of side 4, which have 6 parameters each
+        layer = LayerState({"": torch.full((2, 6), 0.1)}, replace(spec, block_size=4), magnitude, dims=2)
+        return AdapterState({"a": layer})
+    spec = replace(spec, **({"rank": 4} if kind.ranked else {"block_size": 4}))
+    basis = torch.eye(8)[:4] if kind.needs_basis else None
+    held = kind(spec, torch.full(kind.sizes(8, spec).shape, 0.1), magnitude, dims=2, basis=basis)
+    return AdapterState({}, transforms={"a": held})
 
 
 def _values(given: str | Path) -> dict[str, Any]:

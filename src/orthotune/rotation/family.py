@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NoReturn
 
@@ -144,6 +144,19 @@ class FamilyTransform:
         return cls.power_of(spec, v, t, basis)
 
     @classmethod
+    def numbers_at(cls, spec: RotationSpec, v: Tensor, t: float, basis: Tensor | None = None) -> Tensor:
+        """Stored parameters of ``M^t``, in float64, where a power of the map has the form of the transform.
+
+        They change smoothly with ``t``; at 1 they are those of the same map, but need not be ``v``.
+
+        Shapes: ``v`` ``(copies * rows, elements)``, returns the same.
+
+        Raises:
+            OrthotuneError: the powers have another form, or do not exist.
+        """
+        refuse_form(t, f"the transform '{spec.transform}'")
+
+    @classmethod
     def basis_of(cls, spec: RotationSpec, weight: Tensor) -> Tensor:
         """The frozen basis for a weight ``(..., out, in)``, for transforms that need one."""
         raise NotImplementedError
@@ -282,6 +295,21 @@ class FamilyTransform:
         refuse_scale(self.magnitude, "an inverse")
         return replace(self, backwards=not self.backwards)
 
+    def at(self, t: float) -> FamilyTransform:
+        """This transform with stored parameters of ``M^t``, and with ``m^t`` for a magnitude ``m``.
+
+        Raises:
+            OrthotuneError: the powers have another form, do not exist, or a magnitude has no logarithm.
+        """
+        if t == 1:
+            return self
+        numbers = self.numbers_at(self.spec, wide(self.numbers).double(), t, self.basis).to(wide(self.numbers).dtype)
+        if self.magnitude is None:
+            return replace(self, numbers=numbers)
+        if bool((self.magnitude <= 0).any()):
+            raise OrthotuneError(f"strength {t:g}", got="a magnitude of 0 or below, which has no logarithm")
+        return replace(self, numbers=numbers, magnitude=self.magnitude.double().pow(t).to(self.magnitude.dtype))
+
     def power(self, t: float) -> Any:
         """``M^t``: the identity at 0, the map at 1, the inverse at -1.
 
@@ -326,6 +354,40 @@ class OperatorMap:
         return at_strength(W, moved, None, self.blend, strength).reshape(weight.shape)
 
 
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(v)
+        ctx.function = function
+        return function(v)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (v,) = ctx.saved_tensors
+        again = torch.is_grad_enabled()  # a gradient that is to be differentiated keeps its graph
+        with torch.enable_grad():
+            leaf = v if again else v.detach().requires_grad_()
+            (found,) = torch.autograd.grad(ctx.function(leaf), leaf, grad, create_graph=again)
+        return found, None
+
+
+def recomputed(function: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+    """``function(v)``, which keeps nothing but ``v`` for its backward and is computed once more there.
+
+    Args:
+        function: of one tensor, differentiable.
+        v: its argument.
+
+    Example:
+        >>> recomputed(torch.exp, torch.zeros(1))
+        tensor([1.])
+    """
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and v.requires_grad):
+        return function(v)
+    found: Tensor = _Recomputed.apply(v, function)
+    return found
+
+
 def wide(v: Tensor) -> Tensor:
     """Stored parameters in float32, or in float64 for float64 ones.
 
@@ -366,6 +428,15 @@ def refuse_power(t: float, what: str) -> NoReturn:
     raise OrthotuneError(
         f"a power of {t:g}", got=what, needed="a map with a real logarithm, or the power 0, 1 or -1",
         do="Use kind='linear'",
+    )  # fmt: skip
+
+
+def refuse_form(t: float, what: str) -> NoReturn:
+    """Raise an OrthotuneError: no stored parameters of the transform give its power."""
+    raise OrthotuneError(
+        f"stored parameters at strength {t:g}", got=what, needed="a transform whose powers have its own form: blocks, "
+        "an even number of reflections, one stage of a butterfly, planes of angles or road_1, rotation of a subspace",
+        do="Merge the adapter at a strength: orthotune merge --strength T",
     )  # fmt: skip
 
 

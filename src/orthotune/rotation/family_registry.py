@@ -7,6 +7,7 @@ from typing import Any
 
 from orthotune.errors import ConfigError, nearest
 from orthotune.rotation.family import FamilyTransform
+from orthotune.rotation.givens import Givens
 from orthotune.rotation.hyperplanes import Hyperplanes
 from orthotune.rotation.pairs import PairedPlanes
 from orthotune.rotation.reflections import Reflections
@@ -14,7 +15,7 @@ from orthotune.rotation.stages import Stages
 from orthotune.rotation.subspace import Subspace
 
 FAMILY: Mapping[str, type[FamilyTransform]] = {
-    kind.name: kind for kind in (Reflections, Stages, PairedPlanes, Subspace, Hyperplanes)
+    kind.name: kind for kind in (Reflections, Stages, PairedPlanes, Givens, Subspace, Hyperplanes)
 }
 
 #: published name -> name of the transform, and the fields that the publication means
@@ -23,6 +24,7 @@ PUBLISHED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "hra": ("reflections", {}),
     "boft": ("butterfly", {"magnitude": True}),
     "road": ("planes", {"side": "out", "variant": "road_1"}),
+    "goft": ("givens", {}),
     "psoft": ("subspace", {"variant": "psoft"}),
     "ether": ("hyperplane", {"variant": "ether", "init_weights": False}),
     "ether+": ("hyperplane", {"variant": "ether+"}),

@@ -98,6 +98,61 @@ def power_direction(Q: Tensor) -> Tensor:
     return (direction - direction.mT) / 2
 
 
+def skew_power(Q: Tensor, t: float) -> Tensor:
+    """The skew ``Q_t`` with ``cayley(Q_t) = cayley(Q)^t``: every angle ``2 atan(m)`` becomes ``t`` times as large.
+
+    Shapes: skew ``(..., b, b)`` -> skew ``(..., b, b)``, float64.
+
+    Raises:
+        OrthotuneError: an angle reaches pi, which the Cayley map never does.
+
+    Example:
+        >>> round(skew_power(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]), 0.5)[0, 1].item(), 4)  # tan(pi / 8)
+        0.4142
+    """
+    found, vectors = torch.linalg.eigh(1j * Q.double())
+    half = t * found.atan()
+    if bool((half.abs() >= math.pi / 2 - 1e-6).any()):
+        raise OrthotuneError(
+            f"the rotation at strength {t:g}", got="an angle of pi, which the Cayley parametrization cannot represent",
+            do="Change the strength a little",
+        )  # fmt: skip
+    moved = ((vectors * (-1j * half.tan()).unsqueeze(-2)) @ vectors.mH).real
+    return (moved - moved.mT) / 2
+
+
+def reflection_pairs(S: Tensor, t: float) -> Tensor:
+    """Vectors ``w_1 .. w_k`` of length 1 with ``H_k .. H_1 = S^t``, for a rotation ``S`` of an even size ``k``.
+
+    Each of its planes with the angle ``a`` is a product of two reflections whose vectors enclose ``t a / 2``.
+
+    Shapes: ``(k, k)`` -> ``(k, k)`` float64, one vector in a row.
+
+    Source: the theorem of Cartan and Dieudonne.
+
+    Raises:
+        OrthotuneError: ``S`` is not a rotation.
+
+    Example:
+        >>> quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+        >>> w = reflection_pairs(quarter, 1.0)
+        >>> H = [torch.eye(2) - 2 * v.outer(v) for v in w.float()]
+        >>> torch.allclose(H[1] @ H[0], quarter, atol=1e-6)
+        True
+    """
+    found, vectors = torch.linalg.eigh(1j * planes(S).logarithm())
+    angles, kept = found[found.shape[0] // 2 :], vectors[:, found.shape[0] // 2 :].mT
+    first, second = kept.real * math.sqrt(2), kept.imag * math.sqrt(2)
+    # Where nothing rotates, the parts of an eigenvector have no lengths of their own, and any vector will do.
+    still = (first.norm(dim=-1, keepdim=True) < 0.5) | (second.norm(dim=-1, keepdim=True) < 0.5)
+    some = torch.zeros_like(first)
+    some[:, 0] = 1.0
+    first, second = torch.where(still, some, first), torch.where(still, 0.0, second)
+    half = (t * angles / 2)[:, None]
+    half = torch.where(still, 0.0, half)
+    return torch.stack([first, half.cos() * first + half.sin() * second], 1).flatten(0, 1)
+
+
 def planes(R: Tensor) -> Planes:
     """The planes of rotations of any origin, including angles of pi.
 

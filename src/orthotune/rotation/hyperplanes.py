@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from orthotune.errors import OrthotuneError
-from orthotune.rotation.family import FamilyTransform, Sizes, random_directions, refuse_power
+from orthotune.rotation.family import FamilyTransform, Sizes, random_directions, refuse_form, refuse_power
 from orthotune.rotation.operator import BlockLowRank
 from orthotune.rotation.spec import RotationSpec
 
@@ -87,6 +87,11 @@ class Hyperplanes(FamilyTransform):
             refuse_power(t, "orthogonal vectors in a block, which map one direction to 0")
         moved = (vectors * values.pow(t).unsqueeze(-2)) @ vectors.mT - eye
         return BlockLowRank(span.to(v.dtype), (moved @ span).to(v.dtype))
+
+    @classmethod
+    def numbers_at(cls, spec: RotationSpec, v: Tensor, t: float, basis: Tensor | None = None) -> Tensor:
+        what = "a reflection in each block" if _vectors(spec) == 1 else "ether+, whose powers change a block's trace"
+        refuse_form(t, what)
 
     @classmethod
     def start(cls, spec: RotationSpec, weight: Tensor, identity: bool) -> None:

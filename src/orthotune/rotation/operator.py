@@ -127,9 +127,13 @@ class LowRank(Operator):
         return LowRank(self.B, self.A)
 
     def right(self, X: Tensor, product: Product = block_product) -> Tensor:
+        if self.A.dim() == 2 and few(X, self.A):
+            rows = X.reshape(-1, X.shape[-1]).to(self.A.dtype)
+            return torch.addmm(rows, rows @ self.A.mT, self.B).to(X.dtype).view(X.shape)
         A, B = self.A.to(X.dtype), self.B.to(X.dtype)
-        if X.dim() == 2 and A.dim() == 2:
-            return torch.addmm(X, X @ A.mT, B)
+        if A.dim() == 2:
+            rows = X.reshape(-1, X.shape[-1])
+            return torch.addmm(rows, rows @ A.mT, B).view(X.shape)
         return X + (X @ A.mT) @ B
 
     def left(self, W: Tensor, product: Product = block_product) -> Tensor:
@@ -400,6 +404,53 @@ class Blended(Operator):
 
     def tensors(self) -> Sequence[Tensor]:
         return self.operator.tensors()
+
+
+#: largest block that a map of low rank in each block is written out to
+WRITTEN_OUT = 64
+
+
+def quicker(operator: Operator) -> Operator:
+    """The same map in the form that is quickest to multiply with, for one that is kept for many calls.
+
+    Example:
+        >>> type(quicker(BlockLowRank(torch.ones(2, 1, 4), torch.ones(2, 1, 4)))).__name__
+        'Stage'
+    """
+    if isinstance(operator, BlockLowRank) and operator.A.shape[-1] <= WRITTEN_OUT:
+        return Stage(blocks_of(operator, operator.A.shape[-1]))
+    if isinstance(operator, Pairs) and 2 * operator.c.shape[-1] <= WRITTEN_OUT:
+        return Stage(blocks_of(operator, 2 * operator.c.shape[-1]))
+    return operator.low_rank if isinstance(operator, Within) else operator
+
+
+def blocks_of(operator: Operator, size: int) -> Tensor:
+    """The blocks ``(..., n / size, size, size)`` of a map that keeps runs of ``size`` features apart.
+
+    Example:
+        >>> blocks_of(BlockLowRank(torch.ones(2, 1, 1), torch.ones(2, 1, 1)), 1).flatten()
+        tensor([2., 2.])
+    """
+    like, count = operator.tensors()[0], operator.features // size
+    rows = torch.eye(size, dtype=like.dtype, device=like.device).repeat(1, count)  # unit vectors of every run at once
+    rows = rows if operator.copies == 1 else rows.expand(operator.copies, -1, -1)
+    return operator.right(rows).unflatten(-1, (count, size)).transpose(-3, -2)
+
+
+def cast_once(operator: Operator, dtype: torch.dtype) -> Operator:
+    """A map that is kept for inputs of a dtype, with factors of many rows in it: they are read in every call.
+
+    Example:
+        >>> cast_once(LowRank(torch.ones(80, 2), torch.ones(80, 2)), torch.bfloat16).A.dtype
+        torch.bfloat16
+    """
+    wide = isinstance(operator, LowRank) and operator.A.shape[-2] > WRITTEN_OUT
+    return mapped(operator, lambda part: part.to(dtype)) if wide and dtype.itemsize == 2 else operator
+
+
+def few(X: Tensor, A: Tensor) -> bool:
+    """Whether rows of 16 bits are so few that a product in float32 is quicker than a copy of a factor in 16 bits."""
+    return X.element_size() == 2 and A.element_size() > 2 and X.numel() <= A.numel() and not torch.is_grad_enabled()
 
 
 def mapped(part: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -94,15 +94,21 @@ class PairedPlanes(FamilyTransform):
 
     @classmethod
     def power_of(cls, spec: RotationSpec, v: Tensor, t: float, basis: Tensor | None = None) -> Pairs:
+        moved = cls.numbers_at(spec, v, t).to(v.dtype)
+        scale = torch.ones_like(moved[0]) if _variant(spec) == "angles" else 1 + moved[1]
+        return _of_rows(spec, moved[0], scale)
+
+    @classmethod
+    def numbers_at(cls, spec: RotationSpec, v: Tensor, t: float, basis: Tensor | None = None) -> Tensor:
         variant = _variant(spec)
         if variant in ("road_2", "road_4"):
             refuse_power(t, f"planes of the variant {variant}, which are no rotations with a scale")
-        scale = torch.ones_like(v[0]) if variant == "angles" else 1 + v[1]
+        rows = v.double().view(-1, 1 if variant == "angles" else 2, v.shape[-1])
+        theta = torch.remainder(rows[:, :1] + torch.pi, 2 * torch.pi) - torch.pi  # the short way round
+        scale = 1 + rows[:, 1:]
         if bool((scale <= 0).any()):
             refuse_power(t, "a scale of 0 or below, which has no logarithm")
-        half = torch.pi
-        theta = torch.remainder(v[0] + half, 2 * half) - half  # the short way round
-        return _of_rows(spec, t * theta, scale**t)
+        return torch.cat([t * theta, scale**t - 1], 1).view(v.shape)
 
     @classmethod
     def orthogonal_of(cls, spec: RotationSpec) -> bool:

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from orthotune.errors import OrthotuneError
-from orthotune.rotation.family import FamilyTransform, Sizes, power_within_span, random_directions, within_span
+from orthotune.rotation.family import (
+    FamilyTransform,
+    Sizes,
+    power_within_span,
+    random_directions,
+    refuse_form,
+    refuse_power,
+    within_span,
+)
+from orthotune.rotation.geodesic import reflection_pairs
 from orthotune.rotation.operator import LowRank
 from orthotune.rotation.spec import RotationSpec
 
@@ -79,6 +88,18 @@ class Reflections(FamilyTransform):
         made = cls.operator_of(spec, v.double())
         found = power_within_span(made, t, f"a product of {spec.rank} reflections")
         return LowRank(found.A.to(v.dtype), found.B.to(v.dtype))
+
+    @classmethod
+    def numbers_at(cls, spec: RotationSpec, v: Tensor, t: float, basis: Tensor | None = None) -> Tensor:
+        if spec.variant == GRAM_SCHMIDT or spec.rank % 2:
+            refuse_form(t, f"{spec.rank} reflections{' on orthogonal vectors' * (spec.variant == GRAM_SCHMIDT)}")
+        found = []
+        for one in v.view(-1, spec.rank, v.shape[-1]):
+            span, small = within_span(cls.operator_of(spec, one.double()))
+            if bool(torch.linalg.det(small) < 0):  # vectors that repeat each other
+                refuse_power(t, f"a product of {spec.rank} reflections, whose determinant is -1")
+            found.append(reflection_pairs(small, t) @ span * one.double().norm(dim=-1).mean())
+        return torch.cat(found)
 
     @classmethod
     def start(cls, spec: RotationSpec, weight: Tensor, identity: bool) -> None:

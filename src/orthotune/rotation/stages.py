@@ -12,11 +12,15 @@ from orthotune.errors import BlockSizeError, OrthotuneError
 from orthotune.rotation.blocks import divisors
 from orthotune.rotation.butterfly import Butterfly
 from orthotune.rotation.cayley import cayley, cayley_plain
-from orthotune.rotation.family import FamilyTransform, Sizes, refuse_power
-from orthotune.rotation.geodesic import planes_of_skew
+from orthotune.rotation.family import FamilyTransform, Sizes, recomputed, refuse_form, refuse_power
+from orthotune.rotation.geodesic import planes_of_skew, skew_power
 from orthotune.rotation.operator import Chain, Operator, Stage
 from orthotune.rotation.packing import block_size_of, element_count, pack, unpack
 from orthotune.rotation.spec import RotationSpec
+
+#: Largest block that stages are multiplied out to: one product of these is quicker than one for each stage with the
+#: features moved between them, and only its input has to be kept for a backward.
+LARGEST_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,9 @@ class Stages(FamilyTransform):
     def operator_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None, plain: bool = False) -> Operator:
         Q = unpack(v, spec.block_size)
         R = (cayley_plain(Q) if plain else cayley(Q)).unflatten(-3, (spec.factors, -1))
-        stages = [Stage(R.select(-4, index), 1 << index) for index in range(spec.factors)]
-        return stages[0] if len(stages) == 1 else Chain(tuple(reversed(stages)))
+        if spec.factors == 1 or spec.block_size << (spec.factors - 1) > LARGEST_BLOCK:
+            return _chain(R)
+        return Stage(_multiplied_out(R) if plain else recomputed(_multiplied_out, R))
 
     @classmethod
     def factors_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor:
@@ -90,6 +95,36 @@ class Stages(FamilyTransform):
         if spec.factors > 1:
             refuse_power(t, "a product of several stages, which has no powers of such a form")
         return Stage(planes_of_skew(unpack(v, spec.block_size)).power(t).to(v.dtype))
+
+    @classmethod
+    def numbers_at(cls, spec: RotationSpec, v: Tensor, t: float, basis: Tensor | None = None) -> Tensor:
+        if spec.factors > 1:
+            refuse_form(t, f"a product of {spec.factors} stages")
+        return pack(skew_power(unpack(v.double(), spec.block_size), t))
+
+
+def _chain(R: Tensor) -> Operator:
+    """The stages of ``(..., stages, n / b, b, b)``, the last one first."""
+    stages = [Stage(R.select(-4, index), 1 << index) for index in range(R.shape[-4])]
+    return stages[0] if len(stages) == 1 else Chain(tuple(reversed(stages)))
+
+
+def _multiplied_out(R: Tensor) -> Tensor:
+    """The product of all stages as blocks: the last stage keeps runs of that many features apart.
+
+    One batch of products for each stage. Half ``s`` of block ``g`` of a stage and the run ``t`` of what was multiplied
+    before: ``D'[(s, g, h), (t, c)] = sum_k R_g[(s, h), (t, k)] D_t[(g, k), c]``.
+    """
+    half, lead = R.shape[-1] // 2, R.shape[:-4]
+    D = R.select(-4, 0)
+    for index in range(1, R.shape[-4]):
+        groups, size = 1 << index, D.shape[-1]
+        own = R.select(-4, index).reshape(*lead, -1, groups, 2, half, 2, half)  # z g s h t k
+        own = own.movedim(-2, -4).flatten(-3, -2)  # z g t (s h) k
+        before = D.reshape(*lead, -1, 2, groups, half, size).transpose(-4, -3)  # z g t k c
+        found = (own @ before).unflatten(-2, (2, half))  # z g t s h c
+        D = found.movedim(-3, -5).movedim(-3, -2).reshape(*lead, -1, 2 * size, 2 * size)  # z (s g h) (t c)
+    return D
 
 
 def stages_of(layer: Butterfly) -> Stages:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from orthotune.errors import OrthotuneError
 from orthotune.rotation.cayley import cayley, cayley_plain
-from orthotune.rotation.family import FamilyTransform, Sizes, power_within_span, refuse_power
+from orthotune.rotation.family import FamilyTransform, Sizes, power_within_span, refuse_form, refuse_power
+from orthotune.rotation.geodesic import skew_power
 from orthotune.rotation.operator import LowRank, Within
-from orthotune.rotation.packing import element_count, unpack
+from orthotune.rotation.packing import element_count, pack, unpack
 from orthotune.rotation.spec import RotationSpec
 
 #: iterations of the randomised SVD, PEFT's default
@@ -119,6 +120,12 @@ class Subspace(FamilyTransform):
         if _scaled(spec):
             refuse_power(t, "a rotation between two scales, whose powers have another form")
         return power_within_span(cls.operator_of(spec, v, basis).low_rank, t, "a subspace")
+
+    @classmethod
+    def numbers_at(cls, spec: RotationSpec, v: Tensor, t: float, basis: Tensor | None = None) -> Tensor:
+        if _scaled(spec):
+            refuse_form(t, "a rotation between two scales")
+        return pack(skew_power(unpack(v.double(), spec.rank), t))
 
     @classmethod
     def orthogonal_of(cls, spec: RotationSpec) -> bool:

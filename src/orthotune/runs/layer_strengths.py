@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from orthotune.errors import ConfigError
+from orthotune.errors import ConfigError, OrthotuneError
 from orthotune.files.names import shortened
 from orthotune.layers.base import OFTLayer
+from orthotune.layers.parametrization.family import FamilyRotation
 from orthotune.rotation.geodesic import power_direction
 from orthotune.rotation.packing import pack
 from orthotune.tuner.places import plain_name
@@ -88,17 +89,78 @@ class _Rotations:
         for name, layer in self.layers.items():
             if layer.frozen_map(adapter) is not None:
                 raise ConfigError(f"layer '{name}'", got="a frozen map of another tool's file", needed="a rotation")
-            self.ways[name] = _directions(name, layer, adapter)
+            if not _of_family(layer, adapter):
+                self.ways[name] = _directions(name, layer, adapter)
+        self.written = {
+            name: _Written(name, layer, adapter) for name, layer in self.layers.items() if name not in self.ways
+        }
 
     def set(self, strengths: Mapping[str, float]) -> None:
         for name, t in strengths.items():
-            self.layers[name].set_scale(self.adapter, float(t), "geodesic")
+            if name in self.written:
+                self.written[name].set(float(t))
+            else:
+                self.layers[name].set_scale(self.adapter, float(t), "geodesic")
             self.now[name] = float(t)
 
     def gradients(self) -> dict[str, float]:
         found = {name: _along(ways, self.now[name]) for name, ways in self.ways.items()}
+        found |= {name: written.gradient(self.now[name]) for name, written in self.written.items()}
         self.model.zero_grad(set_to_none=True)
         return found
+
+
+class _Written:
+    """A layer of another transform than blocks, whose stored parameters are replaced by those at a strength.
+
+    Powers of these have no gradient of their own; stored parameters that follow from the strength have, so that what is
+    measured here is, bit for bit, what a file of the adapter at this strength holds.
+    """
+
+    #: half of the difference of strengths by which the direction of the parameters is computed, in float64
+    STEP = 1e-4
+
+    def __init__(self, name: str, layer: OFTLayer, adapter: str) -> None:
+        self.rotations = [cast(FamilyRotation, one) for one in layer.rotations(adapter).values()]
+        self.magnitude = layer.oft_magnitude[adapter].weight if adapter in layer.oft_magnitude else None
+        self.start = [one.weight.detach().clone() for one in self.rotations]
+        self.scale = None if self.magnitude is None else self.magnitude.detach().clone()
+        if self.scale is not None and bool((self.scale <= 0).any()):
+            raise ConfigError(f"the strength of layer '{name}'", got="a magnitude of 0 or below")
+        try:
+            self.set(0.5)
+        except OrthotuneError as error:
+            raise ConfigError(
+                f"the strength of layer '{name}'", got=error.got, needed=error.needed, do=error.do
+            ) from error
+        self.set(1.0)
+
+    def _at(self, t: float) -> list[Tensor]:
+        pairs = zip(self.rotations, self.start, strict=True)
+        return [one.kind.numbers_at(one.spec, start.double(), t, one.basis) for one, start in pairs]
+
+    @torch.no_grad()
+    def set(self, t: float) -> None:
+        """Write the parameters at this strength; at 1 they give the map as trained, to rounding."""
+        for one, numbers in zip(self.rotations, self._at(t), strict=True):
+            one.weight.copy_(numbers)
+        if self.magnitude is not None and self.scale is not None:
+            self.magnitude.copy_(self.scale.double().pow(t))
+
+    def gradient(self, t: float) -> float:
+        """The derivative of the loss of the last backward with respect to the strength."""
+        total, ahead, behind = 0.0, self._at(t + self.STEP), self._at(t - self.STEP)
+        for one, more, less in zip(self.rotations, ahead, behind, strict=True):
+            if one.weight.grad is not None:
+                total += float((one.weight.grad * (more - less)).sum(dtype=torch.float64)) / (2 * self.STEP)
+        if self.magnitude is not None and self.magnitude.grad is not None and self.scale is not None:
+            slope = self.scale.double().pow(t) * self.scale.double().log()
+            total += float((self.magnitude.grad * slope).sum(dtype=torch.float64))
+        return total
+
+
+def _of_family(layer: OFTLayer, adapter: str) -> bool:
+    return all(isinstance(one, FamilyRotation) for one in layer.rotations(adapter).values())
 
 
 class _Lora:
@@ -158,11 +220,6 @@ def _directions(name: str, layer: OFTLayer, adapter: str) -> list[tuple[nn.Param
     """Each parameter of a layer, and the direction in which it moves when the layer's strength grows in proportion."""
     ways = []
     for rotation in layer.rotations(adapter).values():
-        if rotation.spec.transform != "blocks":
-            raise ConfigError(
-                f"the strength of layer '{name}'", got=f"the transform '{rotation.spec.transform}'",
-                needed="block rotations, whose powers have a known derivative",
-            )  # fmt: skip
         if not rotation.spec.exact:
             raise ConfigError(
                 f"the strength of layer '{name}'", got="a Neumann series, which is no rotation",

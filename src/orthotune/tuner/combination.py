@@ -21,13 +21,16 @@ from orthotune.formats.peft.layer_settings import in_common
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.embedding import Embedding
 from orthotune.layers.experts import ParamWrapper
+from orthotune.layers.parametrization.family import FamilyRotation
 from orthotune.rotation.cayley import inverse_cayley
+from orthotune.rotation.family import FamilyTransform
 from orthotune.rotation.geodesic import nearest_rotation
 from orthotune.rotation.mean import geodesic_combination, logarithms, product
 from orthotune.rotation.packing import pack, unpack
 from orthotune.rotation.spec import RotationSpec
 from orthotune.tuner.admission import refuse_name
 from orthotune.tuner.config import OFTConfig
+from orthotune.tuner.family_combination import joint_family
 from orthotune.tuner.places import adapted_layers, plain_name
 
 CombinationType = Literal["geodesic", "product", "tangent", "ties"]
@@ -48,6 +51,9 @@ class Combination:
         kind: ``geodesic``, ``product``, ``tangent`` or ``ties``.
         density: for ``ties``, the share of the parameters that is kept, above 0 and at most 1.
         majority_sign_method: for ``ties``, PEFT's ``total`` or ``frequency``.
+        magnitude_correction: for ``tangent`` and ``ties``: the sum of the logarithms is scaled, layer by layer, to the
+            Frobenius norm ``|w_1| |log R_1| + |w_2| |log R_2| + ..``, so that directions that cancel each other do not
+            make the combination smaller. After OrthoMerge, arXiv 2602.05943, which averages with such a correction.
 
     Raises:
         ConfigError: an argument is not allowed, or does not fit the others.
@@ -57,6 +63,7 @@ class Combination:
     kind: CombinationType = "geodesic"
     density: float | None = None
     majority_sign_method: Literal["total", "frequency"] = "total"
+    magnitude_correction: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in TYPES:
@@ -73,6 +80,30 @@ class Combination:
             )
         if self.density is not None and not 0 < self.density <= 1:
             raise ConfigError(f"density={self.density}", needed="above 0, at most 1")
+        if self.magnitude_correction and self.kind not in ("tangent", "ties"):
+            raise ConfigError(
+                f"magnitude_correction with combination_type='{self.kind}'", needed="tangent or ties, which add up "
+                "logarithms", do="Choose one of these, or leave the correction out",
+            )  # fmt: skip
+
+    def of_any(
+        self, name: str, layers: Sequence[LayerState | FamilyTransform | None]
+    ) -> tuple[LayerState | FamilyTransform, float]:
+        """:meth:`joint` of blocks, or :meth:`joint_family` of another transform.
+
+        Raises:
+            UnsupportedLayerError: as these, or the adapters have different transforms.
+        """
+        family = [layer for layer in layers if isinstance(layer, FamilyTransform)]
+        blocks = [layer for layer in layers if isinstance(layer, LayerState)]
+        if not family:
+            return self.joint(name, [layer if isinstance(layer, LayerState) else None for layer in layers])
+        if blocks:
+            raise UnsupportedLayerError(
+                f"combining layer '{name}'", got=f"blocks and the transform '{family[0].spec.transform}'",
+                needed="one transform", do="Activate them together, or use `orthotune combine --type svd_lora`",
+            )  # fmt: skip
+        return self.joint_family(name, [layer if isinstance(layer, FamilyTransform) else None for layer in layers]), 0.0
 
     def joint(self, name: str, layers: Sequence[LayerState | None]) -> tuple[LayerState, float]:
         """Combine one layer of several adapters; also returns the distance of Neumann series from rotations.
@@ -96,7 +127,7 @@ class Combination:
                 off = max(off, far)
             alike, shared = _alike(name, blocks, [layer is not None and layer.spec.shared for layer in layers])
             try:
-                rotations[part] = self._vector(alike, first)
+                rotations[part] = self.packed(self.rotation(alike, first.spec.side == "out")).float()
             except OrthotuneError as error:
                 raise UnsupportedLayerError(f"layer '{name}': {error.given}", got=error.got, do=error.do) from error
         magnitude = self._magnitude(name, layers, first.spec.side)
@@ -104,14 +135,33 @@ class Combination:
         made = LayerState(rotations, spec, magnitude, first.embedding, truncated=first.truncated, dims=first.dims)
         return made, off
 
-    def _vector(self, R: Tensor, like: LayerState) -> Tensor:
+    def joint_family(self, name: str, layers: Sequence[FamilyTransform | None]) -> FamilyTransform:
+        """Combine one layer of several adapters of another transform than blocks.
+
+        Raises:
+            UnsupportedLayerError: no map of the transform is the combination; the message has the reason.
+        """
+        made = joint_family(self, name, layers)
+        magnitude = self._magnitude(name, layers, made.spec.side)
+        return replace(made, magnitude=magnitude, spec=replace(made.spec, magnitude=magnitude is not None))
+
+    def rotation(self, R: Tensor, last_first: bool) -> Tensor:
+        """One rotation of several, without what a series or a magnitude adds.
+
+        Shapes: ``R`` ``(adapters, ..., b, b)`` float64, returns ``(..., b, b)``.
+        """
         if self.kind == "geodesic":
-            found = geodesic_combination(R, self.weights)
-        elif self.kind == "product":
-            found = product(R, self.weights, last_first=like.spec.side == "out")
-        else:
-            tangents = pack(logarithms(R))
-            found = torch.linalg.matrix_exp(unpack(self._summed(tangents), R.shape[-1]))
+            return geodesic_combination(R, self.weights)
+        if self.kind == "product":
+            return product(R, self.weights, last_first=last_first)
+        return torch.linalg.matrix_exp(unpack(self.summed(pack(logarithms(R))), R.shape[-1]))
+
+    def packed(self, found: Tensor) -> Tensor:
+        """The stored parameters of a rotation.
+
+        Raises:
+            OrthotuneError: an angle of pi.
+        """
         try:
             Q = inverse_cayley(found)
         except torch.linalg.LinAlgError:
@@ -121,7 +171,18 @@ class Combination:
                 "the combined rotation", got="an angle of pi, which the Cayley parametrization cannot represent",
                 do="Change the weights a little",
             )  # fmt: skip
-        return pack(Q).float()
+        return pack(Q)
+
+    def summed(self, tangents: Tensor) -> Tensor:
+        """One direction in the Lie algebra of several, of packed logarithms or angles ``(adapters, ...)``."""
+        found = self._summed(tangents)
+        if not self.magnitude_correction:
+            return found
+        lengths = tangents.flatten(1).norm(dim=1)
+        wanted = sum(abs(weight) * float(length) for weight, length in zip(self.weights, lengths, strict=True))
+        now = float(found.norm())
+        # Directions that cancel each other entirely leave none that could be scaled.
+        return found * (wanted / now) if now > 1e-9 * wanted else found
 
     def _summed(self, tangents: Tensor) -> Tensor:
         weights = torch.tensor(self.weights, dtype=tangents.dtype, device=tangents.device)
@@ -131,7 +192,7 @@ class Combination:
             return summed
         return torch.einsum("k,k...->...", weights, tangents)
 
-    def _magnitude(self, name: str, layers: Sequence[LayerState | None], side: str) -> Tensor | None:
+    def _magnitude(self, name: str, layers: Sequence[LayerState | FamilyTransform | None], side: str) -> Tensor | None:
         scales = [None if layer is None else layer.magnitude for layer in layers]
         given = [scale for scale in scales if scale is not None]
         if not given:
@@ -222,6 +283,7 @@ def add_weighted_adapter(
     combination_type: CombinationType = "geodesic",
     density: float | None = None,
     majority_sign_method: Literal["total", "frequency"] = "total",
+    magnitude_correction: bool = False,
 ) -> str:
     """Add an adapter that combines others, and return its name; the new adapter is not active.
 
@@ -236,6 +298,7 @@ def add_weighted_adapter(
             TIES of the logarithms. Only the product depends on the order.
         density: share of the parameters that ``ties`` keeps.
         majority_sign_method: PEFT's option of ``ties``.
+        magnitude_correction: for ``tangent`` and ``ties``, see :class:`Combination`.
 
     Raises:
         ConfigError: an adapter does not exist, the new name exists already, or an option is not allowed.
@@ -245,7 +308,7 @@ def add_weighted_adapter(
         >>> model.add_weighted_adapter(["style", "subject"], [0.7, 0.3], "both")  # doctest: +SKIP
         'both'
     """
-    how = Combination(tuple(weights), combination_type, density, majority_sign_method)
+    how = Combination(tuple(weights), combination_type, density, majority_sign_method, magnitude_correction)
     if len(adapters) != len(weights):
         raise ConfigError(f"{len(weights)} weights", needed=f"one for each of the {len(adapters)} adapters")
     _check_names(tuner, adapters)
@@ -284,7 +347,7 @@ def name_of(adapters: Sequence[str], combination_type: str) -> str:
 class Joint:
     """A layer of the model and the combination of its adapters."""
 
-    def __init__(self, layer: OFTLayer, key: str, state: LayerState) -> None:
+    def __init__(self, layer: OFTLayer, key: str, state: LayerState | FamilyTransform) -> None:
         self.layer, self.key, self.state = layer, key, state
 
     @property
@@ -320,15 +383,8 @@ def _joint_layers(model: nn.Module, adapters: Sequence[str], how: Combination) -
                 raise UnsupportedLayerError(
                     f"layer '{key}'", got=f"adapter '{name}', a frozen map of the weight", needed="rotations"
                 )
-            if (spec := layer.oft_settings.get(name)) and spec.spec.transform != "blocks":
-                raise UnsupportedLayerError(
-                    f"layer '{key}'", got=f"adapter '{name}' of the transform '{spec.spec.transform}'",
-                    needed="block rotations, whose combinations are block rotations again",
-                    do="Activate them together, merge one after the other, or `orthotune combine --type svd_lora`",
-                )  # fmt: skip
         states = [_state(layer, name) if name in layer.oft_settings else None for name in adapters]
-        state, far = how.joint(key, states)
-        off[key] = far
+        state, off[key] = how.of_any(key, states)
         found.append(Joint(layer, key, state))
     warn_series(off)
     return found
@@ -350,7 +406,19 @@ def warn_series(off: dict[str, float]) -> None:
 
 
 @torch.no_grad()
-def _state(layer: OFTLayer, name: str) -> LayerState:
+def _state(layer: OFTLayer, name: str) -> LayerState | FamilyTransform:
+    rotations: dict[str, Any] = dict(layer.rotations(name))
+    if any(isinstance(rotation, FamilyRotation) for rotation in rotations.values()):
+        if set(rotations) != {""}:
+            raise UnsupportedLayerError(
+                f"layer '{layer.slots[name].settings.layer}'", got="several matrices in one layer, under a transform",
+                needed="a layer of one matrix", do="Activate the adapters together",
+            )  # fmt: skip
+        made: FamilyTransform = rotations[""].frozen_transform(
+            layer.oft_magnitude[name].weight.detach() if name in layer.oft_magnitude else None,
+            isinstance(layer, Embedding),
+        )
+        return made
     vectors = {}
     for part, rotation in layer.rotations(name).items():
         v = rotation.weight.detach()
@@ -377,8 +445,14 @@ def _config(joint: Sequence[Joint], like: Any) -> OFTConfig:
 @torch.no_grad()
 def _fill(joint: Sequence[Joint], name: str) -> None:
     for one in joint:
-        for part, rotation in one.layer.rotations(name).items():
-            rotation.weight.copy_(one.state.rotations[part])
+        rotations: dict[str, Any] = dict(one.layer.rotations(name))
+        for part, rotation in rotations.items():
+            if isinstance(one.state, FamilyTransform):
+                rotation.weight.copy_(one.state.numbers)
+                if one.state.basis is not None:
+                    rotation.basis.copy_(one.state.basis)
+            else:
+                rotation.weight.copy_(one.state.rotations[part])
         if one.state.magnitude is not None:
             one.layer.oft_magnitude[name].weight.copy_(one.state.magnitude)
 

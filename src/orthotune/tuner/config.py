@@ -77,8 +77,8 @@ class OFTConfig(PeftOFTConfig):
     Args:
         transform: the orthogonal transform, by its name (:data:`~orthotune.rotation.family_registry.FAMILY`) or by that
             of its publication, which also sets the fields that it means (``PUBLISHED`` there): ``"blocks"`` (OFT),
-            ``"reflections"`` (HRA), ``"butterfly"`` (BOFT), ``"planes"`` (RoAd), ``"subspace"`` (PSOFT),
-            ``"hyperplane"`` (ETHER).
+            ``"reflections"`` (HRA), ``"butterfly"`` (BOFT), ``"planes"`` (RoAd), ``"givens"`` (GOFT),
+            ``"subspace"`` (PSOFT), ``"hyperplane"`` (ETHER).
         variant: variant of a transform that has several; "" for its usual one.
         factors: number of stages of a butterfly; 0 for its default.
         r: number of blocks in each layer; exclusive with ``oft_block_size``. The rank of a transform that has one: the

@@ -84,7 +84,7 @@ def fields_of_spec(spec: RotationSpec) -> dict[str, Any]:
     radius: dict[str, Any] = {} if spec.eps is None else {"eps": spec.eps}
     if spec.transform != "blocks":
         radius |= {"transform": spec.transform, "variant": spec.variant}
-        radius |= {"factors": spec.factors} if spec.factors > 1 else {}
+        radius |= {"factors": spec.factors} if spec.transform == "butterfly" else {}
         radius |= {"r": spec.rank} if spec.rank else {}
     radius |= {"conv": spec.conv} if spec.conv != "kernel" else {}
     return radius | {

@@ -12,7 +12,7 @@ from orthotune.kernels.autograd import looked_through, wrapped
 from orthotune.layers.parametrization.memo import Memo
 from orthotune.layers.parametrization.sharding import Exchanged
 from orthotune.rotation.family import FamilyTransform, Sizes, wide
-from orthotune.rotation.operator import Blended, Operator, mapped
+from orthotune.rotation.operator import Blended, Operator, mapped, quicker
 from orthotune.rotation.spec import RotationSpec
 from orthotune.rotation.strength import FULL, Strength
 
@@ -89,7 +89,7 @@ class FamilyRotation(Exchanged):
         found: Operator | None = self.current()
         if found is None:
             with torch.inference_mode(False), torch.no_grad():
-                found = self.compute()
+                found = quicker(self.compute())
                 self.memo.keep(self.weight, self.weight.detach().clone(), R=found)
         return found
 
@@ -148,6 +148,10 @@ class FamilyRotation(Exchanged):
         return self.kind.operator_of(
             self.spec, self._by_matrix(wide(self.weight)), self._known_basis(), looked_through()
         )
+
+    def frozen_transform(self, magnitude: Tensor | None, embedding: bool) -> FamilyTransform:
+        """This map with its present parameters, as files hold it."""
+        return self.kind(self.spec, self.weight.detach(), magnitude, embedding=embedding, basis=self.basis)
 
     @torch.no_grad()
     def factors(self) -> Tensor:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from orthotune.errors import AdapterFileError
-from orthotune.formats.adapter_state import AdapterState
+from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.operations.checkpoint.changes import Change, changes
 from orthotune.operations.checkpoint.stream import DenseMerge
+from orthotune.rotation.family import FamilyTransform
 from orthotune.tuner.combination import Combination, warn_series
 
 
@@ -32,33 +34,41 @@ def combine_states(states: Sequence[AdapterState], how: Combination) -> AdapterS
     """
     for state in states:
         what = f"combining {state.source or 'an adapter'}"
-        if state.transforms:
-            names = list(state.transforms)
+        if names := [name for name, held in state.transforms.items() if not isinstance(held, FamilyTransform)]:
             raise AdapterFileError(
-                what,
-                got=f"{len(names)} layers that are not block rotations, such as '{names[0]}'",
-                needed="block rotations",
-            )
+                what, got=f"{len(names)} layers that no transform represents, such as '{names[0]}'",
+                needed="rotations that a layer can train",
+            )  # fmt: skip
         if state.other:
             raise AdapterFileError(
                 what, got=f"{len(state.other)} tensors that are not rotations", needed="an adapter of rotations only"
             )
     if len(states) > 1:
         for state in states:
-            others = {name for other in states if other is not state for name in other.layers}
-            if not others & set(state.layers):
+            own = {**state.layers, **state.transforms}
+            others = {name for other in states if other is not state for name in (*other.layers, *other.transforms)}
+            if not others & set(own):
                 raise AdapterFileError(
                     f"combining {state.source or 'an adapter'}",
-                    got=f"no layer in common with the others, for example '{next(iter(state.layers), '')}' "
+                    got=f"no layer in common with the others, for example '{next(iter(own), '')}' "
                     f"and '{next(iter(others), '')}'",
                     do="Different formats name the same layer differently: convert all adapters to one format first",
                 )
-    names = list(dict.fromkeys(name for state in states for name in state.layers))
-    layers, off = {}, {}
+    names = list(dict.fromkeys(name for state in states for name in (*state.layers, *state.transforms)))
+    layers: dict[str, LayerState] = {}
+    transforms: dict[str, FamilyTransform] = {}
+    off: dict[str, float] = {}
     for name in names:
-        held = [state.layers.get(name) for state in states]
-        known = [layer.for_weight((1,) * layer.dims) if layer is not None and layer.dims else layer for layer in held]
-        layers[name], off[name] = how.joint(name, known)
+        held: list[Any] = [state.layers.get(name, state.transforms.get(name)) for state in states]
+        known = [
+            layer.for_weight((1,) * layer.dims) if isinstance(layer, LayerState) and layer.dims else layer
+            for layer in held
+        ]
+        made, off[name] = how.of_any(name, known)
+        if isinstance(made, LayerState):
+            layers[name] = made
+        else:
+            transforms[name] = made
     warn_series(off)
     prefixes = {name: prefix for state in reversed(states) for name, prefix in state.prefixes.items()}
     first = states[0]
@@ -66,7 +76,7 @@ def combine_states(states: Sequence[AdapterState], how: Combination) -> AdapterS
     config = {"task_type": first.config.get("task_type")}
     if len(bases) == 1:
         config["base_model_name_or_path"] = bases.pop()
-    return AdapterState(layers, config, prefixes=prefixes, format=first.format)
+    return AdapterState(layers, config, transforms=transforms, prefixes=prefixes, format=first.format)
 
 
 @dataclass(frozen=True)
