@@ -112,6 +112,11 @@ def _check_family(settings: ImageSettings, family: Family) -> None:
             needed=f"preset={family.name}" if known else "no preset, as this family has none for this recipe",
             do=None if known else "Leave it out, and give the settings",
         )  # fmt: skip
+    if family.reads and settings.recipe != "t2i":
+        raise RecipeError(
+            f"train {settings.recipe} with model={settings.model}", got=f"{family.name}, which reads images to edit",
+            needed="train t2i with references or masks",
+        )  # fmt: skip
     family.check_options(LossOptions(min_snr_gamma=settings.min_snr, noise_offset=settings.noise_offset))
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from orthotune.image.data.batch import Batch
+from orthotune.image.data.batch import Batch, Sources
 from orthotune.image.families.family import LossOptions
 from orthotune.image.families.pipeline_family import PipelineFamily
 from orthotune.layers.parametrization.rotation import Rotation
@@ -162,10 +162,15 @@ def _batch(trainee: Any, settings: TrainingSettings) -> Batch:
     divisor, count = family.divisor, settings.batch_size
     side = max(divisor, (settings.resolution or family.native_size) // divisor * divisor)
     captions = ["a"] * count
+    conditions = None
+    if family.reads:
+        mask = torch.zeros(count, side, side, dtype=torch.bool) if family.reads == "mask" else None
+        sources = Sources(torch.zeros(count, 1, 3, side, side, dtype=torch.uint8), mask)
+        conditions = family.encode_captions(captions) | family.encode_sources(sources)
     return Batch(
         latents=torch.empty(count, *family.latent_shape(side, side)),
         captions=captions,
-        conditions=None,
+        conditions=conditions,
         weight=torch.ones(count),
         hints=torch.empty(count, 3, side, side) if trainee.hint_encoder is not None else None,
     )
