@@ -33,7 +33,7 @@ PROMPTS, SEEDS = ["a red digit three", "sks", "a green photo of the digit"], [5,
 HEIGHT, WIDTH = 32, 64
 SMALL = {"steps": 2, "height": HEIGHT, "width": WIDTH, "guidance": 3.0}
 KINDS = [*MAKERS, *EDITING]
-FILMS = ("wan", "hunyuan-video")
+FILMS = ("wan", "hunyuan-video", "ltx-video")
 
 
 def noise_of(seed: int = 0) -> torch.Generator:
@@ -91,6 +91,9 @@ class Perfect(nn.Module):
         seen, at = given["hidden_states"], given["timestep"]
         if self.kind in ("wan", "sana", "hunyuan-video"):
             return (self._velocity(seen, at / 1000),)
+        if self.kind == "ltx-video":
+            found = seen.mT.view(self.clean.shape)
+            return (self._velocity(found, at / 1000).flatten(2).mT,)
         if self.kind == "auraflow":
             return (self._velocity(seen, at),)
         if self.kind == "lumina2":  # times from noise to the image, the other sign
@@ -269,17 +272,60 @@ def test_a_saved_pipeline_is_opened_as_its_family(tmp_path: Path) -> None:
         assert loss.isfinite().all()
 
 
-def test_an_expert_is_trained_at_its_own_times() -> None:
+def test_an_expert_is_trained_at_its_own_times(tmp_path: Path) -> None:
     both, one = (family_of(tiny_transformer_pipeline(kind)) for kind in ("wan-2.2", "wan"))
     assert both.times.sample(200, noise_of()).min() >= 0.875 > one.times.sample(200, noise_of()).min()
+    with pytest.raises(RecipeError, match="expert=low-noise for wan. Found: a model with one denoiser"):
+        one.train_expert("low-noise")
+    both.train_expert("low-noise")
+    assert both.times.sample(200, noise_of()).max() < 0.875 and both.denoiser is both.pipeline.transformer_2
+    add_adapter(both, AdapterSettings(block_size=4))
+    learning = trained(both)
+    assert all(name.startswith("transformer_2.") for name in learning)
+    for value in learning.values():
+        value.data.normal_(std=0.1)
+    after = drawn(both, PROMPTS[:1], SEEDS[:1])
+    save_adapter(both, tmp_path)
+    again = family_of(tiny_transformer_pipeline("wan-2.2"))
+    again.train_expert("low-noise")
+    assert levels(after, drawn(again, PROMPTS[:1], SEEDS[:1])) > 0
+    load_adapter(again, tmp_path)
+    assert levels(after, drawn(again, PROMPTS[:1], SEEDS[:1])) == 0
     pipeline = tiny_transformer_pipeline("wan")
     pipeline.register_to_config(expand_timesteps=True)
     with pytest.raises(RecipeError, match="times of their own"):
         family_of(pipeline)
 
 
-@pytest.mark.parametrize("kind", ["flux2-klein", "z-image", "qwen-image", "chroma", "wan"])
-@pytest.mark.parametrize("recipe", ["subject", "t2i"])
+def test_encoders_that_rest_are_beside_the_denoiser_only_while_they_work() -> None:
+    family = family_of(tiny_transformer_pipeline("z-image"))
+    add_adapter(family, AdapterSettings(block_size=4))
+    settings = SubjectSettings(model="m", instance_images="x", instance_prompt="a sks cat", resolution=32)
+    whole = measure_memory(family, Trainee(family), settings)
+    resting = measure_memory(family, Trainee(family), settings.model_copy(update={"rest_encoders": True}))
+    encoders = [family.pipeline.text_encoder, family.pipeline.vae]
+    sizes = sum(t.nbytes for part in encoders for t in (*part.parameters(), *part.buffers()))
+    assert whole.frozen - resting.frozen == sizes and whole.trained == resting.trained
+    before = drawn(family, PROMPTS[:1], SEEDS[:1])
+    family.rest_encoders("cpu")
+    assert levels(before, drawn(family, PROMPTS[:1], SEEDS[:1])) == 0
+    family.rest_encoders("meta")  # a place from which nothing comes back: work begins with a move
+    assert {p.device.type for part in encoders for p in part.parameters()} == {"meta"}
+    assert {p.device.type for p in family.denoiser.parameters()} == {"cpu"}
+    with pytest.raises(NotImplementedError, match="meta"):
+        family.encode_captions(["a"])
+    with pytest.raises(NotImplementedError, match="meta"):
+        family.encode_images(images(1), noise_of())
+
+
+EDITORS = ("flux-kontext", "flux-fill", "qwen-image-edit", "qwen-image-edit-plus", "sdxl-inpainting")
+PLAIN = sorted({kind.removesuffix("-2.2") for kind in MAKERS} | {"flux2"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe"),
+    [(kind, recipe) for kind in PLAIN for recipe in ("subject", "t2i")] + [(kind, "t2i") for kind in EDITORS],
+)
 def test_a_family_has_presets_that_name_their_source(kind: str, recipe: str) -> None:
     found = preset.read(kind, recipe)
     assert "for=comfyui" in found.reason and any(word in found.reason for word in ("diffusers", "sd-scripts", "musubi"))

@@ -277,6 +277,53 @@ def _hunyuan_video() -> Any:
     )  # fmt: skip
 
 
+def _krea2() -> Any:
+    from diffusers import Krea2Pipeline, Krea2Transformer2DModel
+    from transformers import Qwen3VLConfig, Qwen3VLModel
+
+    parts = qwen_image_parts()
+    text = {
+        "vocab_size": len(_bytes_tokenizer()), "hidden_size": WORDS, "intermediate_size": 8, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0]},
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2, "out_hidden_size": WORDS,
+              "deepstack_visual_indexes": [0]}  # fmt: skip
+    return Krea2Pipeline(
+        scheduler=parts["scheduler"], vae=parts["vae"], tokenizer=parts["tokenizer"],
+        text_encoder=Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision)),
+        transformer=Krea2Transformer2DModel(
+            in_channels=16, num_layers=1, attention_head_dim=8, num_attention_heads=2, num_key_value_heads=1,
+            intermediate_size=16, timestep_embed_dim=8, text_hidden_dim=WORDS, num_text_layers=2,
+            text_num_attention_heads=2, text_num_key_value_heads=2, text_intermediate_size=8,
+            num_layerwise_text_blocks=1, num_refiner_text_blocks=1, axes_dims_rope=(2, 2, 4),
+        ),
+        text_encoder_select_layers=(1, 2),
+    )  # fmt: skip
+
+
+def _ltx_video() -> Any:
+    from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
+
+    from tests.support.tiny_pipelines import JOINT, _t5, _t5_tokenizer
+
+    scaling = (True, True, False, False)
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=8, block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 5, spatio_temporal_scaling=scaling, decoder_spatio_temporal_scaling=scaling,
+        patch_size=1, scaling_factor=0.9,
+    )  # fmt: skip
+    vae.latents_mean.normal_(std=0.1)
+    vae.latents_std.uniform_(0.5, 2.0)
+    return LTXPipeline(
+        scheduler=flow(use_dynamic_shifting=True), vae=vae, text_encoder=_t5(), tokenizer=_t5_tokenizer(),
+        transformer=LTXVideoTransformer3DModel(
+            in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+            num_layers=1, caption_channels=JOINT,
+        ),
+    )  # fmt: skip
+
+
 MAKERS: dict[str, Callable[[], Any]] = {
     "flux2-klein": _flux2_klein,
     "z-image": _z_image,
@@ -287,5 +334,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "lumina2": _lumina2,
     "auraflow": _auraflow,
     "sana": _sana,
+    "krea2": _krea2,
+    "ltx-video": _ltx_video,
     "wan-2.2": lambda: _wan(experts=2),
 }

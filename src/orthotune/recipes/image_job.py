@@ -98,6 +98,8 @@ def open_model(settings: ImageSettings, device: torch.device) -> Any:
     # Full finetuning needs float32 weights: most updates of half-precision weights would be lost to rounding.
     dtype = torch.float32 if settings.method == "full" else storage_dtype(settings.mixed_precision)
     family = open_family(source, dtype, device)
+    if settings.expert is not None:
+        family.train_expert(settings.expert)
     _check_family(settings, family)
     return family
 

@@ -41,6 +41,7 @@ class TextToImageSettings(ImageSettings):
     """
 
     recipe: ClassVar[str] = "t2i"
+    newer: ClassVar[tuple[str, ...]] = (*ImageSettings.newer, "references", "masks")
 
     data: str = Field(
         WORLD,

@@ -52,7 +52,7 @@ class Family(ABC):
     """
 
     name: ClassVar[str]
-    denoiser_name: ClassVar[str]
+    denoiser_name: str
     text_encoder_names: ClassVar[tuple[str, ...]]
     attention: ClassVar[tuple[str, ...]]
     convolutions: ClassVar[tuple[str, ...]] = ()
@@ -63,6 +63,17 @@ class Family(ABC):
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
+
+    def train_expert(self, expert: str) -> None:
+        """Choose which of several denoisers is trained, each for a part of the times.
+
+        Args:
+            expert: ``high-noise`` or ``low-noise``.
+
+        Raises:
+            RecipeError: the model has one denoiser for all times.
+        """
+        raise RecipeError(f"expert={expert} for {self.name}", got="a model with one denoiser", do="Leave it out")
 
     @property
     def denoiser(self) -> nn.Module:

@@ -35,6 +35,43 @@ class PipelineFamily(Family):
         pipeline.set_progress_bar_config(disable=True)
         for part in self.modules().values():
             part.requires_grad_(False).eval()
+        self._rest: torch.device | None = None
+        self._awake = 0
+
+    def rest_encoders(self, place: torch.device | str = "cpu") -> None:
+        """Keep the text encoders and the VAE at another place than the denoiser, except while they work.
+
+        Args:
+            place: where they rest.
+
+        Raises:
+            RecipeError: a text encoder is trained, and works at every step.
+        """
+        if any(p.requires_grad for part in self.text_encoders.values() for p in part.parameters()):
+            raise RecipeError("text encoders that rest", got="encoders that are trained", do="Leave one of them out")
+        self._rest = torch.device(place)
+        for part in self.resting_parts():
+            part.to(self._rest)
+
+    def resting_parts(self) -> list[nn.Module]:
+        """The text encoders and the VAE, which training needs only before and while images are drawn."""
+        return [part for name, part in self.modules().items() if name in (*self.text_encoder_names, "vae")]
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Context in which text encoders and VAE are where the denoiser is; afterwards they rest again."""
+        moving = self._rest is not None and self._awake == 0
+        self._awake += 1
+        try:
+            if moving:
+                for part in self.resting_parts():
+                    part.to(self.device)
+            yield
+        finally:
+            self._awake -= 1
+            if moving:
+                for part in self.resting_parts():
+                    part.to(self._rest)
 
     def modules(self) -> dict[str, nn.Module]:
         """Every network of the pipeline by attribute name."""
@@ -78,8 +115,9 @@ class PipelineFamily(Family):
     @torch.no_grad()
     def encode_images(self, images: Tensor, generator: torch.Generator) -> Tensor:
         self.check_images(images)
-        vae = self.pipeline.vae
-        found = self._posterior(images.to(vae.device, vae.dtype) / 127.5 - 1)
+        with self.working():
+            vae = self.pipeline.vae
+            found = self._posterior(images.to(vae.device, vae.dtype) / 127.5 - 1)
         mean, std = found.mean.float(), found.std.float()
         return self._scaled(mean + std * torch.randn(mean.shape, generator=generator).to(mean.device))
 
@@ -94,8 +132,9 @@ class PipelineFamily(Family):
         Args:
             pixels: float [n, 3, H, W] of -1..1.
         """
-        vae = self.pipeline.vae
-        return self._scaled(self._posterior(pixels.to(vae.device, vae.dtype)).mean.float())
+        with self.working():
+            vae = self.pipeline.vae
+            return self._scaled(self._posterior(pixels.to(vae.device, vae.dtype)).mean.float())
 
     def _scaled(self, latents: Tensor) -> Tensor:
         """Latents of the VAE, scaled for the denoiser; :meth:`_unscaled` undoes this."""
@@ -110,9 +149,14 @@ class PipelineFamily(Family):
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Decode latents, scaled for the denoiser, to images, uint8 ``[n, 3, H, W]`` on the CPU."""
         vae = self.pipeline.vae
-        pixels = vae.decode(self._unscaled(latents.float()).to(vae.dtype), return_dict=False)[0]
+        pixels = self._pixels(self._unscaled(latents.float()).to(vae.dtype))
         pixels = pixels[:, :, 0] if self.frames else pixels
         return (pixels.float() * 127.5 + 127.5).clamp(0, 255).round().to(torch.uint8).cpu()
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        """What the VAE decodes."""
+        found: Tensor = self.pipeline.vae.decode(latents, return_dict=False)[0]
+        return found
 
     def _latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         # The denoiser reads (z - center) / spread: scaling_factor is the inverse of a standard deviation, SD3 and FLUX
@@ -131,7 +175,7 @@ class PipelineFamily(Family):
         if not captions:
             raise DataError("captions", got="none", needed="one or more")
         learns = any(p.requires_grad for part in self.text_encoders.values() for p in part.parameters())
-        with nullcontext() if learns else torch.no_grad(), self.precision():
+        with nullcontext() if learns else torch.no_grad(), self.working(), self.precision():
             if sources is not None and self.text_reads_references:
                 return self._encode_reading(list(captions), sources)
             return self._encode(list(captions))
@@ -182,7 +226,7 @@ class PipelineFamily(Family):
         height, width = height or self.native_size, width or self.native_size
         self.check_size(height, width)
         images = []
-        with self._evaluating():
+        with self._evaluating(), self.working():
             for at in range(0, len(prompts), batch_size):
                 # one CPU generator per image, so that its noise depends on neither the batch nor the device
                 given = {} if sources is None else {"sources": sources.rows(slice(at, at + batch_size))}

@@ -23,6 +23,10 @@ from orthotune.layers.parametrization.rotation import Rotation
 
 #: bytes of AdamW per parameter: two moments, float32 or quantized
 OPTIMIZER_BYTES = {"adamw": 8, "adamw-8bit": 2}
+#: usual memory of cards, in GiB
+CARDS = (12, 16, 24, 48, 80)
+#: share of a card that the driver, the libraries and temporary buffers are taken to need
+RESERVED = 0.1
 _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _UNITS = ("B", "KiB", "MiB", "GiB")
 
@@ -36,6 +40,7 @@ class TrainingSettings(Protocol):
     ema: float
     mixed_precision: Any
     gradient_checkpointing: bool
+    rest_encoders: bool
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class MemoryEstimate:
     """Bytes on the device during the training of one micro-batch.
 
     Args:
-        frozen: frozen weights of the complete pipeline.
+        frozen: frozen weights of the complete pipeline, or without text encoders and VAE where these rest.
         trained: trained parameters, in float32.
         gradients: of the trained parameters.
         optimizer: moments of AdamW.
@@ -72,7 +77,20 @@ class MemoryEstimate:
         """The estimate as lines for a terminal."""
         parts = [f"{field.name} {shown(getattr(self, field.name))}" for field in fields(self)]
         return [f"memory      {shown(self.total)} (estimate), plus temporary buffers of single operations",
-                f"            {', '.join(part for part in parts if not part.endswith(' 0 B'))}"]  # fmt: skip
+                f"            {', '.join(part for part in parts if not part.endswith(' 0 B'))}",
+                f"cards       {self.cards()}"]  # fmt: skip
+
+    def cards(self) -> str:
+        """Which of the usual sizes of cards the estimate fits, as text.
+
+        Example:
+            >>> MemoryEstimate(13 * 1024**3, 0, 0, 0, 0, 0).cards()
+            '12 GB: no, 16 GB: yes, 24 GB: yes, 48 GB: yes, 80 GB: yes'
+        """
+        if self.activations is None:
+            return "unknown, as the activations are not known"
+        room = {card: (1 - RESERVED) * card * 1024**3 for card in CARDS}
+        return ", ".join(f"{card} GB: {'yes' if self.total <= space else 'no'}" for card, space in room.items())
 
 
 def estimate_memory(family: PipelineFamily, trainee: nn.Module, settings: TrainingSettings) -> list[str]:
@@ -96,7 +114,8 @@ def measure_memory(family: PipelineFamily, trainee: nn.Module, settings: Trainin
     """
     learning = [p for p in trainee.parameters() if p.requires_grad]
     known = {id(p) for p in learning}
-    parts = [*family.modules().values(), trainee]
+    resting = family.resting_parts() if getattr(settings, "rest_encoders", False) else []
+    parts = [*(part for part in family.modules().values() if all(part is not one for one in resting)), trainee]
     held = {id(t): t for part in parts for t in (*part.parameters(), *part.buffers()) if id(t) not in known}
     count = sum(p.numel() for p in learning)
     return MemoryEstimate(
