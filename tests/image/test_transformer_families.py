@@ -254,7 +254,7 @@ def test_an_adapter_learns_is_saved_loaded_and_merged(family: Any, kind: str, tm
     assert all(torch.equal(value, weights[name]) for name, value in again.denoiser.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*MAKERS, "flux-kontext", "flux-fill"])
 def test_memory_is_estimated_before_training(family: Any, kind: str) -> None:
     add_adapter(family, AdapterSettings(block_size=4))
     settings = SubjectSettings(model="m", instance_images="x", instance_prompt="a sks cat", resolution=32, batch_size=1)

@@ -176,11 +176,9 @@ def _editing_job(settings: TextToImageSettings, say: Callable[[str], None], bar:
 
     def data(family: Family, run_dir: Path | None) -> EditingDataset:
         if not family.reads:
-            given = f"references or masks for {settings.model}"
-            raise RecipeError(given, got=f"a {family.name} model, which reads captions alone", needed="an editing model")
-        found = EditingDataset(
-            examples, family, settings.resolution, random_masks=masks, **_options(settings), say=say
-        )
+            got = f"a {family.name} model, which reads captions alone"
+            raise RecipeError(f"references or masks for {settings.model}", got=got, needed="an editing model")
+        found = EditingDataset(examples, family, settings.resolution, random_masks=masks, **_options(settings), say=say)
         if run_dir is not None:
             found.prepare(bar)
         return found

@@ -120,7 +120,9 @@ def _opened(rows: Sequence[CaptionRow], source: str | Path, broken: Broken, say:
             made.append(EditExample(image, row.caption or "", None, tuple(files), mask))
     wrong = [one.image.name for one in made if one.mask is not None and _size(one.mask) != _size(one.image)]
     if wrong:
-        raise DataError(f"masks of {source}", got=f"another size for {', '.join(wrong[:3])}", needed="that of the image")
+        raise DataError(
+            f"masks of {source}", got=f"another size for {', '.join(wrong[:3])}", needed="that of the image"
+        )
     return made
 
 

@@ -34,7 +34,8 @@ class LTXVideo(TransformerFamily):
 
     def _latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         vae = self.pipeline.vae
-        mean, std = (part.view(1, -1, 1, 1, 1).to(like.device, like.dtype) for part in (vae.latents_mean, vae.latents_std))
+        known = (vae.latents_mean, vae.latents_std)
+        mean, std = (part.view(1, -1, 1, 1, 1).to(like.device, like.dtype) for part in known)
         return mean, std / vae.config.scaling_factor
 
     def _pixels(self, latents: Tensor) -> Tensor:

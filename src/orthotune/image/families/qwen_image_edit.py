@@ -52,7 +52,8 @@ class QwenImageEdit(QwenImage):
     @property
     def _sizes(self) -> Callable[[int, float], tuple[int, ...]]:
         """The pipeline's own function from an area and a ratio to width and height."""
-        found: Callable[[int, float], tuple[int, ...]] = import_module(type(self.pipeline).__module__).calculate_dimensions
+        module = import_module(type(self.pipeline).__module__)
+        found: Callable[[int, float], tuple[int, ...]] = module.calculate_dimensions
         return found
 
     def _sample(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
