@@ -73,7 +73,8 @@ class Flux(FlowFamily):
 
     def _seen(self, noisy: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
         """The tokens of the image that the transformer reads, [n, tokens, d], and their positions, [tokens, 3]."""
-        return pack(noisy), positions(*noisy.shape[-2:], noisy.device)
+        height, width = noisy.shape[-2:]
+        return pack(noisy), positions(height, width, noisy.device)
 
     def _sample(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
         packed = super()._sample(prompts, generators, max_sequence_length=self._tokens, **options)

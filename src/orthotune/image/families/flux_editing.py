@@ -27,7 +27,8 @@ class FluxKontext(Flux):
     def _seen(self, noisy: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
         tokens, ids = super()._seen(noisy, conditions)
         reference = conditions["reference"].to(noisy.device)
-        shown = positions(*reference.shape[-2:], noisy.device, picture=1)
+        height, width = reference.shape[-2:]
+        shown = positions(height, width, noisy.device, picture=1)
         return torch.cat([tokens, pack(reference)], dim=1), torch.cat([ids, shown])
 
     def _sample(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
