@@ -16,7 +16,9 @@ from orthotune.image.data.batch import Sources
 from orthotune.image.editing.dataset import EditingDataset
 from orthotune.image.editing.examples import read_edits
 from orthotune.image.families.registry import family_of
-from orthotune.recipes.text_to_image import TextToImageSettings, plan, run
+from orthotune.recipes import subject
+from orthotune.recipes.subject_settings import SubjectSettings
+from orthotune.recipes.text_to_image import TextToImageSettings, job, plan, run
 from tests.support.transformer_pipelines import tiny_transformer_pipeline
 
 SIDES = [(32, 64), (40, 48)]
@@ -123,3 +125,19 @@ def test_a_run_trains_an_editing_model_and_shows_what_it_reads(folder: Path, tmp
     assert "flux-kontext" in lines and "12 GB: yes" in lines
     with pytest.raises(RecipeError, match="for flux-kontext"):
         run(TextToImageSettings(**given | {"output": tmp_path / "other"}), say=lambda _: None, bar=False)
+    few = {"instance_images": str(folder / "after"), "instance_prompt": "a sks cat", "model": str(model)}
+    with pytest.raises(RecipeError, match=r"train subject with model=.*flux-kontext, which reads images to edit"):
+        subject.plan(SubjectSettings(**few, resolution=32, r=2))
+
+
+def test_references_for_a_model_that_reads_none_are_refused(folder: Path) -> None:
+    settings = TextToImageSettings(model="m", data=str(folder / "after"), references=folder / "before")
+    with pytest.raises(RecipeError, match="a z-image model, which reads captions alone"):
+        job(settings, say=lambda _: None).data(family_of(tiny_transformer_pipeline("z-image")), None)
+    for more, match in ({"rewind": "auto", "rewind_prompts": folder / "x.txt"}, "rewind"), (
+        {"train_text_encoder": True}, "train_text_encoder"
+    ):  # fmt: skip
+        with pytest.raises(RecipeError, match=match):
+            job(settings.model_copy(update=more), say=lambda _: None)
+    with pytest.raises(ValueError, match="rest_encoders needs encodings that are kept"):
+        TextToImageSettings(rest_encoders=True, cache=False)

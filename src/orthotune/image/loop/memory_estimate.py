@@ -7,8 +7,9 @@ backward, counted on a copy of the model with fake tensors (shapes without data)
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Protocol
 
@@ -55,6 +56,7 @@ class MemoryEstimate:
         average: exponential moving average, if there is one.
         activations: tensors saved for the backward; None if the model does not run with fake tensors. With gradient
             checkpointing these are the inputs of the blocks; the recomputation of one block needs additional memory.
+        components: the frozen weights by component of the pipeline.
 
     Example:
         >>> MemoryEstimate(1024, 512, 512, 1024, 0, None).total
@@ -67,17 +69,23 @@ class MemoryEstimate:
     optimizer: int
     average: int
     activations: int | None
+    components: dict[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
         """The sum, without temporary buffers of single operations."""
-        return sum(getattr(self, field.name) or 0 for field in fields(self))
+        return sum(count or 0 for count in self._parts().values())
+
+    def _parts(self) -> dict[str, int | None]:
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "components"}
 
     def lines(self) -> list[str]:
         """The estimate as lines for a terminal."""
-        parts = [f"{field.name} {shown(getattr(self, field.name))}" for field in fields(self)]
+        parts = [f"{name} {shown(count)}" for name, count in self._parts().items() if count != 0]
+        frozen = ", ".join(f"{name} {shown(count)}" for name, count in self.components.items())
         return [f"memory      {shown(self.total)} (estimate), plus temporary buffers of single operations",
-                f"            {', '.join(part for part in parts if not part.endswith(' 0 B'))}",
+                f"            {', '.join(parts)}",
+                *([f"            frozen: {frozen}"] if frozen else []),
                 f"cards       {self.cards()}"]  # fmt: skip
 
     def cards(self) -> str:
@@ -114,18 +122,24 @@ def measure_memory(family: PipelineFamily, trainee: nn.Module, settings: Trainin
     """
     learning = [p for p in trainee.parameters() if p.requires_grad]
     known = {id(p) for p in learning}
-    resting = family.resting_parts() if getattr(settings, "rest_encoders", False) else []
-    parts = [*(part for part in family.modules().values() if all(part is not one for one in resting)), trainee]
-    held = {id(t): t for part in parts for t in (*part.parameters(), *part.buffers()) if id(t) not in known}
+    resting = family.resting_parts() if settings.rest_encoders else []
+    networks = {name: part for name, part in family.modules().items() if all(part is not one for one in resting)}
+    components = {name: _bytes([part], known) for name, part in networks.items()}
     count = sum(p.numel() for p in learning)
     return MemoryEstimate(
-        frozen=sum(t.nbytes for t in held.values()),
+        frozen=_bytes([*networks.values(), trainee], known),
         trained=4 * count,
         gradients=4 * count,
         optimizer=OPTIMIZER_BYTES[settings.optimizer] * count,
         average=4 * count if settings.ema else 0,
         activations=_activations(family, trainee, settings),
+        components=components,
     )
+
+
+def _bytes(parts: Sequence[nn.Module], without: set[int]) -> int:
+    held = {id(t): t for part in parts for t in (*part.parameters(), *part.buffers()) if id(t) not in without}
+    return sum(t.nbytes for t in held.values())
 
 
 def _activations(family: PipelineFamily, trainee: nn.Module, settings: TrainingSettings) -> int | None:
