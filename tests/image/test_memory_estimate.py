@@ -26,7 +26,7 @@ WAYS = {
 def settings(**changed):
     usual = {
         "batch_size": 3, "resolution": 24, "optimizer": "adamw", "ema": 0.0, "mixed_precision": "no",
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": False, "rest_encoders": False,
     }  # fmt: skip
     return SimpleNamespace(**usual | changed)
 
@@ -73,6 +73,7 @@ def test_the_rest_is_counted(tiny):
     found = measure_memory(family, trainee, settings(mixed_precision="bf16", ema=0.99, optimizer="adamw-8bit"))
     buffers = sum(b.nbytes for part in family.modules().values() for b in part.buffers())
     assert found.frozen == 2 * sum(p.numel() for p in every.values()) + buffers
+    assert sum(found.components.values()) == found.frozen and set(found.components) == {"unet", "vae", "text_encoder"}
     assert (found.trained, found.gradients, found.optimizer, found.average) == (
         4 * count,
         4 * count,
@@ -86,5 +87,6 @@ def test_the_rest_is_counted(tiny):
 def test_lines_for_a_terminal(tiny):
     family = open_family(tiny("sd15"))
     add_adapter(family, AdapterSettings(r=2))
-    first, second = estimate_memory(family, Trainee(family), settings())
+    first, second, frozen, cards = estimate_memory(family, Trainee(family), settings())
+    assert all(name in frozen for name in ("unet", "vae", "text_encoder")) and "80 GB: yes" in cards
     assert "estimate" in first and "activations" in second and "average" not in second

@@ -1,8 +1,9 @@
-"""Contracts of the families of transformers with one text encoder, on tiny pipelines of the real classes."""
+"""Contracts of the families of transformers and of editing models, on tiny pipelines of the real classes."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,24 @@ from orthotune.errors import ConfigError, RecipeError
 from orthotune.image.adapter.adapters import AdapterSettings, add_adapter, merge, trained, unmerge
 from orthotune.image.adapter.saved_adapter import load_adapter, save_adapter
 from orthotune.image.control.hint_encoder import HintShape
+from orthotune.image.data.batch import Sources
 from orthotune.image.families import registry
 from orthotune.image.families.family import LossOptions
+from orthotune.image.families.flux import pack, unpack
 from orthotune.image.families.registry import family_of, open_family
 from orthotune.image.families.unknown_transformer import UnknownTransformer
 from orthotune.image.loop.memory_estimate import measure_memory
 from orthotune.image.loop.trainee import Trainee
 from orthotune.recipes import preset
 from orthotune.recipes.subject_settings import SubjectSettings
+from tests.support.editing_pipelines import EDITING, as_the_pipeline_takes_them, sources_of
 from tests.support.transformer_pipelines import MAKERS, tiny_transformer_pipeline
 
 PROMPTS, SEEDS = ["a red digit three", "sks", "a green photo of the digit"], [5, 6, 7]
 HEIGHT, WIDTH = 32, 64
 SMALL = {"steps": 2, "height": HEIGHT, "width": WIDTH, "guidance": 3.0}
-KINDS = list(MAKERS)
-FILMS = ("wan", "hunyuan-video")
+KINDS = [*MAKERS, *EDITING]
+FILMS = ("wan", "hunyuan-video", "ltx-video")
 
 
 def noise_of(seed: int = 0) -> torch.Generator:
@@ -46,8 +50,27 @@ def levels(one: Tensor, other: Tensor) -> int:
 
 
 @pytest.fixture
-def family(kind: str) -> Any:
-    return family_of(tiny_transformer_pipeline(kind))
+def family(kind: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    found = family_of(tiny_transformer_pipeline(kind))
+    if kind.startswith("qwen-image-edit"):  # which brings every image to a million pixels, a minute for these tests
+        small = (WIDTH, HEIGHT) if kind.endswith("plus") else (WIDTH, HEIGHT, None)
+        pipelines = sys.modules[type(found.pipeline).__module__]
+        monkeypatch.setattr(pipelines, "calculate_dimensions", lambda area, ratio: small)
+    return found
+
+
+def told(family: Any, captions: list[str]) -> dict[str, Tensor]:
+    """What the denoiser reads of captions, and of images to edit where it reads them."""
+    sources = sources_of(family, len(captions), HEIGHT, WIDTH)
+    found: dict[str, Tensor] = family.encode_captions(captions, sources)
+    return found if sources is None else found | family.encode_sources(sources)
+
+
+def drawn(family: Any, prompts: list[str], seeds: list[int], **more: Any) -> Tensor:
+    found: Tensor = family.generate(
+        prompts, seeds, sources=sources_of(family, len(prompts), HEIGHT, WIDTH), **SMALL | more
+    )
+    return found
 
 
 class Perfect(nn.Module):
@@ -59,11 +82,18 @@ class Perfect(nn.Module):
 
     def forward(self, rows: Any = None, times: Any = None, captions: Any = None, **given: Any) -> Any:
         height, width = self.clean.shape[-2:]
+        if self.kind == "sdxl-inpainting":  # a UNet that predicts the noise; of its channels the first four are noisy
+            betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+            a = torch.cumprod(1 - betas, 0)[times].view(-1, 1, 1, 1)
+            return (((rows[:, :4].double() - a.sqrt() * self.clean) / (1 - a).sqrt()).float(),)
         if rows is not None:  # Z-Image: lists of images of one frame, times from noise to the image, the other sign
             return ([-one.unsqueeze(1) for one in self._velocity(torch.stack(rows).squeeze(2), 1 - times)],)
         seen, at = given["hidden_states"], given["timestep"]
         if self.kind in ("wan", "sana", "hunyuan-video"):
             return (self._velocity(seen, at / 1000),)
+        if self.kind == "ltx-video":
+            found = seen.mT.view(self.clean.shape)
+            return (self._velocity(found, at / 1000).flatten(2).mT,)
         if self.kind == "auraflow":
             return (self._velocity(seen, at),)
         if self.kind == "lumina2":  # times from noise to the image, the other sign
@@ -72,9 +102,11 @@ class Perfect(nn.Module):
             ids = self.pipeline._prepare_latent_ids(self.clean)
             found = self.pipeline._unpack_latents_with_ids(seen, ids, height, width)
             return (self.pipeline._pack_latents(self._velocity(found, at)),)
+        # Images to edit are further tokens, or further channels.
+        seen = seen[:, : height * width // 4, : 4 * self.clean.shape[1]]
         shape = (len(seen), self.clean.shape[1], height, width)
-        found = self.pipeline._unpack_latents(seen, 2 * height, 2 * width, 2).view(self.clean.shape)
-        return (self.pipeline._pack_latents(self._velocity(found, at).view(shape), *shape),)
+        found = unpack(seen, height, width).view(self.clean.shape)
+        return (pack(self._velocity(found, at).view(shape)),)
 
     def _velocity(self, seen: Tensor, at: Tensor) -> Tensor:
         at = at.double().view(-1, *[1] * (seen.ndim - 1))
@@ -86,15 +118,16 @@ class Perfect(nn.Module):
 def test_a_perfect_denoiser_has_no_loss(family: Any, kind: str) -> None:
     latents = family.encode_images(images(), noise_of())
     assert latents.shape[1:] == family.latent_shape(HEIGHT, WIDTH) and not latents.requires_grad
-    conditions = family.encode_captions(["a", "sks digit"])
+    conditions = told(family, ["a", "sks digit"])
     assert all(len(tensor) == 2 for tensor in conditions.values())
     loss = family.losses(Perfect(family, latents), latents, conditions, noise_of(), LossOptions())
     assert loss.dtype == torch.float32 and loss.shape == (2,)
     # rounding of what it saw, 1e-7, over the smallest share of noise in it, 0.03 (squared)
     assert loss.max() < 1e-9
     assert family.losses(family.denoiser, latents, conditions, noise_of(), LossOptions()).min() > 1e-3
-    with pytest.raises(RecipeError, match="min_snr=5"):
-        family.losses(family.denoiser, latents, conditions, noise_of(), LossOptions(min_snr_gamma=5.0))
+    if kind != "sdxl-inpainting":
+        with pytest.raises(RecipeError, match="min_snr=5"):
+            family.losses(family.denoiser, latents, conditions, noise_of(), LossOptions(min_snr_gamma=5.0))
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -113,11 +146,25 @@ def test_training_gives_the_denoiser_what_generation_gives_it(family: Any, kind:
     calls: list[Any] = []
     handle = family.denoiser.register_forward_pre_hook(lambda _, *given: calls.append(given), with_kwargs=True)
     guidance = 1.0 if kind == "hunyuan-video" else 0.0  # an input there, and in training 1
-    family.generate(PROMPTS[:1], [1], steps=1, guidance=guidance, height=HEIGHT, width=WIDTH)
+    if family.reads:  # the pipeline's own way from pictures
+        as_drawn(family, 0, num_inference_steps=1, guidance_scale=1.0, true_cfg_scale=1.0)
+    else:
+        family.generate(PROMPTS[:1], [1], steps=1, guidance=guidance, height=HEIGHT, width=WIDTH)
     latents = family.encode_images(images(1), noise_of())
-    family.losses(family.denoiser, latents, family.encode_captions(PROMPTS[:1]), noise_of(), LossOptions())
+    family.losses(family.denoiser, latents, told(family, PROMPTS[:1]), noise_of(), LossOptions())
     handle.remove()
     theirs, ours = (dict(_flat(call)) for call in calls)
+    if family.reads:
+        name = ".0.0" if kind == "sdxl-inpainting" else ".1.hidden_states"
+        tokens = latents[0, 0].numel() // 4 if family.reads == "references" else 0
+        channels = {"flux-fill": 16, "sdxl-inpainting": 4}.get(kind, 0)
+        left, right = (call.pop(name) for call in (theirs, ours))
+        assert left.shape == right.shape
+        left, right = (one[:, tokens or channels :] if channels != 16 else one[..., channels:] for one in (left, right))
+        # pixels go through other roundings, and the pipelines of inpainting add noise of 1e-7 to these latents
+        torch.testing.assert_close(left, right, rtol=0, atol=2e-5)
+    if kind == "sdxl-inpainting":  # the time, of all images or of each
+        theirs.pop(".0.1"), ours.pop(".0.1")
     if kind in ("auraflow", "sana"):  # the latents are given without their name
         theirs[".1.hidden_states"] = theirs.pop(".0.0")
     assert theirs.keys() == ours.keys()
@@ -130,15 +177,38 @@ def test_training_gives_the_denoiser_what_generation_gives_it(family: Any, kind:
             torch.testing.assert_close(value.float(), ours[name].float(), rtol=0, atol=0)
 
 
+def as_drawn(family: Any, row: int, **options: Any) -> Tensor:
+    """The image of a prompt by the pipeline itself, from pictures as its users have them, uint8 [1, 3, H, W]."""
+    if family.name.startswith("qwen"):
+        del options["guidance_scale"]
+        options["negative_prompt"] = " "
+    elif family.name.startswith("flux"):
+        options = {name: value for name, value in options.items() if name != "true_cfg_scale"}
+        options["max_sequence_length"] = 512
+    else:
+        del options["true_cfg_scale"]
+    if family.name == "flux-kontext":
+        options |= {"max_area": HEIGHT * WIDTH, "_auto_resize": False}
+    found = family.pipeline(
+        prompt=PROMPTS[row], generator=[noise_of(SEEDS[row])], output_type="np", height=HEIGHT, width=WIDTH,
+        **as_the_pipeline_takes_them(sources_of(family, len(PROMPTS), HEIGHT, WIDTH), row), **options,
+    ).images  # fmt: skip
+    return torch.from_numpy(found * 255).round().to(torch.uint8).permute(0, 3, 1, 2)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_are_those_of_the_pipeline_and_do_not_depend_on_the_batch(family: Any, kind: str) -> None:
     state = torch.random.get_rng_state()
-    found = family.generate(PROMPTS, SEEDS, **SMALL)
+    found = drawn(family, PROMPTS, SEEDS)
     assert found.shape == (3, 3, HEIGHT, WIDTH) and found.dtype == torch.uint8
     # products of other batch sizes may round otherwise, and a rounded colour may fall on the other side
-    assert levels(found, family.generate(PROMPTS, SEEDS, batch_size=2, **SMALL)) <= 1
-    assert levels(found[:1], family.generate(PROMPTS[:1], [99], **SMALL)) > 5
+    assert levels(found, drawn(family, PROMPTS, SEEDS, batch_size=2)) <= 1
+    assert levels(found[:1], drawn(family, PROMPTS[:1], [99])) > 5
     assert torch.equal(state, torch.random.get_rng_state())
+    if family.reads:
+        theirs = as_drawn(family, 1, num_inference_steps=2, guidance_scale=3.0, true_cfg_scale=3.0)
+        assert levels(found[1:2], theirs) <= 1
+        return
     options: dict[str, Any] = {"guidance_scale": 3.0}
     if kind == "qwen-image":
         options = {"true_cfg_scale": 3.0, "negative_prompt": [" "] * 3}
@@ -157,11 +227,11 @@ def test_images_are_those_of_the_pipeline_and_do_not_depend_on_the_batch(family:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_learns_is_saved_loaded_and_merged(family: Any, kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    before = family.generate(PROMPTS[:1], SEEDS[:1], **SMALL)
+    before = drawn(family, PROMPTS[:1], SEEDS[:1])
     add_adapter(family, AdapterSettings(block_size=4))
     learning = trained(family)
-    assert levels(before, family.generate(PROMPTS[:1], SEEDS[:1], **SMALL)) == 0
-    latents, conditions = family.encode_images(images(), noise_of()), family.encode_captions(PROMPTS[:2])
+    assert levels(before, drawn(family, PROMPTS[:1], SEEDS[:1])) == 0
+    latents, conditions = family.encode_images(images(), noise_of()), told(family, PROMPTS[:2])
     optimizer = torch.optim.AdamW(learning.values(), lr=2e-2, weight_decay=0.0)
     history = []
     for _ in range(6):  # always the same noise, so that the losses compare
@@ -172,19 +242,19 @@ def test_an_adapter_learns_is_saved_loaded_and_merged(family: Any, kind: str, tm
         assert all(p.grad is not None and p.grad.isfinite().all() for p in learning.values())
         optimizer.step() if len(history) < 6 else None
     assert all(math.isfinite(value) for value in history) and history[-1] < history[0]
-    after = family.generate(PROMPTS[:1], SEEDS[:1], **SMALL)
+    after = drawn(family, PROMPTS[:1], SEEDS[:1])
     save_adapter(family, tmp_path)
     again = family_of(tiny_transformer_pipeline(kind))
     load_adapter(again, tmp_path)
-    assert levels(after, again.generate(PROMPTS[:1], SEEDS[:1], **SMALL)) == 0
+    assert levels(after, drawn(again, PROMPTS[:1], SEEDS[:1])) == 0
     weights = {name: value.clone() for name, value in again.denoiser.state_dict().items()}
     merge(again)
-    assert levels(after, again.generate(PROMPTS[:1], SEEDS[:1], **SMALL)) <= 1  # rounding of merged weights
+    assert levels(after, drawn(again, PROMPTS[:1], SEEDS[:1])) <= 1  # rounding of merged weights
     unmerge(again)
     assert all(torch.equal(value, weights[name]) for name, value in again.denoiser.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*MAKERS, "flux-kontext", "flux-fill"])
 def test_memory_is_estimated_before_training(family: Any, kind: str) -> None:
     add_adapter(family, AdapterSettings(block_size=4))
     settings = SubjectSettings(model="m", instance_images="x", instance_prompt="a sks cat", resolution=32, batch_size=1)
@@ -202,17 +272,60 @@ def test_a_saved_pipeline_is_opened_as_its_family(tmp_path: Path) -> None:
         assert loss.isfinite().all()
 
 
-def test_an_expert_is_trained_at_its_own_times() -> None:
+def test_an_expert_is_trained_at_its_own_times(tmp_path: Path) -> None:
     both, one = (family_of(tiny_transformer_pipeline(kind)) for kind in ("wan-2.2", "wan"))
     assert both.times.sample(200, noise_of()).min() >= 0.875 > one.times.sample(200, noise_of()).min()
+    with pytest.raises(RecipeError, match="expert=low-noise for wan. Found: a model with one denoiser"):
+        one.train_expert("low-noise")
+    both.train_expert("low-noise")
+    assert both.times.sample(200, noise_of()).max() < 0.875 and both.denoiser is both.pipeline.transformer_2
+    add_adapter(both, AdapterSettings(block_size=4))
+    learning = trained(both)
+    assert all(name.startswith("transformer_2.") for name in learning)
+    for value in learning.values():
+        value.data.normal_(std=0.1)
+    after = drawn(both, PROMPTS[:1], SEEDS[:1])
+    save_adapter(both, tmp_path)
+    again = family_of(tiny_transformer_pipeline("wan-2.2"))
+    again.train_expert("low-noise")
+    assert levels(after, drawn(again, PROMPTS[:1], SEEDS[:1])) > 0
+    load_adapter(again, tmp_path)
+    assert levels(after, drawn(again, PROMPTS[:1], SEEDS[:1])) == 0
     pipeline = tiny_transformer_pipeline("wan")
     pipeline.register_to_config(expand_timesteps=True)
     with pytest.raises(RecipeError, match="times of their own"):
         family_of(pipeline)
 
 
-@pytest.mark.parametrize("kind", ["flux2-klein", "z-image", "qwen-image", "chroma", "wan"])
-@pytest.mark.parametrize("recipe", ["subject", "t2i"])
+def test_encoders_that_rest_are_beside_the_denoiser_only_while_they_work() -> None:
+    family = family_of(tiny_transformer_pipeline("z-image"))
+    add_adapter(family, AdapterSettings(block_size=4))
+    settings = SubjectSettings(model="m", instance_images="x", instance_prompt="a sks cat", resolution=32)
+    whole = measure_memory(family, Trainee(family), settings)
+    resting = measure_memory(family, Trainee(family), settings.model_copy(update={"rest_encoders": True}))
+    encoders = [family.pipeline.text_encoder, family.pipeline.vae]
+    sizes = sum(t.nbytes for part in encoders for t in (*part.parameters(), *part.buffers()))
+    assert whole.frozen - resting.frozen == sizes and whole.trained == resting.trained
+    before = drawn(family, PROMPTS[:1], SEEDS[:1])
+    family.rest_encoders("cpu")
+    assert levels(before, drawn(family, PROMPTS[:1], SEEDS[:1])) == 0
+    family.rest_encoders("meta")  # a place from which nothing comes back: work begins with a move
+    assert {p.device.type for part in encoders for p in part.parameters()} == {"meta"}
+    assert {p.device.type for p in family.denoiser.parameters()} == {"cpu"}
+    with pytest.raises(NotImplementedError, match="meta"):
+        family.encode_captions(["a"])
+    with pytest.raises(NotImplementedError, match="meta"):
+        family.encode_images(images(1), noise_of())
+
+
+EDITORS = ("flux-kontext", "flux-fill", "qwen-image-edit", "qwen-image-edit-plus", "sdxl-inpainting")
+PLAIN = sorted({kind.removesuffix("-2.2") for kind in MAKERS} | {"flux2"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe"),
+    [(kind, recipe) for kind in PLAIN for recipe in ("subject", "t2i")] + [(kind, "t2i") for kind in EDITORS],
+)
 def test_a_family_has_presets_that_name_their_source(kind: str, recipe: str) -> None:
     found = preset.read(kind, recipe)
     assert "for=comfyui" in found.reason and any(word in found.reason for word in ("diffusers", "sd-scripts", "musubi"))
@@ -245,6 +358,17 @@ def test_a_pipeline_that_packs_its_latents_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(registry, "FAMILIES", tuple(one for one in registry.FAMILIES if one.name != "chroma"))
     with pytest.raises(RecipeError, match=r"ChromaPipeline, which is not a supported family.*packed.*one of .*sd3"):
         family_of(tiny_transformer_pipeline("chroma"))
+
+
+@pytest.mark.parametrize("kind", ["flux-kontext", "qwen-image-edit-plus", "flux-fill", "z-image"])
+def test_images_to_edit_are_there_where_they_are_read(family: Any, kind: str) -> None:
+    sources = Sources(images(1)[:, None].expand(-1, 4, -1, -1, -1))
+    needed = {"references": "at most", "mask": "an image and a mask", "": "captions alone"}[family.reads]
+    with pytest.raises(RecipeError, match=needed):
+        family.generate(["a"], [1], sources=sources)
+    if family.reads:
+        with pytest.raises(RecipeError, match=f"images to edit for {kind}. Found: none"):
+            family.generate(["a"], [1])
 
 
 @pytest.mark.parametrize("kind", ["z-image", "wan"])

@@ -133,9 +133,9 @@ _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_lin
 def _unet(words: int, **fields: Any) -> Any:
     from diffusers import UNet2DConditionModel
 
-    fields = {"attention_head_dim": 2} | fields
+    fields = {"attention_head_dim": 2, "in_channels": 4} | fields
     return UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+        sample_size=8, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
         norm_num_groups=4, cross_attention_dim=words, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), **fields,
     )  # fmt: skip

@@ -10,18 +10,23 @@ from typing import Any
 
 import torch
 
+from tests.support.editing_pipelines import EDITING
+
 #: widths of the text encoders
 WORDS = 8
+#: fields of the config of Qwen2.5-VL -> tokens that stand for images
+SEEN = {"image_token": "image_pad", "video_token": "video_pad", "vision_start_token": "vision_start",
+        "vision_end_token": "vision_end"}  # fmt: skip
 
 
 def tiny_transformer_pipeline(kind: str) -> Any:
     """A pipeline of ``kind`` with random numbers, the same each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return MAKERS[kind]()
+        return (MAKERS | EDITING)[kind]()
 
 
-def _flow(**fields: Any) -> Any:
+def flow(**fields: Any) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(**{"shift": 3.0} | fields)
@@ -32,9 +37,10 @@ def _bytes_tokenizer() -> Any:
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import Qwen2Tokenizer
 
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|{word}|>" for word in SEEN.values())]
     vocab = {letter: number for number, letter in enumerate([*sorted(ByteLevel.alphabet()), *special])}
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], model_max_length=2048)
+    tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}<|im_start|>assistant"
     )
@@ -67,7 +73,7 @@ def _flux2_klein(**fields: Any) -> Any:
         guidance_embeds=False,
     )  # fmt: skip
     return Flux2KleinPipeline(
-        scheduler=_flow(use_dynamic_shifting=True), vae=vae, text_encoder=_qwen3(28, causal=True),
+        scheduler=flow(use_dynamic_shifting=True), vae=vae, text_encoder=_qwen3(28, causal=True),
         tokenizer=_bytes_tokenizer(), transformer=transformer,
     )  # fmt: skip
 
@@ -85,13 +91,20 @@ def _z_image() -> Any:
     for name in ("x_pad_token", "cap_pad_token"):
         getattr(transformer, name).data.normal_(std=0.02)
     return ZImagePipeline(
-        scheduler=_flow(), vae=_vae(scaling_factor=0.3611, shift_factor=0.1159), text_encoder=_qwen3(3, causal=False),
+        scheduler=flow(), vae=_vae(scaling_factor=0.3611, shift_factor=0.1159), text_encoder=_qwen3(3, causal=False),
         tokenizer=_bytes_tokenizer(), transformer=transformer,
     )  # fmt: skip
 
 
 def _qwen_image() -> Any:
-    from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
+    from diffusers import QwenImagePipeline
+
+    return QwenImagePipeline(**qwen_image_parts())
+
+
+def qwen_image_parts() -> dict[str, Any]:
+    """The components that Qwen-Image and Qwen-Image-Edit share."""
+    from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     text = {
@@ -101,14 +114,16 @@ def _qwen_image() -> Any:
     }  # fmt: skip
     vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2, "out_hidden_size": WORDS,
               "fullatt_block_indexes": [0]}  # fmt: skip
-    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
-    return QwenImagePipeline(
-        scheduler=_flow(use_dynamic_shifting=True),
+    tokenizer = _bytes_tokenizer()
+    ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(f"<|{word}|>") for name, word in SEEN.items()}
+    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
+    return dict(
+        scheduler=flow(use_dynamic_shifting=True),
         vae=AutoencoderKLQwenImage(
             base_dim=4, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, attn_scales=[], temperal_downsample=[False],
             latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.7, 2.0, 1.0],
         ),
-        text_encoder=encoder, tokenizer=_bytes_tokenizer(),
+        text_encoder=encoder, tokenizer=tokenizer,
         transformer=QwenImageTransformer2DModel(
             patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2,
             joint_attention_dim=WORDS, axes_dims_rope=(2, 2, 4),
@@ -127,7 +142,7 @@ def _chroma() -> Any:
         approximator_layers=1,
     )  # fmt: skip
     return ChromaPipeline(
-        scheduler=_flow(shift=1.0), vae=_vae(scaling_factor=0.3611, shift_factor=0.1159), text_encoder=_t5(),
+        scheduler=flow(shift=1.0), vae=_vae(scaling_factor=0.3611, shift_factor=0.1159), text_encoder=_t5(),
         tokenizer=_t5_tokenizer(), transformer=transformer,
     )  # fmt: skip
 
@@ -175,7 +190,7 @@ def _lumina2() -> Any:
             sample_size=8, in_channels=4, num_layers=1, num_refiner_layers=1, hidden_size=24, num_attention_heads=2,
             num_kv_heads=1, cap_feat_dim=WORDS, axes_dim_rope=(4, 4, 4), axes_lens=(300, 32, 32), multiple_of=8,
         ),
-        scheduler=_flow(shift=6.0), vae=_vae(scaling_factor=0.3611, shift_factor=0.1159),
+        scheduler=flow(shift=6.0), vae=_vae(scaling_factor=0.3611, shift_factor=0.1159),
         text_encoder=Gemma2Model(Gemma2Config(
             vocab_size=len(_bytes_tokenizer()), hidden_size=WORDS, intermediate_size=8, num_hidden_layers=2,
             num_attention_heads=2, num_key_value_heads=1, head_dim=4, bos_token_id=0, eos_token_id=1, pad_token_id=0,
@@ -199,7 +214,7 @@ def _auraflow() -> Any:
             vocab_size=len(_t5_tokenizer()), d_model=WORDS, d_kv=4, d_ff=16, num_layers=1, num_heads=2,
             is_encoder_decoder=False, use_cache=False,
         )),
-        vae=_vae(scaling_factor=0.13025), scheduler=_flow(shift=1.73),
+        vae=_vae(scaling_factor=0.13025), scheduler=flow(shift=1.73),
         transformer=AuraFlowTransformer2DModel(
             sample_size=16, in_channels=4, out_channels=4, num_mmdit_layers=1, num_single_dit_layers=1,
             attention_head_dim=8, num_attention_heads=2, joint_attention_dim=WORDS, caption_projection_dim=16,
@@ -226,7 +241,7 @@ def _sana() -> Any:
             num_attention_heads=2, num_key_value_heads=1, head_dim=4, bos_token_id=0, eos_token_id=1, pad_token_id=0,
             max_position_embeddings=8192,
         )),
-        vae=vae, scheduler=_flow(),
+        vae=vae, scheduler=flow(),
         transformer=SanaTransformer2DModel(
             in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8,
             num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=WORDS,
@@ -252,12 +267,59 @@ def _hunyuan_video() -> Any:
         spatial_compression_ratio=2, temporal_compression_ratio=4, scaling_factor=0.476986,
     )  # fmt: skip
     return HunyuanVideoPipeline(
-        text_encoder=llama, tokenizer=_bytes_tokenizer(), vae=vae, scheduler=_flow(shift=7.0),
+        text_encoder=llama, tokenizer=_bytes_tokenizer(), vae=vae, scheduler=flow(shift=7.0),
         text_encoder_2=clip, tokenizer_2=_clip_tokenizer(),
         transformer=HunyuanVideoTransformer3DModel(
             in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, num_refiner_layers=1,
             num_attention_heads=2, attention_head_dim=8, text_embed_dim=WORDS, pooled_projection_dim=FIRST[0],
             rope_axes_dim=(2, 2, 4), patch_size=2, patch_size_t=1,
+        ),
+    )  # fmt: skip
+
+
+def _krea2() -> Any:
+    from diffusers import Krea2Pipeline, Krea2Transformer2DModel
+    from transformers import Qwen3VLConfig, Qwen3VLModel
+
+    parts = qwen_image_parts()
+    text = {
+        "vocab_size": len(_bytes_tokenizer()), "hidden_size": WORDS, "intermediate_size": 8, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0]},
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2, "out_hidden_size": WORDS,
+              "deepstack_visual_indexes": [0]}  # fmt: skip
+    return Krea2Pipeline(
+        scheduler=parts["scheduler"], vae=parts["vae"], tokenizer=parts["tokenizer"],
+        text_encoder=Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision)),
+        transformer=Krea2Transformer2DModel(
+            in_channels=16, num_layers=1, attention_head_dim=8, num_attention_heads=2, num_key_value_heads=1,
+            intermediate_size=16, timestep_embed_dim=8, text_hidden_dim=WORDS, num_text_layers=2,
+            text_num_attention_heads=2, text_num_key_value_heads=2, text_intermediate_size=8,
+            num_layerwise_text_blocks=1, num_refiner_text_blocks=1, axes_dims_rope=(2, 2, 4),
+        ),
+        text_encoder_select_layers=(1, 2),
+    )  # fmt: skip
+
+
+def _ltx_video() -> Any:
+    from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
+
+    from tests.support.tiny_pipelines import JOINT, _t5, _t5_tokenizer
+
+    scaling = (True, True, False, False)
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=8, block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 5, spatio_temporal_scaling=scaling, decoder_spatio_temporal_scaling=scaling,
+        patch_size=1, scaling_factor=0.9,
+    )  # fmt: skip
+    vae.latents_mean.normal_(std=0.1)
+    vae.latents_std.uniform_(0.5, 2.0)
+    return LTXPipeline(
+        scheduler=flow(use_dynamic_shifting=True), vae=vae, text_encoder=_t5(), tokenizer=_t5_tokenizer(),
+        transformer=LTXVideoTransformer3DModel(
+            in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+            num_layers=1, caption_channels=JOINT,
         ),
     )  # fmt: skip
 
@@ -272,5 +334,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "lumina2": _lumina2,
     "auraflow": _auraflow,
     "sana": _sana,
+    "krea2": _krea2,
+    "ltx-video": _ltx_video,
     "wan-2.2": lambda: _wan(experts=2),
 }

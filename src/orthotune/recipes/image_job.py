@@ -98,6 +98,8 @@ def open_model(settings: ImageSettings, device: torch.device) -> Any:
     # Full finetuning needs float32 weights: most updates of half-precision weights would be lost to rounding.
     dtype = torch.float32 if settings.method == "full" else storage_dtype(settings.mixed_precision)
     family = open_family(source, dtype, device)
+    if settings.expert is not None:
+        family.train_expert(settings.expert)
     _check_family(settings, family)
     return family
 
@@ -111,6 +113,11 @@ def _check_family(settings: ImageSettings, family: Family) -> None:
             f"preset={settings.preset}", got=f"a model of another family, {family.name}",
             needed=f"preset={family.name}" if known else "no preset, as this family has none for this recipe",
             do=None if known else "Leave it out, and give the settings",
+        )  # fmt: skip
+    if family.reads and settings.recipe != "t2i":
+        raise RecipeError(
+            f"train {settings.recipe} with model={settings.model}", got=f"{family.name}, which reads images to edit",
+            needed="train t2i with references or masks",
         )  # fmt: skip
     family.check_options(LossOptions(min_snr_gamma=settings.min_snr, noise_offset=settings.noise_offset))
 

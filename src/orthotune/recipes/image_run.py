@@ -87,6 +87,8 @@ class _Run:
         with self.accelerator.main_process_first():
             data = job.data(family, self.run_dir.path)
         notes = adapt(family, settings, job)
+        if settings.rest_encoders:
+            family.rest_encoders()
         torch.manual_seed(settings.seed)
         trainee = Trainee(family, job.hint_encoder(family) if job.hint_encoder else None)
         if settings.gradient_checkpointing:

@@ -45,11 +45,16 @@ class ImageSettings(MethodSettings):
         "rewind",
         "rewind_prompts",
         "made_for",
+        "expert",
+        "rest_encoders",
     )
     only_for: ClassVar[dict[str, tuple[str, ...]]] = {**ONLY_FOR, "made_for": ("oft", "coft")}
 
     model: str = Field(WORLD, description="Folder or hub name of a diffusers pipeline, or image-world.")
     target_modules: str | list[str] = Field("attention", description="attention, attention+convolutions, or names.")
+    expert: Literal["high-noise", "low-noise"] | None = Field(
+        None, description="Which of the two denoisers of Wan 2.2 is trained; default: high-noise."
+    )
     train_text_encoder: bool = Field(False, description="Adapt the text encoders, too.")
     made_for: Literal["comfyui", "peft", "onetrainer"] | None = Field(
         None, description="Written for=comfyui, peft or onetrainer: where the file goes, which decides what is rotated."
@@ -68,6 +73,9 @@ class ImageSettings(MethodSettings):
 
     resolution: Positive | None = Field(None, description="Side in pixels; default: that of the training of the model.")
     buckets: bool = Field(False, description="Keep the aspect ratios of images, in buckets of the same area.")
+    rest_encoders: bool = Field(
+        False, description="Text encoders and VAE stay in main memory, except while they encode or draw."
+    )
     cache: bool = Field(True, description="Encode images (and captions) once, before training.")
 
     sample_prompts: list[str] = Field(
@@ -98,6 +106,13 @@ class ImageSettings(MethodSettings):
         if self.rewind != "none" and not known:
             fault = "rewind needs images of the base, and there are no prompts for these"
             raise SettingError("rewind", fault, "Add rewind_prompts=FILE with one prompt per line, not about the task")
+        return self
+
+    @model_validator(mode="after")
+    def _encodes_once(self) -> ImageSettings:
+        if self.rest_encoders and (self.train_text_encoder or not self.cache):
+            fault = "rest_encoders needs encodings that are kept, and frozen text encoders"
+            raise SettingError("rest_encoders", fault, "Leave out cache=false and train_text_encoder=true")
         return self
 
     @model_validator(mode="before")

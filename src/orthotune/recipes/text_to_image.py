@@ -1,16 +1,24 @@
-"""Text to image: finetune an image model on captioned images, for a style, a domain or new words."""
+"""Text to image: finetune an image model on captioned images, for a style, a domain or new words.
+
+Editing models are trained by the same recipe: each image comes with the references that it was made of, and its caption
+is the instruction; models of inpainting read a mask.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from orthotune.errors import RecipeError
 from orthotune.image.data.cache import ImageDataset
-from orthotune.image.data.captions import Example, read_examples
+from orthotune.image.data.captions import Example, read_caption_rows, read_examples
+from orthotune.image.editing.dataset import EditingDataset
+from orthotune.image.editing.examples import RANDOM, EditExample, read_edits
 from orthotune.image.families.family import Family
+from orthotune.recipes.editing_samples import editing_sampler
 from orthotune.recipes.image_job import ImageJob, plan_image
 from orthotune.recipes.image_run import run_image
 from orthotune.recipes.image_settings import WORLD, ImageSettings
@@ -33,11 +41,22 @@ class TextToImageSettings(ImageSettings):
     """
 
     recipe: ClassVar[str] = "t2i"
+    newer: ClassVar[tuple[str, ...]] = (*ImageSettings.newer, "references", "masks")
 
     data: str = Field(
         WORLD,
         description="Folder of images with .txt captions, a .jsonl or .parquet table, a hub data set NAME or "
         "NAME:SPLIT, or image-world.",
+    )
+    references: Path | list[Path] | None = Field(
+        None,
+        description="For editing models: folder with the image to edit of the same name for each image of data, or up "
+        "to three such folders. Tables name them in the column reference.",
+    )
+    masks: str | None = Field(
+        None,
+        description="For models of inpainting: folder with a mask of the same name for each image, white where is "
+        "painted, or random.",
     )
     caption: str | None = Field(None, description="For images that have none.")
     broken: Literal["skip", "refuse"] = Field("skip", description="Whether unreadable images are skipped or an error.")
@@ -54,7 +73,14 @@ class TextToImageSettings(ImageSettings):
             raise SettingError("model", f"no training data for model={self.model}", do)
         if self.cache_dir is not None and not self.cache:
             raise SettingError("cache_dir", "cache_dir without a cache", "Leave out cache=false or cache_dir")
+        if self.data == WORLD and self.edits:
+            raise SettingError("references", "references or masks without images", "Add data=FOLDER")
         return self
+
+    @property
+    def edits(self) -> bool:
+        """Whether the settings name references or masks."""
+        return self.references is not None or self.masks is not None
 
 
 def run(settings: TextToImageSettings, say: Callable[[str], None] = print, bar: bool = True) -> RunRecord:
@@ -89,14 +115,16 @@ def job(settings: TextToImageSettings, say: Callable[[str], None] = print, bar: 
         say: gets messages.
         bar: show progress bars.
     """
+    if settings.data != WORLD and (settings.edits or _has_edits(settings.data)):
+        return _editing_job(settings, say, bar)
     examples = _examples(settings, say)
 
     def data(family: Family, run_dir: Path | None) -> ImageDataset:
-        found = ImageDataset(
-            examples, family, settings.resolution, buckets=settings.buckets, crop=settings.crop, cache=settings.cache,
-            cache_dir=settings.cache_dir, encode_captions=not settings.train_text_encoder,
-            caption_dropout=settings.caption_dropout, seed=settings.seed, say=say,
-        )  # fmt: skip
+        if family.reads:
+            given = f"data={settings.data} for {family.name}"
+            needed = "references=FOLDER, or reference" if family.reads == "references" else "masks=FOLDER, or mask"
+            raise RecipeError(given, got="images with captions alone", needed=f"{needed} in each row of a table")
+        found = ImageDataset(examples, family, settings.resolution, **_options(settings), say=say)
         if run_dir is not None:
             found.prepare(bar)
         return found
@@ -116,3 +144,48 @@ def _examples(settings: TextToImageSettings, say: Callable[[str], None]) -> list
     from orthotune.worlds.image_folders import captioned_digits
 
     return captioned_digits()
+
+
+def _options(settings: TextToImageSettings) -> dict[str, Any]:
+    return {
+        "buckets": settings.buckets, "crop": settings.crop, "cache": settings.cache, "cache_dir": settings.cache_dir,
+        "encode_captions": not settings.train_text_encoder, "caption_dropout": settings.caption_dropout,
+        "seed": settings.seed,
+    }  # fmt: skip
+
+
+def _has_edits(data: str) -> bool:
+    """Whether the rows of a table have references or masks of their own."""
+    rows = read_caption_rows(data)
+    return any(row.references or row.mask is not None for row in rows[:1])
+
+
+def _editing_job(settings: TextToImageSettings, say: Callable[[str], None], bar: bool) -> ImageJob:
+    if settings.train_text_encoder:
+        raise RecipeError(
+            "train_text_encoder of an editing model", needed="text encoders that stay frozen, whose outputs are kept"
+        )
+    if settings.rewind != "none":
+        raise RecipeError("rewind of an editing model", needed="a run without it: images of the base need references")
+    named = settings.references
+    folders = [] if named is None else named if isinstance(named, list) else [named]
+    examples: list[EditExample] = read_edits(
+        settings.data, folders, settings.masks, caption=settings.caption, broken=settings.broken, say=say
+    )
+    masks = settings.masks == RANDOM
+
+    def data(family: Family, run_dir: Path | None) -> EditingDataset:
+        if not family.reads:
+            got = f"a {family.name} model, which reads captions alone"
+            raise RecipeError(f"references or masks for {settings.model}", got=got, needed="an editing model")
+        found = EditingDataset(examples, family, settings.resolution, random_masks=masks, **_options(settings), say=say)
+        if run_dir is not None:
+            found.prepare(bar)
+        return found
+
+    shown = examples[:SHOWN]
+    return ImageJob(
+        data=data,
+        prompts=[example.caption for example in shown],
+        sampler=lambda trainee: editing_sampler(trainee.family, settings, shown, masks),
+    )

@@ -42,6 +42,8 @@ DIFFUSERS_TARGETS: dict[str, list[str]] = {
     "Lumina2Transformer2DModel": _ATTENTION,
     "SanaTransformer2DModel": _ATTENTION,
     "WanTransformer3DModel": _ATTENTION,
+    "Krea2Transformer2DModel": _ATTENTION,
+    "LTXVideoTransformer3DModel": _ATTENTION,
 }
 
 #: transformers model types that are missing in PEFT's table

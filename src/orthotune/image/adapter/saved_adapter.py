@@ -23,6 +23,8 @@ from orthotune.image.loop.quiet_loading import quiet_loading
 
 #: file name of a LoRA in diffusers
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
+#: the second expert of Wan 2.2
+SECOND = "transformer_2"
 
 
 def save_adapter(family: PipelineFamily, folder: Path) -> None:
@@ -74,7 +76,8 @@ def load_adapter(family: PipelineFamily, folder: Path) -> None:
     if (folder / LORA_WEIGHTS).is_file():
         try:
             with quiet_loading():
-                family.pipeline.load_lora_weights(str(folder), adapter_name=NAME, weight_name=LORA_WEIGHTS)
+                second = {"load_into_transformer_2": True} if family.denoiser_name == SECOND else {}
+                family.pipeline.load_lora_weights(str(folder), adapter_name=NAME, weight_name=LORA_WEIGHTS, **second)
         except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as fault:
             raise AdapterFileError(
                 f"{folder / LORA_WEIGHTS} for {family.name}", got=str(fault).splitlines()[0]
@@ -149,8 +152,10 @@ def _save_lora(
 ) -> None:
     arguments: dict[str, Any] = {}
     for component, held in tensors.items():
-        arguments[f"{component}_lora_layers"] = held
-        arguments[f"{component}_lora_adapter_metadata"] = configs[component]
+        # diffusers writes the LoRA of either expert of Wan 2.2 under the name of the first one.
+        name = "transformer" if component == SECOND else component
+        arguments[f"{name}_lora_layers"] = held
+        arguments[f"{name}_lora_adapter_metadata"] = configs[component]
     type(family.pipeline).save_lora_weights(save_directory=str(folder), **arguments)
 
 

@@ -13,6 +13,27 @@ Conditions = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Sources:
+    """The images that an editing model reads besides the captions, in the size of the images that it generates.
+
+    Args:
+        images: uint8 [n, k, 3, H, W]: ``k`` references for each image, or the one image that is painted into.
+        mask: bool [n, H, W], true where a model of inpainting paints; None for models that read references.
+    """
+
+    images: Tensor
+    mask: Tensor | None = None
+
+    def rows(self, which: slice) -> Sources:
+        """The sources of a part of the images.
+
+        Args:
+            which: the images.
+        """
+        return Sources(self.images[which], None if self.mask is None else self.mask[which])
+
+
+@dataclass(frozen=True)
 class Batch:
     """``n`` images of one size, encoded.
 

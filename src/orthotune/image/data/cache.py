@@ -152,10 +152,14 @@ class ImageDataset:
         else:
             with torch.no_grad():
                 encoded = self.family.encode_captions(captions)
+        return encoded | self._sizes(indices, fits)
+
+    def _sizes(self, indices: list[int], fits: list[Fit]) -> Conditions:
+        """What the family reads of the sizes of images."""
         images = [self.examples[index % len(self)].image for index in indices]
         original = torch.tensor([[image.height, image.width] for image in images])
         corner = torch.tensor([[how.top, how.left] for how in fits])
-        return encoded | self.family.size_conditions(original, corner, fits[0].size)
+        return self.family.size_conditions(original, corner, fits[0].size)
 
     def _encoded(self, index: int) -> tuple[Tensor, Tensor | None, Fit]:
         """Latents, control image and crop; if cached, the same in all epochs."""

@@ -11,11 +11,15 @@ from orthotune.errors import DataError
 from orthotune.runs.data_files import Row, read_rows
 from orthotune.runs.hub_data import load_split
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 #: Columns in the order in which they are asked for.
-IMAGE = ("file_name", "image")
-CAPTION = ("text", "prompt", "caption")
+IMAGE = ("file_name", "image", "target", "edited_image")
+CAPTION = ("text", "prompt", "caption", "instruction", "edit_prompt")
 CONDITION = ("conditioning_image", "conditioning_image_file_name")
+#: images to edit: a list of them, or one column for each
+REFERENCES = "references"
+REFERENCE = (("reference", "source_image", "input_image"), ("reference_2",), ("reference_3",))
+MASK = ("mask", "mask_image")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class CaptionRow:
         origin: the image file, or its bytes.
         caption: None if the example has none.
         condition: the file or bytes of the control image.
+        references: the files or bytes of the images to edit.
+        mask: the file or bytes of the mask of the part that is painted.
     """
 
     place: str
@@ -35,6 +41,8 @@ class CaptionRow:
     origin: Path | bytes = field(repr=False)
     caption: str | None
     condition: Path | bytes | None = field(default=None, repr=False)
+    references: tuple[Path | bytes, ...] = field(default=(), repr=False)
+    mask: Path | bytes | None = field(default=None, repr=False)
 
 
 def from_file(path: Path) -> list[CaptionRow]:
@@ -99,7 +107,7 @@ def _caption_row(place: str, row: Row, folder: Path, number: int) -> CaptionRow:
         raise DataError(
             f"{place}: column {caption!r}", got=f"{type(text).__name__} {str(text)[:40]!r}", needed="a text"
         )
-    control = _first(row, CONDITION)
+    control, mask = _first(row, CONDITION), _first(row, MASK)
     path = row[column].get("path") if isinstance(row[column], dict) else row[column]
     name = PurePosixPath(path).with_suffix("").as_posix() if isinstance(path, str) and path else f"row-{number:06}"
     return CaptionRow(
@@ -108,7 +116,17 @@ def _caption_row(place: str, row: Row, folder: Path, number: int) -> CaptionRow:
         _origin(row[column], folder, f"{place}: column {column!r}"),
         " ".join((text or "").split()) or None,
         _origin(row[control], folder, f"{place}: column {control!r}") if control else None,
+        _references(row, folder, place),
+        _origin(row[mask], folder, f"{place}: column {mask!r}") if mask else None,
     )
+
+
+def _references(row: Row, folder: Path, place: str) -> tuple[Path | bytes, ...]:
+    listed = row.get(REFERENCES)
+    if isinstance(listed, list):
+        return tuple(_origin(value, folder, f"{place}: column {REFERENCES!r}") for value in listed)
+    columns = [column for names in REFERENCE if (column := _first(row, names))]
+    return tuple(_origin(row[column], folder, f"{place}: column {column!r}") for column in columns)
 
 
 def _first(row: Row, columns: tuple[str, ...]) -> str | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from orthotune.image.data.batch import Conditions
+from orthotune.errors import RecipeError
+from orthotune.image.data.batch import Conditions, Sources
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,35 @@ class Family(ABC):
             is not controlled.
         pixels_per_latent: pixels along one side of a latent "pixel".
         divisor: height and width of images must be multiples of it, in pixels.
+        reads: what the model reads besides captions: nothing, images to edit (``references``), or an image and the part
+            of it that is painted (``mask``).
+        most_references: images that a model of ``references`` reads for one image.
+        text_reads_references: the text encoder sees the references, so that a caption is encoded with them.
     """
 
     name: ClassVar[str]
-    denoiser_name: ClassVar[str]
+    denoiser_name: str
     text_encoder_names: ClassVar[tuple[str, ...]]
     attention: ClassVar[tuple[str, ...]]
     convolutions: ClassVar[tuple[str, ...]] = ()
     entry: ClassVar[str]
+    reads: ClassVar[Literal["", "references", "mask"]] = ""
+    most_references: ClassVar[int] = 1
+    text_reads_references: ClassVar[bool] = False
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
+
+    def train_expert(self, expert: str) -> None:
+        """Choose which of several denoisers is trained, each for a part of the times.
+
+        Args:
+            expert: ``high-noise`` or ``low-noise``.
+
+        Raises:
+            RecipeError: the model has one denoiser for all times.
+        """
+        raise RecipeError(f"expert={expert} for {self.name}", got="a model with one denoiser", do="Leave it out")
 
     @property
     def denoiser(self) -> nn.Module:
@@ -100,8 +119,24 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def encode_captions(self, captions: Sequence[str]) -> Conditions:
-        """Encode captions as inputs of the denoiser; with gradient if a text encoder is trained."""
+    def encode_captions(self, captions: Sequence[str], sources: Sources | None = None) -> Conditions:
+        """Encode captions as inputs of the denoiser; with gradient if a text encoder is trained.
+
+        Args:
+            captions: one per image.
+            sources: the images to edit, for families with ``text_reads_references``; the others ignore them.
+        """
+
+    def encode_sources(self, sources: Sources) -> Conditions:
+        """Encode the images that an editing model reads as further inputs of the denoiser; no gradient.
+
+        Args:
+            sources: of each image.
+
+        Raises:
+            RecipeError: the family reads no images, or others than these.
+        """
+        raise RecipeError(f"images to edit for {self.name}", got="a model that reads captions alone")
 
     def size_conditions(self, original: Tensor, corner: Tensor, size: tuple[int, int]) -> Conditions:
         """Inputs of the denoiser for the sizes of the images, in families that have them (SDXL); otherwise empty.
@@ -150,6 +185,7 @@ class Family(ABC):
         height: int | None = None,
         width: int | None = None,
         batch_size: int = 16,
+        sources: Sources | None = None,
     ) -> Tensor:
         """Generate one image per prompt; no gradient. The modules keep their training mode.
 
@@ -161,6 +197,7 @@ class Family(ABC):
             height: in pixels; the native size if None.
             width: in pixels; the native size if None.
             batch_size: images per batch.
+            sources: the images to edit, for families that read them; height and width are then theirs.
 
         Returns:
             uint8 ``[n, 3, H, W]``.

@@ -55,22 +55,26 @@ class Flux(FlowFamily):
         return {"encoder_hidden_states": tokens, "pooled_projections": pooled}
 
     def velocity(self, denoiser: nn.Module, noisy: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
-        inputs: dict[str, Any] = {name: tensor.to(noisy.device, self.dtype) for name, tensor in conditions.items()}
+        inputs = {name: conditions[name].to(noisy.device, self.dtype)
+                  for name in ("encoder_hidden_states", "pooled_projections")}  # fmt: skip
         count, _, height, width = noisy.shape
-        ids = torch.zeros(height // 2, width // 2, 3, device=noisy.device)
-        ids[..., 1] = torch.arange(height // 2, device=noisy.device)[:, None]
-        ids[..., 2] = torch.arange(width // 2, device=noisy.device)[None, :]
+        seen, ids = self._seen(noisy, conditions)
         guidance = torch.full((count,), TRAINING_GUIDANCE, device=noisy.device) if self.guided else None
         found = denoiser(
-            hidden_states=pack(noisy).to(self.dtype),
+            hidden_states=seen.to(self.dtype),
             timestep=times,
             guidance=guidance,
-            img_ids=ids.flatten(0, 1).to(self.dtype),
+            img_ids=ids.to(self.dtype),
             txt_ids=torch.zeros(inputs["encoder_hidden_states"].shape[1], 3, device=noisy.device, dtype=self.dtype),
             **inputs,
             return_dict=False,
         )[0]
-        return unpack(found, height, width)
+        return unpack(found[:, : height // 2 * (width // 2)], height, width)
+
+    def _seen(self, noisy: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        """The tokens of the image that the transformer reads, [n, tokens, d], and their positions, [tokens, 3]."""
+        height, width = noisy.shape[-2:]
+        return pack(noisy), positions(height, width, noisy.device)
 
     def _sample(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
         packed = super()._sample(prompts, generators, max_sequence_length=self._tokens, **options)
@@ -87,6 +91,26 @@ def pack(latents: Tensor) -> Tensor:
     count, channels, height, width = latents.shape
     patches = latents.reshape(count, channels, height // 2, 2, width // 2, 2)
     return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def positions(height: int, width: int, device: torch.device, picture: int = 0) -> Tensor:
+    """The positions of the tokens of :func:`pack`, float32 [h/2 · w/2, 3]: the picture, the row and the column.
+
+    Args:
+        height: of the latents.
+        width: of the latents.
+        device: of the result.
+        picture: 0 for the image that is generated, 1 for an image that is edited.
+
+    Example:
+        >>> positions(4, 2, torch.device("cpu"), picture=1).tolist()
+        [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]
+    """
+    ids = torch.zeros(height // 2, width // 2, 3, device=device)
+    ids[..., 0] = picture
+    ids[..., 1] = torch.arange(height // 2, device=device)[:, None]
+    ids[..., 2] = torch.arange(width // 2, device=device)[None, :]
+    return ids.flatten(0, 1)
 
 
 def unpack(tokens: Tensor, height: int, width: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from orthotune.errors import DataError, RecipeError
-from orthotune.image.data.batch import Conditions
+from orthotune.image.data.batch import Conditions, Sources
 from orthotune.image.families.family import Family
 
 
@@ -35,6 +35,43 @@ class PipelineFamily(Family):
         pipeline.set_progress_bar_config(disable=True)
         for part in self.modules().values():
             part.requires_grad_(False).eval()
+        self._rest: torch.device | None = None
+        self._awake = 0
+
+    def rest_encoders(self, place: torch.device | str = "cpu") -> None:
+        """Keep the text encoders and the VAE at another place than the denoiser, except while they work.
+
+        Args:
+            place: where they rest.
+
+        Raises:
+            RecipeError: a text encoder is trained, and works at every step.
+        """
+        if any(p.requires_grad for part in self.text_encoders.values() for p in part.parameters()):
+            raise RecipeError("text encoders that rest", got="encoders that are trained", do="Leave one of them out")
+        self._rest = torch.device(place)
+        for part in self.resting_parts():
+            part.to(self._rest)
+
+    def resting_parts(self) -> list[nn.Module]:
+        """The text encoders and the VAE, which training needs only before and while images are drawn."""
+        return [part for name, part in self.modules().items() if name in (*self.text_encoder_names, "vae")]
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Context in which text encoders and VAE are where the denoiser is; afterwards they rest again."""
+        moving = self._rest is not None and self._awake == 0
+        self._awake += 1
+        try:
+            if moving:
+                for part in self.resting_parts():
+                    part.to(self.device)
+            yield
+        finally:
+            self._awake -= 1
+            if moving:
+                for part in self.resting_parts():
+                    part.to(self._rest)
 
     def modules(self) -> dict[str, nn.Module]:
         """Every network of the pipeline by attribute name."""
@@ -78,11 +115,26 @@ class PipelineFamily(Family):
     @torch.no_grad()
     def encode_images(self, images: Tensor, generator: torch.Generator) -> Tensor:
         self.check_images(images)
-        vae = self.pipeline.vae
-        pixels = images.to(vae.device, vae.dtype) / 127.5 - 1
-        found = vae.encode(pixels.unsqueeze(2) if self.frames else pixels).latent_dist
+        with self.working():
+            vae = self.pipeline.vae
+            found = self._posterior(images.to(vae.device, vae.dtype) / 127.5 - 1)
         mean, std = found.mean.float(), found.std.float()
         return self._scaled(mean + std * torch.randn(mean.shape, generator=generator).to(mean.device))
+
+    def _posterior(self, pixels: Tensor) -> Any:
+        """What the VAE says of pixels, [n, 3, H, W] of -1..1: a normal distribution of latents."""
+        return self.pipeline.vae.encode(pixels.unsqueeze(2) if self.frames else pixels).latent_dist
+
+    @torch.no_grad()
+    def encode_exactly(self, pixels: Tensor) -> Tensor:
+        """The mean of the latents of pixels, scaled for the denoiser: what editing models read, which has no noise.
+
+        Args:
+            pixels: float [n, 3, H, W] of -1..1.
+        """
+        with self.working():
+            vae = self.pipeline.vae
+            return self._scaled(self._posterior(pixels.to(vae.device, vae.dtype)).mean.float())
 
     def _scaled(self, latents: Tensor) -> Tensor:
         """Latents of the VAE, scaled for the denoiser; :meth:`_unscaled` undoes this."""
@@ -97,9 +149,14 @@ class PipelineFamily(Family):
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Decode latents, scaled for the denoiser, to images, uint8 ``[n, 3, H, W]`` on the CPU."""
         vae = self.pipeline.vae
-        pixels = vae.decode(self._unscaled(latents.float()).to(vae.dtype), return_dict=False)[0]
+        pixels = self._pixels(self._unscaled(latents.float()).to(vae.dtype))
         pixels = pixels[:, :, 0] if self.frames else pixels
         return (pixels.float() * 127.5 + 127.5).clamp(0, 255).round().to(torch.uint8).cpu()
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        """What the VAE decodes."""
+        found: Tensor = self.pipeline.vae.decode(latents, return_dict=False)[0]
+        return found
 
     def _latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         # The denoiser reads (z - center) / spread: scaling_factor is the inverse of a standard deviation, SD3 and FLUX
@@ -114,15 +171,39 @@ class PipelineFamily(Family):
         center = numbers("shift_factor", 0.0) + numbers("latents_mean", 0.0)
         return center, numbers("latents_std", 1.0) / numbers("scaling_factor", 1.0)
 
-    def encode_captions(self, captions: Sequence[str]) -> Conditions:
+    def encode_captions(self, captions: Sequence[str], sources: Sources | None = None) -> Conditions:
         if not captions:
             raise DataError("captions", got="none", needed="one or more")
         learns = any(p.requires_grad for part in self.text_encoders.values() for p in part.parameters())
-        with nullcontext() if learns else torch.no_grad(), self.precision():
+        with nullcontext() if learns else torch.no_grad(), self.working(), self.precision():
+            if sources is not None and self.text_reads_references:
+                return self._encode_reading(list(captions), sources)
             return self._encode(list(captions))
 
     @abstractmethod
     def _encode(self, captions: list[str]) -> Conditions: ...
+
+    def _encode_reading(self, captions: list[str], sources: Sources) -> Conditions:
+        """Captions together with the images that they are about, for families with ``text_reads_references``."""
+        raise NotImplementedError
+
+    def check_sources(self, sources: Sources | None) -> None:
+        """Check that images to edit are there where the model reads them, and only there.
+
+        Args:
+            sources: the images, or None.
+
+        Raises:
+            RecipeError: images are missing, are too many, or a mask is missing.
+        """
+        needed = {"": "captions alone", "references": "reference images", "mask": "an image and a mask"}[self.reads]
+        found = 0 if sources is None else sources.images.shape[1]
+        masked = sources is not None and sources.mask is not None
+        if (found == 0) != (self.reads == "") or masked != (self.reads == "mask"):
+            got = "none" if sources is None else "images and masks" if masked else f"{found} images without a mask"
+            raise RecipeError(f"images to edit for {self.name}", got=got, needed=needed)
+        if found > self.most_references:
+            raise RecipeError(f"{found} reference images for {self.name}", needed=f"at most {self.most_references}")
 
     @torch.no_grad()
     def generate(
@@ -135,15 +216,20 @@ class PipelineFamily(Family):
         height: int | None = None,
         width: int | None = None,
         batch_size: int = 16,
+        sources: Sources | None = None,
     ) -> Tensor:
         if not prompts or len(prompts) != len(seeds):
             raise DataError(f"{len(prompts)} prompts", got=f"{len(seeds)} seeds", needed="as many, at least one")
+        self.check_sources(sources)
+        if sources is not None:
+            height, width = sources.images.shape[-2:]
         height, width = height or self.native_size, width or self.native_size
         self.check_size(height, width)
         images = []
-        with self._evaluating():
+        with self._evaluating(), self.working():
             for at in range(0, len(prompts), batch_size):
                 # one CPU generator per image, so that its noise depends on neither the batch nor the device
+                given = {} if sources is None else {"sources": sources.rows(slice(at, at + batch_size))}
                 generators = [torch.Generator().manual_seed(seed) for seed in seeds[at : at + batch_size]]
                 with self.precision():
                     latents = self._sample(
@@ -153,6 +239,7 @@ class PipelineFamily(Family):
                         **self._guidance(self.usual_guidance if guidance is None else guidance),
                         height=height,
                         width=width,
+                        **given,
                     )
                 images.append(self.decode_latents(latents))
         return torch.cat(images)

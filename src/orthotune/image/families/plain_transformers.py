@@ -87,8 +87,9 @@ class Sana(PlainTransformer):
     @torch.no_grad()
     def encode_images(self, images: Tensor, generator: torch.Generator) -> Tensor:
         self.check_images(images)
-        vae = self.pipeline.vae
-        return self._scaled(vae.encode(images.to(vae.device, vae.dtype) / 127.5 - 1).latent.float())
+        with self.working():
+            vae = self.pipeline.vae
+            return self._scaled(vae.encode(images.to(vae.device, vae.dtype) / 127.5 - 1).latent.float())
 
     def _encoding(self) -> dict[str, Any]:
         import inspect

@@ -12,10 +12,15 @@ from orthotune.files.json_file import read_json
 from orthotune.image.families.chroma import Chroma
 from orthotune.image.families.flux import Flux
 from orthotune.image.families.flux2 import Flux2, Flux2Klein
+from orthotune.image.families.flux_editing import FluxFill, FluxKontext
 from orthotune.image.families.hunyuan_video import HunyuanVideo
+from orthotune.image.families.inpainting import StableDiffusionInpainting, StableDiffusionXLInpainting
+from orthotune.image.families.krea2 import Krea2
+from orthotune.image.families.ltx_video import LTXVideo
 from orthotune.image.families.pipeline_family import PipelineFamily
 from orthotune.image.families.plain_transformers import AuraFlow, Lumina2, Sana
 from orthotune.image.families.qwen_image import QwenImage
+from orthotune.image.families.qwen_image_edit import QwenImageEdit, QwenImageEditPlus
 from orthotune.image.families.sd3 import StableDiffusion3
 from orthotune.image.families.sdxl import StableDiffusionXL
 from orthotune.image.families.stable_diffusion import StableDiffusion
@@ -27,7 +32,8 @@ from orthotune.image.loop.quiet_loading import quiet_loading
 #: One line per family.
 FAMILIES: tuple[type[PipelineFamily], ...] = (
     StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Flux2Klein, Flux2, ZImage, QwenImage, Chroma, Wan,
-    HunyuanVideo, Lumina2, AuraFlow, Sana,
+    HunyuanVideo, Lumina2, AuraFlow, Sana, FluxKontext, FluxFill, QwenImageEdit, QwenImageEditPlus,
+    StableDiffusionInpainting, StableDiffusionXLInpainting, Krea2, LTXVideo,
 )  # fmt: skip
 
 _INDEX = "model_index.json"
@@ -90,11 +96,12 @@ def family_of(pipeline: Any) -> PipelineFamily:
 def _without(kind: type[PipelineFamily], index: dict[str, Any], path: Path) -> dict[str, Any]:
     """Arguments that make diffusers skip missing optional parts, which it otherwise refuses."""
     # The safety checker is not needed: it checks generated images before they are shown to users.
-    absent = {"safety_checker"} if kind is StableDiffusion else set()
+    checked = kind in (StableDiffusion, StableDiffusionInpainting)
+    absent = {"safety_checker"} if checked else set()
     absent |= {name for name, value in index.items() if value == [None, None]}
     absent |= {name for name in _OPTIONAL if name in index and path.is_dir() and not (path / name).is_dir()}
     arguments: dict[str, Any] = dict.fromkeys(absent)
-    return arguments | ({"requires_safety_checker": False} if kind is StableDiffusion else {})
+    return arguments | ({"requires_safety_checker": False} if checked else {})
 
 
 def _index(model: str) -> dict[str, Any]:

@@ -58,8 +58,9 @@ class StableDiffusion(PipelineFamily):
         noisy = self.schedule.noisy(latents, noise, times)
 
         def predict(rows: Tensor | slice) -> Tensor:
-            inputs = self._unet_inputs({name: value[rows] for name, value in conditions.items()}, latents[rows])
-            found: Tensor = denoiser(noisy[rows].to(self.dtype), times[rows], **inputs, return_dict=False)[0]
+            given = {name: value[rows] for name, value in conditions.items()}
+            inputs, seen = self._unet_inputs(given, latents[rows]), self._seen(noisy[rows], given)
+            found: Tensor = denoiser(seen.to(self.dtype), times[rows], **inputs, return_dict=False)[0]
             return found.float()
 
         with self.precision():
@@ -74,13 +75,22 @@ class StableDiffusion(PipelineFamily):
         """The arguments of the UNet besides latents and times."""
         return {"encoder_hidden_states": conditions["encoder_hidden_states"].to(latents.device, self.dtype)}
 
+    def _seen(self, noisy: Tensor, conditions: Conditions) -> Tensor:
+        """The latents that the UNet reads."""
+        return noisy
+
+    @property
+    def _channels(self) -> int:
+        """Channels that the UNet reads."""
+        return int(self.pipeline.vae.config.latent_channels)
+
     def _check_unet(self) -> None:
         unet, vae = self.pipeline.unet.config, self.pipeline.vae.config
-        if unet.in_channels != vae.latent_channels:
+        if unet.in_channels != self._channels:
             raise RecipeError(
                 f"a {self.name} model whose UNet reads {unet.in_channels} channels",
                 got=f"a VAE of {vae.latent_channels}",
-                needed="a text-to-image model: models for inpainting, depth or editing read a second image",
+                needed="a text-to-image model: models for depth or editing read a second image",
             )
         for field, is_for in (("addition_embed_type", self.addition), ("class_embed_type", None),
                               ("time_cond_proj_dim", None), ("encoder_hid_dim_type", None)):  # fmt: skip

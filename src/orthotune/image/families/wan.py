@@ -15,8 +15,9 @@ from orthotune.image.families.transformer_family import TransformerFamily
 class Wan(TransformerFamily):
     """Wan from text. Times are uniform before the shift of the scheduler, as musubi-tuner trains it.
 
-    Wan 2.2 of 14 billion parameters has two experts, one for each end of the times. The one that is there under the
-    name ``transformer``, for the times of much noise, is trained at its own times only.
+    Wan 2.2 of 14 billion parameters has two experts, one for each end of the times: ``transformer`` for much noise,
+    ``transformer_2`` for little noise. The first is trained unless :meth:`train_expert` names the other one, each at
+    its own times only.
     """
 
     name = "wan"
@@ -35,10 +36,21 @@ class Wan(TransformerFamily):
         if pipeline.transformer is None:
             raise RecipeError("a Wan pipeline", got="no transformer", needed="the expert for the times of much noise")
         super().__init__(pipeline)
-        boundary = pipeline.config.boundary_ratio
-        if boundary is not None and pipeline.transformer_2 is not None:
-            own = self.times.sigmas[self.times.sigmas >= boundary]
-            self.times = type(self.times)(own, self.logit_normal)
+        self._all_times = self.times
+        if self._experts:
+            self.train_expert("high-noise")
+
+    @property
+    def _experts(self) -> bool:
+        return self.pipeline.config.boundary_ratio is not None and self.pipeline.transformer_2 is not None
+
+    def train_expert(self, expert: str) -> None:
+        if not self._experts:
+            super().train_expert(expert)
+        sigmas, boundary = self._all_times.sigmas, self.pipeline.config.boundary_ratio
+        noisy = expert == "high-noise"
+        self.denoiser_name = "transformer" if noisy else "transformer_2"
+        self.times = type(self.times)(sigmas[(sigmas >= boundary) == noisy], self.logit_normal)
 
     def _encode(self, captions: list[str]) -> Conditions:
         tokens, _ = self.pipeline.encode_prompt(

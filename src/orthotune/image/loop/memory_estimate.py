@@ -7,8 +7,9 @@ backward, counted on a copy of the model with fake tensors (shapes without data)
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Protocol
 
@@ -16,13 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from orthotune.image.data.batch import Batch
+from orthotune.image.data.batch import Batch, Sources
 from orthotune.image.families.family import LossOptions
 from orthotune.image.families.pipeline_family import PipelineFamily
 from orthotune.layers.parametrization.rotation import Rotation
 
 #: bytes of AdamW per parameter: two moments, float32 or quantized
 OPTIMIZER_BYTES = {"adamw": 8, "adamw-8bit": 2}
+#: usual memory of cards, in GiB
+CARDS = (12, 16, 24, 48, 80)
+#: share of a card that the driver, the libraries and temporary buffers are taken to need
+RESERVED = 0.1
 _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _UNITS = ("B", "KiB", "MiB", "GiB")
 
@@ -36,6 +41,7 @@ class TrainingSettings(Protocol):
     ema: float
     mixed_precision: Any
     gradient_checkpointing: bool
+    rest_encoders: bool
 
 
 @dataclass(frozen=True)
@@ -43,13 +49,14 @@ class MemoryEstimate:
     """Bytes on the device during the training of one micro-batch.
 
     Args:
-        frozen: frozen weights of the complete pipeline.
+        frozen: frozen weights of the complete pipeline, or without text encoders and VAE where these rest.
         trained: trained parameters, in float32.
         gradients: of the trained parameters.
         optimizer: moments of AdamW.
         average: exponential moving average, if there is one.
         activations: tensors saved for the backward; None if the model does not run with fake tensors. With gradient
             checkpointing these are the inputs of the blocks; the recomputation of one block needs additional memory.
+        components: the frozen weights by component of the pipeline.
 
     Example:
         >>> MemoryEstimate(1024, 512, 512, 1024, 0, None).total
@@ -62,17 +69,36 @@ class MemoryEstimate:
     optimizer: int
     average: int
     activations: int | None
+    components: dict[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
         """The sum, without temporary buffers of single operations."""
-        return sum(getattr(self, field.name) or 0 for field in fields(self))
+        return sum(count or 0 for count in self._parts().values())
+
+    def _parts(self) -> dict[str, int | None]:
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "components"}
 
     def lines(self) -> list[str]:
         """The estimate as lines for a terminal."""
-        parts = [f"{field.name} {shown(getattr(self, field.name))}" for field in fields(self)]
+        parts = [f"{name} {shown(count)}" for name, count in self._parts().items() if count != 0]
+        frozen = ", ".join(f"{name} {shown(count)}" for name, count in self.components.items())
         return [f"memory      {shown(self.total)} (estimate), plus temporary buffers of single operations",
-                f"            {', '.join(part for part in parts if not part.endswith(' 0 B'))}"]  # fmt: skip
+                f"            {', '.join(parts)}",
+                *([f"            frozen: {frozen}"] if frozen else []),
+                f"cards       {self.cards()}"]  # fmt: skip
+
+    def cards(self) -> str:
+        """Which of the usual sizes of cards the estimate fits, as text.
+
+        Example:
+            >>> MemoryEstimate(13 * 1024**3, 0, 0, 0, 0, 0).cards()
+            '12 GB: no, 16 GB: yes, 24 GB: yes, 48 GB: yes, 80 GB: yes'
+        """
+        if self.activations is None:
+            return "unknown, as the activations are not known"
+        room = {card: (1 - RESERVED) * card * 1024**3 for card in CARDS}
+        return ", ".join(f"{card} GB: {'yes' if self.total <= space else 'no'}" for card, space in room.items())
 
 
 def estimate_memory(family: PipelineFamily, trainee: nn.Module, settings: TrainingSettings) -> list[str]:
@@ -96,20 +122,29 @@ def measure_memory(family: PipelineFamily, trainee: nn.Module, settings: Trainin
     """
     learning = [p for p in trainee.parameters() if p.requires_grad]
     known = {id(p) for p in learning}
-    parts = [*family.modules().values(), trainee]
-    held = {id(t): t for part in parts for t in (*part.parameters(), *part.buffers()) if id(t) not in known}
+    resting = family.resting_parts() if settings.rest_encoders else []
+    networks = {name: part for name, part in family.modules().items() if all(part is not one for one in resting)}
+    components = {name: _bytes([part], known) for name, part in networks.items()}
     count = sum(p.numel() for p in learning)
     return MemoryEstimate(
-        frozen=sum(t.nbytes for t in held.values()),
+        frozen=_bytes([*networks.values(), trainee], known),
         trained=4 * count,
         gradients=4 * count,
         optimizer=OPTIMIZER_BYTES[settings.optimizer] * count,
         average=4 * count if settings.ema else 0,
         activations=_activations(family, trainee, settings),
+        components=components,
     )
 
 
+def _bytes(parts: Sequence[nn.Module], without: set[int]) -> int:
+    held = {id(t): t for part in parts for t in (*part.parameters(), *part.buffers()) if id(t) not in without}
+    return sum(t.nbytes for t in held.values())
+
+
 def _activations(family: PipelineFamily, trainee: nn.Module, settings: TrainingSettings) -> int | None:
+    if family.text_reads_references:
+        return None  # pictures for the text encoder are made outside of torch
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model: Any = copy.deepcopy(trainee, _empty([*family.modules().values(), trainee], mode)).train()
     with mode:
@@ -162,10 +197,15 @@ def _batch(trainee: Any, settings: TrainingSettings) -> Batch:
     divisor, count = family.divisor, settings.batch_size
     side = max(divisor, (settings.resolution or family.native_size) // divisor * divisor)
     captions = ["a"] * count
+    conditions = None
+    if family.reads:
+        mask = torch.zeros(count, side, side, dtype=torch.bool) if family.reads == "mask" else None
+        sources = Sources(torch.zeros(count, 1, 3, side, side, dtype=torch.uint8), mask)
+        conditions = family.encode_captions(captions) | family.encode_sources(sources)
     return Batch(
         latents=torch.empty(count, *family.latent_shape(side, side)),
         captions=captions,
-        conditions=None,
+        conditions=conditions,
         weight=torch.ones(count),
         hints=torch.empty(count, 3, side, side) if trainee.hint_encoder is not None else None,
     )

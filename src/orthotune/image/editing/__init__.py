@@ -1,0 +1,1 @@
+"""Images to edit: pairs of references and targets, masks for inpainting, and their encodings."""
