@@ -11,6 +11,7 @@ from orthotune.cli import (
     compare,
     convert,
     demo,
+    draw,
     evaluate,
     export,
     extract,
@@ -65,6 +66,7 @@ app.command("presets")(presets.presets)
 app.command("rewind")(rewind.rewind)
 app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
+app.command("draw")(draw.draw)
 app.command("merge")(merge.merge)
 app.command("inspect")(inspect.inspect)
 app.command("identify")(identify.identify)
