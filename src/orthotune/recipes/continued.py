@@ -14,6 +14,8 @@ DECIDED = ("target_modules", "block_size", "r", "eps", "rotation", "lora_rank", 
 #: ``peft_type`` -> method.
 METHODS = {"OFT": "oft", "ORTHOTUNE": "oft", "BOFT": "oft", "LORA": "lora"}
 CONFIG = "adapter_config.json"
+#: The file of a LoRA of an image model, as diffusers writes it.
+PIPELINE_WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 def decided_by(adapter: str | Path) -> dict[str, Any]:
@@ -39,8 +41,10 @@ def decided_by(adapter: str | Path) -> dict[str, Any]:
     except OrthotuneError as fault:
         do = fault.do if "entire" not in str(fault) else None
         raise RecipeError(given, got=fault.got, needed=fault.needed, do=do) from fault
-    if folder.is_file():
-        return {"method": "oft"}  # single files are of tools that train rotations; LoRA is a folder of PEFT
+    if folder.is_file():  # single files are of tools that train rotations; LoRA is a folder, or diffusers' file
+        return {"method": "lora" if folder.name == PIPELINE_WEIGHTS else "oft"}
+    if (folder / PIPELINE_WEIGHTS).is_file():
+        return {"method": "lora"}
     if not (folder / CONFIG).is_file():
         raise RecipeError(given, got=f"a folder without {CONFIG}", needed="an adapter, or the directory of a run")
     config = read_json(folder / CONFIG)
