@@ -10,7 +10,7 @@ import pytest
 
 # in the order of help
 VERBS = [
-    "train", "compare", "evaluate", "chat", "generate", "draw", "presets", "inspect", "identify",
+    "train", "compare", "evaluate", "chat", "generate", "draw", "caption", "presets", "inspect", "identify",
     "merge", "combine", "convert", "export", "report", "demo", "toy", "bench",
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@ import typer
 
 from orthotune.cli import (
     bench,
+    caption,
     chat,
     combine,
     compare,
@@ -67,6 +68,7 @@ app.command("rewind")(rewind.rewind)
 app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
 app.command("draw")(draw.draw)
+app.command("caption")(caption.caption)
 app.command("merge")(merge.merge)
 app.command("inspect")(inspect.inspect)
 app.command("identify")(identify.identify)

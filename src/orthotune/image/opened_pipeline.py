@@ -101,7 +101,9 @@ class OpenedPipeline:
                 scale_layers(part, 1.0, NAME)
 
 
-def open_pipeline(source: str | Path, base: str | Path | None = None, dtype: torch.dtype | None = None) -> OpenedPipeline:
+def open_pipeline(
+    source: str | Path, base: str | Path | None = None, dtype: torch.dtype | None = None
+) -> OpenedPipeline:
     """Open a run, an adapter on its base, or a pipeline, to generate images.
 
     Args:

@@ -13,9 +13,12 @@ from torch import nn
 
 from orthotune.errors import RecipeError
 from orthotune.image.adapter.adapters import AdapterSettings, add_adapter, matching_rank
-from orthotune.image.families.family import Family, LossOptions
+from orthotune.image.adapter.continued import continue_adapter
+from orthotune.image.families.family import Family
 from orthotune.image.families.registry import FAMILIES, open_family
 from orthotune.image.loop.accelerator import check_precision, storage_dtype
+from orthotune.image.loop.optimizer import check_optimizer
+from orthotune.image.loop.options import LoopOptions
 from orthotune.image.loop.order import Dataset
 from orthotune.image.loop.samples import Sampler
 from orthotune.image.loop.trackers import check_trackers
@@ -54,6 +57,21 @@ class ImageJob:
     keep: Callable[[Trainee, Path], None] | None = None
 
 
+def dataset_options(settings: ImageSettings) -> dict[str, Any]:
+    """The arguments of :class:`orthotune.image.data.cache.ImageDataset` that all recipes take from their settings."""
+    return {
+        "resolution": settings.resolution,
+        "buckets": settings.buckets,
+        "cache": settings.cache,
+        "encode_captions": not settings.train_text_encoder,
+        "caption_dropout": settings.caption_dropout,
+        "tags": settings.tags,
+        "masks": settings.masks,
+        "unmasked": settings.unmasked,
+        "seed": settings.seed,
+    }
+
+
 def plan_image(settings: ImageSettings, job: ImageJob) -> list[str]:
     """A description of the run in lines to print; nothing is trained or written.
 
@@ -68,6 +86,7 @@ def plan_image(settings: ImageSettings, job: ImageJob) -> list[str]:
 
     check_precision(settings.mixed_precision)
     check_trackers(settings.trackers)
+    check_optimizer(settings.optimizer)
     with quiet():
         family = open_model(settings, torch.device("cpu"))
         data = job.data(family, None)
@@ -112,7 +131,7 @@ def _check_family(settings: ImageSettings, family: Family) -> None:
             needed=f"preset={family.name}" if known else "no preset, as this family has none for this recipe",
             do=None if known else "Leave it out, and give the settings",
         )  # fmt: skip
-    family.check_options(LossOptions(min_snr_gamma=settings.min_snr, noise_offset=settings.noise_offset))
+    family.check_options(LoopOptions.of(settings).loss)
 
 
 def adapt(family: Any, settings: ImageSettings, job: ImageJob) -> list[str]:
@@ -129,6 +148,8 @@ def adapt(family: Any, settings: ImageSettings, job: ImageJob) -> list[str]:
     if job.adapt:
         return job.adapt(family)
     torch.manual_seed(settings.seed)
+    if settings.adapter is not None:
+        return continue_adapter(family, settings.adapter)
     wanted = adapter_settings(settings)
     notes = []
     if settings.method == "lora" and settings.lora_rank is None:

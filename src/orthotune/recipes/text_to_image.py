@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from orthotune.image.data.cache import ImageDataset
 from orthotune.image.data.captions import Example, read_examples
 from orthotune.image.families.family import Family
-from orthotune.recipes.image_job import ImageJob, plan_image
+from orthotune.recipes.image_job import ImageJob, dataset_options, plan_image
 from orthotune.recipes.image_run import run_image
 from orthotune.recipes.image_settings import WORLD, ImageSettings
 from orthotune.recipes.method_settings import SettingError
@@ -33,6 +33,7 @@ class TextToImageSettings(ImageSettings):
     """
 
     recipe: ClassVar[str] = "t2i"
+    newer: ClassVar[tuple[str, ...]] = tuple(key for key in ImageSettings.newer if key != "caption_dropout")
 
     data: str = Field(
         WORLD,
@@ -93,10 +94,8 @@ def job(settings: TextToImageSettings, say: Callable[[str], None] = print, bar: 
 
     def data(family: Family, run_dir: Path | None) -> ImageDataset:
         found = ImageDataset(
-            examples, family, settings.resolution, buckets=settings.buckets, crop=settings.crop, cache=settings.cache,
-            cache_dir=settings.cache_dir, encode_captions=not settings.train_text_encoder,
-            caption_dropout=settings.caption_dropout, seed=settings.seed, say=say,
-        )  # fmt: skip
+            examples, family, crop=settings.crop, cache_dir=settings.cache_dir, say=say, **dataset_options(settings)
+        )
         if run_dir is not None:
             found.prepare(bar)
         return found
