@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 import orthotune
 from orthotune.errors import RecipeError
 from orthotune.files.json_file import read_json
+from orthotune.files.safetensors_header import check_header
+from orthotune.formats.codecs.written_header import kohya_hash
 from orthotune.image.draw import write_images
 from orthotune.image.loop.skipped_steps import SkippedSteps
 from orthotune.recipes import subject
-from orthotune.recipes.subject_settings import SubjectSettings
+from orthotune.recipes.subject_settings import SubjectSettings, word_for
 from orthotune.report.next_steps import next_steps
 from orthotune.report.page import write_report
 from orthotune.runs.checkpoint_on_signal import Stopped
@@ -88,7 +90,7 @@ def test_a_stopped_run_leaves_an_adapter_a_report_and_how_to_go_on(home: Path, t
     assert (record["steps"], record["planned_steps"], "run.json" in os.listdir(run)) == (1, 4, False)
     assert same(run / "adapter", run / "checkpoints" / "checkpoint-1")
     page = write_report(run).read_text(encoding="utf-8")
-    assert "Stopped after step 1 of 4" in page and f"orthotune train subject resume=auto output={run}" in page
+    assert f"Go on with <code>orthotune train subject resume=auto output={run}</code>" in page
     drawn = orthotune.draw(run, "a sks digit", steps=1)
     assert write_images(drawn, tmp_path / "images").is_dir() and drawn[0].strength == 1.0
     subject.run(settings(home, run, resume="auto"), quiet, bar=False)
@@ -98,6 +100,9 @@ def test_a_stopped_run_leaves_an_adapter_a_report_and_how_to_go_on(home: Path, t
     subject.run(settings(home, longer, steps=6), quiet, bar=False)
     assert subject.run(settings(home, run, steps=6, resume="auto"), quiet, bar=False).steps == 6
     assert same(run / "adapter", longer / "adapter") and (run / "run-4.json").is_file()
+    page = write_report(run).read_text(encoding="utf-8")
+    headings = ["What the model was shown", "Before and after", "Samples, step by step", "In numbers"]
+    assert sorted(headings, key=page.index) == [one for one in headings if one in page] == headings
     with pytest.raises(RecipeError, match="steps=5 instead of 6.*may be raised, not lowered"):
         subject.run(settings(home, run, steps=5, resume="auto"), quiet, bar=False)
 
@@ -182,3 +187,36 @@ def test_the_next_command_generates_images() -> None:
     run = {"recipe": "subject", "method": "oft", "artifacts": {"adapter": "adapter"},
            "settings": {"instance_prompt": "a sks dog"}}  # fmt: skip
     assert next_steps(run, Path("r"))[0][0] == "orthotune draw r 'a sks dog' --strength 0.5,1 --both"
+
+
+def test_the_file_says_what_the_adapter_is(home: Path, tmp_path: Path) -> None:
+    concepts = [
+        {"images": str(home / "nines"), "prompt": "a sks digit", "repeats": 20, "class_prompt": "a digit"},
+        {"images": str(home / "nines"), "prompt": "a red three", "repeats": 10, "token": "three"},
+    ]
+    fields = {"concepts": concepts, "class_count": 2, "class_steps": 1, "steps": 1, "made_for": "comfyui"}
+    usual = {
+        "model": str(home / "model"),
+        "batch_size": 3,
+        "sample_steps": 1,
+        "block_size": 4,
+        "output": tmp_path / "run",
+    }
+    told: list[str] = []
+    asked = SubjectSettings(**usual | fields)  # type: ignore[arg-type]
+    assert asked.prior and [word_for(one) for one in asked.all_concepts] == ["sks", "three"]
+    subject.run(asked, told.append, bar=False)
+    assert "Concepts: 5 images of 'a sks digit', 2 of each; 5 images of 'a red three'." in told
+    assert len(list((tmp_path / "run" / "class-images" / "concept-1").glob("*.png"))) == 2
+    assert not (tmp_path / "run" / "class-images" / "concept-2").exists()
+    path = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    entries = check_header(path).metadata
+    tensors = load_file(path)
+    assert entries["modelspec.trigger_phrase"] == "sks, three" and entries["format"] == "pt"
+    assert entries["modelspec.architecture"] == "stable-diffusion-v1/oft" and str(home) not in str(entries)
+    assert entries["modelspec.hash_sha256"] == f"0x{kohya_hash(tensors)}"
+    assert entries["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    out = orthotune.convert(path.parent, tmp_path / "c.safetensors", "comfyui", base=home / "model").written
+    assert check_header(Path(out)).metadata["modelspec.trigger_phrase"] == "sks, three"
+    with pytest.raises(ValueError, match="token and concepts are mutually exclusive"):
+        SubjectSettings(**usual | fields | {"token": "x"})  # type: ignore[arg-type]

@@ -142,7 +142,7 @@ def open_pipeline(
             do="Generate with orthotune.ControlPipeline.from_pretrained(BASE, ADAPTER), as the guide to control shows",
         )  # fmt: skip
     wanted = wanted or _recorded(adapter)
-    family = _loaded(wanted, dtype)
+    family = _loaded(wanted, dtype, known.get("base_config"))
     _add(family, adapter)
     return OpenedPipeline(family, name, wanted, adapter, known)
 
@@ -192,9 +192,9 @@ def _recorded(adapter: Path) -> str:
     return current(str(found))
 
 
-def _loaded(base: str, dtype: torch.dtype | None) -> PipelineFamily:
+def _loaded(base: str, dtype: torch.dtype | None, config: str | None = None) -> PipelineFamily:
     usual = torch.bfloat16 if torch.accelerator.is_available() else torch.float32
-    return open_family(model_folder(base), dtype or usual, place())
+    return open_family(model_folder(base), dtype or usual, place(), config)
 
 
 def _add(family: PipelineFamily, adapter: Path) -> None:
@@ -207,7 +207,7 @@ def _in_full(
     name: str, folder: Path, base: str, settings: Mapping[str, Any], dtype: torch.dtype | None
 ) -> OpenedPipeline:
     """The pipeline of a run that trained all weights, with the base beside it for other strengths."""
-    family, before = _loaded(str(folder), dtype), _loaded(base, dtype)
+    family, before = _loaded(str(folder), dtype), _loaded(base, dtype, settings.get("base_config"))
     weights = layer_strengths(_networks(family), base=_networks(before))
     return OpenedPipeline(family, name, base, None, settings, weights)
 

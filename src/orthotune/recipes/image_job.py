@@ -46,6 +46,7 @@ class ImageJob:
         sampler: returns a sampler that uses this encoder; by default ``generate`` of the family.
         scores: evaluated at the beginning, each ``eval_every`` steps and at the end.
         keep: writes further trained networks into the folder of the adapter (or of the model).
+        trigger: the words that call what is learned, for the header of the file.
     """
 
     data: Callable[[Family, Path | None], Dataset]
@@ -55,6 +56,7 @@ class ImageJob:
     sampler: Callable[[Trainee], Sampler] | None = None
     scores: Sequence[Score] = ()
     keep: Callable[[Trainee, Path], None] | None = None
+    trigger: str = ""
 
 
 def dataset_options(settings: ImageSettings) -> dict[str, Any]:
@@ -116,7 +118,7 @@ def open_model(settings: ImageSettings, device: torch.device) -> Any:
     source = str(image_world.PIPELINE) if settings.model == WORLD else settings.model
     # Full finetuning needs float32 weights: most updates of half-precision weights would be lost to rounding.
     dtype = torch.float32 if settings.method == "full" else storage_dtype(settings.mixed_precision)
-    family = open_family(source, dtype, device)
+    family = open_family(source, dtype, device, settings.base_config)
     _check_family(settings, family)
     return family
 

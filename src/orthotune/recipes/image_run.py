@@ -15,6 +15,7 @@ import torch
 from orthotune.files.atomic import atomic_write
 from orthotune.files.json_file import read_json, write_json
 from orthotune.formats.adapter_file import CONFIG_NAME, WEIGHTS_NAME
+from orthotune.image.adapter.model_spec import ModelSpec, describe
 from orthotune.image.adapter.saved_adapter import save_adapter
 from orthotune.image.families.family import Family
 from orthotune.image.held_out import hold_out
@@ -23,7 +24,7 @@ from orthotune.image.loop.loop import Every, Hooks, train
 from orthotune.image.loop.optimizer import check_optimizer
 from orthotune.image.loop.options import LoopOptions
 from orthotune.image.loop.order import Dataset
-from orthotune.image.loop.samples import Sampler, Samples, draw_progress
+from orthotune.image.loop.samples import Sampler, Samples, draw_progress, read_samples
 from orthotune.image.loop.trainee import Trainee
 from orthotune.image.training_sheet import draw_training
 from orthotune.operations.adapter import HINT_ENCODER
@@ -227,8 +228,22 @@ class _Run:
         else:
             family: Any = trainee.family
             save_adapter(family, folder)
+            self._describe(family, folder)
         if self.job.keep:
             self.job.keep(trainee, folder)
+
+    def _describe(self, family: Family, folder: Path) -> None:
+        """Say in the header of the adapter's file what the adapter is."""
+        settings, side = self.settings, self.settings.resolution or family.native_size
+        newest = read_samples(self.run_dir.path)[-1:]
+        thumbnail = self.run_dir.path / newest[0]["file"] if newest else None
+        spec = ModelSpec(
+            family.name, settings.method, settings.model, self.job.trigger, None if settings.buckets else (side, side),
+            thumbnail if thumbnail is not None and thumbnail.is_file() else None,
+        )  # fmt: skip
+        for name in (WEIGHTS_NAME, PIPELINE_WEIGHTS):
+            if (folder / name).is_file():
+                describe(folder / name, spec)
 
     def _record(
         self, trainee: Trainee, log: MetricsLog, outcome: _Outcome, kept: str, steps: int, finished: bool = True

@@ -52,6 +52,7 @@ class ImageSettings(MethodSettings):
         "adapter",
         "stop_when",
         "result",
+        "base_config",
         "held_out",
         "keep_every",
         "optimizer_options",
@@ -75,7 +76,12 @@ class ImageSettings(MethodSettings):
         "adapter": ("oft", "coft", "lora"),
     }
 
-    model: str = Field(WORLD, description="Folder or hub name of a diffusers pipeline, or image-world.")
+    model: str = Field(WORLD, description="Folder or hub name of a diffusers pipeline, a single file, or image-world.")
+    base_config: Path | None = Field(
+        None,
+        description="Of a model that is a single .safetensors file: folder with model_index.json and the configs. "
+        "Default: a folder of the file's name beside it.",
+    )
     target_modules: str | list[str] = Field("attention", description="attention, attention+convolutions, or names.")
     train_text_encoder: bool = Field(False, description="Adapt the text encoders, too.")
     made_for: Literal["comfyui", "peft", "onetrainer"] | None = Field(

@@ -70,6 +70,7 @@ def job(settings: SubjectSettings, say: Callable[[str], None] = print, bar: bool
         data=lambda family, run_dir: _data(settings, family, run_dir, say, bar),
         prompts=[concept.prompt for concept in settings.all_concepts],
         scores=_scores(settings),
+        trigger=", ".join(dict.fromkeys(word_for(concept) for concept in settings.all_concepts)),
     )
 
 

@@ -144,7 +144,9 @@ class _Writer:
         shown = [Image.fromarray(image.pixels()) for image in images]
         if self.asks:
             content = [{"type": "image"}, {"type": "text", "text": self.wording.question}]
-            text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+            text = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
             inputs = self.processor(images=shown, text=[text] * len(shown), return_tensors="pt", padding=True)
         else:
             inputs = self.processor(images=shown, return_tensors="pt")
