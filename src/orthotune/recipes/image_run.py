@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from orthotune.errors import OrthotuneError
 from orthotune.files.atomic import atomic_write
 from orthotune.files.json_file import read_json, write_json
 from orthotune.formats.adapter_file import CONFIG_NAME, WEIGHTS_NAME
@@ -146,7 +147,10 @@ class _Run:
             )  # fmt: skip
         except Stopped as stopped:
             if self.first:
-                self._leave(trainee, outcome, str(stopped))
+                try:
+                    self._leave(trainee, outcome, str(stopped))
+                except OrthotuneError as fault:  # as on a full disk: the checkpoint is what matters
+                    self.say(str(fault))
             raise
         notes += measured.notes(settings.steps)
         for note in measured.notes(settings.steps):
