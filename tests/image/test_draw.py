@@ -55,10 +55,10 @@ def _images(found: list[Any]) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", SAVED)
 def test_strength_0_is_the_base_and_1_the_adapter(name: str, saved: dict[str, Path], tiny: Callable[..., Path]) -> None:
-    options: dict[str, Any] = {"steps": 2, "seeds": [3, 5]}
+    options: dict[str, Any] = {"steps": 2, "seeds": [3]}
     base = _images(orthotune.draw(tiny(SAVED[name][0]), "a red digit", **options))
     found = orthotune.draw(saved[name], "a red digit", strengths=[0, 0.5, 1], both=True, **options)
-    assert [(one.seed, one.strength) for one in found] == [(s, t) for s in (3, 5) for t in (None, 0.0, 0.5, 1.0)]
+    assert [(one.seed, one.strength) for one in found] == [(s, t) for s in (3,) for t in (None, 0.0, 0.5, 1.0)]
     without, zero, half, full = (_images(found[place::4]) for place in range(4))
     assert torch.equal(without, base)
     # R^0 is the identity up to the rounding of its eigenvectors: the last of 255 steps may differ.

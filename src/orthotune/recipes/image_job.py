@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from orthotune.image.adapter.adapters import AdapterSettings, add_adapter, match
 from orthotune.image.adapter.continued import continue_adapter
 from orthotune.image.families.family import Family
 from orthotune.image.families.registry import FAMILIES, open_family
+from orthotune.image.held_out import hold_out
 from orthotune.image.loop.accelerator import check_precision, storage_dtype
 from orthotune.image.loop.optimizer import check_optimizer
 from orthotune.image.loop.options import LoopOptions
@@ -91,7 +92,7 @@ def plan_image(settings: ImageSettings, job: ImageJob) -> list[str]:
     check_optimizer(settings.optimizer)
     with quiet():
         family = open_model(settings, torch.device("cpu"))
-        data = job.data(family, None)
+        data, held = divided(settings, job.data(family, None))
         notes = adapt(family, settings, job)
         trainee = Trainee(family, job.hint_encoder(family) if job.hint_encoder else None)
     seen = settings.steps * settings.batch_size * settings.gradient_accumulation
@@ -103,9 +104,33 @@ def plan_image(settings: ImageSettings, job: ImageJob) -> list[str]:
         *(f"            {note}" for note in notes),
         f"trained     {trained:,} of {total:,} parameters in {len(layers)} layers, by {settings.method}",
         f"images      {len(data)}: " + ", ".join(f"{count} of {w} x {h}" for (h, w), count in sorted(sizes.items())),
+        *([f"held out    {held_out_counts(held)}"] if held else []),
         f"steps       {settings.steps}, on {seen:,} images ({seen / max(1, len(data)):.1f} times each)",
         *estimate_memory(family, trainee, settings),
     ]
+
+
+def divided(settings: ImageSettings, data: Dataset) -> tuple[Dataset, dict[str, Dataset]]:
+    """The images to train on, and those that are held out, by domain.
+
+    Args:
+        settings: of the run.
+        data: all images.
+
+    Raises:
+        RecipeError: no image would be left to train on.
+    """
+    return hold_out(data, settings.held_out, settings.seed) if settings.held_out else (data, {})
+
+
+def held_out_counts(held: Mapping[str, Dataset]) -> str:
+    """How many images are held out, in words.
+
+    Args:
+        held: by domain.
+    """
+    counted = {"new": "images", "old": "class images"}
+    return " and ".join(f"{len(held[name])} {what}" for name, what in counted.items() if name in held)
 
 
 def open_model(settings: ImageSettings, device: torch.device) -> Any:

@@ -19,18 +19,16 @@ from orthotune.formats.adapter_file import CONFIG_NAME, WEIGHTS_NAME
 from orthotune.image.adapter.model_spec import ModelSpec, describe
 from orthotune.image.adapter.saved_adapter import save_adapter
 from orthotune.image.families.family import Family
-from orthotune.image.held_out import hold_out
 from orthotune.image.loop.accelerator import make_accelerator, start_trackers
 from orthotune.image.loop.loop import Every, Hooks, train
 from orthotune.image.loop.optimizer import check_optimizer
 from orthotune.image.loop.options import LoopOptions
-from orthotune.image.loop.order import Dataset
 from orthotune.image.loop.samples import Sampler, Samples, draw_progress, read_samples
 from orthotune.image.loop.trainee import Trainee
 from orthotune.image.training_sheet import draw_training
 from orthotune.operations.adapter import HINT_ENCODER
 from orthotune.operations.lora_file import PIPELINE_WEIGHTS
-from orthotune.recipes.image_job import ImageJob, adapt, open_model
+from orthotune.recipes.image_job import ImageJob, adapt, divided, held_out_counts, open_model
 from orthotune.recipes.image_measurements import Measurements
 from orthotune.recipes.image_settings import ImageSettings
 from orthotune.runs import adapters, processes
@@ -118,8 +116,9 @@ class _Run:
         family = open_model(settings, self.accelerator.device)
         # The main process first: the other processes use the images and encodings that it writes.
         with self.accelerator.main_process_first():
-            data, held = self._data(job.data(family, self.run_dir.path))
+            data, held = divided(settings, job.data(family, self.run_dir.path))
         notes = adapt(family, settings, job)
+        notes += [f"Held out, not trained on: {held_out_counts(held)}."] if held else []
         torch.manual_seed(settings.seed)
         trainee = Trainee(family, job.hint_encoder(family) if job.hint_encoder else None)
         if settings.gradient_checkpointing:
@@ -164,16 +163,6 @@ class _Run:
         if self.first:
             write_json(self.run_dir.record, record.model_dump(mode="json"))
         return record
-
-    def _data(self, data: Dataset) -> tuple[Dataset, dict[str, Dataset]]:
-        """The images to train on, and those that are held out."""
-        if not self.settings.held_out:
-            return data, {}
-        train_on, held = hold_out(data, self.settings.held_out, self.settings.seed)
-        counted = {"new": "images", "old": "class images"}
-        parts = " and ".join(f"{len(held[name])} {what}" for name, what in counted.items() if name in held)
-        self.say(f"Held out, not trained on: {parts}.")
-        return train_on, held
 
     def _callbacks(self, trainee: Trainee, measured: Measurements, bar: StepBar) -> tuple[Every, ...]:
         settings, family = self.settings, trainee.family

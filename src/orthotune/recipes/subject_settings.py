@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from orthotune.recipes.concepts import Concept, first_of
+from orthotune.recipes.concepts import OWN, Concept, first_of
 from orthotune.recipes.image_settings import ImageSettings
 from orthotune.recipes.method_settings import Positive, SettingError
 
@@ -58,6 +58,10 @@ class SubjectSettings(ImageSettings):
     @classmethod
     def _filled(cls, values: dict[str, Any]) -> dict[str, Any]:
         return super()._filled(first_of(values) if values.get("concepts") else values)
+
+    def record(self) -> dict[str, Any]:
+        """The settings as JSON types; of several concepts, those of the first one alone are not repeated."""
+        return {key: value for key, value in super().record().items() if not (self.concepts and key in OWN)}
 
     @model_validator(mode="after")
     def _prior(self) -> SubjectSettings:

@@ -66,7 +66,8 @@ def _generates(run: Mapping[str, Any], place: str) -> list[tuple[str, str]]:
     if run.get("recipe") not in IMAGE_RECIPES or run.get("recipe") == "control":
         return []
     settings = run.get("settings") or {}
-    prompt = next(iter(settings.get("sample_prompts") or []), None) or settings.get("instance_prompt") or "PROMPT"
+    named = [settings.get("instance_prompt"), *(one.get("prompt") for one in settings.get("concepts") or [])]
+    prompt = next((one for one in [*(settings.get("sample_prompts") or []), *named] if one), "PROMPT")
     return [
         (f"orthotune draw {place} {shlex.quote(str(prompt))} --strength 0.5,1 --both", "generate with it and without")
     ]
