@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import typer
 
@@ -97,7 +97,7 @@ def _size(text: str | None) -> tuple[int | None, int | None]:
     return sides[0], sides[-1]
 
 
-def _dtype(word: str) -> object:
+def _dtype(word: str) -> Any:
     import torch
 
     return None if given.check_dtype(word) == "auto" else getattr(torch, word)

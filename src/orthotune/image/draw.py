@@ -183,7 +183,7 @@ def _options(
 ) -> dict[str, Any]:
     run = opened.settings
     side = run.get("resolution")
-    options = {
+    options: dict[str, Any] = {
         "steps": steps or run.get("sample_steps") or STEPS,
         "guidance": run.get("guidance") if guidance is None else guidance,
         "height": height or side or opened.family.native_size,

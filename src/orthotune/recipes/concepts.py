@@ -17,7 +17,7 @@ class Concept(BaseModel):
     """One concept of a subject run.
 
     Example:
-        >>> Concept(images="dog", prompt="a sks dog", class_prompt="a dog").class_prompts
+        >>> Concept.model_validate({"images": "dog", "prompt": "a sks dog", "class_prompt": "a dog"}).class_prompts
         ['a dog']
     """
 

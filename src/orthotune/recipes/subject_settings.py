@@ -93,10 +93,7 @@ class SubjectSettings(ImageSettings):
     @property
     def all_concepts(self) -> list[Concept]:
         """The concepts, of a run with one, too; each with its number of class images and their weight."""
-        single = Concept(
-            images=self.instance_images, prompt=self.instance_prompt, class_prompt=self.class_prompt,
-            class_images=self.class_images, token=self.token,
-        )  # fmt: skip
+        single = Concept.model_validate({own: getattr(self, key) for key, own in OWN.items()})
         return [
             one.model_copy(
                 update={
@@ -126,7 +123,7 @@ def word_for(concept: Concept) -> str:
         concept: of a run.
 
     Example:
-        >>> word_for(Concept(images="dog", prompt="a photo of sks dog", class_prompt="a dog"))
+        >>> word_for(Concept.model_validate({"images": "x", "prompt": "a photo of sks dog", "class_prompt": "a dog"}))
         'sks'
     """
     if concept.token:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from orthotune.files.json_file import read_json, write_json
 from orthotune.files.safetensors_file import write_tensors
 from orthotune.image.loop.average import Average
+from orthotune.image.loop.optimizer import set_training
 from orthotune.layers.parametrization.magnitude import present_name
 from orthotune.runs.checkpoint_folder import new_checkpoint
 from orthotune.runs.directory import step_of
@@ -100,16 +101,18 @@ def read_checkpoint(checkpoint: Path, parts: Parts) -> Progress:
     """
     full = states.StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
     state = read_json(checkpoint / STATE)
-    trained: Any = {present_name(name): value for name, value in load_file(checkpoint / TRAINED).items()}
-    states.set_model_state_dict(parts.model, trained, options=full)
     kept: dict[str, dict[str, Any]] = {}
     for key, value in {**load_file(checkpoint / OPTIMIZER), **state["optimizer"]}.items():
         name, _, part = key.partition(_BAR)
         kept.setdefault(present_name(name), {})[part] = value
     if kept:
+        # A fresh optimizer makes a step at the rate 0 here, to have the states that are filled then.
+        set_training(parts.optimizer, True)
         now: Any = states.get_optimizer_state_dict(parts.model, parts.optimizer, options=full)
         now["state"] = kept
         states.set_optimizer_state_dict(parts.model, parts.optimizer, now, options=full)
+    trained: Any = {present_name(name): value for name, value in load_file(checkpoint / TRAINED).items()}
+    states.set_model_state_dict(parts.model, trained, options=full)
     for group, saved in zip(parts.optimizer.param_groups, state.get("groups", ()), strict=False):
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
     if parts.average is not None:
