@@ -22,7 +22,7 @@ ROTATIONS = (("angle_mean", "mean angle", "new"), ("angle_max", "largest angle",
 #: CSS classes of the colours of all other curves, in order
 COLOURS = tuple(f"m{number}" for number in range(6))
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 240, 72, 14, 28
-#: most curves in one plot; more are not told apart
+#: most curves in one plot; more cannot be distinguished
 MOST_CURVES = 5
 #: most points of one curve that show a value under the mouse
 MOST = 240
