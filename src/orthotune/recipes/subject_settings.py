@@ -149,7 +149,8 @@ def warnings(settings: SubjectSettings) -> list[str]:
             if word in prompt.split():
                 found.append(f"class_prompt {prompt!r} holds {word!r}, the word for the subject.")
     if repeated := sorted({word for word in words if words.count(word) > 1}):
-        found.append(f"Several concepts have the word {', '.join(map(repr, repeated))}, and the model cannot distinguish them.")
+        shared = ", ".join(map(repr, repeated))
+        found.append(f"Several concepts have the word {shared}, and the model cannot distinguish them.")
     named = " or ".join(map(repr, dict.fromkeys(words)))
     for prompt in settings.sample_prompts:
         if not set(words) & set(prompt.replace(",", " ").split()):
