@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 from orthotune.files.json_file import read_json, write_json
 from orthotune.files.safetensors_file import write_tensors
 from orthotune.image.loop.average import Average
-from orthotune.image.loop.optimizer import set_training
 from orthotune.layers.parametrization.magnitude import present_name
 from orthotune.runs.checkpoint_folder import new_checkpoint
 from orthotune.runs.directory import step_of
@@ -106,8 +105,11 @@ def read_checkpoint(checkpoint: Path, parts: Parts) -> Progress:
         name, _, part = key.partition(_BAR)
         kept.setdefault(present_name(name), {})[part] = value
     if kept:
-        # A fresh optimizer makes a step at the rate 0 here, to have the states that are filled then.
-        set_training(parts.optimizer, True)
+        # A fresh optimizer makes a step at the rate 0 here, to have the states that are filled then. Schedule-free ones
+        # refuse steps in their other state; their own switch would look as if there were states already.
+        for group in parts.optimizer.param_groups:
+            if "train_mode" in group:
+                group["train_mode"] = True
         now: Any = states.get_optimizer_state_dict(parts.model, parts.optimizer, options=full)
         now["state"] = kept
         states.set_optimizer_state_dict(parts.model, parts.optimizer, now, options=full)
