@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from orthotune.formats.registry import read_adapter
     from orthotune.formats.writers import write_adapter
     from orthotune.image.control.pipeline import ControlPipeline
+    from orthotune.image.draw import draw
     from orthotune.image.families.registry import open_family
     from orthotune.layers.plan import explain
     from orthotune.operations.combine import combine
@@ -57,6 +58,7 @@ __all__ = [
     "convert",
     "diagnose",
     "distance",
+    "draw",
     "explain",
     "export",
     "extract",
@@ -92,6 +94,7 @@ HOMES = {
     "convert": "orthotune.operations.convert",
     "diagnose": "orthotune.operations.diagnosis.diagnose",
     "distance": "orthotune.operations.distance",
+    "draw": "orthotune.image.draw",
     "explain": "orthotune.layers.plan",
     "export": "orthotune.operations.export",
     "extract": "orthotune.operations.extract",

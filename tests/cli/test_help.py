@@ -10,8 +10,8 @@ import pytest
 
 # in the order of help
 VERBS = [
-    "train", "compare", "evaluate", "chat", "generate", "presets", "inspect", "identify", "merge",
-    "combine", "convert", "export", "report", "demo", "toy", "bench",
+    "train", "compare", "evaluate", "chat", "generate", "draw", "caption", "presets", "inspect", "identify",
+    "merge", "combine", "convert", "export", "report", "demo", "toy", "bench",
 ]  # fmt: skip
 
 CODE = """

@@ -6,11 +6,13 @@ import typer
 
 from orthotune.cli import (
     bench,
+    caption,
     chat,
     combine,
     compare,
     convert,
     demo,
+    draw,
     evaluate,
     export,
     extract,
@@ -65,6 +67,8 @@ app.command("presets")(presets.presets)
 app.command("rewind")(rewind.rewind)
 app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
+app.command("draw")(draw.draw)
+app.command("caption")(caption.caption)
 app.command("merge")(merge.merge)
 app.command("inspect")(inspect.inspect)
 app.command("identify")(identify.identify)

@@ -134,8 +134,8 @@ def _finished(recipe: Recipe, settings: Any, run: Callable[[], Any]) -> None:
     try:
         record = run()
     except KeyboardInterrupt:
-        if recipe.text and is_main():
-            typer.echo(f"Go on with the same command and resume=auto output={settings.output}", err=True)
+        if is_main():
+            _stopped(recipe, settings.output)
         raise
     leave()
     if not is_main():
@@ -151,11 +151,25 @@ def _finished(recipe: Recipe, settings: Any, run: Callable[[], Any]) -> None:
     show_next(record, settings.output)
 
 
+def _stopped(recipe: Recipe, output: Path) -> None:
+    """Say how a run that was stopped goes on, and write its report if it left a record."""
+    from orthotune.cli.report import report_on
+    from orthotune.files.run_adapter import STOPPED
+    from orthotune.runs.optional_images import not_written
+
+    if (output / STOPPED).is_file():
+        missing = not_written(lambda: report_on(output), "report.html")
+        typer.echo(f"{'adapter':<10} {output / 'adapter'}, of the last checkpoint")
+        typer.echo(missing or f"{'report':<10} {output / 'report.html'}")
+    if recipe.text:
+        typer.echo(f"Go on with the same command and resume=auto output={output}", err=True)
+
+
 def show_next(record: Any, folder: Path) -> None:
     """Print the commands that a person would type next."""
     from orthotune.report.next_steps import next_steps
 
-    kept = ("recipe", "method", "artifacts", "rewound")
+    kept = ("recipe", "method", "artifacts", "rewound", "settings")
     steps = next_steps({key: getattr(record, key, None) for key in kept}, folder)
     if steps:
         typer.echo("\nWhat next:")

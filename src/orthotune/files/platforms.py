@@ -108,6 +108,16 @@ def ending_signals() -> tuple[signal.Signals, ...]:
     return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
 
 
+def asking_signals() -> tuple[signal.Signals, ...]:
+    """The signals whose meaning a program defines, SIGUSR1 and SIGUSR2; none on Windows.
+
+    Example:
+        >>> all(one.name.startswith("SIGUSR") for one in asking_signals())
+        True
+    """
+    return tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+
+
 def processors() -> int:
     """The number of processors that this process may use.
 

@@ -8,6 +8,8 @@ from orthotune.errors import AdapterFileError
 
 #: What a run directory holds from its start, and once it is finished.
 STARTED, FINISHED = "settings.json", "run.json"
+#: The record of a run that a signal stopped, until the run goes on.
+STOPPED = "stopped.json"
 #: Recipes of image models: their runs hold no language model.
 IMAGE_RECIPES = ("subject", "control", "t2i")
 

@@ -19,6 +19,8 @@ METHODS = {
     "OFT": "oft", "ORTHOTUNE": "oft", "BOFT": "oft", "HRA": "oft", "ROAD": "oft", "PSOFT": "oft", "LORA": "lora",
 }  # fmt: skip
 CONFIG = "adapter_config.json"
+#: The file of a LoRA of an image model, as diffusers writes it.
+PIPELINE_WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 def decided_by(adapter: str | Path) -> dict[str, Any]:
@@ -44,8 +46,10 @@ def decided_by(adapter: str | Path) -> dict[str, Any]:
     except OrthotuneError as fault:
         do = fault.do if "entire" not in str(fault) else None
         raise RecipeError(given, got=fault.got, needed=fault.needed, do=do) from fault
-    if folder.is_file():
-        return {"method": "oft"}  # single files are of tools that train rotations; LoRA is a folder of PEFT
+    if folder.is_file():  # single files are of tools that train rotations; LoRA is a folder, or diffusers' file
+        return {"method": "lora" if folder.name == PIPELINE_WEIGHTS else "oft"}
+    if (folder / PIPELINE_WEIGHTS).is_file():
+        return {"method": "lora"}
     if not (folder / CONFIG).is_file():
         raise RecipeError(given, got=f"a folder without {CONFIG}", needed="an adapter, or the directory of a run")
     config = read_json(folder / CONFIG)

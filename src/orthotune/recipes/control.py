@@ -21,7 +21,7 @@ from orthotune.image.families.family import Family
 from orthotune.image.loop.trainee import Trainee
 from orthotune.recipes.control_samples import control_sampler
 from orthotune.recipes.control_scores import SampleScores
-from orthotune.recipes.image_job import ImageJob, plan_image
+from orthotune.recipes.image_job import ImageJob, dataset_options, plan_image
 from orthotune.recipes.image_run import run_image
 from orthotune.recipes.image_settings import WORLD, ImageSettings
 from orthotune.recipes.method_settings import SettingError
@@ -45,6 +45,7 @@ class ControlSettings(ImageSettings):
     """
 
     recipe: ClassVar[str] = "control"
+    newer: ClassVar[tuple[str, ...]] = tuple(key for key in ImageSettings.newer if key != "caption_dropout")
     rates: ClassVar[dict[str, float]] = {"oft": 1e-5, "coft": 1e-5, "lora": 1e-4, "full": 1e-5}
 
     signal: str = Field("segm", description=f"Kind of the control images: {', '.join(KINDS)}.")
@@ -121,11 +122,7 @@ def job(settings: ControlSettings, say: Callable[[str], None] = print, split: Sp
     made: list[HintEncoder] = []
 
     def data(family: Family, folder: Path | None) -> ImageDataset:
-        return ImageDataset(
-            examples, family, settings.resolution, buckets=settings.buckets, cache=settings.cache,
-            encode_captions=not settings.train_text_encoder, caption_dropout=settings.caption_dropout,
-            condition=kind, seed=settings.seed, say=say,
-        )  # fmt: skip
+        return ImageDataset(examples, family, condition=kind, say=say, **dataset_options(settings))
 
     def hint_encoder(family: Family) -> HintEncoder:
         made.append(HintEncoder(HintShape.of(family, settings.signal)))

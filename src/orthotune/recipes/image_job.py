@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,13 @@ from torch import nn
 
 from orthotune.errors import RecipeError
 from orthotune.image.adapter.adapters import AdapterSettings, add_adapter, matching_rank
-from orthotune.image.families.family import Family, LossOptions
+from orthotune.image.adapter.continued import continue_adapter
+from orthotune.image.families.family import Family
 from orthotune.image.families.registry import FAMILIES, open_family
+from orthotune.image.held_out import hold_out
 from orthotune.image.loop.accelerator import check_precision, storage_dtype
+from orthotune.image.loop.optimizer import check_optimizer
+from orthotune.image.loop.options import LoopOptions
 from orthotune.image.loop.order import Dataset
 from orthotune.image.loop.samples import Sampler
 from orthotune.image.loop.trackers import check_trackers
@@ -43,6 +47,7 @@ class ImageJob:
         sampler: returns a sampler that uses this encoder; by default ``generate`` of the family.
         scores: evaluated at the beginning, each ``eval_every`` steps and at the end.
         keep: writes further trained networks into the folder of the adapter (or of the model).
+        trigger: the words that call what is learned, for the header of the file.
     """
 
     data: Callable[[Family, Path | None], Dataset]
@@ -52,6 +57,22 @@ class ImageJob:
     sampler: Callable[[Trainee], Sampler] | None = None
     scores: Sequence[Score] = ()
     keep: Callable[[Trainee, Path], None] | None = None
+    trigger: str = ""
+
+
+def dataset_options(settings: ImageSettings) -> dict[str, Any]:
+    """The arguments of :class:`orthotune.image.data.cache.ImageDataset` that all recipes take from their settings."""
+    return {
+        "resolution": settings.resolution,
+        "buckets": settings.buckets,
+        "cache": settings.cache,
+        "encode_captions": not settings.train_text_encoder,
+        "caption_dropout": settings.caption_dropout,
+        "tags": settings.tags,
+        "masks": settings.loss_masks,
+        "unmasked": settings.unmasked,
+        "seed": settings.seed,
+    }
 
 
 def plan_image(settings: ImageSettings, job: ImageJob) -> list[str]:
@@ -68,9 +89,10 @@ def plan_image(settings: ImageSettings, job: ImageJob) -> list[str]:
 
     check_precision(settings.mixed_precision)
     check_trackers(settings.trackers)
+    check_optimizer(settings.optimizer)
     with quiet():
         family = open_model(settings, torch.device("cpu"))
-        data = job.data(family, None)
+        data, held = divided(settings, job.data(family, None))
         notes = adapt(family, settings, job)
         trainee = Trainee(family, job.hint_encoder(family) if job.hint_encoder else None)
     seen = settings.steps * settings.batch_size * settings.gradient_accumulation
@@ -82,9 +104,33 @@ def plan_image(settings: ImageSettings, job: ImageJob) -> list[str]:
         *(f"            {note}" for note in notes),
         f"trained     {trained:,} of {total:,} parameters in {len(layers)} layers, by {settings.method}",
         f"images      {len(data)}: " + ", ".join(f"{count} of {w} x {h}" for (h, w), count in sorted(sizes.items())),
+        *([f"held out    {held_out_counts(held)}"] if held else []),
         f"steps       {settings.steps}, on {seen:,} images ({seen / max(1, len(data)):.1f} times each)",
         *estimate_memory(family, trainee, settings),
     ]
+
+
+def divided(settings: ImageSettings, data: Dataset) -> tuple[Dataset, dict[str, Dataset]]:
+    """The images to train on, and those that are held out, by domain.
+
+    Args:
+        settings: of the run.
+        data: all images.
+
+    Raises:
+        RecipeError: no image would be left to train on.
+    """
+    return hold_out(data, settings.held_out, settings.seed) if settings.held_out else (data, {})
+
+
+def held_out_counts(held: Mapping[str, Dataset]) -> str:
+    """How many images are held out, in words.
+
+    Args:
+        held: by domain.
+    """
+    counted = {"new": "images", "old": "class images"}
+    return " and ".join(f"{len(held[name])} {what}" for name, what in counted.items() if name in held)
 
 
 def open_model(settings: ImageSettings, device: torch.device) -> Any:
@@ -97,7 +143,7 @@ def open_model(settings: ImageSettings, device: torch.device) -> Any:
     source = str(image_world.PIPELINE) if settings.model == WORLD else settings.model
     # Full finetuning needs float32 weights: most updates of half-precision weights would be lost to rounding.
     dtype = torch.float32 if settings.method == "full" else storage_dtype(settings.mixed_precision)
-    family = open_family(source, dtype, device)
+    family = open_family(source, dtype, device, settings.base_config)
     if settings.expert is not None:
         family.train_expert(settings.expert)
     _check_family(settings, family)
@@ -119,7 +165,7 @@ def _check_family(settings: ImageSettings, family: Family) -> None:
             f"train {settings.recipe} with model={settings.model}", got=f"{family.name}, which reads images to edit",
             needed="train t2i with references or masks",
         )  # fmt: skip
-    family.check_options(LossOptions(min_snr_gamma=settings.min_snr, noise_offset=settings.noise_offset))
+    family.check_options(LoopOptions.of(settings).loss)
 
 
 def adapt(family: Any, settings: ImageSettings, job: ImageJob) -> list[str]:
@@ -136,6 +182,8 @@ def adapt(family: Any, settings: ImageSettings, job: ImageJob) -> list[str]:
     if job.adapt:
         return job.adapt(family)
     torch.manual_seed(settings.seed)
+    if settings.adapter is not None:
+        return continue_adapter(family, settings.adapter)
     wanted = adapter_settings(settings)
     notes = []
     if settings.method == "lora" and settings.lora_rank is None:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from orthotune.recipes import preset
+from orthotune.recipes.continued import DECIDED, decided_by
+from orthotune.recipes.stop_when import rule_faults
 from orthotune.runs.learning_rates import RateFactors
 from orthotune.runs.transform_options import BLOCKS, rewinding_fault, transform_fault, transform_options
 
@@ -88,6 +90,11 @@ class MethodSettings(BaseModel):
         None, description="Supplies settings that are not given; `orthotune presets` lists them."
     )
     method: Method = Field("oft", description="What is trained: rotations, constrained ones, LoRA, or all weights.")
+    adapter: Path | None = Field(
+        None,
+        description="Train this adapter further: a folder or file of any readable format, or a run; it decides the "
+        "method and its sizes.",
+    )
     block_size: Positive | None = Field(None, description="Side of a rotation block; default: 32.")
     r: Positive | None = Field(
         None,
@@ -134,6 +141,15 @@ class MethodSettings(BaseModel):
     )
     on_failed_save: Literal["stop", "go-on"] = Field(
         "stop", description="If a checkpoint cannot be written, as on a full disk; the previous one is kept."
+    )
+    stop_when: dict[str, Any] = Field(
+        {},
+        description="Rules that end the run at a measurement, as {forgetting: 0.05}: forgetting (more than that), gain "
+        "(at least that), patience (so many measurements without a larger gain - forgetting). In nats per token, for "
+        "image models in units of the denoiser's loss.",
+    )
+    result: Literal["last", "best"] = Field(
+        "last", description="Parameters of the last step, or of the measurement with the largest gain - forgetting."
     )
     resume: str = Field(
         "never",
@@ -222,6 +238,12 @@ class MethodSettings(BaseModel):
             excluded |= {"block_size", "r", "variant", "factors", "block_rate"}
         return {key: value for key, value in every.items() if key not in excluded}
 
+    @model_validator(mode="after")
+    def _known_rules(self) -> MethodSettings:
+        if faults := rule_faults(self.stop_when):
+            raise SettingError(*faults[0], others=[SettingError(*fault) for fault in faults[1:]])
+        return self
+
     @property
     def rate_factors(self) -> RateFactors:
         """By how much the learning rates of magnitudes, and of blocks of other sizes than 32, differ."""
@@ -255,8 +277,21 @@ class MethodSettings(BaseModel):
 
     @classmethod
     def _continued(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """The settings with those that an adapter decides, of recipes that continue one."""
-        return given
+        """The settings with those that the adapter decides that is trained further."""
+        # A fit of magnitudes has a setting of this name, too, that must be given.
+        # Another type than a path is worded by the field's own check.
+        if not isinstance(given.get("adapter"), (str, Path)) or cls.model_fields["adapter"].is_required():
+            return given
+        decided = decided_by(given["adapter"])
+        asked = {"method": given["method"]} if "method" in given else {}
+        asked |= {key: given[key] for key in DECIDED if key in given}
+        for key, value in asked.items():
+            usual: Any = {"block_size": None, "target_modules": cls.model_fields["target_modules"].default}.get(key, {})
+            if value != decided.get(key, usual) and value is not None:
+                own = f", {key}={decided[key]}" if key in decided else ""
+                fault = f"{key}={value} is decided by the adapter that is continued{own}"
+                raise SettingError(key, fault, f"Leave {key} out, or adapter")
+        return given | decided
 
     @classmethod
     def _from_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -268,4 +303,6 @@ class MethodSettings(BaseModel):
         dropped |= {key for key, methods in cls.only_for.items() if method not in methods}
         if given.get("transform", "blocks") not in BLOCKS:
             dropped |= set(ABOUT_BLOCKS)
+        if given.get("adapter") is not None and not cls.model_fields["adapter"].is_required():
+            dropped |= set(DECIDED)
         return {key: value for key, value in filled.items() if key not in dropped}

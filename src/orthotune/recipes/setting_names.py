@@ -18,10 +18,10 @@ THEMES: dict[str, tuple[str, ...]] = {
         "schedule_options", "warmup", "optim", "optim_options", "weight_decay", "max_grad_norm", "neftune_noise_alpha",
         "liger", "seed", "distributed",
     ),
-    "Forgetting": ("keep", "keep_data", "keep_batch", "stop_when", "result", "rewind", "answers"),
+    "Forgetting": ("keep", "keep_data", "keep_batch", "held_out", "stop_when", "result", "rewind", "answers"),
     "Measuring and logs": ("eval_every", "eval_tokens", "sample_prompts", "trackers"),
     "Output and resuming": (
-        "output", "resume", "save_every", "save_total_limit", "max_skipped", "on_failed_save",
+        "output", "resume", "save_every", "save_total_limit", "keep_every", "max_skipped", "on_failed_save",
     ),
 }  # fmt: skip
 
@@ -140,6 +140,16 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "train_te": ("train_text_encoder",),
     "enable_bucket": ("buckets",),
     "side": ("made_for", "rotation"),
+    "shuffle_caption": ("shuffle_tags",),
+    "keep_tokens": ("keep_tags",),
+    "caption_dropout_rate": ("caption_dropout",),
+    "caption_tag_dropout_rate": ("tag_dropout",),
+    "text_encoder_lr": ("text_encoder_learning_rate",),
+    "timestep_sampling": ("timesteps",),
+    "discrete_flow_shift": ("flow_shift",),
+    "masked_training": ("loss_masks",),
+    "alpha_mask": ("loss_masks",),
+    "validation_split": ("held_out",),
 }
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from orthotune.recipes.concepts import OWN, Concept, first_of
 from orthotune.recipes.image_settings import ImageSettings
 from orthotune.recipes.method_settings import Positive, SettingError
 
@@ -25,7 +26,7 @@ class SubjectSettings(ImageSettings):
     recipe: ClassVar[str] = "subject"
     # Full finetuning has no frozen base to compute targets.
     only_for: ClassVar[dict[str, tuple[str, ...]]] = {**ImageSettings.only_for, "prior_target": ("oft", "coft", "lora")}
-    newer: ClassVar[tuple[str, ...]] = (*ImageSettings.newer, "prior_target")
+    newer: ClassVar[tuple[str, ...]] = (*ImageSettings.newer, "prior_target", "concepts")
 
     instance_images: str = Field(description="Folder with images of the subject, or image-world.")
     instance_prompt: str = Field(description="Name of the subject: a rare word and its class, as 'a sks dog'.")
@@ -47,6 +48,20 @@ class SubjectSettings(ImageSettings):
     token: str | None = Field(
         None, description="Word for the subject; default: the first word that class_prompt does not contain."
     )
+
+    concepts: list[Concept] = Field(
+        [],
+        description="Several concepts instead of one, each with images, prompt and perhaps repeats, class_prompt, "
+        "class_images, class_count, prior_weight, token: [{images: dog/, prompt: a sks dog, repeats: 2}, ...].",
+    )
+
+    @classmethod
+    def _filled(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return super()._filled(first_of(values) if values.get("concepts") else values)
+
+    def record(self) -> dict[str, Any]:
+        """The settings as JSON types; of several concepts, those of the first one alone are not repeated."""
+        return {key: value for key, value in super().record().items() if not (self.concepts and key in OWN)}
 
     @model_validator(mode="after")
     def _prior(self) -> SubjectSettings:
@@ -73,7 +88,21 @@ class SubjectSettings(ImageSettings):
     @property
     def prior(self) -> bool:
         """Whether the run trains on class images."""
-        return bool(self.class_prompts) and self.prior_weight > 0
+        return any(one.class_prompts and one.prior_weight for one in self.all_concepts)
+
+    @property
+    def all_concepts(self) -> list[Concept]:
+        """The concepts, of a run with one, too; each with its number of class images and their weight."""
+        single = Concept.model_validate({own: getattr(self, key) for key, own in OWN.items()})
+        return [
+            one.model_copy(
+                update={
+                    "class_count": one.class_count or self.class_count,
+                    "prior_weight": self.prior_weight if one.prior_weight is None else one.prior_weight,
+                }
+            )
+            for one in self.concepts or [single]
+        ]
 
     @property
     def class_prompts(self) -> list[str]:
@@ -84,11 +113,24 @@ class SubjectSettings(ImageSettings):
     @property
     def subject(self) -> str:
         """The word for the subject: ``token``, or the first word of instance_prompt that is not in class_prompt."""
-        if self.token:
-            return self.token
-        known = _PLAIN | set(" ".join(self.class_prompts).split())
-        words = self.instance_prompt.split()
-        return next((word for word in words if word not in known), words[-1] if words else "")
+        return word_for(self.all_concepts[0])
+
+
+def word_for(concept: Concept) -> str:
+    """The word for a concept: ``token``, or the first word of its prompt that is not in its class prompts.
+
+    Args:
+        concept: of a run.
+
+    Example:
+        >>> word_for(Concept.model_validate({"images": "x", "prompt": "a photo of sks dog", "class_prompt": "a dog"}))
+        'sks'
+    """
+    if concept.token:
+        return concept.token
+    known = _PLAIN | set(" ".join(concept.class_prompts).split())
+    words = concept.prompt.split()
+    return next((word for word in words if word not in known), words[-1] if words else "")
 
 
 def warnings(settings: SubjectSettings) -> list[str]:
@@ -99,14 +141,18 @@ def warnings(settings: SubjectSettings) -> list[str]:
         ["sample_prompts: 'a red digit' does not hold 'sks', so it will not show the subject."]
     """
     found = []
-    if settings.subject not in settings.instance_prompt.split():
-        found.append(f"instance_prompt {settings.instance_prompt!r} does not hold {settings.subject!r}.")
-    for prompt in settings.class_prompts if settings.prior else []:
-        if settings.subject in prompt.split():
-            found.append(f"class_prompt {prompt!r} holds {settings.subject!r}, the word for the subject.")
+    words = [word_for(concept) for concept in settings.all_concepts]
+    for concept, word in zip(settings.all_concepts, words, strict=True):
+        if word not in concept.prompt.split():
+            found.append(f"instance_prompt {concept.prompt!r} does not hold {word!r}.")
+        for prompt in concept.class_prompts if concept.prior_weight else []:
+            if word in prompt.split():
+                found.append(f"class_prompt {prompt!r} holds {word!r}, the word for the subject.")
+    if repeated := sorted({word for word in words if words.count(word) > 1}):
+        shared = ", ".join(map(repr, repeated))
+        found.append(f"Several concepts have the word {shared}, and the model cannot distinguish them.")
+    named = " or ".join(map(repr, dict.fromkeys(words)))
     for prompt in settings.sample_prompts:
-        if settings.subject not in prompt.replace(",", " ").split():
-            found.append(
-                f"sample_prompts: {prompt!r} does not hold {settings.subject!r}, so it will not show the subject."
-            )
+        if not set(words) & set(prompt.replace(",", " ").split()):
+            found.append(f"sample_prompts: {prompt!r} does not hold {named}, so it will not show the subject.")
     return found

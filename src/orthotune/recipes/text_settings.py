@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from orthotune.files.installed_worlds import TEXT_WORLD
 from orthotune.recipes import method_settings
-from orthotune.recipes.continued import DECIDED, decided_by
 from orthotune.recipes.method_settings import Method, MethodSettings, Positive, SettingError
-from orthotune.recipes.stop_when import rule_faults
 from orthotune.runs.processes import Distributed
 
 WORLD = TEXT_WORLD
@@ -75,11 +72,6 @@ class TextSettings(MethodSettings):
     attention: str | None = Field(
         None, description="Implementation: eager, sdpa, flash_attention_2, ... Default: the one that the model chooses."
     )
-    adapter: Path | None = Field(
-        None,
-        description="Train this adapter further: a folder or file of any readable format, or a run; it decides the "
-        "method and its sizes.",
-    )
     target_modules: str | list[str] = Field(
         "all-linear", description="Names of the modules that are adapted, or one of PEFT's words or expressions."
     )
@@ -124,15 +116,6 @@ class TextSettings(MethodSettings):
         None, description="Held-out tokens of each domain that are measured; default: all of them."
     )
     eval_every: Positive | None = Field(None, description="Steps; default: five times over the run.")
-    stop_when: dict[str, Any] = Field(
-        {},
-        description="Rules that end the run at a measurement, as {forgetting: 0.05}: forgetting (more nats per token "
-        "than that), gain (at least that), patience (so many measurements without a larger gain - forgetting).",
-    )
-    result: Literal["last", "best"] = Field(
-        "last", description="Parameters of the last step, or of the measurement with the largest gain - forgetting."
-    )
-
     trackers: list[str] = Field(
         [], description="wandb, tensorboard, trackio, mlflow, ..., besides metrics.jsonl; names of transformers."
     )
@@ -146,34 +129,8 @@ class TextSettings(MethodSettings):
     def _one_is_a_list(cls, given: Any) -> Any:
         return [given] if isinstance(given, str) else given
 
-    @classmethod
-    def _continued(cls, given: dict[str, Any]) -> dict[str, Any]:
-        # A fit of magnitudes has a setting of this name, too, that must be given.
-        # Another type than a path is worded by the field's own check.
-        if not isinstance(given.get("adapter"), (str, Path)) or cls.model_fields["adapter"].is_required():
-            return given
-        decided = decided_by(given["adapter"])
-        asked = {"method": given["method"]} if "method" in given else {}
-        asked |= {key: given[key] for key in DECIDED if key in given}
-        for key, value in asked.items():
-            usual: Any = {"block_size": None, "target_modules": "all-linear"}.get(key, {})
-            if value != decided.get(key, usual) and value is not None:
-                own = f", {key}={decided[key]}" if key in decided else ""
-                fault = f"{key}={value} is decided by the adapter that is continued{own}"
-                raise SettingError(key, fault, f"Leave {key} out, or adapter")
-        return given | decided
-
-    @classmethod
-    def _from_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
-        filled = super()._from_preset(given)
-        if given.get("adapter") is None or cls.model_fields["adapter"].is_required():
-            return filled
-        return {key: value for key, value in filled.items() if key not in DECIDED}
-
     @model_validator(mode="after")
-    def _stops(self) -> TextSettings:
-        if faults := rule_faults(self.stop_when):
-            raise SettingError(*faults[0], others=[SettingError(*fault) for fault in faults[1:]])
+    def _stops_and_merges(self) -> TextSettings:
         if self.merge_aware and (self.quantization is None or self.distributed != "none"):
             what = "no quantization" if self.quantization is None else f"distributed={self.distributed}"
             fault = f"merge_aware with {what} has no meaning: it is about quantized weights, of one process"

@@ -19,7 +19,7 @@ from orthotune.image.editing.dataset import EditingDataset
 from orthotune.image.editing.examples import RANDOM, EditExample, read_edits
 from orthotune.image.families.family import Family
 from orthotune.recipes.editing_samples import editing_sampler
-from orthotune.recipes.image_job import ImageJob, plan_image
+from orthotune.recipes.image_job import ImageJob, dataset_options, plan_image
 from orthotune.recipes.image_run import run_image
 from orthotune.recipes.image_settings import WORLD, ImageSettings
 from orthotune.recipes.method_settings import SettingError
@@ -41,7 +41,9 @@ class TextToImageSettings(ImageSettings):
     """
 
     recipe: ClassVar[str] = "t2i"
-    newer: ClassVar[tuple[str, ...]] = (*ImageSettings.newer, "references", "masks")
+    newer: ClassVar[tuple[str, ...]] = (
+        *(key for key in ImageSettings.newer if key != "caption_dropout"), "references", "masks"
+    )  # fmt: skip
 
     data: str = Field(
         WORLD,
@@ -124,7 +126,7 @@ def job(settings: TextToImageSettings, say: Callable[[str], None] = print, bar: 
             given = f"data={settings.data} for {family.name}"
             needed = "references=FOLDER, or reference" if family.reads == "references" else "masks=FOLDER, or mask"
             raise RecipeError(given, got="images with captions alone", needed=f"{needed} in each row of a table")
-        found = ImageDataset(examples, family, settings.resolution, **_options(settings), say=say)
+        found = ImageDataset(examples, family, **_options(settings), say=say)
         if run_dir is not None:
             found.prepare(bar)
         return found
@@ -147,11 +149,7 @@ def _examples(settings: TextToImageSettings, say: Callable[[str], None]) -> list
 
 
 def _options(settings: TextToImageSettings) -> dict[str, Any]:
-    return {
-        "buckets": settings.buckets, "crop": settings.crop, "cache": settings.cache, "cache_dir": settings.cache_dir,
-        "encode_captions": not settings.train_text_encoder, "caption_dropout": settings.caption_dropout,
-        "seed": settings.seed,
-    }  # fmt: skip
+    return dataset_options(settings) | {"crop": settings.crop, "cache_dir": settings.cache_dir}
 
 
 def _has_edits(data: str) -> bool:
@@ -178,7 +176,7 @@ def _editing_job(settings: TextToImageSettings, say: Callable[[str], None], bar:
         if not family.reads:
             got = f"a {family.name} model, which reads captions alone"
             raise RecipeError(f"references or masks for {settings.model}", got=got, needed="an editing model")
-        found = EditingDataset(examples, family, settings.resolution, random_masks=masks, **_options(settings), say=say)
+        found = EditingDataset(examples, family, random_masks=masks, **_options(settings), say=say)
         if run_dir is not None:
             found.prepare(bar)
         return found

@@ -15,11 +15,15 @@ LOSSES = (
     ("train_loss", "training batch", "training"),
     ("new_nats", "target domain, held out", "new"),
     ("old_nats", "source domain, held out", "old"),
+    ("held_out_loss", "held-out images", "new"),
+    ("old_held_out_loss", "held-out class images", "old"),
 )
 ROTATIONS = (("angle_mean", "mean angle", "new"), ("angle_max", "largest angle", "old"))
 #: CSS classes of the colours of all other curves, in order
 COLOURS = tuple(f"m{number}" for number in range(6))
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 240, 72, 14, 28
+#: most curves in one plot; more cannot be distinguished
+MOST_CURVES = 5
 #: most points of one curve that show a value under the mouse
 MOST = 240
 
@@ -67,8 +71,7 @@ def charts(lines: Sequence[Mapping[str, Any]], scores: Sequence[str] = ()) -> li
     plots = [_chart("Training loss", lines, training)] if apart else []
     losses = [entry for entry in LOSSES if entry not in training] if apart else LOSSES
     plots.append(_chart("Loss, nats per token" if nats else "Loss", lines, losses))
-    # A dozen curves in one plot are not readable.
-    plots += [_chart("Scores", lines, named[at : at + len(COLOURS)]) for at in range(0, len(named), len(COLOURS))]
+    plots += [_chart("Scores", lines, named[at : at + MOST_CURVES]) for at in range(0, len(named), MOST_CURVES)]
     plots.append(_chart("Angles, rad", inner, ROTATIONS))
     return [plot for plot in plots if plot is not None]
 

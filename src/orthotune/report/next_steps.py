@@ -30,6 +30,9 @@ def next_steps(run: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
     if kept is None:
         return []
     place = shlex.quote(folder.as_posix())
+    if run.get("planned_steps"):
+        command = f"orthotune train {run.get('recipe')} resume=auto output={place}"
+        return [(command, f"go on to step {run['planned_steps']}"), *_generates(run, place)]
     if run.get("recipe") in IMAGE_RECIPES:
         rotations = kept == "adapter" and run.get("method") in ("oft", "coft")
         looked = [(f"orthotune inspect {place}", "see what it does to each layer")] if rotations else []
@@ -38,7 +41,7 @@ def next_steps(run: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
             if run.get("rewound")
             else [(f"orthotune rewind {place}", "find the strength at which other images change less")]
         )
-        return looked + again
+        return _generates(run, place) + looked + again
     writes = _writes_text(folder / kept, kept)
     steps: list[tuple[str, str]] = []
     if writes:
@@ -56,6 +59,18 @@ def next_steps(run: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
         out = shlex.quote(f"{folder.as_posix()}-merged")
         steps.append((f"orthotune merge {place} --out {out}", "write an ordinary model"))
     return steps
+
+
+def _generates(run: Mapping[str, Any], place: str) -> list[tuple[str, str]]:
+    """The command that generates images with what was trained, beside the base."""
+    if run.get("recipe") not in IMAGE_RECIPES or run.get("recipe") == "control":
+        return []
+    settings = run.get("settings") or {}
+    named = [settings.get("instance_prompt"), *(one.get("prompt") for one in settings.get("concepts") or [])]
+    prompt = next((one for one in [*(settings.get("sample_prompts") or []), *named] if one), "PROMPT")
+    return [
+        (f"orthotune draw {place} {shlex.quote(str(prompt))} --strength 0.5,1 --both", "generate with it and without")
+    ]
 
 
 def _writes_text(folder: Path, kept: str) -> bool:

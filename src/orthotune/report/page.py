@@ -8,6 +8,7 @@ from typing import Any
 
 from orthotune.errors import DataError
 from orthotune.files.atomic import write_bytes
+from orthotune.files.run_adapter import IMAGE_RECIPES
 from orthotune.report import wording
 from orthotune.report.comparison import comparison
 from orthotune.report.curves import charts
@@ -24,6 +25,8 @@ NAME = "report.html"
 TEMPLATE = "page.html"
 #: PNG files that are not shown where the page plots the same data itself: the loss curve, and samples by step
 INLINE = ("curve", "samples")
+#: PNG files that the page shows at a place of their own.
+PLACED = ("training",)
 
 
 def write_report(
@@ -69,6 +72,7 @@ def render(records: Records) -> str:
     )
     for name in ("loss", "change", "perplexity", "small", "count", "duration", "plain", "figure", "spoken"):
         environment.filters[name] = getattr(wording, name)
+    environment.filters["zip"] = zip
     try:
         return environment.get_template(TEMPLATE).render(_values(records))
     except (TypeError, ValueError, KeyError, AttributeError, jinja2.UndefinedError) as error:
@@ -79,10 +83,11 @@ def render(records: Records) -> str:
 
 def _values(records: Records) -> dict[str, Any]:
     run, layers = records.run, records.adapter.get("layers") or []
+    pictured = run.get("recipe") in IMAGE_RECIPES
     plotted, skipped = frames(records.samples, records.folder)
     scored = scores(run)
     # Losses and margins of answers have another unit than the shares of right ones on the same axis.
-    shares = [row["name"] for row in scored if not row["name"].endswith(("_nats", "_margin"))]
+    shares = [row["name"] for row in scored if not row["name"].endswith(("_nats", "_margin", "_loss"))]
     curves = charts(records.metrics, shares)
     hidden = {name for name, there in zip(INLINE, (curves, plotted), strict=True) if there}
     return {
@@ -101,6 +106,12 @@ def _values(records: Records) -> dict[str, Any]:
         "skipped": skipped,
         "texts": [Lenient(sample) for sample in records.samples if "step" not in sample],
         "images": {name: data_uri(path.read_bytes()) for name, path in records.images.items() if name not in hidden},
+        "placed": PLACED,
+        "held_loss": any(row["name"].endswith("held_out_loss") for row in scored),
+        "scored_images": any(not row["name"].endswith("held_out_loss") for row in scored),
+        "pictured": pictured,
+        "unit": "units of the denoiser's loss" if pictured else "nats per token",
+        "held_out": "images" if pictured else "text",
         "comparison": comparison(records.comparison),
         "adapter": Lenient(records.adapter),
         "maps": heat_maps(layers),

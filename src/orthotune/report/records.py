@@ -9,6 +9,7 @@ from typing import Any
 
 from orthotune.errors import DataError
 from orthotune.files.json_file import complete_json_lines, read_json, read_json_list
+from orthotune.files.run_adapter import STOPPED
 
 RUN, COMPARISON, SAMPLES, METRICS = "run.json", "comparison.json", "samples.json", "metrics.jsonl"
 
@@ -19,7 +20,7 @@ class Records:
 
     Args:
         folder: the folder, as the user named it.
-        run: ``run.json``: settings, results, versions.
+        run: ``run.json``, or ``stopped.json`` of a run that a signal stopped: settings, results, versions.
         comparison: ``comparison.json``: one row for each run.
         samples: texts before and after training, or the images and texts generated at each step.
         images: PNG files by name without suffix (``curve``, ``frontier``).
@@ -56,7 +57,7 @@ def read_records(
         0.41
     """
     folder = Path(folder)
-    run, comparison = _read(folder / RUN, {}), _read(folder / COMPARISON, {})
+    run, comparison = _read(folder / RUN, {}) or _read(folder / STOPPED, {}), _read(folder / COMPARISON, {})
     if not run and not comparison and not adapter:
         raise DataError(
             f"{folder} is not a finished run",

@@ -11,7 +11,7 @@ from orthotune.report.wording import spoken
 #: Scores that come first, in this order. The first ``CARDS`` scores are shown large, the others only in the table.
 FIRST = ("score", "prompt_fidelity", "mask_iou", "subject_fidelity", "kept", "drift")
 #: Scores that are better when they are lower.
-LOWER = ("drift", "forgetting", "error", "answers_nats", "loss", "word_error_rate")
+LOWER = ("drift", "forgetting", "error", "answers_nats", "loss", "word_error_rate", "held_out_loss")
 CARDS = 4
 #: Keys in the record of a run.
 SIDES = ("scores_before", "scores_after")

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 MISSING = "–"
+#: Columns whose name alone would not say what they are.
+SPOKEN = {"held_out_loss": "loss on held-out images", "old_held_out_loss": "loss on held-out class images"}
 
 
 def loss(value: Any) -> str:
@@ -105,6 +107,8 @@ def spoken(name: Any) -> str:
         >>> spoken("validation_mask_iou")
         'mask iou (validation)'
     """
+    if name in SPOKEN:
+        return SPOKEN[name]
     part, found, rest = str(name).partition("_")
     words = f"{rest} ({part})" if found and part in ("validation", "test") else str(name)
     return words.replace("_", " ")

@@ -18,7 +18,7 @@ Say = Callable[[str], None]
 
 
 @contextmanager
-def new_checkpoint(folder: Path, step: int, keep: int | None = None) -> Iterator[Path]:
+def new_checkpoint(folder: Path, step: int, keep: int | None = None, keep_every: int | None = None) -> Iterator[Path]:
     """A folder to write a checkpoint to, file by file.
 
     When the block ends well, its bytes are brought to the disk, ``manifest.json`` with their checksums is added, the
@@ -29,6 +29,7 @@ def new_checkpoint(folder: Path, step: int, keep: int | None = None) -> Iterator
         folder: the folder of the run's checkpoints; created if missing.
         step: steps done.
         keep: how many stay, this one included; all of them if None.
+        keep_every: those at multiples of so many steps stay, too, and do not count.
 
     Raises:
         OSError, OutputError, or what the block raises: nothing has appeared, and nothing was removed.
@@ -48,8 +49,13 @@ def new_checkpoint(folder: Path, step: int, keep: int | None = None) -> Iterator
     finally:
         atomic.remove(partial)
     if keep is not None:
-        for old in [path for path in by_step(folder) if path != final][max(1, keep) - 1 :]:
+        others = [path for path in by_step(folder) if path != final and not _stays(path, keep_every)]
+        for old in others[max(1, keep) - (0 if _stays(final, keep_every) else 1) :]:
             atomic.remove(old)
+
+
+def _stays(checkpoint: Path, keep_every: int | None) -> bool:
+    return bool(keep_every) and int(checkpoint.name.rpartition("-")[2]) % (keep_every or 1) == 0
 
 
 def newest(folder: Path, say: Say | None = None) -> Path | None:

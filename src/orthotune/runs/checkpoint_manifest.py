@@ -25,7 +25,7 @@ def seal(folder: Path, step: int) -> None:
     flush(folder)
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST):
-        files[path.relative_to(folder).as_posix()] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        files[path.relative_to(folder).as_posix()] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
     content: dict[str, Any] = {"version": VERSION, "step": step, "files": files}
     write_json(folder / MANIFEST, {**content, "sha256": _digest(content)})
 
@@ -71,7 +71,7 @@ def check(folder: Path) -> int:
             size = path.stat().st_size
             if size != recorded["bytes"]:
                 raise OutputError(f"checkpoint {folder}", got=f"{size} bytes in {name}", needed=f"{recorded['bytes']}")
-            same = _sha256(path) == recorded["sha256"]
+            same = sha256_of(path) == recorded["sha256"]
         except (OSError, KeyError, TypeError) as fault:
             raise OutputError(f"checkpoint {folder}", got=f"no {name} that can be read") from fault
         if not same:
@@ -79,7 +79,8 @@ def check(folder: Path) -> int:
     return int(manifest["step"])
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(CHUNK):

@@ -109,6 +109,10 @@ def _write_not_measured(axes: Any) -> None:
     axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=TRAINING)
 
 
+#: Losses of image models on images that are not trained on, at fixed noise -> their names in a legend.
+HELD_OUT = {"held_out_loss": "held-out images", "old_held_out_loss": "held-out class images"}
+
+
 def draw_scores(
     lines: Sequence[Line], path: Path, title: str, names: Sequence[str] = (), heading: str = "Scores of its images"
 ) -> None:
@@ -127,8 +131,13 @@ def draw_scores(
     if training:
         panels[0].plot(*zip(*training, strict=True), color=TRAINING, linewidth=0.6, label="training batch")
         panels[0].plot(*zip(*_smoothed(training), strict=True), color=NEW, linewidth=1.8, label="running mean")
+    held = {name: [(line["step"], line[name]) for line in lines if line.get(name) is not None] for name in HELD_OUT}
+    for name, points in held.items():
+        if points:
+            panels[0].plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.4, label=HELD_OUT[name])
+    if training or any(held.values()):
         panels[0].legend(frameon=False, fontsize=9)
-    panels[0].set_title("Training loss", fontsize=11)
+    panels[0].set_title("Loss" if any(held.values()) else "Training loss", fontsize=11)
     for name in names:
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         panels[1].plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.4, label=name)

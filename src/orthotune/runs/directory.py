@@ -11,6 +11,7 @@ from typing import Any
 from orthotune.errors import OutputError, RecipeError
 from orthotune.files.atomic import sweep
 from orthotune.files.json_file import read_json, write_json
+from orthotune.files.run_adapter import STOPPED
 from orthotune.runs import checkpoint_folder
 from orthotune.runs.checkpoint_manifest import MANIFEST, check, read_manifest
 from orthotune.runs.lock import RunLock
@@ -19,7 +20,7 @@ from orthotune.runs.lock import RunLock
 FREE_TO_CHANGE = {
     "resume", "output", "eval_every", "save_every", "save_total_limit", "max_skipped", "on_failed_save",
     "unmatched_targets",
-    "trackers", "sample_prompts", "sample_seeds", "sample_every", "sample_steps", "guidance",
+    "trackers", "sample_prompts", "sample_seeds", "sample_every", "sample_steps", "guidance", "keep_every",
 }  # fmt: skip
 
 
@@ -37,6 +38,7 @@ class RunDirectory:
         self.path = Path(path)
         self.record, self.metrics = self.path / "run.json", self.path / "metrics.jsonl"
         self.settings, self.checkpoints = self.path / "settings.json", self.path / "checkpoints"
+        self.stopped = self.path / STOPPED
         self._lock = RunLock(self.path / ".lock")
         self._longer = False
         try:
@@ -124,6 +126,7 @@ class RunDirectory:
             # Until the longer run is finished, nothing may take the record for that of these settings.
             steps = read_json(self.record).get("steps")
             self.record.replace(self.path / f"run-{steps}.json")
+        self.stopped.unlink(missing_ok=True)
         sweep(self.path)
         checkpoint_folder.sweep(self.checkpoints)
         write_json(self.settings, settings)

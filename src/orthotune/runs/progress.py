@@ -72,6 +72,20 @@ class StepBar:
             if self.lines:
                 self._line(step, words)
 
+    def aside(self, words: str) -> None:
+        """Show what is done between two steps, in the place of the numbers.
+
+        Args:
+            words: such as "samples 3/8".
+        """
+        if not self.bar.tasks:
+            return
+        self.bar.update(self.task, losses=words)
+        now = time.monotonic()
+        if self.lines and now - self.printed >= self.seconds:
+            self.printed = now
+            print(f"{self.title}  {words}", file=sys.stderr, flush=True)
+
     def _line(self, step: int, words: list[str]) -> None:
         now = time.monotonic()
         ends = step in (self.first + 1, self.total)

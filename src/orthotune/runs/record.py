@@ -40,6 +40,7 @@ class RunRecord(BaseModel):
         skipped_steps: steps that were skipped because a loss or gradient was not finite.
         seconds: from loading the model to the written adapter; train_seconds: training steps only.
         artifacts: what was written, by kind, relative to the run directory.
+        planned_steps: that the run was to make, in the record of a run that a signal stopped.
         stopped_by: the rule that ended the training before its last step, with ``limit``, ``step``, ``gain`` and
             ``forgetting``; None without one.
         result_step: the step whose parameters were written, where that is not the last one as a matter of course.
@@ -55,6 +56,7 @@ class RunRecord(BaseModel):
     trainable_parameters: int
     total_parameters: int
     steps: int
+    planned_steps: int | None = None
     new_before: float | None = None
     new_after: float | None = None
     gain: float | None = None

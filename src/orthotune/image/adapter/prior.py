@@ -55,6 +55,8 @@ class WithPrior:
         # The batch has twice as many images, and the mean over it halves both losses.
         subject = replace(subject, weight=2 * subject.weight)
         classes = replace(classes, weight=2 * self.weight * classes.weight)
+        if subject.mask is not None:  # class images count everywhere
+            classes = replace(classes, mask=torch.ones(len(classes.captions), *subject.mask.shape[1:]))
         if self.keep:
             subject = replace(subject, kept=torch.zeros(len(subject.captions), dtype=torch.bool))
             classes = replace(classes, kept=torch.ones(len(classes.captions), dtype=torch.bool))

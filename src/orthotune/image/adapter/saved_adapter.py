@@ -66,13 +66,14 @@ def load_adapter(family: PipelineFamily, folder: Path) -> None:
 
     Args:
         family: the pipeline, changed in place.
-        folder: with the adapter.
+        folder: with the adapter, or a file with one.
 
     Raises:
         AdapterFileError: the files are damaged or belong to another model.
     """
     from orthotune.operations.load import load_adapter as load_rotations
 
+    folder = folder.parent if folder.name == LORA_WEIGHTS else folder
     if (folder / LORA_WEIGHTS).is_file():
         try:
             with quiet_loading():

@@ -43,6 +43,7 @@ class Batch:
         conditions: the encoded captions; None if a text encoder is trained, which encodes them at each step.
         weight: float32 [n], weight of each image in the loss.
         hints: the control images, float32 [n, 3, H, W] of 0..1; None without control.
+        mask: float32 [n, 1, H, W] of 0..1, how much each pixel counts in the loss; None counts all alike.
         kept: bool [n], the images whose target is the prediction of the base; None if there are none.
     """
 
@@ -52,6 +53,7 @@ class Batch:
     weight: Tensor
     hints: Tensor | None = None
     kept: Tensor | None = None
+    mask: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``."""

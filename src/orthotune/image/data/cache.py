@@ -16,9 +16,11 @@ from orthotune.image.control.conditions.kind import Condition
 from orthotune.image.control.data import hint_of
 from orthotune.image.data.batch import Batch, Conditions
 from orthotune.image.data.buckets import Crop, Fit, Size, fit, fitted, nearest_size, need_multiple, sizes
+from orthotune.image.data.caption_tags import UNCHANGED, Tags
 from orthotune.image.data.captions import Example, dropping
 from orthotune.image.data.encoded_store import EncodedStore, caption_model, digest, image_model
 from orthotune.image.data.image_folder import ImageFile, Say, in_memory_image
+from orthotune.image.data.masks import MaskSource, mask_of
 from orthotune.image.families.family import Family
 from orthotune.runs.progress import StepBar
 
@@ -47,7 +49,11 @@ class ImageDataset:
         caption_dropout: share of captions that are replaced by the empty caption, for guidance.
         condition: kind of the control images; batches then have ``hints``.
         weight: of each image in the loss.
-        seed: of crops, autoencoder noise and caption dropout.
+        weights: of single images, instead of ``weight``.
+        masks: where the masks of the loss are, see :mod:`orthotune.image.data.masks`; batches then have ``mask``.
+        unmasked: how much pixels outside of a mask count, 0..1.
+        tags: how captions vary from epoch to epoch.
+        seed: of crops, autoencoder noise, caption dropout and the order of tags.
         enlarged: images that are enlarged by more than this factor are named in a warning.
         say: gets the warning.
 
@@ -78,6 +84,10 @@ class ImageDataset:
         caption_dropout: float = 0.0,
         condition: Condition | None = None,
         weight: float = 1.0,
+        weights: Sequence[float] | None = None,
+        masks: MaskSource = "none",
+        unmasked: float = 0.0,
+        tags: Tags = UNCHANGED,
         seed: int = 0,
         enlarged: float = ENLARGED,
         say: Say = print,
@@ -85,16 +95,19 @@ class ImageDataset:
         if not examples:
             raise DataError("images", got="none", needed="at least one")
         self.examples, self.family, self.condition = list(examples), family, condition
-        self.crop, self.cache, self.weight, self.seed = crop, cache, weight, seed
+        self.crop, self.cache, self.seed = crop, cache, seed
         self.encode_captions, self._empties = encode_captions, caption_dropout > 0
         self._cache_dir = Path(cache_dir) if cache and cache_dir else None
         side = resolution or family.native_size
         need_multiple("resolution", side, family.divisor)
         known: list[Size] = sizes(side, family.divisor) if buckets else [(side, side)]
         self._buckets = [nearest_size(one.image.height, one.image.width, known) for one in self.examples]
+        self.weights = list(weights) if weights is not None else [float(weight)] * len(self.examples)
+        self.masks, self.unmasked, self.tags = masks, unmasked, tags
         self._dropped = dropping(caption_dropout, seed)
         self._latents: dict[int, Tensor] = {}
         self._hints: dict[int, ImageFile] = {}
+        self._masks: dict[int, ImageFile | None] = {}
         self._words: dict[str, Conditions] = {}
         self._stores: dict[str, EncodedStore] = {}
         self._warn(enlarged, say)
@@ -121,7 +134,8 @@ class ImageDataset:
                 self._caption("")
             for number, example in enumerate(self.examples):
                 self._encoded(number)
-                self._caption(example.caption)
+                if not self.tags.vary:
+                    self._caption(example.caption)
                 progress.show(number + 1, {})
         finally:
             progress.close()
@@ -133,7 +147,7 @@ class ImageDataset:
             DataError: a file has changed or was removed since the data set was made.
         """
         seen = [self._encoded(index) for index in indices]
-        captions = [self._dropped(self.examples[index % len(self)].caption, index) for index in indices]
+        captions = [self._worded(index) for index in indices]
         hints = [hint for _, hint, _ in seen if hint is not None]
         return Batch(
             latents=torch.stack([latents for latents, _, _ in seen]),
@@ -141,12 +155,35 @@ class ImageDataset:
             conditions=self._conditions(captions, indices, [how for _, _, how in seen])
             if self.encode_captions
             else None,
-            weight=torch.full((len(indices),), float(self.weight)),
+            weight=torch.tensor([self.weights[index % len(self)] for index in indices]),
             hints=torch.stack(hints) if hints else None,
+            mask=self._mask_of(indices, [how for _, _, how in seen]),
         )
 
+    def _worded(self, index: int) -> str:
+        """The caption of an image in an epoch."""
+        caption = self.tags.shuffled(self.examples[index % len(self)].caption, self.seed, index)
+        return self._dropped(caption, index)
+
+    def _mask_of(self, indices: list[int], fits: list[Fit]) -> Tensor | None:
+        if self.masks == "none":
+            return None
+        rows = [self._mask(index % len(self), how) for index, how in zip(indices, fits, strict=True)]
+        return self.unmasked + (1 - self.unmasked) * torch.stack(rows)
+
+    def _mask(self, number: int, how: Fit) -> Tensor:
+        """The mask of one image, resized and cropped as the image, float32 ``[1, height, width]``."""
+        if number not in self._masks:
+            image = self.examples[number].image
+            found = mask_of(image, self.masks)
+            self._masks[number] = None if found is None else in_memory_image(found, image.name)
+        kept = self._masks[number]
+        if kept is None:
+            return torch.ones(1, *how.size)
+        return torch.from_numpy(fitted(kept.pixels(), how)[..., 0].copy())[None].float() / 255
+
     def _conditions(self, captions: list[str], indices: list[int], fits: list[Fit]) -> Conditions:
-        if self.cache:
+        if self.cache and not self.tags.vary:
             rows = [self._caption(caption) for caption in captions]
             encoded = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         else:

@@ -11,6 +11,7 @@ from orthotune.errors import DataError
 from orthotune.image.data import caption_tables
 from orthotune.image.data.caption_tables import CaptionRow
 from orthotune.image.data.image_folder import Broken, ImageFile, Say, name_unread, open_images
+from orthotune.image.data.masks import is_mask
 from orthotune.image.data.other_trainers import caption_beside, repeated
 from orthotune.metrics.image_files import SUFFIXES, find_images
 
@@ -69,7 +70,8 @@ def read_caption_rows(source: str | Path) -> list[CaptionRow]:
         tables = sorted(path.rglob("*.parquet"))
         if tables and not any(file.suffix.lower() in SUFFIXES for file in path.rglob("*")):
             return [row for table in tables for row in caption_tables.from_file(table)]
-        return [_beside(name, file) for name, file in find_images(path).items()]
+        found = find_images(path)
+        return [_beside(name, file) for name, file in found.items() if not is_mask(name, found)]
     if path.exists() or path.suffix in caption_tables.SUFFIXES or str(source).startswith((".", "/", "~")):
         return caption_tables.from_file(path)
     return caption_tables.from_hub(str(source))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from orthotune.errors import RecipeError
 from orthotune.image.data.batch import Conditions, Sources
+from orthotune.image.families.noise_levels import OF_MODEL, NoiseLevels
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,14 @@ class LossOptions:
             steps the same weight. Only for families with discrete noise steps, not for flow matching.
         noise_offset: standard deviation of a constant added to each channel's noise; 0.1 lets a model learn dark and
             bright images. Not for flow matching.
+        levels: at which levels of noise the denoiser is trained.
+        mask: of a batch, float32 ``[n, 1, H, W]`` of 0..1, how much each pixel counts; None counts all alike.
     """
 
     min_snr_gamma: float | None = None
     noise_offset: float = 0.0
+    mask: Tensor | None = None
+    levels: NoiseLevels = OF_MODEL
 
 
 class Family(ABC):

@@ -17,8 +17,10 @@ from orthotune.errors import RecipeError
 from orthotune.image.adapter.kept_predictions import kept_targets
 from orthotune.image.data.batch import Conditions
 from orthotune.image.families.family import LossOptions
+from orthotune.image.families.noise_levels import OF_MODEL, NoiseLevels, shifted_sigmas
 from orthotune.image.families.noise_schedule import sample_noise
 from orthotune.image.families.pipeline_family import PipelineFamily
+from orthotune.image.families.weighted_error import squared_error
 
 
 @dataclass(frozen=True)
@@ -67,22 +69,26 @@ class FlowTimes:
         )
         return cls(fresh.sigmas, logit_normal)
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+    def sample(self, count: int, generator: torch.Generator, levels: NoiseLevels = OF_MODEL) -> Tensor:
         """Sample times.
 
         Args:
             count: number of times.
             generator: on the CPU.
+            levels: another distribution than that of the model.
 
         Returns:
             float32 [count] on the CPU.
         """
-        if self.logit_normal:
+        sigmas = self.sigmas if levels.shift is None else shifted_sigmas(len(self.sigmas), levels.shift)
+        if not levels.usual:
+            position = 1 - levels.sample(count, generator, self.logit_normal)
+        elif self.logit_normal:
             position = torch.randn(count, generator=generator).sigmoid()
         else:
             position = torch.rand(count, generator=generator)
-        steps = len(self.sigmas)
-        return self.sigmas[(position * steps).long().clamp(max=steps - 1)]
+        steps = len(sigmas)
+        return sigmas[(position * steps).long().clamp(max=steps - 1)]
 
 
 class FlowFamily(PipelineFamily):
@@ -117,7 +123,7 @@ class FlowFamily(PipelineFamily):
         options: LossOptions, kept: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         self.check_options(options)
-        times = self.times.sample(len(latents), generator).to(latents.device)
+        times = self.times.sample(len(latents), generator, options.levels).to(latents.device)
         noise = sample_noise(latents, generator)
         at = times.view(-1, *[1] * (latents.ndim - 1))
         noisy = (1 - at) * latents + at * noise
@@ -129,4 +135,4 @@ class FlowFamily(PipelineFamily):
         with self.precision():
             target = kept_targets(noise - latents, kept, denoiser, velocity)
             guess = velocity(slice(None))
-        return (guess - target).square().flatten(1).mean(dim=1)
+        return squared_error(guess, target, options.mask)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from orthotune.errors import RecipeError
+from orthotune.image.families.noise_levels import OF_MODEL, NoiseLevels
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 #: fields of the config of a scheduler that describe training; the others describe sampling
@@ -67,17 +68,21 @@ class NoiseSchedule:
         # Rounding can make the last step of a rescaled schedule slightly negative.
         return cls(known.alphas_cumprod.clamp(0.0, 1.0), prediction)
 
-    def sample_times(self, count: int, generator: torch.Generator) -> Tensor:
-        """Sample steps uniformly.
+    def sample_times(self, count: int, generator: torch.Generator, levels: NoiseLevels = OF_MODEL) -> Tensor:
+        """Sample steps, uniformly unless ``levels`` say otherwise.
 
         Args:
             count: number of steps.
             generator: on the CPU.
+            levels: another distribution of the share of all steps, 1 for the last one.
 
         Returns:
             int64 [count] on the CPU.
         """
-        return torch.randint(len(self.alphas_cumprod), (count,), generator=generator)
+        steps = len(self.alphas_cumprod)
+        if levels.usual:
+            return torch.randint(steps, (count,), generator=generator)
+        return (levels.sample(count, generator, False) * steps).long().clamp(max=steps - 1)
 
     def noisy(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """The noisy images.

@@ -23,6 +23,7 @@ from orthotune.image.families.qwen_image import QwenImage
 from orthotune.image.families.qwen_image_edit import QwenImageEdit, QwenImageEditPlus
 from orthotune.image.families.sd3 import StableDiffusion3
 from orthotune.image.families.sdxl import StableDiffusionXL
+from orthotune.image.families.single_file import config_of, load_single_file
 from orthotune.image.families.stable_diffusion import StableDiffusion
 from orthotune.image.families.unknown_transformer import unknown_family
 from orthotune.image.families.wan import Wan
@@ -42,17 +43,20 @@ _OPTIONAL = ("text_encoder_3", "tokenizer_3", "safety_checker", "feature_extract
 
 
 def open_family(
-    model: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> PipelineFamily:
+    model: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+    config: str | Path | None = None,
+) -> PipelineFamily:  # fmt: skip
     """Load a pipeline, with frozen weights.
 
     Args:
-        model: a folder of ``save_pretrained`` of diffusers, or a hub name.
+        model: a folder of ``save_pretrained`` of diffusers, a hub name, or a single ``.safetensors`` file.
         dtype: of the weights. The VAE stays float32 if its config says that it overflows in half precision.
         device: where the networks go.
+        config: of a single file, the folder with ``model_index.json`` and the configs of the parts; None looks for a
+            folder of the file's name beside it.
 
     Raises:
-        RecipeError: there is no such model, or its family is not supported.
+        RecipeError: there is no such model, no config of a single file, or its family is not supported.
 
     Example:
         >>> from orthotune.worlds.image import PIPELINE
@@ -63,16 +67,22 @@ def open_family(
     import diffusers
     from safetensors import SafetensorError
 
-    index = _index(str(model))
+    path = Path(model).expanduser()
+    if config is not None and not path.is_file():
+        raise RecipeError(f"base_config={config}", got=f"model={model}, no single file", do="Leave base_config out")
+    folder = config_of(path, None if config is None else Path(config)) if path.is_file() else path
+    index = _index(str(folder) if path.is_file() else str(model))
     parts = {name: value[-1] for name, value in index.items() if isinstance(value, list) and value}
     kind = _named(str(index.get("_class_name")), f"model={model}", parts)
-    path = Path(model).expanduser()
     loader: Any = getattr(diffusers, kind.pipeline_class)
     try:
         with quiet_loading():
-            pipeline = loader.from_pretrained(
-                str(path) if path.is_dir() else str(model), torch_dtype=dtype, **_without(kind, index, path)
-            )
+            options = {"torch_dtype": dtype, **_without(kind, index, folder)}
+            if path.is_file():
+                pipeline = load_single_file(loader, path, folder, index, **options)
+                pipeline.register_to_config(_name_or_path=str(path))  # what an adapter records as its base
+            else:
+                pipeline = loader.from_pretrained(str(path) if path.is_dir() else str(model), **options)
     except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as fault:
         raise RecipeError(
             f"model={model}", got=_first_line(fault), needed=f"a complete {kind.pipeline_class}",
@@ -107,11 +117,6 @@ def _without(kind: type[PipelineFamily], index: dict[str, Any], path: Path) -> d
 def _index(model: str) -> dict[str, Any]:
     """The content of ``model_index.json``."""
     path = Path(model).expanduser()
-    if path.is_file():
-        raise RecipeError(
-            f"model={model}", got="a file", needed=f"a folder with {_INDEX}, as diffusers' save_pretrained writes it",
-            do="Load it with diffusers' from_single_file and save it as a folder once",
-        )  # fmt: skip
     if path.is_dir():
         if not (path / _INDEX).is_file():
             raise RecipeError(

@@ -14,6 +14,7 @@ from orthotune.image.data.batch import Conditions
 from orthotune.image.families.family import LossOptions
 from orthotune.image.families.noise_schedule import NoiseSchedule, sample_noise
 from orthotune.image.families.pipeline_family import PipelineFamily
+from orthotune.image.families.weighted_error import squared_error
 
 
 class StableDiffusion(PipelineFamily):
@@ -49,11 +50,18 @@ class StableDiffusion(PipelineFamily):
         found, _ = self.pipeline.encode_prompt(captions, self.device, 1, do_classifier_free_guidance=False)
         return {"encoder_hidden_states": found}
 
+    def check_options(self, options: LossOptions) -> None:
+        if options.levels.shift is not None:
+            raise RecipeError(
+                f"flow_shift={options.levels.shift:g} for {self.name}", got="a model of discrete noise steps",
+                needed="a model of flow matching", do="Leave it out",
+            )  # fmt: skip
+
     def losses(
         self, denoiser: nn.Module, latents: Tensor, conditions: Conditions, generator: torch.Generator,
         options: LossOptions, kept: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        times = self.schedule.sample_times(len(latents), generator).to(latents.device)
+        times = self.schedule.sample_times(len(latents), generator, options.levels).to(latents.device)
         noise = sample_noise(latents, generator, options.noise_offset)
         noisy = self.schedule.noisy(latents, noise, times)
 
@@ -66,7 +74,7 @@ class StableDiffusion(PipelineFamily):
         with self.precision():
             target = kept_targets(self.schedule.target(latents, noise, times), kept, denoiser, predict)
             guess = predict(slice(None))
-        loss = (guess - target).square().mean(dim=(1, 2, 3))
+        loss = squared_error(guess, target, options.mask)
         if options.min_snr_gamma is not None:
             loss = loss * self.schedule.weights(times, options.min_snr_gamma)
         return loss

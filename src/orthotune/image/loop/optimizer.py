@@ -4,43 +4,134 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from transformers.optimization import Adafactor
 
 from orthotune.errors import RecipeError
 from orthotune.image.loop.options import LoopOptions
-from orthotune.runs.learning_rates import by_factor
 
 #: Prefix of the names of the parameters that have the rate ``hint_learning_rate``.
 HINTS = "hint_encoder."
+#: Prefix of the names of the parameters that have the rate ``text_encoder_learning_rate``.
+TEXT_ENCODERS = "text_encoders."
 #: Devices on which torch has fused AdamW.
 FUSED = ("cpu", "cuda", "mps", "xpu")
 
 
-def make_optimizer(parameters: Mapping[str, nn.Parameter], options: LoopOptions) -> Optimizer:
-    """AdamW, fused if torch supports this on the device; with 8-bit moments for ``adamw-8bit``.
+#: Names that are not of torch or transformers: the package, its class, and how to install it.
+PACKAGES = {
+    "adamw-8bit": ("bitsandbytes.optim", "AdamW8bit", "'orthotune[quant-bnb]'"),
+    "prodigy": ("prodigyopt", "Prodigy", "prodigyopt"),
+    "schedule-free": ("schedulefree", "AdamWScheduleFree", "schedulefree"),
+}
+#: The optimizer that estimates the learning rate itself; the one of a run multiplies the estimate.
+ESTIMATING = "prodigy"
 
-    The entry ``factor`` of a parameter group multiplies the learning rate.
+
+def make_optimizer(parameters: Mapping[str, nn.Parameter], options: LoopOptions) -> Optimizer:
+    """The optimizer of a run: AdamW, fused if torch supports this on the device, unless the options name another.
+
+    ``adamw-8bit`` has 8-bit moments, ``adafactor`` (Shazeer and Stern 2018, arXiv 1804.04235) factored second moments
+    and no first ones, ``prodigy`` (Mishchenko and Defazio 2023, arXiv 2306.06101) estimates the learning rate,
+    ``schedule-free`` (Defazio et al. 2024, arXiv 2405.15682) averages parameters instead of lowering the rate. The
+    entry ``factor`` of a parameter group multiplies the learning rate.
 
     Args:
         parameters: name -> parameter.
         options: of the loop.
 
     Raises:
-        RecipeError: 8-bit moments without bitsandbytes.
+        RecipeError: the package of the optimizer is not installed, it does not have an option, or it has one rate for
+            all parameters and the options have several.
     """
-    factor = (options.hint_learning_rate or options.learning_rate) / options.learning_rate
+    groups = _groups(parameters, options)
+    common: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+    kind: Any = torch.optim.AdamW
+    if options.optimizer == "adamw":
+        common["fused"] = all(one.device.type in FUSED and one.is_floating_point() for one in parameters.values())
+    elif options.optimizer == "adafactor":
+        kind = Adafactor
+        common |= {"scale_parameter": False, "relative_step": False, "warmup_init": False}
+    else:
+        kind = _class_of(options.optimizer)
+    if options.optimizer == ESTIMATING and any(group["factor"] != 1 for group in groups):
+        raise RecipeError(
+            f"optimizer={ESTIMATING}", got="learning rates that differ between parameters",
+            needed="one rate for all, as it estimates one",
+            do="Leave out text_encoder_learning_rate, layer_rates, magnitude_rate and block_rate, or choose adamw",
+        )  # fmt: skip
+    try:
+        optimizer: Optimizer = kind(groups, **common | dict(options.optimizer_options))
+    except (TypeError, ValueError) as fault:
+        raise RecipeError(
+            f"optimizer={options.optimizer} with optimizer_options={dict(options.optimizer_options)}",
+            got=str(fault).strip().splitlines()[0], needed=f"arguments of {kind.__name__}",
+        ) from fault  # fmt: skip
+    return optimizer
+
+
+def check_optimizer(name: str) -> None:
+    """Refuse an optimizer whose package is not installed, before anything is loaded.
+
+    Args:
+        name: of the optimizer.
+
+    Raises:
+        RecipeError: names the package.
+
+    Example:
+        >>> check_optimizer("adamw")
+    """
+    if name in PACKAGES:
+        _class_of(name)
+
+
+def set_training(optimizer: Any, training: bool) -> None:
+    """Put the parameters of an optimizer that averages them into the state for training, or into the average.
+
+    Args:
+        optimizer: any; only schedule-free ones have the two states.
+        training: False for the average, with which a model generates and is saved.
+    """
+    switch = getattr(optimizer, "train" if training else "eval", None)
+    if switch is not None:
+        switch()
+
+
+def _class_of(name: str) -> Any:
+    module, kind, package = PACKAGES[name]
+    try:
+        return getattr(import_module(module), kind)
+    except ImportError as fault:
+        raise RecipeError(
+            f"optimizer={name}", got=f"no {module.partition('.')[0]} here",
+            do=f"Install it with pip install {package}, or leave optimizer=adamw",
+        ) from fault  # fmt: skip
+
+
+def _groups(parameters: Mapping[str, nn.Parameter], options: LoopOptions) -> list[dict[str, Any]]:
+    hint_factor = (options.hint_learning_rate or options.learning_rate) / options.learning_rate
     hints = [one for name, one in parameters.items() if name.startswith(HINTS)]
-    others = {name: one for name, one in parameters.items() if not name.startswith(HINTS)}
-    groups: list[dict[str, Any]] = [{"params": hints, "factor": factor}] if hints else []
-    groups += [{"params": own, "factor": other} for other, own in by_factor(others, options.rate_factors).items()]
-    if options.optimizer == "adamw-8bit":
-        return _eight_bit(groups, options)
-    fused = all(one.device.type in FUSED and one.is_floating_point() for one in parameters.values())
-    return torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay, fused=fused)
+    groups: list[dict[str, Any]] = [{"params": hints, "factor": hint_factor}] if hints else []
+    found: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        if not name.startswith(HINTS):
+            found.setdefault(_factor(name, parameter, options), []).append(parameter)
+    # As in orthotune.runs.learning_rates: the group without a factor comes last.
+    ordered = sorted(found.items(), key=lambda entry: entry[0] == 1)
+    return groups + [{"params": own, "factor": factor} for factor, own in ordered]
+
+
+def _factor(name: str, parameter: nn.Parameter, options: LoopOptions) -> float:
+    factor = options.rate_factors.of(name, parameter)
+    if name.startswith(TEXT_ENCODERS) and options.text_encoder_learning_rate is not None:
+        factor *= options.text_encoder_learning_rate / options.learning_rate
+    return factor * next((own for part, own in options.layer_rates.items() if part in name), 1.0)
 
 
 def rate(step: int, options: LoopOptions) -> float:
@@ -75,16 +166,3 @@ def set_rate(optimizer: Optimizer, value: float) -> None:
     """
     for group in optimizer.param_groups:
         group["lr"] = value * group["factor"]
-
-
-def _eight_bit(groups: list[dict[str, Any]], options: LoopOptions) -> Optimizer:
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as fault:
-        raise RecipeError(
-            "optimizer=adamw-8bit",
-            got="no bitsandbytes here",
-            do="Install it with pip install 'orthotune[quant-bnb]', or leave optimizer=adamw",
-        ) from fault
-    optimizer: Optimizer = AdamW8bit(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
-    return optimizer

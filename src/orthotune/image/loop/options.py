@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from orthotune.image.families.family import LossOptions
+from orthotune.image.families.noise_levels import OF_MODEL, NoiseLevels
 from orthotune.runs.failed_save import OnFailedSave
 from orthotune.runs.learning_rates import EQUAL, RateFactors
 
+OptimizerName = Literal["adamw", "adamw-8bit", "adafactor", "prodigy", "schedule-free"]
 Precision = Literal["no", "fp16", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("no", "fp16", "bf16")
 
@@ -25,10 +28,15 @@ class LoopOptions:
         max_grad_norm: norm to which gradients are clipped; 0 does not clip.
         min_snr: see :class:`orthotune.image.families.family.LossOptions`.
         noise_offset: see :class:`orthotune.image.families.family.LossOptions`.
+        levels: at which levels of noise the denoiser is trained.
         save_every: steps between checkpoints; None writes four over the run.
+        keep_every: checkpoints at multiples of so many steps are written and stay.
         max_skipped: most skipped steps, with a non-finite loss or gradient, in the complete run.
         on_failed_save: whether a checkpoint that cannot be written stops the run.
         rate_factors: multiply the learning rate of magnitudes, and of blocks by their size.
+        optimizer_options: further arguments of the optimizer.
+        text_encoder_learning_rate: of the text encoders; None for ``learning_rate``.
+        layer_rates: part of a layer's name -> factor of its learning rate; the first part that a name contains counts.
         hint_learning_rate: of the encoder of control images, which is not pretrained; None for ``learning_rate``.
     """
 
@@ -38,7 +46,8 @@ class LoopOptions:
     gradient_accumulation: int = 1
     gradient_checkpointing: bool = False
     mixed_precision: Precision = "no"
-    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    optimizer: OptimizerName = "adamw"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     weight_decay: float = 0.0
     warmup: float = 0.0
     schedule: Literal["cosine", "linear", "constant"] = "constant"
@@ -46,14 +55,18 @@ class LoopOptions:
     ema: float = 0.0
     min_snr: float | None = None
     noise_offset: float = 0.0
+    levels: NoiseLevels = OF_MODEL
     seed: int = 0
     save_every: int | None = None
     save_total_limit: int = 2
+    keep_every: int | None = None
     max_skipped: int = 10
     on_failed_save: OnFailedSave = "stop"
     trackers: tuple[str, ...] = ()
     rate_factors: RateFactors = EQUAL
     hint_learning_rate: float | None = None
+    text_encoder_learning_rate: float | None = None
+    layer_rates: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: Any) -> LoopOptions:
@@ -64,4 +77,4 @@ class LoopOptions:
     @property
     def loss(self) -> LossOptions:
         """The options of the loss."""
-        return LossOptions(min_snr_gamma=self.min_snr, noise_offset=self.noise_offset)
+        return LossOptions(min_snr_gamma=self.min_snr, noise_offset=self.noise_offset, levels=self.levels)

@@ -11,7 +11,7 @@ from torch import Tensor
 from orthotune.files.atomic import atomic_write, sweep
 from orthotune.files.json_file import read_json_list, write_json
 from orthotune.image.loop.trainee import Trainee
-from orthotune.metrics.contact_sheet import draw_sheet
+from orthotune.metrics.contact_sheet import cell_for_screen, draw_sheet
 from orthotune.runs.metrics_log import MetricsLog
 
 #: Prompts and seeds, in equal numbers, to images uint8 ``[n, 3, H, W]``.
@@ -33,22 +33,30 @@ class Samples:
         seeds: of the noise.
         sampler: generates the images.
         writes: whether this process writes. The others only take part in generation, as sharded models require.
+        chunk: images that the sampler is asked for at once; None asks for all.
+        show: called with the number of finished images and of all of them.
     """
 
     def __init__(
-        self, folder: Path, prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, writes: bool = True
-    ) -> None:
+        self, folder: Path, prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, writes: bool = True,
+        chunk: int | None = None, show: Callable[[int, int], None] | None = None,
+    ) -> None:  # fmt: skip
         self.folder, self.prompts, self.seeds = folder, list(prompts), list(seeds)
-        self.sampler, self.writes = sampler, writes
+        self.sampler, self.writes, self.chunk, self.show = sampler, writes, chunk, show
 
     def __call__(self, step: int, trainee: Trainee, log: MetricsLog) -> None:
         """Generate and write the images of ``step``; called by the loop."""
         if not self.prompts:
             return
         pairs = [(prompt, seed) for prompt in self.prompts for seed in self.seeds]
-        images = self.sampler([prompt for prompt, _ in pairs], [seed for _, seed in pairs])
+        images: list[Tensor] = []
+        for start in range(0, len(pairs), self.chunk or len(pairs)):
+            if self.show is not None:
+                self.show(start, len(pairs))
+            part = pairs[start : start + (self.chunk or len(pairs))]
+            images += self.sampler([prompt for prompt, _ in part], [seed for _, seed in part]).cpu()
         if self.writes:
-            self._write(step, pairs, [image.permute(1, 2, 0).numpy() for image in images.cpu()])
+            self._write(step, pairs, [image.permute(1, 2, 0).numpy() for image in images])
 
     def _write(self, step: int, pairs: list[tuple[str, int]], images: list[Any]) -> None:
         from PIL import Image
@@ -100,7 +108,9 @@ def draw_progress(folder: Path, path: Path, most: int = 6) -> bool:
             with Image.open(folder / entry["file"]) as image:
                 cells.setdefault(f"{entry['prompt']}, seed {entry['seed']}", []).append(numpy.asarray(image))
     with atomic_write(path) as partial:
-        draw_sheet([f"step {step}" for step in shown], list(cells.items()), partial)
+        draw_sheet(
+            [f"step {step}" for step in shown], list(cells.items()), partial, cell_for_screen(len(shown), len(cells))
+        )
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ class Trainee(nn.Module):
         conditions = batch.conditions
         if conditions is None:
             conditions = self.family.encode_captions(batch.captions)
+        if batch.mask is not None:
+            options = replace(options, mask=batch.mask)
         with self._hints(batch):
             losses = self.family.losses(self.denoiser, batch.latents, conditions, generator, options, batch.kept)
         return losses * batch.weight

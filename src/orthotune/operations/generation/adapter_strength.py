@@ -7,6 +7,7 @@ from typing import Any
 
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from torch import nn
 
 from orthotune.errors import ConfigError
 from orthotune.files.names import shortened
@@ -36,6 +37,22 @@ def set_strength(model: Any, strength: float, adapter: str = "default") -> None:
         raise ConfigError(f"strength {strength!r}", needed="a finite number; 0 is the base, 1 the adapter as trained")
     if not isinstance(model, PeftModel):
         raise ConfigError(f"strength {strength:g}", got="a model without an adapter", needed="a run or an adapter")
+    scale_layers(model, strength, adapter)
+
+
+def scale_layers(model: nn.Module, strength: float, adapter: str = "default") -> None:
+    """:func:`set_strength` for any module with an adapter, such as a network of a diffusers pipeline.
+
+    Args:
+        model: has ``peft_config``.
+        strength: 0 is the base, 1 the adapter as trained.
+        adapter: its name.
+
+    Raises:
+        ConfigError: as of :func:`set_strength`.
+    """
+    if not math.isfinite(strength):
+        raise ConfigError(f"strength {strength!r}", needed="a finite number; 0 is the base, 1 the adapter as trained")
     if strength != 1:
         _check_parts(model, adapter)
     if any(isinstance(module, OFTLayer) for module in model.modules()):
@@ -50,7 +67,7 @@ def set_strength(model: Any, strength: float, adapter: str = "default") -> None:
         layer.set_scale(adapter, float(strength))
 
 
-def _check_parts(model: PeftModel, adapter: str) -> None:
+def _check_parts(model: Any, adapter: str) -> None:
     config: Any = model.peft_config.get(adapter)
     for key in ("modules_to_save", "trainable_token_indices"):
         if getattr(config, key, None):
