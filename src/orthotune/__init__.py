@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from orthotune.operations.merge import merge
     from orthotune.operations.rewind import rewind
     from orthotune.tuner.config import OFTConfig
+    from orthotune.tuner.lora_conversion import as_lora
     from orthotune.tuner.model import OFTModel
     from orthotune.tuner.published_configs import get_peft_model
     from orthotune.tuner.register import register, unregister
@@ -51,6 +52,7 @@ __all__ = [
     "OrthotuneError",
     "PeftModel",
     "ReadOptions",
+    "as_lora",
     "combine",
     "convert",
     "diagnose",
@@ -84,6 +86,7 @@ HOMES = {
     "OFTModel": "orthotune.tuner.model",
     "PeftModel": "peft",
     "ReadOptions": "orthotune.formats.read_options",
+    "as_lora": "orthotune.tuner.lora_conversion",
     "combine": "orthotune.operations.combine",
     "convert": "orthotune.operations.convert",
     "diagnose": "orthotune.operations.diagnosis.diagnose",

@@ -65,8 +65,8 @@ def export(
         raise typer.BadParameter("--rank and --error are for --to lora")
     if to is Kind.LORA and rank is None and error is None:
         raise typer.BadParameter("--to lora needs --rank or --error")
-    from orthotune.operations.export import LowRankLayer
     from orthotune.operations.export import export as exported
+    from orthotune.tuner.lora_conversion import LowRankLayer
 
     def tell(layer: LowRankLayer) -> None:
         typer.echo(f"{layer.error:9.2e}  rank {layer.rank:<4} {layer.layer}")

@@ -49,6 +49,12 @@ class Conv(OFTLayer):
         """The base's ``out_channels``."""
         return int(self.get_base_layer().out_channels)
 
+    def no_lora_form(self) -> str | None:
+        base = self.get_base_layer()
+        if base.groups == 1:
+            return None
+        return f"a {type(base).__name__} with groups={base.groups}, whose kernel is no product of two convolutions"
+
     def matrices(self) -> dict[str, Tensor]:
         return {"": self.get_base_layer().weight.flatten(1)}
 

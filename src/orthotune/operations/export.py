@@ -22,18 +22,10 @@ from orthotune.operations.checkpoint.stream import DenseMerge
 from orthotune.operations.fitting.report import LoadReport
 from orthotune.operations.place import refuse_place_of_adapter
 from orthotune.rotation.strength import Kind
+from orthotune.tuner.lora_conversion import LowRankLayer
 
 #: Arguments: description of the work, bytes done since the last call, total number of bytes or None if unknown.
 Progress = Callable[[str, int, int | None], None]
-
-
-@dataclass(frozen=True)
-class LowRankLayer:
-    """One layer of an exported LoRA: its rank, and the error of its change relative to the norm of the exact change."""
-
-    layer: str
-    rank: int
-    error: float
 
 
 @dataclass(frozen=True)
