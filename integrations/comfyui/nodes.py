@@ -23,7 +23,7 @@ from comfy.weight_adapter import WeightAdapterBase
 
 from orthotune.errors import ConfigError, UnsupportedLayerError
 from orthotune.files.names import shortened
-from orthotune.formats.names.spelling import spelled
+from orthotune.formats.names.spelling import spellings
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.checkpoint.combine_files import combine_states
 from orthotune.operations.weight_patches import WeightPatch, weight_patches
@@ -208,15 +208,16 @@ def patched(model: Any, clip: Any, adapter: Adapter, strength: float, kind: str,
     if strength == 0:
         return model, clip
     state = adapter.state
-    spelling = spelled([*state.layers, *state.transforms], "comfyui")
-    shared = shortened(list(spelling.parts))
-    if spelling.parts:
-        raise UnsupportedLayerError(
-            f"{adapter.path}", got=f"several layers for one weight of ComfyUI: {shared}",
-            needed="a layer for each", do="Write it for ComfyUI first: orthotune convert --to comfyui --base BASE",
-        )  # fmt: skip
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     texts = {} if clip is None else comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    # of the families whose names the layers can have, the one that this model knows
+    families = spellings([*state.layers, *state.transforms], "comfyui")
+    spelling = max(families, key=lambda one: sum(name in keys or name in texts for name in one.names.values()))
+    if spelling.parts:
+        raise UnsupportedLayerError(
+            f"{adapter.path}", got=f"several layers for one weight of ComfyUI: {shortened(spelling.parts)}",
+            needed="a layer for each", do="Write it for ComfyUI first: orthotune convert --to comfyui --base BASE",
+        )  # fmt: skip
     weights = model.model_state_dict()
     encoders = {} if clip is None else clip.patcher.model_state_dict()
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}

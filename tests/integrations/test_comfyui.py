@@ -111,11 +111,14 @@ def models() -> tuple[Any, Any, Any, Any]:
         names={f"lora_unet_{name.replace('.', '_')}": key for name, key in there.items()},
         there=there,
     )
-    own = {name.removesuffix(".weight"): f"clip_l.transformer.{name}" for name in _weights(text)}
+    own = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in _weights(text).items()}
     stage = SimpleNamespace(
-        names={f"lora_te_{name.replace('.', '_')}": key for name, key in own.items()},
-        weights={own[name.removesuffix(".weight")]: t for name, t in _weights(text).items()},
-    )
+        names={
+            f"{start}_{name.removesuffix('.weight').replace('.', '_')}": f"clip_l.transformer.{name}"
+            for start in ("lora_te", "lora_te1") for name in own
+        },
+        weights={f"clip_l.transformer.{name}": tensor for name, tensor in own.items()},
+    )  # fmt: skip
     return net, text, model, stage
 
 
@@ -189,11 +192,14 @@ def test_patched_weights_are_the_merged_ones(nodes: Any, models: Any, strength: 
     if kind == "partial rotation":
         change = model.there[LINEAR]
         norms = new.weight(change).norm(dim=1), base.weight(change).norm(dim=1)
-        torch.testing.assert_close(*norms, rtol=1e-5, atol=0)  # a rotation at every strength: rows keep their norm
+        # a rotation at every strength: rows keep their norm, as far as the tool's five terms of a series do
+        torch.testing.assert_close(*norms, rtol=0.02, atol=0)
     key = f"clip_l.transformer.{TEXT}.weight"
     assert new_clip.patcher.patches.keys() == {key}
-    own = weight_of(merged(text, file, strength, ours, "text_encoder"), TEXT)
-    assert torch.equal(new_clip.patcher.weight(key), own)
+    encoder = merged(text, file, strength, ours, "text_encoder")
+    layer = next(name for name, module in encoder.named_modules() if isinstance(module, OFTLayer))
+    assert layer.endswith(TEXT.removeprefix("text_model."))
+    assert torch.equal(new_clip.patcher.weight(key), weight_of(encoder, layer))
 
 
 def test_strengths_by_block_hooks_and_zero(nodes: Any, models: Any) -> None:
@@ -216,7 +222,7 @@ def test_strengths_by_block_hooks_and_zero(nodes: Any, models: Any) -> None:
 def test_files_of_another_tool(nodes: Any, models: Any) -> None:
     package, folder = nodes
     net, _, model, _ = models
-    name = f"oft_unet_{CONV.replace('.', '_')}"
+    name = f"lora_unet_{CONV.replace('.', '_')}"
     file = lycoris(folder / "butterfly.safetensors", {name: weight_of(net, CONV).shape[0]}, butterfly=2)
     new, _ = package.NODE_CLASS_MAPPINGS["OrthotuneLoadOFT"]().load(Patcher(model), file.name, 0.7, "as the file's own tool")
     assert torch.equal(new.weight(model.there[CONV]), weight_of(merged(net, file, 0.7, None), CONV))
@@ -227,30 +233,25 @@ def test_two_adapters_one_after_the_other_and_combined(nodes: Any, models: Any, 
 
     package, folder = nodes
     net, _, model, _ = models
-    first = onetrainer_file(folder, net)
-    size = weight_of(net, LINEAR).shape[1]
-    second = onetrainer(folder / "other.safetensors", {f"lora_unet_{LINEAR.replace('.', '_')}": size}, seed=9)
+    value = LINEAR.replace("to_k", "to_v")
+    sizes = {f"lora_unet_{name.replace('.', '_')}": weight_of(net, name).shape[1] for name in (LINEAR, value)}
+    first = onetrainer(folder / "one.safetensors", sizes)
+    second = onetrainer(folder / "two.safetensors", dict(list(sizes.items())[:1]), seed=9)
     classes = package.NODE_CLASS_MAPPINGS
     load, read = classes["OrthotuneLoadOFT"]().load, classes["OrthotuneReadOFT"]().read
     once, _ = load(Patcher(model), first.name, 1.0, "partial rotation")
     twice, _ = load(once, second.name, 0.5, "partial rotation")
-    chained = merged(merged_plain(net, first), second, 0.5, "geodesic")
-    torch.testing.assert_close(twice.weight(model.there[LINEAR]), weight_of(chained, LINEAR), rtol=0, atol=1e-6)
+    plain = copy.deepcopy(net)
+    with torch.no_grad():
+        plain.get_submodule(LINEAR).weight.copy_(weight_of(merged(net, first, 1.0, "geodesic"), LINEAR))
+    chained = merged(plain, second, 0.5, "geodesic")
+    assert torch.equal(twice.weight(model.there[LINEAR]), weight_of(chained, LINEAR))
     (both,) = classes["OrthotuneCombineOFT"]().combine(*read(first.name), *read(second.name), 0.7, 0.5, "geodesic")
     new, _ = classes["OrthotuneApplyOFT"]().apply(Patcher(model), both, 1.0, "partial rotation")
     done = combine([first, second], [0.7, 0.5], tmp_path / "both")
-    for name in (LINEAR, CONV, POINT):
+    for name in (LINEAR, value):
         expected = weight_of(merged(net, done.out, 1.0, "geodesic"), name)
         torch.testing.assert_close(new.weight(model.there[name]), expected, rtol=0, atol=1e-6)
-
-
-def merged_plain(net: nn.Module, file: Path) -> nn.Module:
-    """A copy of a model with an adapter merged, without adapted layers."""
-    new, weights = copy.deepcopy(net), merged(net, file, 1.0, "geodesic")
-    with torch.no_grad():
-        for name in (LINEAR, CONV, POINT):
-            new.get_submodule(name).weight.copy_(weight_of(weights, name))
-    return new
 
 
 def test_rows_of_one_weight(nodes: Any) -> None:
