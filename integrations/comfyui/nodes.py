@@ -14,6 +14,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import comfy.lora
@@ -23,6 +24,7 @@ from comfy.weight_adapter import WeightAdapterBase
 
 from orthotune.errors import ConfigError, UnsupportedLayerError
 from orthotune.files.names import shortened
+from orthotune.formats.adapter_file import CONFIG_NAME
 from orthotune.formats.names.spelling import spellings
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.checkpoint.combine_files import combine_states
@@ -185,8 +187,9 @@ NODE_DISPLAY_NAME_MAPPINGS = {
 
 
 def opened(name: str) -> Adapter:
-    """The adapter in one of ComfyUI's folders of LoRAs."""
-    return read_once(folder_paths.get_full_path_or_raise("loras", name))
+    """The adapter in one of ComfyUI's folders of LoRAs; of a folder of PEFT, the file inside is chosen."""
+    path = Path(folder_paths.get_full_path_or_raise("loras", name))
+    return read_once(path.parent if (path.parent / CONFIG_NAME).is_file() else path)
 
 
 def patched(model: Any, clip: Any, adapter: Adapter, strength: float, kind: str, blocks: str) -> tuple[Any, Any]:

@@ -234,9 +234,9 @@ def test_two_adapters_one_after_the_other_and_combined(nodes: Any, models: Any, 
     package, folder = nodes
     net, _, model, _ = models
     value = LINEAR.replace("to_k", "to_v")
-    sizes = {f"lora_unet_{name.replace('.', '_')}": weight_of(net, name).shape[1] for name in (LINEAR, value)}
-    first = onetrainer(folder / "one.safetensors", sizes)
-    second = onetrainer(folder / "two.safetensors", dict(list(sizes.items())[:1]), seed=9)
+    sizes = {f"lora_unet_{name.replace('.', '_')}": weight_of(net, name).shape[0] for name in (LINEAR, value)}
+    first = lycoris(folder / "one.safetensors", sizes)
+    second = lycoris(folder / "two.safetensors", dict(list(sizes.items())[:1]), seed=9)
     classes = package.NODE_CLASS_MAPPINGS
     load, read = classes["OrthotuneLoadOFT"]().load, classes["OrthotuneReadOFT"]().read
     once, _ = load(Patcher(model), first.name, 1.0, "partial rotation")
