@@ -287,10 +287,10 @@ def factors_of(blocks: str, layers: dict[str, str]) -> dict[str, float]:
         except ValueError:
             sign = ""
         if not sign or not pattern:
-            raise ConfigError(f"blocks, line {number}: {line!r}", needed="PATTERN = FACTOR, as *double_blocks.3.* = 0.5")
-        matched = [
-            name for name, key in layers.items() if any(fnmatch.fnmatch(one, pattern) for one in (name, key))
-        ]
+            raise ConfigError(
+                f"blocks, line {number}: {line!r}", needed="PATTERN = FACTOR, as *double_blocks.3.* = 0.5"
+            )
+        matched = [name for name, key in layers.items() if any(fnmatch.fnmatch(one, pattern) for one in (name, key))]
         if not matched:
             raise ConfigError(
                 f"blocks, line {number}: {pattern}", got="no layer of this name",

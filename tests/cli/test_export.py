@@ -221,10 +221,12 @@ def test_predictions_of_a_lora_are_compared_on_held_out_texts(call: Callable, tm
     for rank in ("1", "32"):
         done = call(*words, "--to", "lora", "--rank", rank)
         assert done.exit_code == 0, done.stderr
-        lines = {line.split()[2]: float(line.split()[3].rstrip(",")) for line in done.stdout.splitlines() if "same" in line}
+        lines = {
+            line.split()[2]: float(line.split()[3].rstrip(",")) for line in done.stdout.splitlines() if "same" in line
+        }
         found.append(lines)
-    assert found[1]["LoRA"] < 1e-5 < found[0]["LoRA"]  # 32 is the largest rank; double precision of float32 logits
-    assert found[0]["base"] == found[1]["base"] > 1e-4
+    # 32 is the largest rank: what remains is float32 in the weights, and its square in the divergence
+    assert found[1]["LoRA"] < 1e-9 < found[0]["LoRA"] < found[0]["base"] == found[1]["base"]
     assert call(*words, "--to", "dense").exit_code != 0
 
 

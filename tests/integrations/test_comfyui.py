@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from orthotune.errors import ConfigError, UnsupportedLayerError
 from orthotune.formats.names.ldm import ldm_names
 from orthotune.layers.base import OFTLayer
-from orthotune.operations.adapter import read_once
+from orthotune.operations.adapter import Adapter, read_once
+from orthotune.operations.checkpoint.combine_files import combine_states
 from orthotune.operations.load import apply_adapter
+from orthotune.tuner.combination import Combination
 from tests.support.adapter_files import lycoris, onetrainer
 from tests.support.image_models import text_encoder, unet
 
@@ -73,7 +76,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Path]
     """The node pack, imported as ComfyUI imports a folder of ``custom_nodes``, and the folder of LoRAs."""
     folder = tmp_path_factory.mktemp("loras")
     lora = SimpleNamespace(
-        model_lora_keys_unet=lambda model, keys: keys | model.names, model_lora_keys_clip=lambda model, keys: keys | model.names
+        model_lora_keys_unet=lambda model, keys: keys | model.names,
+        model_lora_keys_clip=lambda model, keys: keys | model.names,
     )
     modules: dict[str, Any] = {
         "comfy": ModuleType("comfy"), "comfy.lora": lora,
@@ -107,7 +111,9 @@ def models() -> tuple[Any, Any, Any, Any]:
     names = ldm_names(name.removesuffix(".weight") for name in _weights(net))
     there = {name: f"diffusion_model.{names.get(name, name)}.weight" for name in names}
     model = SimpleNamespace(
-        weights={there[n.removesuffix(".weight")]: t for n, t in _weights(net).items() if n.removesuffix(".weight") in there},
+        weights={
+            there[n.removesuffix(".weight")]: t for n, t in _weights(net).items() if n.removesuffix(".weight") in there
+        },
         names={f"lora_unet_{name.replace('.', '_')}": key for name, key in there.items()},
         there=there,
     )
@@ -135,10 +141,11 @@ class Clip:
         self.patcher.add_patches(patches, strength)
 
 
-def merged(net: nn.Module, file: Path, t: float, kind: Any, component: str = "unet") -> nn.Module:
+def merged(net: nn.Module, file: Path | Adapter, t: float, kind: Any, component: str = "unet") -> nn.Module:
     """A copy of a model with the adapter merged by our own layers."""
     net = copy.deepcopy(net)
-    apply_adapter({component: net}, read_once(file), strict=False)
+    adapter = file if isinstance(file, Adapter) else read_once(file)
+    apply_adapter({component: net}, adapter, strict=False)
     for layer in [module for module in net.modules() if isinstance(module, OFTLayer)]:
         layer.set_scale("default", t, kind)
         layer.merge()
@@ -224,13 +231,13 @@ def test_files_of_another_tool(nodes: Any, models: Any) -> None:
     net, _, model, _ = models
     name = f"lora_unet_{CONV.replace('.', '_')}"
     file = lycoris(folder / "butterfly.safetensors", {name: weight_of(net, CONV).shape[0]}, butterfly=2)
-    new, _ = package.NODE_CLASS_MAPPINGS["OrthotuneLoadOFT"]().load(Patcher(model), file.name, 0.7, "as the file's own tool")
+    new, _ = package.NODE_CLASS_MAPPINGS["OrthotuneLoadOFT"]().load(
+        Patcher(model), file.name, 0.7, "as the file's own tool"
+    )
     assert torch.equal(new.weight(model.there[CONV]), weight_of(merged(net, file, 0.7, None), CONV))
 
 
-def test_two_adapters_one_after_the_other_and_combined(nodes: Any, models: Any, tmp_path: Path) -> None:
-    from orthotune import combine
-
+def test_two_adapters_one_after_the_other_and_combined(nodes: Any, models: Any) -> None:
     package, folder = nodes
     net, _, model, _ = models
     value = LINEAR.replace("to_k", "to_v")
@@ -248,9 +255,10 @@ def test_two_adapters_one_after_the_other_and_combined(nodes: Any, models: Any, 
     assert torch.equal(twice.weight(model.there[LINEAR]), weight_of(chained, LINEAR))
     (both,) = classes["OrthotuneCombineOFT"]().combine(*read(first.name), *read(second.name), 0.7, 0.5, "geodesic")
     new, _ = classes["OrthotuneApplyOFT"]().apply(Patcher(model), both, 1.0, "partial rotation")
-    done = combine([first, second], [0.7, 0.5], tmp_path / "both")
+    state = combine_states([read_once(first).state, read_once(second).state], Combination((0.7, 0.5)))
+    expected_net = merged(net, replace(read_once(first), state=state), 1.0, "geodesic")
     for name in (LINEAR, value):
-        expected = weight_of(merged(net, done.out, 1.0, "geodesic"), name)
+        expected = weight_of(expected_net, name)
         torch.testing.assert_close(new.weight(model.there[name]), expected, rtol=0, atol=1e-6)
 
 

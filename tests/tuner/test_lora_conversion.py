@@ -1,4 +1,4 @@
-"""PEFT's verbs of conversion to LoRA on our layers: every kind with a LoRA form, errors told, refusals with a reason."""
+"""PEFT's verbs of conversion to LoRA on our layers: every kind with a LoRA form, errors, refusals with a reason."""
 
 from __future__ import annotations
 

@@ -53,7 +53,9 @@ def export(
     held_out: str = typer.Option(
         None, "--held-out", help="Only for lora of a language model: texts on which its predictions are compared."
     ),
-    gguf_type: GgufType = typer.Option(None, "--gguf-type", help="Only for gguf: type of the weights; f16 if not given."),
+    gguf_type: GgufType = typer.Option(
+        None, "--gguf-type", help="Only for gguf: type of the weights; f16 if not given."
+    ),
     converter: Path = typer.Option(
         None, "--converter", help="Only for gguf: llama.cpp's convert_hf_to_gguf.py, or its folder; it is then called."
     ),
@@ -104,7 +106,8 @@ def export(
     with bytes_bar() as progress:
         done = exported(
             adapter, out, base, to.value, rank=rank, error=error, strict=not partial, overwrite=overwrite,
-            gguf_type=cast("Any", gguf_type and gguf_type.value), converter=converter, strength=strength, kind=cast("strengths.Kind | None", kind and kind.value), on_report=report, on_layer=tell,
+            gguf_type=cast("Any", gguf_type and gguf_type.value), converter=converter, strength=strength,
+            kind=cast("strengths.Kind | None", kind and kind.value), on_report=report, on_layer=tell,
             progress=progress, **read_options(series, coft, eps, project, boft_conv),
         )  # fmt: skip
     if to is Kind.DIFF:
@@ -150,6 +153,6 @@ def _predictions(adapter: Path, lora: Path, base: str, texts: str, strength: flo
         of_base = text_drift(close, rows, exact)
     return [
         f"on {of_lora.tokens:,} held-out tokens, divergence from the predictions of the adapter in nats per token:",
-        f"  of the LoRA  {of_lora.kl:.5f}, same choice {of_lora.same_choice:.1%}",
-        f"  of the base  {of_base.kl:.5f}, same choice {of_base.same_choice:.1%}",
+        f"  of the LoRA  {of_lora.kl:.3g}, same choice {of_lora.same_choice:.1%}",
+        f"  of the base  {of_base.kl:.3g}, same choice {of_base.same_choice:.1%}",
     ]

@@ -115,28 +115,28 @@ def as_lora(
     config = getattr(model, "peft_config", {}).get(adapter_name)
     if (bias := getattr(config, "bias", "none")) != "none":
         raise ConfigError(
-            f"adapter '{adapter_name}' as LoRA", got=f"bias='{bias}'", needed="an adapter that leaves biases as they are",
-            do="Merge it: orthotune export --to dense",
+            f"adapter '{adapter_name}' as LoRA", got=f"bias='{bias}'",
+            needed="an adapter that leaves biases as they are", do="Merge it: orthotune export --to dense",
         )  # fmt: skip
     tensors: dict[str, Tensor] = {}
-    told, transposed = [], False
+    layers_of, transposed = [], False
     for key, layer in tqdm(layers, disable=not progressbar, desc="Converting to LoRA"):
         name = plain_name(_below_hosts(model, key))
         down, up, off = _factors(layer, adapter_name, rank, error)
         transposed |= isinstance(layer.get_base_layer(), Conv1D)
         stem = f"{IN_FILE}{name}"
         tensors |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
-        told.append(LowRankLayer(name, up.shape[1], off))
-    most = max(layer.rank for layer in told)
-    own = {layer.layer: layer.rank for layer in told if layer.rank != most}
+        layers_of.append(LowRankLayer(name, up.shape[1], off))
+    most = max(layer.rank for layer in layers_of)
+    own = {layer.layer: layer.rank for layer in layers_of if layer.rank != most}
     made = ErrorsBeside(
         r=most, lora_alpha=most, rank_pattern=own, alpha_pattern=dict(own), fan_in_fan_out=transposed,
-        target_modules={layer.layer for layer in told}, inference_mode=True,
+        target_modules={layer.layer for layer in layers_of}, inference_mode=True,
         base_model_name_or_path=getattr(config, "base_model_name_or_path", None),
         task_type=getattr(config, "task_type", None), modules_to_save=getattr(config, "modules_to_save", None),
     )  # fmt: skip
-    made.layers = told
-    return AsLora(made, tensors | _saved_in_full(model, adapter_name), told)
+    made.layers = layers_of
+    return AsLora(made, tensors | _saved_in_full(model, adapter_name), layers_of)
 
 
 def _convertible(model: nn.Module, adapter_name: str) -> list[tuple[str, OFTLayer]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from orthotune import OFTConfig, export, get_peft_model
 from orthotune.errors import ConfigError, MergeError, OutputError
 from orthotune.operations.gguf_file import architectures, vocabulary
-from orthotune.operations.gguf_file.modelfile import turns_of
+from orthotune.operations.gguf_file.modelfile import chat_form_of
 from tests.support import checkpoint_models
 from tests.support.adapter_files import onetrainer
 from tests.support.contract_cases import randomize, seeded
@@ -49,7 +49,9 @@ def byte_tokenizer() -> Any:
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = ["<end>", "<pad>", *letters, "th", "the", "\u0120the"]
-    tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, [("t", "h"), ("th", "e"), ("\u0120", "the")]))
+    tokenizer = Tokenizer(
+        models.BPE({t: i for i, t in enumerate(tokens)}, [("t", "h"), ("th", "e"), ("\u0120", "the")])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>", bos_token="<end>")
@@ -78,7 +80,8 @@ def save_adapter(base: Path, folder: Path) -> Path:
 
     targets = ["q_proj", "k_proj", "down_proj"]
     model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base), OFTConfig(oft_block_size=4, target_modules=targets, use_cayley_neumann=False)
+        AutoModelForCausalLM.from_pretrained(base),
+        OFTConfig(oft_block_size=4, target_modules=targets, use_cayley_neumann=False),
     )
     randomize(model).save_pretrained(folder)
     return folder
@@ -252,8 +255,8 @@ def test_wrong_words_and_numbers_are_refused(tmp_path: Path) -> None:
 def _template(default: str = "", begin: str = "") -> Callable[[list[dict[str, str]]], str]:
     def render(messages: list[dict[str, str]]) -> str:
         first = f"<|system|>{default}<|end|>\n" if default and messages[0]["role"] != "system" else ""
-        turns = "".join(f"<|{m['role']}|>{m['content']}<|end|>\n" for m in messages)
-        return f"{begin}{first}{turns}<|assistant|>"
+        form = "".join(f"<|{m['role']}|>{m['content']}<|end|>\n" for m in messages)
+        return f"{begin}{first}{form}<|assistant|>"
 
     return render
 
@@ -261,15 +264,15 @@ def _template(default: str = "", begin: str = "") -> Callable[[list[dict[str, st
 @pytest.mark.parametrize("default", ["", "Be kind."])
 def test_a_chat_template_of_turns_is_translated(default: str) -> None:
     render = _template(default)
-    turns = turns_of(render)
-    assert turns is not None and turns.default_system == default
+    form = chat_form_of(render)
+    assert form is not None and form.default_system == default
     dialogue = [{"role": r, "content": r[:2]} for r in ("system", "user", "assistant", "user", "assistant", "user")]
-    assert turns.render(dialogue) == render(dialogue) and turns.render(dialogue[1:]) == render(dialogue[1:])
+    assert form.render(dialogue) == render(dialogue) and form.render(dialogue[1:]) == render(dialogue[1:])
 
 
 def test_other_chat_templates_are_not_guessed() -> None:
-    assert turns_of(lambda messages: f"{len(messages)}: {messages[-1]['content']}") is None
-    assert turns_of(lambda messages: _template()(messages).replace("<<answer>>", "<<answer>>!")) is None
+    assert chat_form_of(lambda messages: f"{len(messages)}: {messages[-1]['content']}") is None
+    assert chat_form_of(lambda messages: _template()(messages).replace("<<answer>>", "<<answer>>!")) is None
 
 
 def test_without_the_library_the_command_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,9 @@ def _no_biases(config: Any) -> str | None:
 def _gemma(config: Any, period: int) -> str | None:
     if config.query_pre_attn_scalar != config.head_dim:
         return f"query_pre_attn_scalar={config.query_pre_attn_scalar} with head_dim={config.head_dim}"
-    wanted = ["full_attention" if not (n + 1) % period else "sliding_attention" for n in range(config.num_hidden_layers)]
+    wanted = [
+        "full_attention" if not (n + 1) % period else "sliding_attention" for n in range(config.num_hidden_layers)
+    ]
     return None if list(config.layer_types) == wanted else "layers with attention of another order than its family's"
 
 

@@ -17,7 +17,7 @@ _SYSTEM, _USER, _ANSWER = "<<system>>", "<<user>>", "<<answer>>"
 
 
 @dataclass(frozen=True)
-class Turns:
+class ChatForm:
     """The text before and after each role's messages.
 
     Attributes:
@@ -39,8 +39,8 @@ class Turns:
         )
 
 
-def turns_of(render: Render) -> Turns | None:
-    """The turns of a chat template, if it is made of them.
+def chat_form_of(render: Render) -> ChatForm | None:
+    """The text around each role's messages, if that is all of a chat template.
 
     Args:
         render: renders a dialogue up to where an answer begins, without the token that begins a text.
@@ -49,14 +49,14 @@ def turns_of(render: Render) -> Turns | None:
         What renders the same, or None for a template of another form.
 
     Example:
-        >>> turns_of(lambda messages: "".join(f"[{m['role']}]{m['content']};" for m in messages) + "[assistant]").prompt
+        >>> chat_form_of(lambda messages: "".join(f"[{m['role']}]{m['content']};" for m in messages) + "[assistant]").prompt
         '[assistant]'
     """
     system, user, answer = _message("system", _SYSTEM), _message("user", _USER), _message("assistant", _ANSWER)
     try:
         one, two = render([system, user]), render([system, user, answer, user])
         alone = render([user])
-        found = _turns(one, two, alone)
+        found = _chat_form(one, two, alone)
         if found is None:
             return None
         # Without the sentinels, longer, and with what a default system prompt would stand beside.
@@ -71,7 +71,7 @@ def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _turns(one: str, two: str, alone: str) -> Turns | None:
+def _chat_form(one: str, two: str, alone: str) -> ChatForm | None:
     """From system-user, system-user-answer-user and user, each up to an answer."""
     if not all(two.count(mark) == count for mark, count in ((_SYSTEM, 1), (_USER, 2), (_ANSWER, 1))):
         return None
@@ -93,7 +93,7 @@ def _turns(one: str, two: str, alone: str) -> Turns | None:
     default = "" if own else begin.removeprefix(before_system).removesuffix(between)
     if end != tail or (not own and f"{before_system}{default}{between}" != begin) or not one.endswith(tail):
         return None
-    return Turns(around, prompt, default)
+    return ChatForm(around, prompt, default)
 
 
 def _common_start(one: str, other: str) -> str:
@@ -105,19 +105,19 @@ def _common_end(one: str, other: str) -> str:
     return _common_start(one[::-1], other[::-1])[::-1]
 
 
-def go_template(turns: Turns) -> str:
-    """The turns in Ollama's language.
+def go_template(form: ChatForm) -> str:
+    """The template in Ollama's language.
 
     Example:
         >>> around = {role: (f"<{role}>", "\\n") for role in ("system", "user", "assistant")}
-        >>> print(go_template(Turns(around, "<assistant>"))[:63])
+        >>> print(go_template(ChatForm(around, "<assistant>"))[:63])
         {{- range .Messages }}{{- if eq .Role "system" }}{{ "<system>" }
     """
     lines = "{{- range .Messages }}"
-    for number, (role, (before, after)) in enumerate(turns.around.items()):
+    for number, (role, (before, after)) in enumerate(form.around.items()):
         lines += f'{{{{- {"else " if number else ""}if eq .Role "{role}" }}}}'
         lines += f"{_text(before)}{{{{ .Content }}}}{_text(after)}"
-    return f"{lines}{{{{- end }}}}{{{{- end }}}}{_text(turns.prompt)}"
+    return f"{lines}{{{{- end }}}}{{{{- end }}}}{_text(form.prompt)}"
 
 
 def _text(text: str) -> str:
@@ -148,13 +148,13 @@ def modelfile(file: str, tokenizer: Any | None) -> str:
         # the engine writes the token that begins a text itself, where the tokenizer does
         return str(text).removeprefix(begin) if _begins(tokenizer) else str(text)
 
-    turns = turns_of(render)
-    if turns is None:
-        lines.append("# Its chat template is no sequence of turns: Ollama takes the one that is inside the file.")
+    form = chat_form_of(render)
+    if form is None:
+        lines.append("# Its chat template is more than text around messages: Ollama takes the one that is inside the file.")
     else:
-        lines.append(f'TEMPLATE """{go_template(turns)}"""')
-        if turns.default_system:
-            lines.append(f'SYSTEM """{turns.default_system}"""')
+        lines.append(f'TEMPLATE """{go_template(form)}"""')
+        if form.default_system:
+            lines.append(f'SYSTEM """{form.default_system}"""')
     if tokenizer.eos_token:
         lines.append(f'PARAMETER stop "{tokenizer.eos_token}"')
     return "\n".join(lines) + "\n"
