@@ -226,7 +226,8 @@ def test_predictions_of_a_lora_are_compared_on_held_out_texts(call: Callable, tm
         }
         found.append(lines)
     # 32 is the largest rank: what remains is float32 in the weights, and its square in the divergence
-    assert found[1]["LoRA"] < 1e-9 < found[0]["LoRA"] < found[0]["base"] == found[1]["base"]
+    assert found[1]["LoRA"] < 1e-9 < found[0]["LoRA"]
+    assert found[0]["base"] == found[1]["base"] > 1e-9
     assert call(*words, "--to", "dense").exit_code != 0
 
 

@@ -111,7 +111,7 @@ def test_a_small_rank_has_the_error_that_is_told() -> None:
 def test_an_adapter_at_its_strength_beside_another_one(tmp_path: Path) -> None:
     model = adapted()
     model.add_adapter("other", OFTConfig(oft_block_size=2, target_modules=["wide", "free"]))
-    randomize(model)
+    randomize(model, adapter="other")
     model.set_adapter("other")
     orthotune.set_scale(model, "other", 0.5)
     expected = model(inputs())

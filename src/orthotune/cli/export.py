@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from orthotune.operations.fitting.report import LoadReport
     from orthotune.operations.gguf_file.write import WrittenGguf
     from orthotune.rotation import strength as strengths
+
+
+#: Texts that predictions are compared on, at most.
+HELD_OUT = 100
 
 
 class Kind(str, Enum):
@@ -51,7 +56,7 @@ def export(
     ),
     error: float = typer.Option(None, "--error", min=0.0, help="Only for lora: largest relative error of each layer."),
     held_out: str = typer.Option(
-        None, "--held-out", help="Only for lora of a language model: texts on which its predictions are compared."
+        None, "--held-out", help="Only for lora of a language model: texts, the first 100 of which compare its predictions."
     ),
     gguf_type: GgufType = typer.Option(
         None, "--gguf-type", help="Only for gguf: type of the weights; f16 if not given."
@@ -144,7 +149,9 @@ def _predictions(adapter: Path, lora: Path, base: str, texts: str, strength: flo
     from orthotune.text.rendered_rows import rendered_rows
     from orthotune.tuner.strength import set_scale
 
-    rows = rendered_rows(load_tokenizer(base), load_texts(texts), 512)
+    examples = load_texts(texts)
+    examples = replace(examples, rows=examples.rows[:HELD_OUT])
+    rows = rendered_rows(load_tokenizer(base), examples, 512)
     exact = load_any(load_model(base, torch.float32), adapter)
     set_scale(exact, "default", strength)
     close = load_any(load_model(base, torch.float32), lora)

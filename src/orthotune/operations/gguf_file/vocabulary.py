@@ -147,5 +147,5 @@ def _split(content: dict[str, Any]) -> str | None:
     if kinds == ["Digits", "ByteLevel"] and own and parts[0].get("individual_digits"):
         return "smollm"
     if kinds == ["Split", "ByteLevel"] and not own:
-        return SPLITS.get((parts[0].get("pattern") or {}).get("Regex"))
+        return SPLITS.get(str((parts[0].get("pattern") or {}).get("Regex")))
     return None
