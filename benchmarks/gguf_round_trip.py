@@ -2,9 +2,9 @@
 
     python benchmarks/gguf_round_trip.py BASE OUT [--type f16 --type bf16 --type q8_0]
 
-BASE is a folder of a language model; ``orthotune.worlds.smollm2`` fetches one. The adapter has random rotations on every
-projection, so that each of them differs from the base. A row for each type: megabytes, seconds of the processor to
-merge and write, the largest difference of a log-probability, the mean divergence in nats per token, and whether the
+BASE is a folder of a language model; ``orthotune.worlds.smollm2`` fetches one. The adapter has random rotations on
+every projection, so that each of them differs from the base. A row for each type: megabytes, seconds of the processor
+to merge and write, the largest difference of a log-probability, the mean divergence in nats per token, and whether the
 tokenizer in the file gives the same tokens.
 """
 

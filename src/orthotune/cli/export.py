@@ -56,7 +56,7 @@ def export(
     ),
     error: float = typer.Option(None, "--error", min=0.0, help="Only for lora: largest relative error of each layer."),
     held_out: str = typer.Option(
-        None, "--held-out", help="Only for lora of a language model: texts, the first 100 of which compare its predictions."
+        None, "--held-out", help="Only for lora of a language model: texts to compare its predictions on, 100 at most."
     ),
     gguf_type: GgufType = typer.Option(
         None, "--gguf-type", help="Only for gguf: type of the weights; f16 if not given."

@@ -49,8 +49,10 @@ def chat_form_of(render: Render) -> ChatForm | None:
         What renders the same, or None for a template of another form.
 
     Example:
-        >>> chat_form_of(lambda messages: "".join(f"[{m['role']}]{m['content']};" for m in messages) + "[assistant]").prompt
-        '[assistant]'
+        >>> def render(messages):
+        ...     return "".join(f"[{m['role']}]{m['content']};" for m in messages) + "[assistant]"
+        >>> chat_form_of(render).around["user"]
+        ('[user]', ';[assistant]')
     """
     system, user, answer = _message("system", _SYSTEM), _message("user", _USER), _message("assistant", _ANSWER)
     try:
@@ -110,8 +112,8 @@ def go_template(form: ChatForm) -> str:
 
     Example:
         >>> around = {role: (f"<{role}>", "\\n") for role in ("system", "user", "assistant")}
-        >>> print(go_template(ChatForm(around, "<assistant>"))[:63])
-        {{- range .Messages }}{{- if eq .Role "system" }}{{ "<system>" }
+        >>> print(go_template(ChatForm(around, "<assistant>"))[:65])
+        {{- range .Messages }}{{- if eq .Role "system" }}{{ "<system>" }}
     """
     lines = "{{- range .Messages }}"
     for number, (role, (before, after)) in enumerate(form.around.items()):
@@ -150,7 +152,7 @@ def modelfile(file: str, tokenizer: Any | None) -> str:
 
     form = chat_form_of(render)
     if form is None:
-        lines.append("# Its chat template is more than text around messages: Ollama takes the one that is inside the file.")
+        lines.append("# The chat template is more than text around messages: Ollama takes the one inside the file.")
     else:
         lines.append(f'TEMPLATE """{go_template(form)}"""')
         if form.default_system:
