@@ -152,6 +152,7 @@ def test_the_tokenizer_is_inside(tmp_path: Path) -> None:
     fields = gguf.GGUFReader(tmp_path / "out" / file).fields
     assert fields["tokenizer.chat_template"].contents() == CHAT
     assert fields["tokenizer.ggml.eos_token_id"].contents() == 0
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is False
     tokens, types = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type"))
     assert len(tokens) == SIZES["vocab_size"] and tokens[-1] == "[PAD269]"
     assert [types[tokens.index(one)] for one in ("<end>", "<think>", "the", "[PAD269]")] == [3, 4, 1, 5]

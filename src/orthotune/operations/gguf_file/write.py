@@ -130,6 +130,7 @@ def write_gguf(merge: DenseMerge, path: Path, kind: str, advance: Callable[[int]
     with atomic_write(path) as partial:
         writer = gguf.GGUFWriter(partial, arch)
         try:
+            writer.add_type("model")
             writer.add_name(merge.base.path.name)
             architecture = architectures.describe(writer, config)
             writer.add_file_type(getattr(gguf.LlamaFileType, f"MOSTLY_{kind.upper()}"))
@@ -196,4 +197,7 @@ def _add_vocabulary(gguf: Any, writer: Any, folder: Path, config: Any) -> None:
         writer.add_add_space_prefix(found.space_prefix)
     writer.add_token_types(found.types)
     # special tokens, merges and the chat template, from tokenizer_config.json and beside it
-    gguf.SpecialVocab(folder, load_merges=not found.scores, n_vocab=len(found.tokens)).add_to_gguf(writer, quiet=True)
+    special = gguf.SpecialVocab(folder, load_merges=not found.scores, n_vocab=len(found.tokens))
+    for name in ("bos", "eos"):
+        special.add_special_token.setdefault(name, False)  # readers have defaults of their own where nothing is said
+    special.add_to_gguf(writer, quiet=True)
