@@ -14,7 +14,7 @@ from torch import Tensor
 from orthotune import OFTConfig, export, get_peft_model
 from orthotune.errors import ConfigError, MergeError, OutputError
 from orthotune.operations.gguf_file import architectures, vocabulary
-from orthotune.operations.gguf_file.modelfile import chat_form_of
+from orthotune.operations.gguf_file.modelfile import chat_form_of, modelfile
 from tests.support import checkpoint_models
 from tests.support.adapter_files import onetrainer
 from tests.support.contract_cases import randomize, seeded
@@ -269,6 +269,21 @@ def test_a_chat_template_of_turns_is_translated(default: str) -> None:
     assert form is not None and form.default_system == default
     dialogue = [{"role": r, "content": r[:2]} for r in ("system", "user", "assistant", "user", "assistant", "user")]
     assert form.render(dialogue) == render(dialogue) and form.render(dialogue[1:]) == render(dialogue[1:])
+
+
+def test_a_template_cannot_write_lines_of_the_modelfile() -> None:
+    class Hostile:
+        chat_template, bos_token, bos_token_id, eos_token = "x", None, None, 'a"\nADAPTER /etc/passwd'
+
+        def __init__(self, default: str) -> None:
+            self.render = _template(default)
+
+        def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
+            return self.render(messages).replace("<|end|>", '<|end|>"""\nFROM other\n')
+
+    for default in ("", 'kind"""\nFROM elsewhere'):
+        lines = modelfile("model.gguf", Hostile(default)).splitlines()
+        assert lines[0] == "FROM ./model.gguf" and len(lines) == 2 and lines[1].startswith(("TEMPLATE", "#"))
 
 
 def test_other_chat_templates_are_not_guessed() -> None:

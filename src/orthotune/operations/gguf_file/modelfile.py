@@ -6,6 +6,7 @@ found by rendering dialogues; a template is translated when what was found rende
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,10 +125,8 @@ def go_template(form: ChatForm) -> str:
 
 def _text(text: str) -> str:
     """A piece of text as a Go string, so that spaces and newlines stay as they are."""
-    if not text:
-        return ""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
-    return f'{{{{ "{escaped}" }}}}'
+    # JSON's escapes are Go's, and a text can neither end the string nor the three quotes around the template.
+    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""
 
 
 def modelfile(file: str, tokenizer: Any | None) -> str:
@@ -151,13 +150,13 @@ def modelfile(file: str, tokenizer: Any | None) -> str:
         return str(text).removeprefix(begin) if _begins(tokenizer) else str(text)
 
     form = chat_form_of(render)
-    if form is None:
+    if form is None or '"""' in form.default_system:  # which would end the text in a Modelfile
         lines.append("# The chat template is more than text around messages: Ollama takes the one inside the file.")
     else:
         lines.append(f'TEMPLATE """{go_template(form)}"""')
         if form.default_system:
             lines.append(f'SYSTEM """{form.default_system}"""')
-    if tokenizer.eos_token:
+    if tokenizer.eos_token and not set('"\\\n') & set(tokenizer.eos_token):
         lines.append(f'PARAMETER stop "{tokenizer.eos_token}"')
     return "\n".join(lines) + "\n"
 
@@ -172,4 +171,4 @@ def tokenizer_of(folder: Path) -> Any | None:
 
     if not (folder / "tokenizer.json").is_file():
         return None
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

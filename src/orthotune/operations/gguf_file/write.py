@@ -95,7 +95,7 @@ def not_direct(base: Path) -> str | None:
         import gguf  # noqa: F401
     except ImportError:
         return "the package gguf is missing (pip install 'orthotune[gguf]')"
-    config = AutoConfig.from_pretrained(base, local_files_only=True)
+    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     return architectures.not_direct(config) or vocabulary.not_direct(base)
 
 
@@ -119,7 +119,7 @@ def write_gguf(merge: DenseMerge, path: Path, kind: str, advance: Callable[[int]
     from transformers import AutoConfig
 
     (plan,) = merge.plans
-    config: Any = AutoConfig.from_pretrained(merge.base.path, local_files_only=True)
+    config: Any = AutoConfig.from_pretrained(merge.base.path, local_files_only=True, trust_remote_code=False)
     entries = [entry for part in merge.base.parts for shard in part.checkpoint.shards for entry in shard.entries]
     entries = [entry for entry in entries if not entry.name.endswith("rotary_emb.inv_freq")]
     arch = architectures.ARCHITECTURES[config.architectures[0]].name
