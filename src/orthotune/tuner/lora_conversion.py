@@ -215,7 +215,7 @@ def of_module(original: Callable[..., Any]) -> Callable[..., Any]:
     @torch.no_grad()
     def _convert_module_to_lora(module: Any, rank: float, adapter_name: str = "default") -> tuple[Tensor, Tensor, int]:
         if not isinstance(module, OFTLayer):
-            return original(module, rank, adapter_name)  # type: ignore[no-any-return]
+            return original(module, rank, adapter_name)
         if adapter_name not in module.slots:
             return torch.empty(0), torch.empty(0), 0  # PEFT leaves out a layer of rank 0
         down, up, _ = _factors(module, adapter_name, **_sizes(rank))
@@ -240,7 +240,7 @@ def converting(original: Callable[..., Any]) -> Callable[..., Any]:
         compile_kwargs: dict[str, Any] | None = None,
     ) -> tuple[LoraConfig, dict[str, Tensor]]:
         if not _ours(model):
-            return original(model, rank, adapter_name, progressbar, compile_kwargs)  # type: ignore[no-any-return]
+            return original(model, rank, adapter_name, progressbar, compile_kwargs)
         made = as_lora(model, adapter_name, progressbar=progressbar, **_sizes(rank))
         return made.config, made.tensors
 
