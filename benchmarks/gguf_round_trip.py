@@ -30,13 +30,13 @@ TOKENS = 96
 
 def write_adapter(base: Path, folder: Path) -> None:
     """An adapter with random rotations on all projections."""
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     model = get_peft_model(model, OFTConfig(oft_block_size=32, target_modules=TARGETS, use_cayley_neumann=False))
-    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "oft_R" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * SIZE)
+                parameter.normal_(std=SIZE)
     model.save_pretrained(folder)
 
 
