@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from orthotune.operations.merge import merge
     from orthotune.operations.rewind import rewind
     from orthotune.tuner.config import OFTConfig
+    from orthotune.tuner.lora_conversion import as_lora
     from orthotune.tuner.merge_aware import merge_aware
     from orthotune.tuner.model import OFTModel
     from orthotune.tuner.published_configs import get_peft_model
@@ -54,6 +55,7 @@ __all__ = [
     "OrthotuneError",
     "PeftModel",
     "ReadOptions",
+    "as_lora",
     "combine",
     "convert",
     "diagnose",
@@ -90,6 +92,7 @@ HOMES = {
     "OFTModel": "orthotune.tuner.model",
     "PeftModel": "peft",
     "ReadOptions": "orthotune.formats.read_options",
+    "as_lora": "orthotune.tuner.lora_conversion",
     "combine": "orthotune.operations.combine",
     "convert": "orthotune.operations.convert",
     "diagnose": "orthotune.operations.diagnosis.diagnose",

@@ -203,6 +203,34 @@ def _turned(model: Any, adapter: Path, *, transposed: bool) -> Any:
     return model
 
 
+def test_predictions_of_a_lora_are_compared_on_held_out_texts(call: Callable, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from orthotune import OFTConfig, get_peft_model
+    from tests.support.contract_cases import randomize
+    from tests.support.tiny_text import save_model, write_jsonl
+
+    base = save_model(tmp_path / "base", "float32")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    randomize(get_peft_model(model, OFTConfig(oft_block_size=4, target_modules=["q_proj", "up_proj"]))).save_pretrained(
+        tmp_path / "adapter"
+    )
+    texts = write_jsonl(tmp_path / "texts.jsonl", [{"text": "some text"}, {"text": "more of it"}])
+    words = ("export", tmp_path / "adapter", tmp_path / "lora", "--base", base, "--held-out", texts, "--overwrite")
+    found = []
+    for rank in ("1", "32"):
+        done = call(*words, "--to", "lora", "--rank", rank)
+        assert done.exit_code == 0, done.stderr
+        lines = {
+            line.split()[2]: float(line.split()[3].rstrip(",")) for line in done.stdout.splitlines() if "same" in line
+        }
+        found.append(lines)
+    # 32 is the largest rank: what remains is float32 in the weights, and its square in the divergence
+    assert found[1]["LoRA"] < 1e-9 < found[0]["LoRA"]
+    assert found[0]["base"] == found[1]["base"] > 1e-9
+    assert call(*words, "--to", "dense").exit_code != 0
+
+
 def test_lora_of_a_pipeline_loads_in_diffusers(call: Callable, image: Any) -> None:
     home, pipe, _ = image
     adapter = home / "butterfly.safetensors"

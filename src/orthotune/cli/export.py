@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
@@ -14,7 +15,12 @@ from orthotune.cli.reading import BOFT_CONV, COFT, EPS, PROJECT, SERIES, read_op
 
 if TYPE_CHECKING:
     from orthotune.operations.fitting.report import LoadReport
+    from orthotune.operations.gguf_file.write import WrittenGguf
     from orthotune.rotation import strength as strengths
+
+
+#: Texts that predictions are compared on, at most.
+HELD_OUT = 100
 
 
 class Kind(str, Enum):
@@ -23,6 +29,15 @@ class Kind(str, Enum):
     DENSE = "dense"
     LORA = "lora"
     DIFF = "diff"
+    GGUF = "gguf"
+
+
+class GgufType(str, Enum):
+    """Types of the weights in a GGUF file."""
+
+    F16 = "f16"
+    BF16 = "bf16"
+    Q8_0 = "q8_0"
 
 
 def export(
@@ -33,11 +48,22 @@ def export(
     base: Path = typer.Option(
         ..., "--base", "-b", help="Base model: its folder, a diffusers folder, or a .safetensors file."
     ),
-    to: Kind = typer.Option(..., "--to", help="dense: merged model. lora: by SVD. diff: the change of each weight."),
+    to: Kind = typer.Option(
+        ..., "--to", help="dense: merged model. lora: by SVD. diff: change of each weight. gguf: for llama.cpp, Ollama."
+    ),
     rank: int = typer.Option(
         None, "--rank", min=1, help="Only for lora: rank of each layer; with --error, the largest rank."
     ),
     error: float = typer.Option(None, "--error", min=0.0, help="Only for lora: largest relative error of each layer."),
+    held_out: str = typer.Option(
+        None, "--held-out", help="Only for lora of a language model: texts to compare its predictions on, 100 at most."
+    ),
+    gguf_type: GgufType = typer.Option(
+        None, "--gguf-type", help="Only for gguf: type of the weights; f16 if not given."
+    ),
+    converter: Path = typer.Option(
+        None, "--converter", help="Only for gguf: llama.cpp's convert_hf_to_gguf.py, or its folder; it is then called."
+    ),
     series: str = SERIES,
     coft: bool = COFT,
     eps: float = EPS,
@@ -53,20 +79,26 @@ def export(
     """Export an adapter with the weights of its base, for tools that cannot load rotations.
 
     `dense` writes merged files of the base, with about one tensor in memory at a time; after an interruption, the same
-    command continues. `lora` prints and writes the relative error of each layer. `diff` is exact.
+    command continues. `lora` prints and writes the relative error of each layer, and with `--held-out` how far its
+    predictions are from the adapter's. `diff` is exact. `gguf` writes a folder with a GGUF file and a Modelfile for
+    Ollama; what the gguf library cannot write is left to llama.cpp's converter, whose command is printed.
 
     Examples:
 
       orthotune export style.safetensors merged --base stable-diffusion-v1-5 --to dense
 
       orthotune export runs/sft/adapter lora --base models/llama --to lora --error 0.05
+
+      orthotune export runs/sft/adapter gguf --base models/llama --to gguf --gguf-type q8_0
     """
     if to is not Kind.LORA and (rank is not None or error is not None):
         raise typer.BadParameter("--rank and --error are for --to lora")
+    if to is not Kind.LORA and held_out is not None:
+        raise typer.BadParameter("--held-out is for --to lora")
     if to is Kind.LORA and rank is None and error is None:
         raise typer.BadParameter("--to lora needs --rank or --error")
-    from orthotune.operations.export import LowRankLayer
     from orthotune.operations.export import export as exported
+    from orthotune.tuner.lora_conversion import LowRankLayer
 
     def tell(layer: LowRankLayer) -> None:
         typer.echo(f"{layer.error:9.2e}  rank {layer.rank:<4} {layer.layer}")
@@ -79,7 +111,8 @@ def export(
     with bytes_bar() as progress:
         done = exported(
             adapter, out, base, to.value, rank=rank, error=error, strict=not partial, overwrite=overwrite,
-            strength=strength, kind=cast("strengths.Kind | None", kind and kind.value), on_report=report, on_layer=tell,
+            gguf_type=cast("Any", gguf_type and gguf_type.value), converter=converter, strength=strength,
+            kind=cast("strengths.Kind | None", kind and kind.value), on_report=report, on_layer=tell,
             progress=progress, **read_options(series, coft, eps, project, boft_conv),
         )  # fmt: skip
     if to is Kind.DIFF:
@@ -87,4 +120,46 @@ def export(
     if to is Kind.LORA:
         worst = max(done.layers, key=lambda layer: layer.error)
         typer.echo(f"{worst.error:9.2e}  at most, in {worst.layer}")
+        if held_out is not None:
+            typer.echo("\n".join(_predictions(adapter, out, str(base), held_out, strength)))
+    if done.gguf is not None:
+        _tell_gguf(done.gguf)
     typer.echo(f"written  {out}")
+
+
+def _tell_gguf(made: WrittenGguf) -> None:
+    if made.by == "gguf":
+        typer.echo(f"{made.file}, through the gguf library")
+    elif made.by:
+        typer.echo(f"{made.file}, by {made.by}")
+    else:
+        typer.echo(f"not written through the gguf library: {made.reason}")
+        typer.echo("the merged model is written; with a clone of llama.cpp, the GGUF file is made by")
+        typer.echo(f"  {made.command}")
+
+
+def _predictions(adapter: Path, lora: Path, base: str, texts: str, strength: float) -> list[str]:
+    """How far the predictions of a LoRA are from those of the adapter that it stands for, on held-out texts."""
+    import torch
+
+    from orthotune.metrics.drift import text_drift
+    from orthotune.operations.other_methods import load_any
+    from orthotune.recipes.sft_data import load_texts
+    from orthotune.text.causal_model import load_model, load_tokenizer
+    from orthotune.text.rendered_rows import rendered_rows
+    from orthotune.tuner.strength import set_scale
+
+    examples = load_texts(texts)
+    examples = replace(examples, rows=examples.rows[:HELD_OUT])
+    rows = rendered_rows(load_tokenizer(base), examples, 512)
+    exact = load_any(load_model(base, torch.float32), adapter)
+    set_scale(exact, "default", strength)
+    close = load_any(load_model(base, torch.float32), lora)
+    of_lora = text_drift(close, rows, exact)
+    with close.disable_adapter():
+        of_base = text_drift(close, rows, exact)
+    return [
+        f"on {of_lora.tokens:,} held-out tokens, divergence from the predictions of the adapter in nats per token:",
+        f"  of the LoRA  {of_lora.kl:.3g}, same choice {of_lora.same_choice:.1%}",
+        f"  of the base  {of_base.kl:.3g}, same choice {of_base.same_choice:.1%}",
+    ]

@@ -69,6 +69,9 @@ class MultiheadAttention(OFTLayer):
         projections = [torch.cat(parts)] if len(names) == 2 else parts
         return dict(zip(names, [*projections, matrices["out"]], strict=True))
 
+    def no_lora_form(self) -> str:
+        return "an nn.MultiheadAttention, which has several weights"
+
     def opaque(self) -> str | None:
         """Nothing is assumed of its forward: the base is always called with the adapted weights."""
         return None
@@ -102,3 +105,6 @@ class AttentionOutput(Linear):
     """The ``out_proj`` of an ``nn.MultiheadAttention`` targeted alone: the attention reads its ``weight`` only."""
 
     beyond_peft = "the output projection of nn.MultiheadAttention"
+
+    def no_lora_form(self) -> str:
+        return "the out_proj of an nn.MultiheadAttention, which reads the weight of the base past a LoRA around it"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -572,6 +573,18 @@ class OFTLayer(nn.Module, Strengths, Merging):
             )
         (weight,), (original,) = rotated.values(), weights.values()
         return weight - original.to(weight.dtype)
+
+    def no_lora_form(self) -> str | None:
+        """Why no LoRA can hold this layer's change; None where ``W' - W`` is one matrix that a LoRA adds to ``W``."""
+        return None
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether PEFT's ``convert_to_lora`` takes the adapter here; without that adapter there is nothing to take."""
+        reason = self.no_lora_form() if adapter_name in self.slots else None
+        if reason is not None:  # PEFT's refusal names the class of the layer alone
+            layer = self.slots[adapter_name].settings.layer
+            warnings.warn(f"No LoRA can stand for the adapter at layer '{layer}': it is {reason}.", stacklevel=2)
+        return reason is None
 
     # Calls of the base with the adapted weight instead of its own.
 

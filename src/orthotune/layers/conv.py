@@ -67,6 +67,12 @@ class Conv(OFTLayer):
     def points(self) -> int:
         return math.prod(self.get_base_layer().kernel_size)
 
+    def no_lora_form(self) -> str | None:
+        base = self.get_base_layer()
+        if base.groups == 1:
+            return None
+        return f"a {type(base).__name__} with groups={base.groups}, whose kernel is no product of two convolutions"
+
     def matrices(self) -> dict[str, Tensor]:
         return {"": self.get_base_layer().weight.flatten(1)}
 

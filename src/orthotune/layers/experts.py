@@ -67,6 +67,9 @@ class ParamWrapper(OFTLayer):
     def natural(self, weight: Tensor) -> Tensor:
         return weight.mT if self.input_first else weight
 
+    def no_lora_form(self) -> str:
+        return f"the parameter '{self.parameter_name}' of a {type(self.get_base_layer()).__name__}, not a layer"
+
     def opaque(self) -> str | None:
         """Nothing is assumed of its forward: the base is always called with the adapted parameter."""
         return None

@@ -20,20 +20,14 @@ from orthotune.operations.checkpoint.diff_export import write_changes
 from orthotune.operations.checkpoint.lora_export import Factors, factors, write_lora
 from orthotune.operations.checkpoint.stream import DenseMerge
 from orthotune.operations.fitting.report import LoadReport
+from orthotune.operations.gguf_file.converter import find_converter
+from orthotune.operations.gguf_file.write import KINDS, WrittenGguf, write_folder
 from orthotune.operations.place import refuse_place_of_adapter
 from orthotune.rotation.strength import Kind
+from orthotune.tuner.lora_conversion import LowRankLayer
 
 #: Arguments: description of the work, bytes done since the last call, total number of bytes or None if unknown.
 Progress = Callable[[str, int, int | None], None]
-
-
-@dataclass(frozen=True)
-class LowRankLayer:
-    """One layer of an exported LoRA: its rank, and the error of its change relative to the norm of the exact change."""
-
-    layer: str
-    rank: int
-    error: float
 
 
 @dataclass(frozen=True)
@@ -45,19 +39,21 @@ class Exported:
         report: the matched and unmatched layers.
         changes: with ``diff``, the number of changed weights; 0 otherwise.
         layers: with ``lora``, one entry for each layer.
+        gguf: with ``gguf``, the file and who wrote it, or the command that remains to be called.
     """
 
     out: Path
     report: LoadReport
     changes: int = 0
     layers: list[LowRankLayer] = field(default_factory=list)
+    gguf: WrittenGguf | None = None
 
 
 def export(
     adapter: str | Path | Adapter,
     out: str | Path,
     base: str | Path,
-    to: Literal["dense", "lora", "diff"],
+    to: Literal["dense", "lora", "diff", "gguf"],
     *,
     rank: int | None = None,
     error: float | None = None,
@@ -65,16 +61,20 @@ def export(
     overwrite: bool = False,
     strength: float = 1.0,
     kind: Kind | None = None,
+    gguf_type: Literal["f16", "bf16", "q8_0"] | None = None,
+    converter: str | Path | None = None,
     on_report: Callable[[LoadReport], None] | None = None,
     on_layer: Callable[[LowRankLayer], None] | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Exported:
-    """Export an adapter on its base as a merged model, as a LoRA, or as the dense change of every weight.
+    """Export an adapter on its base as a merged model, a LoRA, the dense change of every weight, or a GGUF file.
 
     ``dense`` writes merged files with about one tensor in memory at a time; after an interruption, the same call
     continues. ``lora`` approximates each change by a low rank with the singular value decomposition. ``diff`` is exact
-    for this base only.
+    for this base only. ``gguf`` writes the merged language model as one file for llama.cpp, with a Modelfile for
+    Ollama, into a folder: through the ``gguf`` library where that is enough for the model, otherwise with llama.cpp's
+    converter; where there is none, the merged folder is written, and the result has the command that remains.
 
     Args:
         adapter: a folder or file of any readable format, or an adapter that is already read.
@@ -88,6 +88,9 @@ def export(
         overwrite: replace what is at ``out``.
         strength: strength of the adapter: 0 is the base, 1 the adapter as trained.
         kind: interpolation for other strengths; None for that of the tool that wrote the file, or ``geodesic``.
+        gguf_type: with ``gguf``: type of the weights; None for ``f16``.
+        converter: with ``gguf``: ``convert_hf_to_gguf.py`` of llama.cpp or the folder with it, which is then called;
+            None for the library, or the converter on the search path for what the library does not write.
         on_report: called with the report of matched layers, before anything is written.
         on_layer: with ``lora``, called after each layer.
         progress: see :data:`Progress`.
@@ -117,6 +120,7 @@ def export(
     """
     out, base = Path(out), Path(model_folder(str(base)))
     _check(to, rank, error, options, base)
+    script = _converter(to, gguf_type, converter)
     file = to == "diff" or base.is_file()
     if file and out.suffix != ".safetensors":
         raise OutputError(f"OUT {out}", needed="a file name that ends in .safetensors")
@@ -133,6 +137,12 @@ def export(
         if to == "dense":
             _dense(merge, path, folder, out, [json.dumps(options, sort_keys=True), str(strict)], advance)
             return Exported(out, merge.report)
+        if to == "gguf":
+            advance("merging", 0, merge.size)
+            made = write_folder(
+                merge, folder, out, gguf_type or "f16", script, lambda size: advance("merging", size, merge.size)
+            )
+            return Exported(out, merge.report, gguf=made)
         if to == "diff":
             advance("changes", 0, None)
             changed = write_changes(merge, target, lambda size: advance("changes", size, None))
@@ -148,8 +158,8 @@ def _silent(*_: Any) -> None:
 
 
 def _check(to: str, rank: int | None, error: float | None, options: dict[str, Any], base: Path) -> None:
-    if to not in ("dense", "lora", "diff"):
-        raise ConfigError(f"--to {to}", needed="dense, lora or diff")
+    if to not in ("dense", "lora", "diff", "gguf"):
+        raise ConfigError(f"--to {to}", needed="dense, lora, diff or gguf")
     if (to == "lora") != (rank is not None or error is not None):
         raise ConfigError(f"--to {to}", needed="--rank or --error with lora, and only with lora")
     for name, allowed in CHOICES.items():
@@ -159,6 +169,14 @@ def _check(to: str, rank: int | None, error: float | None, options: dict[str, An
         raise AdapterFileError(
             f"there is no base model at {base}", do="Check the path; a model on the hub must be downloaded first"
         )
+
+
+def _converter(to: str, gguf_type: str | None, given: str | Path | None) -> Path | None:
+    if to != "gguf" and (gguf_type is not None or given is not None):
+        raise ConfigError(f"--to {to}", needed="--gguf-type and --converter only with gguf")
+    if gguf_type not in (None, *KINDS):
+        raise ConfigError(f"--gguf-type {gguf_type}", needed=" or ".join(KINDS))
+    return None if given is None else find_converter(given)
 
 
 def _dense(merge: DenseMerge, adapter: Path, folder: Path, out: Path, answers: list[str], tell: Progress) -> None:

@@ -219,6 +219,16 @@ class OFTModel(HostedTuner):
         """Set the strength of an adapter, see :func:`orthotune.tuner.strength.set_scale`."""
         set_scale(self.model, adapter, scale, kind)
 
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether PEFT's ``convert_to_lora`` takes an adapter; for a name that the model lacks, its active adapters.
+
+        Args:
+            adapter_name: the adapter. ``PeftModel.supports_lora_conversion`` passes none.
+        """
+        names = [adapter_name] if adapter_name in self.peft_config else self.active_adapters
+        layers = [layer for layer in self.modules() if isinstance(layer, OFTLayer)]
+        return all(layer.supports_lora_conversion(name) for layer in layers for name in names)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Around every call of the model and every generation, by PEFT's host: ``adapter_names`` reach the layers.

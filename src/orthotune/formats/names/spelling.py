@@ -60,6 +60,30 @@ def spelled(stems: Iterable[str], target: str, modules: Mapping[str, Iterable[st
     return spelled_places(where, target, modules)
 
 
+def spellings(stems: Iterable[str], target: str) -> list[Spelling]:
+    """The names of layers in the file of a target, for each family of models that has such layers.
+
+    For a program that knows which model it has, and which of these names are its own.
+
+    Args:
+        stems: layer names in the source file.
+        target: id of the format that is written.
+
+    Returns:
+        At least one.
+
+    Raises:
+        UnsupportedLayerError: the target has no name for a component, or two layers would have the same name.
+
+    Example:
+        >>> found = spellings(["transformer.transformer_blocks.0.attn.to_q"], "comfyui")
+        >>> len(found) > 1, found[0].names["transformer.transformer_blocks.0.attn.to_q"]
+        (True, 'lycoris_transformer_blocks_0_attn_to_q')
+    """
+    where = {stem: component_of(stem) for stem in stems}
+    return [_spelled(where, targets()[target], family, None) for family in _families(where, None)]
+
+
 def spelled_places(
     where: Mapping[str, tuple[str, str]], target: str, modules: Mapping[str, Iterable[str]] | None = None
 ) -> Spelling:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from orthotune.errors import MergeError
@@ -31,7 +31,7 @@ class Change:
     module: str
     shape: tuple[int, ...]
     stored_transposed: bool
-    base: nn.Module
+    layer: OFTLayer
     plan: Plan
     parameter: str
 
@@ -86,7 +86,7 @@ def _change(plan: Plan, parameter: str, layer: OFTLayer) -> Change:
     transposed = isinstance(base, Conv1D)
     module = parameter.removeprefix(prefix).removesuffix(".weight")
     natural = (shape[1], shape[0]) if transposed else shape
-    return Change(component, module, natural, transposed, base, plan, parameter)
+    return Change(component, module, natural, transposed, layer, plan, parameter)
 
 
 def _holds(plan: Plan, component: str, layer: OFTLayer) -> bool:

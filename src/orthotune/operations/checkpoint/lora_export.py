@@ -23,12 +23,12 @@ from orthotune.files.safetensors_file import write_tensors
 from orthotune.formats.names.modules import name_in_tools
 from orthotune.operations.checkpoint.changes import Change, changes
 from orthotune.operations.checkpoint.diff_export import spelled_changes
-from orthotune.operations.checkpoint.low_rank import low_rank
 from orthotune.operations.checkpoint.stream import DenseMerge
 from orthotune.operations.fitting.fit import meaning
+from orthotune.rotation.low_rank import lora_factors
+from orthotune.tuner.lora_conversion import ERRORS_FILE
 
 PIPELINE_FILE = "pytorch_lora_weights.safetensors"
-ERRORS_FILE = "lora_errors.json"
 
 
 @dataclass(frozen=True)
@@ -57,27 +57,26 @@ def factors(
 
     Args:
         merge: the adapter on its base.
-        rank: see :func:`~orthotune.operations.checkpoint.low_rank.low_rank`.
+        rank: see :func:`~orthotune.rotation.low_rank.low_rank`.
         error: largest relative error, see there.
         on_layer: called after each layer.
         wanted: the changes; None for those of ``merge``.
 
     Raises:
-        UnsupportedLayerError: a layer is an embedding or a convolution with groups.
-        ConfigError, MergeError: as for :func:`low_rank` and :func:`~orthotune.operations.checkpoint.changes.changes`.
+        UnsupportedLayerError: a layer has no LoRA form, see :meth:`~orthotune.layers.base.OFTLayer.no_lora_form`.
+        ConfigError, MergeError: as for :func:`~orthotune.rotation.low_rank.low_rank` and
+            :func:`~orthotune.operations.checkpoint.changes.changes`.
     """
     found = []
     wanted = list(changes(merge)) if wanted is None else wanted
     for change in wanted:
-        if isinstance(change.base, nn.Embedding) or getattr(change.base, "groups", 1) > 1:
+        if (reason := change.layer.no_lora_form()) is not None:
             raise UnsupportedLayerError(
-                f"layer '{change.name}'", got=f"a {type(change.base).__name__}",
-                needed="linear layers and convolutions without groups", do="Export with --to dense or --to diff",
+                f"layer '{change.name}' as LoRA", got=reason, needed="linear layers and convolutions without groups",
+                do="Export with --to dense or --to diff",
             )  # fmt: skip
     for change in wanted:
-        B, A, off = low_rank(change.compute().flatten(1).float(), rank, error)
-        kernel = change.shape[2:]
-        up, down = B.view(*B.shape, *(1 for _ in kernel)), A.view(A.shape[0], change.shape[1], *kernel)
+        down, up, off = lora_factors(change.compute(), rank, error)
         found.append(Factors(change, down, up, off))
         if on_layer is not None:
             on_layer(found[-1])

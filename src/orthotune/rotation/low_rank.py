@@ -1,4 +1,4 @@
-"""The best low-rank approximation of a matrix in the Frobenius norm, by the singular value decomposition."""
+"""The best low-rank approximation of a weight's change in the Frobenius norm, by the singular value decomposition."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def low_rank(matrix: Tensor, rank: int | None = None, error: float | None = None
         >>> B, A, error = low_rank(torch.diag(torch.tensor([3.0, 4.0])), rank=1)
         >>> (B @ A).round(decimals=4).tolist(), round(error, 4)
         ([[0.0, 0.0], [0.0, 4.0]], 0.6)
+        >>> low_rank(torch.rand(8, 12), error=0.0)[0].shape
+        torch.Size([8, 8])
     """
     if rank is None and error is None:
         raise ConfigError("a low rank", needed="a rank or an error", do="Pass --rank or --error")
@@ -38,9 +40,40 @@ def low_rank(matrix: Tensor, rank: int | None = None, error: float | None = None
     if error is not None:
         # left[r]: squared error with r singular values; the smallest r whose error is small enough is taken
         left = torch.cat([total.view(1), (total - S.double().square().cumsum(0)).clamp(min=0)])
+        left[-1] = 0  # all of them, whatever the sums round to
         kept = int((left <= error**2 * total).nonzero()[0]) if total > 0 else 1
     kept = max(min(kept, rank or kept), 1)
     root = S[:kept].sqrt()
     B, A = U[:, :kept] * root, root.unsqueeze(1) * Vh[:kept]
     off = torch.linalg.matrix_norm(matrix - B @ A) / torch.linalg.matrix_norm(matrix) if total > 0 else total
     return B.contiguous(), A.contiguous(), float(off)
+
+
+def lora_factors(change: Tensor, rank: int | None = None, error: float | None = None) -> tuple[Tensor, Tensor, float]:
+    """The factors of a LoRA for the change of a weight, and the relative error of their product.
+
+    The scale of the LoRA is 1: ``W + up down`` is the approximated weight.
+
+    Args:
+        change: ``(out, in, *kernel)``, any float dtype; the factors are float32.
+        rank: as for :func:`low_rank`.
+        error: as for :func:`low_rank`.
+
+    Returns:
+        ``down`` ``(r, in, *kernel)``, ``up`` ``(out, r, 1...)`` with one dimension of size 1 for each of the kernel,
+        and the relative error in the Frobenius norm.
+
+    Raises:
+        ConfigError: as for :func:`low_rank`.
+
+    Source:
+        LoRA, arXiv:2106.09685, section 4.1; for a convolution the second factor is a 1x1 convolution, as in PEFT.
+
+    Example:
+        >>> down, up, error = lora_factors(torch.ones(4, 2, 3, 3), rank=1)
+        >>> tuple(down.shape), tuple(up.shape), round(error, 4)
+        ((1, 2, 3, 3), (4, 1, 1, 1), 0.0)
+    """
+    B, A, off = low_rank(change.flatten(1).float(), rank, error)
+    kernel = change.shape[2:]
+    return A.view(A.shape[0], change.shape[1], *kernel), B.view(*B.shape, *(1 for _ in kernel)), off

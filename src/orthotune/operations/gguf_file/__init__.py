@@ -1,0 +1,1 @@
+"""A merged language model as one GGUF file, which llama.cpp and Ollama run."""
