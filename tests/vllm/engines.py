@@ -76,6 +76,7 @@ def make_lora(base: Path, folder: Path) -> Path:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
+    torch.manual_seed(1)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False)
     )
