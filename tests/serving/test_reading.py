@@ -29,7 +29,9 @@ def test_names_of_tools_and_of_the_engine_are_found(name: str) -> None:
 
 
 def test_layers_of_another_model_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"2 layers that the engine's model does not have .*'?model\.layers\.7\.q_proj"):
+    with pytest.raises(
+        ConfigError, match=r"2 layers that the engine's model does not have .*'?model\.layers\.7\.q_proj"
+    ):
         maps_of(_state("model.layers.0.q_proj", "model.layers.7.q_proj", "lm_head"), SIZES, str)
 
 

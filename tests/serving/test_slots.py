@@ -153,7 +153,9 @@ def test_a_map_that_is_not_made_of_blocks() -> None:
     layer.put(0, maps, None)
     layer.put(1, [layer_map(own, IN, 12, "q") if own else None for own in ADAPTERS[1]][:1] + [None, None], None)
     y = layer.run(x, base.bias, Step([1, 0, -1], CPU), base)
-    expected = linear(x[1].double(), held.apply(base.weight).double(), base.bias.double() if base.bias is not None else None)
+    expected = linear(
+        x[1].double(), held.apply(base.weight).double(), base.bias.double() if base.bias is not None else None
+    )
     torch.testing.assert_close(y[1].double(), expected, **CLOSE)
     assert torch.equal(y[2], base(x)[2])
 
@@ -163,7 +165,9 @@ def test_ranks_that_cut_the_outputs_together_are_the_layer(ranks: int) -> None:
     held, x = _held(40, IN, 8, 12), _numbers(41, 5, IN)
     weight = _numbers(42, 12, IN)
     own = 12 // ranks
-    pieces = [_on_rank(held, weight[r * own : r * own + own], x, (0, IN), (r * own, r * own + own)) for r in range(ranks)]
+    pieces = [
+        _on_rank(held, weight[r * own : r * own + own], x, (0, IN), (r * own, r * own + own)) for r in range(ranks)
+    ]
     torch.testing.assert_close(torch.cat(pieces, -1).double(), linear(x.double(), held.apply(weight).double()), **CLOSE)
     turned = _held(43, 12, 4, side="out")
     pieces = [
@@ -215,5 +219,7 @@ def test_a_map_of_another_size_is_refused() -> None:
         layer_map(_held(1, IN, 8), 32, 12, "q")
     with pytest.raises(ConfigError, match="a magnitude of 12 outputs. Needed: 16"):
         layer_map(_held(1, IN, 8, 12), IN, 16, "q")
-    with pytest.raises(UnsupportedLayerError, match="serving layer 'q' unmerged. Found: rotations of k, q in one packed"):
+    with pytest.raises(
+        UnsupportedLayerError, match="serving layer 'q' unmerged. Found: rotations of k, q in one packed"
+    ):
         layer_map(LayerState({"q": torch.zeros(3, 28), "k": torch.zeros(3, 28)}), IN, 16, "q")

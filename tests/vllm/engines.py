@@ -78,7 +78,8 @@ def make_lora(base: Path, folder: Path) -> Path:
 
     torch.manual_seed(1)
     model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False)
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False),
     )
     model.save_pretrained(folder)
     return folder

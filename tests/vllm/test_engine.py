@@ -30,7 +30,12 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "some-layers": {"oft_block_size": 16, "target_modules": ["q_proj", "v_proj", "down_proj"]},
     "magnitudes": {"magnitude": True, "bias": "oft_only"},
     "outputs": {"side": "out", "oft_block_size": 16, "target_modules": ["q_proj", "k_proj", "o_proj", "up_proj"]},
-    "reflections": {"transform": "reflections", "oft_block_size": None, "r": 4, "target_modules": ["o_proj", "gate_proj"]},
+    "reflections": {
+        "transform": "reflections",
+        "oft_block_size": None,
+        "r": 4,
+        "target_modules": ["o_proj", "gate_proj"],
+    },
 }
 
 
@@ -143,7 +148,9 @@ def test_loading_and_unloading_many_times_keeps_memory_and_answers(
     assert got.off(merged["every-layer"][0]) < CLOSE
 
 
-def test_more_adapters_than_slots_take_turns(engine: Any, adapters: dict[str, Path], merged: dict[str, list[Answer]]) -> None:
+def test_more_adapters_than_slots_take_turns(
+    engine: Any, adapters: dict[str, Path], merged: dict[str, list[Answer]]
+) -> None:
     requests = [request(300 + n, list(adapters.values())[n % 5]) for n in range(7)]
     prompts = [PROMPTS[n % 5] for n in range(7)]
     for number, got in enumerate(answers(engine, prompts, requests)):

@@ -78,8 +78,8 @@ def layer_map(held: FrozenMap, features: int, outputs: int, layer: str) -> Layer
     Example:
         >>> quarter = LayerState({"": torch.ones(1, 1)})
         >>> layer_map(quarter, 2, 2, "q").inputs
-        tensor([[[-1.,  1.],
-                 [-1., -1.]]])
+        tensor([[[-1., -1.],
+                 [ 1., -1.]]])
     """
     scale = getattr(held, "magnitude", None)
     if scale is not None and scale.numel() != (features if getattr(held, "embedding", False) else outputs):
@@ -184,6 +184,7 @@ def cut(found: LayerMap, inputs: tuple[int, int], outputs: tuple[int, int], laye
         >>> half.inputs.shape, half.scale.shape
         (torch.Size([2, 2, 2]), torch.Size([6]))
     """
+
     def part(values: Tensor | None) -> Tensor | None:
         return None if values is None else values[slice(*outputs)]
 
@@ -234,6 +235,7 @@ def as_dtype(found: LayerMap, dtype: torch.dtype) -> LayerMap:
         >>> as_dtype(LayerMap(inputs=torch.zeros(1, 2, 2)), torch.bfloat16).inputs.dtype
         torch.bfloat16
     """
+
     def own(blocks: Any) -> Any:
         return None if blocks is None else blocks.to(dtype)
 

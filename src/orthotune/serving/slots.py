@@ -168,7 +168,9 @@ class LayerSlots:
                     )  # fmt: skip
                 self._check_size(found.outputs.shape[-1], self.outputs[index].shape[-1])
             if found.bias is not None and not biased:
-                raise ConfigError(f"layer '{self.layer}'", got="a trained bias", needed="none: the base has no bias here")
+                raise ConfigError(
+                    f"layer '{self.layer}'", got="a trained bias", needed="none: the base has no bias here"
+                )
 
     def _check_size(self, size: int, reserved: int) -> None:
         if reserved % size:
@@ -235,7 +237,7 @@ class LayerSlots:
         Returns:
             ``(tokens, out)``.
         """
-        here = step.present & self.held.keys()
+        here = step.present.intersection(self.held)
         rows = step.rows(here)
         y = product(rows.placed(x, self._rotated(rows.of(x), rows, 0)))
         if len(self.sizes) > 1:
@@ -252,7 +254,9 @@ class LayerSlots:
         parts = []
         for slot, start, stop in rows.runs:
             part = x[start:stop]
-            moved = self._operators[slot, index].right(part) if slot in own else _rotated(part, self.inputs[index][slot])
+            moved = (
+                self._operators[slot, index].right(part) if slot in own else _rotated(part, self.inputs[index][slot])
+            )
             parts.append(moved)
         return torch.cat(parts)
 

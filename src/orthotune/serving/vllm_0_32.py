@@ -128,7 +128,11 @@ class RotatedLinear(BaseLinearLayerWithLoRA):  # type: ignore[misc]
         if len(spans) == 1:
             return [product]
         weight = getattr(self.base_layer, "weight", None)
-        if not isinstance(self.base_layer.quant_method, UnquantizedLinearMethod) or weight is None or not weight.numel():
+        if (
+            not isinstance(self.base_layer.quant_method, UnquantizedLinearMethod)
+            or weight is None
+            or not weight.numel()
+        ):
             return [lambda x, own=slice(*span): product(x)[:, own] for span in spans]
         return [
             partial(
