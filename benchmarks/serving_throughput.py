@@ -1,9 +1,9 @@
-"""Tokens a second of vLLM with 1, 4 and 16 OFT adapters in a batch, beside its LoRA of rank 16, the base and a merged model.
+"""Tokens a second of vLLM with 1, 4 and 16 OFT adapters in a batch, beside LoRA of rank 16, the base, a merged model.
 
     python benchmarks/serving_throughput.py MODEL --rows rows.jsonl
 
-Every row runs in a process of its own: an engine takes all threads and memory that it finds. The batch is the same in all
-rows, a request for each of ``--requests`` prompts, whose adapters take turns. Numbers mean something on a quiet machine.
+Every row runs in a process of its own: an engine takes all threads and memory that it finds. The batch is the same in
+all rows, a request for each of ``--requests`` prompts, whose adapters take turns. The machine has to be quiet.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+PROMPT = "The library was open, and on the table lay a letter that nobody had read. "
 
 
 def make(model: str, folder: Path, kind: str, adapters: int, block_size: int) -> list[str]:

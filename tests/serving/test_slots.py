@@ -1,4 +1,4 @@
-"""The layer of a serving engine beside the merged weights: slices, ranks, mixed batches, and rows without an adapter."""
+"""The layer of a serving engine beside the merged weights: slices, ranks, mixed batches, rows without an adapter."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_a_map_that_is_not_made_of_blocks() -> None:
     maps = [layer_map(held, IN, size, "q") for size in SIZES]
     layer.check(maps, True)
     layer.put(0, maps, None)
-    layer.put(1, [layer_map(own, IN, 12, "q") if own else None for own in ADAPTERS[1]][:1] + [None, None], None)
+    layer.put(1, [layer_map(_held(1, IN, 4), IN, 12, "q"), None, None], None)
     y = layer.run(x, base.bias, Step([1, 0, -1], CPU), base)
     expected = linear(
         x[1].double(), held.apply(base.weight).double(), base.bias.double() if base.bias is not None else None

@@ -13,14 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("vLLM has an environment of its own: make test-vllm", allow_module_level=True)
 
 from orthotune.errors import AdapterFileError, ConfigError
+from orthotune.serving.step import Step
 from tests.support.tiny_text import make_tokenizer
 from tests.vllm.engines import (
-    ENVIRONMENT, PROMPTS, Answer, answers, make_adapter, make_base, make_lora, manager, request, start, stop,
+    ENVIRONMENT,
+    PROMPTS,
+    Answer,
+    answers,
+    make_adapter,
+    make_base,
+    make_lora,
+    manager,
+    request,
+    start,
+    stop,
 )  # fmt: skip
 
 #: float32: two orders of multiplication, over two layers of 128 features and logits of some tens
@@ -186,3 +198,27 @@ def _smaller(folder: Path) -> Path:
     ).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+def test_a_layer_in_compiled_code_follows_the_slots(engine: Any, adapters: dict[str, Path]) -> None:
+    """Compiled once, a layer is right for every later batch: what the host knows of it is not compiled in."""
+    for number, path in enumerate(adapters.values()):
+        engine.llm_engine.add_lora(request(number + 1, path))
+    adapted = manager(engine)._adapter_manager
+    layer = adapted.modules["model.layers.0.self_attn.qkv_proj"]
+    x = torch.randn(4, 128, generator=torch.Generator().manual_seed(3))
+    calls = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
+        calls.append(graph)
+        return graph.forward
+
+    def call(rows: torch.Tensor) -> torch.Tensor:
+        return layer(rows)[0]  # type: ignore[no-any-return]
+
+    with torch.inference_mode(), torch._dynamo.config.patch(disable=False):
+        compiled = torch.compile(call, backend=backend, fullgraph=True)
+        for slots in ([0, 0, -1, 1], [-1, -1, -1, -1], [3, 1, 2, 0]):
+            layer.punica_wrapper.orthotune_step = Step(slots, x.device)
+            assert torch.equal(compiled(x), call(x)), slots
+    assert len(calls) == 1

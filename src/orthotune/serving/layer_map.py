@@ -156,9 +156,10 @@ def cut_blocks(blocks: Tensor, start: int, stop: int, layer: str) -> Tensor:
     size = blocks.shape[-1]
     if start % size or stop % size:
         raise ConfigError(
-            f"layer '{layer}' cut by tensor-parallel rank", got=f"features {start} to {stop} of a rank, in blocks of {size}",
+            f"layer '{layer}' cut by tensor-parallel rank",
+            got=f"features {start} to {stop} of a rank, in blocks of {size}",
             needed="ranks that begin and end between two blocks",
-            do="Use fewer ranks, serve the merged model, or train with a block size that divides the features of a rank",
+            do="Use fewer ranks, serve the merged model, or train with a block size that divides a rank's features",
         )  # fmt: skip
     return blocks[start // size : stop // size]
 

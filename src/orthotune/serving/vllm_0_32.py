@@ -291,7 +291,8 @@ def _parts(layer: Any, complete: LayerMap, index: int | None, name: str) -> list
         if span is None:
             if complete.outputs is not None or complete.scale is not None or complete.bias is not None:
                 raise UnsupportedLayerError(
-                    f"layer '{name}' cut by tensor-parallel rank", got="a change of its outputs, of which a rank has runs",
+                    f"layer '{name}' cut by tensor-parallel rank",
+                    got="a change of its outputs, of which a rank has several runs",
                     needed="a rotation of its inputs", do="Use one rank, or serve the merged model",
                 )  # fmt: skip
             span = Span(0, 0, 0)
