@@ -44,8 +44,9 @@ def client(paths: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("log") / "server.log"
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(paths["base"]), "--served-model-name",
-        "base", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "128",
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(paths["base"]),
+        "--served-model-name", "base", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
+        "--max-model-len", "128",
         "--enforce-eager", "--max-num-seqs", "8", "--enable-lora", "--max-lora-rank", "8", "--max-loras", "3",
         "--lora-modules", f"rotated={paths['rotated']}", f"lora={paths['lora']}",
     ]  # fmt: skip
