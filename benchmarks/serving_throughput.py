@@ -3,7 +3,7 @@
     python benchmarks/serving_throughput.py MODEL --rows rows.jsonl
 
 Every row runs in a process of its own: an engine takes all threads and memory that it finds. The batch is the same in
-all rows, a request for each of ``--requests`` prompts, whose adapters take turns. The machine has to be quiet.
+all rows, a request for each of ``--requests`` prompts, whose adapters alternate. The machine has to be quiet.
 """
 
 from __future__ import annotations
