@@ -100,8 +100,12 @@ class RotatedLinear(BaseLinearLayerWithLoRA):  # type: ignore[misc]
         slots, shared = self.orthotune_slots, self.orthotune_shared
         step: Step | None = getattr(self.punica_wrapper, "orthotune_step", None)
         on_host = x.device.type == "cpu"
-        here = step is not None and slots is not None and not step.present.isdisjoint(slots.held)
-        if slots is None or shared is None or step is None or (not here and (on_host or not slots.held)):
+        here = step.present if step is not None else frozenset()
+        if on_host and slots is not None:
+            # On a device every batch with an adapter of either kind runs the same operations: a graph that is captured
+            # while no slot holds a rotation is replayed when one does.
+            here = here.intersection(slots.held)
+        if slots is None or shared is None or step is None or not here:
             return super()._apply_base_forward(x) if forward else super()._apply_sync(x, bias)
         product = partial(self._orthotune_product, bias, forward)
         flat = x.reshape(-1, x.shape[-1])
@@ -110,7 +114,7 @@ class RotatedLinear(BaseLinearLayerWithLoRA):  # type: ignore[misc]
         else:
             index = self.punica_wrapper._token_lora_indices[: flat.shape[0]]
             y = slots.run_static(flat, bias, index, self._orthotune_slices(bias, product))
-        y = y.view(*x.shape[:-1], -1)
+        y = y.reshape(*x.shape[:-1], -1)
         if on_host and step.present <= shared.rotated:
             return y  # no token has a LoRA
         return self._apply_lora_to_output(x, y)
@@ -322,7 +326,9 @@ def _fill(manager: Any, number: int) -> None:
         if maps is None:
             layer.orthotune_slots.clear(slot)
         else:
-            layer.orthotune_slots.put(slot, maps, getattr(layer.base_layer, "bias", None))
+            # Of ranks that cut the inputs, the first alone adds the bias.
+            later = layer.tp_rank > 0 and layer.input_size != layer.base_layer.input_size
+            layer.orthotune_slots.put(slot, maps, None if later else getattr(layer.base_layer, "bias", None))
     (shared.rotated.add if rotated else shared.rotated.discard)(slot)
 
 
