@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,9 +32,9 @@ class Answer(NamedTuple):
     steps: tuple[dict[int, float], ...]
 
     def off(self, other: Answer) -> float:
-        """The largest difference of log-probabilities, over the tokens that both have listed."""
+        """The largest difference of log-probabilities over the tokens that both have listed; infinite where none are."""
         pairs = zip(self.steps, other.steps, strict=True)
-        return max(abs(a[token] - b[token]) for a, b in pairs for token in a.keys() & b.keys())
+        return max((abs(a[token] - b[token]) for a, b in pairs for token in a.keys() & b.keys()), default=math.inf)
 
 
 def make_base(folder: Path) -> Path:
@@ -133,6 +134,15 @@ def answers(engine: Any, prompts: Sequence[str], requests: Sequence[Any] | None 
 def manager(engine: Any) -> Any:
     """The engine's manager of adapters."""
     return engine.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.lora_manager
+
+
+def unload(engine: Any) -> None:
+    """Unload every adapter, so that the next ones take the first slots.
+
+    In this version of the engine, its LoRA for processors adds what the last slot holds to rows of the base.
+    """
+    for number in list(manager(engine).list_adapters()):
+        engine.llm_engine.remove_lora(number)
 
 
 def stop(engine: Any) -> None:

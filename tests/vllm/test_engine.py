@@ -33,6 +33,7 @@ from tests.vllm.engines import (
     request,
     start,
     stop,
+    unload,
 )  # fmt: skip
 
 #: float32: two orders of multiplication, over two layers of 128 features and logits of some tens
@@ -124,6 +125,7 @@ def test_prompts_under_one_adapter_are_its_merged_model(
 def test_base_and_lora_have_the_bits_of_the_engine_without_the_plug_in(
     engine: Any, lora: Path, stock: list[list[Answer]]
 ) -> None:
+    unload(engine)
     assert answers(engine, PROMPTS) == stock[0]
     other = request(7, lora)
     assert answers(engine, PROMPTS, [None, other, None, other, None]) == stock[1]
@@ -132,6 +134,7 @@ def test_base_and_lora_have_the_bits_of_the_engine_without_the_plug_in(
 def test_base_lora_and_rotations_in_one_batch(
     engine: Any, adapters: dict[str, Path], lora: Path, merged: dict[str, list[Answer]], stock: list[list[Answer]]
 ) -> None:
+    unload(engine)
     first, second = (request(n + 1, adapters[name]) for n, name in ((0, "every-layer"), (2, "magnitudes")))
     found = answers(engine, PROMPTS, [None, request(7, lora), first, second, None])
     assert [found[0], found[4]] == [stock[0][0], stock[0][4]], "rows of the base have other bits"
@@ -200,8 +203,11 @@ def _smaller(folder: Path) -> Path:
     return folder
 
 
-def test_a_layer_in_compiled_code_follows_the_slots(engine: Any, adapters: dict[str, Path]) -> None:
+def test_a_layer_in_compiled_code_follows_the_slots(
+    engine: Any, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Compiled once, a layer is right for every later batch: what the host knows of it is not compiled in."""
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE")
     for number, path in enumerate(adapters.values()):
         engine.llm_engine.add_lora(request(number + 1, path))
     adapted = manager(engine)._adapter_manager

@@ -69,7 +69,7 @@ class Span:
     full: int
 
 
-class RotatedLinear(BaseLinearLayerWithLoRA):  # type: ignore[misc]
+class RotatedLinear(BaseLinearLayerWithLoRA):
     """Rotations for a linear layer of the engine; :func:`_rotating` puts it before each of the engine's classes."""
 
     orthotune_slots: LayerSlots | None = None
@@ -259,9 +259,9 @@ def read(manager: Any, path: str) -> dict[str, list[LayerMap | None]]:
     sizes = {}
     for name, (module, index) in names.items():
         layer = shared.served[module]
-        own = spans(layer)
-        outputs = sum(span.full if span else layer.base_layer.output_size for span in own)
-        span = own[index] if index is not None else None
+        slices = spans(layer)
+        outputs = sum(span.full if span else layer.base_layer.output_size for span in slices)
+        span = slices[index] if index is not None else None
         sizes[name] = (_input_span(layer).full, span.full if span else outputs)
     found: dict[str, list[LayerMap | None]] = {}
     for name, complete in maps_of(state, sizes, partial(_renamed, manager.model)).items():
