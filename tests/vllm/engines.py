@@ -32,7 +32,7 @@ class Answer(NamedTuple):
     steps: tuple[dict[int, float], ...]
 
     def off(self, other: Answer) -> float:
-        """The largest difference of log-probabilities over the tokens that both have listed; infinite where none are."""
+        """The largest difference of log-probabilities over the tokens that both list; infinite where there is none."""
         pairs = zip(self.steps, other.steps, strict=True)
         return max((abs(a[token] - b[token]) for a, b in pairs for token in a.keys() & b.keys()), default=math.inf)
 
