@@ -75,7 +75,12 @@ def measure(model: str, kind: str, paths: list[str], settings: argparse.Namespac
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    options: dict[str, Any] = {"max_model_len": 512, "enforce_eager": True, "enable_prefix_caching": False, "seed": 0}
+    options: dict[str, Any] = {
+        "max_model_len": settings.max_length,
+        "enforce_eager": True,
+        "enable_prefix_caching": False,
+        "seed": 0,
+    }
     if paths:
         options |= {"enable_lora": True, "max_loras": len(paths), "max_lora_rank": 16,
                     "additional_config": {"orthotune": {"block_sizes": [settings.block_size]}}}  # fmt: skip
@@ -106,6 +111,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--block-size", type=int, default=32)
+    parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--rows", type=Path, help="a file to which a line of JSON is added for each row")
     parser.add_argument("--only", nargs=2, metavar=("KIND", "ADAPTERS"), help=argparse.SUPPRESS)
     settings = parser.parse_args()

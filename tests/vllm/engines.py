@@ -57,7 +57,15 @@ def make_base(folder: Path) -> Path:
     return folder
 
 
-def make_adapter(base: Path, folder: Path, seed: int, dtype: torch.dtype = torch.float32, **config: Any) -> Path:
+def make_adapter(
+    base: Path,
+    folder: Path,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    spread: float = 0.1,
+    merge: bool = True,
+    **config: Any,
+) -> Path:
     """A random OFT adapter as orthotune saves it, and in ``merged`` below its folder the base with it merged in."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -65,10 +73,14 @@ def make_adapter(base: Path, folder: Path, seed: int, dtype: torch.dtype = torch
 
     config = {"target_modules": "all-linear", "oft_block_size": 32, **config}
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), OFTConfig(**config))
-    _disturb(model, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += spread * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
     model.save_pretrained(folder)
-    model.merge_and_unload().save_pretrained(folder / "merged")
-    AutoTokenizer.from_pretrained(base).save_pretrained(folder / "merged")
+    if merge:
+        model.merge_and_unload().save_pretrained(folder / "merged")
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder / "merged")
     return folder
 
 
@@ -84,13 +96,6 @@ def make_lora(base: Path, folder: Path) -> Path:
     )
     model.save_pretrained(folder)
     return folder
-
-
-def _disturb(model: Any, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
 
 
 def start(model: Path, *, adapters: bool = True, **options: Any) -> Any:
