@@ -195,6 +195,8 @@ def _reserve(manager: Any, config: Any) -> None:
         refusal = "an engine that was started with fully_sharded_loras"
     elif envs.VLLM_LORA_ENABLE_DUAL_STREAM:
         refusal = "an engine that was started with VLLM_LORA_ENABLE_DUAL_STREAM"
+    elif config.parallel_config.pipeline_parallel_size > 1:
+        refusal = "an engine with several pipeline stages, each of which has a part of the adapter's layers"
     shared = manager.orthotune = _Slots(set(), refusal, {})
     reserved = 0
     for name, layer in manager.modules.items():
@@ -251,7 +253,7 @@ def read(manager: Any, path: str) -> dict[str, list[LayerMap | None]]:
     """
     shared: _Slots = manager.orthotune
     if shared.refusal is not None:
-        raise ConfigError(f"the OFT adapter {path}", got=shared.refusal, do="Start the engine without that")
+        raise ConfigError(f"the OFT adapter {path}", got=shared.refusal, do="Start the engine otherwise, or serve a merged model")
     state = read_adapter(path)
     for warning in state.warnings:
         _logger.warning("%s: %s", path, warning)
