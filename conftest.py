@@ -14,6 +14,8 @@ collect_ignore = (
 )
 # Examples of scores that scikit-learn counts.
 collect_ignore += [] if find_spec("sklearn") else [f"src/orthotune/metrics/{name}.py" for name in ("classes", "tags")]
+# The classes of an engine that has an environment of its own (`make test-vllm`).
+collect_ignore += [] if find_spec("vllm") else ["src/orthotune/serving/vllm_0_32.py"]
 
 
 @pytest.hookimpl(wrapper=True)

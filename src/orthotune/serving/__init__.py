@@ -1,0 +1,1 @@
+"""Adapters served unmerged by engines of other projects, many at once."""
