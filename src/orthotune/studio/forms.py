@@ -1,0 +1,93 @@
+"""The form of a recipe: its settings by theme, each with the control that fits its type, from the settings classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from orthotune.recipes import preset
+from orthotune.recipes.registry import RECIPES
+from orthotune.recipes.setting_fields import SettingField, all_fields
+from orthotune.recipes.setting_names import by_theme
+from orthotune.studio.recipe_text import written
+
+#: Settings that the studio decides itself: where a run goes on, and the preset, which has a control of its own.
+HIDDEN = ("resume", "preset")
+#: Themes that are open when the page is opened.
+OPEN = ("Model and adapter", "Data")
+#: In a list of choices, what stands for a setting that is not given.
+UNSET = ""
+
+
+@dataclass(frozen=True)
+class Control:
+    """One setting of the form.
+
+    Attributes:
+        key: the setting.
+        kind: ``choice`` has a list, ``text`` takes what the command line takes after ``KEY=``.
+        choices: of a list: shown text and value; the first one leaves the setting out.
+        hint: shown in an empty field: the value that is used then.
+        about: type, limits and meaning.
+    """
+
+    key: str
+    kind: Literal["choice", "text"]
+    choices: tuple[tuple[str, str], ...]
+    hint: str
+    about: str
+
+
+def controls(recipe: str, chosen: str | None) -> dict[str, list[Control]]:
+    """The controls of a recipe by theme, in the order of its help.
+
+    Args:
+        recipe: name in the registry.
+        chosen: the preset, whose values are the hints of fields that it sets; None for that of the built-in model.
+
+    Example:
+        >>> found = controls("sft", None)
+        >>> next(one for one in found["Model and adapter"] if one.key == "method").choices[1]
+        ('oft', 'oft')
+    """
+    fields = {field.name: field for field in all_fields(f"orthotune.recipes.{RECIPES[recipe].settings}")}
+    fields = {name: field for name, field in fields.items() if name not in HIDDEN}
+    known = preset.names(recipe)
+    filled: Mapping[str, Any] = preset.settings_of(chosen, recipe) if chosen in known else {}
+    themes = by_theme(fields, f"Of {recipe}")
+    return {theme: [_control(fields[name], filled, chosen) for name in names] for theme, names in themes.items()}
+
+
+def presets(recipe: str) -> list[str]:
+    """The presets of a recipe.
+
+    Example:
+        >>> "sdxl" in presets("subject")
+        True
+    """
+    return preset.names(recipe)
+
+
+def new_text(recipe: str) -> str:
+    """The text of a recipe file without settings.
+
+    Example:
+        >>> new_text("sft")
+        '# orthotune train sft THIS_FILE\\n'
+    """
+    return f"# orthotune train {recipe} THIS_FILE\n"
+
+
+def _control(field: SettingField, filled: Mapping[str, Any], chosen: str | None) -> Control:
+    if field.name in filled:
+        hint = f"{written(filled[field.name])} (preset {chosen})"
+    else:
+        hint = {None: "required, or from a preset", "None": "not set"}.get(field.default) or _shown(str(field.default))
+    options = ("true", "false") if field.kind == "bool" else field.choices
+    choices = ((f"default: {hint}", UNSET), *((option, option) for option in options)) if options else ()
+    return Control(field.name, "choice" if options else "text", choices, hint, f"{field.type_text}. {field.meaning}")
+
+
+def _shown(default: str) -> str:
+    return {"True": "true", "False": "false", "''": "empty", "{}": "none", "[]": "none"}.get(default, default.strip("'"))
