@@ -15,6 +15,11 @@ collect_ignore = (
 # Examples of scores that scikit-learn counts.
 collect_ignore += [] if find_spec("sklearn") else [f"src/orthotune/metrics/{name}.py" for name in ("classes", "tags")]
 
+# What makes the page of the studio; its environment is that of `make test-studio`.
+STUDIO = ("page", "start_tab", "run_tab", "after_tab", "compare_tab")
+if not find_spec("gradio"):
+    collect_ignore += [*(f"src/orthotune/studio/{name}.py" for name in STUDIO), "tests/studio/in_browser.py"]
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:

@@ -14,8 +14,13 @@ from orthotune.studio.recipe_text import written
 
 #: Settings that the studio decides itself: where a run goes on, and the preset, which has a control of its own.
 HIDDEN = ("resume", "preset")
-#: Themes that are open when the page is opened.
-OPEN = ("Model and adapter", "Data")
+#: The theme that is open when the page is opened: the settings that most runs decide, in this order, and those that
+#: have options of their own on the command line.
+FIRST = "Most used"
+MOST_USED = (
+    "model", "method", "data", "instance_images", "instance_prompt", "conditions", "steps", "epochs", "learning_rate",
+    "batch_size", "keep", "eval_every", "output",
+)  # fmt: skip
 #: In a list of choices, what stands for a setting that is not given.
 UNSET = ""
 
@@ -40,7 +45,7 @@ class Control:
 
 
 def controls(recipe: str, chosen: str | None) -> dict[str, list[Control]]:
-    """The controls of a recipe by theme, in the order of its help.
+    """The controls of a recipe by theme: the most used settings, then the others in the order of its help.
 
     Args:
         recipe: name in the registry.
@@ -48,14 +53,16 @@ def controls(recipe: str, chosen: str | None) -> dict[str, list[Control]]:
 
     Example:
         >>> found = controls("sft", None)
-        >>> next(one for one in found["Model and adapter"] if one.key == "method").choices[1]
+        >>> next(one for one in found["Most used"] if one.key == "method").choices[1]
         ('oft', 'oft')
     """
     fields = {field.name: field for field in all_fields(f"orthotune.recipes.{RECIPES[recipe].settings}")}
     fields = {name: field for name, field in fields.items() if name not in HIDDEN}
     known = preset.names(recipe)
     filled: Mapping[str, Any] = preset.settings_of(chosen, recipe) if chosen in known else {}
-    themes = by_theme(fields, f"Of {recipe}")
+    wanted = dict.fromkeys([*MOST_USED, *(option.key for option in RECIPES[recipe].options)])
+    first = {FIRST: [name for name in wanted if name in fields]}
+    themes = first | by_theme([name for name in fields if name not in wanted], f"Of {recipe}")
     return {theme: [_control(fields[name], filled, chosen) for name in names] for theme, names in themes.items()}
 
 

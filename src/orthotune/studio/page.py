@@ -45,5 +45,7 @@ def make_page(folders: Folders) -> tuple[gr.Blocks, dict[str, Any]]:
             shown.select(*tab.first, show_progress="hidden")
         page.load(*start.first, show_progress="hidden")
         page.load(lambda: 1, None, start.version, show_progress="hidden")
-    theme = gr.themes.Base(primary_hue="blue", font=FONTS, font_mono=MONO)
+    theme = gr.themes.Base(primary_hue="blue", font=FONTS, font_mono=MONO).set(
+        block_info_text_color="*neutral_500", block_info_text_color_dark="*neutral_400"
+    )
     return page, {"theme": theme, "head": pages.style()}

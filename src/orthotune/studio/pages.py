@@ -22,8 +22,8 @@ def _templates() -> Any:
     return environment("orthotune.studio")
 
 
-def _page(name: str, **shown: Any) -> str:
-    return str(_templates().get_template(f"parts/{name}.html").render(**shown))
+def _page(template: str, /, **shown: Any) -> str:
+    return str(_templates().get_template(f"parts/{template}.html").render(**shown))
 
 
 def style() -> str:

@@ -13,7 +13,7 @@ from orthotune.recipes.registry import RECIPES
 from orthotune.report.wording import duration
 from orthotune.studio import pages
 from orthotune.studio.facts import earlier_pace
-from orthotune.studio.forms import OPEN, Control, controls, new_text, presets
+from orthotune.studio.forms import FIRST, Control, controls, new_text, presets
 from orthotune.studio.recipe_text import typed, values_of, with_value, written
 from orthotune.studio.workshop import Workshop, with_message
 
@@ -41,7 +41,7 @@ class StartTab:
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=340):
                 form = gr.Column()
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(scale=2, min_width=320, elem_id="beside"):
                 self.text = gr.Code(new_text("sft"), language="yaml", label="Recipe file, as `orthotune train` takes it",
                                     elem_id="recipe-text", lines=8, interactive=True)  # fmt: skip
                 status = gr.HTML(elem_id="check")
@@ -95,7 +95,7 @@ class StartTab:
         found = controls(recipe, str(values.get("preset") or "") or None)
         for theme, members in found.items():
             given = any(one.key in values for one in members)
-            with gr.Accordion(theme, open=theme in OPEN or theme.startswith("Of ") or given):
+            with gr.Accordion(theme, open=theme == FIRST or given):
                 for control in members:
                     self._control(control, values.get(control.key))
 
@@ -156,7 +156,7 @@ class StartTab:
             long = f"about {duration(steps * pace)}" if steps else f"{pace:.2f} s a step"
             time = f"time        {long}, as {self.workshop.name(run)} needed {pace:.2f} s a step"
         memory = [] if RECIPES[recipe].plans else ["memory      unknown: this recipe has no estimate"]
-        return pages.lines([*lines, *memory, time])
+        return pages.lines([time, *memory, *lines])
 
     def _start(self, recipe: str, text: str) -> str:
         return with_message(self._started)(recipe, text)
