@@ -52,7 +52,9 @@ def _state(page: Any, words: str) -> None:
 
 
 def _step(run: Path) -> int:
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines() if (run / "metrics.jsonl").is_file() else []
+    lines = (
+        (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines() if (run / "metrics.jsonl").is_file() else []
+    )
     return max((json.loads(line)["step"] for line in lines), default=0)
 
 
@@ -60,7 +62,13 @@ def test_the_path_of_a_language_model(studio: Studio, browser: Browser, workspac
     """Start, watch, kill the server, stop, resume, slider, tools, export, report, repeat."""
     run = workspace / "runs" / "first"
     page = browser.open(studio.address)
-    for key, value in {"steps": "60", "learning_rate": "-1", "batch_size": "2", "eval_every": "5", "output": "runs/first"}.items():
+    for key, value in {
+        "steps": "60",
+        "learning_rate": "-1",
+        "batch_size": "2",
+        "eval_every": "5",
+        "output": "runs/first",
+    }.items():
         write(page, key, value)
     page.locator("#check .note.wrong").wait_for()
     assert "learning_rate" in page.locator("#check").inner_text()
@@ -172,11 +180,27 @@ def test_hostile_names_are_text(browser: Browser, tmp_path: Path) -> None:
     (run / "checkpoints").mkdir(parents=True)
     settings = {"recipe": "sft", "method": HOSTILE, "model": HOSTILE, "steps": 9}
     (run / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-    lines = [{"step": step, "seconds": step, "new_nats": 3.0 - step, "old_nats": 2.0, "clipping": HOSTILE} for step in (0, 1)]
+    lines = [
+        {"step": step, "seconds": step, "new_nats": 3.0 - step, "old_nats": 2.0, "clipping": HOSTILE} for step in (0, 1)
+    ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    (run / "samples.json").write_text(json.dumps([{"prompt": HOSTILE, "before": HOSTILE, "after": HOSTILE}]), encoding="utf-8")
-    (run / "run.json").write_text(json.dumps({"recipe": "sft", "method": HOSTILE, "settings": settings, "steps": 1,
-                                              "gain": 0.5, "forgetting": 0.1, "notes": [HOSTILE]}), encoding="utf-8")
+    (run / "samples.json").write_text(
+        json.dumps([{"prompt": HOSTILE, "before": HOSTILE, "after": HOSTILE}]), encoding="utf-8"
+    )
+    (run / "run.json").write_text(
+        json.dumps(
+            {
+                "recipe": "sft",
+                "method": HOSTILE,
+                "settings": settings,
+                "steps": 1,
+                "gain": 0.5,
+                "forgetting": 0.1,
+                "notes": [HOSTILE],
+            }
+        ),
+        encoding="utf-8",
+    )
     (run / "adapter").mkdir()
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -210,6 +234,7 @@ def test_hostile_names_are_text(browser: Browser, tmp_path: Path) -> None:
 
 def test_only_this_machine_and_only_the_page(studio: Studio, workspace: Path, tmp_path: Path) -> None:
     """Other names of the machine, posts of other pages and files outside the folders are refused."""
+
     def status(method: str, path: str, **headers: str) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", int(studio.port), timeout=60)
         connection.request(method, path, headers=headers)
@@ -231,7 +256,9 @@ def test_a_password(tmp_path: Path) -> None:
     with started(tmp_path, ORTHOTUNE_STUDIO_PASSWORD="correct horse battery") as studio:
         for word, wanted in (("", 401), ("studio:wrong", 401), ("studio:correct horse battery", 200)):
             connection = http.client.HTTPConnection("127.0.0.1", int(studio.port), timeout=60)
-            connection.request("GET", "/", headers={"Authorization": "Basic " + base64.b64encode(word.encode()).decode()})
+            connection.request(
+                "GET", "/", headers={"Authorization": "Basic " + base64.b64encode(word.encode()).decode()}
+            )
             assert connection.getresponse().status == wanted
 
 

@@ -27,7 +27,9 @@ def test_paths_inside_are_resolved_from_the_workspace(folders: Folders, tmp_path
     assert folders.shown(tmp_path / "data" / "x") == str(tmp_path / "data" / "x")
 
 
-@pytest.mark.parametrize("given", ["../secret/key.txt", "/etc/passwd", "~/.ssh/id_rsa", "photos/../../secret", "a\0b", "link/key.txt"])
+@pytest.mark.parametrize(
+    "given", ["../secret/key.txt", "/etc/passwd", "~/.ssh/id_rsa", "photos/../../secret", "a\0b", "link/key.txt"]
+)
 def test_paths_outside_are_refused(folders: Folders, tmp_path: Path, given: str) -> None:
     (tmp_path / "work" / "link").symlink_to(tmp_path / "secret")
     with pytest.raises(OrthotuneError, match="outside the folders|null"):
@@ -36,7 +38,9 @@ def test_paths_outside_are_refused(folders: Folders, tmp_path: Path, given: str)
 
 def test_settings_that_name_a_path_outside_are_refused(folders: Folders, tmp_path: Path) -> None:
     (tmp_path / "work" / "link").symlink_to(tmp_path / "secret")
-    folders.check({"model": "meta-llama/Llama-3.2-1B", "data": "photos", "steps": 3, "sample_prompts": ["What is 1/2?"]})
+    folders.check(
+        {"model": "meta-llama/Llama-3.2-1B", "data": "photos", "steps": 3, "sample_prompts": ["What is 1/2?"]}
+    )
     folders.check({"reward": "exact", "data": [{"path": str(tmp_path / "data" / "a.jsonl"), "weight": 0.5}]})
     for settings in (
         {"data": "/etc/passwd"}, {"data": "../secret/key.txt"}, {"data": [{"path": "link/key.txt"}]},

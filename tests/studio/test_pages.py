@@ -22,7 +22,10 @@ def _run(folder: Path, **record: Any) -> Path:
     folder.mkdir(parents=True)
     settings = {"recipe": "sft", "method": "oft", "model": "text-world", "steps": 20, "learning_rate": 0.004}
     (folder / "settings.json").write_text(json.dumps(settings))
-    lines = [{"step": step, "seconds": 2.0 * step, "new_nats": 3.0 - step / 10, "old_nats": 2.0 + step / 50} for step in (0, 5, 10)]
+    lines = [
+        {"step": step, "seconds": 2.0 * step, "new_nats": 3.0 - step / 10, "old_nats": 2.0 + step / 50}
+        for step in (0, 5, 10)
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
     if record:
         (folder / "run.json").write_text(json.dumps({"settings": settings, "recipe": "sft"} | record))
@@ -39,10 +42,16 @@ def test_an_unfinished_run_has_curves_and_a_time(tmp_path: Path) -> None:
 
 
 def test_two_runs_are_points_of_one_frontier(tmp_path: Path) -> None:
-    rows = [read_facts(_run(tmp_path / name, gain=gain, forgetting=0.1, method="oft")).row(name) for name, gain in (("a", 0.5), ("b", 0.7))]
+    rows = [
+        read_facts(_run(tmp_path / name, gain=gain, forgetting=0.1, method="oft")).row(name)
+        for name, gain in (("a", 0.5), ("b", 0.7))
+    ]
     page = pages.compared(rows)
     assert page.count('class="point') == 2 and "<strong>+0.700</strong>" in page and "● b" in page
-    images = [{"method": name, "learning_rate": 1e-4, "subject_fidelity": 0.1 * number, "kept": 0.9} for number, name in enumerate("ab")]
+    images = [
+        {"method": name, "learning_rate": 1e-4, "subject_fidelity": 0.1 * number, "kept": 0.9}
+        for number, name in enumerate("ab")
+    ]
     assert pages.compared(images).count('class="point') == 2
     assert "Choose two runs" in pages.compared([])
 
@@ -51,11 +60,12 @@ def test_texts_of_runs_are_escaped(tmp_path: Path) -> None:
     run = _run(tmp_path / "x", method=HOSTILE, notes=[HOSTILE], gain=0.1, forgetting=0.1, scores_after={HOSTILE: 0.5})
     (run / "samples.json").write_text(json.dumps([{"prompt": HOSTILE, "before": HOSTILE, "after": HOSTILE}]))
     facts = read_facts(run)
+    image = {"name": HOSTILE, "caption": HOSTILE, "own": True, "fault": HOSTILE}
     shown = [
         pages.live(facts, HOSTILE, HOSTILE), pages.compared([facts.row(HOSTILE)] * 2), pages.message(HOSTILE, "wrong"),
         pages.sides([(HOSTILE, HOSTILE)]), pages.lines([HOSTILE]), pages.link(HOSTILE, HOSTILE, True),
         pages.tools([{"tool": HOSTILE, "target": HOSTILE, "verdict": HOSTILE, "because": HOSTILE}]),
-        pages.images({"rows": [{"name": HOSTILE, "caption": HOSTILE, "own": True, "fault": HOSTILE}], "count": 1, "notes": [HOSTILE]}),
+        pages.images({"rows": [image], "count": 1, "notes": [HOSTILE]}),
         pages.rows({"rows": [{HOSTILE: HOSTILE}], "count": 1}), pages.checked({HOSTILE: HOSTILE}),
     ]  # fmt: skip
     assert all("<script" not in page and "&lt;script" in page.replace("%3Cscript", "&lt;script") for page in shown)
@@ -119,7 +129,9 @@ async def _answer(scope: Any, receive: Any, send: Any) -> None:
 def test_the_guard_answers_this_machine_this_page_and_the_password() -> None:
     guard = Guard(_answer, None, True)
     assert [_status(guard, host=host) for host in ("127.0.0.1:7860", "localhost", "[::1]:7860")] == [200] * 3
-    assert [_status(guard, host=host) for host in ("evil.example", "localhost.evil.example:80", "", "127.0.0.1.nip.io")] == [403] * 4
+    assert [
+        _status(guard, host=host) for host in ("evil.example", "localhost.evil.example:80", "", "127.0.0.1.nip.io")
+    ] == [403] * 4
     assert _status(guard, "POST", host="localhost:1", origin="http://localhost:1") == 200
     assert _status(guard, "POST", host="localhost:1", origin="http://localhost:2") == 403
     assert _status(guard, "POST", host="localhost:1", origin="null") == 403

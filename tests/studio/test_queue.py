@@ -51,7 +51,10 @@ def _training(run: Path) -> subprocess.Popen[str]:
 def test_a_job_is_its_files_and_has_an_output_of_its_own(queue: Queue, tmp_path: Path) -> None:
     first = queue.add("sft", "# mine\nmethod: lora\n")
     second = queue.add("sft", "method: lora\n")
-    assert [Path(job.output).relative_to(tmp_path).as_posix() for job in (first, second)] == ["runs/sft-lora", "runs/sft-lora-2"]
+    assert [Path(job.output).relative_to(tmp_path).as_posix() for job in (first, second)] == [
+        "runs/sft-lora",
+        "runs/sft-lora-2",
+    ]
     again = Queue(Folders([tmp_path]))
     assert again.jobs() == [first, second] and again.state(first) == "waiting"
     assert values_of(again.text(first)) == {"method": "lora", "output": first.output, "resume": "auto"}

@@ -25,7 +25,9 @@ seed: 1
 
 
 @pytest.mark.parametrize("key", ["steps", "data", "rotation", "prompt", "seed", "new"])
-@pytest.mark.parametrize("value", [7, "a: b", ["x", "y"], {"side": "out"}, "two\nlines", None, "", True, "3e-4", "# no"])
+@pytest.mark.parametrize(
+    "value", [7, "a: b", ["x", "y"], {"side": "out"}, "two\nlines", None, "", True, "3e-4", "# no"]
+)
 def test_one_setting_changes_and_nothing_else(key: str, value: object) -> None:
     before = values_of(TEXT)
     changed = with_value(TEXT, key, value)
@@ -43,7 +45,9 @@ def test_a_text_without_a_last_newline_gets_one() -> None:
     assert with_value("steps: 20", "seed", 2) == "steps: 20\nseed: 2\n"
 
 
-@pytest.mark.parametrize("value", [1, 0.5, "a dog", "yes", "1", "a, b", [], {}, ["a"], "ünïcode", " lead", "null", False])
+@pytest.mark.parametrize(
+    "value", [1, 0.5, "a dog", "yes", "1", "a, b", [], {}, ["a"], "ünïcode", " lead", "null", False]
+)
 def test_a_field_is_read_as_it_is_written(value: object) -> None:
     assert typed(written(value)) == value
 

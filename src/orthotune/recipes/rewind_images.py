@@ -188,7 +188,9 @@ def finished_at_strengths(path: Path) -> Callable[[str, Sequence[int], float], S
     """
     trained, job = _finished(path)
     if job.hint_encoder is not None:
-        raise RecipeError(f"{path}", got="a run with condition images", needed="a run whose images follow a prompt alone")
+        raise RecipeError(
+            f"{path}", got="a run with condition images", needed="a run whose images follow a prompt alone"
+        )
     trainee, layers, _ = _loaded(path, trained, job)
     family: Any = trainee.family
     side = trained.resolution or family.native_size

@@ -87,7 +87,9 @@ class AfterTab:
 
     def _path(self, chosen: str | None) -> str:
         if not chosen:
-            raise OrthotuneError("no run is chosen", needed="a finished run", do="Wait for the end of one in the tab Run")
+            raise OrthotuneError(
+                "no run is chosen", needed="a finished run", do="Wait for the end of one in the tab Run"
+            )
         return str(self.workshop.folders.inside(chosen))
 
     def _prompt(self, chosen: str | None) -> tuple[Any, str]:
@@ -106,7 +108,9 @@ class AfterTab:
         path, first = self._path(chosen), int(seed or 0)
         heading = f"strength {strength:g}"
         if self.workshop.makes_images(path):
-            found = self.workshop.models.call("images", run=path, prompt=prompt, strength=strength, seeds=[*range(first, first + 4)])
+            found = self.workshop.models.call(
+                "images", run=path, prompt=prompt, strength=strength, seeds=[*range(first, first + 4)]
+            )
             return pages.sides(shown_images=[("base", found["base"]), (heading, found["tuned"])])
         said = self.workshop.models.call("answers", source=path, prompt=prompt, strength=strength, most=int(most),
                                          seed=first, temperature=0.0)  # fmt: skip
@@ -134,7 +138,9 @@ class AfterTab:
         if not target:
             raise OrthotuneError("no format is chosen", do="List the tools first")
         path, place = self._path(chosen), self._out(out)
-        lines = self.workshop.models.call("convert_to", adapter=path, target=target, out=str(place), approximate=approximate)
+        lines = self.workshop.models.call(
+            "convert_to", adapter=path, target=target, out=str(place), approximate=approximate
+        )
         return pages.message("\n".join(lines), "right")
 
     def _export(self, chosen: str | None, kind: str, out: str, strength: float) -> str:
@@ -145,7 +151,9 @@ class AfterTab:
         base = self.workshop.models.call("base_of", run=path)
         if not base:
             raise OrthotuneError(f"{self.workshop.name(Path(path))}", got="no record of its base model")
-        lines = self.workshop.models.call("export_to", adapter=path, base=base, kind=kind, out=str(place), strength=strength)
+        lines = self.workshop.models.call(
+            "export_to", adapter=path, base=base, kind=kind, out=str(place), strength=strength
+        )
         return pages.message("\n".join(lines), "right")
 
     def _combine(self, one: str | None, other: str | None, first: float, second: float, how: str, name: str) -> str:
@@ -158,5 +166,7 @@ class AfterTab:
             raise OrthotuneError(f"name {name!r}", needed="a file name, without a path")
         out = self.workshop.folders.workspace / "adapters" / name.strip()
         paths = [self._path(one), self._path(other)]
-        lines = self.workshop.models.call("combine_into", adapters=paths, weights=[first, second], kind=how, out=str(out))
+        lines = self.workshop.models.call(
+            "combine_into", adapters=paths, weights=[first, second], kind=how, out=str(out)
+        )
         return pages.message("\n".join(lines), "right")

@@ -12,7 +12,7 @@ from orthotune.recipes.registry import RECIPES
 from orthotune.recipes.setting_fields import all_fields
 from orthotune.studio import pages
 from orthotune.studio.facts import read_facts
-from orthotune.studio.recipe_text import typed, with_value, values_of
+from orthotune.studio.recipe_text import typed, values_of, with_value
 from orthotune.studio.start_tab import StartTab
 from orthotune.studio.workshop import Workshop
 
@@ -38,7 +38,9 @@ class CompareTab:
             with gr.Row():
                 run = gr.Dropdown([], label="Run", elem_id="repeated")
                 key = gr.Dropdown([], label="Setting", elem_id="changed-key")
-                value = gr.Textbox(label="New value", elem_id="changed-value", info="As after KEY= on the command line.")
+                value = gr.Textbox(
+                    label="New value", elem_id="changed-value", info="As after KEY= on the command line."
+                )
             go = gr.Button("Put into the tab Start", elem_id="repeat")
             news = gr.HTML(elem_id="repeat-news")
         run.change(self._keys, run, key, show_progress="hidden")
@@ -48,10 +50,14 @@ class CompareTab:
 
     def _choices(self, chosen: list[str] | None, one: str | None) -> tuple[Any, Any]:
         entries = self.workshop.entries()
-        found = [(self.workshop.name(run), str(run)) for run, _, state in entries if state not in ("waiting", "starting")]
+        found = [
+            (self.workshop.name(run), str(run)) for run, _, state in entries if state not in ("waiting", "starting")
+        ]
         paths = [path for _, path in found]
         kept = [path for path in chosen or paths[:6] if path in paths]
-        return gr.Dropdown(found, value=kept), gr.Dropdown(found, value=one if one in paths else next(iter(paths), None))
+        return gr.Dropdown(found, value=kept), gr.Dropdown(
+            found, value=one if one in paths else next(iter(paths), None)
+        )
 
     def _compare(self, chosen: list[str] | None) -> str:
         paths = [self.workshop.folders.inside(one) for one in chosen or []]

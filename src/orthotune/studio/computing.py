@@ -107,7 +107,11 @@ def images_of(source: str, default: str | None) -> dict[str, Any]:
     rows = read_caption_rows(source)
     found = []
     for row in rows[:MOST_IMAGES]:
-        shown: dict[str, Any] = {"name": row.name, "caption": row.caption or default or "", "own": row.caption is not None}
+        shown: dict[str, Any] = {
+            "name": row.name,
+            "caption": row.caption or default or "",
+            "own": row.caption is not None,
+        }
         shown["file"] = str(row.origin) if isinstance(row.origin, Path) else None
         try:
             pixels = as_rgb(eight_bits(open_image(row.origin, row.name), row.name), row.name)
@@ -130,7 +134,9 @@ def rows_of(source: str) -> dict[str, Any]:
     from orthotune.runs.data_files import read_rows
 
     rows = read_rows(Path(source))
-    shown = [{key: str(value)[:LONGEST] for key, value in row.items()} | {"place": place} for place, row in rows[:MOST_ROWS]]
+    shown = [
+        {key: str(value)[:LONGEST] for key, value in row.items()} | {"place": place} for place, row in rows[:MOST_ROWS]
+    ]
     return {"rows": shown, "count": len(rows)}
 
 
@@ -180,7 +186,10 @@ def images(run: str, prompt: str, strength: float, seeds: list[int]) -> dict[str
 
     with quiet():
         sample = _opened(run, lambda: finished_at_strengths(Path(run)))
-        return {name: [_uri(image) for image in sample(prompt, seeds, t)] for name, t in (("base", 0.0), ("tuned", strength))}
+        return {
+            name: [_uri(image) for image in sample(prompt, seeds, t)]
+            for name, t in (("base", 0.0), ("tuned", strength))
+        }
 
 
 def tools(adapter: str) -> list[dict[str, Any]]:
@@ -204,7 +213,9 @@ def tools(adapter: str) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"target": name, "tool": format.tool, "folder": format.folder}
         try:
             done = convert(path, path / "unused.safetensors", name, dry_run=True)
-            reasons = list(done.plan.reasons) + [f"{one}: name the base" for one in done.plan.needs_base] if done.plan else []
+            reasons = (
+                list(done.plan.reasons) + [f"{one}: name the base" for one in done.plan.needs_base] if done.plan else []
+            )
             row |= {"verdict": done.plan.verdict if done.plan else "lossless", "because": "; ".join(reasons)}
         except OrthotuneError as fault:
             row |= {"verdict": "impossible", "because": str(fault)}

@@ -89,7 +89,9 @@ class Folders:
                 try:
                     self.inside(text)
                 except OrthotuneError as fault:
-                    raise OrthotuneError(f"{key}: {fault.given}", got=fault.got, needed=fault.needed, do=fault.do) from None
+                    raise OrthotuneError(
+                        f"{key}: {fault.given}", got=fault.got, needed=fault.needed, do=fault.do
+                    ) from None
 
     def runs(self) -> list[Path]:
         """The run directories below the roots, the one that changed last first."""

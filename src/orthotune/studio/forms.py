@@ -97,4 +97,6 @@ def _control(field: SettingField, filled: Mapping[str, Any], chosen: str | None)
 
 
 def _shown(default: str) -> str:
-    return {"True": "true", "False": "false", "''": "empty", "{}": "none", "[]": "none"}.get(default, default.strip("'"))
+    return {"True": "true", "False": "false", "''": "empty", "{}": "none", "[]": "none"}.get(
+        default, default.strip("'")
+    )

@@ -88,7 +88,9 @@ def typed(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as fault:
-        raise RecipeError(f"value {text!r}", got=str(getattr(fault, "problem", None) or fault), needed="a YAML value") from fault
+        raise RecipeError(
+            f"value {text!r}", got=str(getattr(fault, "problem", None) or fault), needed="a YAML value"
+        ) from fault
 
 
 def written(value: Any) -> str:
@@ -102,7 +104,9 @@ def written(value: Any) -> str:
         return ""
     if isinstance(value, str) and typed_or_none(value) == value:
         return value
-    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).removesuffix("\n...\n").strip()
+    return (
+        yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).removesuffix("\n...\n").strip()
+    )
 
 
 def typed_or_none(text: str) -> Any:

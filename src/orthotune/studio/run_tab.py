@@ -113,7 +113,9 @@ class RunTab:
         recipe = job.recipe if job else read_facts(run).recipe
         self.workshop.queue.resume(run, recipe or "sft")
         self.workshop.queue.keep_going()
-        return pages.message(f"{self.workshop.name(run)} is in the queue, and goes on from its newest checkpoint.", "right")
+        return pages.message(
+            f"{self.workshop.name(run)} is in the queue, and goes on from its newest checkpoint.", "right"
+        )
 
     def _remove(self, chosen: str | None) -> str:
         return with_message(self._removed)(chosen)

@@ -32,7 +32,9 @@ class StartTab:
 
     def __init__(self, workshop: Workshop) -> None:
         self.workshop = workshop
-        choices = [(f"{name}: {recipe.summary.partition('. ')[0].rstrip('.')}", name) for name, recipe in RECIPES.items()]
+        choices = [
+            (f"{name}: {recipe.summary.partition('. ')[0].rstrip('.')}", name) for name, recipe in RECIPES.items()
+        ]
         self.version = gr.State(0)
         with gr.Row():
             self.recipe = gr.Dropdown(choices, value="sft", label="Job", scale=3, elem_id="recipe")
@@ -42,7 +44,7 @@ class StartTab:
             with gr.Column(scale=3, min_width=340):
                 form = gr.Column()
             with gr.Column(scale=2, min_width=320, elem_id="beside"):
-                self.text = gr.Code(new_text("sft"), language="yaml", label="Recipe file, as `orthotune train` takes it",
+                self.text = gr.Code(new_text("sft"), language="yaml", label="Recipe file of `orthotune train`",
                                     elem_id="recipe-text", lines=8, interactive=True)  # fmt: skip
                 status = gr.HTML(elem_id="check")
                 with gr.Row():
@@ -60,7 +62,9 @@ class StartTab:
             kept = gr.HTML(elem_id="caption-news")
 
         self._events(form)
-        self.text.change(self._check, [self.recipe, self.text], status, trigger_mode="always_last", show_progress="hidden")
+        self.text.change(
+            self._check, [self.recipe, self.text], status, trigger_mode="always_last", show_progress="hidden"
+        )
         needs.click(self._needs, [self.recipe, self.text], needed)
         start.click(self._start, [self.recipe, self.text], self.news)
         look.click(self._look, [self.recipe, self.text], [data, image])
@@ -73,7 +77,9 @@ class StartTab:
     def _events(self, form: Any) -> None:
         """The recipe, the preset, the text and the fields of the form follow each other."""
         following = {"show_progress": "hidden"}
-        self.recipe.input(self._new, self.recipe, [self.text, self.preset], **following).then(_next, self.version, self.version)
+        self.recipe.input(self._new, self.recipe, [self.text, self.preset], **following).then(
+            _next, self.version, self.version
+        )
         self.preset.input(_with("preset"), [self.text, self.preset], self.text, **following).then(
             _next, self.version, self.version
         )
@@ -172,7 +178,9 @@ class StartTab:
         try:
             source, default = self._source(text)
             if source is None:
-                return pages.message("The data of the built-in model, or of a name on the hub; no file to show."), gr.Dropdown([])
+                return pages.message(
+                    "The data of the built-in model, or of a name on the hub; no file to show."
+                ), gr.Dropdown([])
             if recipe not in ("subject", "control", "t2i", "vision"):
                 return pages.rows(self.workshop.checks.call("rows_of", source=str(source))), gr.Dropdown([])
             found = self.workshop.checks.call("images_of", source=str(source), default=default)

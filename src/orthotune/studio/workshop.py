@@ -57,7 +57,9 @@ class Workshop:
                 if (run / "rewound" / "adapter").is_dir():
                     found.append((f"{name}, rewound", str(run / "rewound" / "adapter")))
             elif state not in ("running", "starting", "stopping"):
-                kept = sorted(run.glob("checkpoints/checkpoint-*/adapter_config.json"), key=lambda path: path.stat().st_mtime)
+                kept = sorted(
+                    run.glob("checkpoints/checkpoint-*/adapter_config.json"), key=lambda path: path.stat().st_mtime
+                )
                 found += [(f"{name}, {kept[-1].parent.name}", str(kept[-1].parent))] if kept else []
         combined = sorted(self.folders.workspace.glob("adapters/*/adapter_config.json"))
         return found + [(self.name(path.parent), str(path.parent)) for path in combined]
