@@ -17,6 +17,8 @@ from tests.report import chromium
 from tests.studio.server import PATIENCE, Browser, Studio, keep, started, tab, write
 
 pytestmark = [chromium.needed, pytest.mark.timeout(1500)]
+#: Of the run that is watched, stopped and resumed.
+STEPS = 150
 #: A folder, a run and a prompt that would be markup, templates of scripts and templates of pages where not escaped.
 HOSTILE = "<img src=x onerror=alert(1)>${alert(2)}{{7*7}}"
 
@@ -62,14 +64,12 @@ def test_the_path_of_a_language_model(studio: Studio, browser: Browser, workspac
     """Start, watch, kill the server, stop, resume, slider, tools, export, report, repeat."""
     run = workspace / "runs" / "first"
     page = browser.open(studio.address)
-    for key, value in {
-        "steps": "60",
-        "learning_rate": "-1",
-        "batch_size": "2",
-        "eval_every": "5",
-        "output": "runs/first",
-    }.items():
+    # Long enough to be killed and stopped in its middle, with short measurements.
+    given = {"steps": str(STEPS), "learning_rate": "-1", "eval_every": "10", "output": "runs/first"}
+    for key, value in given.items():
         write(page, key, value)
+    page.get_by_text("Measuring and logs").click()
+    write(page, "eval_tokens", "600")
     page.locator("#check .note.wrong").wait_for()
     assert "learning_rate" in page.locator("#check").inner_text()
     write(page, "learning_rate", "0.004")
@@ -98,12 +98,12 @@ def test_the_path_of_a_language_model(studio: Studio, browser: Browser, workspac
     page.get_by_text("saves a checkpoint").wait_for()
     _state(page, "stopped")
     stopped = _step(run)
-    assert 0 < stopped < 60 and not (run / "run.json").exists()
+    assert 0 < stopped < STEPS and not (run / "run.json").exists()
     assert list((run / "checkpoints").glob("checkpoint-*"))
     page.locator("#resume").click()
     _state(page, "running")
     _state(page, "finished")
-    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["steps"] == 60
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["steps"] == STEPS
     page.locator("#live .legend").first.wait_for()
     keep(page, "finished")
 
@@ -156,7 +156,8 @@ def test_two_tabs_and_a_queue(studio: Studio, browser: Browser, workspace: Path)
     """What one tab starts another one shows; a second run waits; both are compared."""
     one, other = browser.open(studio.address), browser.open(studio.address, 390)
     for page, name in ((one, "second"), (other, "third")):
-        for key, value in {"steps": "4", "batch_size": "2", "output": f"runs/{name}"}.items():
+        page.get_by_text("Measuring and logs").click()
+        for key, value in {"steps": "4", "batch_size": "2", "eval_tokens": "600", "output": f"runs/{name}"}.items():
             write(page, key, value)
         page.locator("#check .note.right").wait_for()
         page.locator("#start").click()

@@ -9,7 +9,7 @@ from orthotune.errors import RecipeError
 from orthotune.recipes.registry import RECIPES
 from orthotune.recipes.setting_fields import all_fields
 from orthotune.studio.forms import HIDDEN, controls, new_text
-from orthotune.studio.recipe_text import typed, values_of, with_value, written
+from orthotune.studio.recipe_text import edited, typed, values_of, with_value, written
 
 TEXT = """# mine
 steps: 20  # few
@@ -76,3 +76,18 @@ def test_hints_are_the_values_of_the_preset() -> None:
     assert by_key[key].hint == f"{written(value)} (preset sdxl)"
     assert {choice for _, choice in by_key["method"].choices} == {"", "oft", "coft", "lora", "full"}
     assert yaml.safe_load(new_text("t2i")) is None
+
+
+def test_edits_that_overtake_each_other_are_all_kept() -> None:
+    """A slow server answers the first field after the browser has sent the second one, with the text before both."""
+    shown, history = "# mine\n", ()
+    first = edited(shown, history, "steps", "20")
+    assert first is not None
+    second = edited(shown, first[1], "prompt", "a: dog, [")
+    assert second is not None and values_of(second[0]) == {"steps": 20, "prompt": "a: dog, ["}
+    # A text that a person wrote since is no older version of one that fields have made.
+    third = edited("seed: 3\n", second[1], "steps", "5")
+    assert third is not None and values_of(third[0]) == {"seed": 3, "steps": 5}
+    assert edited(third[0], third[1], "steps", "5") is None and edited("a: [", (), "steps", "5") is None
+    cleared = edited(third[0], third[1], "seed", " ")
+    assert cleared is not None and values_of(cleared[0]) == {"steps": 5}

@@ -6,7 +6,10 @@ from typing import Any
 
 import yaml
 
-from orthotune.errors import RecipeError
+from orthotune.errors import OrthotuneError, RecipeError
+
+#: Texts that are remembered for edits that overtake each other.
+REMEMBERED = 40
 
 
 def values_of(text: str) -> dict[str, Any]:
@@ -68,6 +71,36 @@ def with_value(text: str, key: str, value: Any) -> str:
             return text[: name.start_mark.index] + line + rest
     ending = "" if not text or text.endswith("\n") else "\n"
     return f"{text}{ending}{line}"
+
+
+def edited(text: str, history: tuple[str, ...], key: str, field: str | None) -> tuple[str, tuple[str, ...]] | None:
+    """The recipe file after an edit of one field, and the texts that fields have made so far; None without a change.
+
+    The browser sends the text that it shows. While an earlier edit is on its way this is an older one, which the
+    history tells: the newest one is edited then, so that no edit is lost.
+
+    Args:
+        text: as the browser shows it.
+        history: of texts that fields have made, the newest one last.
+        key: the setting.
+        field: what was written into the field.
+
+    Example:
+        >>> text, history = edited("", (), "steps", "20")
+        >>> edited("", history, "seed", "1")[0]
+        'steps: 20\\nseed: 1\\n'
+    """
+    base = history[-1] if text in history else text
+    try:
+        values = values_of(base)
+    except OrthotuneError:
+        return None  # the check names the line; nothing is written over a text that cannot be read
+    found = typed_or_none(field or "")
+    value = (field or "").strip() or None if found is None else found  # what is no YAML is a text, as a prompt
+    if value == values.get(key):
+        return None
+    made = with_value(base, key, value)
+    return made, (*history, base, made)[-REMEMBERED:]
 
 
 def typed(text: str) -> Any:

@@ -14,13 +14,15 @@ from orthotune.report.wording import duration
 from orthotune.studio import pages
 from orthotune.studio.facts import earlier_pace
 from orthotune.studio.forms import FIRST, Control, controls, new_text, presets
-from orthotune.studio.recipe_text import typed, values_of, with_value, written
+from orthotune.studio.recipe_text import edited, values_of, written
 from orthotune.studio.workshop import Workshop, with_message
 
 #: Settings that name the data of a recipe, in the order in which they are looked for.
 DATA = ("data", "instance_images", "conditions")
 #: Settings with a caption for images that have none.
 CAPTIONS = ("caption", "instance_prompt")
+#: Events that change the recipe file happen one after another.
+IN_ORDER: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "recipe", "concurrency_limit": 1}
 
 
 class StartTab:
@@ -35,7 +37,7 @@ class StartTab:
         choices = [
             (f"{name}: {recipe.summary.partition('. ')[0].rstrip('.')}", name) for name, recipe in RECIPES.items()
         ]
-        self.version = gr.State(0)
+        self.version, self.before, self.history = gr.State(0), gr.State(""), gr.State(())
         with gr.Row():
             self.recipe = gr.Dropdown(choices, value="sft", label="Job", scale=3, elem_id="recipe")
             self.preset = gr.Dropdown(_preset_choices("sft"), value="", label="Preset", scale=2, elem_id="preset",
@@ -65,8 +67,9 @@ class StartTab:
         self.text.change(
             self._check, [self.recipe, self.text], status, trigger_mode="always_last", show_progress="hidden"
         )
-        needs.click(self._needs, [self.recipe, self.text], needed)
-        start.click(self._start, [self.recipe, self.text], self.news)
+        # A button first waits for its turn behind the fields, and then reads the text that they have made.
+        needs.click(_nothing, **IN_ORDER).then(self._needs, [self.recipe, self.text], needed)
+        start.click(_nothing, **IN_ORDER).then(self._start, [self.recipe, self.text], self.news)
         look.click(self._look, [self.recipe, self.text], [data, image])
         image.change(self._caption, [self.text, image], caption, show_progress="hidden")
         keep.click(self._keep, [self.text, image, caption], kept).then(
@@ -76,16 +79,18 @@ class StartTab:
 
     def _events(self, form: Any) -> None:
         """The recipe, the preset, the text and the fields of the form follow each other."""
-        following = {"show_progress": "hidden"}
-        self.recipe.input(self._new, self.recipe, [self.text, self.preset], **following).then(
-            _next, self.version, self.version
+        again = (_next, self.version, self.version)
+        self.recipe.input(self._new, self.recipe, [self.text, self.preset], **IN_ORDER).then(*again)
+        edit = _with("preset")
+        self.preset.input(edit, [self.text, self.history, self.preset], [self.text, self.history], **IN_ORDER).then(
+            *again
         )
-        self.preset.input(_with("preset"), [self.text, self.preset], self.text, **following).then(
-            _next, self.version, self.version
-        )
-        self.text.blur(self._read, [self.recipe, self.text], self.preset, **following).then(
-            _next, self.version, self.version
-        )
+        self.text.focus(lambda text: text, self.text, self.before, show_progress="hidden")
+        self.text.input(lambda text: (text,), self.text, self.history, **IN_ORDER, trigger_mode="always_last")
+        self.text.blur(
+            self._read, [self.recipe, self.text, self.before, self.version], [self.preset, self.version],
+            show_progress="hidden",
+        )  # fmt: skip
 
         with form:
 
@@ -107,16 +112,16 @@ class StartTab:
 
     def _control(self, control: Control, value: Any) -> None:
         same: dict[str, Any] = {"label": control.key, "info": control.about, "elem_id": f"set-{control.key}"}
-        outputs = {"inputs": None, "outputs": self.text, "show_progress": "hidden"}
+        edit, outputs = _with(control.key), [self.text, self.history]
         if control.kind == "choice":
             known = {choice for _, choice in control.choices}
             extra = [] if written(value) in known else [(written(value), written(value))]
             field: Any = gr.Dropdown([*control.choices, *extra], value=written(value), **same)
-            field.input(_with(control.key), **outputs | {"inputs": [self.text, field]})
+            field.input(edit, [self.text, self.history, field], outputs, **IN_ORDER)
         else:
             field = gr.Textbox(value=written(value), placeholder=control.hint, **same)
             for event in (field.blur, field.submit):
-                event(_with(control.key), **outputs | {"inputs": [self.text, field]})
+                event(edit, [self.text, self.history, field], outputs, **IN_ORDER)
 
     def fill(self, recipe: str, text: str, version: int) -> tuple[Any, ...]:
         """Values of recipe, preset, text and version, for a run that begins with another one's settings.
@@ -132,12 +137,15 @@ class StartTab:
     def _new(self, recipe: str) -> tuple[Any, ...]:
         return new_text(recipe), gr.Dropdown(_preset_choices(recipe), value="")
 
-    def _read(self, recipe: str, text: str) -> Any:
+    def _read(self, recipe: str, text: str, before: str, version: int) -> tuple[Any, Any]:
+        """The preset and a new version of the form, if the recipe file was edited; a form that fits stays as it is."""
+        if text == before:
+            return gr.skip(), gr.skip()
         try:
             chosen = str(values_of(text).get("preset") or "")
         except OrthotuneError:
-            return gr.skip()
-        return chosen if chosen in presets(recipe) else ""
+            return gr.skip(), gr.skip()
+        return chosen if chosen in presets(recipe) else "", version + 1
 
     def _check(self, recipe: str, text: str) -> str:
         try:
@@ -230,26 +238,15 @@ class StartTab:
 
 
 def _with(key: str) -> Any:
-    """A function of the text and a field that gives the text with this setting."""
-
-    def changed(text: str, field: str | None) -> Any:
-        try:
-            value = typed(field or "")
-            if value == values_of(text).get(key):
-                return gr.skip()
-            return with_value(text, key, value)
-        except OrthotuneError:
-            return with_value(text, key, field) if _is_yaml(text) else gr.skip()
+    def changed(text: str, history: tuple[str, ...], field: str | None) -> Any:
+        found = edited(text, tuple(history), key, field)
+        return (gr.skip(), gr.skip()) if found is None else found
 
     return changed
 
 
-def _is_yaml(text: str) -> bool:
-    try:
-        values_of(text)
-    except OrthotuneError:
-        return False
-    return True
+def _nothing() -> None:
+    """What a button does in its place behind the fields."""
 
 
 def _next(version: int) -> int:
