@@ -83,8 +83,8 @@ def test_edits_that_overtake_each_other_are_all_kept() -> None:
     shown, history = "# mine\n", ()
     first = edited(shown, history, "steps", "20")
     assert first is not None
-    second = edited(shown, first[1], "prompt", "a: dog, [")
-    assert second is not None and values_of(second[0]) == {"steps": 20, "prompt": "a: dog, ["}
+    second = edited(shown, first[1], "prompt", "[a dog")
+    assert second is not None and values_of(second[0]) == {"steps": 20, "prompt": "[a dog"}
     # A text that a person wrote since is no older version of one that fields have made.
     third = edited("seed: 3\n", second[1], "steps", "5")
     assert third is not None and values_of(third[0]) == {"seed": 3, "steps": 5}
