@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from orthotune.errors import OrthotuneError
 from orthotune.studio import computing, pages
@@ -106,6 +107,29 @@ def test_settings_are_checked_as_on_the_command_line(tmp_path: Path) -> None:
     assert bad.startswith("recipe, line 2: eps has no meaning for method=lora")
     assert "Did you mean 'learning_rate'" in answer("check", recipe="sft", text="lr: 1\n")["error"]
     assert "KeyError" in answer("no_such_call")["error"]
+
+
+def test_data_that_leads_outside_the_folders_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "work" / "photos").mkdir(parents=True)
+    (tmp_path / "work" / "texts").mkdir()
+    Image.new("RGB", (6, 4), (1, 2, 3)).save(tmp_path / "secret.png")
+    Image.new("RGB", (6, 4), (1, 2, 3)).save(tmp_path / "work" / "photos" / "own.png")
+    (tmp_path / "work" / "photos" / "link.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "work" / "photos" / "broken.png").write_bytes(b"no image")
+    roots = [str(tmp_path / "work")]
+    found = computing.images_of(str(tmp_path / "work" / "photos"), "a dog", roots)
+    shown = {row["name"]: row.get("fault", "") for row in found["rows"]}
+    assert shown["own"] == "" and "outside the folders" in shown["link"] and "broken" in shown["broken"]
+    assert [row["caption"] for row in found["rows"]] == ["a dog"] * 3
+    rows = [{"file_name": "../../secret.png", "text": "a"}, {"file_name": "own.png", "text": "b"}]
+    table = tmp_path / "work" / "photos" / "metadata.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    listed = computing.images_of(str(tmp_path / "work" / "photos"), None, roots)["rows"]
+    assert ["fault" in row for row in listed] == [True, False]
+    (tmp_path / "secret.jsonl").write_text('{"text": "secret"}\n')
+    (tmp_path / "work" / "texts" / "a.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    with pytest.raises(OrthotuneError, match="outside the folders"):
+        computing.rows_of(str(tmp_path / "work" / "texts"), roots)
 
 
 def _status(guard: Guard, method: str = "GET", **headers: str) -> int:

@@ -17,6 +17,7 @@ from orthotune.errors import OrthotuneError
 from orthotune.files.atomic import write_text
 from orthotune.files.json_file import json_line, json_object, read_json
 from orthotune.files.output import temporary_folder
+from orthotune.studio.folders import Folders
 
 #: Side of a thumbnail in pixels, and the most images and rows that are shown.
 THUMBNAIL, MOST_IMAGES, MOST_ROWS = 192, 60, 5
@@ -83,11 +84,12 @@ def _settings(recipe: str, text: str) -> Any:
             raise OrthotuneError(str(fault).replace(f"{folder}{os.sep}", "")) from fault
 
 
-def images_of(source: str, default: str | None) -> dict[str, Any]:
+def images_of(source: str, default: str | None, roots: list[str]) -> dict[str, Any]:
     """The images of a folder or a table with their captions.
 
     Args:
         source: path of the folder or table.
+        roots: folders of the studio; a table or a link that leads to an image elsewhere is a fault of that image.
         default: caption of images that have none.
 
     Returns:
@@ -102,6 +104,7 @@ def images_of(source: str, default: str | None) -> dict[str, Any]:
     from orthotune.metrics.image_files import as_rgb, open_image
 
     notes: list[str] = []
+    folders = Folders([Path(root) for root in roots])
     if Path(source).is_dir():
         name_unread(Path(source), notes.append)
     rows = read_caption_rows(source)
@@ -114,6 +117,8 @@ def images_of(source: str, default: str | None) -> dict[str, Any]:
         }
         shown["file"] = str(row.origin) if isinstance(row.origin, Path) else None
         try:
+            if isinstance(row.origin, Path):
+                folders.inside(row.origin)
             pixels = as_rgb(eight_bits(open_image(row.origin, row.name), row.name), row.name)
             shown["thumbnail"] = _thumbnail(pixels)
         except OrthotuneError as fault:
@@ -122,17 +127,21 @@ def images_of(source: str, default: str | None) -> dict[str, Any]:
     return {"rows": found, "count": len(rows), "notes": notes}
 
 
-def rows_of(source: str) -> dict[str, Any]:
-    """The first rows of a table or text file.
+def rows_of(source: str, roots: list[str]) -> dict[str, Any]:
+    """The first rows of a table or text file, or of the files of a folder.
 
     Args:
-        source: path of a file.
+        source: path of a file or folder.
+        roots: folders of the studio, outside which no link of the folder may lead.
 
     Raises:
         OrthotuneError: the file cannot be read.
     """
     from orthotune.runs.data_files import read_rows
 
+    folders = Folders([Path(root) for root in roots])
+    for path in Path(source).rglob("*"):
+        folders.inside(path)
     rows = read_rows(Path(source))
     shown = [
         {key: str(value)[:LONGEST] for key, value in row.items()} | {"place": place} for place, row in rows[:MOST_ROWS]

@@ -190,8 +190,10 @@ class StartTab:
                     "The data of the built-in model, or of a name on the hub; no file to show."
                 ), gr.Dropdown([])
             if recipe not in ("subject", "control", "t2i", "vision"):
-                return pages.rows(self.workshop.checks.call("rows_of", source=str(source))), gr.Dropdown([])
-            found = self.workshop.checks.call("images_of", source=str(source), default=default)
+                return pages.rows(
+                    self.workshop.checks.call("rows_of", source=str(source), roots=self._roots())
+                ), gr.Dropdown([])
+            found = self.workshop.checks.call("images_of", source=str(source), default=default, roots=self._roots())
             names = [row["name"] for row in found["rows"] if row["file"]]
             return pages.images(found), gr.Dropdown(names, value=names[0] if names else None)
         except (OrthotuneError, OSError) as fault:
@@ -207,11 +209,14 @@ class StartTab:
                 return self.workshop.folders.inside(values[key]), default
         return None, default
 
+    def _roots(self) -> list[str]:
+        return [str(root) for root in self.workshop.folders.roots]
+
     def _row(self, text: str, name: str) -> dict[str, Any]:
         source, default = self._source(text)
         if source is None:
             raise OrthotuneError("no data", needed="a folder of images in the recipe")
-        found = self.workshop.checks.call("images_of", source=str(source), default=default)
+        found = self.workshop.checks.call("images_of", source=str(source), default=default, roots=self._roots())
         for row in found["rows"]:
             if row["name"] == name:
                 return dict(row)
