@@ -41,7 +41,7 @@ class Workshop:
             jobs.setdefault(Path(job.output), job)
         found = [(output, job, str(self.queue.state(job))) for output, job in jobs.items()]
         others = [run for run in self.folders.runs() if run not in jobs]
-        return found + [(run, None, str(run_state(run))) for run in others]  # type: ignore[list-item]
+        return found + [(run, None, str(run_state(run))) for run in others]
 
     def name(self, run: Path) -> str:
         """What a run is called on the page."""
