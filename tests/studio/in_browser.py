@@ -212,7 +212,7 @@ def test_hostile_names_are_text(browser: Browser, tmp_path: Path) -> None:
         page = browser.open(studio.address)
         page.locator("#recipe input").click()
         page.get_by_role("option", name="t2i:").click()
-        page.locator("#set-caption").wait_for()
+        page.locator("#set-caption").wait_for(state="attached")
         write(page, "data", "photos")
         page.get_by_text("Data of this run").click()
         page.locator("#look").click()

@@ -182,6 +182,7 @@ def serve(folders: Folders, host: str, port: int, say: Callable[[str], None]) ->
                 f"port {port} of {host}", got=(fault.strerror or str(fault)).lower(), do="Choose another one: --port N"
             ) from fault
         app = make_app(folders, password, host in LOOPBACK)
+        listening.listen()  # whoever opens the address now waits for the server, and is not refused
         number, shown = listening.getsockname()[1], f"[{host}]" if ":" in host else host
         say(f"http://{shown}:{number}  (Ctrl-C ends the page; runs go on)")
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
