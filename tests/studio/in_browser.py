@@ -16,7 +16,7 @@ from playwright.sync_api import sync_playwright
 from tests.report import chromium
 from tests.studio.server import PATIENCE, Browser, Studio, keep, started, tab, write
 
-pytestmark = [chromium.needed, pytest.mark.timeout(1500)]
+pytestmark = [chromium.needed, pytest.mark.timeout(3600)]
 #: Of the run that is watched, stopped and resumed.
 STEPS = 150
 #: A folder, a run and a prompt that would be markup, templates of scripts and templates of pages where not escaped.

@@ -16,7 +16,7 @@ from tests.report.chromium import CHROMIUM, SCREENSHOTS
 from tests.support.source import ROOT
 
 #: Milliseconds that the page is waited for: a slow machine is no fault of it.
-PATIENCE = 240_000
+PATIENCE = 900_000
 WIDTHS = (1280, 390)
 
 
