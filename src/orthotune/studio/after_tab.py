@@ -112,9 +112,9 @@ class AfterTab:
                 "images", run=path, prompt=prompt, strength=strength, seeds=[*range(first, first + 4)]
             )
             return pages.sides(shown_images=[("base", found["base"]), (heading, found["tuned"])])
-        said = self.workshop.models.call("answers", source=path, prompt=prompt, strength=strength, most=int(most),
+        found = self.workshop.models.call("answers", source=path, prompt=prompt, strength=strength, most=int(most),
                                          seed=first, temperature=0.0)  # fmt: skip
-        return pages.sides([("adapter off", said["base"]), (heading, said["text"])])
+        return pages.sides([("adapter off", found["base"]), (heading, found["text"])])
 
     def _tools(self, chosen: str | None) -> tuple[str, Any]:
         try:

@@ -57,7 +57,7 @@ class Folders:
         """
         try:
             path = (self.workspace / Path(str(given)).expanduser()).resolve()
-        except (OSError, ValueError, RuntimeError) as fault:  # a null byte, a loop of links, no home folder
+        except (OSError, ValueError, RuntimeError) as fault:  # a null byte, a loop of links, an unknown user
             raise OrthotuneError(f"path {escaped([str(given)])}", got=str(fault)) from fault
         if not any(path.is_relative_to(root) for root in self.roots):
             raise OrthotuneError(

@@ -67,7 +67,7 @@ class StartTab:
         self.text.change(
             self._check, [self.recipe, self.text], status, trigger_mode="always_last", show_progress="hidden"
         )
-        # A button first waits for its turn behind the fields, and then reads the text that they have made.
+        # A button first waits in line behind the fields, and then reads the text that they have made.
         needs.click(_nothing, **IN_ORDER).then(self._needs, [self.recipe, self.text], needed)
         start.click(_nothing, **IN_ORDER).then(self._start, [self.recipe, self.text], self.news)
         look.click(self._look, [self.recipe, self.text], [data, image])

@@ -71,7 +71,8 @@ class Workshop:
             run: a path below the folders.
         """
         path = self.folders.inside(run)
-        inner = next((part for part in (path, *path.parents) if (part / "settings.json").is_file()), path)
+        around = [part for part in path.parents if any(part.is_relative_to(root) for root in self.folders.roots)]
+        inner = next((part for part in (path, *around) if (part / "settings.json").is_file()), path)
         return read_facts(inner)
 
     def makes_images(self, run: str | Path) -> bool:
