@@ -11,7 +11,7 @@ import pytest
 # in the order of help
 VERBS = [
     "train", "compare", "evaluate", "chat", "generate", "presets", "inspect", "identify", "merge",
-    "combine", "convert", "export", "report", "demo", "toy", "bench",
+    "combine", "convert", "export", "report", "studio", "demo", "toy", "bench",
 ]  # fmt: skip
 
 CODE = """
