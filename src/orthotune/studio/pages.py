@@ -132,7 +132,10 @@ def compared(found: Sequence[Mapping[str, Any]]) -> str:
     record: dict[str, Any] = {"runs": found}
     if not any(row.get("gain") is not None for row in found):
         record["axes"] = axes_of(found)
-    return _page("compared", **_NOTHING | {"comparison": comparison(record)})
+    shown = comparison(record)
+    if shown["table"]:  # a row is a run, by its name
+        shown["table"]["head"][0] = ("run", False)
+    return _page("compared", **_NOTHING | {"comparison": shown})
 
 
 def link(run: str, name: str, there: bool) -> str:
