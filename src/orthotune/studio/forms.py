@@ -21,6 +21,8 @@ MOST_USED = (
     "model", "method", "data", "instance_images", "instance_prompt", "conditions", "steps", "epochs", "learning_rate",
     "batch_size", "keep", "eval_every", "output",
 )  # fmt: skip
+#: Presets of the built-in models, which a recipe without a model takes.
+BUILT_IN = ("text-world", "image-world", "tone-words")
 #: In a list of choices, what stands for a setting that is not given.
 UNSET = ""
 
@@ -44,12 +46,30 @@ class Control:
     about: str
 
 
+def preset_of(recipe: str, values: Mapping[str, Any]) -> str | None:
+    """The preset that fills in what a recipe file leaves out; None without one.
+
+    Args:
+        recipe: name in the registry.
+        values: of the recipe file.
+
+    Example:
+        >>> preset_of("sft", {}), preset_of("sft", {"model": "gpt2"}), preset_of("subject", {"preset": "sdxl"})
+        ('text-world', None, 'sdxl')
+    """
+    known = preset.names(recipe)
+    if values.get("preset") in known:
+        return str(values["preset"])
+    built_in = next((name for name in BUILT_IN if name in known), None)
+    return built_in if values.get("model", built_in) == built_in else None
+
+
 def controls(recipe: str, chosen: str | None) -> dict[str, list[Control]]:
     """The controls of a recipe by theme: the most used settings, then the others in the order of its help.
 
     Args:
         recipe: name in the registry.
-        chosen: the preset, whose values are the hints of fields that it sets; None for that of the built-in model.
+        chosen: the preset, whose values are the hints of fields that it sets; None for none.
 
     Example:
         >>> found = controls("sft", None)
@@ -87,7 +107,9 @@ def new_text(recipe: str) -> str:
 
 
 def _control(field: SettingField, filled: Mapping[str, Any], chosen: str | None) -> Control:
-    if field.name in filled:
+    if field.name == "output":
+        hint = "a new folder, runs/RECIPE-METHOD"
+    elif field.name in filled:
         hint = f"{written(filled[field.name])} (preset {chosen})"
     else:
         hint = {None: "required, or from a preset", "None": "not set"}.get(field.default) or _shown(str(field.default))

@@ -13,7 +13,7 @@ from orthotune.recipes.registry import RECIPES
 from orthotune.report.wording import duration
 from orthotune.studio import pages
 from orthotune.studio.facts import earlier_pace
-from orthotune.studio.forms import FIRST, Control, controls, new_text, presets
+from orthotune.studio.forms import FIRST, Control, controls, new_text, preset_of, presets
 from orthotune.studio.recipe_text import edited, values_of, written
 from orthotune.studio.workshop import Workshop, with_message
 
@@ -103,7 +103,7 @@ class StartTab:
             values = values_of(text)
         except OrthotuneError:
             values = {}  # the check names the line
-        found = controls(recipe, str(values.get("preset") or "") or None)
+        found = controls(recipe, preset_of(recipe, values))
         for theme, members in found.items():
             given = any(one.key in values for one in members)
             with gr.Accordion(theme, open=theme == FIRST or given):
