@@ -15,7 +15,7 @@ SHORT   ?=
 # Where `make dist` puts the two wheels and the source archive.
 DIST    ?= dist
 
-.PHONY: help demo test test-gpu-static test-compile bench-gpu test-quant test-vllm quant-table test-matrix matrix-table check docs test-docs bench dist test-dist install clean
+.PHONY: help demo test test-gpu-static test-compile bench-gpu test-quant test-vllm quant-table test-matrix matrix-table check docs test-docs test-studio bench dist test-dist install clean
 
 help:
 	@echo "make demo   finetune a small language model and a small image model, write reports (under 6 minutes on 2 cores)"
@@ -31,11 +31,12 @@ help:
 	@echo "make check  ruff and mypy"
 	@echo "make docs   the documents as a site, into build/site; fails at a link that leads nowhere"
 	@echo "make test-docs    every guide and notebook run from beginning to end (some minutes)"
+	@echo "make test-studio  the page in the browser, from the first click to the exported adapter (some minutes; needs Chromium)"
 	@echo "make bench  the table of docs/evidence/speed.md (about 10 minutes on 2 quiet cores)"
 	@echo "make bench-gpu  the same on a GPU, any card: tests, times and what was predicted (under 10 minutes)"
 	@echo "make dist   the wheels of orthotune and orthotune-worlds and the source archive, into DIST=$(DIST)"
 	@echo "make test-dist    the same, and the wheels tried in an environment that sees no clone"
-	@echo "make clean  remove $(VENV), those of test-quant, test-vllm, test-matrix and docs, the site and the caches"
+	@echo "make clean  remove $(VENV), those of test-quant, test-vllm, test-matrix, docs and test-studio, the site and the caches"
 
 demo: $(STAMP)
 	$(BIN)/orthotune demo $(ARGS)
@@ -113,6 +114,19 @@ docs: $(VENV)-docs/.installed
 test-docs: $(VENV)-docs/.installed
 	$(<D)/bin/python -m pytest tests/docs/guides_that_run.py $(ARGS)
 
+# Beside VENV like that of the documents: Gradio needs an older Pillow than constraints.txt has.
+$(VENV)-studio/.installed: pyproject.toml constraints.txt constraints-studio.txt $(STAMP)
+	$(BIN)/python -m venv --clear "$(@D)"
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main-environment.pth"
+	awk -F'[=; ]' '/^#/ {next} NR == FNR {own[$$1]; print; next} !($$1 in own)' \
+	  constraints-studio.txt constraints.txt > "$(@D)/constraints.txt"
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c "$(@D)/constraints.txt" -e '.[studio]' playwright
+	@touch $@
+
+test-studio: $(VENV)-studio/.installed
+	$(<D)/bin/python -m pytest tests/studio/in_browser.py tests/studio src/orthotune/studio $(ARGS)
+
 bench: $(STAMP)
 	$(BIN)/orthotune bench targets --out benchmarks/results $(ARGS)
 
@@ -150,4 +164,4 @@ $(STAMP): pyproject.toml worlds/pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf "$(VENV)" "$(VENV)"-quant-* "$(VENV)-vllm" "$(VENV)-matrix" "$(VENV)-docs" build/site .pytest_cache .ruff_cache .mypy_cache
+	rm -rf "$(VENV)" "$(VENV)"-quant-* "$(VENV)-vllm" "$(VENV)-matrix" "$(VENV)-docs" "$(VENV)-studio" build/site .pytest_cache .ruff_cache .mypy_cache

@@ -17,6 +17,11 @@ collect_ignore += [] if find_spec("sklearn") else [f"src/orthotune/metrics/{name
 # The classes of an engine that has an environment of its own (`make test-vllm`).
 collect_ignore += [] if find_spec("vllm") else ["src/orthotune/serving/vllm_0_32.py"]
 
+# What makes the page of the studio; its environment is that of `make test-studio`.
+STUDIO = ("page", "start_tab", "run_tab", "after_tab", "compare_tab")
+if not find_spec("gradio"):
+    collect_ignore += [*(f"src/orthotune/studio/{name}.py" for name in STUDIO), "tests/studio/in_browser.py"]
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:

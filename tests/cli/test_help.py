@@ -11,7 +11,7 @@ import pytest
 # in the order of help
 VERBS = [
     "train", "compare", "evaluate", "chat", "generate", "draw", "caption", "presets", "inspect", "identify",
-    "merge", "combine", "convert", "export", "report", "demo", "toy", "bench",
+    "merge", "combine", "convert", "export", "report", "studio", "demo", "toy", "bench",
 ]  # fmt: skip
 
 CODE = """

@@ -29,6 +29,9 @@ EXTRAS = {
     "torch_fidelity": "perceptual",
     "face_alignment": "landmarks",
     "skimage": "toy",
+    "gradio": "studio",
+    "fastapi": "studio",
+    "uvicorn": "studio",
 }
 
 BAD_INPUT, UNEXPECTED, INTERRUPTED = 2, 1, 130

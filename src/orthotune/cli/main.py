@@ -23,6 +23,7 @@ from orthotune.cli import (
     presets,
     report,
     rewind,
+    studio,
     toy,
     train,
     worlds,
@@ -77,6 +78,7 @@ app.command("convert")(convert.convert)
 app.command("export")(export.export)
 app.command("extract")(extract.extract)
 app.command("report")(report.report)
+app.command("studio")(studio.studio)
 app.command("demo")(demo.demo)
 app.command("bench")(bench.bench)
 app.command("toy")(toy.toy)

@@ -16,7 +16,7 @@ from orthotune.cli.plain_text import plain
 #: The order in ``--help``, from the main commands to the minor ones.
 ORDER = (
     "train", "compare", "evaluate", "rewind", "chat", "generate", "draw", "caption", "presets", "inspect", "identify",
-    "merge", "combine", "convert", "export", "report", "demo", "worlds", "toy", "bench",
+    "merge", "combine", "convert", "export", "report", "studio", "demo", "worlds", "toy", "bench",
 )  # fmt: skip
 
 

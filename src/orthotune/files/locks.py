@@ -109,6 +109,43 @@ class FileLock:
                 self.path.unlink(missing_ok=True)
 
 
+def held_by(path: Path) -> dict[str, Any] | None:
+    """Who holds a lock file now: ``process``, ``host`` and ``since``, empty if unknown; None if nobody holds it.
+
+    Nothing is created. The lock is tried only where the process that the file names is running, so that a process
+    that is just acquiring the lock is not disturbed.
+
+    Args:
+        path: the lock file.
+
+    Example:
+        >>> import tempfile
+        >>> lock = FileLock(Path(tempfile.mkdtemp(), ".lock"))
+        >>> lock.acquire()
+        >>> held_by(lock.path)["process"] == os.getpid()
+        True
+        >>> lock.release()
+        >>> held_by(lock.path) is None
+        True
+    """
+    try:
+        file = cast(BinaryIO, path.open("r+b", buffering=0))
+    except OSError:
+        return None
+    with file:
+        holder = _holder(file)
+        if not holder or holder["host"] != socket.gethostname():
+            return holder
+        if platforms.process_mark(holder["process"]) is None:
+            return None
+        try:
+            platforms.lock(file)
+        except OSError:
+            return holder
+        platforms.unlock(file)
+    return None
+
+
 def _holder(file: BinaryIO) -> dict[str, Any]:
     try:
         file.seek(0)

@@ -156,3 +156,42 @@ def load_average() -> float | None:
         return round(os.getloadavg()[0], 2)
     except (AttributeError, OSError):
         return None
+
+
+def process_mark(number: int) -> str | None:
+    """What tells a running process from a later one of the same number; None if no such process is running.
+
+    On Linux the number, the time of its start and the boot of the machine, on other systems the number alone. A
+    process that has ended and was not waited for by its parent is not running.
+
+    Args:
+        number: of the process.
+
+    Example:
+        >>> process_mark(os.getpid()) == process_mark(os.getpid()), process_mark(2**30)
+        (True, None)
+    """
+    try:
+        state, *fields = Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return None if state in "ZX" else f"{number} {fields[18]} {boot}"
+    except (OSError, ValueError, IndexError):
+        if sys.platform in ("linux", "win32"):  # on Windows, signal 0 would end the process
+            return None
+    try:
+        os.kill(number, 0)
+    except PermissionError:
+        pass
+    except OSError:
+        return None
+    return str(number)
+
+
+def has_signals() -> bool:
+    """Whether a process can be asked to end by a signal that it can handle.
+
+    Example:
+        >>> has_signals() == (sys.platform != "win32")
+        True
+    """
+    return sys.platform != "win32"

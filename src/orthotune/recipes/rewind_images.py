@@ -7,7 +7,7 @@ are given beside both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -166,6 +166,44 @@ def rewound_as_asked(settings: ImageSettings, record: RunRecord, say: Say) -> Ru
         say: called with each message.
     """
     return finish(settings, say) if settings.rewind != "none" and record.rewound is None else record
+
+
+def finished_at_strengths(path: Path) -> Callable[[str, Sequence[int], float], Sequence[torch.Tensor]]:
+    """A finished run of an image model, which generates images with what was trained at any strength.
+
+    Args:
+        path: its directory.
+
+    Returns:
+        A function of prompt, seeds of the noise and strength (0 is the base, 1 as trained) that gives an image, uint8
+        ``[3, H, W]``, for each seed.
+
+    Raises:
+        RecipeError: no finished run of an image model there, or one that needs condition images.
+        ConfigError: the adapter contains parts that have no strength.
+
+    Example:
+        >>> finished_at_strengths(Path("runs/subject-oft"))("a sks dog", [0], 0.5)[0].shape  # doctest: +SKIP
+        torch.Size([3, 512, 512])
+    """
+    trained, job = _finished(path)
+    if job.hint_encoder is not None:
+        raise RecipeError(
+            f"{path}", got="a run with condition images", needed="a run whose images follow a prompt alone"
+        )
+    trainee, layers, _ = _loaded(path, trained, job)
+    family: Any = trainee.family
+    side = trained.resolution or family.native_size
+
+    def sample(prompt: str, seeds: Sequence[int], strength: float) -> Sequence[torch.Tensor]:
+        layers.set(dict.fromkeys(layers.names, strength))
+        found: Sequence[torch.Tensor] = family.generate(
+            [prompt] * len(seeds), list(seeds), steps=trained.sample_steps, guidance=trained.guidance, height=side,
+            width=side, batch_size=trained.batch_size,
+        )  # fmt: skip
+        return found
+
+    return sample
 
 
 def _finished(path: Path) -> tuple[ImageSettings, ImageJob]:

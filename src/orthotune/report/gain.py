@@ -31,7 +31,7 @@ def gain_and_forgetting(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         >>> gain_and_forgetting(lines)["path"]["dots"][1][2]
         'step 9: gain +0.500, forgetting +0.100'
     """
-    measured = _with_changes(lines)
+    measured = with_changes(lines)
     chart = _chart("Gain and forgetting", measured, CURVES)
     if chart is not None:  # a sign and three digits have no room beside the axis on a phone
         chart["ticks"] = [(y, f"{float(text):.2g}") for y, text in chart["ticks"]]
@@ -57,7 +57,12 @@ def rewound(run: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _with_changes(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def with_changes(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The lines with ``gain`` and ``forgetting`` where a loss of a domain was measured.
+
+    Args:
+        lines: the lines of ``metrics.jsonl``.
+    """
     first: dict[str, float] = {}
     found = []
     for line in lines:

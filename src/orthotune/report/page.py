@@ -63,25 +63,42 @@ def render(records: Records) -> str:
     """
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("orthotune.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("loss", "change", "perplexity", "small", "count", "duration", "plain", "figure", "spoken"):
-        environment.filters[name] = getattr(wording, name)
-    environment.filters["zip"] = zip
     try:
-        return environment.get_template(TEMPLATE).render(_values(records))
+        return environment().get_template(TEMPLATE).render(values(records))
     except (TypeError, ValueError, KeyError, AttributeError, jinja2.UndefinedError) as error:
         raise DataError(
             f"the records in {records.folder}", got=str(error), needed="what the run wrote", do="Run the training again"
         ) from error
 
 
-def _values(records: Records) -> dict[str, Any]:
+def environment(*packages: str) -> Any:
+    """The templates of the page, which escape every value, with its filters.
+
+    Args:
+        packages: further packages with templates, which go before those of the page.
+    """
+    import jinja2
+
+    loaders = [jinja2.PackageLoader(package, ".") for package in (*packages, "orthotune.report")]
+    made = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(loaders),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("loss", "change", "perplexity", "small", "count", "duration", "plain", "figure", "spoken"):
+        made.filters[name] = getattr(wording, name)
+    made.filters["zip"] = zip
+    return made
+
+
+def values(records: Records) -> dict[str, Any]:
+    """What the templates show of the records of a folder.
+
+    Args:
+        records: of a run, finished or not, of a comparison, or of an adapter.
+    """
     run, layers = records.run, records.adapter.get("layers") or []
     pictured = run.get("recipe") in IMAGE_RECIPES
     plotted, skipped = frames(records.samples, records.folder)

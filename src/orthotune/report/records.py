@@ -57,13 +57,30 @@ def read_records(
         0.41
     """
     folder = Path(folder)
-    run, comparison = _read(folder / RUN, {}) or _read(folder / STOPPED, {}), _read(folder / COMPARISON, {})
-    if not run and not comparison and not adapter:
+    found = read_parts(folder, adapter, compared)
+    if not found.run and not found.comparison and not adapter:
         raise DataError(
             f"{folder} is not a finished run",
             got=f"neither {RUN} nor {COMPARISON}" if folder.is_dir() else "no such folder",
             do="Name the output folder of `orthotune train` or `orthotune compare`",
         )
+    return found
+
+
+def read_parts(
+    folder: Path, adapter: Mapping[str, Any] | None = None, compared: Mapping[str, Any] | None = None
+) -> Records:
+    """The records that a folder holds so far, as of a run that is not finished; none of them is required.
+
+    Args:
+        folder: as the user named it.
+        adapter: output of ``orthotune inspect --json`` for the adapter, if there is one.
+        compared: output of ``orthotune inspect --compare --json`` for two adapters.
+
+    Raises:
+        DataError: a record cannot be read.
+    """
+    run, comparison = _read(folder / RUN, {}) or _read(folder / STOPPED, {}), _read(folder / COMPARISON, {})
     images = {path.stem: path for path in sorted(folder.glob("*.png"))}
     samples: list[Mapping[str, Any]] = [row for row in _read(folder / SAMPLES, []) if isinstance(row, dict)]
     # The last line of an interrupted run may be incomplete.

@@ -1,0 +1,372 @@
+"""What needs torch: settings checked, runs planned, answers and images at a strength, files written.
+
+Started by :class:`orthotune.studio.process.Computing`, with calls as lines of JSON on the standard input.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import sys
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from orthotune.errors import OrthotuneError
+from orthotune.files.atomic import write_text
+from orthotune.files.json_file import json_line, json_object, read_json
+from orthotune.files.output import temporary_folder
+from orthotune.studio.folders import Folders
+
+#: Side of a thumbnail in pixels, and the most images and rows that are shown.
+THUMBNAIL, MOST_IMAGES, MOST_ROWS = 192, 60, 5
+#: Most characters of a value of a row.
+LONGEST = 600
+#: The model that was opened last, by what it was opened from.
+_OPENED: dict[tuple[str, float], Any] = {}
+
+
+def check(recipe: str, text: str) -> dict[str, Any]:
+    """The settings of a run, checked as the command line checks a recipe file.
+
+    Args:
+        recipe: name in the registry.
+        text: of the recipe file.
+
+    Returns:
+        The record of the settings: what was given, what the preset gave, and the defaults.
+
+    Raises:
+        OrthotuneError: unknown keys, wrong types, contradictions; with the lines of the file.
+    """
+    found: dict[str, Any] = _settings(recipe, text).record()
+    return found
+
+
+def plan(recipe: str, text: str) -> list[str]:
+    """What the run will need, as ``--dry-run`` prints, or examples of the data as ``--show-data`` does.
+
+    Args:
+        recipe: name in the registry.
+        text: of the recipe file.
+
+    Raises:
+        OrthotuneError: settings that cannot be used.
+    """
+    from orthotune.recipes.registry import RECIPES
+    from orthotune.runs.quiet import quiet
+
+    settings, entry = _settings(recipe, text), RECIPES[recipe]
+    with quiet():
+        if entry.plans:
+            return list(entry.job().plan(settings))
+        if not entry.shows_data:
+            return []
+        from orthotune.text.shown_rows import BRACKETS
+
+        return list(entry.job().show_data(settings, BRACKETS))
+
+
+def _settings(recipe: str, text: str) -> Any:
+    from orthotune.recipes.load import load_settings
+    from orthotune.recipes.registry import RECIPES
+    from orthotune.runs.quiet import quiet
+
+    with quiet():
+        kind = RECIPES[recipe].settings_class()
+    with temporary_folder() as folder:
+        path = folder / "recipe"
+        write_text(path, text)
+        try:
+            return load_settings(kind, path)
+        except OrthotuneError as fault:
+            raise OrthotuneError(str(fault).replace(f"{folder}{os.sep}", "")) from fault
+
+
+def images_of(source: str, default: str | None, roots: list[str]) -> dict[str, Any]:
+    """The images of a folder or a table with their captions.
+
+    Args:
+        source: path of the folder or table.
+        roots: folders of the studio; a table or a link that leads to an image elsewhere is a fault of that image.
+        default: caption of images that have none.
+
+    Returns:
+        ``rows`` with ``name``, ``caption``, ``own`` (whether the caption is the image's own) and ``thumbnail``, a data
+        URI, or ``fault``; ``count`` of all images; and ``notes``.
+
+    Raises:
+        OrthotuneError: no image there.
+    """
+    from orthotune.image.data.captions import read_caption_rows
+    from orthotune.image.data.image_folder import eight_bits, name_unread
+    from orthotune.metrics.image_files import as_rgb, open_image
+
+    notes: list[str] = []
+    folders = Folders([Path(root) for root in roots])
+    if Path(source).is_dir():
+        name_unread(Path(source), notes.append)
+    rows = read_caption_rows(source)
+    found = []
+    for row in rows[:MOST_IMAGES]:
+        shown: dict[str, Any] = {
+            "name": row.name,
+            "caption": row.caption or default or "",
+            "own": row.caption is not None,
+        }
+        shown["file"] = str(row.origin) if isinstance(row.origin, Path) else None
+        try:
+            if isinstance(row.origin, Path):
+                folders.inside(row.origin)
+            pixels = as_rgb(eight_bits(open_image(row.origin, row.name), row.name), row.name)
+            shown["thumbnail"] = _thumbnail(pixels)
+        except OrthotuneError as fault:
+            shown["fault"] = str(fault)
+        found.append(shown)
+    return {"rows": found, "count": len(rows), "notes": notes}
+
+
+def rows_of(source: str, roots: list[str]) -> dict[str, Any]:
+    """The first rows of a table or text file, or of the files of a folder.
+
+    Args:
+        source: path of a file or folder.
+        roots: folders of the studio, outside which no link of the folder may lead.
+
+    Raises:
+        OrthotuneError: the file cannot be read.
+    """
+    from orthotune.runs.data_files import read_rows
+
+    folders = Folders([Path(root) for root in roots])
+    for path in Path(source).rglob("*"):
+        folders.inside(path)
+    rows = read_rows(Path(source))
+    shown = [
+        {key: str(value)[:LONGEST] for key, value in row.items()} | {"place": place} for place, row in rows[:MOST_ROWS]
+    ]
+    return {"rows": shown, "count": len(rows)}
+
+
+def answers(source: str, prompt: str, strength: float, most: int, seed: int, temperature: float) -> dict[str, str]:
+    """What a language model writes after a prompt, with its adapter at a strength and without.
+
+    Args:
+        source: run directory or adapter.
+        prompt: a text.
+        strength: of the adapter, 0 the base and 1 as trained.
+        most: tokens.
+        seed: of the sampling.
+        temperature: of the sampling; 0 takes the likeliest tokens.
+
+    Raises:
+        OrthotuneError: no language model, or a strength that it does not have.
+    """
+    from orthotune.operations.generate import generate
+    from orthotune.operations.generation.decoding import Decoding
+    from orthotune.operations.generation.open_model import open_model
+    from orthotune.runs.quiet import quiet
+
+    with quiet():
+        opened = _opened(source, lambda: open_model(source))
+        decoding = Decoding(max_tokens=most, temperature=temperature, seed=seed)
+        found = generate(opened, prompt, both=opened.adapted, strength=strength, decoding=decoding)[0]
+    return {"base": found.base or "", "text": found.text}
+
+
+def images(run: str, prompt: str, strength: float, seeds: list[int]) -> dict[str, list[str]]:
+    """Images of a finished run of an image model, with what was trained at a strength and without, from the same noise.
+
+    Args:
+        run: its directory.
+        prompt: a text.
+        strength: 0 the base and 1 as trained.
+        seeds: of the noise.
+
+    Returns:
+        ``base`` and ``tuned``, data URIs in the order of the seeds.
+
+    Raises:
+        OrthotuneError: no finished run of an image model.
+    """
+    from orthotune.recipes.rewind_images import finished_at_strengths
+    from orthotune.runs.quiet import quiet
+
+    with quiet():
+        sample = _opened(run, lambda: finished_at_strengths(Path(run)))
+        return {
+            name: [_uri(image) for image in sample(prompt, seeds, t)]
+            for name, t in (("base", 0.0), ("tuned", strength))
+        }
+
+
+def tools(adapter: str) -> list[dict[str, Any]]:
+    """The tools that can load an adapter, each with whether its file would be the same.
+
+    Args:
+        adapter: run directory or adapter.
+
+    Returns:
+        ``target``, ``tool``, ``verdict`` (lossless, approximate or impossible), ``folder`` and ``because``.
+
+    Raises:
+        OrthotuneError: no adapter there.
+    """
+    from orthotune.files.run_adapter import adapter_in
+    from orthotune.formats.registry import targets
+    from orthotune.operations.convert import convert
+
+    path, found = adapter_in(adapter), []
+    for name, format in targets().items():
+        row: dict[str, Any] = {"target": name, "tool": format.tool, "folder": format.folder}
+        try:
+            done = convert(path, path / "unused.safetensors", name, dry_run=True)
+            reasons = (
+                list(done.plan.reasons) + [f"{one}: name the base" for one in done.plan.needs_base] if done.plan else []
+            )
+            row |= {"verdict": done.plan.verdict if done.plan else "lossless", "because": "; ".join(reasons)}
+        except OrthotuneError as fault:
+            row |= {"verdict": "impossible", "because": str(fault)}
+        found.append(row)
+    return found
+
+
+def convert_to(adapter: str, target: str, out: str, approximate: bool) -> list[str]:
+    """Write an adapter for another tool.
+
+    Args:
+        adapter: run directory or adapter.
+        target: id of the format.
+        out: path of the file or folder.
+        approximate: allow a conversion with an error.
+
+    Raises:
+        OrthotuneError: the format cannot hold the adapter, or the output exists.
+    """
+    from orthotune.files.run_adapter import adapter_in
+    from orthotune.operations.convert import convert
+
+    done = convert(adapter_in(adapter), out, target, approximate=approximate)
+    lines = [f"{done.layers} layers written to {done.written}", *done.notes, *(done.plan.notes if done.plan else ())]
+    if done.errors:
+        lines.append(f"error {max(done.errors.values()):.2e} at most, relative change of a weight")
+    return lines
+
+
+def export_to(adapter: str, base: str, kind: str, out: str, strength: float) -> list[str]:
+    """Write an adapter with the weights of its base.
+
+    Args:
+        adapter: run directory or adapter.
+        base: the base model.
+        kind: ``dense`` or ``diff``.
+        out: path of the file or folder.
+        strength: of the adapter.
+
+    Raises:
+        OrthotuneError: the adapter does not belong to the base, or the output exists.
+    """
+    from orthotune.files.run_adapter import adapter_in
+    from orthotune.operations.export import export
+
+    chosen: Any = kind
+    done = export(adapter_in(adapter), out, base, chosen, strength=strength)
+    return [str(done.report), f"written to {done.out}"]
+
+
+def combine_into(adapters: list[str], weights: list[float], kind: str, out: str) -> list[str]:
+    """Make one adapter from several.
+
+    Args:
+        adapters: run directories or adapters.
+        weights: one for each.
+        kind: of the combination.
+        out: the new folder.
+
+    Raises:
+        OrthotuneError: they have no common form, or the output exists.
+    """
+    from orthotune.files.run_adapter import adapter_in
+    from orthotune.operations.combine import combine
+
+    chosen: Any = kind
+    done = combine([adapter_in(one) for one in adapters], weights, out, chosen)
+    return [f"{done.layers} layers written to {done.out}", *done.notes]
+
+
+def base_of(run: str) -> str:
+    """The base model that a run or an adapter records, as a path or name; empty if unknown.
+
+    Args:
+        run: run directory or adapter.
+    """
+    from orthotune.files.installed_worlds import model_folder
+
+    path = Path(run)
+    record = next((read_json(path / name) for name in ("run.json", "settings.json") if (path / name).is_file()), {})
+    model = (record.get("settings") or record).get("model")
+    if model is None and (path / "adapter_config.json").is_file():
+        model = read_json(path / "adapter_config.json").get("base_model_name_or_path")
+    if model == "image-world":
+        from orthotune.worlds.image import PIPELINE
+
+        return str(PIPELINE)
+    return model_folder(str(model)) if model else ""
+
+
+def _opened(source: str, open_it: Callable[[], Any]) -> Any:
+    """The model of a source; the one that was opened before is dropped first."""
+    path = Path(source)
+    key = (source, path.stat().st_mtime if path.exists() else 0.0)
+    if key not in _OPENED:
+        _OPENED.clear()
+        _OPENED[key] = open_it()
+    return _OPENED[key]
+
+
+def _thumbnail(pixels: Any) -> str:
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return _uri(image)
+
+
+def _uri(image: Any) -> str:
+    from PIL import Image
+
+    file = BytesIO()
+    shown = image if isinstance(image, Image.Image) else Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    shown.save(file, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    one.__name__: one
+    for one in (check, plan, images_of, rows_of, answers, images, tools, convert_to, export_to, combine_into, base_of)
+}
+
+
+def serve(calls: BinaryIO, results: BinaryIO) -> None:
+    """Answer calls until there are no more.
+
+    Args:
+        calls: lines with ``call`` and ``arguments``.
+        results: gets a line with ``result`` or ``error`` for each.
+    """
+    for line in calls:
+        asked = json_object(line.decode())
+        try:
+            answer = {"result": CALLS[asked["call"]](**asked["arguments"])}
+        except Exception as fault:  # whatever a library raises is a message for the page, not the end of the process
+            known = isinstance(fault, OrthotuneError | OSError)
+            answer = {"error": str(fault) if known else f"{type(fault).__name__}: {fault}"}
+        results.write(json_line(answer).encode())
+        results.flush()
+
+
+if __name__ == "__main__":
+    answers_to = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print must not stand among the answers
+    serve(sys.stdin.buffer, answers_to)

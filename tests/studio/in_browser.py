@@ -1,0 +1,269 @@
+"""The studio from the first click to the exported adapter, in a real headless Chromium: ``make test-studio``."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from tests.report import chromium
+from tests.studio.server import PATIENCE, Browser, Studio, keep, started, tab, write
+
+pytestmark = [chromium.needed, pytest.mark.timeout(3600)]
+#: Of the run that is watched, stopped and resumed.
+STEPS = 150
+#: A folder, a run and a prompt that would be markup, templates of scripts and templates of pages where not escaped.
+HOSTILE = "<img src=x onerror=alert(1)>${alert(2)}{{7*7}}"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        made = Browser(playwright)
+        yield made
+        made.browser.close()
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def studio(workspace: Path) -> Iterator[Studio]:
+    with started(workspace) as made:
+        yield made
+
+
+def _until(holds: Any, seconds: float = PATIENCE / 1000) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.5)
+
+
+def _state(page: Any, words: str) -> None:
+    page.locator("#jobs .state", has_text=words).first.wait_for()
+
+
+def _step(run: Path) -> int:
+    lines = (
+        (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines() if (run / "metrics.jsonl").is_file() else []
+    )
+    return max((json.loads(line)["step"] for line in lines), default=0)
+
+
+def test_the_path_of_a_language_model(studio: Studio, browser: Browser, workspace: Path) -> None:
+    """Start, watch, kill the server, stop, resume, slider, tools, export, report, repeat."""
+    run = workspace / "runs" / "first"
+    page = browser.open(studio.address)
+    # Long enough to be killed and stopped in its middle, with short measurements.
+    given = {"steps": str(STEPS), "learning_rate": "-1", "eval_every": "10", "output": "runs/first"}
+    for key, value in given.items():
+        write(page, key, value)
+    page.get_by_text("Measuring and logs").click()
+    write(page, "eval_tokens", "600")
+    page.locator("#check .note.wrong").wait_for()
+    assert "learning_rate" in page.locator("#check").inner_text()
+    write(page, "learning_rate", "0.004")
+    page.locator("#check .note.right").wait_for()
+    page.locator("#needs").click()
+    page.get_by_text("no finished run of this model").wait_for()
+    keep(page, "start")
+    page.locator("#start").click()
+    page.get_by_text("runs/first is in the queue").wait_for()
+
+    tab(page, "Run")
+    _state(page, "running")
+    _until(lambda: _step(run) >= 10)
+    page.locator("#live svg.chart").first.wait_for()
+    keep(page, "running")
+
+    studio.kill()  # in the middle of the run
+    seen = _step(run)
+    studio.start()
+    _until(lambda: _step(run) > seen)
+    page = browser.open(studio.address)
+    tab(page, "Run")
+    _state(page, "running")
+
+    page.locator("#stop").click()
+    page.get_by_text("saves a checkpoint").wait_for()
+    _state(page, "stopped")
+    stopped = _step(run)
+    assert 0 < stopped < STEPS and not (run / "run.json").exists()
+    assert list((run / "checkpoints").glob("checkpoint-*"))
+    page.locator("#resume").click()
+    _state(page, "running")
+    _state(page, "finished")
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["steps"] == STEPS
+    page.locator("#live .legend").first.wait_for()
+    keep(page, "finished")
+
+    tab(page, "After")
+    page.locator("#prompt textarea").fill("The with statement is used to")
+    page.locator("#strength input[type=number]").fill("0")
+    page.locator("#show").click()
+    page.locator("#sides pre").nth(1).wait_for()
+    off, on = page.locator("#sides pre").all_inner_texts()
+    assert off == on and off.strip(), "at strength 0 the run is its base"
+    page.locator("#strength input[type=number]").fill("1")
+    page.locator("#show").click()
+    page.get_by_text("strength 1", exact=True).wait_for()
+    keep(page, "after")
+    page.get_by_text("Tools that can load it").click()
+    page.locator("#tools").click()
+    page.locator("#tools-list .state.lossless").first.wait_for()
+    page.locator("#convert-out textarea, #convert-out input").first.fill("converted/first")
+    page.locator("#convert").click()
+    page.locator("#convert-news .note.right").wait_for()
+    assert (workspace / "converted" / "first" / "adapter_config.json").is_file()
+    page.locator("#convert-out textarea, #convert-out input").first.fill("../outside")
+    page.locator("#convert").click()
+    page.locator("#convert-news .note.wrong").wait_for()
+    assert "outside the folders" in page.locator("#convert-news").inner_text()
+    page.get_by_text("Export with the weights").click()
+    page.locator("#export-out textarea, #export-out input").first.fill("merged")
+    page.locator("#export").click()
+    page.locator("#export-news .note.right").wait_for()
+    assert (workspace / "merged" / "config.json").is_file()
+    keep(page, "tools")
+    with page.context.expect_page() as opened:
+        page.locator("#report-link a").click()
+    opened.value.wait_for_load_state()
+    assert "OFT" in opened.value.locator("h1").inner_text()
+
+    tab(page, "Compare")
+    page.locator("#changed-value textarea, #changed-value input").first.fill("0.001")
+    page.locator("#repeat").click()
+    page.wait_for_function("() => document.querySelector('#recipe-text').innerText.includes('learning_rate: 0.001')")
+    assert "output" not in page.locator("#recipe-text").inner_text()
+    page.locator("#check .note.right").wait_for()
+    # Most steps are long done: the run that is repeated says how long this one takes.
+    page.locator("#needs").click()
+    page.get_by_text("as runs/first needed").wait_for()
+    assert not browser.faults and all(url.startswith((studio.address, "data:", "blob:")) for url in browser.fetched)
+
+
+def test_two_tabs_and_a_queue(studio: Studio, browser: Browser, workspace: Path) -> None:
+    """What one tab starts another one shows; a second run waits; both are compared."""
+    one, other = browser.open(studio.address), browser.open(studio.address, 390)
+    for page, name in ((one, "second"), (other, "third")):
+        page.get_by_text("Measuring and logs").click()
+        for key, value in {"steps": "4", "batch_size": "2", "eval_tokens": "600", "output": f"runs/{name}"}.items():
+            write(page, key, value)
+        page.locator("#check .note.right").wait_for()
+        page.locator("#start").click()
+        page.get_by_text(f"runs/{name} is in the queue").wait_for()
+    other.locator("#start").click()  # a second click
+    other.get_by_text("waits in the queue").or_(other.get_by_text("Found: a run")).first.wait_for()
+    tab(one, "Run")
+    row = one.locator("#jobs tr", has_text="runs/third")
+    row.locator(".state", has_text="waiting").wait_for()
+    row.locator(".state", has_text="finished").wait_for()
+    assert one.locator("#jobs tr", has_text="runs/second").locator(".state").inner_text() == "finished"
+    tab(one, "Compare")
+    one.locator("#compared .point").nth(1).wait_for()
+    keep(one, "compare")
+    assert not browser.faults
+
+
+def test_hostile_names_are_text(browser: Browser, tmp_path: Path) -> None:
+    """Names of folders and files, captions and prompts are shown as they are."""
+    run = tmp_path / HOSTILE.replace("/", "")
+    (run / "checkpoints").mkdir(parents=True)
+    settings = {"recipe": "sft", "method": HOSTILE, "model": HOSTILE, "steps": 9}
+    (run / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    lines = [
+        {"step": step, "seconds": step, "new_nats": 3.0 - step, "old_nats": 2.0, "clipping": HOSTILE} for step in (0, 1)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (run / "samples.json").write_text(
+        json.dumps([{"prompt": HOSTILE, "before": HOSTILE, "after": HOSTILE}]), encoding="utf-8"
+    )
+    (run / "run.json").write_text(
+        json.dumps(
+            {
+                "recipe": "sft",
+                "method": HOSTILE,
+                "settings": settings,
+                "steps": 1,
+                "gain": 0.5,
+                "forgetting": 0.1,
+                "notes": [HOSTILE],
+            }
+        ),
+        encoding="utf-8",
+    )
+    (run / "adapter").mkdir()
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    _png(photos / f"{HOSTILE}.png")
+    (photos / f"{HOSTILE}.txt").write_text(HOSTILE, encoding="utf-8")
+    (photos / "broken.png").write_bytes(b"no image")
+    with started(tmp_path) as studio:
+        page = browser.open(studio.address)
+        page.locator("#recipe input").click()
+        page.get_by_role("option", name="t2i:").click()
+        page.locator("#set-caption").wait_for(state="attached")
+        write(page, "data", "photos")
+        page.get_by_text("Data of this run").click()
+        page.locator("#look").click()
+        page.locator("#data figure").nth(1).wait_for()
+        assert HOSTILE in page.locator("#data").inner_text() and "broken" in page.locator("#data .note").inner_text()
+        page.locator("#caption textarea").fill("a robin")
+        page.locator("#keep-caption").click()
+        page.locator("#caption-news .note.right").wait_for()
+        keep(page, "data")
+        assert (photos / f"{HOSTILE}.txt").read_text(encoding="utf-8") == "a robin\n"
+        write(page, "data", "/etc")
+        page.locator("#check .note.wrong").wait_for()
+        assert "outside the folders" in page.locator("#check").inner_text()
+        for name, place in (("Run", "#live"), ("After", "#report-link"), ("Compare", "#compared")):
+            tab(page, name)
+            page.locator(place).get_by_text("<img src=x", exact=False).first.wait_for()
+            assert "{{7*7}}" in page.locator(place).inner_text()
+        assert page.locator("img[src=x]").count() == 0 and not browser.faults
+
+
+def test_only_this_machine_and_only_the_page(studio: Studio, workspace: Path, tmp_path: Path) -> None:
+    """Other names of the machine, posts of other pages and files outside the folders are refused."""
+
+    def status(method: str, path: str, **headers: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", int(studio.port), timeout=60)
+        connection.request(method, path, headers=headers)
+        return connection.getresponse().status
+
+    secret = tmp_path / "report.html"
+    secret.write_text("secret", encoding="utf-8")
+    assert status("GET", "/") == 200
+    assert status("GET", "/", Host="evil.example") == 403
+    assert status("POST", "/gradio_api/queue/join", Origin="http://evil.example") == 403
+    assert status("GET", f"/report?run={tmp_path}") == 403
+    assert status("GET", "/report?run=../../etc") == 403
+    assert status("GET", f"/gradio_api/file={secret}") in (403, 404)
+    assert status("GET", "/gradio_api/file=/etc/passwd") in (403, 404)
+
+
+def test_a_password(tmp_path: Path) -> None:
+    """With a password nothing is answered without it."""
+    with started(tmp_path, ORTHOTUNE_STUDIO_PASSWORD="correct horse battery") as studio:
+        for word, wanted in (("", 401), ("studio:wrong", 401), ("studio:correct horse battery", 200)):
+            connection = http.client.HTTPConnection("127.0.0.1", int(studio.port), timeout=60)
+            connection.request(
+                "GET", "/", headers={"Authorization": "Basic " + base64.b64encode(word.encode()).decode()}
+            )
+            assert connection.getresponse().status == wanted
+
+
+def _png(path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (40, 24), (20, 120, 200)).save(path)

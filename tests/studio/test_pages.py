@@ -1,0 +1,172 @@
+"""Fragments of the page: escaped, and of runs that are unfinished, damaged or of another version."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from orthotune.errors import OrthotuneError
+from orthotune.studio import computing, pages
+from orthotune.studio.facts import earlier_pace, read_facts, tail
+from orthotune.studio.server import Guard, check_reach
+
+HOSTILE = "</pre><script>alert(1)</script>"
+
+
+def _run(folder: Path, **record: Any) -> Path:
+    folder.mkdir(parents=True)
+    settings = {"recipe": "sft", "method": "oft", "model": "text-world", "steps": 20, "learning_rate": 0.004}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    lines = [
+        {"step": step, "seconds": 2.0 * step, "new_nats": 3.0 - step / 10, "old_nats": 2.0 + step / 50}
+        for step in (0, 5, 10)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1')
+    if record:
+        (folder / "run.json").write_text(json.dumps({"settings": settings, "recipe": "sft"} | record))
+    return folder
+
+
+def test_an_unfinished_run_has_curves_and_a_time(tmp_path: Path) -> None:
+    facts = read_facts(_run(tmp_path / "a"))
+    assert (facts.step, facts.steps, facts.seconds_left, facts.recipe, facts.fault) == (10, 20, 20.0, "sft", "")
+    page = pages.live(facts, "runs/a", "running")
+    assert page.count("<svg") >= 3 and "20 s left" in page and "step 10 of 20" in page.replace("\n", " ")
+    row = facts.row("a")
+    assert row["gain"] == pytest.approx(1.0) and row["forgetting"] == pytest.approx(0.2)
+
+
+def test_two_runs_are_points_of_one_frontier(tmp_path: Path) -> None:
+    rows = [
+        read_facts(_run(tmp_path / name, gain=gain, forgetting=0.1, method="oft")).row(name)
+        for name, gain in (("a", 0.5), ("b", 0.7))
+    ]
+    page = pages.compared(rows)
+    assert page.count('class="point') == 2 and "<strong>+0.700</strong>" in page and "● b" in page
+    images = [
+        {"method": name, "learning_rate": 1e-4, "subject_fidelity": 0.1 * number, "kept": 0.9}
+        for number, name in enumerate("ab")
+    ]
+    assert pages.compared(images).count('class="point') == 2
+    assert "Choose two runs" in pages.compared([])
+
+
+def test_texts_of_runs_are_escaped(tmp_path: Path) -> None:
+    run = _run(tmp_path / "x", method=HOSTILE, notes=[HOSTILE], gain=0.1, forgetting=0.1, scores_after={HOSTILE: 0.5})
+    (run / "samples.json").write_text(json.dumps([{"prompt": HOSTILE, "before": HOSTILE, "after": HOSTILE}]))
+    facts = read_facts(run)
+    image = {"name": HOSTILE, "caption": HOSTILE, "own": True, "fault": HOSTILE}
+    shown = [
+        pages.live(facts, HOSTILE, HOSTILE), pages.compared([facts.row(HOSTILE)] * 2), pages.message(HOSTILE, "wrong"),
+        pages.sides([(HOSTILE, HOSTILE)]), pages.lines([HOSTILE]), pages.link(HOSTILE, HOSTILE, True),
+        pages.tools([{"tool": HOSTILE, "target": HOSTILE, "verdict": HOSTILE, "because": HOSTILE}]),
+        pages.images({"rows": [image], "count": 1, "notes": [HOSTILE]}),
+        pages.rows({"rows": [{HOSTILE: HOSTILE}], "count": 1}), pages.checked({HOSTILE: HOSTILE}),
+    ]  # fmt: skip
+    assert all("<script" not in page and "&lt;script" in page.replace("%3Cscript", "&lt;script") for page in shown)
+
+
+@pytest.mark.parametrize("content", ['{"steps": "many"', "[]", '"text"', "\x00"])
+def test_a_damaged_run_is_a_message(tmp_path: Path, content: str) -> None:
+    run = _run(tmp_path / "a")
+    (run / "run.json").write_text(content)
+    facts = read_facts(run)
+    assert "run.json" in facts.fault and "run.json" in pages.live(facts, "a", "finished")
+
+
+def test_the_time_of_a_run_is_that_of_one_like_it(tmp_path: Path) -> None:
+    run = _run(tmp_path / "a", steps=20, train_seconds=50.0)
+    like = json.loads((run / "settings.json").read_text())
+    assert earlier_pace([tmp_path / "no", run], like, "sft") == (run, 2.5)
+    assert earlier_pace([run], like | {"batch_size": 3}, "sft") is None
+    assert earlier_pace([run], like, "dpo") is None
+
+
+def test_the_end_of_a_log_is_plain_text(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"1%\r50%\r100%\r\n\x1b[2Jcleared\nhalf \xff")
+    assert tail(tmp_path / "log").split("\n") == ["100%", "\\x1b[2Jcleared", "half \ufffd"]
+    assert tail(tmp_path / "none") == ""
+
+
+def test_settings_are_checked_as_on_the_command_line(tmp_path: Path) -> None:
+    def answer(name: str, **arguments: Any) -> dict[str, Any]:
+        results = io.BytesIO()
+        computing.serve(io.BytesIO((json.dumps({"call": name, "arguments": arguments}) + "\n").encode()), results)
+        found: dict[str, Any] = json.loads(results.getvalue())
+        return found
+
+    good = answer("check", recipe="sft", text="method: lora\nsteps: 50\n")
+    assert good["result"]["steps"] == 50 and good["result"]["model"] == "text-world"
+    bad = answer("check", recipe="sft", text="method: lora\neps: 1\n")["error"]
+    assert bad.startswith("recipe, line 2: eps has no meaning for method=lora")
+    assert "Did you mean 'learning_rate'" in answer("check", recipe="sft", text="lr: 1\n")["error"]
+    assert "KeyError" in answer("no_such_call")["error"]
+
+
+def test_data_that_leads_outside_the_folders_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "work" / "photos").mkdir(parents=True)
+    (tmp_path / "work" / "texts").mkdir()
+    Image.new("RGB", (6, 4), (1, 2, 3)).save(tmp_path / "secret.png")
+    Image.new("RGB", (6, 4), (1, 2, 3)).save(tmp_path / "work" / "photos" / "own.png")
+    (tmp_path / "work" / "photos" / "link.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "work" / "photos" / "broken.png").write_bytes(b"no image")
+    roots = [str(tmp_path / "work")]
+    found = computing.images_of(str(tmp_path / "work" / "photos"), "a dog", roots)
+    shown = {row["name"]: row.get("fault", "") for row in found["rows"]}
+    assert shown["own"] == "" and "outside the folders" in shown["link"] and "broken" in shown["broken"]
+    assert [row["caption"] for row in found["rows"]] == ["a dog"] * 3
+    rows = [{"file_name": "../../secret.png", "text": "a"}, {"file_name": "own.png", "text": "b"}]
+    table = tmp_path / "work" / "photos" / "metadata.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    listed = computing.images_of(str(tmp_path / "work" / "photos"), None, roots)["rows"]
+    assert ["fault" in row for row in listed] == [True, False]
+    (tmp_path / "secret.jsonl").write_text('{"text": "secret"}\n')
+    (tmp_path / "work" / "texts" / "a.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    with pytest.raises(OrthotuneError, match="outside the folders"):
+        computing.rows_of(str(tmp_path / "work" / "texts"), roots)
+
+
+def _status(guard: Guard, method: str = "GET", **headers: str) -> int:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
+    asyncio.run(guard(scope, None, send))  # type: ignore[arg-type]
+    if sent[0]["status"] == 200:
+        assert b"default-src 'self'" in dict(sent[0]["headers"])[b"content-security-policy"]
+    return int(sent[0]["status"])
+
+
+async def _answer(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def test_the_guard_answers_this_machine_this_page_and_the_password() -> None:
+    guard = Guard(_answer, None, True)
+    assert [_status(guard, host=host) for host in ("127.0.0.1:7860", "localhost", "[::1]:7860")] == [200] * 3
+    assert [
+        _status(guard, host=host) for host in ("evil.example", "localhost.evil.example:80", "", "127.0.0.1.nip.io")
+    ] == [403] * 4
+    assert _status(guard, "POST", host="localhost:1", origin="http://localhost:1") == 200
+    assert _status(guard, "POST", host="localhost:1", origin="http://localhost:2") == 403
+    assert _status(guard, "POST", host="localhost:1", origin="null") == 403
+    locked = Guard(_answer, "correct horse", False)
+    assert _status(locked, host="box") == _status(locked, host="box", authorization="Basic c3R1ZGlvOm5v") == 401
+    assert _status(locked, host="box", authorization="Basic c3R1ZGlvOmNvcnJlY3QgaG9yc2U=") == 200
+
+
+def test_other_machines_need_a_password() -> None:
+    check_reach("127.0.0.1", None)
+    check_reach("0.0.0.0", "correct horse")
+    for host, password, message in (("0.0.0.0", None, "no password"), ("127.0.0.1", "short", "at least 12")):
+        with pytest.raises(OrthotuneError, match=message):
+            check_reach(host, password)
