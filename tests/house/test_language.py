@@ -16,8 +16,7 @@ GLOSSARY = ROOT / "docs" / "concepts" / "glossary.md"
 #: Rooms whose comments, docstrings, texts and names are free of retired words. A room joins once it is swept.
 SWEPT = {
     "cli", "experiments", "files", "formats", "image", "kernels", "layers", "metrics", "operations", "quantized",
-    "recipes", "report", "rotation", "runs", "serving", "text", "tuner", "worlds",
-    "recipes", "report", "rotation", "runs", "studio", "text", "tuner", "worlds",
+    "recipes", "report", "rotation", "runs", "serving", "studio", "text", "tuner", "worlds",
 }  # fmt: skip
 #: Folders of scripts beside the package; their subfolders are not swept yet.
 SCRIPTS = ("benchmarks", "tools/worlds")

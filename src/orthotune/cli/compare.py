@@ -43,8 +43,8 @@ def _verb(comparison: Comparison) -> Callable[..., None]:
         settings += [f"{key}={value}" for key, value in options.items() if value is not None]
         rungs = ladder.load_rungs(task, recipe, settings)
         _show(*ladder.run(task, rungs, say=typer.echo))
-        home = rungs[""].output if "" in rungs else next(iter(rungs.values())).output.parent
-        for path in sorted(home.glob("*.*")):
+        folder = rungs[""].output if "" in rungs else next(iter(rungs.values())).output.parent
+        for path in sorted(folder.glob("*.*")):
             if path.suffix in (".json", ".csv", ".png", ".html"):
                 typer.echo(f"{path.name:<20} {path}")
 

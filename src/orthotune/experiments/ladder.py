@@ -52,14 +52,14 @@ def load_rungs(task: Task, recipe: Path | None, overrides: Sequence[str]) -> dic
         return {"": grid.check_compare(task, given)}
     _check(given, rungs)
     commanded = {key for key in given.values if given.places.get(key) == load.COMMAND_LINE}
-    home = Path(str(given.values.get("output") or task.grid.model_fields["output"].default))
+    folder = Path(str(given.values.get("output") or task.grid.model_fields["output"].default))
     found = {}
     for name, own in rungs.items():
         values = copy.deepcopy(given.values)
         values |= {key: value for key, value in own.items() if key not in commanded}
         places = given.places | {key: given.place(f"{KEY}.{name}.{key}") for key in own if key not in commanded}
         try:
-            found[name] = grid.check_compare(task, load.Given({**values, "output": str(home / name)}, places))
+            found[name] = grid.check_compare(task, load.Given({**values, "output": str(folder / name)}, places))
         except RecipeError as fault:
             raise RecipeError(f"rung {name}: {fault}") from fault
     return found

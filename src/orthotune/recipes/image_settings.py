@@ -213,7 +213,8 @@ class ImageSettings(MethodSettings):
             fault = "keep_tags has no meaning for captions that do not vary"
             raise SettingError("keep_tags", fault, "Add shuffle_tags=true")
         if self.unmasked and self.loss_masks == "none":
-            raise SettingError("unmasked", "unmasked has no meaning without loss_masks", "Add loss_masks=alpha or loss_masks=files")
+            fault = "unmasked has no meaning without loss_masks"
+            raise SettingError("unmasked", fault, "Add loss_masks=alpha or loss_masks=files")
         return self
 
     @classmethod
