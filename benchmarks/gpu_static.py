@@ -94,7 +94,7 @@ def cases(blocks: tuple[int, ...] = BLOCKS) -> Iterator[Case]:
         for dtype in DTYPES:
             yield Case("_rotate", "rotate", size, dtype)
             for times in range(1, tiles.MOST_TOGETHER + 1):
-                if tiles.fused(size, times):
+                if tiles.fused(getattr(torch, dtype).itemsize, size, times):
                     yield Case("_backward", "rotate", size, dtype, times)
                     continue
                 if times > 1:

@@ -207,7 +207,7 @@ def rotations(parts: tuple[Part, ...], train: bool, block: int) -> Iterator[Kern
 def _rotated_back(
     count: int, turns: int, x: float, R: float, work: float, tokens: int, block: int
 ) -> Iterator[Kernel]:  # fmt: skip
-    if fused(block, turns):
+    if fused(ITEM, block, turns):
         parts = WIDE * R * -(-tokens // CHUNK)
         yield Kernel(ITEM * x * (2 + turns) + (WIDE * R + parts) * turns, 2 * work * turns, count)
         yield Kernel((parts + WIDE * R) * turns, 0.0, count)  # the chunks' sum

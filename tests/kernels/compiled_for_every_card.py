@@ -48,4 +48,4 @@ def test_selected_kernels_fit_and_spill_nothing(rows: list[gpu_static.Compiled])
 def test_no_kernel_takes_long_to_compile(rows: list[gpu_static.Compiled]) -> None:
     # Of the processor, in this process and in the assembler: what else the machine does is left out. Twice the bound
     # that is published, for slower processors than the one it was measured on.
-    assert max(row.seconds or 0.0 for row in rows) < 2 * gpu_static.SECONDS
+    assert max(row.seconds or 0.0 for row in rows if row.selected) < 2 * gpu_static.SECONDS

@@ -91,11 +91,15 @@ def shared_memory(operation: str, item_size: int, block_size: int) -> int:
     return max(rotate_tiles(item_size, block_size).shared, back.shared)
 
 
-def fused(block_size: int, times: int) -> bool:
+def fused(item_size: int, block_size: int, times: int) -> bool:
     """Whether one pass makes the gradients of the input and of ``times`` rotations of it.
 
+    Several rotations in float32 would spill registers on sm_120.
+
     Example:
-        >>> fused(32, 3), fused(64, 1), fused(64, 3)
-        (True, True, False)
+        >>> fused(2, 32, 3), fused(2, 64, 1), fused(2, 64, 3), fused(4, 32, 2)
+        (True, True, False, False)
     """
-    return block_size <= (LARGEST_FUSED if times == 1 else LARGEST_TOGETHER)
+    if times == 1:
+        return block_size <= LARGEST_FUSED
+    return item_size == 2 and block_size <= LARGEST_TOGETHER

@@ -178,7 +178,7 @@ def rotate_backward(
     """``(dX, dR of each rotation)`` of :func:`rotate_forward`; ``dX`` summed in float32 and rounded once.
 
     ``dR`` is float32, summed over the blocks when one is shared. Small blocks take one launch for all gradients; large
-    ones, and several rotations in blocks of more than 32, one for the input's and one for the rotations'.
+    ones, and several rotations in blocks of more than 32 or in float32, one for the input's and one for the rotations'.
 
     Args:
         x: the input ``(rows, n)``.
@@ -191,7 +191,7 @@ def rotate_backward(
     times, b = len(grads), R.shape[-1]
     shared = R.shape[0] == times and x.shape[1] > b
     dR: Tensor | None
-    if need_dR and fused(b, times):
+    if need_dR and fused(x.element_size(), b, times):
         dx, dR = _in_one_pass(x, R, grads, need_dx, shared)
     else:
         dx = _input_gradient(R, grads, shared) if need_dx else None
