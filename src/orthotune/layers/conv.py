@@ -82,7 +82,7 @@ class Conv(OFTLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if (batch := mixed_batch(self, kwargs, x)) is not None:
             here = [name for name in batch.rows if name in self.slots]
-            return batch.by_adapter(x, here, lambda names, rows: self._under(names, rows, args, kwargs))
+            return batch.by_adapter(x, here, lambda names, rows: self._under(names, rows, x, args, kwargs))
         path = self.path(x)
         if path == "base":
             return self.base_layer(x, *args, **kwargs)
@@ -90,12 +90,15 @@ class Conv(OFTLayer):
             return self.call((x, *args), kwargs)
         return self._plainly(path, list(self.in_use.adapters), x, args, kwargs)
 
-    def _under(self, names: list[str], x: Tensor, args: Any, kwargs: Any) -> Any:
-        """Rows of a mixed batch that run under one adapter, or none."""
+    def _under(self, names: list[str], x: Tensor, batch: Tensor, args: Any, kwargs: Any) -> Any:
+        """Rows of a mixed batch that run under one adapter, or none.
+
+        The path is that of the complete batch, so that a row has the bits that it has beside rows of its own adapter.
+        """
         if not names:
             return self.base_layer(x, *args, **kwargs)
         frozen = any(self.frozen_map(name) is not None for name in names)
-        path = "call" if frozen or self.opaque() is not None else self._path_of(names, x).path
+        path = "call" if frozen or self.opaque() is not None else self._path_of(names, batch).path
         if path == "call":
             return self.call((x, *args), kwargs, tuple(names))
         return self._plainly(path, names, x, args, kwargs)
