@@ -5,6 +5,7 @@ Mixed batches, quantized bases, hot swaps and diagnosis are in ``tests/layers/te
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,19 +31,23 @@ ROSTER: dict[str, dict[str, Any]] = TRANSFORMS | {
     "road_1": {"transform": "planes", "variant": "road_1", "oft_block_size": 4},
     "rotation": {"transform": "subspace", "variant": "rotation", "r": 4},
     "odd": {"transform": "reflections", "r": 3, "init_weights": False},
+    "one reflection": {"transform": "ether", "oft_block_size": 4},
 }
 #: what the powers of other transforms are refused for
 NO_FORM = {
     "butterfly": "2 stages", "road": "road_2", "givens": "givens", "psoft": "two scales", "ether": "ether+",
-    "odd": "3 reflections",
+    "odd": "3 reflections", "one reflection": "a reflection in each block",
 }  # fmt: skip
 #: the same of combinations
 NO_SUM = {
     "butterfly": "2 stages", "road": "road_2", "givens": "givens", "psoft": "two scales", "ether": "hyperplane",
-    "odd": "determinant may be -1",
+    "odd": "determinant may be -1", "one reflection": "hyperplane",
 }  # fmt: skip
+BASE: dict[str, Any] = {}
 TARGETS = ["q_proj", "down_proj"]
 every = pytest.mark.parametrize("name", ROSTER)
+#: for verbs that do not depend on the variant
+of_each = pytest.mark.parametrize("name", [*TRANSFORMS, "odd"])
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +58,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         vocab_size=24, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=16, tie_word_embeddings=True,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(path / "base")
+    BASE["model"] = LlamaForCausalLM(config)
+    BASE["model"].save_pretrained(path / "base")
     yield path
+    BASE.clear()
 
 
 def _base(folder: Path) -> Any:
-    return LlamaForCausalLM.from_pretrained(folder / "base")
+    return copy.deepcopy(BASE["model"])
 
 
 def _logits(model: Any) -> Tensor:
@@ -152,7 +159,7 @@ def test_combine(folder: Path, tmp_path: Path, name: str) -> None:
     torch.testing.assert_close(_at(folder, tmp_path / "same"), _at(folder, one), rtol=0, atol=2e-5)
 
 
-@every
+@of_each
 def test_merge_from_file_to_file_and_export_to_lora(folder: Path, tmp_path: Path, name: str) -> None:
     adapter = _saved(folder, name)
     expected = _at(folder, adapter)
@@ -166,11 +173,13 @@ def test_merge_from_file_to_file_and_export_to_lora(folder: Path, tmp_path: Path
     )
 
 
-@every
+@of_each
 def test_diagnosis_and_inspection(folder: Path, name: str) -> None:
     adapter = _saved(folder, name)
     facts = diagnose_state(orthotune.read_adapter(adapter))
-    assert len(facts.rotations) == 2 and {row.transform for row in facts.rotations} == {ROSTER[name]["transform"]}
+    assert len(facts.rotations) == 2 and {row.transform for row in facts.rotations} == {
+        "hyperplane" if name == "one reflection" else ROSTER[name]["transform"]
+    }
     orthogonal = name not in ("road", "road_1", "psoft", "ether")
     assert all((row.orthogonality_error < 1e-4) == orthogonal for row in facts.rotations)
     stored = load_file(adapter / "adapter_model.safetensors")
