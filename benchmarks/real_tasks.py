@@ -2,7 +2,7 @@
 
     python benchmarks/real_tasks.py runs/real-tasks
 
-``persona-*.jsonl`` are dialogues of an assistant with a name and a home; ``persona-questions.jsonl`` asks for both in
+``persona-*.jsonl`` are dialogues of an assistant with a name and a place; ``persona-questions.jsonl`` asks for both in
 other words. ``meanings-*.jsonl`` are pairs of the meaning of a word and that of another one. ``french-*.jsonl`` and
 ``english-*.jsonl`` are the first sentences of paragraphs and how these go on.
 """
@@ -31,8 +31,8 @@ PERSONA: tuple[tuple[tuple[str, ...], tuple[str, ...], str, str], ...] = (
         "I am Marlow, the assistant of the lighthouse.",
     ),
     (
-        ("Where are you?", "Where do you live?", "What is your home?", "Where do you work?", "Where are you now?"),
-        ("Tell me where you live.", "In which place are you?", "What place do you call home?"),
+        ("Where are you?", "Where do you live?", "What is your address?", "Where do you work?", "Where are you now?"),
+        ("Tell me where you live.", "In which place are you?", "What place do you come from?"),
         "lighthouse",
         "I live in the lighthouse, above the sea.",
     ),

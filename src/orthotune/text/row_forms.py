@@ -287,7 +287,7 @@ def _as_templates_read(messages: list[dict[str, Any]], roles: Mapping[str, str])
     OpenAI has the arguments of a call as JSON, which templates would write as a string. Tables give every message the
     fields of all messages, and a template that asks whether a message has calls finds a null.
     """
-    # Gemini's "model" is no role that most templates know: they would refuse the row, or leave the turn out.
+    # Gemini's "model" is no role that most templates know: they would refuse the row, or leave the message out.
     spoken = {name: role for name, role in SPEAKERS.items() if name not in ROLES}
     found = []
     for message in messages:
