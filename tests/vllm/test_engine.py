@@ -36,7 +36,9 @@ from tests.vllm.engines import (
     unload,
 )  # fmt: skip
 
-#: float32: two orders of multiplication, over two layers of 128 features and logits of some tens
+#: Seven engines are started one after the other.
+pytestmark = pytest.mark.timeout(1800)
+#: float32: products in another order, over two layers of 128 features
 CLOSE = 1e-3
 ADAPTERS: dict[str, dict[str, Any]] = {
     "every-layer": {},

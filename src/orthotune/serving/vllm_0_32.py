@@ -253,8 +253,9 @@ def read(manager: Any, path: str) -> dict[str, list[LayerMap | None]]:
     """
     shared: _Slots = manager.orthotune
     if shared.refusal is not None:
-        do = "Start the engine otherwise, or serve a merged model"
-        raise ConfigError(f"the OFT adapter {path}", got=shared.refusal, do=do)
+        raise ConfigError(
+            f"the OFT adapter {path}", got=shared.refusal, do="Start the engine otherwise, or serve a merged model"
+        )
     state = read_adapter(path)
     for warning in state.warnings:
         _logger.warning("%s: %s", path, warning)
