@@ -199,5 +199,5 @@ def _add_vocabulary(gguf: Any, writer: Any, folder: Path, config: Any) -> None:
     # special tokens, merges and the chat template, from tokenizer_config.json and beside it
     special = gguf.SpecialVocab(folder, load_merges=not found.scores, n_vocab=len(found.tokens))
     for name in ("bos", "eos"):
-        special.add_special_token.setdefault(name, False)  # readers have defaults of their own where nothing is given
+        special.add_special_token.setdefault(name, False)  # readers have defaults of their own where a key is missing
     special.add_to_gguf(writer, quiet=True)
