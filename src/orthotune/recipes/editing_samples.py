@@ -41,8 +41,8 @@ def editing_sampler(family: Family, settings: ImageSettings, examples: Sequence[
         masks = [one.mask for one in chosen if one.mask is not None]
         sources = Sources(torch.cat([one.images for one in chosen]), torch.cat(masks) if masks else None)
         options: dict[str, Any] = {"steps": settings.sample_steps, "guidance": settings.guidance}
-        drawn = family.generate(prompts, seeds, batch_size=settings.batch_size, sources=sources, **options).cpu()
-        return torch.cat([*_read(sources).unbind(1), drawn], dim=3)
+        generated = family.generate(prompts, seeds, batch_size=settings.batch_size, sources=sources, **options).cpu()
+        return torch.cat([*_read(sources).unbind(1), generated], dim=3)
 
     return sample
 

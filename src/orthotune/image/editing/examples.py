@@ -108,12 +108,12 @@ def _opened(rows: Sequence[CaptionRow], source: str | Path, broken: Broken, say:
     origins = [(row.name, origin) for row in rows for origin in _beside(row)]
     seen = iter(open_images(origins, where, broken, say) if origins else [])
     beside = [[next(seen) for _ in _beside(row)] for row in rows]
-    whole = [(row, found) for row, found in zip(rows, beside, strict=True) if all(one is not None for one in found)]
-    if not whole:
+    complete = [(row, found) for row, found in zip(rows, beside, strict=True) if all(one is not None for one in found)]
+    if not complete:
         raise DataError(f"data {source}", got="no image whose references and mask are readable")
-    images = open_images([(row.name, row.origin) for row, _ in whole], f"in {source}", broken, say)
+    images = open_images([(row.name, row.origin) for row, _ in complete], f"in {source}", broken, say)
     made = []
-    for image, (row, found) in zip(images, whole, strict=True):
+    for image, (row, found) in zip(images, complete, strict=True):
         if image is not None:
             files = [one for one in found if one is not None]
             mask = files.pop() if row.mask is not None else None

@@ -54,7 +54,7 @@ class PipelineFamily(Family):
             part.to(self._rest)
 
     def resting_parts(self) -> list[nn.Module]:
-        """The text encoders and the VAE, which training needs only before and while images are drawn."""
+        """The text encoders and the VAE, which training needs only before and while images are generated."""
         return [part for name, part in self.modules().items() if name in (*self.text_encoder_names, "vae")]
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Qwen-Image-Edit: Qwen-Image that reads images both as pictures of its text encoder and as latents (Qwen 2025)."""
+"""Qwen-Image-Edit: Qwen-Image that reads images by its text encoder and as latents (Qwen 2025)."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ class QwenImageEdit(QwenImage):
         rows = []
         # One by one: the processor of a pipeline takes the images of one prompt.
         for caption, images in zip(captions, sources.images, strict=True):
-            pictures: Any = [self._as_seen(picture) for picture in pictures_of(images)]
-            found, _ = self.pipeline.encode_prompt([caption], image=self._given(pictures), device=self.device)
+            shown: Any = [self._as_seen(image) for image in pillow_images(images)]
+            found, _ = self.pipeline.encode_prompt([caption], image=self._given(shown), device=self.device)
             rows.append(found[0])
         return stacked([{"tokens": row, "mask": row.new_ones(len(row), dtype=torch.bool)} for row in rows])
 
-    def _given(self, pictures: list[Any]) -> Any:
-        return pictures[0]
+    def _given(self, images: list[Any]) -> Any:
+        return images[0]
 
-    def _as_seen(self, picture: Any) -> Any:
-        """The picture in the size in which the text encoder sees it."""
-        width, height = self._sizes(self.shown, picture.width / picture.height)[:2]
-        return self.pipeline.image_processor.resize(picture, height, width)
+    def _as_seen(self, image: Any) -> Any:
+        """The image in the size in which the text encoder sees it."""
+        width, height = self._sizes(self.shown, image.width / image.height)[:2]
+        return self.pipeline.image_processor.resize(image, height, width)
 
     @property
     def _sizes(self) -> Callable[[int, float], tuple[int, ...]]:
@@ -60,8 +60,8 @@ class QwenImageEdit(QwenImage):
         sources: Sources = options.pop("sources")
         found = []
         for number, (prompt, generator) in enumerate(zip(prompts, generators, strict=True)):
-            pictures = self._given(pictures_of(sources.images[number]))
-            found.append(super()._sample([prompt], [generator], image=pictures, **options))
+            references = self._given(pillow_images(sources.images[number]))
+            found.append(super()._sample([prompt], [generator], image=references, **options))
         return torch.cat(found)
 
 
@@ -73,15 +73,15 @@ class QwenImageEditPlus(QwenImageEdit):
     most_references = 3
     shown = 384 * 384
 
-    def _given(self, pictures: list[Any]) -> Any:
-        return pictures
+    def _given(self, images: list[Any]) -> Any:
+        return images
 
 
-def pictures_of(images: Tensor) -> list[Any]:
+def pillow_images(images: Tensor) -> list[Any]:
     """Pillow's images of a tensor, uint8 [k, 3, H, W].
 
     Example:
-        >>> [picture.size for picture in pictures_of(torch.zeros(2, 3, 4, 6, dtype=torch.uint8))]
+        >>> [image.size for image in pillow_images(torch.zeros(2, 3, 4, 6, dtype=torch.uint8))]
         [(6, 4), (6, 4)]
     """
     from PIL import Image

@@ -144,7 +144,7 @@ def _bytes(parts: Sequence[nn.Module], without: set[int]) -> int:
 
 def _activations(family: PipelineFamily, trainee: nn.Module, settings: TrainingSettings) -> int | None:
     if family.text_reads_references:
-        return None  # pictures for the text encoder are made outside of torch
+        return None  # images for the text encoder are made outside of torch
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model: Any = copy.deepcopy(trainee, _empty([*family.modules().values(), trainee], mode)).train()
     with mode:
