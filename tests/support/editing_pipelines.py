@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from orthotune.image.data.batch import Sources
-from orthotune.image.families.qwen_image_edit import pil_images
+from orthotune.image.families.qwen_image_edit import pillow_images
 
 
 def _flux(pipeline_class: str, in_channels: int) -> Any:
@@ -103,8 +103,8 @@ def as_the_pipeline_takes_them(sources: Sources | None, row: int) -> dict[str, A
     """The arguments of a pipeline for the images to edit of one image."""
     if sources is None:
         return {}
-    pictures = pil_images(sources.images[row])
+    pictures = pillow_images(sources.images[row])
     if sources.mask is not None:
-        mask = pil_images(sources.mask[row].to(torch.uint8).mul(255).expand(1, 3, -1, -1))
+        mask = pillow_images(sources.mask[row].to(torch.uint8).mul(255).expand(1, 3, -1, -1))
         return {"image": pictures[0], "mask_image": mask[0], "strength": 1.0}
     return {"image": pictures if len(pictures) > 1 else pictures[0]}

@@ -167,7 +167,7 @@ def random_mask(size: Size, seed: str) -> Tensor:
     rng = random.Random(seed)
     mask = torch.zeros(size, dtype=torch.bool)
     sides = [max(1, round(rng.uniform(SMALLEST, LARGEST) * side)) for side in size]
-    top, left = (rng.randint(0, longest - side) for longest, side in zip(size, sides, strict=True))
+    top, left = (rng.randint(0, length - side) for length, side in zip(size, sides, strict=True))
     mask[top : top + sides[0], left : left + sides[1]] = True
     return mask
 

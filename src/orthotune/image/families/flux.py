@@ -93,21 +93,21 @@ def pack(latents: Tensor) -> Tensor:
     return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
-def positions(height: int, width: int, device: torch.device, image: int = 0) -> Tensor:
-    """The positions of the tokens of :func:`pack`, float32 [h/2 · w/2, 3]: the image, the row and the column.
+def positions(height: int, width: int, device: torch.device, number: int = 0) -> Tensor:
+    """The positions of the tokens of :func:`pack`, float32 [h/2 · w/2, 3]: number of the image, row and column.
 
     Args:
         height: of the latents.
         width: of the latents.
         device: of the result.
-        image: 0 for the image that is generated, 1 for an image that is edited.
+        number: 0 for the image that is generated, 1 for an image that is edited.
 
     Example:
-        >>> positions(4, 2, torch.device("cpu"), image=1).tolist()
+        >>> positions(4, 2, torch.device("cpu"), number=1).tolist()
         [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]
     """
     ids = torch.zeros(height // 2, width // 2, 3, device=device)
-    ids[..., 0] = image
+    ids[..., 0] = number
     ids[..., 1] = torch.arange(height // 2, device=device)[:, None]
     ids[..., 2] = torch.arange(width // 2, device=device)[None, :]
     return ids.flatten(0, 1)

@@ -28,7 +28,7 @@ class FluxKontext(Flux):
         tokens, ids = super()._seen(noisy, conditions)
         reference = conditions["reference"].to(noisy.device)
         height, width = reference.shape[-2:]
-        shown = positions(height, width, noisy.device, image=1)
+        shown = positions(height, width, noisy.device, number=1)
         return torch.cat([tokens, pack(reference)], dim=1), torch.cat([ids, shown])
 
     def _sample(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
@@ -63,8 +63,8 @@ class FluxFill(Flux):
     def _sample(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
         sources: Sources = options.pop("sources")
         assert sources.mask is not None
-        inputs = {"image": sources.images[:, 0] / 255, "mask_image": sources.mask.unsqueeze(1).float()}
-        return super()._sample(prompts, generators, strength=1.0, **inputs, **options)
+        given = {"image": sources.images[:, 0] / 255, "mask_image": sources.mask.unsqueeze(1).float()}
+        return super()._sample(prompts, generators, strength=1.0, **given, **options)
 
 
 def outside(family: Any, sources: Sources) -> tuple[Tensor, Tensor]:

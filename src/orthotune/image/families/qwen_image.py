@@ -33,17 +33,17 @@ class QwenImage(TransformerFamily):
 
     def velocity(self, denoiser: nn.Module, noisy: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
         inputs = self.inputs(conditions, noisy)
-        together = [noisy.squeeze(2), *inputs.get("references", noisy.new_zeros(len(noisy), 0)).unbind(1)]
+        images = [noisy.squeeze(2), *inputs.get("references", noisy.new_zeros(len(noisy), 0)).unbind(1)]
         tokens, mask = trimmed(inputs["tokens"], inputs["mask"])
         height, width = noisy.shape[-2:]
         guided = bool(self.pipeline.transformer.config.guidance_embeds)
         found = denoiser(
-            hidden_states=torch.cat([pack(one.to(self.dtype)) for one in together], dim=1),
+            hidden_states=torch.cat([pack(one.to(self.dtype)) for one in images], dim=1),
             timestep=times,
             guidance=torch.full((len(noisy),), TRAINING_GUIDANCE, device=noisy.device) if guided else None,
             encoder_hidden_states=tokens,
             encoder_hidden_states_mask=None if mask.all() else mask,
-            img_shapes=[[(1, height // 2, width // 2)] * len(together)] * len(noisy),
+            img_shapes=[[(1, height // 2, width // 2)] * len(images)] * len(noisy),
             return_dict=False,
         )[0]
         return unpack(found[:, : height // 2 * (width // 2)], height, width).unsqueeze(2)

@@ -1,4 +1,4 @@
-"""Qwen-Image-Edit: Qwen-Image that reads images both as inputs of its text encoder and as latents (Qwen 2025)."""
+"""Qwen-Image-Edit: Qwen-Image that reads images by its text encoder and as latents (Qwen 2025)."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class QwenImageEdit(QwenImage):
         rows = []
         # One by one: the processor of a pipeline takes the images of one prompt.
         for caption, images in zip(captions, sources.images, strict=True):
-            seen: Any = [self._as_seen(image) for image in pil_images(images)]
-            found, _ = self.pipeline.encode_prompt([caption], image=self._given(seen), device=self.device)
+            shown: Any = [self._as_seen(image) for image in pillow_images(images)]
+            found, _ = self.pipeline.encode_prompt([caption], image=self._given(shown), device=self.device)
             rows.append(found[0])
         return stacked([{"tokens": row, "mask": row.new_ones(len(row), dtype=torch.bool)} for row in rows])
 
@@ -60,8 +60,8 @@ class QwenImageEdit(QwenImage):
         sources: Sources = options.pop("sources")
         found = []
         for number, (prompt, generator) in enumerate(zip(prompts, generators, strict=True)):
-            given = self._given(pil_images(sources.images[number]))
-            found.append(super()._sample([prompt], [generator], image=given, **options))
+            references = self._given(pillow_images(sources.images[number]))
+            found.append(super()._sample([prompt], [generator], image=references, **options))
         return torch.cat(found)
 
 
@@ -77,11 +77,11 @@ class QwenImageEditPlus(QwenImageEdit):
         return images
 
 
-def pil_images(images: Tensor) -> list[Any]:
+def pillow_images(images: Tensor) -> list[Any]:
     """Pillow's images of a tensor, uint8 [k, 3, H, W].
 
     Example:
-        >>> [image.size for image in pil_images(torch.zeros(2, 3, 4, 6, dtype=torch.uint8))]
+        >>> [image.size for image in pillow_images(torch.zeros(2, 3, 4, 6, dtype=torch.uint8))]
         [(6, 4), (6, 4)]
     """
     from PIL import Image

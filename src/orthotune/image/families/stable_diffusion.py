@@ -98,7 +98,7 @@ class StableDiffusion(PipelineFamily):
             raise RecipeError(
                 f"a {self.name} model whose UNet reads {unet.in_channels} channels",
                 got=f"a VAE of {vae.latent_channels}",
-                needed="a text-to-image model: models for depth or editing read a second image",
+                needed="a text-to-image model: models for inpainting, depth or editing read a second image",
             )
         for field, is_for in (("addition_embed_type", self.addition), ("class_embed_type", None),
                               ("time_cond_proj_dim", None), ("encoder_hid_dim_type", None)):  # fmt: skip
