@@ -195,17 +195,23 @@ def _processor_seconds() -> float:
 
 
 def _read_nvidia(ptx: str, found: Compiled, card: Card, warps: int) -> None:
-    import triton
+    from triton.backends.nvidia.compiler import get_ptxas
 
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    assembler = folder / ("ptxas-blackwell" if card.capability >= 100 else "ptxas")
     target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
     assert target is not None
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "kernel.ptx"
         path.write_text(ptx)
-        command = [str(assembler), "-v", "--gpu-name", target[1], str(path), "-o", str(path.with_suffix(".cubin"))]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        command = [
+            get_ptxas(card.capability).path,
+            "-v",
+            "--gpu-name",
+            target[1],
+            str(path),
+            "-o",
+            str(path.with_suffix(".cubin")),
+        ]
+        report = subprocess.run(command, capture_output=True, text=True).stderr
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
     registers = re.search(r"Used (\d+) registers", report)
     assert spills is not None and registers is not None, report
