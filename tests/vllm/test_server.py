@@ -90,7 +90,7 @@ def test_adapters_are_models_and_come_and_go(client: Any, paths: dict[str, Path]
     broken.mkdir()
     (broken / "adapter_config.json").write_bytes((paths["later"] / "adapter_config.json").read_bytes())
     (broken / "adapter_model.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(APIStatusError, match=r"adapter_model\.safetensors"):
+    with pytest.raises(APIStatusError, match="is not a safetensors file"):  # the server leaves paths out
         post("load", lora_name="broken", lora_path=str(broken))
     post("unload", lora_name="later")
     with pytest.raises(APIStatusError, match="later"):
