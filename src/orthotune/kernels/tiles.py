@@ -56,7 +56,7 @@ def rotate_tiles(item_size: int, block_size: int) -> Tiles:
     """Of ``x BD(R)`` for numbers of ``item_size`` bytes."""
     side = min(64, width(block_size))
     inner = side if item_size == 2 else 16
-    return Tiles(64, side, inner, 4, 2, 32 << 10)
+    return Tiles(64, side, inner, 4, 2, 48 << 10)
 
 
 def backward_tiles(item_size: int, block_size: int) -> Tiles:
@@ -70,7 +70,7 @@ def backward_tiles(item_size: int, block_size: int) -> Tiles:
 def features_tiles(item_size: int) -> Tiles:
     """Of the gradient of a larger block's rotation."""
     rows = 32 if item_size == 2 else 16
-    return Tiles(rows, 64, rows, 4, 2, 32 << 10)
+    return Tiles(rows, 64, rows, 4, 2, 48 << 10)
 
 
 def shared_memory(operation: str, item_size: int, block_size: int) -> int:
