@@ -15,7 +15,7 @@ SHORT   ?=
 # Where `make dist` puts the two wheels and the source archive.
 DIST    ?= dist
 
-.PHONY: help demo test test-quant quant-table test-matrix matrix-table check docs test-docs bench dist test-dist install clean
+.PHONY: help demo test test-quant quant-table test-matrix matrix-table check docs test-docs test-image-runs bench dist test-dist install clean
 
 help:
 	@echo "make demo   finetune a small language model and a small image model, write reports (under 6 minutes on 2 cores)"
@@ -89,6 +89,9 @@ docs: $(VENV)-docs/.installed
 
 test-docs: $(VENV)-docs/.installed
 	$(<D)/bin/python -m pytest tests/docs/guides_that_run.py $(ARGS)
+
+test-image-runs: $(STAMP)
+	$(BIN)/python -m pytest tests/recipes/image_runs_stopped_and_kept.py $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/orthotune bench targets --out benchmarks/results $(ARGS)
