@@ -27,6 +27,7 @@ help:
 	@echo "make matrix-table the same, and the table of docs/evidence/compatibility.md written anew"
 	@echo "make check  ruff and mypy"
 	@echo "make docs   the documents as a site, into build/site; fails at a link that leads nowhere"
+	@echo "make test-image-runs  image runs stopped, asked, made longer and continued (half a minute)"
 	@echo "make test-docs    every guide and notebook run from beginning to end (some minutes)"
 	@echo "make bench  the table of docs/evidence/speed.md (about 10 minutes on 2 quiet cores)"
 	@echo "make dist   the wheels of orthotune and orthotune-worlds and the source archive, into DIST=$(DIST)"

@@ -1,6 +1,6 @@
 """An image run that is stopped, asked, made longer, continued; the best parameters by a held-out loss.
 
-Some twenty runs of tiny models, `make test-image-runs`; `make test` does not collect this file.
+A dozen runs of tiny models, `make test-image-runs`; `make test` does not collect this file.
 """
 
 from __future__ import annotations
