@@ -1,4 +1,7 @@
-"""An image run that is stopped, asked, made longer, continued; the best parameters by a held-out loss."""
+"""An image run that is stopped, asked, made longer, continued; the best parameters by a held-out loss.
+
+A dozen runs of tiny models, `make test-image-runs`; `make test` does not collect this file.
+"""
 
 from __future__ import annotations
 
