@@ -160,9 +160,17 @@ def test_what_no_lora_can_hold_is_refused_with_the_reason(target: str, reason: s
     assert len(peft.convert_to_lora(model, rank=4, adapter_name="mix")[1]) == 2
 
 
+class Standardized(nn.Conv2d):
+    """As in BiT: a change of the weight is no change of the output that is added."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight / self.weight.std(), self.bias)
+
+
 @pytest.mark.parametrize(
     ("base", "reason"),
     [
+        (Standardized(6, 4, 3), "a Standardized, which computes with more"),
         (nn.ConvTranspose2d(6, 4, 3), "no transposed convolutions"),
         (nn.Conv2d(6, 4, 3, dilation=(2, 1)), r"dilation=\(2, 1\)"),
         (nn.Conv1d(6, 4, 3, padding=1, padding_mode="circular"), "padding_mode='circular'"),

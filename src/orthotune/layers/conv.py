@@ -72,6 +72,8 @@ class Conv(OFTLayer):
         kind = f"a {type(base).__name__} with"
         if base.groups > 1:
             return f"{kind} groups={base.groups}, whose kernel is no product of two convolutions"
+        if type(base).forward not in self.plain_forwards or type(base)._conv_forward not in _OWN:
+            return f"a {type(base).__name__}, which computes with more than the sum of its weight and a change"
         # PEFT makes the convolutions of a LoRA without these: it would be another map.
         if any(step > 1 and size > 1 for step, size in zip(base.dilation, base.kernel_size, strict=True)):
             return f"{kind} dilation={base.dilation}, which the convolutions of PEFT's LoRA do not have"
