@@ -207,6 +207,13 @@ def test_few_patches_are_rotated() -> None:
     torch.testing.assert_close(torch.func.vmap(model)(x[None])[0], model(x))
 
 
+def test_an_image_that_is_smaller_than_the_kernel_is_refused() -> None:
+    model, x = _adapted(nn.Conv2d(2, 10, 3), oft_block_size=6), torch.randn(1, 2, 2, 3, dtype=torch.float64)
+    assert explain(_layer(model), x).startswith("plan: patches")
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        model(x)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_patches_round_as_a_rotated_input_does(dtype: torch.dtype) -> None:
     """Also under autocast: the patch, the rotation and the product are each rounded once."""

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from orthotune import OFTConfig, get_peft_model
-from orthotune.errors import MergeError
+from orthotune import OFTConfig, get_peft_model, merge_aware, set_scale
+from orthotune.errors import MergeError, OrthotuneError
 from orthotune.quantized import registry
 from orthotune.runs.adapters import trainable
 from orthotune.tuner.first_step import keep_float32
@@ -48,6 +49,15 @@ def test_files(tmp_path: Path) -> None:
 
 def test_a_wrong_write_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     check_a_wrong_write_is_undone(SUBJECTS[0], monkeypatch)
+
+
+def test_a_merge_aware_forward_is_repeated_under_the_same_adapters() -> None:
+    model, x = SUBJECTS[0].model().train(), SUBJECTS[0].x().requires_grad_()
+    merge_aware(model)
+    y = checkpoint(model, x, use_reentrant=False)
+    set_scale(model, "default", 0.5)
+    with pytest.raises(OrthotuneError, match="run again under default at strength 0.5"):
+        y.sum().backward()
 
 
 def _net() -> nn.Sequential:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ from torch import nn
 
 from orthotune import OFTConfig, PeftModel, get_peft_model
 from orthotune.errors import ConfigError, UnsupportedLayerError
+from orthotune.rotation.reflections import Reflections
+from orthotune.rotation.spec import RotationSpec
+from orthotune.tuner.combination import Combination
 from tests.support.contract_cases import KINDS, Case, randomize
 
 X = torch.randn(5, 24, generator=torch.Generator().manual_seed(1))
@@ -167,3 +171,23 @@ def test_unknown_adapters_and_missing_weights() -> None:
         model.add_weighted_adapter(["A", "D"], [1, 1])
     with pytest.raises(ConfigError, match="one for each of the 2"):
         model.add_weighted_adapter(["A", "B"], [1])
+
+
+def test_the_rounding_of_directions_that_cancel_is_not_scaled() -> None:
+    """An adapter and its inverse, written in bfloat16: what is left is the rounding of a file."""
+    how = Combination((1.0, 1.0), "tangent", magnitude_correction=True)
+    one = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    both = torch.stack([one, -one.bfloat16().double()])
+    assert torch.equal(how.summed(both), both.sum(0))
+    both[1] = -0.9 * one
+    assert float(how.summed(both).norm()) == pytest.approx(1.9 * float(one.norm()))
+
+
+def test_reflections_of_other_widths_or_layouts_are_refused() -> None:
+    spec = RotationSpec(transform="reflections", rank=2)
+    wide, narrow = Reflections(spec, torch.ones(2, 12)), Reflections(spec, torch.ones(2, 8))
+    with pytest.raises(UnsupportedLayerError, match="'blk.lin'.*different numbers of features"):
+        Combination((1.0, 1.0)).joint_family("blk.lin", [wide, narrow])
+    channels = Reflections(replace(spec, conv="channels"), torch.ones(2, 12))
+    with pytest.raises(UnsupportedLayerError, match="'blk.conv'.*conv channels and kernel"):
+        Combination((1.0, 1.0)).joint_family("blk.conv", [wide, channels])

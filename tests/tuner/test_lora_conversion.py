@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,58 @@ def test_what_no_lora_can_hold_is_refused_with_the_reason(target: str, reason: s
     model.add_adapter("mix", OFTConfig(oft_block_size=2, target_modules=["mix"]))
     assert model.base_model.supports_lora_conversion("mix")
     assert len(peft.convert_to_lora(model, rank=4, adapter_name="mix")[1]) == 2
+
+
+class Standardized(nn.Conv2d):
+    """As in BiT: a change of the weight is no change of the output that is added."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight / self.weight.std(), self.bias)
+
+
+@pytest.mark.parametrize(
+    ("base", "reason"),
+    [
+        (Standardized(6, 4, 3), "a Standardized, which computes with more"),
+        (nn.ConvTranspose2d(6, 4, 3), "no transposed convolutions"),
+        (nn.Conv2d(6, 4, 3, dilation=(2, 1)), r"dilation=\(2, 1\)"),
+        (nn.Conv1d(6, 4, 3, padding=1, padding_mode="circular"), "padding_mode='circular'"),
+        (nn.Conv1d(6, 4, 1, dilation=2), None),
+        (nn.Conv1d(6, 4, 3, padding_mode="circular"), None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+@pytest.mark.parametrize("conv", ["kernel", "channels"])
+def test_convolutions_that_peft_makes_otherwise_are_refused(base: nn.Module, reason: str | None, conv: str) -> None:
+    config = OFTConfig(oft_block_size=2, target_modules=["0"], conv=conv, init_weights=False)
+    model = get_peft_model(nn.Sequential(copy.deepcopy(base)), config).eval()
+    x = torch.ones(1, 6, *[7] * len(base.kernel_size)).cumsum(2)
+    if reason is not None:
+        with pytest.raises(UnsupportedLayerError, match=f"layer '0' as LoRA.*{reason}"):
+            orthotune.as_lora(model, rank=4)
+        return
+    made = orthotune.as_lora(model, rank=100)
+    lora = get_peft_model(nn.Sequential(copy.deepcopy(base)), made.config)
+    peft.set_peft_model_state_dict(lora, made.tensors)
+    torch.testing.assert_close(lora.eval()(x), model(x), rtol=0, atol=1e-4)  # inputs up to 7
+
+
+def test_a_name_that_is_the_end_of_another_one() -> None:
+    def nested() -> nn.Module:
+        with seeded(3):
+            return nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.Linear(8, 12)), nn.Sequential(nn.Linear(12, 6)))
+
+    config = OFTConfig(oft_block_size=2, target_modules=r"0|1\.0", init_weights=False)
+    model = get_peft_model(nested(), config).eval()
+    made = orthotune.as_lora(model, rank=100)
+    assert made.config.r == 8 and list(made.config.rank_pattern.values()) == [4]
+    lora = get_peft_model(nested(), made.config)
+    assert {name for name, module in lora.named_modules() if hasattr(module, "lora_A")} == {
+        "base_model.model.0", "base_model.model.1.0"
+    }  # fmt: skip
+    peft.set_peft_model_state_dict(lora, made.tensors)
+    x = torch.ones(3, 4)
+    torch.testing.assert_close(lora.eval()(x), model(x), **CLOSE)
 
 
 def test_grouped_convolutions_and_wrong_arguments() -> None:

@@ -171,6 +171,8 @@ def convolve_patches(x: Tensor, W: Tensor, R: Tensor, shape: Geometry, known: Te
         >>> convolve_patches(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[1.0, 0.0]]]), swap, shape)
         tensor([[[-2., -3.]]])
     """
+    if min(shape.positions(tuple(x.shape[2:]))) < 1:
+        return convolve_plain(x, W, R, shape)  # torch refuses an image that is smaller than the kernel
     device = x.device.type
     if torch.is_autocast_enabled(device):
         if x.dtype is not torch.float64:

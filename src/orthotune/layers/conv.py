@@ -69,9 +69,17 @@ class Conv(OFTLayer):
 
     def no_lora_form(self) -> str | None:
         base = self.get_base_layer()
-        if base.groups == 1:
-            return None
-        return f"a {type(base).__name__} with groups={base.groups}, whose kernel is no product of two convolutions"
+        kind = f"a {type(base).__name__} with"
+        if base.groups > 1:
+            return f"{kind} groups={base.groups}, whose kernel is no product of two convolutions"
+        if type(base).forward not in self.plain_forwards or type(base)._conv_forward not in _OWN:
+            return f"a {type(base).__name__}, which computes with more than the sum of its weight and a change"
+        # PEFT makes the convolutions of a LoRA without these: it would be another map.
+        if any(step > 1 and size > 1 for step, size in zip(base.dilation, base.kernel_size, strict=True)):
+            return f"{kind} dilation={base.dilation}, which the convolutions of PEFT's LoRA do not have"
+        if base.padding_mode != "zeros" and any(base._reversed_padding_repeated_twice):
+            return f"{kind} padding_mode='{base.padding_mode}', which the convolutions of PEFT's LoRA do not have"
+        return None
 
     def matrices(self) -> dict[str, Tensor]:
         return {"": self.get_base_layer().weight.flatten(1)}
@@ -245,6 +253,9 @@ class TransposedConv(Conv):
 
     plain_forwards = (nn.ConvTranspose1d.forward, nn.ConvTranspose2d.forward, nn.ConvTranspose3d.forward)
     beyond_peft = "transposed convolutions"
+
+    def no_lora_form(self) -> str:
+        return f"a {type(self.get_base_layer()).__name__}, and PEFT's LoRA has no transposed convolutions"
 
     def natural(self, weight: Tensor) -> Tensor:
         return outputs_first(weight, self.get_base_layer().groups)

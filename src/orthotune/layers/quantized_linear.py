@@ -67,6 +67,8 @@ class QuantizedLinear(Linear):
 
     def _adapted(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.merge_aware and not (args or kwargs or self.merged_adapters) and self.in_use.adapters:
+            if self.training and not torch.compiler.is_compiling():
+                self._note_forward()
             with CALLS:
                 return through_quantizer(self, x)
         return super().forward(x, *args, **kwargs)

@@ -45,7 +45,7 @@ class RepeatedCall:
             return None
         if weight is None or x.dtype != self.dtype or self.rotation.training or looked_through_uncompiled():
             return None
-        if not self.memo.still(self.entry, weight):
+        if not self.memo.still(self.entry, weight, self.rotation._buffers.get("basis")):
             return None
         if not 0 < x.numel() < SHORT or not x.is_cpu or torch.is_autocast_enabled("cpu"):
             return None

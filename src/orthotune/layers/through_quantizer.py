@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from orthotune.layers.base import CALLS
 from orthotune.quantized.contract import Snapshot
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class _ThroughQuantizer(torch.autograd.Function):
         dx = dW = None
         with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
             if ctx.needs_input_grad[0]:
-                with stored(layer, ctx.kept):
+                with CALLS, stored(layer, ctx.kept):
                     weight = layer.library.dequantize(layer.get_base_layer())
                 dx = torch.matmul(g, weight.to(g.dtype)).to(x.dtype)
             if ctx.needs_input_grad[1]:

@@ -37,6 +37,8 @@ CombinationType = Literal["geodesic", "product", "tangent", "ties"]
 TYPES = ("geodesic", "product", "tangent", "ties")
 #: Largest distance of a Neumann series from the nearest rotation, so that the nearest one is unambiguous.
 _SERIES = 0.5
+#: Relative size of a sum of logarithms below which it is rounding: adapters are stored in float32, many in bfloat16.
+_ROUNDING = 2**-8
 #: Largest element of a Cayley parameter; beyond it the angle is pi up to float32 rounding.
 _LARGEST = 1e6
 
@@ -181,8 +183,8 @@ class Combination:
         lengths = tangents.flatten(1).norm(dim=1)
         wanted = sum(abs(weight) * float(length) for weight, length in zip(self.weights, lengths, strict=True))
         now = float(found.norm())
-        # Directions that cancel each other entirely leave none that could be scaled.
-        return found * (wanted / now) if now > 1e-9 * wanted else found
+        # Directions that cancel each other leave nothing but the rounding of their files, which is not to be scaled.
+        return found * (wanted / now) if now > _ROUNDING * wanted else found
 
     def _summed(self, tangents: Tensor) -> Tensor:
         weights = torch.tensor(self.weights, dtype=tangents.dtype, device=tangents.device)

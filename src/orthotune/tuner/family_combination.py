@@ -53,7 +53,7 @@ def joint_family(how: Rule, name: str, layers: Sequence[FamilyTransform | None])
     """
     held = [layer for layer in layers if layer is not None]
     first = held[0]
-    for what in ("transform", "variant", "side", "factors"):
+    for what in ("transform", "variant", "side", "factors", "conv"):
         found = sorted({str(getattr(layer.spec, what)) for layer in held})
         if len(found) > 1:
             _refuse(name, f"{what} {' and '.join(found)}", "the same in all adapters")
@@ -132,6 +132,8 @@ def _reflections(how: Rule, name: str, layers: Sequence[FamilyTransform | None],
         _refuse(name, "reflections whose determinant may be -1", "an even number, without gram_schmidt")
     if any(layer.numbers.shape[0] != layer.spec.rank for layer in held):
         _refuse(name, "a stack of experts", "one matrix")
+    if len({layer.numbers.shape[-1] for layer in held}) > 1:
+        _refuse(name, "reflections of different numbers of features", "adapters of one base")
     rank = sum(layer.spec.rank for layer in held)
     if rank > first.numbers.shape[-1]:
         _refuse(name, f"{rank} reflections of {first.numbers.shape[-1]} features", "no more vectors than features")

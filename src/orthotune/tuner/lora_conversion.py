@@ -8,6 +8,7 @@ the same factors from files (:func:`~orthotune.rotation.low_rank.lora_factors`).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -128,10 +129,11 @@ def as_lora(
         tensors |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
         layers_of.append(LowRankLayer(name, up.shape[1], off))
     most = max(layer.rank for layer in layers_of)
-    own = {layer.layer: layer.rank for layer in layers_of if layer.rank != most}
+    # PEFT matches a key against the end of a name, unless the key anchors the beginning with ^.
+    own = {f"^{re.escape(layer.layer)}": layer.rank for layer in layers_of if layer.rank != most}
     made = ErrorsBeside(
         r=most, lora_alpha=most, rank_pattern=own, alpha_pattern=dict(own), fan_in_fan_out=transposed,
-        target_modules={layer.layer for layer in layers_of}, inference_mode=True,
+        target_modules=_targets(model, {layer.layer for layer in layers_of}), inference_mode=True,
         base_model_name_or_path=getattr(config, "base_model_name_or_path", None),
         task_type=getattr(config, "task_type", None), modules_to_save=getattr(config, "modules_to_save", None),
     )  # fmt: skip
@@ -151,7 +153,7 @@ def _convertible(model: nn.Module, adapter_name: str) -> list[tuple[str, OFTLaye
         if (reason := layer.no_lora_form()) is not None:
             raise UnsupportedLayerError(
                 f"layer '{plain_name(_below_hosts(model, key))}' as LoRA", got=reason,
-                needed="linear layers and convolutions without groups",
+                needed="linear layers, and convolutions without groups, dilation and a padding mode",
                 do="Merge the adapter instead: merge_and_unload(), or orthotune export --to dense",
             )  # fmt: skip
     return layers
@@ -162,6 +164,13 @@ def _below_hosts(model: nn.Module, key: str) -> str:
     if hasattr(model, "base_model") and isinstance(model.base_model, BaseTuner):
         return key.removeprefix(IN_FILE)
     return key.removeprefix("model.") if isinstance(model, BaseTuner) else key
+
+
+def _targets(model: nn.Module, layers: set[str]) -> set[str] | str:
+    """The names, or a pattern of them where a name is the end of another module's, which PEFT would adapt, too."""
+    others = {plain_name(_below_hosts(model, key)) for key, _ in model.named_modules()} - layers
+    ends = (name.split(".", count)[-1] for name in others for count in range(1, name.count(".") + 1))
+    return "|".join(map(re.escape, sorted(layers))) if any(end in layers for end in ends) else layers
 
 
 def _factors(

@@ -37,8 +37,8 @@ class FamilyRotation(Exchanged):
     """Stored parameters ``weight`` ``(copies * rows, elements)`` of one adapter at one matrix.
 
     To a layer it is what :class:`~orthotune.layers.parametrization.rotation.Rotation` is, with an operator in the place
-    of the tensor of blocks. The operator is computed when the stored parameters have changed, and with its gradient in
-    every forward of a training step.
+    of the tensor of blocks. The operator is computed when the stored parameters or the basis have changed, and with its
+    gradient in every forward of a training step.
 
     ``basis`` holds the frozen numbers of a transform that has some, None for all others.
 
@@ -77,25 +77,27 @@ class FamilyRotation(Exchanged):
 
     def forward(self, every_block: bool = False) -> Operator:
         """The operator at the present strength; ``every_block`` is for blocks, of which some may be dropped."""
-        weight = self.weight
+        weight, basis = self.weight, self.basis
         if torch.is_grad_enabled() and weight.requires_grad:
             return self.compute()
-        if torch.compiler.is_compiling() or (looked_through() and wrapped(weight)):
+        if torch.compiler.is_compiling():
+            return self.compute()
+        if looked_through() and (wrapped(weight) or (basis is not None and wrapped(basis))):
             return self.compute()
         return self.known()
 
     def known(self) -> Operator:
-        """The operator without a gradient, from the memo while the parameter is unchanged."""
+        """The operator without a gradient, from the memo while parameter and basis are unchanged."""
         found: Operator | None = self.current()
         if found is None:
             with torch.inference_mode(False), torch.no_grad():
                 found = quicker(self.compute())
-                self.memo.keep(self.weight, self.weight.detach().clone(), R=found)
+                self.memo.keep(self.weight, self.weight.detach().clone(), self.basis, R=found)
         return found
 
     def current(self) -> Operator | None:
         """The value of :meth:`known` if it is cached, None if it is stale."""
-        found: Operator | None = self.memo.get(self.weight, "R")
+        found: Operator | None = self.memo.get(self.weight, "R", self.basis)
         return found
 
     def compute(self) -> Operator:

@@ -17,7 +17,8 @@ _compare.argtypes, _compare.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.
 class Memo:
     """Values computed from one parameter: the rotation, its autograd node, its planes.
 
-    The only rule: **a value is served only while its parameter is bit for bit the same as when it was computed.**
+    The only rule: **a value is served only while its parameter is bit for bit the same as when it was computed**, and
+    the frozen basis, for a transform that has one.
     The elements themselves are compared, not a version counter, so that no write can be missed, however it was made:
     through ``.data``, a numpy view, shared memory, an optimizer's kernel or another process. Values made of several
     rotations (joined, stacked) hold the very tensors that they were made of and are compared with what the memos serve
@@ -42,7 +43,7 @@ class Memo:
         #: counts how often everything was dropped
         self.epoch = 0
         # One tuple, so that a replica of the module in another thread never sees half of an entry.
-        self._entry: tuple[Tensor, dict[str, Any], int] | None = None
+        self._entry: tuple[Tensor, dict[str, Any], int, Tensor | None] | None = None
         self._why = "miss: nothing was computed yet"
 
     @staticmethod
@@ -50,8 +51,8 @@ class Memo:
         """Whether values of ``weight`` can be cached: it must be a plain tensor in CPU memory."""
         return weight.device.type == "cpu" and type(weight) in (nn.Parameter, Tensor)
 
-    def get(self, weight: Tensor, name: str) -> Any:
-        """The value ``name`` if it is cached and not stale for ``weight``, else None."""
+    def get(self, weight: Tensor, name: str, basis: Tensor | None = None) -> Any:
+        """The value ``name`` if it is cached and not stale for ``weight`` and its ``basis``, else None."""
         entry = self._entry
         if entry is None:
             return None
@@ -66,6 +67,9 @@ class Memo:
         if not same:
             self.drop("miss: the parameter has changed")
             return None
+        if basis is not entry[3] and not _same(entry[3], basis):
+            self.drop("miss: the basis has changed")
+            return None
         return entry[1].get(name)
 
     @property
@@ -73,8 +77,8 @@ class Memo:
         """The present entry; a different object after any change."""
         return self._entry
 
-    def still(self, entry: object, weight: Tensor) -> bool:
-        """Whether ``entry`` is the present entry and not stale for ``weight``."""
+    def still(self, entry: object, weight: Tensor, basis: Tensor | None = None) -> bool:
+        """Whether ``entry`` is the present entry and not stale for ``weight`` and its ``basis``."""
         kept = self._entry
         if kept is None or kept is not entry:
             return False
@@ -85,6 +89,7 @@ class Memo:
             and weight.is_cpu
             and weight.is_contiguous()
             and not _compare(kept[2], weight.data_ptr(), numbers.nbytes)
+            and (basis is kept[3] or _same(kept[3], basis))
         )
 
     def peek(self, name: str) -> Any:
@@ -92,11 +97,18 @@ class Memo:
         entry = self._entry
         return None if entry is None else entry[1].get(name)
 
-    def keep(self, weight: Tensor, numbers: Tensor, **values: Any) -> None:
-        """Cache ``values`` computed from ``weight``, of which ``numbers`` is a copy, and drop all others."""
-        if self.can_hold(weight):
-            numbers = numbers.contiguous()
-            self._entry, self._why = (numbers, values, numbers.data_ptr()), "hit"
+    def keep(self, weight: Tensor, numbers: Tensor, basis: Tensor | None = None, **values: Any) -> None:
+        """Cache ``values`` computed from ``weight``, of which ``numbers`` is a copy, and drop all others.
+
+        Args:
+            weight: the parameter.
+            numbers: a copy of it.
+            basis: frozen numbers that the values were computed from, too; they are copied.
+            values: what is cached.
+        """
+        if self.can_hold(weight) and (basis is None or self.can_hold(basis)):
+            numbers, basis = numbers.contiguous(), None if basis is None else basis.detach().clone().contiguous()
+            self._entry, self._why = (numbers, values, numbers.data_ptr(), basis), "hit"
 
     def add(self, **values: Any) -> None:
         """Add values computed from the same elements; without effect if nothing is cached."""
@@ -115,3 +127,12 @@ class Memo:
             return self._why
         kept = sorted(name for name, value in entry[1].items() if value is not None)
         return f"{self._why}: {', '.join(kept)} cached"
+
+
+def _same(kept: Tensor | None, now: Tensor | None) -> bool:
+    """Whether two bases are bit for bit the same."""
+    if kept is None or now is None or not now.is_cpu or not now.is_contiguous():
+        return False
+    if now.dtype is not kept.dtype or now.shape != kept.shape:
+        return False
+    return not _compare(kept.data_ptr(), now.data_ptr(), kept.nbytes)

@@ -72,7 +72,8 @@ def factors(
     for change in wanted:
         if (reason := change.layer.no_lora_form()) is not None:
             raise UnsupportedLayerError(
-                f"layer '{change.name}' as LoRA", got=reason, needed="linear layers and convolutions without groups",
+                f"layer '{change.name}' as LoRA", got=reason,
+                needed="linear layers, and convolutions without groups, dilation and a padding mode",
                 do="Export with --to dense or --to diff",
             )  # fmt: skip
     for change in wanted:
