@@ -8,6 +8,7 @@ the same factors from files (:func:`~orthotune.rotation.low_rank.lora_factors`).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -26,7 +27,7 @@ from orthotune.errors import ConfigError, UnsupportedLayerError
 from orthotune.files.json_file import write_json
 from orthotune.layers.base import OFTLayer
 from orthotune.rotation.low_rank import lora_factors
-from orthotune.tuner.places import adapted_layers, plain_name
+from orthotune.tuner.places import adapted_layers, meaning, plain_name
 
 #: What a LoRA lost of each layer, beside its tensors.
 ERRORS_FILE = "lora_errors.json"
@@ -128,10 +129,12 @@ def as_lora(
         tensors |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
         layers_of.append(LowRankLayer(name, up.shape[1], off))
     most = max(layer.rank for layer in layers_of)
-    own = {layer.layer: layer.rank for layer in layers_of if layer.rank != most}
+    # PEFT and vLLM match a key against the end of a name, unless the key anchors the beginning with ^.
+    own = {f"^{re.escape(layer.layer)}": layer.rank for layer in layers_of if layer.rank != most}
+    modules = [plain_name(_below_hosts(model, key)) for key, _ in model.named_modules() if ".oft_" not in key]
     made = ErrorsBeside(
         r=most, lora_alpha=most, rank_pattern=own, alpha_pattern=dict(own), fan_in_fan_out=transposed,
-        target_modules={layer.layer for layer in layers_of}, inference_mode=True,
+        target_modules=meaning([layer.layer for layer in layers_of], modules), inference_mode=True,
         base_model_name_or_path=getattr(config, "base_model_name_or_path", None),
         task_type=getattr(config, "task_type", None), modules_to_save=getattr(config, "modules_to_save", None),
     )  # fmt: skip
