@@ -74,6 +74,33 @@ def test_every_kind_with_a_lora_form_is_a_lora_of_full_rank(fields: dict[str, An
     assert set(errors) == set(KINDS) and all(found["relative_error"] < 1e-5 for found in errors.values())
 
 
+class Within(nn.Module):
+    """A layer with the name of a layer inside of another module, and fewer outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.ModuleDict({"lin": nn.Linear(12, 20)})
+        self.free = nn.Linear(20, 12)
+        self.lin = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lin(self.free(self.block["lin"](x).tanh()))
+
+
+@pytest.mark.parametrize("targets", [["lin"], "lin"], ids=["both", "outer"])
+def test_a_name_that_ends_as_another_one_keeps_its_own_rank(targets: Any, tmp_path: Path) -> None:
+    with seeded(3):
+        first, second = Within().eval(), Within().eval()
+    second.load_state_dict(first.state_dict())
+    model = randomize(get_peft_model(first, OFTConfig(oft_block_size=2, target_modules=targets))).eval()
+    expected = model(inputs())
+    peft.save_as_lora(tmp_path, model, rank=1000)
+    lora = PeftModel.from_pretrained(second, str(tmp_path)).eval()
+    torch.testing.assert_close(lora(inputs()), expected, **CLOSE)
+    found = {name for name, module in lora.named_modules() if name.endswith(".lora_A")}
+    assert len(found) == len(json.loads((tmp_path / "lora_errors.json").read_text()))
+
+
 @pytest.mark.parametrize("transform", ["reflections", "psoft", "ether"])
 def test_other_transforms(transform: str) -> None:
     model = adapted(**{"target_modules": ["wide", "turned"]} | TRANSFORMS[transform])

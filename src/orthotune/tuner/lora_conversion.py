@@ -27,7 +27,7 @@ from orthotune.errors import ConfigError, UnsupportedLayerError
 from orthotune.files.json_file import write_json
 from orthotune.layers.base import OFTLayer
 from orthotune.rotation.low_rank import lora_factors
-from orthotune.tuner.places import adapted_layers, plain_name
+from orthotune.tuner.places import adapted_layers, meaning, plain_name
 
 #: What a LoRA lost of each layer, beside its tensors.
 ERRORS_FILE = "lora_errors.json"
@@ -129,11 +129,12 @@ def as_lora(
         tensors |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
         layers_of.append(LowRankLayer(name, up.shape[1], off))
     most = max(layer.rank for layer in layers_of)
-    # PEFT matches a key against the end of a name, unless the key anchors the beginning with ^.
+    # PEFT and vLLM match a key against the end of a name, unless the key anchors the beginning with ^.
     own = {f"^{re.escape(layer.layer)}": layer.rank for layer in layers_of if layer.rank != most}
+    modules = [plain_name(_below_hosts(model, key)) for key, _ in model.named_modules() if ".oft_" not in key]
     made = ErrorsBeside(
         r=most, lora_alpha=most, rank_pattern=own, alpha_pattern=dict(own), fan_in_fan_out=transposed,
-        target_modules=_targets(model, {layer.layer for layer in layers_of}), inference_mode=True,
+        target_modules=meaning([layer.layer for layer in layers_of], modules), inference_mode=True,
         base_model_name_or_path=getattr(config, "base_model_name_or_path", None),
         task_type=getattr(config, "task_type", None), modules_to_save=getattr(config, "modules_to_save", None),
     )  # fmt: skip
@@ -164,13 +165,6 @@ def _below_hosts(model: nn.Module, key: str) -> str:
     if hasattr(model, "base_model") and isinstance(model.base_model, BaseTuner):
         return key.removeprefix(IN_FILE)
     return key.removeprefix("model.") if isinstance(model, BaseTuner) else key
-
-
-def _targets(model: nn.Module, layers: set[str]) -> set[str] | str:
-    """The names, or a pattern of them where a name is the end of another module's, which PEFT would adapt, too."""
-    others = {plain_name(_below_hosts(model, key)) for key, _ in model.named_modules()} - layers
-    ends = (name.split(".", count)[-1] for name in others for count in range(1, name.count(".") + 1))
-    return "|".join(map(re.escape, sorted(layers))) if any(end in layers for end in ends) else layers
 
 
 def _factors(

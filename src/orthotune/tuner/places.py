@@ -40,6 +40,19 @@ def is_called(key: str, name: str) -> bool:
     return key == name or key.endswith(f".{name}")
 
 
+def meaning(targets: list[str], names: Iterable[str]) -> list[str] | str:
+    """A value of ``target_modules`` that matches only ``targets``: PEFT also matches a name against the end of others.
+
+    Example:
+        >>> meaning(["lin"], ["lin", "blk.conv"]), meaning(["lin"], ["lin", "blk.lin"])
+        (['lin'], 'lin')
+    """
+    ends = tuple(f".{name}" for name in targets)
+    if not any(name.endswith(ends) for name in set(names) - set(targets)):
+        return sorted(targets)
+    return "|".join(re.escape(name) for name in sorted(targets))
+
+
 def calls_some(name: str, keys: Iterable[str]) -> bool:
     """Whether a name in a list of a config matches any of the modules ``keys``."""
     return any(is_called(key, name) for key in keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +181,22 @@ def test_pieces_of_sentencepiece(tmp_path: Path) -> None:
         vocabulary.read_vocabulary(tmp_path, 263)
 
 
+@pytest.mark.parametrize("fallback", [False, True], ids=["bytes", "pieces"])
+def test_changes_of_texts_that_readers_do_not_make_are_not_direct(fallback: bool, tmp_path: Path) -> None:
+    def reason(*kinds: str) -> str | None:
+        parts = [{"type": kind} for kind in kinds]
+        content = {
+            "model": {"type": "BPE", "byte_fallback": fallback}, "pre_tokenizer": {"type": "ByteLevel"},
+            "normalizer": {"type": "Sequence", "normalizers": parts} if parts else None,
+        }  # fmt: skip
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+        return vocabulary.not_direct(tmp_path)
+
+    assert reason() is None and reason(*(["Prepend", "Replace"] if fallback else ["NFC"])) is None
+    found = reason("Lowercase", "Replace")
+    assert found is not None and "Lowercase" in found
+
+
 @pytest.fixture
 def call() -> Callable[..., Any]:
     """The command line, as a shell calls it."""
@@ -231,6 +248,7 @@ def test_what_readers_would_take_for_another_model_is_not_direct() -> None:
     assert "sliding window of 8" in reason("mistral", sliding_window=8)
     assert "query_pre_attn_scalar=64" in reason("gemma2", query_pre_attn_scalar=64)
     assert "softcapping" in reason("gemma2", final_logit_softcapping=None)
+    assert "final_logit_softcapping=30.0" in reason("gemma3", final_logit_softcapping=30.0)
     assert "another order" in reason("gemma3", layer_types=["full_attention"] * 2)
 
 

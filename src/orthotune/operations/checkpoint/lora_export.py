@@ -24,9 +24,9 @@ from orthotune.formats.names.modules import name_in_tools
 from orthotune.operations.checkpoint.changes import Change, changes
 from orthotune.operations.checkpoint.diff_export import spelled_changes
 from orthotune.operations.checkpoint.stream import DenseMerge
-from orthotune.operations.fitting.fit import meaning
 from orthotune.rotation.low_rank import lora_factors
 from orthotune.tuner.lora_conversion import ERRORS_FILE
+from orthotune.tuner.places import meaning
 
 PIPELINE_FILE = "pytorch_lora_weights.safetensors"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,6 +23,7 @@ from orthotune.rotation.family import FamilyTransform
 from orthotune.rotation.frozen import FrozenMap
 from orthotune.rotation.spec import RotationSpec
 from orthotune.tuner.config import OFTConfig
+from orthotune.tuner.places import meaning
 
 
 @dataclass
@@ -253,16 +253,3 @@ def _one_size(fitted: Fit) -> int | None:
         if all(nearest_divisor(fitted.features[name], wanted) == size for name, size in sizes.items()):
             return wanted
     return None
-
-
-def meaning(targets: list[str], names: Iterable[str]) -> list[str] | str:
-    """A value of ``target_modules`` that matches only ``targets``: PEFT also matches a name against the end of others.
-
-    Example:
-        >>> meaning(["lin"], ["lin", "blk.conv"]), meaning(["lin"], ["lin", "blk.lin"])
-        (['lin'], 'lin')
-    """
-    ends = tuple(f".{name}" for name in targets)
-    if not any(name.endswith(ends) for name in set(names) - set(targets)):
-        return sorted(targets)
-    return "|".join(re.escape(name) for name in sorted(targets))

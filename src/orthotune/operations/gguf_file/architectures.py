@@ -97,6 +97,9 @@ def _refuse_gemma3(config: Any) -> str | None:
     local = _rope(config, "sliding_attention").get("rope_theta")
     if local != 10000.0:
         return f"rope_theta={local} in layers with a sliding window"
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if getattr(config, name, None) is not None:
+            return f"{name}={getattr(config, name)}"
     return _gemma(config, 6)
 
 

@@ -25,6 +25,9 @@ SPLITS = {
         r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ): "tekken",
 }
+#: Model of a tokenizer in GGUF -> changes of a text before it is split that readers make themselves, or that leave
+#: usual texts as they are (NFC: llama.cpp's converter leaves it out, too).
+NORMALIZERS = {"gpt2": {"NFC"}, "llama": {"Prepend", "Replace"}}
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 #: What SentencePiece writes for a space.
 SPACE = "\u2581"
@@ -63,6 +66,9 @@ def not_direct(folder: Path) -> str | None:
     model = content.get("model") or {}
     if model.get("type") != "BPE":
         return f"a tokenizer of the type {model.get('type')}"
+    normalizers = {str(part.get("type")) for part in _parts(content.get("normalizer"), "normalizers")}
+    if other := normalizers - NORMALIZERS["llama" if model.get("byte_fallback") else "gpt2"]:
+        return f"a tokenizer that changes texts by {', '.join(sorted(other))}, which GGUF has no name for"
     if model.get("byte_fallback"):
         return None
     return None if _split(content) is not None else "a tokenizer that splits texts in a way without a name in GGUF"
