@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 from orthotune.errors import AdapterFileError, ConfigError, OrthotuneError
 from orthotune.files.installed_worlds import current, model_folder
 from orthotune.files.json_file import read_json
-from orthotune.files.run_adapter import FINISHED, IMAGE_RECIPES, STARTED
+from orthotune.files.run_adapter import FINISHED, IMAGE_RECIPES, STARTED, STOPPED
 from orthotune.formats.adapter_file import CONFIG_NAME
 from orthotune.image.adapter.adapters import NAME
 from orthotune.image.adapter.saved_adapter import load_adapter
@@ -142,7 +142,9 @@ def open_pipeline(
             do="Generate with orthotune.ControlPipeline.from_pretrained(BASE, ADAPTER), as the guide to control shows",
         )  # fmt: skip
     wanted = wanted or _recorded(adapter)
-    family = _loaded(wanted, dtype, known.get("base_config"))
+    family = _loaded(wanted, dtype, None if base else known.get("base_config"))
+    if expert := _expert_of(adapter):
+        family.train_expert(expert)
     _add(family, adapter)
     return OpenedPipeline(family, name, wanted, adapter, known)
 
@@ -163,16 +165,28 @@ def _settings_of_run(path: Path) -> Mapping[str, Any] | None:
     return found
 
 
+def _expert_of(adapter: Path) -> str | None:
+    """Which of several denoisers the run trained that an adapter or a checkpoint lies in: their layers share names."""
+    for folder in (adapter.parent, adapter.parent.parent):
+        with suppress(OrthotuneError):  # a file of that name that is no record of a run
+            started = read_json(folder / STARTED) if (folder / STARTED).is_file() else {}
+            if started.get("recipe") in IMAGE_RECIPES:
+                expert: str | None = started.get("expert")
+                return expert
+    return None
+
+
 def _adapter_of_run(path: Path) -> Path:
+    complete = any((path / name).is_file() for name in (FINISHED, STOPPED))
+    found = None if complete else newest(path / "checkpoints")
+    if found is not None and _is_adapter(found):
+        return found  # newer than an adapter that an earlier stop of the same run, or a shorter run, has left
     if (path / "adapter").is_dir():
         return path / "adapter"
-    found = newest(path / "checkpoints")
-    if found is None or not _is_adapter(found):
-        raise AdapterFileError(
-            f"the run in {path}", got="no adapter and no checkpoint with one",
-            do="Go on with the same command and resume=auto, or touch save-now in the run directory while it trains",
-        )  # fmt: skip
-    return found
+    raise AdapterFileError(
+        f"the run in {path}", got="no adapter and no checkpoint with one",
+        do="Go on with the same command and resume=auto, or touch save-now in the run directory while it trains",
+    )  # fmt: skip
 
 
 def _is_adapter(path: Path) -> bool:
