@@ -15,6 +15,7 @@ from torch import nn
 from orthotune.errors import ConfigError, DataError, RecipeError
 from orthotune.files.json_file import write_json
 from orthotune.image.adapter.prior import WithPrior
+from orthotune.image.adapter.saved_adapter import expert_of
 from orthotune.image.data.cache import ImageDataset
 from orthotune.image.data.caption_tags import Tags
 from orthotune.image.data.captions import read_examples
@@ -28,7 +29,7 @@ from orthotune.image.held_out import hold_out
 from orthotune.image.loop.memory_estimate import OPTIMIZER_BYTES
 from orthotune.image.loop.optimizer import make_optimizer
 from orthotune.image.loop.options import LoopOptions, OptimizerName
-from orthotune.image.opened_pipeline import _adapter_of_run, _expert_of
+from orthotune.image.opened_pipeline import _adapter_of_run
 from orthotune.image.training_sheet import draw_training
 from orthotune.recipes.text_to_image import TextToImageSettings
 from tests.support.tiny_pipelines import tiny_pipeline
@@ -139,6 +140,6 @@ def test_an_unfinished_run_is_its_newest_checkpoint_and_its_expert(
         write_json(tmp_path / record, {})
         assert _adapter_of_run(tmp_path) == tmp_path / "adapter"
         (tmp_path / record).unlink()
-    assert _expert_of(newest) == _expert_of(tmp_path / "adapter") == "low-noise"
+    assert expert_of(newest) == expert_of(tmp_path / "adapter") == "low-noise"
     with pytest.raises(ConfigError, match="seed 99999999999999999999"):
         draw(SimpleNamespace(), "a", seeds=99999999999999999999)  # type: ignore[arg-type]

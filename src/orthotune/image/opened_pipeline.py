@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from orthotune.files.json_file import read_json
 from orthotune.files.run_adapter import FINISHED, IMAGE_RECIPES, STARTED, STOPPED
 from orthotune.formats.adapter_file import CONFIG_NAME
 from orthotune.image.adapter.adapters import NAME
-from orthotune.image.adapter.saved_adapter import load_adapter
+from orthotune.image.adapter.saved_adapter import expert_of, load_adapter
 from orthotune.image.families.pipeline_family import PipelineFamily
 from orthotune.image.families.registry import open_family
 from orthotune.operations.adapter import HINT_ENCODER, read_once
@@ -143,7 +143,7 @@ def open_pipeline(
         )  # fmt: skip
     wanted = wanted or _recorded(adapter)
     family = _loaded(wanted, dtype, None if base else known.get("base_config"))
-    if expert := _expert_of(adapter):
+    if expert := expert_of(adapter):
         family.train_expert(expert)
     _add(family, adapter)
     return OpenedPipeline(family, name, wanted, adapter, known)
@@ -163,17 +163,6 @@ def _settings_of_run(path: Path) -> Mapping[str, Any] | None:
         )  # fmt: skip
     found: Mapping[str, Any] = record.get("settings") or started
     return found
-
-
-def _expert_of(adapter: Path) -> str | None:
-    """Which of several denoisers the run trained that an adapter or a checkpoint lies in: their layers share names."""
-    for folder in (adapter.parent, adapter.parent.parent):
-        with suppress(OrthotuneError):  # a file of that name that is no record of a run
-            started = read_json(folder / STARTED) if (folder / STARTED).is_file() else {}
-            if started.get("recipe") in IMAGE_RECIPES:
-                expert: str | None = started.get("expert")
-                return expert
-    return None
 
 
 def _adapter_of_run(path: Path) -> Path:
