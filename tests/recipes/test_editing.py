@@ -141,3 +141,12 @@ def test_references_for_a_model_that_reads_none_are_refused(folder: Path) -> Non
             job(settings.model_copy(update=more), say=lambda _: None)
     with pytest.raises(ValueError, match="rest_encoders needs encodings that are kept"):
         TextToImageSettings(rest_encoders=True, cache=False)
+
+
+def test_a_table_with_columns_for_editing_still_trains_a_model_of_captions(folder: Path) -> None:
+    table, said = folder / "rows.jsonl", list[str]()
+    row = {"image": "after/0.png", "text": "a", "mask": "no/such.png", "reference": "before/0.png"}
+    table.write_text(json.dumps(row), encoding="utf-8")
+    found = job(TextToImageSettings(model="image-world", data=str(table)), say=said.append)
+    assert found.sampler is None and found.prompts == ["a"]
+    assert any("are not read: image-world reads captions alone" in one for one in said)

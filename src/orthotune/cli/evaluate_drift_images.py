@@ -43,7 +43,7 @@ def measure_images(
     """
     import torch
 
-    from orthotune.image.adapter.saved_adapter import load_adapter
+    from orthotune.image.adapter.saved_adapter import expert_of, load_adapter
     from orthotune.image.families.registry import open_family
     from orthotune.metrics.image_drift import image_drift
     from orthotune.operations.load import load_adapter as load_file
@@ -52,6 +52,8 @@ def measure_images(
     prompts = _prompts(data, base, limit)
     features, seen_by = _features(model, base)
     family = open_family(image_world.PIPELINE if base == WORLD else base, torch.float32, "cpu")
+    if expert := expert_of(adapter):
+        family.train_expert(expert)
     seeds = list(range(seed, seed + len(prompts)))
     before = family.generate(prompts, seeds, steps=steps, guidance=guidance)
     if adapter.is_dir():

@@ -103,6 +103,8 @@ def draw(
     levels = [float(strengths)] if isinstance(strengths, int | float) else [float(one) for one in strengths]
     if not numbers or not levels:
         raise ConfigError("seeds and strengths", got="an empty list", needed="at least one of each")
+    if wrong := [one for one in numbers if not -(2**63) <= one < 2**64]:
+        raise ConfigError(f"seed {wrong[0]}", needed="a whole number of 64 bits")
     opened = source if isinstance(source, OpenedPipeline) else open_pipeline(source, base, dtype)
     columns = _columns(opened, levels, both)
     options = _options(opened, steps, guidance, height, width)

@@ -133,9 +133,9 @@ def _divided(data: Dataset, amount: float, seed: int) -> tuple[Part, Part]:
     return Part(data, [index for index in range(len(names)) if names[index] not in chosen]), Part(data, held)
 
 
-def _names(data: Dataset) -> list[str]:
-    """What tells the images of a data set apart; repeats of an image have its name."""
+def _names(data: Dataset) -> list[str | bytes]:
+    """What tells the images of a data set apart; repeats of an image have the same, files of two folders never."""
     examples = getattr(data, "examples", None)
     if examples is None:
         return [str(index) for index in range(len(data))]
-    return [example.image.name for example in examples]
+    return [example.image.key for example in examples]

@@ -14,10 +14,10 @@ from torch import nn
 from orthotune.errors import AdapterFileError, ConfigError, OrthotuneError
 from orthotune.files.installed_worlds import current, model_folder
 from orthotune.files.json_file import read_json
-from orthotune.files.run_adapter import FINISHED, IMAGE_RECIPES, STARTED
+from orthotune.files.run_adapter import FINISHED, IMAGE_RECIPES, STARTED, STOPPED
 from orthotune.formats.adapter_file import CONFIG_NAME
 from orthotune.image.adapter.adapters import NAME
-from orthotune.image.adapter.saved_adapter import load_adapter
+from orthotune.image.adapter.saved_adapter import expert_of, load_adapter
 from orthotune.image.families.pipeline_family import PipelineFamily
 from orthotune.image.families.registry import open_family
 from orthotune.operations.adapter import HINT_ENCODER, read_once
@@ -142,7 +142,9 @@ def open_pipeline(
             do="Generate with orthotune.ControlPipeline.from_pretrained(BASE, ADAPTER), as the guide to control shows",
         )  # fmt: skip
     wanted = wanted or _recorded(adapter)
-    family = _loaded(wanted, dtype, known.get("base_config"))
+    family = _loaded(wanted, dtype, None if base else known.get("base_config"))
+    if expert := expert_of(adapter):
+        family.train_expert(expert)
     _add(family, adapter)
     return OpenedPipeline(family, name, wanted, adapter, known)
 
@@ -164,15 +166,16 @@ def _settings_of_run(path: Path) -> Mapping[str, Any] | None:
 
 
 def _adapter_of_run(path: Path) -> Path:
+    complete = any((path / name).is_file() for name in (FINISHED, STOPPED))
+    found = None if complete else newest(path / "checkpoints")
+    if found is not None and _is_adapter(found):
+        return found  # newer than an adapter that an earlier stop of the same run, or a shorter run, has left
     if (path / "adapter").is_dir():
         return path / "adapter"
-    found = newest(path / "checkpoints")
-    if found is None or not _is_adapter(found):
-        raise AdapterFileError(
-            f"the run in {path}", got="no adapter and no checkpoint with one",
-            do="Go on with the same command and resume=auto, or touch save-now in the run directory while it trains",
-        )  # fmt: skip
-    return found
+    raise AdapterFileError(
+        f"the run in {path}", got="no adapter and no checkpoint with one",
+        do="Go on with the same command and resume=auto, or touch save-now in the run directory while it trains",
+    )  # fmt: skip
 
 
 def _is_adapter(path: Path) -> bool:

@@ -32,11 +32,12 @@ def draw_training(data: Dataset, path: Path) -> bool:
         data = data.subject
     indices = data.indices if isinstance(data, Part) else range(len(data))
     examples: list[Any] = getattr(data.data if isinstance(data, Part) else data, "examples", [])
-    shown = {examples[index].image.name: examples[index].image for index in indices if index < len(examples)}
+    shown = {examples[index].image.key: examples[index].image for index in indices if index < len(examples)}
     if not shown:
         return False
-    images = [image.pixels() for image in list(shown.values())[:MOST]]
-    names = [name.rpartition("/")[2][:20] for name in list(shown)[:MOST]]
+    chosen = list(shown.values())[:MOST]
+    images = [image.pixels() for image in chosen]
+    names = [image.name.rpartition("/")[2][:20] for image in chosen]
     with atomic_write(path) as partial:
         draw_sheet(names, [("", images)], partial, cell_for_screen(len(images), 1))
     return True

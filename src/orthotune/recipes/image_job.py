@@ -18,7 +18,7 @@ from orthotune.image.families.family import Family
 from orthotune.image.families.registry import FAMILIES, open_family
 from orthotune.image.held_out import hold_out
 from orthotune.image.loop.accelerator import check_precision, storage_dtype
-from orthotune.image.loop.optimizer import check_optimizer
+from orthotune.image.loop.optimizer import check_optimizer, make_optimizer
 from orthotune.image.loop.options import LoopOptions
 from orthotune.image.loop.order import Dataset
 from orthotune.image.loop.samples import Sampler
@@ -95,6 +95,7 @@ def plan_image(settings: ImageSettings, job: ImageJob) -> list[str]:
         data, held = divided(settings, job.data(family, None))
         notes = adapt(family, settings, job)
         trainee = Trainee(family, job.hint_encoder(family) if job.hint_encoder else None)
+        make_optimizer(trainee.learning(), LoopOptions.of(settings))
     seen = settings.steps * settings.batch_size * settings.gradient_accumulation
     sizes = Counter(data.bucket(index) for index in range(len(data)))
     trained, total = adapters.trainable(trainee)

@@ -191,6 +191,9 @@ class ImageSettings(MethodSettings):
         if self.rest_encoders and (self.train_text_encoder or not self.cache):
             fault = "rest_encoders needs encodings that are kept, and frozen text encoders"
             raise SettingError("rest_encoders", fault, "Leave out cache=false and train_text_encoder=true")
+        if self.rest_encoders and self.tags.vary:
+            fault = "rest_encoders needs captions that are encoded once, and tags that vary are encoded at each step"
+            raise SettingError("rest_encoders", fault, "Leave out shuffle_tags and tag_dropout, or rest_encoders")
         return self
 
     @model_validator(mode="after")

@@ -159,7 +159,7 @@ def _classes(
     for place, prompt in enumerate(prompts):
         if run_dir is None:
             # Nothing is generated in a dry run; placeholders have the size of the class images.
-            images = [ImageFile(str(index), b"", side, side) for index in range(count)]
+            images = [ImageFile(f"{number}/{place}/{index}", b"", side, side) for index in range(count)]
         else:
             folder = concept.class_images or _class_folder(settings, number, run_dir)
             images = class_images(

@@ -18,6 +18,7 @@ from orthotune.image.data.captions import Example, read_caption_rows, read_examp
 from orthotune.image.editing.dataset import EditingDataset
 from orthotune.image.editing.examples import RANDOM, EditExample, read_edits
 from orthotune.image.families.family import Family
+from orthotune.image.families.registry import reads_of
 from orthotune.recipes.editing_samples import editing_sampler
 from orthotune.recipes.image_job import ImageJob, dataset_options, plan_image
 from orthotune.recipes.image_run import run_image
@@ -25,6 +26,7 @@ from orthotune.recipes.image_settings import WORLD, ImageSettings
 from orthotune.recipes.method_settings import SettingError
 from orthotune.recipes.rewind_images import rewound_as_asked
 from orthotune.runs.record import RunRecord
+from orthotune.worlds.image import PIPELINE
 
 #: Number of captions of the data that are used as sample prompts if none are given.
 SHOWN = 4
@@ -77,6 +79,11 @@ class TextToImageSettings(ImageSettings):
             raise SettingError("cache_dir", "cache_dir without a cache", "Leave out cache=false or cache_dir")
         if self.data == WORLD and self.edits:
             raise SettingError("references", "references or masks without images", "Add data=FOLDER")
+        if self.masks in ("none", "alpha", "files") and not Path(self.masks).exists():
+            fault = (
+                f"masks={self.masks}: masks names a folder, whose masks are white where a model of inpainting paints"
+            )
+            raise SettingError("masks", fault, f"Write loss_masks={self.masks} for where the loss counts")
         return self
 
     @property
@@ -117,7 +124,7 @@ def job(settings: TextToImageSettings, say: Callable[[str], None] = print, bar: 
         say: gets messages.
         bar: show progress bars.
     """
-    if settings.data != WORLD and (settings.edits or _has_edits(settings.data)):
+    if settings.data != WORLD and (settings.edits or _reads_edits(settings, say)):
         return _editing_job(settings, say, bar)
     examples = _examples(settings, say)
 
@@ -152,10 +159,16 @@ def _options(settings: TextToImageSettings) -> dict[str, Any]:
     return dataset_options(settings) | {"crop": settings.crop, "cache_dir": settings.cache_dir}
 
 
-def _has_edits(data: str) -> bool:
-    """Whether the rows of a table have references or masks of their own."""
-    rows = read_caption_rows(data)
-    return any(row.references or row.mask is not None for row in rows[:1])
+def _reads_edits(settings: TextToImageSettings, say: Callable[[str], None]) -> bool:
+    """Whether the rows of a table have references or masks of their own, and the model reads such."""
+    rows = read_caption_rows(settings.data)
+    if not any(row.references or row.mask is not None for row in rows[:1]):
+        return False
+    model = str(PIPELINE) if settings.model == WORLD else settings.model
+    if reads_of(model, settings.base_config):
+        return True
+    say(f"The references or masks in {settings.data} are not read: {settings.model} reads captions alone.")
+    return False
 
 
 def _editing_job(settings: TextToImageSettings, say: Callable[[str], None], bar: bool) -> ImageJob:

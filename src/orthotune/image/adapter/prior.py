@@ -31,6 +31,7 @@ class WithPrior:
 
     def __init__(self, subject: Dataset, classes: Dataset, weight: float = 1.0, keep: bool = False) -> None:
         self.subject, self.classes, self.weight, self.keep = subject, classes, weight, keep
+        self.epoch_in_index = any(getattr(one, "epoch_in_index", False) for one in (subject, classes))
         sizes = {one.bucket(index) for one in (subject, classes) for index in range(len(one))}
         if len(sizes) != 1 or not len(subject) or not len(classes):
             found = ", ".join(f"{width} x {height}" for height, width in sorted(sizes))
@@ -49,9 +50,12 @@ class WithPrior:
         return self.subject.bucket(0)
 
     def batch(self, indices: list[int]) -> Batch:
-        """The images of the subject with these indices, modulo their number, then those of the class."""
-        subject = self.subject.batch([index % len(self.subject) for index in indices])
-        classes = self.classes.batch([index % len(self.classes) for index in indices])
+        """The images of the subject with these indices, modulo their number, then those of the class.
+
+        Each time that an image of the smaller set is seen is an epoch of that set, with another order of tags.
+        """
+        subject = self.subject.batch([self._own(self.subject, index) for index in indices])
+        classes = self.classes.batch([self._own(self.classes, index) for index in indices])
         # The batch has twice as many images, and the mean over it halves both losses.
         subject = replace(subject, weight=2 * subject.weight)
         classes = replace(classes, weight=2 * self.weight * classes.weight)
@@ -61,6 +65,13 @@ class WithPrior:
             subject = replace(subject, kept=torch.zeros(len(subject.captions), dtype=torch.bool))
             classes = replace(classes, kept=torch.ones(len(classes.captions), dtype=torch.bool))
         return joined(subject, classes)
+
+    def _own(self, data: Dataset, index: int) -> int:
+        """The index in one of the two sets, with its epoch where the set has epochs."""
+        epoch, place = divmod(index, len(self))
+        turn, number = divmod(place, len(data))
+        turns = -(-len(self) // len(data))
+        return number + (epoch * turns + turn) * len(data) if getattr(data, "epoch_in_index", False) else number
 
 
 def joined(one: Batch, other: Batch) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
 
-from orthotune.errors import AdapterFileError, ConfigError
-from orthotune.files.json_file import write_json
+from orthotune.errors import AdapterFileError, ConfigError, OrthotuneError
+from orthotune.files.json_file import read_json, write_json
+from orthotune.files.run_adapter import IMAGE_RECIPES, STARTED
 from orthotune.files.safetensors_file import read_tensors, write_tensors
 from orthotune.formats.adapter_file import CONFIG_NAME, WEIGHTS_NAME
 from orthotune.formats.peft.beyond_stock import ORTHOTUNE_TYPE
@@ -90,6 +92,27 @@ def load_adapter(family: PipelineFamily, folder: Path) -> None:
     else:
         # Not the pipeline itself: the second expert of Wan 2.2 has layers of the same names.
         load_rotations({family.denoiser_name: family.denoiser, **family.text_encoders}, folder, NAME)
+
+
+def expert_of(adapter: Path) -> str | None:
+    """Which of several denoisers the run trained that an adapter or a checkpoint lies in: their layers share names.
+
+    Args:
+        adapter: file or folder.
+
+    Returns:
+        ``high-noise`` or ``low-noise``; None outside of a run, and where the run names none.
+
+    Example:
+        >>> expert_of(Path("runs/style/adapter"))
+    """
+    for folder in (adapter.parent, adapter.parent.parent):
+        with suppress(OrthotuneError):  # a file of that name that is no record of a run
+            started = read_json(folder / STARTED) if (folder / STARTED).is_file() else {}
+            if started.get("recipe") in IMAGE_RECIPES:
+                expert: str | None = started.get("expert")
+                return expert
+    return None
 
 
 def save_rotations(folder: Path, tensors: dict[str, dict[str, Tensor]], configs: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from orthotune.image.data.caption_tags import UNCHANGED, Tags
 from orthotune.image.data.captions import Example, dropping
 from orthotune.image.data.encoded_store import EncodedStore, caption_model, digest, image_model
 from orthotune.image.data.image_folder import ImageFile, Say, in_memory_image
-from orthotune.image.data.masks import MaskSource, mask_of
+from orthotune.image.data.masks import MaskSource, check_masks, mask_of
 from orthotune.image.families.family import Family
 from orthotune.runs.progress import StepBar
 
@@ -59,7 +59,7 @@ class ImageDataset:
 
     Raises:
         ConfigError: the resolution is not possible for the model.
-        DataError: there are no examples.
+        DataError: there are no examples, or none of them has a mask where masks are asked for.
 
     Example:
         >>> data = ImageDataset(read_examples("birds/"), family, 512, buckets=True)  # doctest: +SKIP
@@ -103,6 +103,7 @@ class ImageDataset:
         known: list[Size] = sizes(side, family.divisor) if buckets else [(side, side)]
         self._buckets = [nearest_size(one.image.height, one.image.width, known) for one in self.examples]
         self.weights = list(weights) if weights is not None else [float(weight)] * len(self.examples)
+        check_masks([one.image for one in self.examples], masks)
         self.masks, self.unmasked, self.tags = masks, unmasked, tags
         self._dropped = dropping(caption_dropout, seed)
         self._latents: dict[int, Tensor] = {}

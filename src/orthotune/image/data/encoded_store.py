@@ -77,7 +77,11 @@ def caption_model(family: Family) -> str:
     """A hash of everything that affects how ``family`` encodes captions: text encoders and tokenizers."""
     encoders = family.text_encoders
     readers = {name: part for name, part in vars(family.pipeline).items() if name.startswith("tokenizer") and part}
-    words = [(name, _vocabulary(reader)) for name, reader in sorted(readers.items())]
+    # Pipelines also note the most tokens of a caption under such a name, a number.
+    words = [
+        (name, _vocabulary(reader) if hasattr(reader, "get_vocab") else repr(reader))
+        for name, reader in sorted(readers.items())
+    ]
     return digest(family.name, words, [_config(part) for part in encoders.values()], fingerprint(encoders.values()))
 
 

@@ -34,6 +34,11 @@ class ImageFile:
     height: int
     width: int
 
+    @property
+    def key(self) -> str | bytes:
+        """What tells the image apart from others, also of another folder: its file or its bytes; else its name."""
+        return self.origin or self.name if isinstance(self.origin, bytes) else str(self.origin)
+
     def pixels(self) -> Any:
         """The pixels as ``(height, width, 3)`` uint8: transparent parts on white, grey as colour, 16 bits scaled to 8.
 

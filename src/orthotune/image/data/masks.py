@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,8 +51,7 @@ def mask_of(image: ImageFile, source: MaskSource) -> Any:
     given = f"image {image.name}"
     if source == "alpha":
         found = open_image(image.origin, given)
-        transparent = found.mode in ("RGBA", "LA", "PA") or "transparency" in found.info
-        grey = found.convert("RGBA").getchannel("A") if transparent else None
+        grey = found.convert("RGBA").getchannel("A") if _transparent(found) else None
     else:
         path = mask_file(image)
         grey = None if path is None else open_image(path, f"mask {path}").convert("L")
@@ -66,6 +65,37 @@ def mask_of(image: ImageFile, source: MaskSource) -> Any:
     import numpy as np
 
     return np.repeat(np.array(grey)[..., None], 3, axis=2)
+
+
+def check_masks(images: Sequence[ImageFile], source: MaskSource) -> None:
+    """Refuse masks that no image has, as where their files have other names: the loss would count everywhere.
+
+    Args:
+        images: of a data set.
+        source: where masks are.
+
+    Raises:
+        DataError: there is no mask.
+
+    Example:
+        >>> check_masks([], "none")
+    """
+    if source == "none":
+        return
+    if source == "files":
+        there = any(mask_file(image) is not None for image in images)
+    else:
+        there = any(_transparent(open_image(image.origin, f"image {image.name}")) for image in images)
+    if not there:
+        got = "no mask beside any image" if source == "files" else "no image that is transparent anywhere"
+        needed = "NAME.mask.png or NAME-masklabel.png beside NAME.png" if source == "files" else "PNG files with alpha"
+        raise DataError(
+            f"loss_masks={source}", got=f"{got} of {len(images)}", needed=needed, do="Add them, or leave loss_masks out"
+        )
+
+
+def _transparent(image: Any) -> bool:
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
 
 
 def mask_file(image: ImageFile) -> Path | None:

@@ -50,7 +50,8 @@ class EditingDataset(ImageDataset):
         self, examples: Sequence[EditExample], family: Family, *more: Any, random_masks: bool = False, **options: Any
     ) -> None:
         self._random_masks = random_masks
-        self._edits: dict[tuple[int, str], Conditions] = {}
+        self._read: dict[int, Conditions] = {}
+        self._told: dict[tuple[int, str], Conditions] = {}
         check_examples(examples, family, random_masks)
         super().__init__(examples, family, *more, **options)
 
@@ -81,7 +82,8 @@ class EditingDataset(ImageDataset):
         super().prepare(bar)
         if self.cache:
             for number, example in enumerate(self.examples):
-                for caption in {example.caption, *([""] if self._empties else [])}:
+                own: set[str] = set() if self.tags.vary else {example.caption}
+                for caption in own | {""} if self._empties or not own else own:
                     self._edit(number, caption, self._encoded(number)[2])
 
     def _caption(self, caption: str) -> Conditions:
@@ -94,24 +96,31 @@ class EditingDataset(ImageDataset):
 
     def _edit(self, index: int, caption: str, how: Fit) -> Conditions:
         """The conditions of one image, without the dimension of the batch."""
-        key = (index % len(self), caption)
-        if self.cache and key in self._edits:
-            return self._edits[key]
-        sources = self._sources(index, how)
+        number = index % len(self)
+        seen = self._read.get(number), self._told.get((number, caption))
+        # A caption that varies is encoded each time, as no memory and no disk could hold all orders of tags.
+        keep = self.cache and (not self.tags.vary or caption == "")
+        together = self.family.text_reads_references
+        sources: Any = self._sources(index, how) if seen[0] is None or (together and seen[1] is None) else None
         with torch.no_grad():
-            found = self._from_store("latents", sources, "", lambda: self.family.encode_sources(sources))
-            if self.family.text_reads_references:
-                found = found | self._from_store(
-                    "captions", sources, caption, lambda: self.family.encode_captions([caption], sources)
+            read, told = seen
+            if read is None:
+                read = self._from_store("latents", sources, "", lambda: self.family.encode_sources(sources))
+            if told is None and together:
+                told = self._from_store(
+                    "captions", sources, caption, lambda: self.family.encode_captions([caption], sources), keep
                 )
-            else:
-                found = found | self._caption(caption)
+            elif told is None:
+                encoded = {} if keep else self.family.encode_captions([caption])
+                told = self._caption(caption) if keep else {name: tensor[0].cpu() for name, tensor in encoded.items()}
         if self.cache:
-            self._edits[key] = found
-        return found
+            self._read[number] = read
+        if keep and together:
+            self._told[number, caption] = told
+        return read | told
 
-    def _from_store(self, kind: str, sources: Sources, caption: str, encode: Any) -> Conditions:
-        store = self._store(kind)
+    def _from_store(self, kind: str, sources: Any, caption: str, encode: Any, keep: bool = True) -> Conditions:
+        store = self._store(kind) if keep else None
         if store is None:
             return {name: tensor[0].cpu() for name, tensor in encode().items()}
         parts = [sources.images, *([] if sources.mask is None else [sources.mask])]

@@ -6,6 +6,7 @@ arXiv 2210.02747; Esser et al. 2024, arXiv 2403.03206, section 2).
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,8 @@ class FlowTimes:
             depends on the size of the image is used for generation only, as in the examples of diffusers.
         logit_normal: the sigmoid of a standard normal variable gives the times, as in the paper on SD3 (arXiv
             2403.03206, section 3.1, ``rf/lognorm(0.00, 1.00)``); otherwise the times are uniform.
+        least: no sigma below it is sampled, with any shift, as by one of several denoisers.
+        below: no sigma from it on is sampled.
 
     Example:
         >>> times = FlowTimes(torch.linspace(1, 0.001, 1000), logit_normal=True)
@@ -41,6 +44,8 @@ class FlowTimes:
 
     sigmas: Tensor
     logit_normal: bool
+    least: float = 0.0
+    below: float = math.inf
 
     @classmethod
     def of(cls, scheduler: Any, logit_normal: bool) -> FlowTimes:
@@ -81,6 +86,7 @@ class FlowTimes:
             float32 [count] on the CPU.
         """
         sigmas = self.sigmas if levels.shift is None else shifted_sigmas(len(self.sigmas), levels.shift)
+        sigmas = sigmas[(sigmas >= self.least) & (sigmas < self.below)]
         if not levels.usual:
             position = 1 - levels.sample(count, generator, self.logit_normal)
         elif self.logit_normal:

@@ -68,12 +68,7 @@ def open_family(
     from safetensors import SafetensorError
 
     path = Path(model).expanduser()
-    if config is not None and not path.is_file():
-        raise RecipeError(f"base_config={config}", got=f"model={model}, no single file", do="Leave base_config out")
-    folder = config_of(path, None if config is None else Path(config)) if path.is_file() else path
-    index = _index(str(folder) if path.is_file() else str(model))
-    parts = {name: value[-1] for name, value in index.items() if isinstance(value, list) and value}
-    kind = _named(str(index.get("_class_name")), f"model={model}", parts)
+    kind, index, folder = _kind(model, config)
     loader: Any = getattr(diffusers, kind.pipeline_class)
     try:
         with quiet_loading():
@@ -91,6 +86,35 @@ def open_family(
     if dtype == torch.float16 and getattr(pipeline.vae.config, "force_upcast", False):
         pipeline.vae.to(torch.float32)
     return kind(pipeline.to(device))
+
+
+def reads_of(model: str | Path, config: str | Path | None = None) -> str:
+    """What a model reads besides captions, see :class:`~orthotune.image.families.family.Family`; no weights are read.
+
+    Args:
+        model: as for :func:`open_family`.
+        config: as for :func:`open_family`.
+
+    Raises:
+        RecipeError: there is no such model, no config of a single file, or its family is not supported.
+
+    Example:
+        >>> from orthotune.worlds.image import PIPELINE
+        >>> reads_of(PIPELINE)
+        ''
+    """
+    return _kind(model, config)[0].reads
+
+
+def _kind(model: str | Path, config: str | Path | None) -> tuple[type[PipelineFamily], dict[str, Any], Path]:
+    """The family of a model, its ``model_index.json``, and the folder of that."""
+    path = Path(model).expanduser()
+    if config is not None and not path.is_file():
+        raise RecipeError(f"base_config={config}", got=f"model={model}, no single file", do="Leave base_config out")
+    folder = config_of(path, None if config is None else Path(config)) if path.is_file() else path
+    index = _index(str(folder) if path.is_file() else str(model))
+    parts = {name: value[-1] for name, value in index.items() if isinstance(value, list) and value}
+    return _named(str(index.get("_class_name")), f"model={model}", parts), index, folder
 
 
 def family_of(pipeline: Any) -> PipelineFamily:

@@ -29,12 +29,18 @@ def config_of(file: Path, config: Path | None) -> Path:
             ``sdxl.safetensors``.
 
     Raises:
-        RecipeError: no such folder; diffusers would fetch the config from the hub, which is not done unasked.
+        RecipeError: another kind of file, or no such folder; diffusers would fetch the config from the hub, which is
+            not done unasked.
 
     Example:
         >>> config_of(Path("models/sdxl.safetensors"), Path("configs/sdxl"))  # doctest: +SKIP
         PosixPath('configs/sdxl')
     """
+    if file.suffix != SUFFIX:
+        raise RecipeError(
+            f"model={file}", got=f"a file that ends in {file.suffix or 'nothing'}", needed=f"a {SUFFIX} file",
+            do="Pickled checkpoints can run code when they are read: convert the file where you trust it",
+        )  # fmt: skip
     folder = (config or file.with_suffix("")).expanduser()
     if not (folder / INDEX).is_file():
         raise RecipeError(
@@ -59,16 +65,11 @@ def load_single_file(loader: Any, file: Path, folder: Path, index: dict[str, Any
         **options: of ``from_pretrained``, as ``torch_dtype``.
 
     Raises:
-        RecipeError: another kind of file, or a denoiser alone and no weights of the other parts in the folder.
+        RecipeError: a denoiser alone and no weights of the other parts in the folder.
         OSError, ValueError: diffusers refuses the file.
     """
     import diffusers
 
-    if file.suffix != SUFFIX:
-        raise RecipeError(
-            f"model={file}", got=f"a file that ends in {file.suffix or 'nothing'}", needed=f"a {SUFFIX} file",
-            do="Pickled checkpoints can run code when they are read: convert the file where you trust it",
-        )  # fmt: skip
     if any(name.startswith(OTHER_PARTS) for name in check_header(file).tensors):
         return loader.from_single_file(str(file), config=str(folder), local_files_only=True, **options)
     component = next((name for name in DENOISERS if index.get(name)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -47,10 +48,9 @@ class Wan(TransformerFamily):
     def train_expert(self, expert: str) -> None:
         if not self._experts:
             super().train_expert(expert)
-        sigmas, boundary = self._all_times.sigmas, self.pipeline.config.boundary_ratio
-        noisy = expert == "high-noise"
+        boundary, noisy = self.pipeline.config.boundary_ratio, expert == "high-noise"
         self.denoiser_name = "transformer" if noisy else "transformer_2"
-        self.times = type(self.times)(sigmas[(sigmas >= boundary) == noisy], self.logit_normal)
+        self.times = replace(self._all_times, **{"least" if noisy else "below": boundary})
 
     def _encode(self, captions: list[str]) -> Conditions:
         tokens, _ = self.pipeline.encode_prompt(

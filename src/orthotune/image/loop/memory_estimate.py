@@ -22,8 +22,9 @@ from orthotune.image.families.family import LossOptions
 from orthotune.image.families.pipeline_family import PipelineFamily
 from orthotune.layers.parametrization.rotation import Rotation
 
-#: bytes of AdamW per parameter: two moments, float32 or quantized
-OPTIMIZER_BYTES = {"adamw": 8, "adamw-8bit": 2}
+#: bytes of an optimizer per parameter: two moments, float32 or quantized; a moment and the point that is averaged; two
+#: moments, a sum and the start. Adafactor keeps a row and a column of a matrix: less than a moment.
+OPTIMIZER_BYTES: dict[str, int] = {"adamw": 8, "adamw-8bit": 2, "adafactor": 4, "prodigy": 16, "schedule-free": 8}
 #: usual memory of cards, in GiB
 CARDS = (12, 16, 24, 48, 80)
 #: share of a card that the driver, the libraries and temporary buffers are taken to need
@@ -52,7 +53,7 @@ class MemoryEstimate:
         frozen: frozen weights of the complete pipeline, or without text encoders and VAE where these rest.
         trained: trained parameters, in float32.
         gradients: of the trained parameters.
-        optimizer: moments of AdamW.
+        optimizer: the states of the optimizer; of Adafactor, an upper bound.
         average: exponential moving average, if there is one.
         activations: tensors saved for the backward; None if the model does not run with fake tensors. With gradient
             checkpointing these are the inputs of the blocks; the recomputation of one block needs additional memory.

@@ -46,8 +46,8 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], options: LoopOptions)
         options: of the loop.
 
     Raises:
-        RecipeError: the package of the optimizer is not installed, it does not have an option, or it has one rate for
-            all parameters and the options have several.
+        RecipeError: the package of the optimizer is not installed, it does not have an option, it has one rate for all
+            parameters and the options have several, or a rate is of no parameter.
     """
     groups = _groups(parameters, options)
     common: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
@@ -114,7 +114,24 @@ def _class_of(name: str) -> Any:
         ) from fault  # fmt: skip
 
 
+def _check_rates(parameters: Mapping[str, nn.Parameter], options: LoopOptions) -> None:
+    """Refuse rates of parameters that are not there, as after a typing error."""
+    names = [name for name in parameters if not name.startswith(HINTS)]
+    for part in options.layer_rates:
+        if not any(part in name for name in names):
+            raise RecipeError(
+                f"layer_rates.{part}", got="no trained parameter whose name contains it",
+                needed=f"a part of a name, as of {', '.join(names[:2])}",
+            )  # fmt: skip
+    if options.text_encoder_learning_rate is not None and not any(name.startswith(TEXT_ENCODERS) for name in names):
+        raise RecipeError(
+            f"text_encoder_learning_rate={options.text_encoder_learning_rate:g}", got="no text encoder that is trained",
+            do="Leave it out",
+        )  # fmt: skip
+
+
 def _groups(parameters: Mapping[str, nn.Parameter], options: LoopOptions) -> list[dict[str, Any]]:
+    _check_rates(parameters, options)
     hint_factor = (options.hint_learning_rate or options.learning_rate) / options.learning_rate
     hints = [one for name, one in parameters.items() if name.startswith(HINTS)]
     groups: list[dict[str, Any]] = [{"params": hints, "factor": hint_factor}] if hints else []
