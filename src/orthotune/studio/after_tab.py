@@ -90,7 +90,7 @@ class AfterTab:
             raise OrthotuneError(
                 "no run is chosen", needed="a finished run", do="Wait for the end of one in the tab Run"
             )
-        return str(self.workshop.folders.inside(chosen))
+        return str(self.workshop.folders.tree(chosen))
 
     def _prompt(self, chosen: str | None) -> tuple[Any, str]:
         """A prompt that the run itself was sampled with, and the link to its report."""

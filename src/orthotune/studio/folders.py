@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,21 @@ class Folders:
             )
         return path
 
+    def tree(self, given: str | Path) -> Path:
+        """As :meth:`inside`, with all that lies below the path.
+
+        Args:
+            given: absolute, or relative to the workspace.
+
+        Raises:
+            OrthotuneError: the path, or a link below it, leads outside.
+        """
+        path = self.inside(given)
+        for below in path.rglob("*"):
+            if below.is_symlink():
+                self.inside(below)
+        return path
+
     def shown(self, path: Path) -> str:
         """A path as the studio names it: relative to the workspace where it lies there."""
         return path.relative_to(self.workspace).as_posix() if path.is_relative_to(self.workspace) else str(path)
@@ -98,9 +114,10 @@ class Folders:
         found: dict[Path, float] = {}
         for root in self.roots:
             for folder in _below(root, DEPTH):
-                marks = [folder / name for name in (STARTED, FINISHED) if (folder / name).is_file()]
-                if marks:
-                    found[folder] = max(mark.stat().st_mtime for mark in marks)
+                with suppress(OSError):  # removed meanwhile
+                    marks = [folder / name for name in (STARTED, FINISHED) if (folder / name).is_file()]
+                    if marks:
+                        found[folder] = max(mark.stat().st_mtime for mark in marks)
         return sorted(found, key=lambda folder: (-found[folder], str(folder)))[:MOST]
 
 
@@ -113,8 +130,20 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
     except OSError:
         return
     for path in map(Path, inner):
-        if not path.name.startswith(".") and path.name not in ("checkpoints", "samples", "node_modules"):
+        if (
+            _is_utf8(path.name)
+            and not path.name.startswith(".")
+            and path.name not in ("checkpoints", "samples", "node_modules")
+        ):
             yield from _below(path, depth - 1)
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name can be sent to a browser."""
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:  # bytes of another encoding
+        return False
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
