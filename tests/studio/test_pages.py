@@ -71,6 +71,13 @@ def test_texts_of_runs_are_escaped(tmp_path: Path) -> None:
     assert all("<script" not in page and "&lt;script" in page.replace("%3Cscript", "&lt;script") for page in shown)
 
 
+def test_texts_that_are_no_utf8_can_be_sent(tmp_path: Path) -> None:
+    run = _run(tmp_path / "a")
+    (run / "samples.json").write_text(json.dumps([{"prompt": "half \ud83d", "before": "\udce9", "after": "b"}]))
+    for page in (pages.live(read_facts(run), "a", "running"), pages.message("caf\udce9.png")):
+        assert page.encode() and "\\ud" in page
+
+
 @pytest.mark.parametrize("content", ['{"steps": "many"', "[]", '"text"', "\x00"])
 def test_a_damaged_run_is_a_message(tmp_path: Path, content: str) -> None:
     run = _run(tmp_path / "a")

@@ -97,7 +97,7 @@ class AfterTab:
         if not chosen:
             return gr.skip(), ""
         facts = self.workshop.facts(chosen)
-        asked = [str(row["prompt"]) for row in facts.records.samples if row.get("prompt")]
+        asked = [pages.sendable(str(row["prompt"])) for row in facts.records.samples if row.get("prompt")]
         folder = facts.records.folder
         return (asked or [""])[0], pages.link(str(folder), self.workshop.name(folder), (folder / NAME).is_file())
 

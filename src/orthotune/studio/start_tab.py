@@ -194,7 +194,7 @@ class StartTab:
                     self.workshop.checks.call("rows_of", source=str(source), roots=self._roots())
                 ), gr.Dropdown([])
             found = self.workshop.checks.call("images_of", source=str(source), default=default, roots=self._roots())
-            names = [row["name"] for row in found["rows"] if row["file"]]
+            names = [row["name"] for row in found["rows"] if row["file"] and row["name"] == pages.sendable(row["name"])]
             return pages.images(found), gr.Dropdown(names, value=names[0] if names else None)
         except (OrthotuneError, OSError) as fault:
             return pages.message(str(fault), "wrong"), gr.Dropdown([])
