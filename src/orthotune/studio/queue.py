@@ -76,8 +76,9 @@ class Queue:
         """
         values = values_of(text)
         self.folders.check(values)
-        output = self.folders.inside(str(values.get("output") or self._free(recipe, str(values.get("method", "oft")))))
         with self.changing():
+            given = values.get("output") or self._free(recipe, str(values.get("method", "oft")))
+            output = self.folders.inside(str(given))
             if any((output / name).exists() for name in (STARTED, FINISHED)):
                 raise OutputError(f"output {output}", got="a run", do="Choose another output, or resume that run")
             if any(Path(job.output) == output and self.state(job) in ("waiting", "starting") for job in self.jobs()):
@@ -222,13 +223,16 @@ class Queue:
         return name
 
     @contextmanager
-    def changing(self) -> Iterator[None]:
+    def changing(self, patience: float = PATIENCE) -> Iterator[None]:
         """Hold the queue for a change that begins with a look at it; pages and the runner wait for each other.
 
+        Args:
+            patience: seconds to wait for another process.
+
         Raises:
-            LockHeld: another process has held it for long.
+            LockHeld: another process has held it for longer.
         """
-        lock, until = FileLock(self.folder / "queue.lock"), time.monotonic() + PATIENCE
+        lock, until = FileLock(self.folder / "queue.lock"), time.monotonic() + patience
         while True:
             try:
                 lock.acquire()

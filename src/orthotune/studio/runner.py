@@ -20,6 +20,8 @@ from orthotune.studio.queue import Job, Queue
 
 #: Seconds between two looks at a training that another runner started.
 PAUSE = 0.5
+#: Seconds that it waits for a page to let the queue go: nobody else writes how a training ended.
+PATIENCE = 600.0
 
 
 def run(queue: Queue) -> None:
@@ -48,7 +50,7 @@ def _run(queue: Queue, job: Job) -> None:
         time.sleep(PAUSE)
     words = ["train", job.recipe, str(queue.recipe_file(job))]
     # A log grows, and a resumed run adds to it.
-    with queue.changing(), queue.log_file(job).open("ab") as log:
+    with queue.changing(PATIENCE), queue.log_file(job).open("ab") as log:
         if job not in queue.jobs():  # taken out of the queue
             return
         process = subprocess.Popen(
@@ -59,7 +61,7 @@ def _run(queue: Queue, job: Job) -> None:
         started = replace(job, process=process_mark(process.pid) or str(process.pid))
         queue.change(started)
     status = process.wait()
-    with queue.changing():
+    with queue.changing(PATIENCE):
         now = next((one for one in queue.jobs() if one.number == job.number), started)
         queue.change(replace(now, status=status))
 
