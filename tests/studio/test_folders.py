@@ -40,12 +40,15 @@ def test_paths_outside_are_refused(folders: Folders, tmp_path: Path, given: str)
 def test_settings_that_name_a_path_outside_are_refused(folders: Folders, tmp_path: Path) -> None:
     (tmp_path / "work" / "link").symlink_to(tmp_path / "secret")
     folders.check(
-        {"model": "meta-llama/Llama-3.2-1B", "data": "photos", "steps": 3, "sample_prompts": ["What is 1/2?"]}
+        {"model": "meta-llama/Llama-3.2-1B", "data": "photos", "steps": 3, "sample_prompts": ["What is 1/2?", "[a]\0"]}
     )
+    (tmp_path / "work" / "photos" / "a.txt").write_text("a")
+    folders.check({"data": "photos/*.txt"})
     folders.check({"reward": "exact", "data": [{"path": str(tmp_path / "data" / "a.jsonl"), "weight": 0.5}]})
     for settings in (
         {"data": "/etc/passwd"}, {"data": "../secret/key.txt"}, {"data": [{"path": "link/key.txt"}]},
         {"rotation": {"file": str(tmp_path / "secret")}}, {"reward": "link/key.txt:function"},
+        {"data": "li*/key.txt"}, {"data": "**/*.txt"}, {"data": {"/etc/passwd": 0.5}},
     ):  # fmt: skip
         with pytest.raises(OrthotuneError, match=f"{next(iter(settings))}.*outside the folders"):
             folders.check(settings)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,8 @@ class Folders:
     def check(self, settings: Mapping[str, Any]) -> None:
         """Refuse settings that name a path outside.
 
-        A text is taken for a path if it begins like one or if something of that name exists; other texts are names on
-        the hub, words for built-in models, or prompts.
+        A text is taken for a path if it begins like one or if something of that name, or of that pattern, exists; other
+        texts are names on the hub, words for built-in models, or prompts.
 
         Args:
             settings: as a recipe file has them.
@@ -101,13 +102,11 @@ class Folders:
             OrthotuneError: names the setting and the path.
         """
         for key, text in _texts(settings):
-            if _names_a_path(text, self.workspace):
-                try:
-                    self.inside(text)
-                except OrthotuneError as fault:
-                    raise OrthotuneError(
-                        f"{key}: {fault.given}", got=fault.got, needed=fault.needed, do=fault.do
-                    ) from None
+            try:
+                for path in _paths_of(text, self.workspace):
+                    self.inside(path)
+            except OrthotuneError as fault:
+                raise OrthotuneError(f"{key}: {fault.given}", got=fault.got, needed=fault.needed, do=fault.do) from None
 
     def runs(self) -> list[Path]:
         """The run directories below the roots, the one that changed last first."""
@@ -151,10 +150,19 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, value
     elif isinstance(value, Mapping):
         for name, inner in value.items():
+            if key:  # a table from paths to weights
+                yield key, str(name)
             yield from _texts(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _texts(inner, key)
+
+
+def _paths_of(text: str, workspace: Path) -> Iterable[str]:
+    """The paths that a setting names: itself, or the files that match it as a pattern."""
+    if _names_a_path(text, workspace):
+        return [text]
+    return glob.iglob(text, root_dir=workspace, recursive=True) if glob.has_magic(text) and "\0" not in text else []
 
 
 def _names_a_path(text: str, workspace: Path) -> bool:
