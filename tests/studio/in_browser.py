@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import sync_playwright
 
+from orthotune.files.locks import held_by
 from tests.report import chromium
 from tests.studio.server import PATIENCE, Browser, Studio, keep, started, tab, write
 
@@ -34,8 +35,13 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("work")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("work")
+    yield folder
+    for run in (folder / "runs").glob("*"):
+        if (number := _holder(run)) is not None:  # a test that failed has left it, halted perhaps
+            os.kill(number, signal.SIGTERM)
+            os.kill(number, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +59,14 @@ def _until(holds: Any, seconds: float = PATIENCE / 1000) -> None:
 
 def _pause(run: Path) -> int:
     """Halt the process that trains until it gets SIGCONT, so that the pages have all the time that they need."""
-    number = int(json.loads((run / ".lock").read_text(encoding="utf-8"))["process"])
+    number = _holder(run)
+    assert number is not None
     os.kill(number, signal.SIGSTOP)
     return number
+
+
+def _holder(run: Path) -> int | None:
+    return (held_by(run / ".lock") or {}).get("process")
 
 
 def _state(page: Any, words: str) -> None:
@@ -176,11 +187,15 @@ def test_two_tabs_and_a_queue(studio: Studio, browser: Browser, workspace: Path)
         page.locator("#check .note.right").wait_for()
         page.locator("#start").click()
         page.get_by_text(f"runs/{name} is in the queue").wait_for()
+        if name == "second":  # it goes on when the third one was seen to wait
+            _until(lambda: _holder(workspace / "runs" / "second") is not None)
+            training = _pause(workspace / "runs" / "second")
     other.locator("#start").click()  # a second click
     other.get_by_text("waits in the queue").or_(other.get_by_text("Found: a run")).first.wait_for()
     tab(one, "Run")
     row = one.locator("#jobs tr", has_text="runs/third")
     row.locator(".state", has_text="waiting").wait_for()
+    os.kill(training, signal.SIGCONT)
     row.locator(".state", has_text="finished").wait_for()
     assert one.locator("#jobs tr", has_text="runs/second").locator(".state").inner_text() == "finished"
     tab(one, "Compare")
