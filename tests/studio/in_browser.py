@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +15,13 @@ from typing import Any
 import pytest
 from playwright.sync_api import sync_playwright
 
+from orthotune.files.locks import held_by
 from tests.report import chromium
 from tests.studio.server import PATIENCE, Browser, Studio, keep, started, tab, write
 
 pytestmark = [chromium.needed, pytest.mark.timeout(3600)]
 #: Of the run that is watched, stopped and resumed.
-STEPS = 150
+STEPS = 40
 #: A folder, a run and a prompt that would be markup, templates of scripts and templates of pages where not escaped.
 HOSTILE = "<img src=x onerror=alert(1)>${alert(2)}{{7*7}}"
 
@@ -32,8 +35,13 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("work")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("work")
+    yield folder
+    for run in (folder / "runs").glob("*"):
+        if (number := _holder(run)) is not None:  # a test that failed has left it, halted perhaps
+            os.kill(number, signal.SIGTERM)
+            os.kill(number, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +54,19 @@ def _until(holds: Any, seconds: float = PATIENCE / 1000) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "not in time"
-        time.sleep(0.5)
+        time.sleep(0.1)
+
+
+def _pause(run: Path) -> int:
+    """Halt the process that trains until it gets SIGCONT, so that the pages have all the time that they need."""
+    number = _holder(run)
+    assert number is not None
+    os.kill(number, signal.SIGSTOP)
+    return number
+
+
+def _holder(run: Path) -> int | None:
+    return (held_by(run / ".lock") or {}).get("process")
 
 
 def _state(page: Any, words: str) -> None:
@@ -64,8 +84,8 @@ def test_the_path_of_a_language_model(studio: Studio, browser: Browser, workspac
     """Start, watch, kill the server, stop, resume, slider, tools, export, report, repeat."""
     run = workspace / "runs" / "first"
     page = browser.open(studio.address)
-    # Long enough to be killed and stopped in its middle, with short measurements.
-    given = {"steps": str(STEPS), "learning_rate": "-1", "eval_every": "10", "output": "runs/first"}
+    # Short steps and measurements: the training halts where the page or the server must see its middle.
+    given = {"steps": str(STEPS), "learning_rate": "-1", "batch_size": "1", "eval_every": "5", "output": "runs/first"}
     for key, value in given.items():
         write(page, key, value)
     page.get_by_text("Measuring and logs").click()
@@ -82,20 +102,25 @@ def test_the_path_of_a_language_model(studio: Studio, browser: Browser, workspac
 
     tab(page, "Run")
     _state(page, "running")
-    _until(lambda: _step(run) >= 10)
+    _until(lambda: _step(run) >= 5)
+    training = _pause(run)
     page.locator("#live svg.chart").first.wait_for()
     keep(page, "running")
 
     studio.kill()  # in the middle of the run
     seen = _step(run)
+    os.kill(training, signal.SIGCONT)
+    _until(lambda: _step(run) > seen)  # without a server
+    assert _pause(run) == training
     studio.start()
-    _until(lambda: _step(run) > seen)
     page = browser.open(studio.address)
     tab(page, "Run")
     _state(page, "running")
 
     page.locator("#stop").click()
     page.get_by_text("saves a checkpoint").wait_for()
+    _state(page, "stopping")
+    os.kill(training, signal.SIGCONT)
     _state(page, "stopped")
     stopped = _step(run)
     assert 0 < stopped < STEPS and not (run / "run.json").exists()
@@ -162,11 +187,15 @@ def test_two_tabs_and_a_queue(studio: Studio, browser: Browser, workspace: Path)
         page.locator("#check .note.right").wait_for()
         page.locator("#start").click()
         page.get_by_text(f"runs/{name} is in the queue").wait_for()
+        if name == "second":  # it goes on when the third one was seen to wait
+            _until(lambda: _holder(workspace / "runs" / "second") is not None)
+            training = _pause(workspace / "runs" / "second")
     other.locator("#start").click()  # a second click
     other.get_by_text("waits in the queue").or_(other.get_by_text("Found: a run")).first.wait_for()
     tab(one, "Run")
     row = one.locator("#jobs tr", has_text="runs/third")
     row.locator(".state", has_text="waiting").wait_for()
+    os.kill(training, signal.SIGCONT)
     row.locator(".state", has_text="finished").wait_for()
     assert one.locator("#jobs tr", has_text="runs/second").locator(".state").inner_text() == "finished"
     tab(one, "Compare")
@@ -250,6 +279,12 @@ def test_only_this_machine_and_only_the_page(studio: Studio, workspace: Path, tm
     assert status("GET", "/report?run=../../etc") == 403
     assert status("GET", f"/gradio_api/file={secret}") in (403, 404)
     assert status("GET", "/gradio_api/file=/etc/passwd") in (403, 404)
+    (workspace / "own.txt").write_text("own", encoding="utf-8")
+    for path in ("file=own.txt", "file=https://example.org/", "upload_progress", "deep_link"):
+        assert status("GET", f"/gradio_api/{path}") == 403
+    assert status("POST", "/gradio_api/upload", Origin=studio.address) == 403
+    for path in ("static/../../server.py", "assets/..%2f..%2f..%2fserver.py", "svelte/..%2f..%2fserver.py"):
+        assert status("GET", f"/{path}") in (403, 404)
 
 
 def test_a_password(tmp_path: Path) -> None:

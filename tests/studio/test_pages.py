@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -72,12 +71,45 @@ def test_texts_of_runs_are_escaped(tmp_path: Path) -> None:
     assert all("<script" not in page and "&lt;script" in page.replace("%3Cscript", "&lt;script") for page in shown)
 
 
+def test_texts_that_are_no_utf8_can_be_sent(tmp_path: Path) -> None:
+    run = _run(tmp_path / "a")
+    (run / "samples.json").write_text(json.dumps([{"prompt": "half \ud83d", "before": "\udce9", "after": "b"}]))
+    for page in (pages.live(read_facts(run), "a", "running"), pages.message("caf\udce9.png")):
+        assert page.encode() and "\\ud" in page
+
+
 @pytest.mark.parametrize("content", ['{"steps": "many"', "[]", '"text"', "\x00"])
 def test_a_damaged_run_is_a_message(tmp_path: Path, content: str) -> None:
     run = _run(tmp_path / "a")
     (run / "run.json").write_text(content)
     facts = read_facts(run)
     assert "run.json" in facts.fault and "run.json" in pages.live(facts, "a", "finished")
+
+
+@pytest.mark.parametrize(
+    "part", [{"settings": 5}, {"notes": 5}, {"notes": "text"}, {"weights": 5}, {"scores_after": 5}, {"steps": 10**400}]
+)
+def test_a_run_of_another_version_is_a_message(tmp_path: Path, part: dict[str, Any]) -> None:
+    """One such run must not take the list of all runs away."""
+    facts = read_facts(_run(tmp_path / "a", **part))
+    assert f"run.json: {next(iter(part))}" in facts.fault and "run.json" in pages.live(facts, "a", "finished")
+    assert facts.row("a")["gain"] is None and facts.seconds_left is None
+
+
+def test_figures_that_are_none_are_a_message(tmp_path: Path) -> None:
+    run = _run(tmp_path / "a")
+    (run / "metrics.jsonl").write_text('{"step": 1' + 300 * "0" + "}\n")
+    assert "metrics.jsonl: step" in read_facts(run).fault
+
+
+@pytest.mark.parametrize("name", ["settings.json", "samples.json", "metrics.jsonl", "curve.png"])
+def test_a_file_of_a_run_that_leads_elsewhere_is_not_shown(tmp_path: Path, name: str) -> None:
+    run = _run(tmp_path / "a")
+    (tmp_path / "secret").write_text('{"method": "secret"}\n')
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(tmp_path / "secret")
+    facts = read_facts(run)
+    assert name in facts.fault and "a link" in facts.fault and "secret" not in pages.live(facts, "a", "finished")
 
 
 def test_the_time_of_a_run_is_that_of_one_like_it(tmp_path: Path) -> None:
@@ -92,21 +124,6 @@ def test_the_end_of_a_log_is_plain_text(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"1%\r50%\r100%\r\n\x1b[2Jcleared\nhalf \xff")
     assert tail(tmp_path / "log").split("\n") == ["100%", "\\x1b[2Jcleared", "half \ufffd"]
     assert tail(tmp_path / "none") == ""
-
-
-def test_settings_are_checked_as_on_the_command_line(tmp_path: Path) -> None:
-    def answer(name: str, **arguments: Any) -> dict[str, Any]:
-        results = io.BytesIO()
-        computing.serve(io.BytesIO((json.dumps({"call": name, "arguments": arguments}) + "\n").encode()), results)
-        found: dict[str, Any] = json.loads(results.getvalue())
-        return found
-
-    good = answer("check", recipe="sft", text="method: lora\nsteps: 50\n")
-    assert good["result"]["steps"] == 50 and good["result"]["model"] == "text-world"
-    bad = answer("check", recipe="sft", text="method: lora\neps: 1\n")["error"]
-    assert bad.startswith("recipe, line 2: eps has no meaning for method=lora")
-    assert "Did you mean 'learning_rate'" in answer("check", recipe="sft", text="lr: 1\n")["error"]
-    assert "KeyError" in answer("no_such_call")["error"]
 
 
 def test_data_that_leads_outside_the_folders_is_not_read(tmp_path: Path) -> None:
@@ -132,13 +149,14 @@ def test_data_that_leads_outside_the_folders_is_not_read(tmp_path: Path) -> None
         computing.rows_of(str(tmp_path / "work" / "texts"), roots)
 
 
-def _status(guard: Guard, method: str = "GET", **headers: str) -> int:
+def _status(guard: Guard, method: str | None = "GET", path: str = "/", **headers: str) -> int:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": method, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
+    scope = {"type": "http", "path": path, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
+    scope |= {} if method is None else {"method": method}
     asyncio.run(guard(scope, None, send))  # type: ignore[arg-type]
     if sent[0]["status"] == 200:
         assert b"default-src 'self'" in dict(sent[0]["headers"])[b"content-security-policy"]
@@ -159,9 +177,22 @@ def test_the_guard_answers_this_machine_this_page_and_the_password() -> None:
     assert _status(guard, "POST", host="localhost:1", origin="http://localhost:1") == 200
     assert _status(guard, "POST", host="localhost:1", origin="http://localhost:2") == 403
     assert _status(guard, "POST", host="localhost:1", origin="null") == 403
+    assert _status(guard, None, host="localhost:1", origin="http://evil.example") == 403, "a connection both ways"
+    assert [_status(guard, host="[::1"), _status(guard, "POST", host="localhost", origin="http://[")] == [403] * 2
     locked = Guard(_answer, "correct horse", False)
     assert _status(locked, host="box") == _status(locked, host="box", authorization="Basic c3R1ZGlvOm5v") == 401
     assert _status(locked, host="box", authorization="Basic c3R1ZGlvOmNvcnJlY3QgaG9yc2U=") == 200
+
+
+@pytest.mark.parametrize(
+    "route", ["file=https://example.org/x", "file=/tmp/x", "file/tmp/x", "proxy=https://x", "upload", "stream/a/b/c/d",
+              "deep_link", "component_server/", "custom_component/a/b/c/d"]
+)  # fmt: skip
+def test_routes_of_gradio_that_the_page_does_not_use_are_closed(route: str) -> None:
+    """The first one would have the server fetch whatever address a page of another site asks for."""
+    guard = Guard(_answer, None, True)
+    assert _status(guard, path=f"/gradio_api/{route}", host="localhost") == 403
+    assert _status(guard, path="/gradio_api/queue/data", host="localhost") == 200
 
 
 def test_other_machines_need_a_password() -> None:

@@ -117,8 +117,34 @@ def test_a_killed_run_is_interrupted_and_nothing_else_is_signalled(queue: Queue)
     assert queue.state(job) == "finished"
 
 
+def test_a_run_of_another_machine_signals_no_process_of_this_one(tmp_path: Path) -> None:
+    """On a shared disk the lock names a number of the other machine, which belongs to somebody else here."""
+    run = tmp_path / "a"
+    run.mkdir()
+    bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    (run / ".lock").write_text(json.dumps({"process": bystander.pid, "host": "elsewhere", "since": "today"}))
+    with pytest.raises(OrthotuneError, match="a process of elsewhere"):
+        stop_run(run)
+    bystander.communicate(b"\n")
+    assert bystander.returncode == 0
+
+
+def test_a_job_that_began_since_is_asked_to_end(queue: Queue) -> None:
+    """The page of a moment ago says that it waits."""
+    waiting = queue.add("sft", "output: runs/a\n")
+    process = _training(Path(waiting.output))
+    queue.change(replace(waiting, process=process_mark(process.pid)))
+    queue.stop(waiting)
+    assert process.wait(60) == 143 and queue.jobs()[0].stopping
+
+
 def test_what_is_no_job_is_passed_over(queue: Queue) -> None:
     job = queue.add("sft", "")
     (queue.folder / "00009.json").write_text("{")
     (queue.folder / "00010.json").write_text('{"number": 10}')
+    whole = {"number": 11, "recipe": "sft", "output": "/a/b"}
+    for other in ({"process": "x y"}, {"process": 5}, {"process": ""}, {"status": "0"}, {"number": 12}, {"recipe": 1},
+                  {"output": ["/a"]}, {"output": "a"}, {"output": "/a\0"}):  # fmt: skip
+        (queue.folder / "00011.json").write_text(json.dumps(whole | other))
+        assert queue.jobs() == [job], other
     assert queue.jobs() == [job]

@@ -90,14 +90,14 @@ class AfterTab:
             raise OrthotuneError(
                 "no run is chosen", needed="a finished run", do="Wait for the end of one in the tab Run"
             )
-        return str(self.workshop.folders.inside(chosen))
+        return str(self.workshop.folders.tree(chosen))
 
     def _prompt(self, chosen: str | None) -> tuple[Any, str]:
         """A prompt that the run itself was sampled with, and the link to its report."""
         if not chosen:
             return gr.skip(), ""
         facts = self.workshop.facts(chosen)
-        asked = [str(row["prompt"]) for row in facts.records.samples if row.get("prompt")]
+        asked = [pages.sendable(str(row["prompt"])) for row in facts.records.samples if row.get("prompt")]
         folder = facts.records.folder
         return (asked or [""])[0], pages.link(str(folder), self.workshop.name(folder), (folder / NAME).is_file())
 

@@ -139,9 +139,7 @@ def rows_of(source: str, roots: list[str]) -> dict[str, Any]:
     """
     from orthotune.runs.data_files import read_rows
 
-    folders = Folders([Path(root) for root in roots])
-    for path in Path(source).rglob("*"):
-        folders.inside(path)
+    Folders([Path(root) for root in roots]).tree(source)
     rows = read_rows(Path(source))
     shown = [
         {key: str(value)[:LONGEST] for key, value in row.items()} | {"place": place} for place, row in rows[:MOST_ROWS]

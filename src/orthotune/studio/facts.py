@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orthotune.errors import OrthotuneError
+from orthotune.errors import DataError, OrthotuneError
 from orthotune.files.json_file import read_json
 from orthotune.files.plain_text import plain
 from orthotune.files.run_adapter import FINISHED, STARTED
 from orthotune.report.gain import with_changes
-from orthotune.report.records import Records, read_parts
+from orthotune.report.records import METRICS, Records, read_parts
 
 #: Most bytes at the end of a log that are shown.
 TAIL = 16_000
+#: Endings of the files of a run that are read for the page.
+SHOWN = (".json", ".jsonl", ".png")
+#: Parts of ``run.json`` that are looked into, and their types.
+PARTS = {"settings": dict, "notes": list, "weights": dict, "scores_before": dict, "scores_after": dict}
+#: Beyond it an integer is no count or measurement, and has no floating-point number.
+LARGEST = 2**63
 #: Scores of images that stand for what was learned and for what was kept, where no gain was measured.
 AXES = (("subject_fidelity", "kept"), ("prompt_fidelity", "kept"), ("mask_iou", "kept"), ("word_fidelity", "kept"))
 
@@ -87,12 +94,43 @@ def read_facts(folder: Path) -> Facts:
         folder: the run directory.
     """
     try:
+        _check_links(folder)
         records = read_parts(folder)
+        _check_parts(folder, records)
         settings = read_json(folder / STARTED) if (folder / STARTED).is_file() else records.run.get("settings") or {}
+        _check_numbers(folder / STARTED, settings)
         recipe = str(records.run.get("recipe") or settings.get("recipe") or "")
         return Facts(records, settings, recipe)
     except (OrthotuneError, OSError) as fault:
         return Facts(Records(folder), {}, "", str(fault))
+
+
+def _check_links(folder: Path) -> None:
+    """Refuse a file of the run that is a link to a file elsewhere: the page would show that one."""
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        links = [entry.path for entry in entries if entry.is_symlink() and entry.name.endswith(SHOWN)]
+    for link in map(Path, links):
+        if not link.resolve().is_relative_to(folder.resolve()):
+            raise DataError(str(link), got="a link to a file outside the run directory", needed="the file itself")
+
+
+def _check_parts(folder: Path, records: Records) -> None:
+    for key, kind in PARTS.items():
+        if not isinstance(records.run.get(key) or kind(), kind):
+            raise DataError(f"{folder / FINISHED}: {key}", got=type(records.run[key]).__name__, needed=kind.__name__)
+    _check_numbers(folder / FINISHED, records.run)
+    for line in records.metrics:
+        _check_numbers(folder / METRICS, line)
+
+
+def _check_numbers(path: Path, values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, int) and abs(value) >= LARGEST:
+            raise DataError(
+                f"{path}: {key}", got=f"an integer of {value.bit_length()} bits", needed="a measured figure"
+            )
 
 
 def seconds_per_step(lines: Sequence[Mapping[str, Any]]) -> float | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,21 @@ class Folders:
             )
         return path
 
+    def tree(self, given: str | Path) -> Path:
+        """As :meth:`inside`, with all that lies below the path.
+
+        Args:
+            given: absolute, or relative to the workspace.
+
+        Raises:
+            OrthotuneError: the path, or a link below it, leads outside.
+        """
+        path = self.inside(given)
+        for below in path.rglob("*"):
+            if below.is_symlink():
+                self.inside(below)
+        return path
+
     def shown(self, path: Path) -> str:
         """A path as the studio names it: relative to the workspace where it lies there."""
         return path.relative_to(self.workspace).as_posix() if path.is_relative_to(self.workspace) else str(path)
@@ -75,8 +92,8 @@ class Folders:
     def check(self, settings: Mapping[str, Any]) -> None:
         """Refuse settings that name a path outside.
 
-        A text is taken for a path if it begins like one or if something of that name exists; other texts are names on
-        the hub, words for built-in models, or prompts.
+        A text is taken for a path if it begins like one or if something of that name, or of that pattern, exists; other
+        texts are names on the hub, words for built-in models, or prompts.
 
         Args:
             settings: as a recipe file has them.
@@ -85,22 +102,21 @@ class Folders:
             OrthotuneError: names the setting and the path.
         """
         for key, text in _texts(settings):
-            if _names_a_path(text, self.workspace):
-                try:
-                    self.inside(text)
-                except OrthotuneError as fault:
-                    raise OrthotuneError(
-                        f"{key}: {fault.given}", got=fault.got, needed=fault.needed, do=fault.do
-                    ) from None
+            try:
+                for path in _paths_of(text, self.workspace):
+                    self.inside(path)
+            except OrthotuneError as fault:
+                raise OrthotuneError(f"{key}: {fault.given}", got=fault.got, needed=fault.needed, do=fault.do) from None
 
     def runs(self) -> list[Path]:
         """The run directories below the roots, the one that changed last first."""
         found: dict[Path, float] = {}
         for root in self.roots:
             for folder in _below(root, DEPTH):
-                marks = [folder / name for name in (STARTED, FINISHED) if (folder / name).is_file()]
-                if marks:
-                    found[folder] = max(mark.stat().st_mtime for mark in marks)
+                with suppress(OSError):  # removed meanwhile
+                    marks = [folder / name for name in (STARTED, FINISHED) if (folder / name).is_file()]
+                    if marks:
+                        found[folder] = max(mark.stat().st_mtime for mark in marks)
         return sorted(found, key=lambda folder: (-found[folder], str(folder)))[:MOST]
 
 
@@ -113,8 +129,20 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
     except OSError:
         return
     for path in map(Path, inner):
-        if not path.name.startswith(".") and path.name not in ("checkpoints", "samples", "node_modules"):
+        if (
+            _is_utf8(path.name)
+            and not path.name.startswith(".")
+            and path.name not in ("checkpoints", "samples", "node_modules")
+        ):
             yield from _below(path, depth - 1)
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name can be sent to a browser."""
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:  # bytes of another encoding
+        return False
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -122,10 +150,19 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, value
     elif isinstance(value, Mapping):
         for name, inner in value.items():
+            if key:  # a table from paths to weights
+                yield key, str(name)
             yield from _texts(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _texts(inner, key)
+
+
+def _paths_of(text: str, workspace: Path) -> Iterable[str]:
+    """The paths that a setting names: itself, or the files that match it as a pattern."""
+    if _names_a_path(text, workspace):
+        return [text]
+    return glob.iglob(text, root_dir=workspace, recursive=True) if glob.has_magic(text) and "\0" not in text else []
 
 
 def _names_a_path(text: str, workspace: Path) -> bool:

@@ -23,7 +23,20 @@ def _templates() -> Any:
 
 
 def _page(template: str, /, **shown: Any) -> str:
-    return str(_templates().get_template(f"parts/{template}.html").render(**shown))
+    return sendable(_templates().get_template(f"parts/{template}.html").render(**shown))
+
+
+def sendable(text: str) -> str:
+    r"""A text as UTF-8 can hold it: a half of a pair of UTF-16, and bytes of a name of another encoding, are escaped.
+
+    Args:
+        text: of a file, or the name of one.
+
+    Example:
+        >>> sendable("caf\udce9")
+        'caf\\udce9'
+    """
+    return text.encode(errors="backslashreplace").decode()
 
 
 def style() -> str:

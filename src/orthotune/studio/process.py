@@ -52,7 +52,7 @@ class Computing:
                 answer = process.stdout.readline()
             except OSError:
                 answer = b""
-            if not answer:
+            if not answer.endswith(b"\n"):  # nothing, or half of it
                 self.close()
                 raise OrthotuneError(
                     f"{name}", got="a process that was ended while it computed", needed="enough memory",

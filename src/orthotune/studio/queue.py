@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -75,8 +76,9 @@ class Queue:
         """
         values = values_of(text)
         self.folders.check(values)
-        output = self.folders.inside(str(values.get("output") or self._free(recipe, str(values.get("method", "oft")))))
-        with self._changing():
+        with self.changing():
+            given = values.get("output") or self._free(recipe, str(values.get("method", "oft")))
+            output = self.folders.inside(str(given))
             if any((output / name).exists() for name in (STARTED, FINISHED)):
                 raise OutputError(f"output {output}", got="a run", do="Choose another output, or resume that run")
             if any(Path(job.output) == output and self.state(job) in ("waiting", "starting") for job in self.jobs()):
@@ -93,7 +95,7 @@ class Queue:
         Raises:
             OrthotuneError: the run is going on, waits, or is finished.
         """
-        with self._changing():
+        with self.changing():
             before = next((job for job in self.jobs() if Path(job.output) == run), None)
             state = self.state(before) if before else run_state(run)
             if state not in RESUMABLE:
@@ -113,15 +115,17 @@ class Queue:
         Raises:
             OrthotuneError: nothing of it is running.
         """
-        state = self.state(job)
-        if state == "waiting":
-            self._forget(job)
-            return
-        if state not in ("starting", "running", "stopping"):
-            raise OrthotuneError(f"job {job.number}", got=state, needed="a job that waits or runs")
-        if state != "stopping":  # a second signal would not wait for the checkpoint
-            self.change(replace(job, stopping=True))
-            _ask_to_end(Path(job.output), job)
+        with self.changing():
+            job = next((one for one in self.jobs() if one.number == job.number), job)  # begun since the page was drawn
+            state = self.state(job)
+            if state == "waiting":
+                self._forget(job)
+                return
+            if state not in ("starting", "running", "stopping"):
+                raise OrthotuneError(f"job {job.number}", got=state, needed="a job that waits or runs")
+            if state != "stopping":  # a second signal would not wait for the checkpoint
+                _ask_to_end(Path(job.output), job)
+                self.change(replace(job, stopping=True))
 
     def remove(self, job: Job) -> None:
         """Take a job that has ended off the list; its run directory stays.
@@ -142,9 +146,11 @@ class Queue:
         for path in sorted(self.folder.glob("[0-9]*.json")):
             try:
                 record = read_json(path)
-                found.append(Job(**{key: record[key] for key in record.keys() & Job.__dataclass_fields__.keys()}))
+                job = Job(**{key: record[key] for key in record.keys() & Job.__dataclass_fields__.keys()})
             except (OrthotuneError, OSError, TypeError):
                 continue  # removed in another tab, or not ours
+            if job.number == _number(path) and isinstance(job.recipe, str) and _is_path(job.output) and _is_mark(job):
+                found.append(job)  # of another version otherwise, or damaged
         return found
 
     def state(self, job: Job) -> State:
@@ -195,7 +201,7 @@ class Queue:
             )  # fmt: skip
 
     def _put(self, recipe: str, output: str, text: str) -> Job:
-        used = [int(path.stem) for path in self.folder.glob("[0-9]*.yaml") if path.stem.isdigit()]
+        used = [number for path in self.folder.glob("[0-9]*.yaml") if (number := _number(path)) is not None]
         job = Job(max(used, default=0) + 1, recipe, output)
         write_text(self.recipe_file(job), with_value(text, "resume", "auto"))
         self.change(job)
@@ -217,8 +223,16 @@ class Queue:
         return name
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
-        lock, until = FileLock(self.folder / "queue.lock"), time.monotonic() + PATIENCE
+    def changing(self, patience: float = PATIENCE) -> Iterator[None]:
+        """Hold the queue for a change that begins with a look at it; pages and the runner wait for each other.
+
+        Args:
+            patience: seconds to wait for another process.
+
+        Raises:
+            LockHeld: another process has held it for longer.
+        """
+        lock, until = FileLock(self.folder / "queue.lock"), time.monotonic() + patience
         while True:
             try:
                 lock.acquire()
@@ -231,6 +245,21 @@ class Queue:
             yield
         finally:
             lock.release()
+
+
+def _number(path: Path) -> int | None:
+    return int(path.stem) if path.stem.isascii() and path.stem.isdigit() else None
+
+
+def _is_path(output: Any) -> bool:
+    return isinstance(output, str) and "\0" not in output and Path(output).is_absolute()
+
+
+def _is_mark(job: Job) -> bool:
+    """Whether the process of a job is none, or begins with a number, and its status is a number."""
+    process: Any = job.process
+    words = process.split()[:1] if isinstance(process, str) else []
+    return (process is None or (bool(words) and words[0].isdecimal())) and isinstance(job.status, int | None)
 
 
 def run_state(run: Path) -> State:
@@ -259,6 +288,9 @@ def stop_run(run: Path) -> None:
 def _ask_to_end(run: Path, job: Job | None) -> None:
     """Signal the process that holds the lock of the run, or, before it has it, the process of the job."""
     holder: dict[str, Any] = held_by(run / ".lock") or {}
+    if holder and holder["host"] != socket.gethostname():  # its number belongs to another process here
+        raise OrthotuneError(f"run {run}", got=f"a process of {holder['host']} that trains there",
+                             needed="one of this machine", do="Stop it there")  # fmt: skip
     number = holder.get("process") if holder else int(job.process.split()[0]) if job and job.process else None
     if number is None or process_mark(int(number)) is None:
         raise OrthotuneError(f"run {run}", got="no process that trains there", do="Resume it, if it did not finish")

@@ -20,6 +20,8 @@ from orthotune.studio.queue import Job, Queue
 
 #: Seconds between two looks at a training that another runner started.
 PAUSE = 0.5
+#: Seconds that it waits for a page to let the queue go: nobody else writes how a training ended.
+PATIENCE = 600.0
 
 
 def run(queue: Queue) -> None:
@@ -46,20 +48,22 @@ def _next(queue: Queue) -> Job | None:
 def _run(queue: Queue, job: Job) -> None:
     while any(queue.state(other) in ("starting", "running", "stopping") for other in queue.jobs()):
         time.sleep(PAUSE)
-    if job not in queue.jobs():
-        return
     words = ["train", job.recipe, str(queue.recipe_file(job))]
-    with queue.log_file(job).open("ab") as log:  # a log: it grows, and a resumed run adds to it
+    # A log grows, and a resumed run adds to it.
+    with queue.changing(PATIENCE), queue.log_file(job).open("ab") as log:
+        if job not in queue.jobs():  # taken out of the queue
+            return
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", "orthotune.cli.main", *words],
             cwd=queue.folders.workspace, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True, env=os.environ | {"TQDM_DISABLE": "1"},
         )  # fmt: skip
-    started = replace(job, process=process_mark(process.pid) or str(process.pid))
-    queue.change(started)
+        started = replace(job, process=process_mark(process.pid) or str(process.pid))
+        queue.change(started)
     status = process.wait()
-    now = next((one for one in queue.jobs() if one.number == job.number), started)
-    queue.change(replace(now, status=status))
+    with queue.changing(PATIENCE):
+        now = next((one for one in queue.jobs() if one.number == job.number), started)
+        queue.change(replace(now, status=status))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import hmac
 import os
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from orthotune.errors import OrthotuneError
 from orthotune.files.platforms import has_signals
@@ -31,6 +32,11 @@ POLICY = (
 )
 #: A report runs no script and loads nothing.
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; sandbox"
+
+#: Routes of Gradio that the page does not use: they give files of the machine, fetch addresses for the browser, and
+#: write what is sent to them to the disk.
+CLOSED = ("file", "proxy", "upload", "upload_progress", "stream", "deep_link", "process_recording", "custom_component",
+          "component_server", "vibe-edit", "undo-vibe-edit", "vibe-code", "run-history", "runs")  # fmt: skip
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -85,7 +91,10 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        status, more = self._refused(str(scope.get("method", "GET")), headers)
+        # A connection both ways has no method, and can do what a post can.
+        status, more = self._refused(str(scope.get("method", "POST")), headers)
+        if not status and _is_closed(str(scope.get("path", ""))):
+            status = 403
         if status:
             await send({"type": "http.response.start", "status": status,
                         "headers": [(b"content-type", b"text/plain"), *more]})  # fmt: skip
@@ -106,16 +115,28 @@ class Guard:
     def _refused(self, method: str, headers: dict[str, str]) -> tuple[int, list[tuple[bytes, bytes]]]:
         """The status of a refusal, 0 for none, and headers of it."""
         host = headers.get("host", "")
-        if self.loopback and urlsplit(f"//{host}").hostname not in LOOPBACK:
+        if self.loopback and _split(f"//{host}").hostname not in LOOPBACK:
             return 403, []
         origin = headers.get("origin")
-        if origin is not None and method not in ("GET", "HEAD") and urlsplit(origin).netloc != host:
+        if origin is not None and method not in ("GET", "HEAD") and _split(origin).netloc != host:
             return 403, []
         if self.password is not None:
             wanted = "Basic " + base64.b64encode(f"{USER}:{self.password}".encode()).decode()
             if not hmac.compare_digest(headers.get("authorization", "").encode(), wanted.encode()):
                 return 401, [(b"www-authenticate", b'Basic realm="orthotune studio", charset="UTF-8"')]
         return 0, []
+
+
+def _split(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError:  # a bracket without its other one
+        return urlsplit("")
+
+
+def _is_closed(path: str) -> bool:
+    _, api, route = path.partition("/gradio_api/")
+    return bool(api) and re.split("[=/]", route, maxsplit=1)[0] in CLOSED
 
 
 def make_app(folders: Folders, password: str | None = None, loopback: bool = True) -> Any:

@@ -194,7 +194,7 @@ class StartTab:
                     self.workshop.checks.call("rows_of", source=str(source), roots=self._roots())
                 ), gr.Dropdown([])
             found = self.workshop.checks.call("images_of", source=str(source), default=default, roots=self._roots())
-            names = [row["name"] for row in found["rows"] if row["file"]]
+            names = [row["name"] for row in found["rows"] if row["file"] and row["name"] == pages.sendable(row["name"])]
             return pages.images(found), gr.Dropdown(names, value=names[0] if names else None)
         except (OrthotuneError, OSError) as fault:
             return pages.message(str(fault), "wrong"), gr.Dropdown([])
@@ -235,8 +235,10 @@ class StartTab:
         if not name:
             raise OrthotuneError("no image", needed="one that is shown", do="Show the data first")
         file = self.workshop.folders.inside(self._row(text, name)["file"])
-        if (file.parent / "metadata.jsonl").is_file():
-            raise OrthotuneError(f"the caption of {name}", got="a folder with metadata.jsonl", do="Edit that file")
+        source, _ = self._source(text)
+        table = source / "metadata.jsonl" if source is not None and source.is_dir() else source
+        if table is not None and table.is_file():  # a file beside the image would not be read
+            raise OrthotuneError(f"the caption of {name}", got=f"a row of {table.name}", do="Edit that file")
         beside = self.workshop.folders.inside(file.with_suffix(".txt"))
         write_text(beside, caption.strip() + "\n")
         return pages.message(f"Written: {self.workshop.name(beside)}", "right")
