@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from orthotune.errors import AdapterFileError
-from orthotune.files.safetensors_file import read_tensors, refuse_non_finite
+from orthotune.files.safetensors_file import read_tensors, refuse_non_finite, write_tensors
+from orthotune.files.safetensors_header import check_header
 
 
 @pytest.fixture
@@ -85,3 +86,13 @@ def test_only_the_first_names_are_listed() -> None:
     bad = torch.tensor([float("nan")])
     with pytest.raises(AdapterFileError, match="a, b, c and 2 more"):
         refuse_non_finite({name: bad for name in "abcde"}, "adapter")
+
+
+def test_the_same_content_is_the_same_file(tmp_path: Path) -> None:
+    """safetensors writes the entries of a header in another order each time; files are compared by their hash."""
+    tensors = {"b": torch.arange(3.0), "a": torch.ones(2, dtype=torch.bfloat16)}
+    metadata = {f"key {number}": f'"\u00e9\n{number}' for number in range(9)}
+    files = [write_tensors(tmp_path / name, tensors, metadata).read_bytes() for name in ("one", "two")]
+    assert files[0] == files[1]
+    assert check_header(tmp_path / "one").metadata == metadata
+    assert all(torch.equal(found, tensors[name]) for name, found in read_tensors(tmp_path / "one").items())

@@ -40,7 +40,7 @@ def test_families_and_recipes_have_presets() -> None:
 
 
 def test_an_unknown_preset_names_those_of_the_recipe() -> None:
-    with pytest.raises(RecipeError, match=r"one of chroma, flux, .*Did you mean 'sdxl'"):
+    with pytest.raises(RecipeError, match=r"one of auraflow, chroma, flux, .*Did you mean 'sdxl'"):
         load_settings(SubjectSettings, None, ["preset=sdx", *(f"{key}={value}" for key, value in OWN.items())])
 
 

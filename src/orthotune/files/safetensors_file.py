@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -71,7 +72,21 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
         memory.add(address)
     with atomic_write(path) as partial:
         save_file(unshared, partial, dict(metadata or {}) or None)
+        if metadata and len(metadata) > 1:
+            _sort_metadata(partial)
     return path
+
+
+def _sort_metadata(path: Path) -> None:
+    """Bring the entries of the header into the order of their names: safetensors writes them in another each time."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        if len(text) <= size:  # the place of the tensors must not change
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def refuse_non_finite(tensors: Mapping[str, torch.Tensor], source: str | Path) -> None:
