@@ -92,7 +92,8 @@ def test_an_image_run_is_told_by_the_names_of_its_scores(tmp_path: Path) -> None
     assert "nats per token" not in page and "perplexity" not in page
     for words in ("subject fidelity; 0.100 before training", "0.660", "prompt fidelity", "image.load_pipeline()"):
         assert words in page
-    assert page.count('<img class="tiny" src="data:image/png') == 2 * len(SEEDS) * len(STEPS)
+    pairs = 2 * 2  # before and after stand beside each other for two seeds of each prompt
+    assert page.count('<img class="tiny" src="data:image/png') == 2 * len(SEEDS) * len(STEPS) + 2 * pairs
     assert 'alt="curve"' not in page and 'alt="samples"' not in page  # drawn anew from their numbers
     assert page.count("0.2 rad</span>") == page.count('aria-label="angles of')
 

@@ -29,12 +29,13 @@ class FlowTimes:
     """The distribution of times in training.
 
     Args:
-        sigmas: float32 [steps], from 1, pure noise, towards 0; shifted as in the config of the scheduler. A shift that
-            depends on the size of the image is used for generation only, as in the examples of diffusers.
+        sigmas: float32 [steps], from 1, pure noise, towards 0, within ``least`` and ``below``; shifted as in the config
+            of the scheduler. A shift that depends on the size of the image is used for generation only, as in the
+            examples of diffusers.
         logit_normal: the sigmoid of a standard normal variable gives the times, as in the paper on SD3 (arXiv
             2403.03206, section 3.1, ``rf/lognorm(0.00, 1.00)``); otherwise the times are uniform.
-        least: no sigma below it is sampled, with any shift, as by one of several denoisers.
-        below: no sigma from it on is sampled.
+        least: no sigma below it is sampled with another shift either, as by one of several denoisers.
+        below: no sigma from it on is sampled with another shift.
 
     Example:
         >>> times = FlowTimes(torch.linspace(1, 0.001, 1000), logit_normal=True)
@@ -85,8 +86,10 @@ class FlowTimes:
         Returns:
             float32 [count] on the CPU.
         """
-        sigmas = self.sigmas if levels.shift is None else shifted_sigmas(len(self.sigmas), levels.shift)
-        sigmas = sigmas[(sigmas >= self.least) & (sigmas < self.below)]
+        sigmas = self.sigmas
+        if levels.shift is not None:
+            every = shifted_sigmas(len(self.sigmas), levels.shift)
+            sigmas = every[(every >= self.least) & (every < self.below)]
         if not levels.usual:
             position = 1 - levels.sample(count, generator, self.logit_normal)
         elif self.logit_normal:

@@ -50,7 +50,9 @@ class Wan(TransformerFamily):
             super().train_expert(expert)
         boundary, noisy = self.pipeline.config.boundary_ratio, expert == "high-noise"
         self.denoiser_name = "transformer" if noisy else "transformer_2"
-        self.times = replace(self._all_times, **{"least" if noisy else "below": boundary})
+        sigmas = self._all_times.sigmas
+        within = sigmas[(sigmas >= boundary) == noisy]
+        self.times = replace(self._all_times, sigmas=within, **{"least" if noisy else "below": boundary})
 
     def _encode(self, captions: list[str]) -> Conditions:
         tokens, _ = self.pipeline.encode_prompt(
