@@ -48,12 +48,14 @@ class Step(NamedTuple):
         window = columns if self.kind.endswith("columns") else rows
         if isinstance(self.factor, Operator):
             return self
+        # Never by an index: torch 2.13 keeps the interpreter's lock while it takes a slice, and waits for ever where
+        # another thread that holds the parameter's own lock, as for a gradient, waits for the interpreter's.
         if self.factor.dim() == 1:
-            return Step(self.kind, self.factor[window])
+            return Step(self.kind, self.factor.narrow(0, window.start, window.stop - window.start))
         if self.factor.shape[-3] == 1:  # one shared block
             return self
-        own = self.factor[window.start // self.size : window.stop // self.size]
-        return self._replace(factor=own)
+        start, stop = window.start // self.size, window.stop // self.size
+        return self._replace(factor=self.factor.narrow(0, start, stop - start))
 
     def of_copy(self, index: int, count: int) -> Step:
         """The step for one matrix of a stack of ``count``, as for a matrix that stands alone.
