@@ -116,7 +116,7 @@ class Queue:
             OrthotuneError: nothing of it is running.
         """
         with self.changing():
-            job = next((one for one in self.jobs() if one.number == job.number), job)  # begun since the page was drawn
+            job = next((one for one in self.jobs() if one.number == job.number), job)  # begun since the page was made
             state = self.state(job)
             if state == "waiting":
                 self._forget(job)

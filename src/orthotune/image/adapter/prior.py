@@ -69,9 +69,9 @@ class WithPrior:
     def _own(self, data: Dataset, index: int) -> int:
         """The index in one of the two sets, with its epoch where the set has epochs."""
         epoch, place = divmod(index, len(self))
-        turn, number = divmod(place, len(data))
-        turns = -(-len(self) // len(data))
-        return number + (epoch * turns + turn) * len(data) if getattr(data, "epoch_in_index", False) else number
+        begun, number = divmod(place, len(data))
+        passes = -(-len(self) // len(data))
+        return number + (epoch * passes + begun) * len(data) if getattr(data, "epoch_in_index", False) else number
 
 
 def joined(one: Batch, other: Batch) -> Batch:

@@ -51,7 +51,7 @@ class EditingDataset(ImageDataset):
     ) -> None:
         self._random_masks = random_masks
         self._read: dict[int, Conditions] = {}
-        self._told: dict[tuple[int, str], Conditions] = {}
+        self._words_seen: dict[tuple[int, str], Conditions] = {}
         check_examples(examples, family, random_masks)
         super().__init__(examples, family, *more, **options)
 
@@ -97,27 +97,27 @@ class EditingDataset(ImageDataset):
     def _edit(self, index: int, caption: str, how: Fit) -> Conditions:
         """The conditions of one image, without the dimension of the batch."""
         number = index % len(self)
-        seen = self._read.get(number), self._told.get((number, caption))
+        seen = self._read.get(number), self._words_seen.get((number, caption))
         # A caption that varies is encoded each time, as no memory and no disk could hold all orders of tags.
         keep = self.cache and (not self.tags.vary or caption == "")
         together = self.family.text_reads_references
         sources: Any = self._sources(index, how) if seen[0] is None or (together and seen[1] is None) else None
         with torch.no_grad():
-            read, told = seen
+            read, words = seen
             if read is None:
                 read = self._from_store("latents", sources, "", lambda: self.family.encode_sources(sources))
-            if told is None and together:
-                told = self._from_store(
+            if words is None and together:
+                words = self._from_store(
                     "captions", sources, caption, lambda: self.family.encode_captions([caption], sources), keep
                 )
-            elif told is None:
+            elif words is None:
                 encoded = {} if keep else self.family.encode_captions([caption])
-                told = self._caption(caption) if keep else {name: tensor[0].cpu() for name, tensor in encoded.items()}
+                words = self._caption(caption) if keep else {name: tensor[0].cpu() for name, tensor in encoded.items()}
         if self.cache:
             self._read[number] = read
         if keep and together:
-            self._told[number, caption] = told
-        return read | told
+            self._words_seen[number, caption] = words
+        return read | words
 
     def _from_store(self, kind: str, sources: Any, caption: str, encode: Any, keep: bool = True) -> Conditions:
         store = self._store(kind) if keep else None
