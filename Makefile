@@ -15,11 +15,12 @@ SHORT   ?=
 # Where `make dist` puts the two wheels and the source archive.
 DIST    ?= dist
 
-.PHONY: help demo test test-gpu-static test-compile bench-gpu test-quant test-vllm quant-table test-matrix matrix-table check docs test-docs test-image-runs test-studio bench dist test-dist install clean
+.PHONY: help demo test test-slow test-gpu-static test-compile bench-gpu test-quant test-vllm quant-table test-matrix matrix-table check docs test-docs test-image-runs test-studio bench dist test-dist install clean
 
 help:
 	@echo "make demo   finetune a small language model and a small image model, write reports (under 6 minutes on 2 cores)"
 	@echo "make test   run the tests (under 12 minutes on 2 cores)"
+	@echo "make test-slow    the tests that compile, start several processes or kill runs (some minutes)"
 	@echo "make test-quant   the tests of quantized bases, each group of libraries in an environment of its own (QUANT=a: one)"
 	@echo "make test-vllm    the tests of the plug-in for vLLM, with the engine for processors in an environment of its own"
 	@echo "make quant-table  the same, and the table of docs/evidence/quantized.md written anew"
@@ -43,7 +44,10 @@ demo: $(STAMP)
 	$(BIN)/orthotune demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow $(ARGS)
 
 .PRECIOUS: $(VENV)-quant-%/.installed
 test-quant: $(QUANT:%=test-quant-%)

@@ -10,6 +10,8 @@ import pytest
 
 from tests.distributed.by_hand import OPTIONS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def found(runs: Path) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from tests.distributed.jobs import KEEPING
 from tests.distributed.test_training import CURVE, NUMBERS, lines
 
+pytestmark = pytest.mark.slow
+
 SHARED = [name for name in KEEPING if name != "keep"]
 
 

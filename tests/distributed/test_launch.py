@@ -13,6 +13,8 @@ from orthotune.recipes.load import load_settings
 from orthotune.recipes.settings import SFTSettings
 from orthotune.runs import engines, processes
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples" / "scale-out"
 
 

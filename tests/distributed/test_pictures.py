@@ -12,6 +12,8 @@ from orthotune.runs.checkpoint_manifest import check
 from tests.distributed.test_training import lines, told
 from tests.support.kept_results import keep_result
 
+pytestmark = pytest.mark.slow
+
 #: The mean of two means, in another order than the sum of both: parts of 1e-7.
 CURVE = 1e-5
 #: Adam divides by the size of the gradient, so that what rounding does to a small gradient shows in the parameter;

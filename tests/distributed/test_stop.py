@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from tests.distributed.jobs import STOPPING
 from tests.distributed.test_training import lines, told
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", STOPPING)
 def test_all_processes_stop_together(runs: Path, name: str) -> None:

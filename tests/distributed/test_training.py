@@ -14,6 +14,8 @@ from orthotune.runs.checkpoint_manifest import check
 from tests.distributed.jobs import JOBS
 from tests.support.kept_results import keep_result
 
+pytestmark = pytest.mark.slow
+
 SHARED = [name for name in JOBS if name != "none"]
 #: Sums over the examples of a step are taken in another order, which moves a loss by parts of 1e-7.
 CURVE = 1e-5

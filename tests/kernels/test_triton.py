@@ -12,6 +12,8 @@ from orthotune.rotation.measure import orthogonality_error
 from orthotune.rotation.packing import element_count, unpack
 from orthotune.rotation.spec import RotationSpec
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton", reason="Triton is optional; CI installs it")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -18,6 +18,8 @@ from orthotune.rotation.spec import RotationSpec
 from tests.support.contract_cases import rotation_parameters
 from tests.support.layer_models import linear
 
+pytestmark = pytest.mark.slow
+
 FIELDS: dict[str, dict[str, Any]] = {
     "exact": {},
     "shared": {"block_share": True},

@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.kept_results import keep_result
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
