@@ -79,7 +79,7 @@ OTHERS = [
     Contender("peft_boft", BOFTConfig, {"boft_block_size": 8, "boft_n_butterfly_factor": 2}),
     Contender("peft_hra", HRAConfig, {"r": 8}),
 ]
-#: the contenders that count: LoRA with hand-written gradients, and whole models under ``torch.compile``
+#: the contenders that count: LoRA with hand-written gradients, and complete models under ``torch.compile``
 FUSED = [
     Contender(FLOOR),
     Contender("lora", LoraConfig, _LORA),

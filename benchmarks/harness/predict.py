@@ -241,7 +241,7 @@ def _cayley(numbers: float, block: int) -> Iterator[Kernel]:
 def lora(parts: tuple[Part, ...], train: bool, by_hand: bool) -> Iterator[Kernel]:
     """What LoRA adds, adapters in bfloat16: layer by layer as PEFT calls it, or ``fused_lora.py``'s way.
 
-    PEFT keeps adapters in float32 unless told otherwise, and copies every input to it: that is not counted.
+    PEFT keeps adapters in float32 by default, and copies every input to it: that is not counted.
     """
     r = RANK
     for part in parts:
