@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -12,14 +12,17 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import mixed_batch
-from harness.cells import selection, target_of
+from harness.cells import DTYPES, selection, target_of
 from harness.contenders import contenders
 from harness.predict import GPUS, predict
 from harness.results import Row, write_rows
 from harness.run import run_cell
+from orthotune.errors import OrthotuneError
 
 
-def run_selection(name: str, out: Path, repetitions: int, as_json: bool, threads: int | None = None) -> None:
+def run_selection(
+    name: str, out: Path, repetitions: int, as_json: bool, threads: int | None = None, dtype: str | None = None
+) -> None:
     """Measure the cells of a named selection; write ``NAME-DEVICE.csv`` and ``.png``.
 
     Args:
@@ -28,11 +31,16 @@ def run_selection(name: str, out: Path, repetitions: int, as_json: bool, threads
         repetitions: of every cell.
         as_json: print the rows as JSON instead of tables.
         threads: of the processor; None leaves what torch takes.
+        dtype: of the models, by its name in torch; None leaves each cell's own.
 
     Raises:
-        OrthotuneError: there is no such selection.
+        OrthotuneError: there is no such selection or dtype.
     """
     cells = selection(name)
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise OrthotuneError(f"--dtype {dtype}", needed=" or ".join(DTYPES))
+        cells = list(dict.fromkeys(replace(cell, dtype=dtype) for cell in cells))
     if threads is not None:
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -28,6 +28,9 @@ def bench(
     hidden: int = typer.Option(
         None, "--hidden", min=32, help="Only for `bench adapters`: width of the model. Default: 1024."
     ),
+    dtype: str = typer.Option(
+        None, "--dtype", help="Of the models in place of each cell's own, as float32 on a CPU that has no bfloat16."
+    ),
     predict: str = typer.Option(
         None, "--predict", help="Print what steps should cost on a GPU, as h100, a100 or 4090; measure nothing."
     ),
@@ -60,7 +63,7 @@ def bench(
         return
     if adapters is not None or hidden is not None:
         raise typer.BadParameter("--adapters and --hidden are for `orthotune bench adapters`")
-    harness.run_selection(selection, out, repetitions, as_json, threads)
+    harness.run_selection(selection, out, repetitions, as_json, threads, dtype)
 
 
 def _harness(selection: str) -> Any:

@@ -19,7 +19,7 @@ from orthotune.formats.adapter_file import CONFIG_NAME, WEIGHTS_NAME
 from orthotune.image.adapter.model_spec import ModelSpec, describe
 from orthotune.image.adapter.saved_adapter import save_adapter
 from orthotune.image.families.family import Family
-from orthotune.image.loop.accelerator import make_accelerator, start_trackers
+from orthotune.image.loop.accelerator import make_accelerator, start_trackers, storage_dtype
 from orthotune.image.loop.loop import Every, Hooks, train
 from orthotune.image.loop.optimizer import check_optimizer
 from orthotune.image.loop.options import LoopOptions
@@ -41,6 +41,7 @@ from orthotune.runs.progress import StepBar
 from orthotune.runs.quiet import quiet
 from orthotune.runs.record import RunRecord, WeightChange, device_name, versions
 from orthotune.runs.sharded_model import is_sharded
+from orthotune.runs.slow_dtype import slow_dtype_note
 from orthotune.text.weight_pairs import weight_change
 
 Say = Callable[[str], None]
@@ -131,6 +132,11 @@ class _Run:
             notes.append(
                 "Forgetting is not measured in this run; `orthotune evaluate drift` compares images afterwards."
             )
+        precision = settings.mixed_precision
+        slow = slow_dtype_note(
+            storage_dtype(precision), self.accelerator.device.type, f"mixed_precision={precision}", "mixed_precision=no"
+        )
+        notes += [slow] if slow else []
         self.say("\n".join(notes))
         if self.first:
             self.run_dir.claim(settings.claimed())

@@ -27,6 +27,7 @@ from orthotune.runs.progress import ProgressBar
 from orthotune.runs.quiet import quiet
 from orthotune.runs.record import RunRecord, WeightChange, device_name, versions
 from orthotune.runs.sharded_model import is_sharded
+from orthotune.runs.slow_dtype import slow_dtype_note
 from orthotune.text.best_parameters import BestParameters
 from orthotune.text.causal_model import choose_dtype
 from orthotune.text.diagnosis_log import DiagnosisLog
@@ -163,6 +164,8 @@ class _Run:
         )
         inputs = (model, tokenizer, adapter, data, self.directory.checkpoints, dtype, parts, self.notes)
         trainer = job.trainer(TrainerInputs(*inputs))
+        if slow := slow_dtype_note(dtype, trainer.args.device.type, f"dtype={settings.dtype}", "dtype=float32"):
+            self.notes.append(slow)
         if settings.merge_aware:
             count = merge_aware(trainer.model)
             self.notes.append(f"merge_aware: {count} quantized layers compute with the weights that a merge stores.")
