@@ -191,16 +191,19 @@ def choose(
 
 
 def exact_adapter(adapter: Path, method: str, beside: Path) -> Path:
-    """An adapter whose strengths can be chosen: of a Neumann series, the nearest rotation.
+    """An adapter whose strengths can be chosen: of a Neumann series, the nearest rotation; of stages, blocks.
 
-    A series is no rotation: its strengths are those of the nearest rotation, which is what will be written.
+    A series is no rotation: its strengths are those of the nearest rotation, which is what will be written. The powers
+    of a product of stages are rotations of larger blocks, which is what will be written, too.
 
     Args:
         adapter: the folder of the adapter.
         method: of the run.
-        beside: a folder for the nearest rotation.
+        beside: a folder for the nearest rotation, or for the blocks.
     """
-    if method != "lora" and read_json(adapter / "adapter_config.json").get("use_cayley_neumann"):
+    config = {} if method == "lora" else read_json(adapter / "adapter_config.json")
+    stages = config.get("transform") in ("butterfly", "givens")
+    if config.get("use_cayley_neumann") or stages:
         return files.rewind(adapter, 1.0, beside / "exact").out
     return adapter
 

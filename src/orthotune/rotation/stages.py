@@ -87,9 +87,13 @@ class Stages(FamilyTransform):
     def operator_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None, plain: bool = False) -> Operator:
         Q = unpack(v, spec.block_size)
         R = (cayley_plain(Q) if plain else cayley(Q)).unflatten(-3, (spec.factors, -1))
-        if spec.factors == 1 or spec.block_size << (spec.factors - 1) > LARGEST_BLOCK:
+        if spec.factors == 1 or not cls.written_out(spec, trained=True):
             return _chain(R)
         return Stage(_multiplied_out(R) if plain else recomputed(_multiplied_out, R))
+
+    @classmethod
+    def written_out(cls, spec: RotationSpec, trained: bool) -> bool:
+        return spec.factors == 1 or spec.block_size << (spec.factors - 1) <= LARGEST_BLOCK
 
     @classmethod
     def factors_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor:
@@ -104,6 +108,14 @@ class Stages(FamilyTransform):
             refuse_power(t, f"a product of {spec.factors} stages that mixes more than {LARGEST_POWER} features")
         # Powers of single stages would be another path: stages do not commute, and the product of them is no power.
         return Stage(planes(_multiplied_out(cayley(Q).unflatten(-3, (spec.factors, -1)))).power(t).to(v.dtype))
+
+    @classmethod
+    def blocks_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor | None:
+        if spec.factors == 1:
+            return None
+        if spec.block_size << (spec.factors - 1) > LARGEST_POWER:
+            refuse_form(0.5, f"a product of {spec.factors} stages that mixes more than {LARGEST_POWER} features")
+        return _multiplied_out(cayley(unpack(v, spec.block_size)).unflatten(-3, (spec.factors, -1)))
 
     @classmethod
     def numbers_at(cls, spec: RotationSpec, v: Tensor, t: float, basis: Tensor | None = None) -> Tensor:
