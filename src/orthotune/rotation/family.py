@@ -160,14 +160,20 @@ class FamilyTransform:
         refuse_form(t, f"the transform '{spec.transform}'")
 
     @classmethod
-    def blocks_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor | None:
-        """Blocks ``(n, b, b)`` of the map, float64, where its powers are rotations by blocks and not of its own form.
+    def powers_are_blocks(cls, spec: RotationSpec) -> bool:
+        """Whether powers are rotations of blocks and not of the transform's own form: they are written as blocks."""
+        return False
 
-        Such a transform is written as plain blocks at another strength. None for all others.
+    @classmethod
+    def blocks_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor:
+        """Blocks ``(n, b, b)`` of the map of one matrix in float64, for a transform whose powers are blocks.
 
         Shapes: ``v`` ``(rows, elements)``, float64.
+
+        Raises:
+            OrthotuneError: the powers are no blocks, or the blocks are too large to be taken apart.
         """
-        return None
+        refuse_form(0.5, f"the transform '{spec.transform}'")
 
     @classmethod
     def basis_of(cls, spec: RotationSpec, weight: Tensor) -> Tensor:
@@ -337,9 +343,9 @@ class FamilyTransform:
         Raises:
             OrthotuneError: an angle of ``M^t`` is pi.
         """
-        R = self.blocks_of(self.spec, self.numbers.double(), self.basis)
-        if R is None:
+        if not self.powers_are_blocks(self.spec):
             return None
+        R = self.blocks_of(self.spec, self.numbers.double(), self.basis)
         Q = planes(R).skew(-t if self.backwards else t)
         spec = replace(self.spec, transform="blocks", block_size=R.shape[-1], rank=0, factors=1, variant="")
         return spec, pack(Q).to(wide(self.numbers).dtype)

@@ -86,7 +86,11 @@ class Givens(FamilyTransform):
         return _multiplied(v).flatten(0, -3)
 
     @classmethod
-    def blocks_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor | None:
+    def powers_are_blocks(cls, spec: RotationSpec) -> bool:
+        return True
+
+    @classmethod
+    def blocks_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor:
         return _multiplied(v).flatten(0, -3)
 
     @classmethod

@@ -33,9 +33,9 @@ class Stages(FamilyTransform):
 
     Stage ``i`` (from 0) rotates blocks of which half lies ``2^i / 2`` blocks away: with ``log2`` of the number of
     blocks plus one stages every output depends on every input. One stage is the same as plain blocks.
-    ``numbers`` are the packed skew blocks ``(m n / b, b (b - 1) / 2)``, stage after stage. ``M^t`` of a product of stages is
-    the geodesic of the product: every plane of its blocks of ``2^(m-1) b`` features rotates by ``t`` times its angle. It
-    is no product of stages, except where ``t`` is 0, 1 or -1, so that a power cannot be stored as a butterfly.
+    ``numbers`` are the packed skew blocks ``(m n / b, b (b - 1) / 2)``, stage after stage. ``M^t`` of a product of stages
+    is the geodesic of the product: every plane of its blocks of ``2^(m-1) b`` features rotates by ``t`` times its angle.
+    It is no product of stages, except where ``t`` is 0, 1 or -1, so that a power cannot be stored as a butterfly.
 
     Source: BOFT, arXiv 2311.06243, equation 5; PEFT ``tuners/boft/layer.py``.
 
@@ -110,9 +110,11 @@ class Stages(FamilyTransform):
         return Stage(planes(_multiplied_out(cayley(Q).unflatten(-3, (spec.factors, -1)))).power(t).to(v.dtype))
 
     @classmethod
-    def blocks_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor | None:
-        if spec.factors == 1:
-            return None
+    def powers_are_blocks(cls, spec: RotationSpec) -> bool:
+        return spec.factors > 1
+
+    @classmethod
+    def blocks_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor:
         if spec.block_size << (spec.factors - 1) > LARGEST_POWER:
             refuse_form(0.5, f"a product of {spec.factors} stages that mixes more than {LARGEST_POWER} features")
         return _multiplied_out(cayley(unpack(v, spec.block_size)).unflatten(-3, (spec.factors, -1)))
