@@ -134,8 +134,10 @@ def explain(layer: Planned, x: Tensor | None = None) -> str:
     """
     lines = [f"plan: {plan(layer, x)}"]
     if getattr(layer, "merge_aware", False):
-        lines.append("merge-aware: the adapted weight is quantized in every call, whatever the plan, unless something is "
-                     "merged already or rows of several adapters are mixed")  # fmt: skip
+        lines.append(
+            "merge-aware: the adapted weight is quantized in every call, whatever the plan is, unless an adapter is "
+            "merged or the rows of a batch have several"
+        )
     for name, slot in layer.slots.items():
         for part, rotation in layer.rotations(name).items():
             lines.append(f"{name}{'.' * bool(part)}{part}: {rotation.memo.explain()}")

@@ -58,14 +58,14 @@ class FamilyGroup:
         Args:
             first: one of the members, whose memo is not stale.
         """
-        batch = first.memo.peek("made")[0]
-        found: list[tuple[FamilyRotation, int]] = []
-        for peer in self._alive():
-            kept = peer.memo.get(peer.weight, "made")
-            alone = torch.distributed.is_initialized()  # each layer's gradient is sent as soon as it is there
-            if kept is not None and kept[0] is batch and peer.weight.requires_grad and (peer is first or not alone):
-                found.append((peer, kept[2]))
-        numbers, made, _ = first.memo.peek("made")
+        batch = first.memo.peek("made")
+        if batch is None:  # another thread has seen a write
+            return
+        numbers, made, index = batch
+        found = [(first, index)]
+        if not torch.distributed.is_initialized():  # where each layer sends its gradient as soon as it is there
+            known = [(peer, peer.memo.get(peer.weight, "made")) for peer in self._alive() if peer.weight.requires_grad]
+            found = [(peer, kept[2]) for peer, kept in known if kept is not None and kept[0] is numbers]
         rows = [index for _, index in found]
         own = numbers if rows == list(range(len(numbers))) else numbers[rows]
         nodes = connected(_function(first), own, [made.at(row) for row in rows], [p.weight for p, _ in found])
