@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+import orthotune
 from orthotune import get_peft_model
 from orthotune.experiments.grid import load_compare, methods_of
 from orthotune.experiments.text_task import SFTTask
@@ -22,6 +23,7 @@ from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.subject_settings import SubjectSettings
 from orthotune.recipes.text_job import adapter_config
 from orthotune.recipes.what_it_becomes import what_it_becomes
+from orthotune.report.page import write_report
 from orthotune.rotation.family_registry import FAMILY, PUBLISHED
 from tests.support.tiny_text import make_model
 
@@ -153,5 +155,7 @@ def test_a_run_has_a_report(name: str, model_path: Path, text_path: Path, old_pa
     )  # fmt: skip
     record = sft.run(settings, say=lambda _: None, bar=False)
     assert record.weights.orthogonality_error is not None
-    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    facts = orthotune.inspect(tmp_path / "run" / "adapter")
+    page = write_report(tmp_path / "run", adapter=facts).read_text(encoding="utf-8")
     assert "transform" in page and name in page.replace("&#43;", "+")
+    assert all(row["layer"] in page for row in facts["layers"])
