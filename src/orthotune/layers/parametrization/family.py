@@ -168,7 +168,7 @@ class FamilyRotation(Exchanged):
     def shares(self, trained: bool) -> bool:
         """Whether the operator is blocks along the diagonal, so that layers of one input multiply with it together."""
         if trained and self.group is None and Memo.can_hold(self.weight):
-            return False  # a copy of a module: what another layer computes for it could not be told from a stale one
+            return False  # a copy of a module: nothing says whether what another layer computes for it is stale
         return self.copies == 1 and not self.strength.partial and self.kind.written_out(self.spec, trained)
 
     def power(self, t: float) -> Operator:
