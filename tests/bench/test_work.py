@@ -68,8 +68,7 @@ FAMILY: dict[str, tuple[dict[str, Any], int, int]] = {
     "reflections": ({"r": 4, "oft_block_size": None}, 4, 2304),
     # the blocks that the stages are multiplied out to, the stages, their skew matrices' norms
     "butterfly": ({"oft_block_size": B // 2, "factors": 2}, 3, 8960),
-    # written out to blocks, as the transform blocks has them: two numbers a feature were less to keep and more to do
-    "planes": ({"oft_block_size": B}, 3, 4 * N * B),
+    "planes": ({"oft_block_size": B}, 3, 384),
     "givens": ({"oft_block_size": B}, 3, 4 * N * B),
     # the small map once, 1024, and the coordinates of the input in bfloat16, which save a product with the basis in the
     # backward: the basis is a buffer, and its copy in bfloat16 is made again

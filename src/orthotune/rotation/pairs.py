@@ -12,7 +12,7 @@ from torch import Tensor
 from orthotune.errors import BlockSizeError, OrthotuneError
 from orthotune.rotation.blocks import divisors
 from orthotune.rotation.family import FamilyTransform, Sizes, refuse_power
-from orthotune.rotation.operator import WRITTEN_OUT, Operator, Pairs, Stage
+from orthotune.rotation.operator import WRITTEN_OUT, Pairs
 from orthotune.rotation.spec import RotationSpec
 
 #: variant -> angles (and scales) for each feature: one for a plane, one for a feature, two for a feature
@@ -81,14 +81,13 @@ class PairedPlanes(FamilyTransform):
         return replace(spec, rank=0)
 
     @classmethod
-    def operator_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None, plain: bool = False) -> Operator:
-        made = _pairs(spec, v)
-        return Stage(made.blocks()) if cls.written_out(spec, trained=True) else made
+    def operator_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None, plain: bool = False) -> Pairs:
+        return _pairs(spec, v)
 
     @classmethod
     def written_out(cls, spec: RotationSpec, trained: bool) -> bool:
-        # One product of blocks: two numbers a feature take longer, in several passes over the features.
-        return spec.block_size <= WRITTEN_OUT
+        # In training two numbers a feature keep less and were not slower than blocks.
+        return not trained and spec.block_size <= WRITTEN_OUT
 
     @classmethod
     def factors_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor:

@@ -33,8 +33,8 @@ class Stages(FamilyTransform):
 
     Stage ``i`` (from 0) rotates blocks of which half lies ``2^i / 2`` blocks away: with ``log2`` of the number of
     blocks plus one stages every output depends on every input. One stage is the same as plain blocks.
-    ``numbers`` are the packed skew blocks ``(m n / b, b (b - 1) / 2)``, stage after stage. ``M^t`` of a product of stages
-    is the geodesic of the product: every plane of its blocks of ``2^(m-1) b`` features rotates by ``t`` times its angle.
+    ``numbers`` are the packed skew blocks ``(m n / b, b (b - 1) / 2)``, stage after stage. ``M^t`` of a product is
+    the geodesic of the product: every plane of its blocks of ``2^(m-1) b`` features rotates by ``t`` times its angle.
     It is no product of stages, except where ``t`` is 0, 1 or -1, so that a power cannot be stored as a butterfly.
 
     Source: BOFT, arXiv 2311.06243, equation 5; PEFT ``tuners/boft/layer.py``.
