@@ -5,6 +5,7 @@
 
 Each cell of ``orthotune bench targets`` (or of ``--selection``) is run with the frozen model, PEFT's LoRA, the version
 at ``--before`` and this version. A ratio is a time divided by the time of the frozen model in the same repetition.
+With ``--transforms butterfly planes`` those of ``family_speed.py`` are compared instead, each in both versions.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import csv
 import importlib
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,11 +22,14 @@ from typing import Any
 
 import torch
 
+#: packages and modules that hold classes of the library
+OURS = ("orthotune", "harness", "family_speed")
+
 
 def forget() -> None:
     """Remove the library, and the harness that imported it, from ``sys.modules``; their objects stay valid."""
     sys.modules["orthotune"].unregister()
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("orthotune", "harness")]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
         del sys.modules[name]
 
 
@@ -41,12 +46,13 @@ def library(source: Path) -> Any:
     return found
 
 
-def adapted(source: Path, frozen: Any, cell: Any, names: list[str]) -> dict[str, torch.nn.Module]:
-    """The methods ``names`` of one version of the library, with the same frozen weights."""
+def adapted(source: Path, frozen: Any, cell: Any, names: list[str], family: bool) -> dict[str, torch.nn.Module]:
+    """The methods ``names`` of one version of the library, with the same frozen weights; of the family's if asked."""
     library(source)
     bench = importlib.import_module("harness.contenders")
     cell_of_version = importlib.import_module("harness.cells").Cell(**vars(cell))
-    return {one.name: bench.stirred(one, frozen, cell_of_version) for one in bench.LLAMA if one.name in names}
+    known = importlib.import_module("family_speed").sized(cell_of_version) if family else bench.LLAMA
+    return {one.name: bench.stirred(one, frozen, cell_of_version) for one in known if one.name in names}
 
 
 def main() -> None:
@@ -60,6 +66,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=25)
     parser.add_argument("--seconds", type=float, default=120.0, help="Time limit of a cell, after five repetitions.")
+    parser.add_argument("--transforms", nargs="*", default=[], help="Of family_speed.py, instead of blocks alone.")
+    parser.add_argument("--cpu-time", action="store_true", help="Time of the process, where others use the cores too.")
     parser.add_argument("--out", type=Path, help="A CSV file.")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -74,13 +82,15 @@ def main() -> None:
         library(here)
         device = torch.device("cpu")
         frozen = importlib.import_module("harness.subject").subject(cell, device)
-        models = {f"{name} before": model for name, model in adapted(before, frozen, cell, ["orthotune"]).items()}
-        models = adapted(here, frozen, cell, ["frozen", "lora", "orthotune"]) | models
+        names, family = chosen.transforms or ["orthotune"], bool(chosen.transforms)
+        models = {f"{name} before": one for name, one in adapted(before, frozen, cell, names, family).items()}
+        models = adapted(here, frozen, cell, ["frozen", "lora", *names], family) | models
         step_of = importlib.import_module("harness.step").step_of
         measure = importlib.import_module("harness.measure").measure
         saved_bytes = importlib.import_module("harness.saved_bytes").saved_bytes
         steps = {name: step_of(frozen, model, cell.mode) for name, model in models.items()}
-        timings = measure(steps, device, chosen.repetitions, chosen.seconds)
+        clock = time.process_time if chosen.cpu_time else time.perf_counter
+        timings = measure(steps, device, chosen.repetitions, chosen.seconds, clock=clock)
         print(f"\n{cell.label}")
         for name, model in models.items():
             run = partial(frozen.call, model, frozen.x)

@@ -70,8 +70,9 @@ FAMILY: dict[str, tuple[dict[str, Any], int, int]] = {
     "butterfly": ({"oft_block_size": B // 2, "factors": 2}, 3, 8960),
     "planes": ({"oft_block_size": B}, 3, 384),
     "givens": ({"oft_block_size": B}, 3, 4 * N * B),
-    # the small map alone: the basis is a buffer, and what is made with it is computed again
-    "subspace": ({"r": 8, "oft_block_size": None}, 4, 1280),
+    # the small map once, 1024, and the coordinates of the input in bfloat16, which save a product with the basis in the
+    # backward: the basis is a buffer, and its copy in bfloat16 is made again
+    "subspace": ({"r": 8, "oft_block_size": None}, 4, 1024 + 2 * T * 8),
     "hyperplane": ({"oft_block_size": B}, 3, 936),
 }
 

@@ -22,6 +22,7 @@ import orthotune
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import ConfigError, OrthotuneError
 from orthotune.operations.diagnosis.diagnose import diagnose_state
+from orthotune.recipes.strength_choice import exact_adapter
 from orthotune.runs.layer_strengths import layer_strengths
 from tests.support.contract_cases import TRANSFORMS, randomize
 
@@ -35,9 +36,11 @@ ROSTER: dict[str, dict[str, Any]] = TRANSFORMS | {
 }
 #: what the powers of other transforms are refused for
 NO_FORM = {
-    "butterfly": "2 stages", "road": "road_2", "givens": "givens", "psoft": "two scales", "ether": "ether+",
+    "road": "road_2", "psoft": "two scales", "ether": "ether+",
     "odd": "3 reflections", "one reflection": "a reflection in each block",
 }  # fmt: skip
+#: their powers are rotations of larger blocks: they are written as these, and strengths of layers are those of the file
+AS_BLOCKS = ("butterfly", "givens")
 #: the same of combinations
 NO_SUM = {
     "butterfly": "2 stages", "road": "road_2", "givens": "givens", "psoft": "two scales", "ether": "hyperplane",
@@ -113,7 +116,7 @@ def test_strengths_of_layers_and_their_gradients(name: str) -> None:
     model = randomize(get_peft_model(base, OFTConfig(target_modules=["0", "2"], **ROSTER[name])))
     x = torch.randn(5, 16, dtype=torch.float64)
     trained = model(x).detach()
-    if name in NO_FORM:
+    if name in (*NO_FORM, *AS_BLOCKS):
         with pytest.raises(ConfigError, match="the strength of layer"):
             layer_strengths(model)
         return
@@ -131,6 +134,23 @@ def test_strengths_of_layers_and_their_gradients(name: str) -> None:
     assert found == pytest.approx(expected, rel=1e-5)
     layers.set(dict.fromkeys(layers.names, 1.0))
     torch.testing.assert_close(model(x).detach(), trained, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", AS_BLOCKS)
+def test_stages_are_rewound_as_blocks(folder: Path, tmp_path: Path, name: str) -> None:
+    """At strength 1, too: with these, strengths of layers are chosen and trained."""
+    adapter = _saved(folder, name)
+    exact = exact_adapter(adapter, "oft", tmp_path)
+    assert orthotune.identify(exact).conversions["peft"] == "lossless"
+    torch.testing.assert_close(_at(folder, exact), _at(folder, adapter), rtol=0, atol=1e-5)
+    model = PeftModel.from_pretrained(_base(folder), exact, is_trainable=True)
+    layers = layer_strengths(model)
+    layers.set(dict.fromkeys(layers.names, 0.55))
+    # where the strengths of the model are those of the file that is written
+    orthotune.rewind(adapter, 0.55, tmp_path / "out")
+    torch.testing.assert_close(_logits(model), _at(folder, tmp_path / "out"), rtol=0, atol=1e-5)
+    model(torch.arange(8)[None]).logits.square().sum().backward()
+    assert all(abs(slope) > 0 for slope in layers.gradients().values())
 
 
 @every

@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from orthotune import OFTConfig, get_peft_model, merge_aware, set_scale
 from orthotune.errors import MergeError, OrthotuneError
+from orthotune.layers.base import OFTLayer
+from orthotune.layers.plan import explain
 from orthotune.quantized import registry
 from orthotune.runs.adapters import trainable
 from orthotune.tuner.first_step import keep_float32
@@ -58,6 +60,14 @@ def test_a_merge_aware_forward_is_repeated_under_the_same_adapters() -> None:
     set_scale(model, "default", 0.5)
     with pytest.raises(OrthotuneError, match="run again under default at strength 0.5"):
         y.sum().backward()
+
+
+def test_explain_says_that_a_layer_is_merge_aware() -> None:
+    model = SUBJECTS[0].model()
+    layer = next(module for module in model.modules() if isinstance(module, OFTLayer))
+    assert "merge-aware" not in explain(layer)
+    merge_aware(model)
+    assert "merge-aware: the adapted weight is quantized in every call" in explain(layer)
 
 
 def _net() -> nn.Sequential:

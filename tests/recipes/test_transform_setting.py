@@ -9,9 +9,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+import orthotune
 from orthotune import get_peft_model
 from orthotune.experiments.grid import load_compare, methods_of
 from orthotune.experiments.text_task import SFTTask
+from orthotune.recipes import sft
 from orthotune.recipes.image_job import adapter_settings
 from orthotune.recipes.method_settings import Transform
 from orthotune.recipes.registry import RECIPES
@@ -21,6 +23,7 @@ from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.subject_settings import SubjectSettings
 from orthotune.recipes.text_job import adapter_config
 from orthotune.recipes.what_it_becomes import what_it_becomes
+from orthotune.report.page import write_report
 from orthotune.rotation.family_registry import FAMILY, PUBLISHED
 from tests.support.tiny_text import make_model
 
@@ -73,7 +76,10 @@ def test_lora_has_the_size_of_the_transform() -> None:
         ({"transform": "boft", "rotation": {"scaled": True}}, "scaled=True with transform='butterfly'"),
         ({"transform": "boft", "block_rate": 0.5}, "block_rate=0.5 with transform='butterfly' has no meaning"),
         ({"transform": "boft", "rotation": {"transform": "hra"}}, "transform and rotation.transform are mutually"),
-        ({"transform": "boft", "rewind": "auto"}, "rewind and transform=boft are mutually exclusive: a product of 2"),
+        (
+            {"transform": "psoft", "rewind": "auto"},
+            "rewind and transform=psoft are mutually exclusive: a rotation betw",
+        ),
         ({"transform": "hra", "r": 3, "rewind": "kind"}, "rewind and transform=hra.*3 reflections"),
         ({"rotation": {"transform": "harr"}}, "rotation.transform='harr', which is not one of blocks"),
         ({"transform": "hra", "method": "coft"}, "transform has no meaning for method=coft"),
@@ -94,6 +100,19 @@ def test_sizes_of_a_preset_are_those_of_blocks() -> None:
     assert "transform" not in SFTSettings().record()  # a run from before the setting existed can be resumed
     # The option that recipes had before goes on to work.
     assert SFTSettings(rotation={"transform": "boft"}).rotation_options == {"transform": "boft"}
+
+
+def test_the_scale_of_a_published_transform_has_a_rate() -> None:
+    """boft trains the scale of the rows; its rate is that of the rotation until another one is asked for."""
+    assert SFTSettings(transform="boft").magnitude_factor == 1.0
+    assert "magnitude_rate" not in SFTSettings(transform="boft").record()  # older runs are resumed
+    asked = SFTSettings(transform="boft", magnitude_rate=3.0)
+    assert asked.magnitude_factor == 3.0 and asked.record()["magnitude_rate"] == 3.0
+    without = {"transform": "boft", "magnitude_rate": 3.0, "rotation": {"magnitude": False}}
+    for values in (without, {"transform": "hra", "magnitude_rate": 3.0}):
+        with pytest.raises(ValidationError, match="magnitude_rate has no meaning without rotation.magnitude"):
+            SFTSettings(**values)
+    assert SFTSettings(transform="boft", rewind="auto").rewind == "auto"  # stages are rewound as blocks
 
 
 def test_images_have_it_and_files_of_blocks_are_refused() -> None:
@@ -119,3 +138,24 @@ def test_the_formats_of_a_settings_file_are_those_of_its_transform(tmp_path: Pat
         (tmp_path / "s.yaml").write_text(f"transform: {name}\n")
         found = what_it_becomes(tmp_path / "s.yaml")
         assert (found.conversions[target], found.conversions["kohya-oft"]) == ("lossless", "impossible")
+
+
+#: a name of each transform, and its size in a model of width 32
+RUNS: dict[str, dict[str, Any]] = {
+    "hra": {"r": 4}, "boft": {"block_size": 8}, "planes": {"block_size": 8}, "goft": {"block_size": 16},
+    "psoft": {"r": 4}, "ether+": {"block_size": 8},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_has_a_report(name: str, model_path: Path, text_path: Path, old_path: Path, tmp_path: Path) -> None:
+    settings = SFTSettings(
+        model=str(model_path), data=str(text_path), old_data=str(old_path), transform=name, steps=2, batch_size=2,
+        max_length=32, learning_rate=1e-2, sample_prompts=[], output=tmp_path / "run", **RUNS[name],
+    )  # fmt: skip
+    record = sft.run(settings, say=lambda _: None, bar=False)
+    assert record.weights.orthogonality_error is not None
+    facts = orthotune.inspect(tmp_path / "run" / "adapter")
+    page = write_report(tmp_path / "run", adapter=facts).read_text(encoding="utf-8")
+    assert "transform" in page and name in page.replace("&#43;", "+")
+    assert all(row["layer"] in page for row in facts["layers"])

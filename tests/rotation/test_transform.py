@@ -14,7 +14,8 @@ from orthotune.rotation.cayley import cayley
 from orthotune.rotation.family import FamilyTransform
 from orthotune.rotation.family_registry import FAMILY
 from orthotune.rotation.frozen import Blocks, SplitRows
-from orthotune.rotation.packing import unpack
+from orthotune.rotation.geodesic import skew_power
+from orthotune.rotation.packing import pack, unpack
 from orthotune.rotation.spec import RotationSpec, Side
 from orthotune.rotation.transform import TRANSFORMS, BlockTransform, angles_of
 
@@ -88,7 +89,8 @@ CASES["split rows"] = SplitRows((8, 16), (_blocks("out", rows=2), _blocks("out",
 SERIES = {f"neumann, {side}": _blocks(side, map="neumann", eps=0.3) for side in SIDES}
 SERIES |= {f"scales, {side}": Blocks(1.5 * cayley(_skew(1, 6)[0]), side) for side in SIDES}
 SERIES |= {f"{name}, {side}": _family(name, side) for side in SIDES for name in SCALED}
-PRODUCTS = {name for name in CASES if "butterfly" in name}
+#: of files: their stages may be ordered otherwise, and only trained ones are multiplied out
+PRODUCTS = {name for name in CASES if "butterfly" in name and "trained" not in name}
 #: orthogonal, but with determinant -1
 REFLECTING = {f"{name}, {side}" for side in SIDES for name in ("odd reflections", "hyperplane")}
 
@@ -205,6 +207,35 @@ def test_sizes_follow_from_the_shape_of_the_numbers(name: str) -> None:
 def test_a_part_of_a_product_is_refused_in_words(name: str) -> None:
     with pytest.raises(OrthotuneError, match=r"power of 0\.5.*several stages"):
         _of(name).power(0.5)
+
+
+@pytest.mark.parametrize("name", ["trained butterfly, in", "trained butterfly, out", "givens, in"])
+def test_the_path_of_a_product_is_the_geodesic_of_the_product(name: str) -> None:
+    """From the identity to the map, orthogonal on the way, each plane at a constant speed: the shortest such path."""
+    made = _of(name)
+    numbers = made.numbers.double()
+
+    def at(t: float) -> torch.Tensor:
+        return made.raised(made.spec, numbers, t, made.basis).dense()
+
+    eye = torch.eye(at(1.0).shape[-1], dtype=torch.float64)
+    assert torch.equal(at(0.0), eye)
+    for t in (0.2, 0.5, 0.8, 1.3):
+        torch.testing.assert_close(at(t) @ at(t).mT, eye, rtol=0, atol=1e-12)
+    torch.testing.assert_close(at(1 - 1e-9), at(1.0), rtol=0, atol=1e-8)  # continuous at its end: angles times 1e-9
+    torch.testing.assert_close(at(1e-9), eye, rtol=0, atol=1e-8)
+    speeds = [float((at(t + 1e-4) - at(t)).norm()) for t in (0.0, 0.3, 0.6, 0.9)]
+    assert max(speeds) - min(speeds) < 1e-9
+    if "butterfly" in name:  # the power of each stage is another path
+        Q = unpack(numbers, made.spec.block_size)
+        staged = made.operator_of(made.spec, pack(skew_power(Q, 0.5))).dense()
+        assert (staged - at(0.5)).abs().max() > 1e-3
+
+
+def test_a_product_that_mixes_too_many_features_has_no_power(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orthotune.rotation.stages.LARGEST_POWER", 4)
+    with pytest.raises(OrthotuneError, match="stages that mixes more than 4 features"):
+        _of("trained butterfly, in").power(0.5)
 
 
 @every

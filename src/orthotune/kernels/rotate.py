@@ -241,13 +241,13 @@ def multiplied_alone(x: Tensor, operator: Operator) -> Tensor:
 
     Example:
         >>> from orthotune.rotation.operator import Within
-        >>> multiplied_alone(torch.tensor([3.0, 4.0]), Within(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0]])))
+        >>> multiplied_alone(torch.tensor([3.0, 4.0]), Within(torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0]])))
         tensor([3., 8.])
     """
     if isinstance(operator, Within) and operator.A.dim() == 2:
         from orthotune.kernels.rotate_within import rotate_within
 
-        return rotate_within(x, operator.A, operator.K)
+        return rotate_within(x, operator.A, operator.S)
     return operator.right(x, _block_product)
 
 

@@ -1,4 +1,4 @@
-"""A map within a subspace that keeps nothing for its backward but its input and the small map."""
+"""A map within a subspace that keeps little for its backward: its input, the coordinates of it, and the small map."""
 
 from __future__ import annotations
 
@@ -10,54 +10,61 @@ from torch import Tensor
 from orthotune.kernels.autograd import gradients_again, looked_through
 
 
-def _plain(x: Tensor, A: Tensor, K: Tensor) -> Tensor:
+def _plain(x: Tensor, A: Tensor, S: Tensor) -> Tensor:
     A = A.to(x.dtype)
-    return torch.addmm(x, (x @ A.mT) @ K.to(x.dtype), A)
+    inside = x @ A.mT
+    return torch.addmm(x, torch.addmm(inside, inside, S.to(x.dtype), beta=-1), A)
 
 
 class _Within(torch.autograd.Function):
-    """The basis in the dtype of the input, and the coordinates of the input, are computed again in the backward."""
+    """The coordinates of the input are kept, a product with the basis less in the backward; its cast is made again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, A: Tensor, K: Tensor) -> Tensor:
-        ctx.save_for_backward(x, A, K)
-        return _plain(x.reshape(-1, x.shape[-1]), A, K).view(x.shape)
+    def forward(ctx: Any, x: Tensor, A: Tensor, S: Tensor) -> Tensor:
+        basis, rows = A.to(x.dtype), x.reshape(-1, x.shape[-1])
+        inside = rows @ basis.mT
+        # The input is kept for second derivatives alone, and is kept by the layer before anyway.
+        ctx.save_for_backward(x, A, S, inside)
+        return torch.addmm(rows, torch.addmm(inside, inside, S.to(x.dtype), beta=-1), basis).view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
-        x, A, K = ctx.saved_tensors
+        x, A, S, inside = ctx.saved_tensors
         needed = ctx.needs_input_grad
         if torch.is_grad_enabled():
             rows = x.shape[-1]
             again = gradients_again(
-                lambda x, K: [_plain(x.reshape(-1, rows), A, K).view(x.shape)], (x, K), [grad], (needed[0], needed[2])
+                lambda x, S: [_plain(x.reshape(-1, rows), A, S).view(x.shape)], (x, S), [grad], (needed[0], needed[2])
             )
             return again[0], None, again[1]
         with torch.autocast(grad.device.type, enabled=False):
             basis = A.to(x.dtype)
             g = grad.reshape(-1, x.shape[-1])
-            inside = g @ basis.mT
-            dx = torch.addmm(g, inside @ K.to(x.dtype).mT, basis).view(x.shape) if needed[0] else None
-            dK = ((x.reshape(-1, x.shape[-1]) @ basis.mT).mT @ inside).to(K.dtype) if needed[2] else None
-        return dx, None, dK
+            within = g @ basis.mT
+            dx = dS = None
+            if needed[0]:
+                dx = torch.addmm(g, torch.addmm(within, within, S.to(x.dtype).mT, beta=-1), basis).view(x.shape)
+            if needed[2]:
+                dS = (inside.mT @ within).to(S.dtype)
+        return dx, None, dS
 
 
-def rotate_within(x: Tensor, A: Tensor, K: Tensor) -> Tensor:
-    """``x (I + Aᵀ K A)`` in the dtype of ``x``; the gradient of ``A``, which is frozen, is not computed.
+def rotate_within(x: Tensor, A: Tensor, S: Tensor) -> Tensor:
+    """``x (I + Aᵀ (S - I) A)`` in the dtype of ``x``; the gradient of ``A``, which is frozen, is not computed.
 
-    Shapes: ``x`` ``(..., n)``, ``A`` ``(r, n)``, ``K`` ``(r, r)``; returns ``(..., n)``.
+    Shapes: ``x`` ``(..., n)``, ``A`` ``(r, n)``, ``S`` ``(r, r)``; returns ``(..., n)``.
 
     Args:
         x: features.
         A: the frozen basis, in its rows.
-        K: what is added to the coordinates.
+        S: the map of the coordinates.
 
     Example:
-        >>> rotate_within(torch.tensor([3.0, 4.0]), torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0]]))
+        >>> rotate_within(torch.tensor([3.0, 4.0]), torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0]]))
         tensor([3., 8.])
     """
-    grad = torch.is_grad_enabled() and (x.requires_grad or K.requires_grad)
+    grad = torch.is_grad_enabled() and (x.requires_grad or S.requires_grad)
     if not grad or looked_through() or A.requires_grad or x.numel() == 0:
-        return _plain(x.reshape(-1, x.shape[-1]), A, K).view(x.shape)
-    found: Tensor = _Within.apply(x, A, K)
+        return _plain(x.reshape(-1, x.shape[-1]), A, S).view(x.shape)
+    found: Tensor = _Within.apply(x, A, S)
     return found

@@ -80,13 +80,14 @@ class Linear(OFTLayer):
             slot = self.slots[names[0]]
             if slot.settings.spec.side == "out":
                 return x
-            rotation: Any = self.oft_R[names[0]]
-            if isinstance(rotation, FamilyRotation):
-                operator = rotation()
-                remember(self, rotation, operator, x)
-                return rotate(x, operator)
             rotated = None if slot.shared is None else slot.shared.rotated(self, x)
-            return rotate(x, self.oft_R[names[0]]()) if rotated is None else rotated
+            if rotated is not None:
+                return rotated
+            rotation: Any = self.oft_R[names[0]]
+            made = rotation()
+            if isinstance(rotation, FamilyRotation) and slot.shared is None:
+                remember(self, rotation, made, x)
+            return rotate(x, made)
         for name in names:
             if self.slots[name].settings.spec.side == "in":
                 x = rotate(x, self.oft_R[name]())

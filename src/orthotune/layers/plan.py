@@ -133,6 +133,11 @@ def explain(layer: Planned, x: Tensor | None = None) -> str:
         default: miss: nothing was computed yet
     """
     lines = [f"plan: {plan(layer, x)}"]
+    if getattr(layer, "merge_aware", False):
+        lines.append(
+            "merge-aware: the adapted weight is quantized in every call, whatever the plan is, unless an adapter is "
+            "merged or the rows of a batch have several"
+        )
     for name, slot in layer.slots.items():
         for part, rotation in layer.rotations(name).items():
             lines.append(f"{name}{'.' * bool(part)}{part}: {rotation.memo.explain()}")

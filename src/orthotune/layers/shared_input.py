@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,12 @@ from orthotune.kernels.autograd import looked_through, looked_through_uncompiled
 from orthotune.kernels.rotate import joined, rotate_each, rotate_joined
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.beside_adapters import beside_adapters
+from orthotune.layers.parametrization.family import FamilyRotation
 from orthotune.layers.parametrization.memo import Memo
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.layers.parametrization.sharding import is_zero
 from orthotune.layers.repeated_call import SHORT, call_base
+from orthotune.rotation.operator import Operator, Stage
 
 #: children of one module that get its input together, in calling order
 TOGETHER = (
@@ -39,7 +41,7 @@ class _Pending(NamedTuple):
     x: Tensor
     version: int
     grad: bool
-    outputs: dict[int, tuple[Tensor, Tensor | None]]
+    outputs: dict[int, tuple[Tensor, Tensor | Operator | None]]
 
 
 class Again:
@@ -51,7 +53,9 @@ class Again:
 
     __slots__ = ("R", "base", "entry", "forward", "id", "index", "layer", "memo", "parameters", "rotation", "shared")
 
-    def __init__(self, shared: SharedInput, index: int, layer: OFTLayer, rotation: Rotation, R: Tensor) -> None:
+    def __init__(
+        self, shared: SharedInput, index: int, layer: OFTLayer, rotation: Rotation | FamilyRotation, R: Tensor
+    ) -> None:
         self.shared, self.index, self.R = shared, index, R
         self.layer, self.id = weakref.ref(layer), id(layer)
         self.base: nn.Module = layer.base_layer
@@ -99,7 +103,7 @@ class Again:
             if again.memo.entry is not again.entry:
                 return None
         outputs = rotate_joined(x, self.R, count)
-        others: dict[int, tuple[Tensor, Tensor | None]] = {}
+        others: dict[int, tuple[Tensor, Tensor | Operator | None]] = {}
         for again, y in zip(shared._again, outputs, strict=True):
             others[again.id] = (y, None)
         del others[self.id]
@@ -175,23 +179,25 @@ class SharedInput:
         if y is None or pending.x is not x or pending.version != x._version or pending.grad is not _graph():
             self._pause("a layer was called with another input than the first one")
             return None
-        rotation = cast(Rotation, layer.oft_R[self._adapter])
+        rotation: Any = layer.oft_R[self._adapter]
         if Memo.can_hold(rotation.weight) and (served is None or rotation.current() is not served):
             return None  # a parameter has changed since the first layer was called
         return y
 
-    def _all(self, x: Tensor) -> tuple[list[Rotation], Sequence[Tensor]] | None:
+    def _all(self, x: Tensor) -> tuple[list[Rotation | FamilyRotation], Sequence[Tensor]] | None:
         """The rotations of all layers and ``x`` rotated by each; None when one of them is not ready."""
         graph, first = _graph(), None
-        rotations: list[Rotation] = []
+        rotations: list[Rotation | FamilyRotation] = []
         blocks: list[Tensor] = []
         for kept in self._layers:
             layer = kept()
             if layer is None or layer.in_use.adapters != (self._adapter,) or layer.in_use.by_weight:
                 return None
-            rotation = cast(Rotation, layer.oft_R[self._adapter])
+            rotation: Any = layer.oft_R[self._adapter]
             weight = rotation.weight
             first = weight if first is None else first
+            if isinstance(rotation, FamilyRotation) and not rotation.shares(graph and weight.requires_grad):
+                return None
             # Offloaded, sharded or partitioned at the moment: its own forward will bring it here.
             if is_zero(weight) or type(weight) is not type(first) or weight.device != x.device:
                 return None
@@ -200,7 +206,12 @@ class SharedInput:
             # The others are compared with their parameters when their own layers are called.
             R = rotation.served() if rotations and not graph and Memo.can_hold(weight) else None
             rotations.append(rotation)
-            blocks.append(rotation() if R is None or rotation.training else R)
+            made = rotation() if R is None or rotation.training else R
+            if isinstance(made, Stage):
+                made = made.R
+            elif isinstance(made, Operator):
+                return None
+            blocks.append(made)
         if graph or torch.is_autocast_enabled(x.device.type) or not x.numel():
             return rotations, rotate_each(x, blocks)
         joint = self._joined
@@ -209,7 +220,7 @@ class SharedInput:
             self._remember(rotations, joint[1])
         return rotations, rotate_joined(x, joint[1], len(blocks))
 
-    def _remember(self, rotations: list[Rotation], R: Tensor) -> None:
+    def _remember(self, rotations: list[Rotation | FamilyRotation], R: Tensor) -> None:
         """Let the layers repeat this call at once while nothing has changed, see :class:`Again`."""
         self._forget()
         layers = [kept() for kept in self._layers]
@@ -252,7 +263,7 @@ def share_inputs(model: nn.Module, adapter: str) -> None:
         and module.shares_input
         and adapter in module.oft_R
         and module.slots[adapter].settings.spec.side == "in"
-        and isinstance(module.oft_R[adapter], Rotation)
+        and _shares(module.oft_R[adapter])
     }
     for _, parent in beside_adapters(model):
         children = parent._modules
@@ -269,6 +280,14 @@ def share_inputs(model: nn.Module, adapter: str) -> None:
         SharedInput([layer], adapter)
 
 
+def _shares(rotation: nn.Module) -> bool:
+    return isinstance(rotation, Rotation) or (isinstance(rotation, FamilyRotation) and rotation.shares(trained=False))
+
+
 def _alike(one: OFTLayer, other: OFTLayer, adapter: str) -> bool:
-    a, b = cast(Rotation, one.oft_R[adapter]), cast(Rotation, other.oft_R[adapter])
+    a: Any
+    b: Any
+    a, b = one.oft_R[adapter], other.oft_R[adapter]
+    if isinstance(a, FamilyRotation) or isinstance(b, FamilyRotation):
+        return type(a) is type(b) and (a.layout, a.spec, a.copies) == (b.layout, b.spec, b.copies)
     return (a.layout, a.spec.batch_key, a.copies) == (b.layout, b.spec.batch_key, b.copies)

@@ -20,11 +20,11 @@ from orthotune.files.output import new_folder
 from orthotune.files.run_adapter import adapter_in
 from orthotune.files.safetensors_file import read_tensors, write_tensors
 from orthotune.formats.adapter_file import CONFIG_NAME, WEIGHTS_NAME
-from orthotune.formats.adapter_state import AdapterState
+from orthotune.formats.adapter_state import AdapterState, LayerState
 from orthotune.formats.writers import of_stock, write_folder
 from orthotune.operations.adapter import read_once
 from orthotune.operations.other_methods import LORA_B, other_method
-from orthotune.rotation.family import FamilyTransform
+from orthotune.rotation.family import FamilyTransform, refuse_form
 from orthotune.tuner.combination import Combination, warn_series
 
 
@@ -50,7 +50,8 @@ def rewind(
 
     A rotation becomes ``R^t`` and a magnitude ``m^t``, exactly, as parameters of the same kind; a LoRA's change is
     multiplied by ``t``. Other transforms than blocks are written at a strength where their powers have the form of the
-    transform. The new adapter loads, merges and converts like any other.
+    transform. Those of a butterfly of several stages and of Givens stages are rotations of larger blocks, and are
+    written as blocks, at strength 1 too. The new adapter loads, merges and converts like any other.
 
     Args:
         adapter: a file or folder of any readable format, or a folder with a LoRA of PEFT.
@@ -104,7 +105,13 @@ def rewind(
     for name, layer in state.layers.items():
         held = layer.for_weight((1,) * layer.dims) if layer.dims else layer
         layers[name], off[name] = Combination((found[name],)).joint(name, [held])
-    transforms = {name: _family_at(name, held, found[name]) for name, held in state.transforms.items()}
+    transforms = {}
+    for name, held in state.transforms.items():
+        at = _family_at(name, held, found[name], bool(state.config.get("target_parameters")))
+        if isinstance(at, LayerState):
+            layers[name] = at
+        else:
+            transforms[name] = at
     with new_folder(out, overwrite=overwrite) as folder:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -115,14 +122,26 @@ def rewind(
     return Rewound(out, found, tuple(str(one.message) for one in caught))
 
 
-def _family_at(name: str, held: Any, t: float) -> FamilyTransform:
+def _family_at(name: str, held: Any, t: float, experts: bool) -> FamilyTransform | LayerState:
+    """A transform at a strength: in its own form, or as plain blocks where its powers are these."""
     try:
-        found: FamilyTransform = held.at(t)
+        if experts and held.spec.factors > 1:
+            refuse_form(t, f"stacks of experts under {held.spec.factors} stages")
+        blocks = held.as_blocks(t)
+        if blocks is None:
+            found: FamilyTransform = held.at(t)
+            return found
+        spec, numbers = blocks
+        scale = held.magnitude
+        if scale is not None and t != 1:
+            if bool((scale <= 0).any()):
+                raise OrthotuneError(f"strength {t:g}", got="a magnitude of 0 or below, which has no logarithm")
+            scale = scale.double().pow(t).to(scale.dtype)
+        return LayerState({"": numbers}, spec, scale, held.embedding, blend=held.blend, dims=held.dims)
     except OrthotuneError as error:
         raise UnsupportedLayerError(
             f"layer '{name}': {error.given}", got=error.got, needed=error.needed, do=error.do
         ) from error
-    return found
 
 
 def _lora(source: Path, strengths: float | Mapping[str, float], out: Path, overwrite: bool) -> Rewound:

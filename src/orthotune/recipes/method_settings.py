@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from orthotune.recipes import preset
 from orthotune.recipes.continued import DECIDED, decided_by
 from orthotune.recipes.stop_when import rule_faults
+from orthotune.rotation.family_registry import PUBLISHED
 from orthotune.runs.learning_rates import RateFactors
 from orthotune.runs.transform_options import BLOCKS, rewinding_fault, transform_fault, transform_options
 
@@ -110,7 +111,9 @@ class MethodSettings(BaseModel):
     eps: float | None = Field(None, gt=0, description="COFT: the radius is eps / sqrt(blocks). Default: 1.")
     rotation: dict[str, Any] = Field({}, description="Further OFTConfig options, as side, magnitude or scaled.")
     magnitude_rate: float = Field(
-        MAGNITUDE_RATE, gt=0, description="Learning rate of the scales of rotation.magnitude, as times learning_rate."
+        MAGNITUDE_RATE,
+        gt=0,
+        description="Learning rate of the scales of rotation.magnitude, or of boft, as times learning_rate.",
     )
     block_rate: float = Field(
         0.0, ge=0, le=2, description="Exponent p: blocks of size b learn at (32 / b)^p times learning_rate."
@@ -257,6 +260,10 @@ class MethodSettings(BaseModel):
 
     @property
     def _has_magnitudes(self) -> bool:
+        published = PUBLISHED.get(self.transform, ("", {}))[1]
+        # The scale that belongs to a published transform, as boft's, learns at the rate of the rotation by default.
+        if "magnitude_rate" in self.model_fields_set and published.get("magnitude"):
+            return bool(self.rotation.get("magnitude", True))
         layers = self.rotation.get("layer_settings") or {}
         return any(one.get("magnitude") for one in (self.rotation, *layers.values()) if isinstance(one, dict))
 

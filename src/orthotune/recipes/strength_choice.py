@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from orthotune.errors import OrthotuneError, OutputError
 from orthotune.files.json_file import read_json, write_json
+from orthotune.formats.peft.fields import spec_of_fields
 from orthotune.operations import rewind as files
+from orthotune.rotation.family_registry import family_of
 from orthotune.runs.directory import RunDirectory
 from orthotune.runs.record import RunRecord
 from orthotune.runs.rewinding import By, Losses, Point, Rewinding, difference, groups_of
@@ -191,16 +193,20 @@ def choose(
 
 
 def exact_adapter(adapter: Path, method: str, beside: Path) -> Path:
-    """An adapter whose strengths can be chosen: of a Neumann series, the nearest rotation.
+    """An adapter whose strengths can be chosen: of a Neumann series, the nearest rotation; of stages, blocks.
 
-    A series is no rotation: its strengths are those of the nearest rotation, which is what will be written.
+    A series is no rotation: its strengths are those of the nearest rotation, which is what will be written. The powers
+    of a product of stages are rotations of larger blocks, which is what will be written, too.
 
     Args:
         adapter: the folder of the adapter.
         method: of the run.
-        beside: a folder for the nearest rotation.
+        beside: a folder for the nearest rotation, or for the blocks.
     """
-    if method != "lora" and read_json(adapter / "adapter_config.json").get("use_cayley_neumann"):
+    config = {} if method == "lora" else read_json(adapter / "adapter_config.json")
+    kind = None if method == "lora" else family_of(str(config.get("transform") or "blocks"))
+    stages = kind is not None and kind.powers_are_blocks(spec_of_fields(config))
+    if config.get("use_cayley_neumann") or stages:
         return files.rewind(adapter, 1.0, beside / "exact").out
     return adapter
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NoReturn
 
@@ -24,6 +26,7 @@ from orthotune.rotation.on_weight import (
     rows_scaled,
 )
 from orthotune.rotation.operator import LowRank, Operator
+from orthotune.rotation.packing import pack
 from orthotune.rotation.spec import RotationSpec, Side
 from orthotune.rotation.strength import Kind
 
@@ -157,6 +160,22 @@ class FamilyTransform:
         refuse_form(t, f"the transform '{spec.transform}'")
 
     @classmethod
+    def powers_are_blocks(cls, spec: RotationSpec) -> bool:
+        """Whether powers are rotations of blocks and not of the transform's own form: they are written as blocks."""
+        return False
+
+    @classmethod
+    def blocks_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor:
+        """Blocks ``(n, b, b)`` of the map of one matrix in float64, for a transform whose powers are blocks.
+
+        Shapes: ``v`` ``(rows, elements)``, float64.
+
+        Raises:
+            OrthotuneError: the powers are no blocks, or the blocks are too large to be taken apart.
+        """
+        refuse_form(0.5, f"the transform '{spec.transform}'")
+
+    @classmethod
     def basis_of(cls, spec: RotationSpec, weight: Tensor) -> Tensor:
         """The frozen basis for a weight ``(..., out, in)``, for transforms that need one."""
         raise NotImplementedError
@@ -190,6 +209,14 @@ class FamilyTransform:
     def orthogonal_of(cls, spec: RotationSpec) -> bool:
         """Whether every parameter gives an orthogonal map."""
         return True
+
+    @classmethod
+    def written_out(cls, spec: RotationSpec, trained: bool) -> bool:
+        """Whether layers compute the map as blocks along the diagonal, in training or when it is kept for many calls.
+
+        Such layers share their input with others like layers of the transform ``blocks``.
+        """
+        return False
 
     # What follows from it.
 
@@ -310,6 +337,19 @@ class FamilyTransform:
             raise OrthotuneError(f"strength {t:g}", got="a magnitude of 0 or below, which has no logarithm")
         return replace(self, numbers=numbers, magnitude=self.magnitude.double().pow(t).to(self.magnitude.dtype))
 
+    def as_blocks(self, t: float) -> tuple[RotationSpec, Tensor] | None:
+        """The spec of blocks, and their packed skew matrices, of ``M^t``; None for a transform with powers of its form.
+
+        Raises:
+            OrthotuneError: an angle of ``M^t`` is pi.
+        """
+        if not self.powers_are_blocks(self.spec):
+            return None
+        R = self.blocks_of(self.spec, self.numbers.double(), self.basis)
+        Q = planes(R).skew(-t if self.backwards else t)
+        spec = replace(self.spec, transform="blocks", block_size=R.shape[-1], rank=0, factors=1, variant="")
+        return spec, pack(Q).to(wide(self.numbers).dtype)
+
     def power(self, t: float) -> Any:
         """``M^t``: the identity at 0, the map at 1, the inverse at -1.
 
@@ -354,6 +394,30 @@ class OperatorMap:
         return at_strength(W, moved, None, self.blend, strength).reshape(weight.shape)
 
 
+class _Running(threading.local):
+    again = False
+
+
+_running = _Running()
+
+
+@contextmanager
+def computed_again() -> Iterator[None]:
+    """Within it :func:`recomputed` keeps what it needs: a backward that computes again does so once.
+
+    Example:
+        >>> v = torch.zeros(1, requires_grad=True)
+        >>> with computed_again():
+        ...     type(recomputed(torch.exp, v).grad_fn).__name__
+        'ExpBackward0'
+    """
+    before, _running.again = _running.again, True
+    try:
+        yield
+    finally:
+        _running.again = before
+
+
 class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -382,7 +446,7 @@ def recomputed(function: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
         >>> recomputed(torch.exp, torch.zeros(1))
         tensor([1.])
     """
-    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and v.requires_grad):
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and v.requires_grad) or _running.again:
         return function(v)
     found: Tensor = _Recomputed.apply(v, function)
     return found
@@ -436,7 +500,8 @@ def refuse_form(t: float, what: str) -> NoReturn:
     raise OrthotuneError(
         f"stored parameters at strength {t:g}", got=what, needed="a transform whose powers have its own form: blocks, "
         "an even number of reflections, one stage of a butterfly, planes of angles or road_1, rotation of a subspace",
-        do="Merge the adapter at a strength: orthotune merge --strength T",
+        do="Merge the adapter at a strength (orthotune merge --strength T); stages are written as blocks by "
+        "orthotune.rewind(ADAPTER, 1, OUT)",
     )  # fmt: skip
 
 

@@ -54,10 +54,35 @@ class Planes:
         rotated = (self.vectors * (factors - 1).unsqueeze(-2)) @ self.vectors.mH
         return rotated.real + torch.eye(rotated.shape[-1], dtype=torch.float64, device=rotated.device)
 
+    def skew(self, t: float) -> Tensor:
+        """The skew ``Q_t`` with ``cayley(Q_t) = R^t``, float64 ``(..., b, b)``; 0 bit for bit at ``t = 0``.
+
+        Raises:
+            OrthotuneError: an angle reaches pi, which the Cayley map never does.
+
+        Example:
+            >>> quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+            >>> round(planes(quarter).skew(0.5)[0, 1].item(), 4)  # tan(pi / 8)
+            0.4142
+        """
+        half = t * self.angles / 2
+        refuse_pi(half, t)
+        Q = ((self.vectors * (-1j * half.tan()).unsqueeze(-2)) @ self.vectors.mH).real
+        return (Q - Q.mT) / 2
+
     def logarithm(self) -> Tensor:
         """The skew ``K`` with ``exp(K) = R`` and angles of at most pi, float64 ``(..., b, b)``."""
         K = ((self.vectors * (1j * self.angles).unsqueeze(-2)) @ self.vectors.mH).real
         return (K - K.mT) / 2
+
+
+def refuse_pi(half: Tensor, t: float) -> None:
+    """Raise an OrthotuneError where half an angle ``half`` of a rotation at strength ``t`` is a right angle."""
+    if bool((half.abs() >= math.pi / 2 - 1e-6).any()):
+        raise OrthotuneError(
+            f"the rotation at strength {t:g}", got="an angle of pi, which the Cayley parametrization cannot represent",
+            do="Change the strength a little",
+        )  # fmt: skip
 
 
 def planes_of_skew(Q: Tensor, R: Tensor | None = None) -> Planes:
@@ -112,11 +137,7 @@ def skew_power(Q: Tensor, t: float) -> Tensor:
     """
     found, vectors = torch.linalg.eigh(1j * Q.double())
     half = t * found.atan()
-    if bool((half.abs() >= math.pi / 2 - 1e-6).any()):
-        raise OrthotuneError(
-            f"the rotation at strength {t:g}", got="an angle of pi, which the Cayley parametrization cannot represent",
-            do="Change the strength a little",
-        )  # fmt: skip
+    refuse_pi(half, t)
     moved = ((vectors * (-1j * half.tan()).unsqueeze(-2)) @ vectors.mH).real
     return (moved - moved.mT) / 2
 

@@ -73,12 +73,24 @@ class Givens(FamilyTransform):
 
     @classmethod
     def operator_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None, plain: bool = False) -> Operator:
-        if spec.block_size > LARGEST_BLOCK:
+        if not cls.written_out(spec, trained=True):
             return _stages(v)
         return Stage(_multiplied(v) if plain else recomputed(_multiplied, v))
 
     @classmethod
+    def written_out(cls, spec: RotationSpec, trained: bool) -> bool:
+        return spec.block_size <= LARGEST_BLOCK
+
+    @classmethod
     def factors_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor:
+        return _multiplied(v).flatten(0, -3)
+
+    @classmethod
+    def powers_are_blocks(cls, spec: RotationSpec) -> bool:
+        return True
+
+    @classmethod
+    def blocks_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor:
         return _multiplied(v).flatten(0, -3)
 
     @classmethod

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orthotune.errors import OrthotuneError
 from orthotune.rotation.family import FamilyTransform, Sizes, random_directions, refuse_form, refuse_power
-from orthotune.rotation.operator import BlockLowRank
+from orthotune.rotation.operator import WRITTEN_OUT, BlockLowRank
 from orthotune.rotation.spec import RotationSpec
 
 
@@ -68,6 +68,10 @@ class Hyperplanes(FamilyTransform):
             return BlockLowRank(vectors, -2 * over)
         sign = torch.tensor([[-1.0], [1.0]], dtype=v.dtype, device=v.device)
         return BlockLowRank(vectors, sign * over)
+
+    @classmethod
+    def written_out(cls, spec: RotationSpec, trained: bool) -> bool:
+        return not trained and spec.block_size <= WRITTEN_OUT
 
     @classmethod
     def factors_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor:

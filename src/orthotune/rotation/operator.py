@@ -154,18 +154,18 @@ class LowRank(Operator):
 
 @dataclass(frozen=True, eq=False)
 class Within(Operator):
-    """``I + Aᵀ K A``: a small map of the coordinates in the rows of ``A``, beside the identity.
+    """``I + Aᵀ (S - I) A``: a small map ``S`` of the coordinates in the rows of ``A``, the identity beside them.
 
-    Shapes: ``A`` ``(..., r, n)``, ``K`` ``(..., r, r)``. Unlike :class:`LowRank` of ``A`` and ``K A`` it makes no
-    product of the size of ``A`` when ``K`` changes, as in every training step.
+    Shapes: ``A`` ``(..., r, n)``, ``S`` ``(..., r, r)``. Unlike :class:`LowRank` of ``A`` and ``(S - I) A`` it makes no
+    product of the size of ``A`` when ``S`` changes, as in every training step.
 
     Example:
-        >>> Within(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0]])).right(torch.tensor([3.0, 4.0]))
+        >>> Within(torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0]])).right(torch.tensor([3.0, 4.0]))
         tensor([3., 8.])
     """
 
     A: Tensor
-    K: Tensor
+    S: Tensor
 
     @property
     def features(self) -> int:
@@ -177,28 +177,30 @@ class Within(Operator):
 
     @property
     def mT(self) -> Within:
-        return Within(self.A, self.K.mT)
+        return Within(self.A, self.S.mT)
 
     @property
     def low_rank(self) -> LowRank:
         """The same map with two factors."""
-        return LowRank(self.A, self.K @ self.A)
+        return LowRank(self.A, self.S @ self.A - self.A)
 
     def right(self, X: Tensor, product: Product = block_product) -> Tensor:
-        A, K = self.A.to(X.dtype), self.K.to(X.dtype)
+        A, S = self.A.to(X.dtype), self.S.to(X.dtype)
+        inside = X @ A.mT
         if X.dim() == 2 and A.dim() == 2:
-            return torch.addmm(X, (X @ A.mT) @ K, A)
-        return X + ((X @ A.mT) @ K) @ A
+            return torch.addmm(X, torch.addmm(inside, inside, S, beta=-1), A)
+        return X + (inside @ S - inside) @ A
 
     def left(self, W: Tensor, product: Product = block_product) -> Tensor:
-        A, K = self.A.to(W.dtype), self.K.to(W.dtype)
-        return W + A.mT @ (K @ (A @ W))
+        A, S = self.A.to(W.dtype), self.S.to(W.dtype)
+        inside = A @ W
+        return W + A.mT @ (S @ inside - inside)
 
     def inverse(self) -> LowRank:
         return self.low_rank.inverse()
 
     def at(self, index: int) -> Within:
-        return Within(self.A[index], self.K[index])
+        return Within(self.A[index], self.S[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -358,6 +360,13 @@ class Pairs(Operator):
         halves = part.to(X.dtype).unbind(-2)
         return halves if self.copies == 1 else tuple(half.unsqueeze(1) for half in halves)
 
+    def blocks(self) -> Tensor:
+        """The same map as blocks, ``(..., n / group, group, group)``: four diagonals in each."""
+        parts = torch.stack([torch.stack([self.c[..., 0, :], self.d[..., 0, :]], -2),
+                             torch.stack([self.d[..., 1, :], self.c[..., 1, :]], -2)], -3)  # fmt: skip
+        group = 2 * self.c.shape[-1]  # from the half of a feature, to the half, from, to
+        return torch.diag_embed(parts).transpose(-3, -2).reshape(*self.c.shape[:-2], group, group)
+
     def determinant(self) -> Tensor:
         """Of each plane, ``(..., n / group, 1, group / 2)``."""
         (c1, c2), (d1, d2) = self.c.split(1, -2), self.d.split(1, -2)
@@ -420,7 +429,7 @@ def quicker(operator: Operator) -> Operator:
     if isinstance(operator, BlockLowRank) and operator.A.shape[-1] <= WRITTEN_OUT:
         return Stage(blocks_of(operator, operator.A.shape[-1]))
     if isinstance(operator, Pairs) and 2 * operator.c.shape[-1] <= WRITTEN_OUT:
-        return Stage(blocks_of(operator, 2 * operator.c.shape[-1]))
+        return Stage(operator.blocks())
     return operator.low_rank if isinstance(operator, Within) else operator
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from orthotune.errors import BlockSizeError, OrthotuneError
 from orthotune.rotation.blocks import divisors
 from orthotune.rotation.family import FamilyTransform, Sizes, refuse_power
-from orthotune.rotation.operator import Pairs
+from orthotune.rotation.operator import WRITTEN_OUT, Pairs
 from orthotune.rotation.spec import RotationSpec
 
 #: variant -> angles (and scales) for each feature: one for a plane, one for a feature, two for a feature
@@ -82,13 +82,16 @@ class PairedPlanes(FamilyTransform):
 
     @classmethod
     def operator_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None, plain: bool = False) -> Pairs:
-        theta = v[..., 0, :]
-        scale = torch.ones_like(theta) if _variant(spec) == "angles" else 1 + v[..., 1, :]
-        return _of_rows(spec, theta, scale)
+        return _pairs(spec, v)
+
+    @classmethod
+    def written_out(cls, spec: RotationSpec, trained: bool) -> bool:
+        # In training two numbers a feature keep less and were not slower than blocks.
+        return not trained and spec.block_size <= WRITTEN_OUT
 
     @classmethod
     def factors_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor:
-        made = cls.operator_of(spec, v.view(-1, cls.sizes(cls._features(spec, v), spec).rows, v.shape[-1]))
+        made = _pairs(spec, v.view(-1, cls.sizes(cls._features(spec, v), spec).rows, v.shape[-1]))
         (c1, c2), (d1, d2) = (part.flatten(0, -3).unbind(-2) for part in (made.c, made.d))
         return torch.stack([torch.stack([c1, d1], -1), torch.stack([d2, c2], -1)], -2).flatten(0, -3)
 
@@ -121,6 +124,11 @@ class PairedPlanes(FamilyTransform):
 
 def _variant(spec: RotationSpec) -> str:
     return spec.variant or "angles"
+
+
+def _pairs(spec: RotationSpec, v: Tensor) -> Pairs:
+    theta = v[..., 0, :]
+    return _of_rows(spec, theta, torch.ones_like(theta) if _variant(spec) == "angles" else 1 + v[..., 1, :])
 
 
 def _of_rows(spec: RotationSpec, theta: Tensor, scale: Tensor) -> Pairs:

@@ -13,7 +13,7 @@ from orthotune.rotation.blocks import divisors
 from orthotune.rotation.butterfly import Butterfly
 from orthotune.rotation.cayley import cayley, cayley_plain
 from orthotune.rotation.family import FamilyTransform, Sizes, recomputed, refuse_form, refuse_power
-from orthotune.rotation.geodesic import planes_of_skew, skew_power
+from orthotune.rotation.geodesic import planes, planes_of_skew, skew_power
 from orthotune.rotation.operator import Chain, Operator, Stage
 from orthotune.rotation.packing import block_size_of, element_count, pack, unpack
 from orthotune.rotation.spec import RotationSpec
@@ -22,6 +22,10 @@ from orthotune.rotation.spec import RotationSpec
 #: features moved between them, and only its input has to be kept for a backward.
 LARGEST_BLOCK = 64
 
+#: Largest block of a product of stages that is taken apart into planes for a power, in the time of its third power:
+#: a block of 1,024 takes some seconds of one core.
+LARGEST_POWER = 1024
+
 
 @dataclass(frozen=True)
 class Stages(FamilyTransform):
@@ -29,8 +33,9 @@ class Stages(FamilyTransform):
 
     Stage ``i`` (from 0) rotates blocks of which half lies ``2^i / 2`` blocks away: with ``log2`` of the number of
     blocks plus one stages every output depends on every input. One stage is the same as plain blocks.
-    ``numbers`` are the packed skew blocks ``(m n / b, b (b - 1) / 2)``, stage after stage. A product of stages has no
-    powers of its own form, except 0, 1 and -1.
+    ``numbers`` are the packed skew blocks ``(m n / b, b (b - 1) / 2)``, stage after stage. ``M^t`` of a product is
+    the geodesic of the product: every plane of its blocks of ``2^(m-1) b`` features rotates by ``t`` times its angle.
+    It is no product of stages, except where ``t`` is 0, 1 or -1, so that a power cannot be stored as a butterfly.
 
     Source: BOFT, arXiv 2311.06243, equation 5; PEFT ``tuners/boft/layer.py``.
 
@@ -82,9 +87,13 @@ class Stages(FamilyTransform):
     def operator_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None, plain: bool = False) -> Operator:
         Q = unpack(v, spec.block_size)
         R = (cayley_plain(Q) if plain else cayley(Q)).unflatten(-3, (spec.factors, -1))
-        if spec.factors == 1 or spec.block_size << (spec.factors - 1) > LARGEST_BLOCK:
+        if spec.factors == 1 or not cls.written_out(spec, trained=True):
             return _chain(R)
         return Stage(_multiplied_out(R) if plain else recomputed(_multiplied_out, R))
+
+    @classmethod
+    def written_out(cls, spec: RotationSpec, trained: bool) -> bool:
+        return spec.factors == 1 or spec.block_size << (spec.factors - 1) <= LARGEST_BLOCK
 
     @classmethod
     def factors_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor:
@@ -92,9 +101,23 @@ class Stages(FamilyTransform):
 
     @classmethod
     def power_of(cls, spec: RotationSpec, v: Tensor, t: float, basis: Tensor | None = None) -> Operator:
-        if spec.factors > 1:
-            refuse_power(t, "a product of several stages, which has no powers of such a form")
-        return Stage(planes_of_skew(unpack(v, spec.block_size)).power(t).to(v.dtype))
+        Q = unpack(v.double(), spec.block_size)
+        if spec.factors == 1:
+            return Stage(planes_of_skew(Q).power(t).to(v.dtype))
+        if spec.block_size << (spec.factors - 1) > LARGEST_POWER:
+            refuse_power(t, f"a product of {spec.factors} stages that mixes more than {LARGEST_POWER} features")
+        # Powers of single stages would be another path: stages do not commute, and the product of them is no power.
+        return Stage(planes(_multiplied_out(cayley(Q).unflatten(-3, (spec.factors, -1)))).power(t).to(v.dtype))
+
+    @classmethod
+    def powers_are_blocks(cls, spec: RotationSpec) -> bool:
+        return spec.factors > 1
+
+    @classmethod
+    def blocks_of(cls, spec: RotationSpec, v: Tensor, basis: Tensor | None = None) -> Tensor:
+        if spec.block_size << (spec.factors - 1) > LARGEST_POWER:
+            refuse_form(0.5, f"a product of {spec.factors} stages that mixes more than {LARGEST_POWER} features")
+        return _multiplied_out(cayley(unpack(v, spec.block_size)).unflatten(-3, (spec.factors, -1)))
 
     @classmethod
     def numbers_at(cls, spec: RotationSpec, v: Tensor, t: float, basis: Tensor | None = None) -> Tensor:

@@ -97,8 +97,7 @@ class Subspace(FamilyTransform):
                 "a subspace without its basis", got="an adapter whose file holds none",
                 needed="the weight, whose singular vectors are the basis", do="Load it on its base, or name --base",
             )  # fmt: skip
-        K = cls._within(spec, v, plain)
-        return Within(basis, K - torch.eye(spec.rank, dtype=K.dtype, device=K.device))
+        return Within(basis, cls._within(spec, v, plain))
 
     @classmethod
     def _within(cls, spec: RotationSpec, v: Tensor, plain: bool = False) -> Tensor:

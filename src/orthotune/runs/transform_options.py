@@ -39,8 +39,8 @@ def rewinding_fault(options: Mapping[str, Any], rank: int | None) -> str | None:
         rank: of the transform, where it has one and it was given.
 
     Example:
-        >>> rewinding_fault({"transform": "boft"}, None), rewinding_fault({"transform": "hra"}, 4)
-        ('a product of 2 stages', None)
+        >>> rewinding_fault({"transform": "hra"}, 3), rewinding_fault({"transform": "boft"}, None)
+        ('3 reflections', None)
     """
     name, meant = PUBLISHED.get(str(options.get("transform")), (str(options.get("transform", "blocks")), {}))
     kind = family_of(name)
@@ -50,6 +50,8 @@ def rewinding_fault(options: Mapping[str, Any], rank: int | None) -> str | None:
     factors = int(options.get("factors") or kind.default_factors or 1)
     size, ranks = (0, rank or kind.default_rank) if kind.ranked else (2, 0)
     spec = RotationSpec(size, transform=name, variant=variant, factors=factors, rank=ranks)
+    if kind.powers_are_blocks(spec):
+        return None
     features = max(spec.rank, 2 << factors)
     numbers = torch.zeros(kind.sizes(features, spec).shape)
     kind.start(spec, numbers, identity=not spec.rank % 2)

@@ -15,6 +15,7 @@ from torch import nn
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.beside_adapters import beside_adapters
 from orthotune.layers.experts import ParamWrapper
+from orthotune.layers.parametrization.family_group import group_family
 from orthotune.layers.parametrization.group import group
 from orthotune.layers.parametrization.one_call import one_call
 from orthotune.layers.registry import check_holds, kind_of
@@ -84,7 +85,9 @@ class OFTModel(HostedTuner):
                 raise no_match(config.target_modules, config.target_parameters, model, str(error)) from None
         modules = [module for _, module in beside_adapters(model)]
         layers = [module for module in modules if isinstance(module, OFTLayer)]
-        group(rotation for layer in layers for rotation in layer.rotations(adapter_name).values())
+        rotations = [rotation for layer in layers for rotation in layer.rotations(adapter_name).values()]
+        group(rotations)
+        group_family(rotations)
         share_inputs(model, adapter_name)
         self._report_resized(adapter_name)
         for module in modules:

@@ -7,7 +7,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
-from orthotune.errors import ConfigError
+from orthotune.errors import ConfigError, UnsupportedLayerError
 from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.published_configs import get_peft_model
 
@@ -32,7 +32,8 @@ def two_sided(model: nn.Module, *, scaled: bool = False, transform: str = "refle
         The model with both adapters.
 
     Raises:
-        ConfigError: a side is given, or a field contradicts the transform.
+        ConfigError: a side is given, a field contradicts the transform, or a target has one side alone: an embedding,
+            a stack of experts. The model is as it was.
 
     Source: HOFT, arXiv 2505.16531, section 4: ``Q_U`` and ``Q_V`` are products of ``r`` Householder reflections, SHOFT
     has a scale between them. There the compact form is inverted by a Neumann series; here exactly.
@@ -51,7 +52,19 @@ def two_sided(model: nn.Module, *, scaled: bool = False, transform: str = "refle
         )  # fmt: skip
     first = OFTConfig(transform=transform, side="in", magnitude=scaled, **fields)
     second = OFTConfig(transform=transform, side="out", **fields)
+    if second.target_parameters:
+        raise ConfigError(
+            "an adapter of both sides", got=f"target_parameters={second.target_parameters!r}, stacks of experts",
+            needed="modules with a weight of their own", do="Omit target_parameters, or adapt one side with OFTConfig",
+        )  # fmt: skip
     adapted = get_peft_model(model, first, adapter_name=INPUTS)
-    adapted.add_adapter(OUTPUTS, second)
+    try:
+        adapted.add_adapter(OUTPUTS, second)
+    except UnsupportedLayerError as error:
+        adapted.unload()
+        raise ConfigError(
+            "an adapter of both sides", got=error.given, needed="layers whose inputs and outputs can be mapped",
+            do="Name it in exclude_modules, or adapt one side with OFTConfig",
+        ) from error  # fmt: skip
     adapted.base_model.set_adapter([INPUTS, OUTPUTS])
     return adapted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,23 @@ class _Untrained(torch.autograd.Function):
         )  # fmt: skip
 
 
+class Together(Protocol):
+    """Transforms that are computed together; see ``family_group.py``."""
+
+    def renew(self, first: FamilyRotation) -> None:
+        """Compute the operators of all members, ``first`` among them, and keep them in their memos."""
+
+    def connect(self, first: FamilyRotation) -> None:
+        """One autograd node for the members that were computed in one batch with ``first``."""
+
+
 class FamilyRotation(Exchanged):
     """Stored parameters ``weight`` ``(copies * rows, elements)`` of one adapter at one matrix.
 
     To a layer it is what :class:`~orthotune.layers.parametrization.rotation.Rotation` is, with an operator in the place
-    of the tensor of blocks. The operator is computed when the stored parameters or the basis have changed, and with its
-    gradient in every forward of a training step.
+    of the tensor of blocks. The operator is computed when the stored parameters or the basis have changed, those of
+    many layers in one batch; that of a transform with a basis, or of a stack, with its gradient in every forward of a
+    training step.
 
     ``basis`` holds the frozen numbers of a transform that has some, None for all others.
 
@@ -62,8 +73,8 @@ class FamilyRotation(Exchanged):
         shape = (sizes.block_count, sizes.features) if copies == 1 else (copies, sizes.block_count, sizes.features)
         # A buffer: hosts make every parameter of an active adapter a trained one.
         self.register_buffer("basis", torch.zeros(shape, dtype=spec.dtype) if kind.needs_basis else None)
-        #: a group computes blocks in one batch; operators are computed one by one
-        self.group = None
+        #: transforms that are computed in one batch with this one
+        self.group: Together | None = None
 
     @property
     def strength(self) -> Strength:
@@ -79,7 +90,7 @@ class FamilyRotation(Exchanged):
         """The operator at the present strength; ``every_block`` is for blocks, of which some may be dropped."""
         weight, basis = self.weight, self.basis
         if torch.is_grad_enabled() and weight.requires_grad:
-            return self.compute()
+            return self._with_gradient()
         if torch.compiler.is_compiling():
             return self.compute()
         if looked_through() and (wrapped(weight) or (basis is not None and wrapped(basis))):
@@ -88,17 +99,55 @@ class FamilyRotation(Exchanged):
 
     def known(self) -> Operator:
         """The operator without a gradient, from the memo while parameter and basis are unchanged."""
-        found: Operator | None = self.current()
-        if found is None:
-            with torch.inference_mode(False), torch.no_grad():
-                found = quicker(self.compute())
+        found: Operator | None = self.memo.get(self.weight, "R", self.basis)
+        if found is not None:
+            return found
+        made = self._made()
+        with torch.inference_mode(False), torch.no_grad():
+            found = quicker(self.compute() if made is None else made)
+            if made is None:
                 self.memo.keep(self.weight, self.weight.detach().clone(), self.basis, R=found)
+            else:
+                self.memo.add(R=found)
+        return found
+
+    def _made(self) -> Operator | None:
+        """The operator from the batch of its group, without a gradient; None where it is computed by itself."""
+        if self.group is None or self.strength.partial or not Memo.can_hold(self.weight):
+            return None
+        kept = self.memo.get(self.weight, "made")
+        if kept is None:
+            with torch.autocast(self.weight.device.type, enabled=False):
+                self.group.renew(self)
+            kept = self.memo.peek("made")
+        return None if kept is None else kept[1].at(kept[2])
+
+    def _with_gradient(self) -> Operator:
+        if torch.compiler.is_compiling() or looked_through() or self._made() is None:
+            return self.compute()
+        node = self.node()
+        if node is None:
+            assert self.group is not None
+            self.group.connect(self)
+            node = self.node()
+        return self.compute() if node is None else node
+
+    def node(self) -> Operator | None:
+        """The operator with the gradient to the present parameter, if a training step has asked for it before."""
+        kept = self.memo.peek("node")
+        return kept[1] if kept is not None and kept[0] is self.weight else None
+
+    def served(self) -> Operator | None:
+        """What a call like this one gave last, without a look at the parameter; its owner looks when it uses it."""
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            return self.node()
+        found: Operator | None = self.memo.peek("R")
         return found
 
     def current(self) -> Operator | None:
-        """The value of :meth:`known` if it is cached, None if it is stale."""
-        found: Operator | None = self.memo.get(self.weight, "R", self.basis)
-        return found
+        """What a call like this one gives if it is cached, None if it is stale."""
+        self.memo.get(self.weight, "R", self.basis)  # drops what is stale
+        return self.served()
 
     def compute(self) -> Operator:
         """The operator at the present strength, with its gradient.
@@ -115,6 +164,12 @@ class FamilyRotation(Exchanged):
             what = f"'{self.spec.transform}' at strength {strength.t:g}"
             found = mapped(found, lambda part: _Untrained.apply(part, self.weight, what))
         return found
+
+    def shares(self, trained: bool) -> bool:
+        """Whether the operator is blocks along the diagonal, so that layers of one input multiply with it together."""
+        if trained and self.group is None and Memo.can_hold(self.weight):
+            return False  # a copy of a module: nothing says whether what another layer computes for it is stale
+        return self.copies == 1 and not self.strength.partial and self.kind.written_out(self.spec, trained)
 
     def power(self, t: float) -> Operator:
         """``M^t``, without a gradient.
@@ -169,11 +224,12 @@ class FamilyRotation(Exchanged):
 
     def _replicate_for_data_parallel(self) -> FamilyRotation:
         replica = super()._replicate_for_data_parallel()
-        replica.memo = Memo()
+        replica.memo, replica.group = Memo(), None
         return replica
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "memo": Memo(), "shard": None}
+        # A copy computes for itself: its group would bring the entire model along.
+        return {**self.__dict__, "memo": Memo(), "group": None, "shard": None}
 
     def extra_repr(self) -> str:
         return f"{self.spec.transform}={self.weight.shape[0] // self.copies}x{self.weight.shape[1]}"
