@@ -68,6 +68,16 @@ def forced(path: Path) -> Iterator[None]:
         _forced.pop()
 
 
+def free() -> bool:
+    """Whether :func:`choose` decides, and not :func:`forced`.
+
+    Example:
+        >>> free()
+        True
+    """
+    return not _forced
+
+
 def choose(
     operation: Operation,
     device: str | torch.device,
