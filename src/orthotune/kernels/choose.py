@@ -28,6 +28,9 @@ OLDEST, OLDEST_PRODUCTS = 75, 80
 
 #: rows per output from which rotating the weight takes less time than rotating the rows
 MANY_ROWS = 4
+#: patches per output up to which a training step in float32 is no slower by rotated patches than by a rotated kernel:
+#: the most that ``benchmarks/convolutions.py`` has measured
+MANY_PATCHES = 13
 
 _forced: list[Path] = []
 # Looked for once, here: compiled code may not look for modules, and torch 2.9 traces through a cache.
@@ -212,23 +215,27 @@ def kernel_is_rotated(signals: int, kernels: int, gradients: bool) -> bool:
     return not gradients and signals > MANY_ROWS * kernels
 
 
-def patches_are_rotated(device: str, patches: int, outputs: int) -> bool:
+def patches_are_rotated(device: str, patches: int, outputs: int, trains: bool = False) -> bool:
     """Whether a convolution rotates its patches instead of its kernel, which means the same; so far only on CPUs.
 
     Both are matrices with a column for each number that a kernel sees: ``(patches, fan_in)``, which is unfolded and
     rotated, and ``(outputs, fan_in)``, which is rotated in float32 and needs a gradient of that size. Moving these
-    numbers through the memory is most of the work, so the matrix with fewer rows is rotated.
+    numbers through the memory is most of the work, so the matrix with fewer rows is rotated. In a training step the
+    gradient of the kernel's size costs more than many patches do.
 
     Args:
         device: type of the device.
         patches: positions of the output, of all images of a batch and for each group.
         outputs: channels of the output.
+        trains: whether a backward in float32 follows.
 
     Example:
         >>> [patches_are_rotated("cpu", size * size, 640) for size in (16, 32)]
         [True, False]
+        >>> [patches_are_rotated("cpu", size * size, 640, trains=True) for size in (32, 128)]
+        [True, False]
     """
-    return device == "cpu" and patches <= outputs
+    return device == "cpu" and patches <= outputs * (MANY_PATCHES if trains else 1)
 
 
 def weight_is_rotated(device: str, rows: int, outputs: int, gradients: bool) -> bool:
