@@ -7,8 +7,8 @@ Needs Triton, and neither a GPU nor its driver::
 
 Triton compiles for a target that is named; the assembler in its wheel says how many registers a kernel takes and how
 many bytes it spills, AMD's code object says the same of itself. What the library would launch is read from
-``orthotune.kernels.tiles``; kernels that ``orthotune.kernels.choose`` never selects on a card are left out unless
-``--every`` is given. Block sizes whose launches compile to one kernel share a row.
+``orthotune.kernels.tiles``; kernels that ``orthotune.kernels.choose`` never selects on a card are compiled
+with ``--every`` alone. Block sizes whose launches compile to one kernel share a row.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def compiled(row: Compiled, given: Launch, card: Card) -> Compiled:
     kernel = getattr({"triton_cayley": triton_cayley, "triton_rotate": triton_rotate}[given.file], given.kernel)
     names, amd = kernel.arg_names, card.maker == "AMD"
     constants = given.constants | {name: 1 for name, seen in given.seen.items() if seen == "one"}
-    # Tensors of less than 2 GB: AMD's compiler is told.
+    # AMD's compiler knows tensors of less than 2 GB.
     near = [["tt.pointer_range", 32]] if amd else []
     hints = {(names.index(name),): [["tt.divisibility", 16], *(near if given.types[name].startswith("*") else [])]
              for name, seen in given.seen.items() if seen == "sixteen"}  # fmt: skip
@@ -402,7 +402,7 @@ def main() -> None:
     parser.add_argument("--cards", type=_cards, default=list(CARDS.values()),
                         help=f"architectures, with commas between them: {', '.join(CARDS)}; default: all")  # fmt: skip
     parser.add_argument("--blocks", type=_blocks, default=BLOCKS,
-                        help=f"block sizes, with commas between them; default: {', '.join(map(str, BLOCKS))}")  # fmt: skip
+                        help=f"block sizes, with commas between them; default: {runs(BLOCKS)}")  # fmt: skip
     parser.add_argument("--every", action="store_true", help="also kernels that are not selected on a card")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--out", type=Path, help="a CSV file; its rows are not compiled again")

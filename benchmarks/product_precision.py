@@ -127,14 +127,14 @@ def errors(block: int, norm: float, count: int = 64) -> list[dict[str, float | i
     eye = torch.eye(block, dtype=torch.float64)
     # The kernel's convention: (I - Q)(I + Q)^-1.
     exact = torch.linalg.solve(eye + Q.double(), eye - Q.double(), left=False)
-    turned, rows = x.double() @ exact, []
+    expected, rows = x.double() @ exact, []
     for name, dot in PRECISIONS.items():
         R = cayley_as_the_kernel(Q, dot).double()
         y = dot(x, exact.float()).double()
         rows.append({
             "block_size": block, "norm": norm, "precision": name,
             "orthogonality": (R.mT @ R - eye).abs().max().item(), "rotation": (R - exact).abs().max().item(),
-            "output": ((y - turned).abs().max() / turned.abs().max()).item(),
+            "output": ((y - expected).abs().max() / expected.abs().max()).item(),
         })  # fmt: skip
     return rows
 

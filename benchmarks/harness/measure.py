@@ -41,6 +41,7 @@ def measure(
     repetitions: int = 40,
     seconds: float = 120.0,
     settle: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Time ``steps``; the first of them is the floor.
 
@@ -54,6 +55,7 @@ def measure(
         seconds: after which no further repetition starts, once there are five.
         settle: run each contender once, untimed, right before it is timed: for neighbours that take so much memory that
             the next one pays for it.
+        clock: seconds; ``time.process_time`` of one thread does not see what else the machine does.
 
     Example:
         >>> measure({"floor": Step(lambda: None)}, torch.device("cpu"), repetitions=5)["floor"].median
@@ -63,7 +65,7 @@ def measure(
         for step in steps.values():
             step()
     names = list(steps)
-    calls = max(1, math.ceil(SHORTEST / max(_time(steps[names[0]], 1, device), 1e-6)))
+    calls = max(1, math.ceil(SHORTEST / max(_time(steps[names[0]], 1, device, clock), 1e-6)))
     times: dict[str, list[float]] = {name: [] for name in names}
     began = time.perf_counter()
     was_on = gc.isenabled()
@@ -77,7 +79,7 @@ def measure(
             for name in names[first:] + names[:first]:
                 if settle:
                     steps[name]()
-                times[name].append(_time(steps[name], calls, device))
+                times[name].append(_time(steps[name], calls, device, clock))
     finally:
         if was_on:
             gc.enable()
@@ -96,24 +98,24 @@ def summary(times: list[float], floor: list[float], absolute: bool = False) -> T
     return Timing(median(ratios), tenths[0], tenths[-1], len(ratios), median(times) * 1e3 if absolute else None)
 
 
-def _time(step: Step, calls: int, device: torch.device) -> float:
+def _time(step: Step, calls: int, device: torch.device, clock: Callable[[], float]) -> float:
     """Seconds of one call, over ``calls`` of them; what comes before a call is left out."""
     if step.before is None:
-        return _elapsed(step.run, calls, device) / calls
+        return _elapsed(step.run, calls, device, clock) / calls
     total = 0.0
     for _ in range(calls):
         step.before()
-        total += _elapsed(step.run, 1, device)
+        total += _elapsed(step.run, 1, device, clock)
     return total / calls
 
 
-def _elapsed(run: Callable[[], None], times: int, device: torch.device) -> float:
+def _elapsed(run: Callable[[], None], times: int, device: torch.device, clock: Callable[[], float]) -> float:
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(times):
         run()
     synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def synchronize(device: torch.device) -> None:

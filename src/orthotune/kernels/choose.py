@@ -25,6 +25,8 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 #: the first NVIDIA GPUs that Triton compiles for, and the first on whose tensor cores it multiplies: on older ones
 #: the kernels that rotate inputs spill registers
 OLDEST, OLDEST_PRODUCTS = 75, 80
+#: AMD's GPUs on which the gradient of a rotation spills registers for inputs in float32
+RDNA3 = "gfx11"
 
 #: rows per output from which rotating the weight takes less time than rotating the rows
 MANY_ROWS = 4
@@ -147,6 +149,8 @@ def _unfit(operation: Operation, device: str, dtype: torch.dtype, triton: bool, 
         return f"Triton does not compile for {card.architecture}"
     if operation == "rotate" and 0 < card.capability < OLDEST_PRODUCTS:
         return f"on {card.architecture} the kernel spills registers"
+    if operation == "rotate" and dtype is torch.float32 and card.architecture.startswith(RDNA3):
+        return f"on {card.architecture} the kernel of float32 inputs spills registers"
     return None
 
 

@@ -78,8 +78,8 @@ def rotate_row(x: Tensor, R: Tensor, times: int = 1) -> Sequence[Tensor]:
     """:func:`rotate_joined` for a single row on a CPU, as in decoding, where calls cost more than what they compute.
 
     A float32 product of one row is quicker than a bfloat16 one, and closer. The row is repeated before the conversion
-    to float32, which is the quickest way for so few elements; ``.float()`` and ``view_as`` take half the time of ``.to``
-    and of ``view`` with a shape.
+    to float32, which is the quickest way for so few elements. ``.float()`` and ``view_as`` take half the time of
+    ``.to`` and of ``view`` with a shape.
 
     Shapes: ``x`` ``(..., n)`` with one row, ``R`` ``(times * n / b, b, b)``.
 

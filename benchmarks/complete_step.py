@@ -1,6 +1,6 @@
 """An entire training step of a small language model, optimizer included: rotations beside LoRA.
 
-    python benchmarks/whole_step.py --dtype float32 --threads 2 --repetitions 7 --out benchmarks/results/whole-step-cpu.csv
+    python benchmarks/complete_step.py --threads 2 --repetitions 7 --out benchmarks/results/complete-step-cpu.csv
 
 A causal language model of SmolLM2-135M's shapes with random weights: embedding, 30 blocks, the head over 49,152 tokens
 and its loss, the backward, clipping of gradients, AdamW. All methods alternate in one process around the same frozen
