@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import cost_model
-from harness.cells import SELECTIONS
-from harness.predict import Gpu, predicted_ratio
+from harness.cells import SELECTIONS, Cell
+from harness.predict import GPUS, Gpu, _of_cell, cost, predicted_ratio
 from orthotune.files.tables import read_table
 
 
@@ -18,10 +18,19 @@ def test_a_device_is_known_by_four_numbers() -> None:
 
 
 def test_the_ratio_follows_from_the_device_and_not_from_a_measurement() -> None:
-    cell = SELECTIONS["targets"][0]
-    quick, slow = (Gpu("", 1e10, 1e11, 1e10, "", launch) for launch in (1e-6, 1e-1))
+    cell, card = SELECTIONS["targets"][0], Gpu("", 1e10, 1e11, 1e10, "")
     # Where only launches count, the ratio is that of the launches.
-    assert 1 < predicted_ratio(cell, "orthotune", quick) < predicted_ratio(cell, "orthotune", slow)
+    waiting = card._replace(launch=10.0)
+    frozen, ours = predict_launches(cell)
+    assert predicted_ratio(cell, "orthotune", waiting) == pytest.approx(ours / frozen, abs=1e-3)
+    assert 1 < predicted_ratio(cell, "orthotune", card) != predicted_ratio(cell, "orthotune", waiting)
+
+
+def predict_launches(cell: Cell) -> tuple[float, float]:
+    """Kernels of the frozen step, and of one with rotations."""
+    contenders = _of_cell(cell)
+    found = [cost(contenders[name], GPUS["h100"]).launches for name in ("frozen", f"orthotune b={cell.block_size}")]
+    return found[0], found[1]
 
 
 def test_the_command_writes_predicted_beside_measured(
