@@ -67,9 +67,16 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=25)
     parser.add_argument("--seconds", type=float, default=120.0, help="Time limit of a cell, after five repetitions.")
     parser.add_argument("--transforms", nargs="*", default=[], help="Of family_speed.py, instead of blocks alone.")
-    parser.add_argument("--cpu-time", action="store_true", help="Time of the process, where others use the cores too.")
+    parser.add_argument(
+        "--processor",
+        action="store_true",
+        help="Read the processor's time of this process, which other work disturbs less; one thread.",
+    )
     parser.add_argument("--out", type=Path, help="A CSV file.")
     chosen = parser.parse_args()
+    if chosen.processor and chosen.threads != 1:
+        parser.error("--processor adds up the time of all threads: give --threads 1 with it")
+    clock = time.process_time if chosen.processor else time.perf_counter
     torch.set_num_threads(chosen.threads)
     here = Path(__file__).resolve().parents[1] / "src"
     before = chosen.before.resolve()
@@ -89,7 +96,6 @@ def main() -> None:
         measure = importlib.import_module("harness.measure").measure
         saved_bytes = importlib.import_module("harness.saved_bytes").saved_bytes
         steps = {name: step_of(frozen, model, cell.mode) for name, model in models.items()}
-        clock = time.process_time if chosen.cpu_time else time.perf_counter
         timings = measure(steps, device, chosen.repetitions, chosen.seconds, clock=clock)
         print(f"\n{cell.label}")
         for name, model in models.items():

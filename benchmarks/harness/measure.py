@@ -55,7 +55,7 @@ def measure(
         seconds: after which no further repetition starts, once there are five.
         settle: run each contender once, untimed, right before it is timed: for neighbours that take so much memory that
             the next one pays for it.
-        clock: what is read before and after; ``time.process_time`` leaves out what other processes take of a core.
+        clock: seconds; ``time.process_time`` of one thread does not see what else the machine does.
 
     Example:
         >>> measure({"floor": Step(lambda: None)}, torch.device("cpu"), repetitions=5)["floor"].median

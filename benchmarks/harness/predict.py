@@ -7,25 +7,28 @@ its published numbers, and the result is a prediction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from harness.cells import Cell
+import torch
+
+from harness.cells import Cell, Mode
 from harness.llama import intermediate
 from orthotune.errors import OrthotuneError
 from orthotune.kernels.tiles import CHUNK, LARGEST_CAYLEY, fused
 
 #: seconds that a kernel takes at least, between its neighbours in a stream: an assumption, not a published number
 LAUNCH = 3e-6
-#: bytes of an activation and of a weight, and of a number of a rotation
+#: bytes of an activation and of a weight in bfloat16, and of a number of a rotation
 ITEM, WIDE = 2, 4
 #: numbers of R that one batch of Cayley maps makes (``layers/parametrization/group.py``)
 BATCH = 1 << 22
 RANK = 16
 BLOCKS = (32, 64, 128)
-Mode = Literal["train", "decode"]
+#: columns of a product that one program makes: a kernel that rotates its operand does so once for each of them
+COLUMNS = 256
 
 
 class Gpu(NamedTuple):
@@ -37,6 +40,8 @@ class Gpu(NamedTuple):
         products: bfloat16 operations per second, float32 sums, without sparsity.
         float32: operations per second without tensor cores.
         source: where the maker states them.
+        launch: seconds that a kernel takes at least.
+        dtype: of the model whose products ``products`` is the rate of.
     """
 
     name: str
@@ -44,6 +49,8 @@ class Gpu(NamedTuple):
     products: float
     float32: float
     source: str
+    launch: float = LAUNCH
+    dtype: str = "bfloat16"
 
 
 GPUS = {
@@ -153,17 +160,24 @@ class Cost:
     launches: float
 
 
-def product(rows: float, inner: float, columns: float, extra: float = 0.0) -> Kernel:
-    """``(rows, inner) @ (inner, columns)`` in bfloat16 that moves ``extra`` numbers more."""
-    return Kernel(ITEM * (rows * inner + inner * columns + rows * columns + extra), 2.0 * rows * inner * columns)
+def product(rows: float, inner: float, columns: float, extra: float = 0.0, item: int = ITEM) -> Kernel:
+    """``(rows, inner) @ (inner, columns)`` of numbers of ``item`` bytes that moves ``extra`` numbers more."""
+    return Kernel(item * (rows * inner + inner * columns + rows * columns + extra), 2.0 * rows * inner * columns)
 
 
-def passes(numbers: float, count: float = 1.0) -> Kernel:
+def passes(numbers: float, count: float = 1.0, item: int = ITEM) -> Kernel:
     """A kernel that reads and writes ``numbers`` activations and computes next to nothing."""
-    return Kernel(ITEM * numbers, 0.0, count)
+    return Kernel(item * numbers, 0.0, count)
 
 
-def frozen(parts: tuple[Part, ...], train: bool, summed: bool = True) -> Iterator[Kernel]:
+def _of(item: int) -> tuple[Callable[..., Kernel], Callable[..., Kernel]]:
+    """:func:`product` and :func:`passes` of numbers of ``item`` bytes."""
+    return partial(product, item=item), partial(passes, item=item)
+
+
+def frozen(
+    parts: tuple[Part, ...], train: bool, summed: bool = True, item: int = ITEM, block: int = 0
+) -> Iterator[Kernel]:
     """The base: forward, and in training the backward to its input.
 
     Args:
@@ -171,49 +185,64 @@ def frozen(parts: tuple[Part, ...], train: bool, summed: bool = True) -> Iterato
         train: with the backward.
         summed: layers of one input add their gradients up in kernels of their own; the rotations and the fused LoRA
             do it inside theirs.
+        item: bytes of an activation and of a weight.
+        block: size of the blocks that each forward product rotates its own operand by; 0: none.
     """
+    product, passes = _of(item)
     for part in parts:
         one: list[Kernel] = []
         for features, outputs, tokens in part.inputs:
-            one += [product(tokens, features, out) for out in outputs]
+            one += [_turning(product(tokens, features, out), tokens, features, out, block) for out in outputs]
             if train:
                 one += [product(tokens, out, features) for out in outputs]
                 one += [passes(3.0 * tokens * features, len(outputs) - 1.0)] * (summed and len(outputs) > 1)
         t, w, half = part.tokens, part.width, 0.5 if part.causal else 1.0
         attention = 4.0 * t * t * part.heads * half
         one += [passes(2.0 * t * w, 2), passes(3.0 * t * w, 2), passes(2.0 * t * part.heads, 2)]
-        one += [Kernel(ITEM * 4.0 * t * part.heads, attention), passes(3.0 * t * part.hidden)]
+        one += [Kernel(item * 4.0 * t * part.heads, attention), passes(3.0 * t * part.hidden)]
         if train:
             one += [passes(3.0 * t * w, 4), passes(2.0 * t * part.heads, 2), passes(5.0 * t * part.hidden)]
-            one += [Kernel(ITEM * 8.0 * t * part.heads, 2.5 * attention)]
+            one += [Kernel(item * 8.0 * t * part.heads, 2.5 * attention)]
         yield from (kernel._replace(runs=kernel.runs * part.repeats) for kernel in one)
 
 
-def rotations(parts: tuple[Part, ...], train: bool, block: int) -> Iterator[Kernel]:
-    """What exact rotations with blocks of ``block`` add; without gradients R is there, once for a generation."""
+def _turning(kernel: Kernel, rows: int, inner: int, columns: int, block: int) -> Kernel:
+    """A product ``(rows, inner) @ (inner, columns)`` that rotates the first operand tile by tile."""
+    work = 2.0 * rows * inner * block * -(-columns // COLUMNS)
+    return kernel._replace(bytes=kernel.bytes + WIDE * inner * block, operations=kernel.operations + work)
+
+
+def rotations(
+    parts: tuple[Part, ...], train: bool, block: int, item: int = ITEM, forward: bool = True
+) -> Iterator[Kernel]:
+    """What exact rotations with blocks of ``block`` add; without gradients R is there, once for a generation.
+
+    ``forward=False`` leaves out the kernels that rotate inputs, which the products do (:func:`frozen`).
+    """
     numbers = 0.0
     for part in parts:
         for features, outputs, tokens in part.inputs:
             turns, x = len(outputs), float(tokens) * features
             R, work = float(features) * block, 2.0 * x * block
             numbers += part.repeats * R * turns
-            yield Kernel(ITEM * x * (1 + turns) + WIDE * R * turns, work * turns, part.repeats)
+            if forward:
+                yield Kernel(item * x * (1 + turns) + WIDE * R * turns, work * turns, part.repeats)
             if train:
-                yield from _rotated_back(part.repeats, turns, x, R, work, tokens, block)
+                yield from _rotated_back(part.repeats, turns, x, R, work, tokens, block, item)
     if train:
         yield from _cayley(numbers, block)
 
 
 def _rotated_back(
-    count: int, turns: int, x: float, R: float, work: float, tokens: int, block: int
+    count: int, turns: int, x: float, R: float, work: float, tokens: int, block: int, item: int
 ) -> Iterator[Kernel]:  # fmt: skip
-    if fused(ITEM, block, turns):
+    if fused(item, block, turns):
         parts = WIDE * R * -(-tokens // CHUNK)
-        yield Kernel(ITEM * x * (2 + turns) + (WIDE * R + parts) * turns, 2 * work * turns, count)
+        yield Kernel(item * x * (2 + turns) + (WIDE * R + parts) * turns, 2 * work * turns, count)
         yield Kernel((parts + WIDE * R) * turns, 0.0, count)  # the chunks' sum
         return
-    yield Kernel(ITEM * x * (1 + turns) + WIDE * R * turns, work * turns, count)
-    yield Kernel(ITEM * x * (1 + turns) + WIDE * R * turns, work * turns, count)
+    yield Kernel(item * x * (1 + turns) + WIDE * R * turns, work * turns, count)
+    yield Kernel(item * x * (1 + turns) + WIDE * R * turns, work * turns, count)
 
 
 def _cayley(numbers: float, block: int) -> Iterator[Kernel]:
@@ -238,12 +267,13 @@ def _cayley(numbers: float, block: int) -> Iterator[Kernel]:
     yield Kernel(WIDE * 1.5 * each, 0.0, batches * 3)  # packing
 
 
-def lora(parts: tuple[Part, ...], train: bool, by_hand: bool) -> Iterator[Kernel]:
+def lora(parts: tuple[Part, ...], train: bool, by_hand: bool, item: int = ITEM) -> Iterator[Kernel]:
     """What LoRA adds, adapters in bfloat16: layer by layer as PEFT calls it, or ``fused_lora.py``'s way.
 
     PEFT keeps adapters in float32 by default, and copies every input to it: that is not counted.
     """
     r = RANK
+    product, passes = _of(item)
     for part in parts:
         one: list[Kernel] = []
         for n, outputs, tokens in part.inputs:
@@ -276,7 +306,7 @@ def cost(kernels: Iterator[Kernel], gpu: Gpu) -> Cost:
     seconds = moved = work = launches = 0.0
     for kernel in kernels:
         rate = gpu.products if kernel.tensor else gpu.float32
-        seconds += kernel.runs * max(kernel.bytes / gpu.bandwidth, kernel.operations / rate, LAUNCH)
+        seconds += kernel.runs * max(kernel.bytes / gpu.bandwidth, kernel.operations / rate, gpu.launch)
         moved += kernel.runs * kernel.bytes
         work += kernel.runs * kernel.operations
         launches += kernel.runs
@@ -289,9 +319,10 @@ class Predicted:
 
     Args:
         gpu: of :data:`GPUS`.
-        model: of :data:`MODELS`.
-        mode: a training step, or one decoded token.
-        contender: ``frozen``, ``lora``, ``lora_fused`` or ``orthotune b=32``.
+        model: of :data:`MODELS`, or a cell of the benchmark.
+        mode: a training step, an evaluation, or one decoded token.
+        contender: ``frozen``, ``lora``, ``lora_fused``, ``orthotune b=32``, or ``rotating products b=32``, which stands
+            for a kernel that is not built: a product that rotates its operand.
         ratio: predicted time, divided by the frozen model's.
         milliseconds: predicted, of the blocks alone: no embedding, no head, no optimizer.
         gigabytes: read and written.
@@ -314,16 +345,24 @@ def _decoding(parts: tuple[Part, ...]) -> tuple[Part, ...]:
     return tuple(part._replace(tokens=1, inputs=tuple(i._replace(tokens=1) for i in part.inputs)) for part in parts)
 
 
-def _contenders(parts: tuple[Part, ...], train: bool, blocks: tuple[int, ...] = BLOCKS) -> dict[str, Iterator[Kernel]]:
+def _contenders(
+    parts: tuple[Part, ...], train: bool, blocks: tuple[int, ...] = BLOCKS, item: int = ITEM
+) -> dict[str, Iterator[Kernel]]:
     def both(base: Iterator[Kernel], added: Iterator[Kernel]) -> Iterator[Kernel]:
         yield from base
         yield from added
 
-    alone = partial(frozen, parts, train)
-    found = {"frozen": alone(), "lora": both(alone(), lora(parts, train, False)),
-             "lora_fused": both(alone(summed=False), lora(parts, train, True))}  # fmt: skip
+    alone = partial(frozen, parts, train, item=item)
+    found = {"frozen": alone(), "lora": both(alone(), lora(parts, train, False, item)),
+             "lora_fused": both(alone(summed=False), lora(parts, train, True, item))}  # fmt: skip
+    found |= {f"orthotune b={block}": both(alone(summed=False), rotations(parts, train, block, item))
+              for block in blocks}  # fmt: skip
+    # No kernel of ours does this: what it would bring.
     return found | {
-        f"orthotune b={block}": both(alone(summed=False), rotations(parts, train, block)) for block in blocks
+        f"rotating products b={block}": both(
+            alone(summed=False, block=block), rotations(parts, train, block, item, forward=False)
+        )
+        for block in blocks
     }
 
 
@@ -341,34 +380,79 @@ def predict(card: str, only: Callable[[str], bool] = lambda model: True) -> list
         >>> predict("h100", lambda model: model == "SDXL")[0].contender
         'frozen'
     """
-    if card not in GPUS:
-        raise OrthotuneError(f"--predict {card}", got="a card without published numbers here",
-                             needed=f"one of {', '.join(GPUS)}",
-                             do="Add its numbers and their source to GPUS in harness/predict.py")  # fmt: skip
-    gpu, rows = GPUS[card], []
+    gpu, rows = _known(card), list[Predicted]()
     for name, shapes in MODELS.items():
         if not only(name):
             continue
         modes: tuple[Mode, ...] = ("train", "decode") if shapes[0].causal else ("train",)
         for mode in modes:
             parts = shapes if mode == "train" else _decoding(shapes)
-            floor = 0.0
-            for contender, kernels in _contenders(parts, mode == "train").items():
-                found = cost(kernels, gpu)
-                floor = floor or found.seconds
-                rows.append(
-                    Predicted(card, name, mode, contender, round(found.seconds / floor, 3),
-                              round(found.seconds * 1e3, 3), round(found.bytes / 1e9, 2),
-                              round(found.operations / 1e12, 3), round(found.launches))
-                )  # fmt: skip
+            rows += _rows(card, gpu, name, mode, _contenders(parts, mode == "train"))
     return rows
+
+
+def predict_cells(card: str, cells: Sequence[Cell]) -> list[Predicted]:
+    """The same for cells of the benchmark, those that the model of the cost has.
+
+    Args:
+        card: of :data:`GPUS`.
+        cells: of a selection; UNets and float32 are left out, because the model does not have them.
+
+    Raises:
+        OrthotuneError: the card is not known, or none of the cells has a prediction.
+
+    Example:
+        >>> [row.contender for row in predict_cells("h100", [Cell()])]
+        ['frozen', 'lora', 'lora_fused', 'orthotune b=32', 'rotating products b=32']
+    """
+    gpu, known = _known(card), [cell for cell in cells if _in_model(cell)]
+    if not known:
+        raise OrthotuneError(f"a prediction for {', '.join(sorted({cell.label for cell in cells}))}",
+                             got="only UNets, or only models in float32",
+                             needed="Llama blocks in bfloat16, which the model of the cost has",
+                             do=f"Leave the selection out: orthotune bench --predict {card}")  # fmt: skip
+    rows = list[Predicted]()
+    for cell in known:
+        rows += _rows(card, gpu, cell.label, cell.mode, _of_cell(cell))
+    return rows
+
+
+def _known(card: str) -> Gpu:
+    if card not in GPUS:
+        raise OrthotuneError(f"--predict {card}", got="a card without published numbers here",
+                             needed=f"one of {', '.join(GPUS)}",
+                             do="Add its numbers and their source to GPUS in harness/predict.py")  # fmt: skip
+    return GPUS[card]
+
+
+def _rows(
+    card: str, gpu: Gpu, name: str, mode: Mode, contenders: Mapping[str, Iterator[Kernel]]
+) -> Iterator[Predicted]:  # fmt: skip
+    floor = 0.0
+    for contender, kernels in contenders.items():
+        found = cost(kernels, gpu)
+        floor = floor or found.seconds
+        yield Predicted(card, name, mode, contender, round(found.seconds / floor, 3), round(found.seconds * 1e3, 3),
+                        round(found.bytes / 1e9, 2), round(found.operations / 1e12, 3),
+                        round(found.launches))  # fmt: skip
+
+
+def _in_model(cell: Cell, device: Gpu | None = None) -> bool:
+    dtype = "bfloat16" if device is None else device.dtype
+    return cell.model == "llama" and cell.dtype == dtype
+
+
+def _of_cell(cell: Cell) -> dict[str, Iterator[Kernel]]:
+    parts = _llama(cell.layers, cell.hidden, intermediate(cell.hidden), cell.hidden, cell.hidden, cell.tokens)
+    item = getattr(torch, cell.dtype).itemsize
+    return _contenders(parts, cell.mode == "train", (cell.block_size,), item)
 
 
 def predicted_ratio(cell: Cell, contender: str, gpu: Gpu) -> float | None:
     """Predicted time of a contender in a cell of Llama blocks, divided by the frozen model's.
 
     Args:
-        cell: a training step or decoding of Llama blocks.
+        cell: a step of Llama blocks in the dtype of the card's numbers.
         contender: ``frozen``, ``lora``, ``lora_fused`` or ``orthotune``.
         gpu: the card.
 
@@ -379,10 +463,9 @@ def predicted_ratio(cell: Cell, contender: str, gpu: Gpu) -> float | None:
         >>> predicted_ratio(Cell(4096, 2048, 4), "frozen", GPUS["h100"])
         1.0
     """
-    if cell.model != "llama" or cell.mode == "eval":
+    if not _in_model(cell, gpu):
         return None
-    parts = _llama(cell.layers, cell.hidden, intermediate(cell.hidden), cell.hidden, cell.hidden, cell.tokens)
-    kernels = _contenders(parts, cell.mode == "train", (cell.block_size,))
+    kernels = _of_cell(cell)
     name = f"{contender} b={cell.block_size}" if contender == "orthotune" else contender
     if name not in kernels:
         return None

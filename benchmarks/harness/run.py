@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from torch import device as Device
 from torch import get_num_threads, nn
 
@@ -18,8 +21,9 @@ from orthotune.files.platforms import load_average
 
 
 def run_cell(
-    cell: Cell, contenders: list[Contender], device: Device, repetitions: int = 40, seconds: float = 120.0
-) -> list[Row]:
+    cell: Cell, contenders: list[Contender], device: Device, repetitions: int = 40, seconds: float = 120.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Row]:  # fmt: skip
     """Measure ``contenders`` in ``cell``; the first of them is the floor.
 
     Args:
@@ -28,6 +32,7 @@ def run_cell(
         device: that the models run on.
         repetitions: see :func:`harness.measure.measure`.
         seconds: see :func:`harness.measure.measure`.
+        clock: see :func:`harness.measure.measure`.
 
     Example:
         >>> from harness.contenders import LLAMA
@@ -38,7 +43,7 @@ def run_cell(
     frozen = subject(cell, device)
     models = {contender.name: stirred(contender, frozen, cell) for contender in contenders}
     steps = {name: step_of(frozen, model, cell.mode) for name, model in models.items()}
-    timings = measure(steps, device, repetitions, seconds, settle=any(one in OTHERS for one in contenders))
+    timings = measure(steps, device, repetitions, seconds, settle=any(one in OTHERS for one in contenders), clock=clock)
     rows = []
     for name, model in models.items():
         timing = timings[name]

@@ -14,7 +14,7 @@ from rich.table import Table
 from harness import mixed_batch
 from harness.cells import DTYPES, selection, target_of
 from harness.contenders import contenders
-from harness.predict import GPUS, predict
+from harness.predict import GPUS, predict, predict_cells
 from harness.results import Row, write_rows
 from harness.run import run_cell
 from orthotune.errors import OrthotuneError
@@ -99,17 +99,18 @@ def run_adapters(
     typer.echo(f"table    {table}", err=True)
 
 
-def run_prediction(card: str, as_json: bool) -> None:
-    """Print what a step should cost on a card that need not be here; nothing is measured.
+def run_prediction(card: str, name: str | None, as_json: bool) -> None:
+    """Print what steps should cost on a card that need not be here; nothing is measured.
 
     Args:
         card: of ``harness.predict.GPUS``.
+        name: one of ``harness.cells.SELECTIONS``, whose cells are predicted; None for published models.
         as_json: print the rows as JSON instead of a table.
 
     Raises:
-        OrthotuneError: the card is not known.
+        OrthotuneError: the card or the selection is not known, or nothing of it has a prediction.
     """
-    rows = predict(card)
+    rows = predict(card) if name is None else predict_cells(card, selection(name))
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return
@@ -124,7 +125,7 @@ def run_prediction(card: str, as_json: bool) -> None:
     for row in rows:
         table.add_row(row.model, row.mode, row.contender, f"{row.ratio:.3f}", f"{row.milliseconds:.2f}",
                       f"{row.gigabytes:.1f}", f"{row.teraflops:.2f}", str(row.launches))  # fmt: skip
-    Console(width=140).print(table)
+    Console(width=160).print(table)
 
 
 def _chart(name: str, rows: list[Row], path: Path) -> Path:

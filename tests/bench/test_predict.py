@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from gpu_run import cells, known, main
-from harness.predict import GPUS, MODELS, cost, frozen, predict, predicted_ratio
+from harness.cells import SELECTIONS, Cell
+from harness.predict import GPUS, MODELS, cost, frozen, predict, predict_cells, predicted_ratio
 from orthotune.cli.main import app
 from orthotune.errors import OrthotuneError
 
@@ -52,6 +54,38 @@ def test_the_verb_calls_a_prediction_one() -> None:
     assert said.exit_code == 0 and "PREDICTED for RTX 4090, not measured" in " ".join(said.output.split())
     rows = json.loads(CliRunner().invoke(app, ["bench", "--predict", "4090", "--json"]).output)
     assert {row["model"] for row in rows} == set(MODELS)
+
+
+def test_a_selection_is_predicted_cell_by_cell() -> None:
+    rows = json.loads(CliRunner().invoke(app, ["bench", "targets", "--predict", "h100", "--json"]).output)
+    assert {row["model"] for row in rows} == {cell.label for cell in SELECTIONS["targets"]}
+    assert {row["mode"] for row in rows} == {"train", "decode"}
+    # A card is no part of a cell: without a selection the models of the page are predicted.
+    assert not {row["model"] for row in rows} & set(MODELS)
+
+
+def test_evaluation_is_predicted_and_float32_and_unets_are_not() -> None:
+    cell = Cell(mode="eval")
+    forward, step = predicted_ratio(cell, "orthotune", GPUS["h100"]), predicted_ratio(Cell(), "orthotune", GPUS["h100"])
+    assert 1 < forward < step
+    assert predicted_ratio(replace(cell, dtype="float32"), "orthotune", GPUS["h100"]) is None
+    labels = {row.model for row in predict_cells("h100", SELECTIONS["grid"])}
+    assert labels == {cell.label for cell in SELECTIONS["grid"] if cell.dtype == "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["bench", "unet", "--predict", "h100"], "only UNets, or only models in float32"),
+        (["bench", "adapters", "--predict", "h100"], "--predict has no prediction for `orthotune bench adapters`"),
+        (["bench", "target", "--predict", "h100"], "Did you mean targets?"),
+        (["bench", "targets", "--predict", "gtx"], "a card without published numbers here"),
+    ],
+)
+def test_a_selection_without_a_prediction_is_refused(words: list[str], said: str) -> None:
+    found = CliRunner().invoke(app, words)
+    shown = " ".join((found.output + str(found.exception or "")).replace("│", " ").split())
+    assert found.exit_code and said in shown
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -46,6 +46,29 @@ def ran(model_path: Path, text_path: Path, old_path: Path, tmp_path_factory: pyt
     return settings, compare.run(TASK, settings, say=lambda _: None)
 
 
+def test_held_out_rows_are_measured_before_and_after_a_run_unless_a_rule_needs_more(grid: CompareSFTSettings) -> None:
+    def every(**given: Any) -> set[int | None]:
+        settings = grid.model_copy(update={"sft": grid.sft | given})
+        rates = grids.rates_of(TASK, settings)
+        made = grids.cells(TASK, settings, rates, settings.first_seeds, first=True)
+        return {cell.settings.eval_every for cell in made}
+
+    assert every(steps=40) == {40}
+    assert every(steps=40, eval_every=8) == {8}
+    assert every(steps=40, result="best") == {None} and every(steps=40, stop_when={"patience": 2}) == {None}
+    assert every(steps=None, epochs=2.0) == {None}  # how many steps these are is known when the data are read
+
+
+def test_a_measurement_at_strengths_says_first_what_it_costs(ran: Ran, tmp_path: Path) -> None:
+    settings, rows = ran
+    run = SFTSettings(**json.loads((settings.output / rows[0]["run"] / "run.json").read_text())["settings"])
+    lines: list[str] = []
+    measure(Again(run=run, strengths=[0.5, 0.25], file="cost.json"), lines.append)
+    assert lines[0].startswith("evaluation: ") and "3 times; about" in lines[0]
+    measure(Again(run=run, strengths=[0.5], file="cost.json"), lines.append)  # known already
+    assert len(lines) == 1
+
+
 def test_a_grid_is_run_once_and_written_down(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
     grid, rows = ran
     assert [row["run"] for row in rows] == ["oft-lr0.001-seed0", "oft-lr0.01-seed0", "lora-lr0.01-seed0"]

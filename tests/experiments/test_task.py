@@ -121,6 +121,19 @@ def test_the_grids_of_transforms_are_read_and_of_equal_size(file: str) -> None:
         assert size is None or abs(size() / blocks - 1) < 0.04
 
 
+@pytest.mark.parametrize("name", ["subject", "control"])
+def test_the_grids_of_layouts_of_convolutions_rotate_convolutions_in_each(name: str) -> None:
+    task = COMPARISONS[name].task()
+    settings = compare.load_compare(task, DOCS.parent / "benchmarks" / f"convolutions-{name}.yaml", ["steps=7"])
+    rates = grid.rates_of(task, settings)
+    made = grid.cells(task, settings, rates, settings.first_seeds, first=True)
+    layouts = {(cell.method, cell.settings.rotation.get("conv"), cell.settings.rotation.get("side")) for cell in made}
+    assert layouts == {
+        ("conv-kernel", "kernel", None), ("conv-channels", "channels", None), ("side-out", None, "out"),
+    }  # fmt: skip
+    assert {cell.settings.target_modules for cell in made} == {"attention+convolutions"} and len(made) == 27
+
+
 def test_the_members_on_the_page_exist_and_those_that_must_be_stated_are_there() -> None:
     table = PAGE.read_text(encoding="utf-8").split("|---|---|\n")[1]
     named = {name.strip(" `") for line in table.splitlines() if line.strip().startswith("|")

@@ -42,7 +42,8 @@ def test_a_chosen_kernel_fits_on_the_card(card, operation):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for size in SIZES:
             path = choose(operation, "cuda", dtype, size, triton=True, card=card).path
-            old = operation == "rotate" and 0 < card.capability < 80
+            spills = card.architecture == "gfx1100" and dtype is torch.float32
+            old = operation == "rotate" and (0 < card.capability < 80 or spills)
             assert path == (
                 "torch" if old else "products" if operation == "from_parameters" and size > 32 else "triton"
             )

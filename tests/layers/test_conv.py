@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -205,6 +206,32 @@ def test_few_patches_are_rotated() -> None:
     assert torch.autograd.gradcheck(lambda *one: rotate_patches.convolve_patches(*one, shape), given)
     assert torch.autograd.gradgradcheck(lambda *one: rotate_patches.convolve_patches(*one, shape), given)
     torch.testing.assert_close(torch.func.vmap(model)(x[None])[0], model(x))
+
+
+def test_a_training_step_in_float32_rotates_more_patches() -> None:
+    model, x = _adapted(nn.Conv2d(2, 10, 2, bias=False), oft_block_size=4).float(), torch.randn(2, 2, 3, 3)
+    layer = _layer(model)
+    assert explain(layer.train(), x).startswith("plan: patches")
+    assert explain(layer, torch.cat([x] * 9)).startswith("plan: weight")
+    assert explain(layer.eval(), x).startswith("plan: weight")  # no gradient of the kernel's size follows
+    # Measured in float32 alone.
+    assert explain(layer.train(), x.double()).startswith("plan: weight")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert explain(layer, x).startswith("plan: weight")
+
+
+@pytest.mark.parametrize("way", [True, False], ids=["reentrant", "not reentrant"])
+def test_a_repeated_forward_rotates_patches_too(way: bool) -> None:
+    model, x = _adapted(nn.Conv2d(2, 10, 2, bias=False), oft_block_size=4).float().train(), torch.randn(2, 2, 3, 3)
+    plain, repeated = x.clone().requires_grad_(), x.clone().requires_grad_()
+    expected = model(plain)
+    found = torch.utils.checkpoint.checkpoint(model, repeated, use_reentrant=way)
+    for one, start in ((expected, plain), (found, repeated)):
+        model.zero_grad()
+        one.square().sum().backward()
+        start.of_rotation = _layer(model).oft_R["default"].weight.grad.clone()
+    assert torch.equal(found, expected) and torch.equal(plain.grad, repeated.grad)
+    assert torch.equal(plain.of_rotation, repeated.of_rotation)
 
 
 def test_an_image_that_is_smaller_than_the_kernel_is_refused() -> None:

@@ -16,7 +16,7 @@ from orthotune.kernels import from_parameters
 from orthotune.layers import parametrization
 from orthotune.layers.parametrization import group
 from orthotune.layers.parametrization.memo import Memo
-from orthotune.layers.parametrization.one_call import in_one_call
+from orthotune.layers.parametrization.one_call import in_one_call, one_call
 from orthotune.tuner.config import OFTConfig
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -134,23 +134,80 @@ class _NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("train", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("size", [8, 16])
-def test_no_step_waits_for_the_device(train: bool, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def _on_a_gpu(monkeypatch: pytest.MonkeyPatch, train: bool, **fields: Any) -> Any:
+    """A model without numbers, on a device that is no processor: it takes the path of a GPU.
+
+    Kernels of Triton, which are only started, are no part of it.
+    """
     # torch has no autocast for this device.
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    # Tensors without numbers, on a device that is no processor: the path of a GPU. Kernels of Triton, which are only
-    # started, are no part of it.
-    model = _model(oft_block_size=size).to("meta").train(train)
-    x = torch.empty(1, 6, 32, device="meta", requires_grad=train)
-    rotary = (torch.empty(1, 6, 16, device="meta"), torch.empty(1, 6, 16, device="meta"))
+    return _model(**fields).to("meta").train(train)
+
+
+def _run(model: Any, tokens: int, train: bool = False) -> torch.Tensor:
+    x = torch.empty(1, tokens, 32, device="meta", requires_grad=train)
+    rotary = (torch.empty(1, tokens, 16, device="meta"), torch.empty(1, tokens, 16, device="meta"))
+    for layer in model.base_model.model.model.layers:
+        x = layer(x, position_embeddings=rotary)
+    return x
+
+
+#: fields of an adapter, and how many batches of inverses a call of it takes: every rotation of the call in one
+ADAPTERS: dict[str, tuple[dict[str, Any], int]] = {
+    "b=8": ({"oft_block_size": 8}, 1),
+    "b=16": ({"oft_block_size": 16}, 1),
+    "shared": ({"oft_block_size": 8, "block_share": True}, 1),
+    "neumann": ({"oft_block_size": 8, "use_cayley_neumann": True}, 0),
+    "coft": ({"oft_block_size": 8, "coft": True, "eps": 0.3}, 14),  # its radius goes by the layer
+    "magnitude": ({"oft_block_size": 8, "magnitude": True}, 1),
+    "out": ({"oft_block_size": 8, "side": "out"}, 1),
+    "reflections": ({"transform": "reflections", "r": 4, "oft_block_size": None}, 0),
+    "butterfly": ({"transform": "butterfly", "oft_block_size": 4, "factors": 2}, None),
+    "planes": ({"transform": "planes", "variant": "road_4", "side": "out"}, 0),
+    "hyperplane": ({"transform": "hyperplane"}, 0),
+}
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_no_step_waits_for_the_device(train: bool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields, batches = ADAPTERS[name]
+    model = _on_a_gpu(monkeypatch, train, **fields)
     with _NoWaiting() as seen, torch.set_grad_enabled(train), model._enable_peft_forward_hooks():
-        for layer in model.base_model.model.model.layers:
-            x = layer(x, position_embeddings=rotary)
+        x = _run(model, 6, train)
         if train:
             x.sum().backward()
-    assert seen.names["linalg_inv_ex"] == 1  # every rotation of the call in one batch
+    assert batches is None or seen.names["linalg_inv_ex"] == batches
+
+
+@pytest.mark.parametrize("make", [
+    lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
+    lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, foreach=False),
+    lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9),
+], ids=["adamw", "adamw, one by one", "sgd"])  # fmt: skip
+def test_neither_clipping_nor_an_optimizer_waits_for_the_device(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _on_a_gpu(monkeypatch, True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = make(trained)
+    with _NoWaiting() as seen:
+        for _ in range(2):  # the first step makes the optimizer's state
+            with model._enable_peft_forward_hooks():
+                _run(model, 6, True).sum().backward()
+            assert all(parameter.grad is not None for parameter in trained)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert seen.names["linalg_inv_ex"] == 2
+
+
+def test_no_decoded_token_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _on_a_gpu(monkeypatch, False)
+    with _NoWaiting() as seen, torch.no_grad(), one_call():
+        _run(model, 6)
+        for _ in range(3):
+            _run(model, 1)
+    assert seen.names["linalg_inv_ex"] == 1  # the rotations of a generation, once
 
 
 @pytest.mark.parametrize("wait", [torch.Tensor.item, torch.Tensor.cpu, torch.Tensor.nonzero, torch.Tensor.tolist])

@@ -14,7 +14,8 @@ SELECTIONS = "targets, growth, blocks, grid, others, fused, unet, gpu or smoke"
 
 def bench(
     selection: str = typer.Argument(
-        "targets", help=f"What to measure: {SELECTIONS}; or adapters: tokens per second of mixed batches."
+        None,
+        help=f"What to measure: {SELECTIONS}; or adapters: tokens per second of mixed batches. Default: targets.",
     ),
     threads: int = typer.Option(None, min=1, help="CPU threads. Default: torch's own number."),
     repetitions: int = typer.Option(
@@ -32,7 +33,10 @@ def bench(
         None, "--dtype", help="Of the models in place of each cell's own, as float32 on a CPU that has no bfloat16."
     ),
     predict: str = typer.Option(
-        None, "--predict", help="Print what steps should cost on a GPU, as h100, a100 or 4090; measure nothing."
+        None,
+        "--predict",
+        help="Print what steps of published models, or of the cells of a selection, should cost on a GPU, as h100, "
+        "a100 or 4090; measure nothing.",
     ),
     explain: bool = typer.Option(
         False, "--explain", help="Print kernels, the path of each layer, what is cached, and why; measure nothing."
@@ -50,20 +54,24 @@ def bench(
       orthotune bench --explain
 
       orthotune bench --predict h100
+
+      orthotune bench targets --predict 4090
     """
     if explain:
         _explain(as_json)
         return
-    harness = _harness(selection)
+    harness = _harness(selection or "targets")
     if predict is not None:
-        harness.run_prediction(predict.lower(), as_json)
+        if selection == "adapters":
+            raise typer.BadParameter("--predict has no prediction for `orthotune bench adapters`; leave adapters out")
+        harness.run_prediction(predict.lower(), selection, as_json)
         return
     if selection == "adapters":
         harness.run_adapters(out, repetitions, as_json, threads, adapters, hidden)
         return
     if adapters is not None or hidden is not None:
         raise typer.BadParameter("--adapters and --hidden are for `orthotune bench adapters`")
-    harness.run_selection(selection, out, repetitions, as_json, threads, dtype)
+    harness.run_selection(selection or "targets", out, repetitions, as_json, threads, dtype)
 
 
 def _harness(selection: str) -> Any:

@@ -20,6 +20,7 @@ from orthotune.recipes.held_out import held_out_rows
 from orthotune.recipes.settings import SFTSettings
 from orthotune.runs.quiet import quiet
 from orthotune.text.causal_model import load_model, load_tokenizer
+from orthotune.text.evaluation_cost import cost_sentence
 
 Losses = dict[str, float]
 
@@ -52,7 +53,7 @@ def measure(settings: Again, say: Callable[[str], None] = print, *, bar: bool = 
 
     Args:
         settings: the run, the strengths, and the data if they are not the run's.
-        say: called with messages; nothing is reported.
+        say: called with messages: what the measurement will cost.
         bar: show a progress bar; there is none.
 
     Returns:
@@ -68,17 +69,20 @@ def measure(settings: Again, say: Callable[[str], None] = print, *, bar: bool = 
     missing = [t for t in asked if repr(t) not in known]
     if missing:
         with quiet():
-            known |= _measured(settings, missing)
+            known |= _measured(settings, missing, say)
         write_json(path, {**data, "losses": known})
     return {t: known[repr(t)] for t in asked}
 
 
-def _measured(again: Again, strengths: list[float]) -> dict[str, Losses]:
+def _measured(again: Again, strengths: list[float], say: Callable[[str], None]) -> dict[str, Losses]:
     settings = again.run.model_copy(
         update={k: v for k, v in (("eval_data", again.eval_data), ("old_data", again.old_data)) if v}
     )
     at = _at_strength(settings)
     rows = held_out_rows(at(1.0), load_tokenizer(settings.model), settings)
+    fewer = "eval_tokens=N measures fewer, strengths=[1.0] once a run"
+    if sentence := cost_sentence(at(1.0), rows, len(strengths), fewer=fewer):
+        say(sentence)
     return {repr(t): {name: mean_loss(at(t), own).nats for name, own in rows.items()} for t in strengths}
 
 

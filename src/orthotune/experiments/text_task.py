@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,6 +72,15 @@ class SFTTask(Task):
         if settings.sample_prompts is None:  # nobody reads the samples of single runs of a comparison
             settings = settings.model_copy(update={"sample_prompts": []})
         return sft.run(settings, say, bar=bar)
+
+    def defaults(self, settings: Any, given: Mapping[str, Any], seed: int, *, first: bool) -> dict[str, Any]:
+        """Held-out rows are measured before and after training alone, unless a rule goes by what is measured between.
+
+        On a small model a measurement of all rows takes longer than the steps between two of them.
+        """
+        run = self.runs(**given)
+        between = run.stop_when or run.result != "last"
+        return {} if run.steps is None or between else {"eval_every": run.steps}
 
     def row(self, record: RunRecord, folder: Path) -> Row:
         """Losses, their differences, what happened to the weights, and costs."""

@@ -25,9 +25,14 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 #: the first NVIDIA GPUs that Triton compiles for, and the first on whose tensor cores it multiplies: on older ones
 #: the kernels that rotate inputs spill registers
 OLDEST, OLDEST_PRODUCTS = 75, 80
+#: AMD's GPUs on which the gradient of a rotation spills registers for inputs in float32
+RDNA3 = "gfx11"
 
 #: rows per output from which rotating the weight takes less time than rotating the rows
 MANY_ROWS = 4
+#: patches per output up to which a training step in float32 is no slower by rotated patches than by a rotated kernel:
+#: the most that ``benchmarks/convolutions.py`` has measured
+MANY_PATCHES = 13
 
 _forced: list[Path] = []
 # Looked for once, here: compiled code may not look for modules, and torch 2.9 traces through a cache.
@@ -66,6 +71,16 @@ def forced(path: Path) -> Iterator[None]:
         yield
     finally:
         _forced.pop()
+
+
+def free() -> bool:
+    """Whether :func:`choose` decides, and not :func:`forced`.
+
+    Example:
+        >>> free()
+        True
+    """
+    return not _forced
 
 
 def choose(
@@ -134,6 +149,8 @@ def _unfit(operation: Operation, device: str, dtype: torch.dtype, triton: bool, 
         return f"Triton does not compile for {card.architecture}"
     if operation == "rotate" and 0 < card.capability < OLDEST_PRODUCTS:
         return f"on {card.architecture} the kernel spills registers"
+    if operation == "rotate" and dtype is torch.float32 and card.architecture.startswith(RDNA3):
+        return f"on {card.architecture} the kernel of float32 inputs spills registers"
     return None
 
 
@@ -202,23 +219,27 @@ def kernel_is_rotated(signals: int, kernels: int, gradients: bool) -> bool:
     return not gradients and signals > MANY_ROWS * kernels
 
 
-def patches_are_rotated(device: str, patches: int, outputs: int) -> bool:
+def patches_are_rotated(device: str, patches: int, outputs: int, trains: bool = False) -> bool:
     """Whether a convolution rotates its patches instead of its kernel, which means the same; so far only on CPUs.
 
     Both are matrices with a column for each number that a kernel sees: ``(patches, fan_in)``, which is unfolded and
     rotated, and ``(outputs, fan_in)``, which is rotated in float32 and needs a gradient of that size. Moving these
-    numbers through the memory is most of the work, so the matrix with fewer rows is rotated.
+    numbers through the memory is most of the work, so the matrix with fewer rows is rotated. In a training step the
+    gradient of the kernel's size costs more than many patches do.
 
     Args:
         device: type of the device.
         patches: positions of the output, of all images of a batch and for each group.
         outputs: channels of the output.
+        trains: whether a backward in float32 follows.
 
     Example:
         >>> [patches_are_rotated("cpu", size * size, 640) for size in (16, 32)]
         [True, False]
+        >>> [patches_are_rotated("cpu", size * size, 640, trains=True) for size in (32, 128)]
+        [True, False]
     """
-    return device == "cpu" and patches <= outputs
+    return device == "cpu" and patches <= outputs * (MANY_PATCHES if trains else 1)
 
 
 def weight_is_rotated(device: str, rows: int, outputs: int, gradients: bool) -> bool:

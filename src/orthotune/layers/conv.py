@@ -230,7 +230,9 @@ class Conv(OFTLayer):
         if spec.side == "out" or spec.transform != "blocks":
             return False
         positions = self._outputs_for(x) // base.out_channels
-        return patches_are_rotated(x.device.type, positions * base.groups, base.out_channels)
+        # The mode, not whether gradients are on: a forward that is repeated for checkpointing takes the same path.
+        trains = self.training and x.dtype is torch.float32 and not torch.is_autocast_enabled(x.device.type)
+        return patches_are_rotated(x.device.type, positions * base.groups, base.out_channels, trains)
 
     def _work(self, name: str) -> int:
         """Multiplications for one number that an adapter rotates: those of one block's row, or of the factors."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from orthotune.kernels.autograd import looked_through, looked_through_uncompiled
-from orthotune.kernels.rotate import joined, rotate_each, rotate_joined
+from orthotune.kernels.choose import free
+from orthotune.kernels.rotate import joined, rotate_each, rotate_joined, rotate_row
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.beside_adapters import beside_adapters
 from orthotune.layers.parametrization.family import FamilyRotation
@@ -51,12 +52,17 @@ class Again:
     instance) or ends this object (adapters, strengths, merges, the mode: :meth:`OFTLayer.changed`).
     """
 
-    __slots__ = ("R", "base", "entry", "forward", "id", "index", "layer", "memo", "parameters", "rotation", "shared")
+    __slots__ = (
+        "R", "base", "count", "entry", "features", "forward", "id", "index", "layer", "memo", "parameters", "rotation",
+        "shared",
+    )  # fmt: skip
 
     def __init__(
         self, shared: SharedInput, index: int, layer: OFTLayer, rotation: Rotation | FamilyRotation, R: Tensor
     ) -> None:
-        self.shared, self.index, self.R = shared, index, R
+        self.shared, self.index, self.R, self.count = shared, index, R, shared.count
+        #: elements of an input of one row; 0 where one block is shared by all features
+        self.features = 0 if R.shape[0] == self.count else R.shape[0] // self.count * R.shape[-1]
         self.layer, self.id = weakref.ref(layer), id(layer)
         self.base: nn.Module = layer.base_layer
         self.forward = self.base.__dict__.get("forward")
@@ -91,18 +97,19 @@ class Again:
             if rotated is None or (served is not None and served is not self.memo.peek("R")):
                 return None
             return self.run(rotated)
-        if not 0 < x.numel() < SHORT or not x.is_cpu or torch.is_autocast_enabled("cpu"):
+        elements = x.numel()
+        if not 0 < elements < SHORT or not x.is_cpu or torch.is_autocast_enabled("cpu"):
             return None
-        count = len(shared._again)
-        if count == 1:
-            return self.run(rotate_joined(x, self.R)[0])
+        rotated_by = rotate_row if elements == self.features and free() else rotate_joined
+        if self.count == 1:
+            return self.run(rotated_by(x, self.R)[0])
         thread = threading.get_ident()
         if thread in shared._pending or x.is_inference():
             return None
         for again in shared._again:
             if again.memo.entry is not again.entry:
                 return None
-        outputs = rotate_joined(x, self.R, count)
+        outputs = rotated_by(x, self.R, self.count)
         others: dict[int, tuple[Tensor, Tensor | Operator | None]] = {}
         for again, y in zip(shared._again, outputs, strict=True):
             others[again.id] = (y, None)

@@ -9,7 +9,10 @@ from typing import Any
 from orthotune.metrics.text_loss import TokenRow, batches_of, mean_loss
 
 
-def cost_sentence(model: Any, domains: Mapping[str, Sequence[TokenRow]], times: int, *, timed: bool = True) -> str:
+def cost_sentence(
+    model: Any, domains: Mapping[str, Sequence[TokenRow]], times: int, *, timed: bool = True,
+    fewer: str = "eval_tokens=N measures fewer, eval_every=N less often",
+) -> str:  # fmt: skip
     """Rows, tokens and batches of a measurement, and how long one takes by the time of its first batch.
 
     Args:
@@ -17,6 +20,7 @@ def cost_sentence(model: Any, domains: Mapping[str, Sequence[TokenRow]], times: 
         domains: rows by domain, ``new`` and ``old``.
         times: measurements over the run.
         timed: run the first batch, which changes nothing in the model.
+        fewer: settings that lower the cost, added where it is more than a minute.
 
     Returns:
         One sentence; empty where nothing is measured.
@@ -42,7 +46,7 @@ def cost_sentence(model: Any, domains: Mapping[str, Sequence[TokenRow]], times: 
     began = time.monotonic()
     mean_loss(model, first)
     each = (time.monotonic() - began) * batches
-    more = ". eval_tokens=N measures fewer, eval_every=N less often" if each * times > 60 else ""
+    more = f". {fewer}" if each * times > 60 else ""
     return f"{sentence}; about {_spoken(each)} each by the first batch, {_spoken(each * times)} in all{more}."
 
 

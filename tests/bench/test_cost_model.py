@@ -1,0 +1,58 @@
+"""The model of the cost beside measured ratios: one command prints and writes both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import cost_model
+from harness.cells import SELECTIONS, Cell
+from harness.predict import GPUS, Gpu, _of_cell, cost, predicted_ratio
+from orthotune.files.tables import read_table
+
+
+def test_a_device_is_known_by_four_numbers() -> None:
+    found = cost_model.measured_device("float32", 64)
+    assert min(found.bandwidth, found.products, found.float32, found.launch) > 0
+
+
+def test_the_ratio_follows_from_the_device_and_not_from_a_measurement() -> None:
+    cell, card = SELECTIONS["targets"][0], Gpu("", 1e10, 1e11, 1e10, "")
+    # Where only launches count, the ratio is that of the launches.
+    waiting = card._replace(launch=10.0)
+    frozen, ours = predict_launches(cell)
+    assert predicted_ratio(cell, "orthotune", waiting) == pytest.approx(ours / frozen, abs=1e-3)
+    assert 1 < predicted_ratio(cell, "orthotune", card) != predicted_ratio(cell, "orthotune", waiting)
+
+
+def predict_launches(cell: Cell) -> tuple[float, float]:
+    """Kernels of the frozen step, and of one with rotations."""
+    contenders = _of_cell(cell)
+    found = [cost(contenders[name], GPUS["h100"]).launches for name in ("frozen", f"orthotune b={cell.block_size}")]
+    return found[0], found[1]
+
+
+def test_the_command_writes_predicted_beside_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "--selection",
+        "smoke",
+        "--dtype",
+        "float32",
+        "--threads",
+        "1",
+        "--repetitions",
+        "2",
+        "--out",
+        str(tmp_path / "rows.csv"),
+    ]
+    monkeypatch.setattr("sys.argv", ["cost_model.py", *words, "--out", str(tmp_path / "rows.csv")])
+    cost_model.main()
+    rows = [row for _, row in read_table(tmp_path / "rows.csv")]
+    assert [row["contender"] for row in rows] == [*cost_model.NAMES] * len(SELECTIONS["smoke"])
+    for row in rows:
+        # Rounded to three digits.
+        assert float(row["off"]) == pytest.approx(float(row["predicted"]) / float(row["measured"]) - 1, abs=6e-4)
+    assert "off by" in capsys.readouterr().out

@@ -1,0 +1,99 @@
+"""The table of the static check is that of the present kernels, and a few of them are compiled anew for four cards."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import gpu_static
+from orthotune.kernels import tiles
+from orthotune.kernels.cards import CARDS
+from tests.support.source import ROOT
+from tests.support.static_rows import faults
+
+TABLE = ROOT / "benchmarks" / "results" / "gpu-static.csv"
+AGAIN = "python benchmarks/gpu_static.py --out benchmarks/results/gpu-static.csv"
+ROWS = gpu_static.read(TABLE)
+SCRIPT = Path(gpu_static.__file__)
+
+
+def _script(*words: str) -> subprocess.CompletedProcess[str]:
+    """The script in a process of its own: here Triton's kernels run in its interpreter."""
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *words], capture_output=True, text=True, cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+
+
+#: cards whose kernels for blocks of 32 in bfloat16 and float32 are all in the table; the command compiles the rest
+COVERED = ("sm_86", "sm_90", "sm_100", "gfx90a", "gfx1100")
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_the_table_has_the_kernels_that_are_selected_for_the_usual_block(name: str) -> None:
+    own = {row.signature for row in ROWS if row.architecture == name}
+    planned = [row for row, _ in gpu_static.planned(CARDS[name], (32,)) if row.dtype != "float16"]
+    assert len(planned) > 5 and {row.signature for row in planned} <= own, f"a kernel or a tile has changed: {AGAIN}"
+
+
+def test_float32_inputs_are_not_rotated_by_a_kernel_that_spills() -> None:
+    case = gpu_static.Case("_features", "rotate", 32, "float32")
+    assert not case.selected(CARDS["gfx1100"]) and case.selected(CARDS["gfx90a"])
+
+
+def test_no_kernel_of_the_table_spills_or_is_larger_than_its_card() -> None:
+    assert ROWS and not faults([row for row in ROWS if row.selected])
+
+
+def test_a_fault_is_seen() -> None:
+    row = next(row for row in ROWS if row.selected)
+    stated = tiles.shared_memory(row.operation, 4, 32)
+    for change in ({"spilled": 8}, {"shared": stated + (200 << 10)}, {"error": "PassManager::run failed"},
+                   {"shared": None}):  # fmt: skip
+        assert faults([replace(row, **change)])
+
+
+def test_another_tile_is_another_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = gpu_static.launch(gpu_static.Case("_rotate", "rotate", 32, "bfloat16")).signature
+    monkeypatch.setattr(tiles, "rotate_tiles", lambda *_: tiles.Tiles(32, 32, 32, 4, 2, 48 << 10))
+    assert gpu_static.launch(gpu_static.Case("_rotate", "rotate", 32, "bfloat16")).signature != before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--blocks", "x"], "'x': give sizes from 2 to 256 with commas between them, such as 16,32,48"),
+        (["--blocks", "16,,32"], "give sizes from 2 to 256"),
+        (["--blocks", "512"], "'512': give sizes from 2 to 256"),
+        (["--blocks=-8"], "'-8': give sizes from 2 to 256"),
+        (["--cards", "gtx"], "'gtx': give some of sm_75, sm_80"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_in_words(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu_static.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        gpu_static.main()
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_kernels_of_usual_blocks_compile_for_four_cards_and_are_taken_from_the_table_again(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="the compiler of the kernels, Triton, is not installed")
+    words = ["--cards", "sm_80,sm_86,sm_90,sm_120", "--blocks", "32", "--out", str(tmp_path / "found.csv")]
+    first = _script(*words)
+    assert first.returncode == 0, first.stderr
+    rows = gpu_static.read(tmp_path / "found.csv")
+    assert len(rows) > 60 and {row.architecture for row in rows} == {"sm_80", "sm_86", "sm_90", "sm_120"}
+    assert not faults(rows) and max(row.seconds or 0.0 for row in rows) < 2 * gpu_static.SECONDS
+    assert "| sm_86 | " in first.stdout
+    # What is there is not compiled again: the same seconds.
+    again = _script(*words)
+    assert again.returncode == 0 and gpu_static.read(tmp_path / "found.csv") == rows
