@@ -166,8 +166,8 @@ def main() -> None:
         serve(settings.only[0], Path(settings.only[1]), settings)
         return
     rows = ["merged 0", "base 0", *(f"{kind} {count}" for count in settings.adapters for kind in ("lora", "oft"))]
-    with TemporaryDirectory() as home:
-        folder = Path(home)
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         for kind, count in (("merged", 1), ("lora", max(settings.adapters)), ("oft", max(settings.adapters))):
             make(settings.model, folder, kind, count, settings.block_size)
         engines = {kind: Engine(settings, kind, folder) for kind in ("merged", "adapters")}
