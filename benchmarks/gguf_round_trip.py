@@ -4,8 +4,8 @@
 
 BASE is a folder of a language model; ``orthotune.worlds.smollm2`` fetches one. The adapter has random rotations on
 every projection, so that each of them differs from the base. A row for each type: megabytes, seconds of the processor
-to merge and write, the largest difference of a log-probability, the mean divergence in nats per token, and whether the
-tokenizer in the file gives the same tokens.
+to merge and write, the largest difference of a log-probability, the mean divergence in nats per token, whether the
+tokenizer in the file gives the same tokens, and at how many places another token is the likeliest.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def main() -> None:
         same = AutoTokenizer.from_pretrained(folder, gguf_file=file)(TEXT).input_ids == tokenizer(TEXT).input_ids
         print(
             f"{kind}  {(folder / file).stat().st_size / 1e6:.0f} MB  {seconds:.1f} s  largest "
-            f"{(read - merged).abs().max():.2g}  divergence {divergence(merged, read):.2g}  same tokens {same}",
+            f"{(read - merged).abs().max():.2g}  divergence {divergence(merged, read):.2g}  same tokens {same}  "
+            f"another likeliest at {int((read.argmax(-1) != merged.argmax(-1)).sum())} of {merged.shape[1]}",
             flush=True,
         )
 

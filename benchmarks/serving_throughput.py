@@ -1,16 +1,21 @@
 """Tokens a second of vLLM with 1, 4 and 16 OFT adapters in a batch, beside LoRA of rank 16, the base, a merged model.
 
-    python benchmarks/serving_throughput.py MODEL --rows rows.jsonl
+    python benchmarks/serving_throughput.py MODEL --rows rows.csv
 
-Every row runs in a process of its own: an engine takes all threads and memory that it finds. The batch is the same in
-all rows, a request for each of ``--requests`` prompts, whose adapters alternate. The machine has to be quiet.
+Two engines run side by side, each in a process of its own: one with a merged model, without adapters, and one with the
+base and all adapters, each in a slot. In every round each row of the table generates once, so that what else the
+machine does falls on all of them; the first round is not counted. The batch is the same in all rows: a request for each
+of ``--requests`` prompts, whose adapters alternate. Times are those of the processor: they hold on a machine that has
+other work, too, as long as an engine runs on one thread (``OMP_NUM_THREADS=1``). The ratios are medians of those within
+a round, with the smallest and the largest.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import csv
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -59,81 +64,140 @@ def make(model: str, folder: Path, kind: str, adapters: int, block_size: int) ->
     return paths
 
 
-def measure(model: str, kind: str, paths: list[str], settings: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second of an engine, the median of several rounds after one that is not counted.
+class Engine:
+    """An engine in a process of its own, which answers lines.
 
     Args:
-        model: folder of the model.
-        kind: ``base``, ``merged``, ``lora`` or ``oft``.
-        paths: of its adapters.
         settings: of the command.
-
-    Returns:
-        A row of the table.
+        kind: ``merged`` or ``adapters``.
+        folder: with the adapters and the merged model.
     """
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+    def __init__(self, settings: argparse.Namespace, kind: str, folder: Path) -> None:
+        command = [sys.executable, __file__, *sys.argv[1:], "--only", kind, str(folder)]
+        self._log = (folder / f"{kind}.log").open("w+")
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+        )  # fmt: skip
+        self.kind = kind
+        self._answer()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("ANSWER "):
+                return line.removeprefix("ANSWER ")
+        self._log.seek(0)
+        raise SystemExit(f"the engine for {self.kind} ended:\n{self._log.read()[-3000:]}")
+
+    def seconds(self, row: str) -> float:
+        """Seconds of the processor for a batch.
+
+        Args:
+            row: name of a row of the table.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{row}\n")
+        self._process.stdin.flush()
+        return float(self._answer())
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        self._process.wait()
+
+
+def serve(kind: str, folder: Path, settings: argparse.Namespace) -> None:
+    """Generate for every line that comes in, and answer with the seconds of the processor.
+
+    Args:
+        kind: ``merged`` or ``adapters``.
+        folder: with the adapters and the merged model.
+        settings: of the command.
+    """
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
     options: dict[str, Any] = {
-        "max_model_len": settings.max_length,
-        "enforce_eager": True,
-        "enable_prefix_caching": False,
-        "seed": 0,
-    }
-    if paths:
-        options |= {"enable_lora": True, "max_loras": len(paths), "max_lora_rank": 16,
+        "max_model_len": settings.max_length, "max_num_batched_tokens": 512, "enforce_eager": True,
+        "enable_prefix_caching": False, "seed": 0, "max_num_seqs": settings.requests,
+    }  # fmt: skip
+    most = max(settings.adapters)
+    if kind == "adapters":
+        # One slot more than are used: for processors, the engine's LoRA adds what its last slot holds to other rows.
+        slots = 2 * most + 1
+        options |= {"enable_lora": True, "max_loras": slots, "max_cpu_loras": slots, "max_lora_rank": 16,
                     "additional_config": {"orthotune": {"block_sizes": [settings.block_size]}}}  # fmt: skip
-    engine = LLM(model, **options)
-    requests = [LoRARequest(path, number + 1, path) for number, path in enumerate(paths)]
-    chosen = [requests[row % len(requests)] for row in range(settings.requests)] if requests else None
+    engine = LLM(settings.model if kind == "adapters" else str(folder / "merged-0"), **options)
+    known = {
+        (one, number): LoRARequest(f"{one}-{number}", 1 + number + first, str(folder / f"{one}-{number}"))
+        for one, first in (("lora", 0), ("oft", most))
+        for number in range(most)
+    }
     prompts = [f"{row}. {PROMPT}" for row in range(settings.requests)]
     sampling = SamplingParams(temperature=0, max_tokens=settings.tokens, ignore_eos=True)
-    rates = []
-    for _ in range(settings.rounds + 1):
-        start = time.perf_counter()
+    print("ANSWER ready", flush=True)
+    for line in sys.stdin:
+        name, count = line.rsplit(maxsplit=1)
+        chosen = [known[name, row % int(count)] for row in range(settings.requests)] if int(count) else None
+        begun = time.process_time()
         engine.generate(prompts, sampling, lora_request=chosen, use_tqdm=False)
-        rates.append(settings.requests * settings.tokens / (time.perf_counter() - start))
-    rates = sorted(rates[1:])
-    return {
-        "kind": kind, "adapters": len(paths), "requests": settings.requests, "tokens": settings.tokens,
-        "block_size": settings.block_size, "tokens_per_second": rates[len(rates) // 2], "lowest": rates[0],
-        "highest": rates[-1],
-    }  # fmt: skip
+        print("ANSWER", time.process_time() - begun, flush=True)
 
 
 def main() -> None:
-    """Measure every row, or, with ``--only``, one of them in this process."""
+    """Make the adapters, start both engines, and measure round by round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--requests", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--block-size", type=int, default=32)
-    parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--rows", type=Path, help="a file to which a line of JSON is added for each row")
-    parser.add_argument("--only", nargs=2, metavar=("KIND", "ADAPTERS"), help=argparse.SUPPRESS)
+    parser.add_argument("--max-length", type=int, default=256)
+    parser.add_argument("--rows", type=Path, help="a CSV file with the table")
+    parser.add_argument("--only", nargs=2, metavar=("KIND", "FOLDER"), help=argparse.SUPPRESS)
     settings = parser.parse_args()
+    # In the process that is asked, so that its clock counts the engine's work.
+    os.environ.update({"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"})
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # the sampler alone would be compiled
     if settings.only:
-        kind, count = settings.only[0], int(settings.only[1])
-        with TemporaryDirectory() as folder:
-            paths = make(settings.model, Path(folder), kind, count, settings.block_size) if kind != "base" else []
-            model, paths = (paths[0], []) if kind == "merged" else (settings.model, paths)
-            print("ROW", json.dumps(measure(model, kind, paths, settings)))
+        serve(settings.only[0], Path(settings.only[1]), settings)
         return
-    rows = [("base", 0), ("merged", 1), *((kind, count) for count in settings.adapters for kind in ("lora", "oft"))]
-    for kind, count in rows:
-        command = [sys.executable, __file__, *sys.argv[1:], "--only", kind, str(count)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        found = [line for line in done.stdout.splitlines() if line.startswith("ROW ")]
-        if not found:
-            raise SystemExit(f"{kind} with {count} adapters failed:\n{done.stderr[-3000:]}")
-        row = json.loads(found[0].removeprefix("ROW "))
-        print(f"{kind:7} {count:3} adapters  {row['tokens_per_second']:8.1f} tokens/s", flush=True)
-        if settings.rows:
-            with settings.rows.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+    rows = ["merged 0", "base 0", *(f"{kind} {count}" for count in settings.adapters for kind in ("lora", "oft"))]
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for kind, count in (("merged", 1), ("lora", max(settings.adapters)), ("oft", max(settings.adapters))):
+            make(settings.model, folder, kind, count, settings.block_size)
+        engines = {kind: Engine(settings, kind, folder) for kind in ("merged", "adapters")}
+        seconds: dict[str, list[float]] = {row: [] for row in rows}
+        for number in range(settings.rounds + 1):
+            for row in rows:
+                took = engines["merged" if row == "merged 0" else "adapters"].seconds(row)
+                if number:
+                    seconds[row].append(took)
+                    print(f"round {number}  {row}: {took:.2f} s", file=sys.stderr, flush=True)
+        for engine in engines.values():
+            engine.close()
+    table = []
+    for row in rows:
+        kind, count = row.split()
+        beside = [other / own for own, other in zip(seconds[row], seconds["merged 0"], strict=True)]
+        made = settings.requests * settings.tokens / statistics.median(seconds[row])
+        table.append({
+            "kind": kind, "adapters": count, "requests": settings.requests, "tokens": settings.tokens,
+            "block_size": settings.block_size, "rounds": settings.rounds, "tokens_per_second": round(made, 1),
+            "of_merged": round(statistics.median(beside), 3), "lowest": round(min(beside), 3),
+            "highest": round(max(beside), 3),
+        })  # fmt: skip
+        print(f"{row:9}  {made:8.1f} tokens/s  {statistics.median(beside):.2f} of merged "
+              f"({min(beside):.2f} to {max(beside):.2f})", flush=True)  # fmt: skip
+    if settings.rows:
+        with settings.rows.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, table[0])
+            writer.writeheader()
+            writer.writerows(table)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,32 @@ def test_biases_are_read_and_other_tensors_refused() -> None:
         maps_of(_state("model.layers.0.q_proj", **{"score.weight": torch.ones(5)}), SIZES, str)
 
 
+def test_a_table_takes_the_map_of_an_embedding_and_no_other() -> None:
+    sizes = {"embed_tokens": (8, 8), "lm_head": (8, 30)}
+    table = LayerState({"": torch.ones(2, 6)}, magnitude=torch.arange(8.0), embedding=True)
+    found = maps_of(AdapterState({"embed_tokens": table}), sizes, str, {"embed_tokens"})["embed_tokens"]
+    assert found.inputs.shape == (2, 4, 4) and found.scale.tolist() == [n - 1.0 for n in range(8)]
+    with pytest.raises(ConfigError, match=r"'lm_head'. Found: a map of an embedding. Needed: that of a linear layer"):
+        maps_of(AdapterState({"lm_head": table}), sizes, str, {"embed_tokens"})
+    with pytest.raises(ConfigError, match=r"'embed_tokens'. Found: a map of a linear layer. Needed: that of an emb"):
+        maps_of(_state("embed_tokens"), sizes, str, {"embed_tokens"})
+    wide = LayerState({"": torch.ones(3, 6)}, embedding=True)
+    with pytest.raises(ConfigError, match=r"'embed_tokens'. Found: a rotation of 12 features. Needed: 8"):
+        maps_of(AdapterState({"embed_tokens": wide}), sizes, str, {"embed_tokens"})
+
+
+def test_the_weight_of_the_base_beside_an_adapter_is_passed_over_and_another_is_refused() -> None:
+    weight = torch.arange(240.0).view(30, 8)
+    name = "base_model.model.embed_tokens.base_layer.weight"
+    state = AdapterState(
+        {"embed_tokens": LayerState({"": torch.ones(2, 6)}, embedding=True)}, other={name: weight}
+    )  # fmt: skip
+    sizes, tables = {"embed_tokens": (8, 8)}, {"embed_tokens"}
+    assert list(maps_of(state, sizes, str, tables, lambda layer, own: torch.equal(own, weight))) == ["embed_tokens"]
+    with pytest.raises(UnsupportedLayerError, match=r"1 further tensors: .*embed_tokens\.base_layer\.weight"):
+        maps_of(state, sizes, str, tables, lambda layer, own: False)
+
+
 def test_the_engine_keeps_its_own_lora_files(tmp_path: Path) -> None:
     for kind in ("LORA", "OFT", "HRA"):
         (tmp_path / kind).mkdir()

@@ -223,3 +223,29 @@ def test_a_map_of_another_size_is_refused() -> None:
         UnsupportedLayerError, match="serving layer 'q' unmerged. Found: rotations of k, q in one packed"
     ):
         layer_map(LayerState({"q": torch.zeros(3, 28), "k": torch.zeros(3, 28)}), IN, 16, "q")
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_what_a_table_looks_up_is_turned_and_scaled(static: bool) -> None:
+    held = LayerState(
+        {"": 0.4 * _numbers(30, IN // 4, element_count(4))}, magnitude=1 + 0.3 * _numbers(31, IN), embedding=True
+    )
+    layer = LayerSlots("embed", 2, (IN, IN), [(IN, IN)], ServingSettings((4, 8)), torch.float32, CPU)
+    maps = [layer_map(held, IN, IN, "embed", table=True)]
+    layer.check(maps, biased=False)
+    layer.put(1, maps, None)
+    y, tokens = _numbers(32, 5, IN), [1, -1, 0, 1, -1]
+    if static:
+        turned = layer.run_static(y, None, torch.tensor(tokens), [lambda rows: rows])
+    else:
+        turned = layer.run(y, None, Step(tokens, CPU), lambda rows: rows)
+    expected = torch.where(torch.tensor(tokens)[:, None] == 1, held.apply(y.double()), y.double())
+    torch.testing.assert_close(turned.double(), expected, **CLOSE)
+    assert torch.equal(turned[[1, 2, 4]], y[[1, 2, 4]])
+
+
+def test_part_of_a_step_has_the_slots_of_its_tokens() -> None:
+    step = Step([0, 1, 1, -1, 2], CPU)
+    part = step.part(1, 4)
+    assert (len(step), len(part), sorted(part.present)) == (5, 3, [1])
+    assert part.rows(frozenset({1})).index.tolist() == [0, 1]

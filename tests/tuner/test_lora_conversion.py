@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 import orthotune
 from orthotune import OFTConfig, get_peft_model
 from orthotune.errors import ConfigError, UnsupportedLayerError
+from orthotune.rotation.low_rank import lora_factors
 from tests.support.contract_cases import TRANSFORMS, randomize, seeded
 from tests.support.layer_models import everything
 
@@ -219,6 +220,35 @@ def test_convolutions_that_peft_makes_otherwise_are_refused(base: nn.Module, rea
     lora = get_peft_model(nn.Sequential(copy.deepcopy(base)), made.config)
     peft.set_peft_model_state_dict(lora, made.tensors)
     torch.testing.assert_close(lora.eval()(x), model(x), rtol=0, atol=1e-4)  # inputs up to 7
+
+
+@pytest.mark.parametrize(
+    ("base", "holds"),
+    [
+        (nn.Conv2d(6, 4, 3, dilation=(2, 1)), True),
+        (nn.Conv1d(6, 4, 3, padding=1, padding_mode="circular"), True),
+        (nn.Conv2d(12, 4, 3, groups=2), False),
+        (Standardized(6, 4, 3), False),
+        (nn.ConvTranspose2d(6, 4, 3), False),
+    ],
+    ids=["dilation", "padding", "groups", "own-product", "transposed"],
+)
+def test_factors_that_are_added_to_the_weight_need_not_run_as_convolutions(base: nn.Module, holds: bool) -> None:
+    """What ComfyUI and web UIs do with a LoRA: the layer itself runs, with another weight."""
+    config = OFTConfig(oft_block_size=2, target_modules=["0"], conv="channels", init_weights=False)
+    model = get_peft_model(nn.Sequential(copy.deepcopy(base)), config).eval()
+    layer = model.base_model.model[0]
+    assert (layer.no_lora_form(added=True) is None) == holds
+    if not holds:
+        return
+    x = torch.ones(1, 6, *[7] * len(base.kernel_size)).cumsum(2)
+    expected = model(x)
+    merged = model.merge_and_unload()[0].weight
+    down, up, _ = lora_factors((merged - base.weight).detach(), 100, None)
+    with torch.no_grad():
+        changed = copy.deepcopy(base)
+        changed.weight += (up.flatten(1) @ down.flatten(1)).view_as(changed.weight)
+    torch.testing.assert_close(changed(x), expected, rtol=0, atol=1e-4)  # inputs up to 7
 
 
 def test_a_name_that_is_the_end_of_another_one() -> None:

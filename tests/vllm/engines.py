@@ -37,7 +37,7 @@ class Answer(NamedTuple):
         return max((abs(a[token] - b[token]) for a, b in pairs for token in a.keys() & b.keys()), default=math.inf)
 
 
-def make_base(folder: Path) -> Path:
+def make_base(folder: Path, tied: bool = False) -> Path:
     """A random model of 128 features, four heads with two key heads, and biases in its attention."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -45,7 +45,7 @@ def make_base(folder: Path) -> Path:
     tokenizer = make_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False, attention_bias=True,
+        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=tied, attention_bias=True,
         bos_token_id=0, eos_token_id=0, pad_token_id=1, initializer_range=0.2,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
@@ -119,11 +119,13 @@ def request(number: int, path: Path | str) -> Any:
     return LoRARequest(f"adapter-{number}", number, str(path))
 
 
-def answers(engine: Any, prompts: Sequence[str], requests: Sequence[Any] | None = None) -> list[Answer]:
+def answers(
+    engine: Any, prompts: Sequence[str], requests: Sequence[Any] | None = None, tokens: int = TOKENS
+) -> list[Answer]:
     """Greedy answers to all prompts in one batch."""
     from vllm import SamplingParams
 
-    sampling = SamplingParams(temperature=0, max_tokens=TOKENS, logprobs=5, ignore_eos=True)
+    sampling = SamplingParams(temperature=0, max_tokens=tokens, logprobs=5, ignore_eos=True)
     found = engine.generate(
         list(prompts), sampling, lora_request=None if requests is None else list(requests), use_tqdm=False
     )
@@ -134,6 +136,15 @@ def answers(engine: Any, prompts: Sequence[str], requests: Sequence[Any] | None 
         )
         for one in found
     ]  # fmt: skip
+
+
+def scores(engine: Any, prompt: str, adapter: Any = None) -> list[float]:
+    """Log-probabilities of the tokens of a prompt after its first one."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    (found,) = engine.generate([prompt], sampling, lora_request=adapter, use_tqdm=False)
+    return [next(iter(step.values())).logprob for step in found.prompt_logprobs[1:]]
 
 
 def manager(engine: Any) -> Any:

@@ -14,6 +14,15 @@ if importlib.util.find_spec("vllm") is None:
 
 from orthotune.errors import UnsupportedLayerError
 from orthotune.serving.layer_map import LayerMap
+from orthotune.serving.vllm_0_32 import RotatedLinear
+
+
+class _Layer(SimpleNamespace):
+    """A layer of the engine, of which only sizes and the rank are known."""
+
+    orthotune_outputs_rotate = True
+    orthotune_input_span = RotatedLinear.orthotune_input_span
+    orthotune_spans = RotatedLinear.orthotune_spans
 
 
 def _qkv(rank: int, ranks: int, key_heads: int) -> Any:
@@ -24,7 +33,7 @@ def _qkv(rank: int, ranks: int, key_heads: int) -> Any:
         total_num_heads=4, total_num_kv_heads=key_heads, head_size=8, input_size=32,
         output_sizes=[32, kv * ranks, kv * ranks], output_size=32 + 2 * kv * ranks,
     )  # fmt: skip
-    return SimpleNamespace(
+    return _Layer(
         base_layer=base, n_slices=3, output_slices=(q, kv, kv), output_ids=(rank, rank // copies, rank // copies),
         kv_shard_id=rank // copies, input_size=32, tp_rank=rank,
     )  # fmt: skip
@@ -32,7 +41,7 @@ def _qkv(rank: int, ranks: int, key_heads: int) -> Any:
 
 def _row(rank: int, ranks: int) -> Any:
     base = SimpleNamespace(input_size=32, output_size=24)
-    return SimpleNamespace(base_layer=base, n_slices=1, input_size=32 // ranks, output_size=24, tp_rank=rank)
+    return _Layer(base_layer=base, n_slices=1, input_size=32 // ranks, output_size=24, tp_rank=rank)
 
 
 @pytest.mark.parametrize(("ranks", "key_heads"), [(1, 2), (2, 2), (2, 4), (4, 2)])
@@ -74,9 +83,7 @@ def test_outputs_of_which_a_rank_has_several_runs_are_refused() -> None:
     from orthotune.serving.vllm_0_32 import _parts
 
     base = SimpleNamespace(input_size=32, output_size=48)
-    layer = SimpleNamespace(
-        base_layer=base, n_slices=1, input_size=32, output_size=24, tp_rank=1, is_merged_col_linear=True
-    )
+    layer = _Layer(base_layer=base, n_slices=1, input_size=32, output_size=24, tp_rank=1, is_merged_col_linear=True)
     (part,) = _parts(layer, LayerMap(inputs=torch.zeros(4, 8, 8)), None, "gate_up_proj")
     assert part is not None and part.inputs is not None and part.inputs.shape == (4, 8, 8)
     with pytest.raises(UnsupportedLayerError, match="layer 'gate_up_proj' cut by tensor-parallel rank"):

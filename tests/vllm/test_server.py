@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +98,32 @@ def test_adapters_are_models_and_come_and_go(client: Any, paths: dict[str, Path]
     with pytest.raises(APIStatusError, match="later"):
         _answer(client, "later")
     assert {name: _answer(client, name) for name in texts} == texts
+
+
+def test_adapters_come_and_go_while_others_answer(client: Any, paths: dict[str, Path]) -> None:
+    """Requests under one adapter and under the base run all the time; each has the answer that it has alone."""
+    names = ("rotated", "base")
+    alone = {name: _answer(client, name) for name in names}
+    done = threading.Event()
+
+    def asks(name: str) -> list[str]:
+        found = []
+        while not done.is_set() or not found:
+            found.append(_answer(client, name))
+        return found
+
+    later = []
+    with ThreadPoolExecutor(len(names)) as pool:
+        running = {name: pool.submit(asks, name) for name in names}
+        try:
+            for number in range(4):
+                own = {"lora_name": f"late-{number}", "lora_path": str(paths["later"])}
+                client.post("/load_lora_adapter", cast_to=str, body=own)
+                later.append(_answer(client, f"late-{number}"))
+                client.post("/unload_lora_adapter", cast_to=str, body={"lora_name": f"late-{number}"})
+        finally:
+            done.set()
+        found = {name: set(future.result()) for name, future in running.items()}
+    # Greedy tokens of a random float32 model: what is beside a row in its batch does not change the likeliest one.
+    assert found == {name: {text} for name, text in alone.items()}
+    assert len(set(later)) == 1 and later[0] not in alone.values()

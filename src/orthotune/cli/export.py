@@ -81,7 +81,8 @@ def export(
     `dense` writes merged files of the base, with about one tensor in memory at a time; after an interruption, the same
     command continues. `lora` prints and writes the relative error of each layer, and with `--held-out` how far its
     predictions are from the adapter's. `diff` is exact. `gguf` writes a folder with a GGUF file and a Modelfile for
-    Ollama; what the gguf library cannot write is left to llama.cpp's converter, whose command is printed.
+    Ollama, or the file alone where OUT ends in .gguf; what the gguf library cannot write is left to llama.cpp's
+    converter, whose command is printed.
 
     Examples:
 

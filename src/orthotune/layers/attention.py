@@ -69,7 +69,7 @@ class MultiheadAttention(OFTLayer):
         projections = [torch.cat(parts)] if len(names) == 2 else parts
         return dict(zip(names, [*projections, matrices["out"]], strict=True))
 
-    def no_lora_form(self) -> str:
+    def no_lora_form(self, added: bool = False) -> str:
         return "an nn.MultiheadAttention, which has several weights"
 
     def opaque(self) -> str | None:
@@ -106,5 +106,5 @@ class AttentionOutput(Linear):
 
     beyond_peft = "the output projection of nn.MultiheadAttention"
 
-    def no_lora_form(self) -> str:
+    def no_lora_form(self, added: bool = False) -> str:
         return "the out_proj of an nn.MultiheadAttention, which reads the weight of the base past a LoRA around it"

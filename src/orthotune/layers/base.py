@@ -574,8 +574,12 @@ class OFTLayer(nn.Module, Strengths, Merging):
         (weight,), (original,) = rotated.values(), weights.values()
         return weight - original.to(weight.dtype)
 
-    def no_lora_form(self) -> str | None:
-        """Why no LoRA can hold this layer's change; None where ``W' - W`` is one matrix that a LoRA adds to ``W``."""
+    def no_lora_form(self, added: bool = False) -> str | None:
+        """Why no LoRA can hold this layer's change; None where ``W' - W`` is one matrix that a LoRA adds to ``W``.
+
+        Args:
+            added: the tool adds the product of the factors to the weight, instead of running them as layers.
+        """
         return None
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:

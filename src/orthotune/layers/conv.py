@@ -67,13 +67,15 @@ class Conv(OFTLayer):
     def points(self) -> int:
         return math.prod(self.get_base_layer().kernel_size)
 
-    def no_lora_form(self) -> str | None:
+    def no_lora_form(self, added: bool = False) -> str | None:
         base = self.get_base_layer()
         kind = f"a {type(base).__name__} with"
         if base.groups > 1:
             return f"{kind} groups={base.groups}, whose kernel is no product of two convolutions"
         if type(base).forward not in self.plain_forwards or type(base)._conv_forward not in _OWN:
             return f"a {type(base).__name__}, which computes with more than the sum of its weight and a change"
+        if added:
+            return None
         # PEFT makes the convolutions of a LoRA without these: it would be another map.
         if any(step > 1 and size > 1 for step, size in zip(base.dilation, base.kernel_size, strict=True)):
             return f"{kind} dilation={base.dilation}, which the convolutions of PEFT's LoRA do not have"
@@ -256,7 +258,7 @@ class TransposedConv(Conv):
     plain_forwards = (nn.ConvTranspose1d.forward, nn.ConvTranspose2d.forward, nn.ConvTranspose3d.forward)
     beyond_peft = "transposed convolutions"
 
-    def no_lora_form(self) -> str:
+    def no_lora_form(self, added: bool = False) -> str:
         return f"a {type(self.get_base_layer()).__name__}, and PEFT's LoRA has no transposed convolutions"
 
     def natural(self, weight: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class Embedding(OFTLayer):
     def _under(self, names: list[str], rows: Tensor, args: Any, kwargs: Any) -> Any:
         return self.call((rows, *args), kwargs, tuple(names)) if names else self.base_layer(rows, *args, **kwargs)
 
-    def no_lora_form(self) -> str:
+    def no_lora_form(self, added: bool = False) -> str:
         return "an embedding, for which a LoRA has other factors, under other names, than for a linear layer"
 
     def check_mergeable(self, adapters: list[str]) -> None:

@@ -67,7 +67,7 @@ class ParamWrapper(OFTLayer):
     def natural(self, weight: Tensor) -> Tensor:
         return weight.mT if self.input_first else weight
 
-    def no_lora_form(self) -> str:
+    def no_lora_form(self, added: bool = False) -> str:
         return f"the parameter '{self.parameter_name}' of a {type(self.get_base_layer()).__name__}, not a layer"
 
     def opaque(self) -> str | None:

@@ -21,7 +21,7 @@ from orthotune.operations.checkpoint.lora_export import Factors, factors, write_
 from orthotune.operations.checkpoint.stream import DenseMerge
 from orthotune.operations.fitting.report import LoadReport
 from orthotune.operations.gguf_file.converter import find_converter
-from orthotune.operations.gguf_file.write import KINDS, WrittenGguf, write_folder
+from orthotune.operations.gguf_file.write import KINDS, WrittenGguf, write_file, write_folder
 from orthotune.operations.place import refuse_place_of_adapter
 from orthotune.rotation.strength import Kind
 from orthotune.tuner.lora_conversion import LowRankLayer
@@ -73,13 +73,14 @@ def export(
     ``dense`` writes merged files with about one tensor in memory at a time; after an interruption, the same call
     continues. ``lora`` approximates each change by a low rank with the singular value decomposition. ``diff`` is exact
     for this base only. ``gguf`` writes the merged language model as one file for llama.cpp, with a Modelfile for
-    Ollama, into a folder: through the ``gguf`` library where that is enough for the model, otherwise with llama.cpp's
-    converter; where there is none, the merged folder is written, and the result has the command that remains.
+    Ollama, into a folder, or the file alone where ``out`` ends in ``.gguf``: through the ``gguf`` library where that is
+    enough for the model, otherwise with llama.cpp's converter; where there is none, the merged folder is written, and
+    the result has the command that remains.
 
     Args:
         adapter: a folder or file of any readable format, or an adapter that is already read.
-        out: a folder, or a ``.safetensors`` file with ``diff`` and where the base is one file. It appears when it is
-            complete.
+        out: a folder, or a ``.safetensors`` file with ``diff`` and where the base is one file; with ``gguf`` a folder
+            or a ``.gguf`` file. It appears when it is complete.
         base: a model folder, a diffusers folder, or one ``.safetensors`` file.
         to: the kind of export.
         rank: with ``lora``: rank of each layer, or the largest rank if ``error`` is given.
@@ -121,8 +122,9 @@ def export(
     out, base = Path(out), Path(model_folder(str(base)))
     _check(to, rank, error, options, base)
     script = _converter(to, gguf_type, converter)
-    file = to == "diff" or base.is_file()
-    if file and out.suffix != ".safetensors":
+    gguf_file = to == "gguf" and out.suffix == ".gguf"
+    file = to == "diff" or base.is_file() or gguf_file
+    if file and not gguf_file and out.suffix != ".safetensors":
         raise OutputError(f"OUT {out}", needed="a file name that ends in .safetensors")
     path = adapter.path if isinstance(adapter, Adapter) else adapter_in(adapter)
     if overwrite:
@@ -139,7 +141,8 @@ def export(
             return Exported(out, merge.report)
         if to == "gguf":
             advance("merging", 0, merge.size)
-            made = write_folder(
+            write: Any = write_file if gguf_file else write_folder
+            made = write(
                 merge, folder, out, gguf_type or "f16", script, lambda size: advance("merging", size, merge.size)
             )
             return Exported(out, merge.report, gguf=made)

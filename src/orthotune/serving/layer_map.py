@@ -62,7 +62,7 @@ def operator_elements(operator: Operator) -> int:
     return sum(tensor.numel() for tensor in operator.tensors())
 
 
-def layer_map(held: FrozenMap, features: int, outputs: int, layer: str) -> LayerMap:
+def layer_map(held: FrozenMap, features: int, outputs: int, layer: str, table: bool = False) -> LayerMap:
     """The map of a layer of an adapter file.
 
     Args:
@@ -70,9 +70,10 @@ def layer_map(held: FrozenMap, features: int, outputs: int, layer: str) -> Layer
         features: inputs of the complete layer, before it is cut by rank.
         outputs: its outputs.
         layer: its name, for messages.
+        table: whether it is an embedding: what it looks up has ``features`` features, which the map rotates.
 
     Raises:
-        ConfigError: the file's map does not fit a layer of this size.
+        ConfigError: the file's map does not fit a layer of this size or kind.
         UnsupportedLayerError: a map that cannot be applied to inputs or outputs alone.
 
     Example:
@@ -82,11 +83,17 @@ def layer_map(held: FrozenMap, features: int, outputs: int, layer: str) -> Layer
                  [ 1., -1.]]])
     """
     scale = getattr(held, "magnitude", None)
-    if scale is not None and scale.numel() != (features if getattr(held, "embedding", False) else outputs):
+    of_table = bool(getattr(held, "embedding", False))
+    if of_table != table:
+        got, needed = ("an embedding", "a linear layer") if of_table else ("a linear layer", "an embedding")
+        raise ConfigError(
+            f"layer '{layer}'", got=f"a map of {got}", needed=f"that of {needed}, which the engine's model has there",
+            do="Name the base that the adapter was trained on",
+        )  # fmt: skip
+    outputs = features if table else outputs
+    if scale is not None and scale.numel() != outputs:
         raise _misfit(layer, f"a magnitude of {scale.numel()} outputs", outputs)
     less = None if scale is None else scale.float() - 1
-    if getattr(held, "embedding", False):
-        raise _unsupported(layer, "a rotation of an embedding")
     rotated = features if held.side == "in" else outputs
     if isinstance(held, FamilyTransform):
         return replace(_family(held, rotated, layer), scale=less)
@@ -132,7 +139,7 @@ def _misfit(layer: str, got: str, needed: int) -> ConfigError:
 
 def _unsupported(layer: str, got: str) -> UnsupportedLayerError:
     return UnsupportedLayerError(
-        f"serving layer '{layer}' unmerged", got=got, needed="block rotations of a linear layer",
+        f"serving layer '{layer}' unmerged", got=got, needed="rotations of a linear layer or an embedding",
         do="Merge the adapter and serve the merged model: orthotune merge",
     )  # fmt: skip
 

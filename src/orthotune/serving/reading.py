@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,17 +43,26 @@ def is_rotation(path: str | Path) -> bool:
     return path.is_file() or (folder / "run.json").is_file()
 
 
-def maps_of(state: AdapterState, sizes: Sizes, renamed: Callable[[str], str]) -> dict[str, LayerMap]:
+def maps_of(
+    state: AdapterState,
+    sizes: Sizes,
+    renamed: Callable[[str], str],
+    tables: Collection[str] = (),
+    is_base: Callable[[str, Tensor], bool] = lambda name, weight: False,
+) -> dict[str, LayerMap]:
     """The map of each layer, under the engine's name for it.
 
     Args:
         state: the file.
         sizes: the layers of the engine's model, under the names that adapters use.
         renamed: from a name in the saved model to that in the engine.
+        tables: those of the layers that are embeddings.
+        is_base: whether a tensor is the weight that a layer of the engine has; PEFT saves that of an embedding or a
+            head with the adapter on it.
 
     Raises:
         ConfigError: the adapter has layers that the model does not have, or of another size.
-        UnsupportedLayerError: it holds more than rotations, magnitudes and biases of linear layers.
+        UnsupportedLayerError: it holds more than rotations, magnitudes and biases of linear layers and embeddings.
 
     Example:
         >>> import torch
@@ -66,10 +75,14 @@ def maps_of(state: AdapterState, sizes: Sizes, renamed: Callable[[str], str]) ->
     found = {}
     for layer in (*state.layers, *state.transforms):
         if (name := names.find(layer)) is not None:
-            found[name] = layer_map(state.transform(layer), *sizes[name], layer)
+            found[name] = layer_map(state.transform(layer), *sizes[name], layer, name in tables)
     names.refuse_unknown()
     more = []
     for key, tensor in state.other.items():
+        if key.endswith(".weight"):
+            name = names.find(key.removesuffix(".weight").removesuffix(".base_layer"))
+            if name is not None and is_base(name, tensor):
+                continue
         name = names.find(key.removesuffix(".bias").removesuffix(".base_layer")) if key.endswith(".bias") else None
         if name is None:
             more.append(key)
@@ -78,7 +91,7 @@ def maps_of(state: AdapterState, sizes: Sizes, renamed: Callable[[str], str]) ->
     if more:
         raise UnsupportedLayerError(
             f"serving {state.source or 'an adapter'} unmerged", got=f"{len(more)} further tensors: {shortened(more)}",
-            needed="rotations, magnitudes and biases of linear layers",
+            needed="rotations, magnitudes and biases on the weights of the engine's model",
             do="Merge the adapter and serve the merged model: orthotune merge",
         )  # fmt: skip
     if not found:
@@ -111,7 +124,7 @@ class _Names:
                 got=f"{len(self._unknown)} layers that the engine's model does not have or does not adapt: "
                 f"{shortened(self._unknown)}",
                 needed=f"layers such as {shortened(list(self._sizes))}",
-                do="Serve the base that the adapter was trained on, and leave embeddings, heads and experts out of it",
+                do="Serve the base that the adapter was trained on, without layers that the engine does not adapt",
             )
 
 

@@ -57,12 +57,25 @@ class Step:
         ([0, 1], [2, 0, 3])
     """
 
-    def __init__(self, slots: Sequence[int], device: torch.device) -> None:
+    def __init__(self, slots: Sequence[int] | np.ndarray, device: torch.device) -> None:
         self._slots = np.asarray(slots, dtype=np.int64)
         self._device = device
         self._rows: dict[frozenset[int], Rows] = {}
         #: the slots that at least one token uses
         self.present = frozenset(int(slot) for slot in np.unique(self._slots) if slot >= 0)
+
+    def __len__(self) -> int:
+        """The number of tokens."""
+        return len(self._slots)
+
+    def part(self, start: int, stop: int) -> Step:
+        """The step of some of the tokens.
+
+        Args:
+            start: the first token.
+            stop: the one after the last.
+        """
+        return Step(self._slots[start:stop], self._device)
 
     def rows(self, slots: frozenset[int]) -> Rows:
         """The tokens of some slots.

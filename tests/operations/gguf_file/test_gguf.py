@@ -252,6 +252,36 @@ def test_what_readers_would_take_for_another_model_is_not_direct() -> None:
     assert "another order" in reason("gemma3", layer_types=["full_attention"] * 2)
 
 
+def test_a_name_that_ends_in_gguf_is_the_file(tmp_path: Path, call: Callable[..., Any]) -> None:
+    base = save_base("llama", tmp_path / "base")
+    adapter = save_adapter(base, tmp_path / "adapter")
+    folder = export(adapter, tmp_path / "folder", base, "gguf", gguf_type="q8_0")
+    assert folder.gguf is not None
+    done = call("export", adapter, tmp_path / "m.gguf", "--base", base, "--to", "gguf", "--gguf-type", "q8_0")
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "folder" / folder.gguf.file).read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} - {".m.gguf.export.lock"} == {
+        "base", "adapter", "folder", "m.gguf",
+    }  # fmt: skip
+
+
+def test_a_file_that_the_library_does_not_write_needs_the_converter(tmp_path: Path, call: Callable[..., Any]) -> None:
+    base = checkpoint_models.save_base(checkpoint_models.gpt2(), tmp_path / "base")
+    adapter = onetrainer(tmp_path / "style.safetensors", {"transformer.h.0.attn.c_attn": 16})
+    words = ("export", adapter, tmp_path / "m.gguf", "--base", base, "--to", "gguf")
+    done = call(*words)
+    assert done.exit_code != 0 and "GPT2LMHeadModel" in done.stderr and "name a folder" in done.stderr
+    assert not (tmp_path / "m.gguf").exists()
+    script = tmp_path / "convert_hf_to_gguf.py"
+    script.write_text(
+        "import sys, pathlib\nmerged, _, out, _, kind = sys.argv[1:]\n"
+        "assert (pathlib.Path(merged) / 'model.safetensors').is_file()\npathlib.Path(out).write_text(kind)\n"
+    )
+    done = call(*words, "--converter", tmp_path)
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "m.gguf").read_text(encoding="utf-8") == "f16"
+
+
 def test_wrong_words_and_numbers_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -2,7 +2,8 @@
 
 A transformers model gets a PEFT folder, which PEFT and vLLM load; a diffusers folder gets
 ``pytorch_lora_weights.safetensors``, which ``load_lora_weights`` reads; a single file gets one file with the names of
-sd-scripts, which ComfyUI and the A1111 web UIs read. The scale is 1 throughout: ``alpha`` is the rank of the layer.
+sd-scripts, which ComfyUI and the A1111 web UIs read and add to the weights. The scale is 1 throughout: ``alpha`` is the
+rank of the layer.
 """
 
 from __future__ import annotations
@@ -69,8 +70,9 @@ def factors(
     """
     found = []
     wanted = list(changes(merge)) if wanted is None else wanted
+    added = merge.base.single_file  # the tools that read such a file add the product of the factors to the weight
     for change in wanted:
-        if (reason := change.layer.no_lora_form()) is not None:
+        if (reason := change.layer.no_lora_form(added)) is not None:
             raise UnsupportedLayerError(
                 f"layer '{change.name}' as LoRA", got=reason,
                 needed="linear layers, and convolutions without groups, dilation and a padding mode",

@@ -63,11 +63,8 @@ def write_folder(
         OutputError: the folder cannot be written to, the converter fails, or the base is no language model.
     """
     base = merge.base.path
-    if merge.base.single_file or any(part.component or not part.transformers for part in merge.base.parts):
-        raise OutputError(f"--to gguf of {base}", got="an image model", needed="a folder of a language model")
+    reason, found = _way(merge, converter)
     name = f"{out.name}-{kind}.gguf"
-    reason = "the converter was named" if converter is not None else not_direct(base)
-    found = converter or (None if not reason else find_converter(None))
     text = modelfile(name, tokenizer_of(base))
     write_text(folder / "Modelfile", text)
     if not reason:
@@ -81,6 +78,52 @@ def write_folder(
     convert(found, merged, folder / name, kind)
     shutil.rmtree(merged)
     return WrittenGguf(name, str(found), reason=reason)
+
+
+def write_file(
+    merge: DenseMerge, folder: Path, out: Path, kind: str, converter: Path | None, advance: Callable[[int], None]
+) -> WrittenGguf:
+    """Write the GGUF file of a merge alone.
+
+    Args:
+        merge: an adapter on a language model.
+        folder: an existing folder, for the file and what is needed on the way.
+        out: final name of the file.
+        kind: one of :data:`KINDS`.
+        converter: of llama.cpp, where one is wanted; None for the library.
+        advance: called with the bytes that were merged.
+
+    Returns:
+        What was written.
+
+    Raises:
+        MergeError: a weight does not fit into the type.
+        OutputError: neither the library nor a converter makes the file, or the base is no language model.
+    """
+    reason, found = _way(merge, converter)
+    if not reason:
+        write_gguf(merge, folder / out.name, kind, advance)
+        return WrittenGguf(out.name, "gguf")
+    if found is None:
+        raise OutputError(
+            f"OUT {out}", got=f"a model that the gguf library does not write: {reason}",
+            needed="llama.cpp's converter, with --converter",
+            do="Or name a folder: the merged model is written there, with the command that remains",
+        )  # fmt: skip
+    merged = folder / MERGED
+    merged.mkdir(exist_ok=True)
+    merge.write(merged, advance=advance)
+    convert(found, merged, folder / out.name, kind)
+    return WrittenGguf(out.name, str(found), reason=reason)
+
+
+def _way(merge: DenseMerge, converter: Path | None) -> tuple[str | None, Path | None]:
+    """Why the library does not write the file, and the converter that does; None for none."""
+    base = merge.base.path
+    if merge.base.single_file or any(part.component or not part.transformers for part in merge.base.parts):
+        raise OutputError(f"--to gguf of {base}", got="an image model", needed="a folder of a language model")
+    reason = "the converter was named" if converter is not None else not_direct(base)
+    return reason, converter or (None if not reason else find_converter(None))
 
 
 def not_direct(base: Path) -> str | None:
