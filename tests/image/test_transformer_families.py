@@ -278,6 +278,7 @@ def test_memory_is_estimated_before_training(family: Any, kind: str) -> None:
     settings = SubjectSettings(model="m", instance_images="x", instance_prompt="a sks cat", resolution=32, batch_size=1)
     found = measure_memory(family, Trainee(family), settings)
     assert found.trained == 4 * sum(p.numel() for p in trained(family).values()) and found.frozen > found.trained
+    assert found.activations is not None and found.activations > 0
 
 
 def test_a_saved_pipeline_is_opened_as_its_family(tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def check_word(word: str) -> None:
 def quantize_in_place(network: nn.Module, word: str) -> int:
     """Quantize the linear layers in the blocks of a network, those inside of a list of modules.
 
-    What is not in a block, as the first and last layers and embeddings, stays as it is, as do convolutions and norms.
+    What is not in a block, as the first and last layers and embeddings, stays as it is, as do convolutions and norms,
+    and for nf4 layers whose inputs are no multiple of 64.
 
     Args:
         network: with frozen weights, changed in place.
@@ -63,7 +64,7 @@ def quantize_in_place(network: nn.Module, word: str) -> int:
         1
     """
     check_word(word)
-    found = [name for name, module in network.named_modules() if type(module) is nn.Linear and _in_block(network, name)]
+    found = list(_layers(network, word))
     replace: Callable[[nn.Linear], nn.Module] = _nf4 if word == "nf4" else _torchao(word)
     for name in found:
         parent, _, own = name.rpartition(".")
@@ -87,8 +88,7 @@ def quantized_bytes(network: nn.Module, word: str) -> dict[int, int]:
         >>> list(quantized_bytes(blocks, "nf4").values())
         [1060]
     """
-    layers = (part for name, part in network.named_modules() if type(part) is nn.Linear and _in_block(network, name))
-    return {id(layer.weight): _BYTES[word](layer.weight) for layer in layers}
+    return {id(layer.weight): _BYTES[word](layer.weight) for layer in _layers(network, word).values()}
 
 
 def _nf4_bytes(weight: Tensor) -> int:
@@ -102,6 +102,13 @@ _BYTES: dict[str, Callable[[Tensor], int]] = {
     "int8": lambda weight: weight.numel() + 5 * weight.shape[0],  # a float32 scale and an int8 zero for each row
     "fp8": lambda weight: weight.numel() + 4 * weight.shape[0],
 }
+
+
+def _layers(network: nn.Module, word: str) -> dict[str, nn.Linear]:
+    """The layers that are quantized, by name: those in blocks, and for nf4 those whose rows are whole blocks of 64."""
+    linear = {name: module for name, module in network.named_modules() if type(module) is nn.Linear}
+    return {name: module for name, module in linear.items()
+            if _in_block(network, name) and (word != "nf4" or module.in_features % 64 == 0)}  # fmt: skip
 
 
 def _in_block(network: nn.Module, name: str) -> bool:

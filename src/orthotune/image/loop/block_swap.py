@@ -2,8 +2,9 @@
 
 The group offloading of diffusers (0.42) moves every parameter of a block, those that are trained too, away from their
 gradients; and it takes a block away when its forward ends, which the one of gradient checkpointing does not: it stops
-at the last tensor that the backward needs, so that after a backward all blocks are on the device. Here only frozen weights move, always as copies of ones that never change, and a block that is computed again in the
-backward stays until the next one is.
+at the last tensor that the backward needs, so that after a backward all blocks are on the device. Here only frozen
+weights move, always as copies of ones that never change, and a block that is computed again in the backward stays until
+the next one is.
 """
 
 from __future__ import annotations
