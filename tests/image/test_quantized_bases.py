@@ -22,8 +22,8 @@ from orthotune.recipes.subject_settings import SubjectSettings
 from tests.support.transformer_pipelines import tiny_transformer_pipeline
 
 HERE = [word for word, (module, _) in IN_PLACE.items() if find_spec(module)]
-#: bytes of a weight of 64 x 192 in bfloat16, in each: half a byte and a byte of scale per 64; a byte and scales
-SIZES = {"nf4": 0.30, "int8": 0.53, "fp8": 0.53}
+#: bytes beside those in bfloat16: half a byte and a byte of scale per 64; a byte, and 4 or 5 per row of 192 to 512
+SIZES = {"nf4": 0.26, "int8": 0.51, "fp8": 0.51}
 
 
 def wide() -> Any:
@@ -58,12 +58,13 @@ def held(part: nn.Module) -> int:
 @pytest.mark.parametrize("word", HERE)
 def test_a_quantized_base_is_small_and_an_adapter_learns_on_it(word: str, tmp_path: Path) -> None:
     plain, family = family_of(wide()), family_of(wide())
-    blocks = sum(p.nbytes for n, p in plain.denoiser.named_parameters() if n.endswith(".weight") and p.ndim == 2 and
-                 any(part.isdigit() for part in n.split(".")))  # fmt: skip
+    names = ("layers.", "noise_refiner.", "context_refiner.")
+    weights = {n: p for n, p in plain.denoiser.named_parameters() if n.startswith(names) and p.ndim == 2}
+    blocks = sum(p.nbytes for p in weights.values())
     count = family.quantize(word)
     assert count > 10 and family.dtype == torch.bfloat16
     saved = held(plain.denoiser) - held(family.denoiser)
-    assert saved > (1 - SIZES[word] - 0.1) * blocks, (saved, blocks)
+    assert abs(saved / blocks - (1 - SIZES[word])) < 0.03
     torch.manual_seed(0)
     before = family.generate(["a red digit"], [1], steps=1, height=32, width=32)
     add_adapter(family, AdapterSettings(block_size=4))
@@ -74,7 +75,7 @@ def test_a_quantized_base_is_small_and_an_adapter_learns_on_it(word: str, tmp_pa
     optimizer = torch.optim.AdamW(trained(family).values(), lr=2e-2)
     for _ in range(5):
         loss = family.losses(family.denoiser, latents, conditions, torch.Generator().manual_seed(2), LossOptions())
-        losses.append(float(loss.mean()))
+        losses.append(loss.detach().mean().item())
         optimizer.zero_grad()
         loss.mean().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in trained(family).values())
@@ -99,7 +100,7 @@ def test_the_estimate_counts_the_bytes_that_are_held(word: str) -> None:
     )  # fmt: skip
     found = measure_memory(family, Trainee(family), settings)
     assert found.frozen == found.components["transformer"] == held(quantized.denoiser)
-    assert found.activations is not None or family.name == "z-image"
+    assert found.activations is not None
 
 
 def test_what_is_not_there_is_refused_in_words() -> None:

@@ -92,7 +92,7 @@ class Perfect(nn.Module):
         seen, at = given["hidden_states"], given.get("timestep")
         if self.kind == "hidream":  # the other sign
             return (-self._velocity(seen, given["timesteps"] / 1000),)
-        if self.kind in ("wan", "sana", "hunyuan-video", "hunyuan-video-1.5"):  # 1.5 also reads an empty first frame
+        if self.kind in ("wan", "sana", "hunyuan-video", "hunyuan-video-15"):  # 1.5 also reads an empty first frame
             return (self._velocity(seen[:, : self.clean.shape[1]], at / 1000),)
         if self.kind == "ideogram4":  # words and image are one sequence; times from noise to the image, the other sign
             found = seen[:, -height * width :].mT.view(self.clean.shape)
@@ -229,7 +229,7 @@ def test_images_are_those_of_the_pipeline_and_do_not_depend_on_the_batch(family:
         family.pipeline.default_sample_size = (HEIGHT * WIDTH) ** 0.5 / 2 + 1e-6
     if kind == "ideogram4":
         options["guidance_schedule"] = None
-    if kind == "hunyuan-video-1.5":
+    if kind == "hunyuan-video-15":
         family.pipeline.guider = family.pipeline.guider.new(**options)
         options = {"num_frames": 1}
     if kind == "ltx-2":

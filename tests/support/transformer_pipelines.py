@@ -481,7 +481,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "ltx-video": _ltx_video,
     "ltx-2": _ltx2,
     "hidream": _hidream,
-    "hunyuan-video-1.5": _hunyuan_video15,
+    "hunyuan-video-15": _hunyuan_video15,
     "ideogram4": _ideogram4,
     "wan-2.2": lambda: _wan(experts=2),
 }

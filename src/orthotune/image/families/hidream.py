@@ -35,6 +35,7 @@ class HiDream(TransformerFamily):
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
         pipeline.transformer.register_to_config(force_inference_output=True)
+        pipeline.transformer.patchify = MethodType(_patchify, pipeline.transformer)
         for module in pipeline.transformer.modules():
             if hasattr(module, "_force_inference_output"):
                 module._force_inference_output = True
@@ -81,6 +82,13 @@ class HiDream(TransformerFamily):
             return super()._sample(prompts, generators, max_sequence_length=self.tokens, **options)
         finally:
             self.pipeline.default_sample_size = usual
+
+
+def _patchify(transformer: Any, latents: Tensor) -> tuple[Tensor, Tensor | None, list[tuple[int, int]], Tensor]:
+    """As in diffusers, with the sizes as numbers: as a tensor they would be fetched from the device for each image."""
+    patches, mask, _, places = type(transformer).patchify(transformer, latents)
+    side = transformer.config.patch_size
+    return patches, mask, [(latents.shape[-2] // side, latents.shape[-1] // side)] * len(latents), places
 
 
 def _experts(layer: Any, rows: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from orthotune.image.families.transformer_family import TransformerFamily
 class HunyuanVideo15(TransformerFamily):
     """HunyuanVideo 1.5 from text, trained on films of one frame. Its transformer reads an empty first frame, too."""
 
-    name = "hunyuan-video-1.5"
+    name = "hunyuan-video-15"
     pipeline_class = "HunyuanVideo15Pipeline"
     text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
     attention: ClassVar[tuple[str, ...]] = (
