@@ -18,7 +18,7 @@ class LTX2(LTXVideo):
     """The video part of LTX-2 and LTX-2.3 from text, trained on films of one frame without sound.
 
     In training the two streams are isolated from each other, as the pipeline isolates them to guide; the layers of
-    sound and those between sound and film get no adapter. Samples are drawn with sound, by classifier-free guidance
+    sound and those between sound and film get no adapter. Samples are generated with sound, by classifier-free guidance
     alone.
     """
 

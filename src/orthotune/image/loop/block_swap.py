@@ -106,7 +106,7 @@ def blocks_of(denoiser: nn.Module) -> list[nn.Module]:
         denoiser: the network; its blocks are the members of its own lists of two or more modules.
 
     Raises:
-        RecipeError: a network without such lists, or a UNet, whose blocks are not computed again as a whole.
+        RecipeError: a network without such lists, or a UNet, whose blocks are not computed again completely.
     """
     lists = [part for part in denoiser.children() if isinstance(part, nn.ModuleList) and len(part) > 1]
     if not lists or hasattr(denoiser, "down_blocks"):
