@@ -105,7 +105,7 @@ _BYTES: dict[str, Callable[[Tensor], int]] = {
 
 
 def _layers(network: nn.Module, word: str) -> dict[str, nn.Linear]:
-    """The layers that are quantized, by name: those in blocks, and for nf4 those whose rows are complete blocks of 64."""
+    """The layers that are quantized, by name: those in blocks; for nf4 only with rows of complete blocks of 64."""
     linear = {name: module for name, module in network.named_modules() if type(module) is nn.Linear}
     return {name: module for name, module in linear.items()
             if _in_block(network, name) and (word != "nf4" or module.in_features % 64 == 0)}  # fmt: skip
