@@ -57,6 +57,7 @@ OF_DIFFUSERS |= {
             lambda n: "lora_transformer_" + n.replace(".", "_")],
     "auraflow": [lambda n: f"transformer.{n}"],
     "pixart": [lambda n: f"transformer.{n}", lambda n: f"base_model.model.{n}"],
+    "hidream": [lambda n: f"transformer.{n}", lambda n: "lycoris_" + n.replace(".", "_")],
     "z-image": [lambda n: f"transformer.{n}", lambda n: "lycoris_" + n.replace(".", "_")],
     "qwen-image": [lambda n: f"transformer.{n}", lambda n: "lycoris_" + n.replace(".", "_"), lambda n: n],
 }  # fmt: skip
@@ -102,6 +103,24 @@ def test_a_table_has_the_rows_where_diffusers_puts_them(family: str) -> None:
         if table.swaps(part, modules):
             values = torch.cat(values.chunk(2)[::-1])
         assert torch.equal(found[f"{part}.weight"][:, 0], values), part
+
+
+def test_the_table_of_ideogram_is_that_of_the_converter_of_its_loras() -> None:
+    from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_ideogram4_lora_to_diffusers as convert
+
+    table, given, expected = BY_FAMILY["ideogram4"], {}, {}
+    named = {line.format(n): tuple(p.format(n) for p in parts) for line, parts in table.modules.items() for n in (0, 1)}
+    alike = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "adaln_modulation")
+    named |= {f"layers.{n}.{name}": (f"layers.{n}.{name}",) for n in (0, 1) for name in alike}
+    for number, (name, parts) in enumerate(named.items()):
+        rows = torch.arange(4.0 * len(parts))[:, None] + 100 * number
+        given |= {f"diffusion_model.{name}.lora_A.weight": torch.ones(1, 4),
+                  f"diffusion_model.{name}.lora_B.weight": rows}  # fmt: skip
+        expected |= dict(zip(parts, rows.chunk(len(parts)), strict=True))
+        assert all(table.place(part).parts == parts and table.place(part).original == name for part in parts)
+    found = convert(given)
+    assert {f"transformer.{part}.lora_B.weight" for part in expected} == {n for n in found if "lora_B" in n}
+    assert all(torch.equal(found[f"transformer.{part}.lora_B.weight"], rows) for part, rows in expected.items())
 
 
 @pytest.fixture(scope="module")

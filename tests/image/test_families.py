@@ -12,6 +12,7 @@ from torch import nn
 
 from orthotune.errors import DataError, RecipeError
 from orthotune.image.adapter.adapters import add_adapter, trained
+from orthotune.image.adapter.model_spec import ModelSpec
 from orthotune.image.adapter.settings import AdapterSettings
 from orthotune.image.families.family import LossOptions
 from orthotune.image.families.noise_schedule import PREDICTIONS
@@ -254,6 +255,16 @@ def test_min_snr_weights_the_loss_of_each_picture(tiny):
     left = family.schedule.alphas_cumprod[times].double()
     snr = left / (1 - left)
     torch.testing.assert_close(weighted.double(), plain.double() * snr.clamp(max=5) / (snr + 1), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "expected"),
+    [("sd15", {}, "stable-diffusion-v1"), ("sd21", {}, "stable-diffusion-v2-768-v"),
+     ("sd21", {"prediction_type": "epsilon"}, "stable-diffusion-v2-512"), ("sdxl", {}, "stable-diffusion-xl-v1-base")],
+)  # fmt: skip
+def test_the_header_names_the_generation_of_the_base(tiny, kind, fields, expected):
+    spec = ModelSpec(open_family(tiny(kind, **fields)).generation, "oft", "base")
+    assert spec.entries({})["modelspec.architecture"] == f"{expected}/oft"
 
 
 def test_a_half_precision_vae_that_overflows_stays_float32(tiny):

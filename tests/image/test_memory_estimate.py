@@ -11,10 +11,12 @@ from orthotune.image.adapter.adapters import add_adapter, trained
 from orthotune.image.adapter.settings import AdapterSettings
 from orthotune.image.data.batch import Batch
 from orthotune.image.families.family import LossOptions
-from orthotune.image.families.registry import open_family
+from orthotune.image.families.registry import family_of, open_family
+from orthotune.image.loop.block_swap import swapped, swapped_bytes
 from orthotune.image.loop.memory_estimate import estimate_memory, measure_memory
 from orthotune.image.loop.trainee import Trainee
 from tests.support.tiny_pipelines import FAMILIES
+from tests.support.transformer_pipelines import tiny_transformer_pipeline
 
 WAYS = {
     "oft": AdapterSettings(r=2),
@@ -26,7 +28,7 @@ WAYS = {
 def settings(**changed):
     usual = {
         "batch_size": 3, "resolution": 24, "optimizer": "adamw", "ema": 0.0, "mixed_precision": "no",
-        "gradient_checkpointing": False, "rest_encoders": False,
+        "gradient_checkpointing": False, "rest_encoders": False, "swap_blocks": None, "quantization": None,
     }  # fmt: skip
     return SimpleNamespace(**usual | changed)
 
@@ -90,3 +92,28 @@ def test_lines_for_a_terminal(tiny):
     first, second, frozen, cards = estimate_memory(family, Trainee(family), settings())
     assert all(name in frozen for name in ("unet", "vae", "text_encoder")) and "80 GB: yes" in cards
     assert "estimate" in first and "activations" in second and "average" not in second
+
+
+@pytest.mark.slow
+def test_flux2_klein_fits_a_card_of_12_gb():
+    """Predictions of the estimate: weights in bfloat16, text encoders and VAE resting, an image of 1024 pixels."""
+    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+
+    pipeline = tiny_transformer_pipeline("flux2-klein")
+    with torch.device("meta"):  # of 4 billion parameters, as its config has it, but for the width of the words
+        transformer = Flux2Transformer2DModel(
+            num_layers=5, num_single_layers=20, num_attention_heads=24, in_channels=128, guidance_embeds=False,
+            joint_attention_dim=pipeline.transformer.config.joint_attention_dim,
+        ).to(torch.bfloat16)  # fmt: skip
+    vae = AutoencoderKLFlux2(block_out_channels=(8,) * 4, norm_num_groups=2, layers_per_block=1).to(torch.bfloat16)
+    pipeline.register_modules(vae=vae, transformer=transformer)
+    pipeline.text_encoder.to(torch.bfloat16)
+    family = family_of(pipeline)
+    add_adapter(family, AdapterSettings(block_size=32))
+    wanted = settings(
+        batch_size=1, resolution=1024, mixed_precision="bf16", gradient_checkpointing=True, rest_encoders=True
+    )
+    whole = measure_memory(family, Trainee(family), wanted)
+    assert "12 GB: yes" in whole.cards() and whole.total > 7 * 1024**3
+    away = swapped_bytes(swapped(family.denoiser, 12))
+    assert away > 2 * 1024**3  # ten of the blocks

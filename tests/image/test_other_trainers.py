@@ -107,3 +107,13 @@ def test_captions_without_the_word_are_counted() -> None:
     assert lacking([("0", "a sks, cat"), ("1", "sks")], "sks") == []
     (message,) = lacking([(str(n), "cat") for n in range(3)] + [("4", "sks")], "sks")
     assert message.startswith("3 of 4 captions do not hold 'sks'") and "0, 1, 2" in message
+
+
+def test_captions_of_several_lines_are_named(tmp_path: Path) -> None:
+    for name, caption in (("0", "a cat\nindoors\n"), ("1", "a cat\n\n")):
+        _image(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(caption)
+    said: list[str] = []
+    found = read_examples(tmp_path, say=said.append)
+    assert [one.caption for one in found] == ["a cat indoors", "a cat"]
+    assert len(said) == 1 and "1 captions have several lines" in said[0] and "0.txt" in said[0]

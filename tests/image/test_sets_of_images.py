@@ -53,24 +53,28 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def told(folder: Path) -> Any:
+def examples_in(folder: Path) -> Any:
     return read_examples(folder, caption="sks, a, b, c, d", say=lambda _: None)
 
 
 def test_images_of_two_folders_with_the_same_names_are_six_images(home: Path, tmp_path: Path, family: Any) -> None:
-    data = ImageDataset(told(home / "dog") + told(home / "cat"), family, 16, cache=False, say=lambda _: None)
+    data = ImageDataset(
+        examples_in(home / "dog") + examples_in(home / "cat"), family, 16, cache=False, say=lambda _: None
+    )
     train, held = hold_out(data, 3, seed=0)
     assert (len(train), len(held["new"])) == (3, 3)
     assert draw_training(data, tmp_path / "six.png") and draw_training(
-        ImageDataset(told(home / "dog"), family, 16, cache=False, say=lambda _: None), tmp_path / "three.png"
+        ImageDataset(examples_in(home / "dog"), family, 16, cache=False, say=lambda _: None), tmp_path / "three.png"
     )
     with Image.open(tmp_path / "six.png") as six, Image.open(tmp_path / "three.png") as three:
         assert six.width > three.width
 
 
 def test_tags_vary_beside_class_images(home: Path, family: Any) -> None:
-    subject = ImageDataset(told(home / "dog")[:2], family, 16, tags=Tags(shuffle=True, keep=1), say=lambda _: None)
-    classes = ImageDataset(told(home / "cat"), family, 16, say=lambda _: None)
+    subject = ImageDataset(
+        examples_in(home / "dog")[:2], family, 16, tags=Tags(shuffle=True, keep=1), say=lambda _: None
+    )
+    classes = ImageDataset(examples_in(home / "cat"), family, 16, say=lambda _: None)
     data = WithPrior(subject, classes)
     assert data.epoch_in_index
     batches = [data.batch([index + epoch * 3 for epoch in range(6)]) for index in (0, 2)]
@@ -103,7 +107,7 @@ def test_tags_of_editing_models_do_not_fill_the_memory(home: Path, tmp_path: Pat
 def test_masks_that_no_image_has_are_refused(home: Path, family: Any) -> None:
     for source in ("alpha", "files"):
         with pytest.raises(DataError, match=f"loss_masks={source}.*of 3"):
-            ImageDataset(told(home / "dog"), family, 16, masks=source, say=lambda _: None)  # type: ignore[arg-type]
+            ImageDataset(examples_in(home / "dog"), family, 16, masks=source, say=lambda _: None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Write loss_masks=alpha"):
         TextToImageSettings(data=str(home / "dog"), masks="alpha")
     with pytest.raises(ValueError, match="tags that vary are encoded at each step"):

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from orthotune.errors import ConfigError, RecipeError
 from orthotune.image.adapter.adapters import AdapterSettings, add_adapter, merge, trained, unmerge
-from orthotune.image.adapter.saved_adapter import load_adapter, save_adapter
+from orthotune.image.adapter.saved_adapter import expert_of, load_adapter, save_adapter
 from orthotune.image.control.hint_encoder import HintShape
 from orthotune.image.data.batch import Sources
 from orthotune.image.families import registry
 from orthotune.image.families.family import LossOptions
 from orthotune.image.families.flux import pack, unpack
+from orthotune.image.families.ltx2 import WITHOUT_FURTHER_GUIDANCE
 from orthotune.image.families.registry import family_of, open_family
 from orthotune.image.families.unknown_transformer import UnknownTransformer
 from orthotune.image.loop.memory_estimate import measure_memory
@@ -33,7 +34,7 @@ PROMPTS, SEEDS = ["a red digit three", "sks", "a green photo of the digit"], [5,
 HEIGHT, WIDTH = 32, 64
 SMALL = {"steps": 2, "height": HEIGHT, "width": WIDTH, "guidance": 3.0}
 KINDS = [*MAKERS, *EDITING]
-FILMS = ("wan", "hunyuan-video", "ltx-video")
+FILMS = ("wan", "hunyuan-video", "ltx")
 
 
 def noise_of(seed: int = 0) -> torch.Generator:
@@ -59,7 +60,7 @@ def family(kind: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return found
 
 
-def told(family: Any, captions: list[str]) -> dict[str, Tensor]:
+def conditions_of(family: Any, captions: list[str]) -> dict[str, Tensor]:
     """What the denoiser reads of captions, and of images to edit where it reads them."""
     sources = sources_of(family, len(captions), HEIGHT, WIDTH)
     found: dict[str, Tensor] = family.encode_captions(captions, sources)
@@ -88,10 +89,17 @@ class Perfect(nn.Module):
             return (((rows[:, :4].double() - a.sqrt() * self.clean) / (1 - a).sqrt()).float(),)
         if rows is not None:  # Z-Image: lists of images of one frame, times from noise to the image, the other sign
             return ([-one.unsqueeze(1) for one in self._velocity(torch.stack(rows).squeeze(2), 1 - times)],)
-        seen, at = given["hidden_states"], given["timestep"]
-        if self.kind in ("wan", "sana", "hunyuan-video"):
-            return (self._velocity(seen, at / 1000),)
-        if self.kind == "ltx-video":
+        seen, at = given["hidden_states"], given.get("timestep")
+        if self.kind == "hidream":  # the other sign
+            return (-self._velocity(seen, given["timesteps"] / 1000),)
+        if self.kind in ("wan", "sana", "hunyuan-video", "hunyuan-video-15"):  # 1.5 also reads an empty first frame
+            return (self._velocity(seen[:, : self.clean.shape[1]], at / 1000),)
+        if self.kind == "ideogram4":  # words and image are one sequence; times from noise to the image, the other sign
+            found = seen[:, -height * width :].mT.view(self.clean.shape)
+            answer = torch.full_like(seen, torch.nan)
+            answer[:, -height * width :] = -self._velocity(found, 1 - at.double()).flatten(2).mT
+            return (answer,)
+        if self.kind in ("ltx-video", "ltx-2"):
             found = seen.mT.view(self.clean.shape)
             return (self._velocity(found, at / 1000).flatten(2).mT,)
         if self.kind == "auraflow":
@@ -118,7 +126,7 @@ class Perfect(nn.Module):
 def test_a_perfect_denoiser_has_no_loss(family: Any, kind: str) -> None:
     latents = family.encode_images(images(), noise_of())
     assert latents.shape[1:] == family.latent_shape(HEIGHT, WIDTH) and not latents.requires_grad
-    conditions = told(family, ["a", "sks digit"])
+    conditions = conditions_of(family, ["a", "sks digit"])
     assert all(len(tensor) == 2 for tensor in conditions.values())
     loss = family.losses(Perfect(family, latents), latents, conditions, noise_of(), LossOptions())
     assert loss.dtype == torch.float32 and loss.shape == (2,)
@@ -145,13 +153,14 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def test_training_gives_the_denoiser_what_generation_gives_it(family: Any, kind: str) -> None:
     calls: list[Any] = []
     handle = family.denoiser.register_forward_pre_hook(lambda _, *given: calls.append(given), with_kwargs=True)
-    guidance = 1.0 if kind == "hunyuan-video" else 0.0  # an input there, and in training 1
+    # 1 is an input in hunyuan-video, and no guidance in 1.5 and ideogram4
+    guidance = 1.0 if kind.startswith(("hunyuan-video", "ideogram4")) else 0.0
     if family.reads:  # the pipeline's own way from pictures
         as_drawn(family, 0, num_inference_steps=1, guidance_scale=1.0, true_cfg_scale=1.0)
     else:
         family.generate(PROMPTS[:1], [1], steps=1, guidance=guidance, height=HEIGHT, width=WIDTH)
     latents = family.encode_images(images(1), noise_of())
-    family.losses(family.denoiser, latents, told(family, PROMPTS[:1]), noise_of(), LossOptions())
+    family.losses(family.denoiser, latents, conditions_of(family, PROMPTS[:1]), noise_of(), LossOptions())
     handle.remove()
     theirs, ours = (dict(_flat(call)) for call in calls)
     if family.reads:
@@ -170,7 +179,7 @@ def test_training_gives_the_denoiser_what_generation_gives_it(family: Any, kind:
     assert theirs.keys() == ours.keys()
     for name, value in theirs.items():
         assert value.shape == ours[name].shape, name
-        changes = name.endswith(("hidden_states", "timestep")) and "encoder" not in name
+        changes = name.endswith(("hidden_states", "timestep", "timesteps", ".sigma")) and "encoder" not in name
         if kind == "z-image":  # arguments without names: latents, times, captions
             changes = name.startswith((".0.0", ".0.1"))
         if not changes:  # other noise at another time
@@ -216,6 +225,15 @@ def test_images_are_those_of_the_pipeline_and_do_not_depend_on_the_batch(family:
         options["num_frames"] = 1
     if kind == "sana":
         options["use_resolution_binning"] = False
+    if kind == "hidream":  # whose pipeline brings every image to the area of its default
+        family.pipeline.default_sample_size = (HEIGHT * WIDTH) ** 0.5 / 2 + 1e-6
+    if kind == "ideogram4":
+        options["guidance_schedule"] = None
+    if kind == "hunyuan-video-15":
+        family.pipeline.guider = family.pipeline.guider.new(**options)
+        options = {"num_frames": 1}
+    if kind == "ltx-2":
+        options |= WITHOUT_FURTHER_GUIDANCE
     output = family.pipeline(
         prompt=list(PROMPTS), generator=[noise_of(seed) for seed in SEEDS], output_type="np", num_inference_steps=2,
         height=HEIGHT, width=WIDTH, **options,
@@ -231,7 +249,7 @@ def test_an_adapter_learns_is_saved_loaded_and_merged(family: Any, kind: str, tm
     add_adapter(family, AdapterSettings(block_size=4))
     learning = trained(family)
     assert levels(before, drawn(family, PROMPTS[:1], SEEDS[:1])) == 0
-    latents, conditions = family.encode_images(images(), noise_of()), told(family, PROMPTS[:2])
+    latents, conditions = family.encode_images(images(), noise_of()), conditions_of(family, PROMPTS[:2])
     optimizer = torch.optim.AdamW(learning.values(), lr=2e-2, weight_decay=0.0)
     history = []
     for _ in range(6):  # always the same noise, so that the losses compare
@@ -260,6 +278,7 @@ def test_memory_is_estimated_before_training(family: Any, kind: str) -> None:
     settings = SubjectSettings(model="m", instance_images="x", instance_prompt="a sks cat", resolution=32, batch_size=1)
     found = measure_memory(family, Trainee(family), settings)
     assert found.trained == 4 * sum(p.numel() for p in trained(family).values()) and found.frozen > found.trained
+    assert found.activations is not None and found.activations > 0
 
 
 def test_a_saved_pipeline_is_opened_as_its_family(tmp_path: Path) -> None:
@@ -286,6 +305,7 @@ def test_an_expert_is_trained_at_its_own_times(tmp_path: Path) -> None:
         value.data.normal_(std=0.1)
     after = drawn(both, PROMPTS[:1], SEEDS[:1])
     save_adapter(both, tmp_path)
+    assert expert_of(tmp_path) == "low-noise" == both.expert and one.expert is None
     again = family_of(tiny_transformer_pipeline("wan-2.2"))
     again.train_expert("low-noise")
     assert levels(after, drawn(again, PROMPTS[:1], SEEDS[:1])) > 0

@@ -48,4 +48,11 @@ def makers() -> dict[str, Callable[[], Any]]:
         "ltx": lambda: d.LTXVideoTransformer3DModel(
             in_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
             caption_channels=8),
+        "hidream": lambda: d.HiDreamImageTransformer2DModel(
+            patch_size=2, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
+            num_attention_heads=2, caption_channels=[8, 8], text_emb_dim=8, num_routed_experts=2,
+            num_activated_experts=1, axes_dims_rope=(2, 2, 4), max_resolution=(8, 8), llama_layers=[0, 1]),
+        "ideogram4": lambda: d.Ideogram4Transformer2DModel(
+            in_channels=16, num_layers=1, attention_head_dim=12, num_attention_heads=2, intermediate_size=16,
+            adaln_dim=8, llm_features_dim=16, mrope_section=(2, 2, 2)),
     }  # fmt: skip

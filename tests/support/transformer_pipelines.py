@@ -324,6 +324,149 @@ def _ltx_video() -> Any:
     )  # fmt: skip
 
 
+def _ltx2() -> Any:
+    from diffusers import (
+        AutoencoderKLLTX2Audio,
+        AutoencoderKLLTX2Video,
+        LTX2Pipeline,
+        LTX2VideoTransformer3DModel,
+    )
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    text = {
+        "vocab_size": len(_bytes_tokenizer()), "hidden_size": WORDS, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 2048,
+        "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,
+    }  # fmt: skip
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 8, "patch_size": 4}  # fmt: skip
+    vae = AutoencoderKLLTX2Video(
+        latent_channels=8, block_out_channels=(8,) * 4, decoder_block_out_channels=(8, 16, 32),
+        layers_per_block=(1,) * 5, decoder_layers_per_block=(1,) * 4, spatio_temporal_scaling=(True, True, True, False),
+        patch_size=1, scaling_factor=0.9, downsample_type=("spatiotemporal",) * 4,
+    )  # fmt: skip
+    vae.latents_mean.normal_(std=0.1)
+    vae.latents_std.uniform_(0.5, 2.0)
+    return LTX2Pipeline(
+        scheduler=flow(use_dynamic_shifting=True), vae=vae, tokenizer=_bytes_tokenizer(),
+        text_encoder=Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision)),
+        audio_vae=AutoencoderKLLTX2Audio(
+            base_channels=8, output_channels=2, ch_mult=(1,), num_res_blocks=1, in_channels=2, resolution=16,
+            latent_channels=2, mel_bins=16,
+        ),
+        vocoder=LTX2Vocoder(
+            in_channels=32, hidden_channels=8, upsample_kernel_sizes=[4], upsample_factors=[2],
+            resnet_kernel_sizes=[3], resnet_dilations=[[1]],
+        ),
+        connectors=LTX2TextConnectors(
+            caption_channels=WORDS, text_proj_in_factor=2, video_connector_num_attention_heads=2,
+            video_connector_attention_head_dim=4, video_connector_num_layers=1,
+            video_connector_num_learnable_registers=8, audio_connector_num_attention_heads=2,
+            audio_connector_attention_head_dim=4, audio_connector_num_layers=1,
+            audio_connector_num_learnable_registers=8,
+        ),
+        transformer=LTX2VideoTransformer3DModel(
+            in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+            audio_in_channels=8, audio_out_channels=8, audio_num_attention_heads=2, audio_attention_head_dim=4,
+            audio_cross_attention_dim=8, num_layers=1, caption_channels=WORDS, vae_scale_factors=(8, 8, 8),
+        ),
+    )  # fmt: skip
+
+
+def _hidream() -> Any:
+    from diffusers import HiDreamImagePipeline, HiDreamImageTransformer2DModel
+    from transformers import CLIPTextModelWithProjection, LlamaConfig, LlamaForCausalLM
+
+    from tests.support.tiny_pipelines import FIRST, JOINT, SECOND, _clip, _clip_tokenizer, _t5, _t5_tokenizer, _vae
+
+    def clip(size: tuple[int, int]) -> Any:
+        fields = _clip(size).config.to_dict() | {"max_position_embeddings": 218, "projection_dim": size[1]}
+        return CLIPTextModelWithProjection(CLIPTextModelWithProjection.config_class(**fields))
+
+    llama = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(_bytes_tokenizer()), hidden_size=WORDS, intermediate_size=8, num_hidden_layers=3,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048, bos_token_id=0, eos_token_id=1,
+        attn_implementation="eager",
+    ))  # fmt: skip
+    return HiDreamImagePipeline(
+        scheduler=flow(), vae=_vae(scaling_factor=0.3611, shift_factor=0.1159), text_encoder=clip(FIRST),
+        tokenizer=_clip_tokenizer(), text_encoder_2=clip(SECOND), tokenizer_2=_clip_tokenizer(), text_encoder_3=_t5(),
+        tokenizer_3=_t5_tokenizer(), text_encoder_4=llama, tokenizer_4=_bytes_tokenizer(),
+        transformer=HiDreamImageTransformer2DModel(
+            patch_size=2, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
+            num_attention_heads=2, caption_channels=[JOINT, WORDS], text_emb_dim=FIRST[1] + SECOND[1],
+            num_routed_experts=3, num_activated_experts=2, axes_dims_rope=(2, 2, 4), max_resolution=(32, 32),
+            llama_layers=[0, 2],
+        ),
+    )  # fmt: skip
+
+
+def _hunyuan_video15() -> Any:
+    from diffusers import (
+        AutoencoderKLHunyuanVideo15,
+        ClassifierFreeGuidance,
+        HunyuanVideo15Pipeline,
+        HunyuanVideo15Transformer3DModel,
+    )
+    from transformers import ByT5Tokenizer, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel, T5Config, T5EncoderModel
+
+    qwen = Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(
+        vocab_size=len(_bytes_tokenizer()), hidden_size=WORDS, intermediate_size=8, num_hidden_layers=3,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=2048,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 0, 1]},
+    ))  # fmt: skip
+    glyphs = ByT5Tokenizer()
+    return HunyuanVideo15Pipeline(
+        text_encoder=qwen, tokenizer=_bytes_tokenizer(), scheduler=flow(shift=5.0), tokenizer_2=glyphs,
+        text_encoder_2=T5EncoderModel(T5Config(
+            vocab_size=len(glyphs), d_model=4, d_kv=2, d_ff=8, num_layers=1, num_heads=2, is_encoder_decoder=False,
+            use_cache=False,
+        )),
+        vae=AutoencoderKLHunyuanVideo15(
+            latent_channels=4, block_out_channels=(8, 8), layers_per_block=1, spatial_compression_ratio=2,
+            temporal_compression_ratio=2, scaling_factor=1.03682,
+        ),
+        transformer=HunyuanVideo15Transformer3DModel(
+            in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2,
+            num_refiner_layers=1, text_embed_dim=WORDS, text_embed_2_dim=4, image_embed_dim=8,
+            rope_axes_dim=(2, 2, 4), target_size=32, task_type="t2v",
+        ),
+        guider=ClassifierFreeGuidance(guidance_scale=6.0),
+    )  # fmt: skip
+
+
+def _ideogram4() -> Any:
+    from diffusers import AutoencoderKLFlux2, Ideogram4Pipeline, Ideogram4Transformer2DModel
+    from transformers import Qwen3VLConfig, Qwen3VLModel
+
+    text = {
+        "vocab_size": len(_bytes_tokenizer()), "hidden_size": WORDS, "intermediate_size": 8, "num_hidden_layers": 36,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0]},
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2, "out_hidden_size": WORDS,
+              "deepstack_visual_indexes": [0]}  # fmt: skip
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(4, 8), norm_num_groups=2, layers_per_block=1, latent_channels=4, sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    vae.bn.running_mean.normal_(std=0.1)
+    vae.bn.running_var.uniform_(0.5, 2.0)
+
+    def transformer() -> Any:
+        return Ideogram4Transformer2DModel(
+            in_channels=16, num_layers=1, attention_head_dim=12, num_attention_heads=2, intermediate_size=16,
+            adaln_dim=8, llm_features_dim=13 * WORDS, rope_theta=10000, mrope_section=(2, 2, 2),
+        )  # fmt: skip
+
+    return Ideogram4Pipeline(
+        scheduler=flow(shift=1.0), vae=vae, tokenizer=_bytes_tokenizer(), transformer=transformer(),
+        text_encoder=Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision)),
+        unconditional_transformer=transformer(),
+    )  # fmt: skip
+
+
 MAKERS: dict[str, Callable[[], Any]] = {
     "flux2-klein": _flux2_klein,
     "z-image": _z_image,
@@ -336,5 +479,9 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "sana": _sana,
     "krea2": _krea2,
     "ltx-video": _ltx_video,
+    "ltx-2": _ltx2,
+    "hidream": _hidream,
+    "hunyuan-video-15": _hunyuan_video15,
+    "ideogram4": _ideogram4,
     "wan-2.2": lambda: _wan(experts=2),
 }

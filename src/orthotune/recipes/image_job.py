@@ -18,12 +18,14 @@ from orthotune.image.families.family import Family
 from orthotune.image.families.registry import FAMILIES, open_family
 from orthotune.image.held_out import hold_out
 from orthotune.image.loop.accelerator import check_precision, storage_dtype
+from orthotune.image.loop.block_swap import BlockSwap, blocks_of, swapped
 from orthotune.image.loop.optimizer import check_optimizer, make_optimizer
 from orthotune.image.loop.options import LoopOptions
 from orthotune.image.loop.order import Dataset
 from orthotune.image.loop.samples import Sampler
 from orthotune.image.loop.trackers import check_trackers
 from orthotune.image.loop.trainee import Trainee
+from orthotune.quantized.in_place import check_word
 from orthotune.recipes import preset
 from orthotune.recipes.image_settings import WORLD, ImageSettings
 from orthotune.runs import adapters
@@ -144,11 +146,57 @@ def open_model(settings: ImageSettings, device: torch.device) -> Any:
     source = str(image_world.PIPELINE) if settings.model == WORLD else settings.model
     # Full finetuning needs float32 weights: most updates of half-precision weights would be lost to rounding.
     dtype = torch.float32 if settings.method == "full" else storage_dtype(settings.mixed_precision)
-    family = open_family(source, dtype, device, settings.base_config)
+    # A model whose blocks are swapped may be larger than the device; it goes there without them.
+    aside = settings.swap_blocks or settings.quantization
+    family = open_family(source, dtype, "cpu" if aside else device, settings.base_config)
     if settings.expert is not None:
         family.train_expert(settings.expert)
     _check_family(settings, family)
+    if settings.swap_blocks:
+        blocks_of(family.denoiser)  # refused before anything is encoded
     return family
+
+
+def open_quantized(settings: ImageSettings, device: torch.device) -> Any:
+    """As :func:`open_model`, with the quantization of the run; that function leaves the weights as they are.
+
+    Args:
+        settings: as for :func:`open_model`.
+        device: where the networks go.
+    """
+    if settings.quantization:
+        check_word(settings.quantization)
+    family = open_model(settings, device)
+    if settings.quantization:
+        family.quantize(settings.quantization)
+        family.pipeline.to(device)
+    return family
+
+
+def swap_blocks(family: Any, settings: ImageSettings, accelerator: Any) -> None:
+    """Leave the blocks of a run that are swapped in main memory, and move the rest of the model to its device.
+
+    Args:
+        family: the pretrained model, in main memory; it fetches the blocks from now on.
+        settings: of the run.
+        accelerator: of the run.
+
+    Raises:
+        RecipeError: several processes, each of which would need the complete model.
+    """
+    if not settings.swap_blocks:
+        return
+    if accelerator.num_processes > 1:
+        given = f"swap_blocks={settings.swap_blocks}"
+        raise RecipeError(given, got=f"{accelerator.num_processes} processes", needed="one process")
+    blocks = swapped(family.denoiser, settings.swap_blocks)
+    away = {id(part) for block in blocks for part in block.modules()}
+    for network in family.modules().values():
+        for module in network.modules():
+            if id(module) not in away:
+                for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                    tensor.data = tensor.data.to(accelerator.device)
+    family.swap = BlockSwap(blocks, accelerator.device)
 
 
 def _check_family(settings: ImageSettings, family: Family) -> None:

@@ -28,7 +28,15 @@ from orthotune.image.loop.trainee import Trainee
 from orthotune.image.training_sheet import draw_training
 from orthotune.operations.adapter import HINT_ENCODER
 from orthotune.operations.lora_file import PIPELINE_WEIGHTS
-from orthotune.recipes.image_job import ImageJob, adapt, divided, held_out_counts, open_model
+from orthotune.recipes.image_job import (
+    ImageJob,
+    adapt,
+    divided,
+    held_out_counts,
+    open_model,
+    open_quantized,
+    swap_blocks,
+)
 from orthotune.recipes.image_measurements import Measurements
 from orthotune.recipes.image_settings import ImageSettings
 from orthotune.runs import adapters, processes
@@ -114,11 +122,14 @@ class _Run:
 
     def train(self, checkpoint: Path | None, bar: bool) -> RunRecord:
         settings, job, began = self.settings, self.job, time.monotonic()
-        family = open_model(settings, self.accelerator.device)
+        family = open_quantized(settings, self.accelerator.device)
+        swap_blocks(family, settings, self.accelerator)
         # The main process first: the other processes use the images and encodings that it writes.
         with self.accelerator.main_process_first():
             data, held = divided(settings, job.data(family, self.run_dir.path))
         notes = adapt(family, settings, job)
+        if family.swap is not None:
+            family.swap.place()
         if settings.rest_encoders:
             family.rest_encoders()
         notes += [f"Held out, not trained on: {held_out_counts(held)}."] if held else []
@@ -239,7 +250,8 @@ class _Run:
         newest = read_samples(self.run_dir.path)[-1:]
         thumbnail = self.run_dir.path / newest[0]["file"] if newest else None
         spec = ModelSpec(
-            family.name, settings.method, settings.model, self.job.trigger, None if settings.buckets else (side, side),
+            family.generation, settings.method, settings.model, self.job.trigger,
+            None if settings.buckets else (side, side),
             thumbnail if thumbnail is not None and thumbnail.is_file() else None,
         )  # fmt: skip
         for name in (WEIGHTS_NAME, PIPELINE_WEIGHTS):
@@ -284,5 +296,7 @@ class _Run:
 
     def _weights(self, trainee: Trainee) -> WeightChange:
         full = self.settings.method == "full"
+        if self.settings.swap_blocks:
+            return WeightChange()  # the weights are not where the rotations are
         before = open_model(self.settings, self.accelerator.device).denoiser if full else None
         return weight_change(trainee.denoiser, before)

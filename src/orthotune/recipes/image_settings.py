@@ -52,6 +52,8 @@ class ImageSettings(MethodSettings):
         "made_for",
         "expert",
         "rest_encoders",
+        "swap_blocks",
+        "quantization",
         "adapter",
         "stop_when",
         "result",
@@ -76,6 +78,8 @@ class ImageSettings(MethodSettings):
     only_for: ClassVar[dict[str, tuple[str, ...]]] = {
         **ONLY_FOR,
         "made_for": ("oft", "coft"),
+        "swap_blocks": ("oft", "coft", "lora"),
+        "quantization": ("oft", "coft", "lora"),
         "adapter": ("oft", "coft", "lora"),
     }
 
@@ -132,6 +136,16 @@ class ImageSettings(MethodSettings):
     rest_encoders: bool = Field(
         False, description="Text encoders and VAE stay in main memory, except while they encode or draw."
     )
+    quantization: Literal["nf4", "int8", "fp8"] | None = Field(
+        None,
+        description="Of the frozen linear layers in the blocks of the denoiser and of the text encoders: nf4 needs "
+        "bitsandbytes, int8 and fp8 need torchao.",
+    )
+    swap_blocks: Positive | None = Field(
+        None,
+        description="So many frozen blocks of a transformer, as 20, stay in main memory and are fetched one ahead of "
+        "their use; more than there are takes all. Needs gradient_checkpointing.",
+    )
     cache: bool = Field(True, description="Encode images (and captions) once, before training.")
 
     caption_dropout: float = Field(
@@ -184,6 +198,16 @@ class ImageSettings(MethodSettings):
         if self.rewind != "none" and not known:
             fault = "rewind needs images of the base, and there are no prompts for these"
             raise SettingError("rewind", fault, "Add rewind_prompts=FILE with one prompt per line, not about the task")
+        return self
+
+    @model_validator(mode="after")
+    def _swaps(self) -> ImageSettings:
+        if self.swap_blocks is not None and not self.gradient_checkpointing:
+            fault = "swap_blocks needs gradient_checkpointing=true: otherwise every block stays until the backward"
+            raise SettingError("swap_blocks", fault, "Add gradient_checkpointing=true")
+        if self.swap_blocks is not None and self.quantization is not None:
+            fault = "swap_blocks moves weights that are single tensors, and quantized ones are several"
+            raise SettingError("swap_blocks", fault, "Leave swap_blocks or quantization out")
         return self
 
     @model_validator(mode="after")

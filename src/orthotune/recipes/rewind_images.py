@@ -36,7 +36,7 @@ from orthotune.image.loop.trainee import Trainee
 from orthotune.image.rewinding import ImageRewinding, batches_of, domains_of
 from orthotune.operations import rewind as files
 from orthotune.quantized.loading_options import place
-from orthotune.recipes.image_job import ImageJob, open_model
+from orthotune.recipes.image_job import ImageJob, open_quantized
 from orthotune.recipes.image_run import ADAPTER, MODEL
 from orthotune.recipes.image_settings import WORLD, ImageSettings
 from orthotune.recipes.registry import RECIPES
@@ -223,7 +223,7 @@ def _finished(path: Path) -> tuple[ImageSettings, ImageJob]:
 
 def _loaded(path: Path, trained: ImageSettings, job: ImageJob) -> tuple[Trainee, LayerStrengths, nn.Module | None]:
     """The trained networks, their strengths, and the networks before full finetuning."""
-    family = open_model(trained, place())
+    family = open_quantized(trained, place())
     if (path / MODEL).is_dir():
         finished = open_family(path / MODEL, torch.float32, place())
         for part in finished.modules().values():

@@ -16,7 +16,7 @@ from orthotune.image.data.caption_tags import UNCHANGED
 from orthotune.image.data.captions import Example, opened, read_caption_rows, with_captions, with_one_caption
 from orthotune.image.data.class_images import class_images
 from orthotune.image.data.image_folder import ImageFile, name_unread
-from orthotune.image.data.other_trainers import lacking, of_subject, repeated
+from orthotune.image.data.other_trainers import lacking, of_several_lines, of_subject, repeated
 from orthotune.image.families.family import Family
 from orthotune.image.loop.order import Dataset
 from orthotune.recipes.concepts import Concept, ratio
@@ -132,6 +132,9 @@ def _own(settings: SubjectSettings, concept: Concept, say: Callable[[str], None]
     rows = read_caption_rows(source)
     if Path(source).is_dir():
         name_unread(Path(source), say)
+        if settings.instance_captions:
+            for message in of_several_lines(row.origin for row in rows if isinstance(row.origin, Path)):
+                say(message)
         rows = repeated(of_subject(rows, word, say), say)
     if not settings.instance_captions:
         rows = [replace(row, caption=None) for row in rows]

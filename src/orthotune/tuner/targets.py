@@ -44,6 +44,19 @@ DIFFUSERS_TARGETS: dict[str, list[str]] = {
     "WanTransformer3DModel": _ATTENTION,
     "Krea2Transformer2DModel": _ATTENTION,
     "LTXVideoTransformer3DModel": _ATTENTION,
+    "LTX2VideoTransformer3DModel": [f"{block}.{name}" for block in ("attn1", "attn2") for name in _ATTENTION],
+    "HiDreamImageTransformer2DModel": [
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out",
+        "to_q_t",
+        "to_k_t",
+        "to_v_t",
+        "to_out_t",
+    ],
+    "HunyuanVideo15Transformer3DModel": _JOINT_ATTENTION,
+    "Ideogram4Transformer2DModel": _ATTENTION,
 }
 
 #: transformers model types that are missing in PEFT's table

@@ -235,7 +235,17 @@ HIDREAM = Original(
     ("double_stream_blocks.0.block.attn1.to_q",),
     same=("double_stream_blocks.{}.block.", "single_stream_blocks.{}.block."),
 )
+#: Source: ``_convert_non_diffusers_ideogram4_lora_to_diffusers`` of diffusers (``loaders/lora_conversion_utils.py``).
+IDEOGRAM4 = Original(
+    "ideogram4",
+    ("llm_cond_proj", "layers.0.attention.to_q"),
+    blocks("layers.{}", "layers.{}", {
+        "attention.qkv": "attention.to_q attention.to_k attention.to_v", "attention.o": "attention.to_out.0",
+    }),
+    same=("layers.{}.feed_forward.", "layers.{}.adaln_modulation"),
+)  # fmt: skip
 
 ORIGINALS: tuple[Original, ...] = (
     FLUX, CHROMA, FLUX2, SD3, AURAFLOW, WAN, HUNYUAN_VIDEO, LUMINA2, Z_IMAGE, PIXART, KREA2, QWEN_IMAGE, LTX, HIDREAM,
+    IDEOGRAM4,
 )  # fmt: skip

@@ -20,9 +20,13 @@ from orthotune.formats.codecs.written_header import kohya_hash
 
 VERSION = "1.0.1"
 IMPLEMENTATION = "https://github.com/huggingface/diffusers"
-#: Name of a family -> its architecture in ModelSpec; other families keep their name.
+#: Generation of a family -> its architecture in ModelSpec; other families keep their name.
 ARCHITECTURES = {
     "stable-diffusion": "stable-diffusion-v1",
+    "stable-diffusion-2": "stable-diffusion-v2-512",
+    "stable-diffusion-2-v": "stable-diffusion-v2-768-v",
+    "stable-diffusion-inpainting": "stable-diffusion-v1",
+    "sdxl-inpainting": "stable-diffusion-xl-v1-base",
     "sdxl": "stable-diffusion-xl-v1-base",
     "sd3": "stable-diffusion-3-medium",
     "flux": "flux-1-dev",
@@ -38,7 +42,7 @@ class ModelSpec:
     """What a run knows of its adapter.
 
     Args:
-        family: name of the family of the base.
+        family: generation of the family of the base, see :class:`~orthotune.image.families.family.Family`.
         method: ``oft``, ``coft`` or ``lora``.
         base: path or name of the base; only its last part is written, no path of a machine.
         trigger: words that call what was learned, divided by commas.

@@ -16,6 +16,7 @@ from orthotune.errors import AdapterFileError, ConfigError, OrthotuneError
 from orthotune.files.json_file import read_json, write_json
 from orthotune.files.run_adapter import IMAGE_RECIPES, STARTED
 from orthotune.files.safetensors_file import read_tensors, write_tensors
+from orthotune.files.safetensors_header import check_header
 from orthotune.formats.adapter_file import CONFIG_NAME, WEIGHTS_NAME
 from orthotune.formats.peft.beyond_stock import ORTHOTUNE_TYPE
 from orthotune.formats.peft.names import PREFIX
@@ -27,6 +28,8 @@ from orthotune.image.loop.quiet_loading import quiet_loading
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 #: the second expert of Wan 2.2
 SECOND = "transformer_2"
+#: key in the header of an adapter's file: which expert it is of
+EXPERT = "orthotune.expert"
 
 
 def save_adapter(family: PipelineFamily, folder: Path) -> None:
@@ -61,6 +64,9 @@ def save_adapter(family: PipelineFamily, folder: Path) -> None:
         _save_lora(family, folder, tensors, configs)
     else:
         save_rotations(folder, tensors, configs)
+    if family.expert is not None:  # an adapter that is copied out of its run says itself which expert it is of
+        for path in _weights(folder):
+            write_tensors(path, read_tensors(path), {**check_header(path).metadata, EXPERT: family.expert})
 
 
 def load_adapter(family: PipelineFamily, folder: Path) -> None:
@@ -95,17 +101,22 @@ def load_adapter(family: PipelineFamily, folder: Path) -> None:
 
 
 def expert_of(adapter: Path) -> str | None:
-    """Which of several denoisers the run trained that an adapter or a checkpoint lies in: their layers share names.
+    """Which of several denoisers an adapter is of, whose layers share names.
+
+    The header of the adapter's file says this; files without such an entry say it by the run that they lie in.
 
     Args:
         adapter: file or folder.
 
     Returns:
-        ``high-noise`` or ``low-noise``; None outside of a run, and where the run names none.
+        ``high-noise`` or ``low-noise``; None where neither names one.
 
     Example:
         >>> expert_of(Path("runs/style/adapter"))
     """
+    for path in _weights(adapter):
+        if path.suffix == ".safetensors" and (found := check_header(path).metadata.get(EXPERT)):
+            return str(found)
     for folder in (adapter.parent, adapter.parent.parent):
         with suppress(OrthotuneError):  # a file of that name that is no record of a run
             started = read_json(folder / STARTED) if (folder / STARTED).is_file() else {}
@@ -113,6 +124,13 @@ def expert_of(adapter: Path) -> str | None:
                 expert: str | None = started.get("expert")
                 return expert
     return None
+
+
+def _weights(adapter: Path) -> list[Path]:
+    """The files with the tensors of an adapter."""
+    if adapter.is_file():
+        return [adapter]
+    return [path for name in (WEIGHTS_NAME, LORA_WEIGHTS) if (path := adapter / name).is_file()]
 
 
 def save_rotations(folder: Path, tensors: dict[str, dict[str, Tensor]], configs: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from orthotune.image.data import caption_tables
 from orthotune.image.data.caption_tables import CaptionRow
 from orthotune.image.data.image_folder import Broken, ImageFile, Say, name_unread, open_images
 from orthotune.image.data.masks import is_mask
-from orthotune.image.data.other_trainers import caption_beside, repeated
+from orthotune.image.data.other_trainers import caption_beside, of_several_lines, repeated
 from orthotune.metrics.image_files import SUFFIXES, find_images
 
 #: The table in an image folder, as in image folders of the hub.
@@ -56,6 +56,8 @@ def read_examples(
     rows = read_caption_rows(source)
     if Path(source).is_dir():
         name_unread(Path(source), say)
+        for message in of_several_lines(row.origin for row in rows if isinstance(row.origin, Path)):
+            say(message)
         rows = repeated(rows, say)
     rows = with_captions(rows, source, caption)
     return opened(rows, source, broken, say)

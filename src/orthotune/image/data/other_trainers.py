@@ -159,6 +159,40 @@ def caption_beside(file: Path) -> str | None:
     return None
 
 
+def of_several_lines(files: Iterable[Path]) -> list[str]:
+    """A message about captions of several lines, which are read as one caption here and otherwise elsewhere.
+
+    Args:
+        files: the images.
+
+    Returns:
+        One message, or none.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "0.txt").write_text(chr(10).join(["a cat", "indoors"]))
+        >>> of_several_lines([folder / "0.png"])[0].partition(":")[0]
+        '1 captions have several lines, which are read as one caption'
+    """
+    beside = (next((t for s in CAPTION_SUFFIXES if (t := file.with_suffix(s)).is_file()), None) for file in files)
+    texts = [text for text in beside if text is not None and text.suffix != ".json"]
+    found = [text.name for text in texts if len(_lines(text)) > 1]
+    if not found:
+        return []
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    named = f"{', '.join(found[:NAMED])}{more}"
+    return [f"{len(found)} captions have several lines, which are read as one caption: {named}. sd-scripts reads the "
+            "first line alone; leave one line if the others are alternatives."]  # fmt: skip
+
+
+def _lines(text: Path) -> list[str]:
+    try:
+        return [line for line in text.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:  # refused where it is read as a caption
+        return []
+
+
 def _of_json(path: Path) -> str:
     found = read_json(path, named="caption", needed=f"an object with a text under {', '.join(_ENTRIES)}")
     value: Any = next((found[key] for key in _ENTRIES if found.get(key)), None)

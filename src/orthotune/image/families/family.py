@@ -66,6 +66,9 @@ class Family(ABC):
     most_references: ClassVar[int] = 1
     text_reads_references: ClassVar[bool] = False
 
+    #: what fetches blocks of the denoiser from main memory, a ``BlockSwap``; None where all are on the device
+    swap: Any = None
+
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
 
@@ -79,6 +82,16 @@ class Family(ABC):
             RecipeError: the model has one denoiser for all times.
         """
         raise RecipeError(f"expert={expert} for {self.name}", got="a model with one denoiser", do="Leave it out")
+
+    @property
+    def expert(self) -> str | None:
+        """Which of several denoisers is trained, ``high-noise`` or ``low-noise``; None for a model with one."""
+        return None
+
+    @property
+    def generation(self) -> str:
+        """The name of the family, and which of its generations the model is where they differ in size."""
+        return self.name
 
     @property
     def denoiser(self) -> nn.Module:

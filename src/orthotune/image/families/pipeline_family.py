@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from orthotune.errors import DataError, RecipeError
 from orthotune.image.data.batch import Conditions, Sources
 from orthotune.image.families.family import Family
+from orthotune.quantized.in_place import quantize_in_place
 
 
 class PipelineFamily(Family):
@@ -36,7 +37,23 @@ class PipelineFamily(Family):
         for part in self.modules().values():
             part.requires_grad_(False).eval()
         self._rest: torch.device | None = None
+        self._computes_in: torch.dtype | None = None
         self._awake = 0
+
+    def quantize(self, word: str) -> int:
+        """Quantize the frozen linear layers in the blocks of the denoiser and of the text encoders.
+
+        Args:
+            word: as for :func:`~orthotune.quantized.in_place.quantize_in_place`.
+
+        Returns:
+            The number of quantized layers.
+
+        Raises:
+            RecipeError: an unknown word, or a library that is not installed.
+        """
+        self._computes_in = self.dtype
+        return sum(quantize_in_place(part, word) for part in (self.denoiser, *self.text_encoders.values()))
 
     def rest_encoders(self, place: torch.device | str = "cpu") -> None:
         """Keep the text encoders and the VAE at another place than the denoiser, except while they work.
@@ -88,7 +105,9 @@ class PipelineFamily(Family):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the frozen weights of the denoiser, or of its weights if none is frozen."""
+        """The dtype of the frozen weights of the denoiser, or of its weights if none is frozen; before quantization."""
+        if self._computes_in is not None:
+            return self._computes_in
         # Called in each step; one of the first weights is usually frozen.
         known = (p for p in self.denoiser.parameters() if p.is_floating_point())
         first = next(known)

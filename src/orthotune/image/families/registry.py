@@ -13,9 +13,13 @@ from orthotune.image.families.chroma import Chroma
 from orthotune.image.families.flux import Flux
 from orthotune.image.families.flux2 import Flux2, Flux2Klein
 from orthotune.image.families.flux_editing import FluxFill, FluxKontext
+from orthotune.image.families.hidream import HiDream
 from orthotune.image.families.hunyuan_video import HunyuanVideo
+from orthotune.image.families.hunyuan_video15 import HunyuanVideo15
+from orthotune.image.families.ideogram4 import Ideogram4
 from orthotune.image.families.inpainting import StableDiffusionInpainting, StableDiffusionXLInpainting
 from orthotune.image.families.krea2 import Krea2
+from orthotune.image.families.ltx2 import LTX2
 from orthotune.image.families.ltx_video import LTXVideo
 from orthotune.image.families.pipeline_family import PipelineFamily
 from orthotune.image.families.plain_transformers import AuraFlow, Lumina2, Sana
@@ -34,7 +38,7 @@ from orthotune.image.loop.quiet_loading import quiet_loading
 FAMILIES: tuple[type[PipelineFamily], ...] = (
     StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Flux2Klein, Flux2, ZImage, QwenImage, Chroma, Wan,
     HunyuanVideo, Lumina2, AuraFlow, Sana, FluxKontext, FluxFill, QwenImageEdit, QwenImageEditPlus,
-    StableDiffusionInpainting, StableDiffusionXLInpainting, Krea2, LTXVideo,
+    StableDiffusionInpainting, StableDiffusionXLInpainting, Krea2, LTXVideo, LTX2, HiDream, HunyuanVideo15, Ideogram4,
 )  # fmt: skip
 
 _INDEX = "model_index.json"

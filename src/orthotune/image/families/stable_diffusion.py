@@ -37,6 +37,14 @@ class StableDiffusion(PipelineFamily):
         self.schedule = NoiseSchedule.of(pipeline.scheduler)
 
     @property
+    def generation(self) -> str:
+        # The UNets of 2.x have linear projections, and those of 768 pixels predict the velocity.
+        if self.addition is not None or not self.pipeline.unet.config.use_linear_projection:
+            return self.name
+        velocity = self.pipeline.scheduler.config.prediction_type == "v_prediction"
+        return "stable-diffusion-2-v" if velocity else "stable-diffusion-2"
+
+    @property
     def divisor(self) -> int:
         # each level of the UNet but the last halves the latents; diffusers requires multiples of 8 for any VAE
         return math.lcm(8, self.pixels_per_latent * int(2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)))

@@ -47,6 +47,8 @@ class TransformerFamily(FlowFamily):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the frozen weights of attention; some families keep others, as of times, in float32."""
+        if self._computes_in is not None:
+            return self._computes_in
         ends = (f".{self.attention[0]}.weight", f".{self.attention[0]}.base_layer.weight")
         return next(p.dtype for name, p in self.denoiser.named_parameters() if name.endswith(ends))
 

@@ -45,6 +45,10 @@ class Wan(TransformerFamily):
     def _experts(self) -> bool:
         return self.pipeline.config.boundary_ratio is not None and self.pipeline.transformer_2 is not None
 
+    @property
+    def expert(self) -> str | None:
+        return None if not self._experts else "high-noise" if self.denoiser_name == "transformer" else "low-noise"
+
     def train_expert(self, expert: str) -> None:
         if not self._experts:
             super().train_expert(expert)

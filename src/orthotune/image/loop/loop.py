@@ -130,7 +130,10 @@ class _Loop:
             [data.bucket(index) for index in range(len(data))], options.batch_size, options.seed,
             accelerator.num_processes, getattr(data, "epoch_in_index", False),
         )  # fmt: skip
-        model, optimizer = accelerator.prepare(trainee, make_optimizer(trainee.learning(), options))
+        swapped = trainee.family.swap is not None  # such a model is where it belongs, in parts
+        model, optimizer = accelerator.prepare(
+            trainee, make_optimizer(trainee.learning(), options), device_placement=[False, True] if swapped else None
+        )
         average = Average(trainee.learning(), options.ema) if options.ema else None
         self.model, self.optimizer = model, optimizer
         self.parts = Parts(model, optimizer.optimizer, average, accelerator.scaler)

@@ -7,7 +7,7 @@ backward, counted on a copy of the model with fake tensors (shapes without data)
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -15,12 +15,20 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.overrides import TorchFunctionMode
 
 from orthotune.image.data.batch import Batch, Sources
 from orthotune.image.families.family import LossOptions
 from orthotune.image.families.pipeline_family import PipelineFamily
+from orthotune.image.loop.block_swap import swapped, swapped_bytes
 from orthotune.layers.parametrization.rotation import Rotation
+from orthotune.quantized.in_place import quantized_bytes
 
 #: bytes of an optimizer per parameter: two moments, float32 or quantized; a moment and the point that is averaged; two
 #: moments, a sum and the start. Adafactor keeps a row and a column of a matrix: less than a moment.
@@ -43,6 +51,8 @@ class TrainingSettings(Protocol):
     mixed_precision: Any
     gradient_checkpointing: bool
     rest_encoders: bool
+    swap_blocks: int | None
+    quantization: str | None
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,8 @@ class MemoryEstimate:
     """Bytes on the device during the training of one micro-batch.
 
     Args:
-        frozen: frozen weights of the complete pipeline, or without text encoders and VAE where these rest.
+        frozen: frozen weights of the complete pipeline, or without text encoders and VAE where these rest, and without
+            the blocks that are swapped, but for two of them; with quantization as it will be.
         trained: trained parameters, in float32.
         gradients: of the trained parameters.
         optimizer: the states of the optimizer; of Adafactor, an upper bound.
@@ -117,7 +128,7 @@ def measure_memory(family: PipelineFamily, trainee: nn.Module, settings: Trainin
     """Estimate the memory of training ``trainee`` with ``settings``.
 
     Args:
-        family: the pipeline, with its adapter.
+        family: the pipeline, with its adapter, not quantized.
         trainee: an :class:`~orthotune.image.loop.trainee.Trainee` of the pipeline; it is not changed.
         settings: of the run.
     """
@@ -125,10 +136,17 @@ def measure_memory(family: PipelineFamily, trainee: nn.Module, settings: Trainin
     known = {id(p) for p in learning}
     resting = family.resting_parts() if settings.rest_encoders else []
     networks = {name: part for name, part in family.modules().items() if all(part is not one for one in resting)}
-    components = {name: _bytes([part], known) for name, part in networks.items()}
+    sizes: dict[int, int] = {}
+    if settings.quantization:
+        for part in (family.denoiser, *family.text_encoders.values()):
+            sizes |= quantized_bytes(part, settings.quantization)
+    components = {name: _bytes([part], known, sizes) for name, part in networks.items()}
     count = sum(p.numel() for p in learning)
+    away = swapped_bytes(swapped(family.denoiser, settings.swap_blocks)) if settings.swap_blocks else 0
+    if away:
+        components[family.denoiser_name] -= away
     return MemoryEstimate(
-        frozen=_bytes([*networks.values(), trainee], known),
+        frozen=_bytes([*networks.values(), trainee], known, sizes) - away,
         trained=4 * count,
         gradients=4 * count,
         optimizer=OPTIMIZER_BYTES[settings.optimizer] * count,
@@ -138,9 +156,9 @@ def measure_memory(family: PipelineFamily, trainee: nn.Module, settings: Trainin
     )
 
 
-def _bytes(parts: Sequence[nn.Module], without: set[int]) -> int:
+def _bytes(parts: Sequence[nn.Module], without: set[int], quantized: Mapping[int, int]) -> int:
     held = {id(t): t for part in parts for t in (*part.parameters(), *part.buffers()) if id(t) not in without}
-    return sum(t.nbytes for t in held.values())
+    return sum(quantized.get(name, t.nbytes) for name, t in held.items())
 
 
 def _activations(family: PipelineFamily, trainee: nn.Module, settings: TrainingSettings) -> int | None:
@@ -168,12 +186,30 @@ def _activations(family: PipelineFamily, trainee: nn.Module, settings: TrainingS
             return tensor
 
         try:
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _precision(family, settings):
+            hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+            with hooks, _precision(family, settings), _Unknown():
                 losses = model(_batch(model, settings), torch.Generator().manual_seed(0), LossOptions())
         except (RuntimeError, NotImplementedError, DynamicOutputShapeException, DataDependentOutputException):
             return None  # a model whose control flow depends on tensor values
         del losses
         return sum(storage.nbytes() for storage in saved.values())
+
+
+class _Unknown(TorchFunctionMode):
+    """Answers questions about values that are not there: a mask keeps all rows, its inverse none, a condition holds.
+
+    This is the largest case of models that sort the tokens of captions by a mask.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is Tensor.__bool__ and isinstance(args[0], FakeTensor):
+            return True
+        if function is Tensor.__getitem__ and isinstance(args[1], FakeTensor) and args[1].dtype == torch.bool:
+            return args[0][:0] if getattr(args[1], "keeps_none", False) else args[0]
+        found = function(*args, **(kwargs or {}))
+        if function in (Tensor.__invert__, torch.bitwise_not, torch.logical_not) and isinstance(found, FakeTensor):
+            vars(found)["keeps_none"] = True
+        return found
 
 
 def _empty(parts: list[nn.Module], mode: FakeTensorMode) -> dict[int, Any]:
