@@ -38,7 +38,8 @@ class Requests:
     """Within it, files and signals are requests, which a training loop takes after each step.
 
     ``touch RUN/sample-now`` asks for samples, ``save-now`` for a checkpoint, ``stop-now`` for a checkpoint and the end,
-    as Ctrl-C does, ``finish-now`` for the end in order, with the result; SIGUSR1 and SIGUSR2 are the first two. Signals are handled in the main thread only.
+    as Ctrl-C does, ``finish-now`` for the end in order, with the result; SIGUSR1 and SIGUSR2 are the first two. Signals
+    are handled in the main thread only.
 
     Args:
         folder: the run directory.

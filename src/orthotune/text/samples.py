@@ -78,7 +78,9 @@ def samples_now(
     found = [{"step": step, "prompt": prompt, "text": text} for prompt, text in texts_at(model, tokenizer, prompts)]
     if adapted and step and not any(row["step"] == 0 for row in kept):
         with adapter_off(model):
-            kept += [{"step": 0, "prompt": prompt, "text": text} for prompt, text in texts_at(model, tokenizer, prompts)]
+            kept += [
+                {"step": 0, "prompt": prompt, "text": text} for prompt, text in texts_at(model, tokenizer, prompts)
+            ]
     return sorted(kept + found, key=lambda row: int(row["step"]))
 
 

@@ -62,7 +62,7 @@ class Hooks:
         ends: step -> whether the training ends there, after a checkpoint; called in all processes, after the callbacks.
         add_to_checkpoint: writes further files into the folder of a checkpoint, with the averaged parameters, if any;
             called in the main process.
-        finish: called in all processes with a step after which a user asks for the end in order; ``ends`` is asked next.
+        finish: called in all processes with a step after which a user asks for the end in order; ``ends`` comes next.
     """
 
     on_step: tuple[Every, ...] = ()
