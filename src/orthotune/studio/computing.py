@@ -48,7 +48,7 @@ def check(recipe: str, text: str) -> dict[str, Any]:
 
 
 def plan(recipe: str, text: str) -> list[str]:
-    """What the run will need, as ``--dry-run`` prints, or examples of the data as ``--show-data`` does.
+    """What the run will need, as ``--dry-run`` prints, and examples of the data as ``--show-data`` does.
 
     Args:
         recipe: name in the registry.
@@ -62,13 +62,12 @@ def plan(recipe: str, text: str) -> list[str]:
 
     settings, entry = _settings(recipe, text), RECIPES[recipe]
     with quiet():
-        if entry.plans:
-            return list(entry.job().plan(settings))
-        if not entry.shows_data:
-            return []
-        from orthotune.text.shown_rows import BRACKETS
+        lines = list(entry.job().plan(settings)) if entry.plans else []
+        if entry.shows_data:
+            from orthotune.text.shown_rows import BRACKETS
 
-        return list(entry.job().show_data(settings, BRACKETS))
+            lines += ["", *entry.job().show_data(settings, BRACKETS)]
+        return lines
 
 
 def _settings(recipe: str, text: str) -> Any:
