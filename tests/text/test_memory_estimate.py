@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from orthotune.files.installed_worlds import TEXT_WORLD
-from orthotune.recipes import dpo, kto, orpo, sft
+from orthotune.recipes import dpo, kto, sft
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.text_job import adapter_config
 from orthotune.text.memory_estimate import OPTIMIZER_BYTES, adapted, empty_model, measure_memory
 from orthotune.text.trainer import RunTrainer
 
 #: The tensors that a trainer makes beside the layers (masks, positions, labels), and rotations that are kept once for
-#: all layers or once for each: between 0.97 and 1.03 was seen.
-BOUND = 0.08
+#: all layers or once for each: at most 2.6 percent was seen.
+BOUND = 0.05
 
 
 class _Kept:
@@ -63,7 +63,6 @@ def _settings(kind: Any, output: Path, **changed: Any) -> Any:
         (sft, "SFTSettings", {"method": "lora"}),
         (sft, "SFTSettings", {"method": "full"}),
         (dpo, "DPOSettings", {}),
-        (orpo, "ORPOSettings", {}),
         (kto, "KTOSettings", {}),
     ],
 )
@@ -76,9 +75,8 @@ def test_activations_are_those_of_a_real_step(
     config = adapter_config(settings, empty_model(TEXT_WORLD, torch.float32), [], "CAUSAL_LM")
     found = measure_memory(
         adapted(empty_model(TEXT_WORLD, torch.float32), config), *kept.shape,
-        checkpointing=settings.gradient_checkpointing, tiled=job is not orpo,
+        checkpointing=settings.gradient_checkpointing,
     )  # fmt: skip
-    print(job.__name__, changed, found.activations, kept.bytes, (found.activations or 0) / kept.bytes)
     assert found.activations == pytest.approx(kept.bytes, rel=BOUND)
     assert found.trained == found.gradients == sum(kept.trained) and found.optimizer == 2 * found.trained
 

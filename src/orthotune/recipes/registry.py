@@ -112,7 +112,7 @@ RECIPES: dict[str, Recipe] = {
             "built-in model, on prose against lines of code.",
             ("orpo", "orpo model=Qwen/Qwen2.5-0.5B data=pairs.jsonl beta=0.1"),
             (Option("data", "--data", "File, folder or hub data set with prompt, chosen and rejected."),),
-            text=True,
+            text=True, plans=False,
         ),
         Recipe(
             "reward", "reward", "reward:RewardSettings",

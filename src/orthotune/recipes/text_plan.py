@@ -12,7 +12,7 @@ from orthotune.text.causal_model import choose_dtype
 from orthotune.text.memory_estimate import adapted, empty_model, measure_memory
 
 
-def plan_text(settings: TextSettings, job: TextJob, sequences: int = 1, kept: int = 0, tiled: bool = True) -> list[str]:
+def plan_text(settings: TextSettings, job: TextJob, sequences: int = 1, kept: int = 0) -> list[str]:
     """A description of a run in lines to print.
 
     Args:
@@ -20,7 +20,6 @@ def plan_text(settings: TextSettings, job: TextJob, sequences: int = 1, kept: in
         job: of the recipe.
         sequences: that the loss of one example reads, as 2 for a chosen and a rejected answer.
         kept: further sequences of each step whose activations are kept.
-        tiled: the trainer computes the head in tiles.
 
     Raises:
         RecipeError: as the run itself would.
@@ -48,6 +47,6 @@ def plan_text(settings: TextSettings, job: TextJob, sequences: int = 1, kept: in
         return [*lines, "memory      unknown: how many bytes a quantized base has is known once it is loaded"]
     found = measure_memory(
         model, rows, settings.max_length, optim=settings.optim, checkpointing=settings.gradient_checkpointing,
-        autocast=torch.bfloat16 if full and dtype == torch.bfloat16 else None, tiled=tiled,
+        autocast=torch.bfloat16 if full and dtype == torch.bfloat16 else None,
     )  # fmt: skip
     return [*lines, *found.lines()]

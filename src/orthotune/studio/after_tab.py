@@ -15,6 +15,8 @@ from orthotune.studio.workshop import Workshop, with_message
 
 #: Largest strength of the slider.
 MOST = 1.5
+#: Events that change the strengths of parts happen one after another.
+IN_ORDER: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "parts", "concurrency_limit": 1}
 #: What can have a strength of its own.
 BY = [("all layers together", "one"), ("attention and MLP", "kind"), ("each projection", "projection"),
       ("each depth", "depth"), ("each layer", "layer")]  # fmt: skip
@@ -56,11 +58,9 @@ class AfterTab:
             def _(shown: dict[str, Any]) -> None:
                 for number, name in enumerate(shown.get("names", ())):
                     slider = gr.Slider(0, MOST, value=1, step=0.05, label=name, elem_id=f"part-{number}")
-                    slider.input(_with(name), [parts, slider], parts, show_progress="hidden", concurrency_id="parts",
-                                 concurrency_limit=1, trigger_mode="always_last")  # fmt: skip
-                    slider.release(_with(name), [parts, slider], parts, show_progress="hidden").then(
-                        self._show, given, sides
-                    )
+                    # One after another: each reads the strengths that the one before has written.
+                    slider.input(_with(name), [parts, slider], parts, trigger_mode="always_last", **IN_ORDER)
+                    slider.release(_with(name), [parts, slider], parts, **IN_ORDER).then(self._show, given, sides)
 
         report = gr.HTML(elem_id="report-link")
         with gr.Accordion("What each layer does", open=False):

@@ -68,7 +68,7 @@ def adapted(model: Any, adapter: PeftConfig | None) -> Any:
 
 def measure_memory(
     model: Any, rows: int, length: int, *, optim: str | None = None, checkpointing: bool = False,
-    autocast: torch.dtype | None = None, tiled: bool = True,
+    autocast: torch.dtype | None = None,
 ) -> MemoryEstimate:  # fmt: skip
     """Bytes of training an empty model, on rows of equal length.
 
@@ -79,7 +79,6 @@ def measure_memory(
         optim: the optimizer, as transformers names it; None for AdamW.
         checkpointing: of gradients: the inputs of the blocks are kept alone.
         autocast: the dtype of a mixed precision; None for none.
-        tiled: the trainer computes the head in tiles, where its library can.
 
     Raises:
         RecipeError: nothing is trained.
@@ -98,13 +97,11 @@ def measure_memory(
         gradients=4 * count,
         optimizer=OPTIMIZER_BYTES.get((optim or "").removesuffix("_torch"), USUAL) * count,
         average=0,
-        activations=_activations(model, rows, length, checkpointing, autocast, tiled),
+        activations=_activations(model, rows, length, checkpointing, autocast),
     )
 
 
-def _activations(
-    model: Any, rows: int, length: int, checkpointing: bool, autocast: torch.dtype | None, tiled: bool
-) -> int | None:
+def _activations(model: Any, rows: int, length: int, checkpointing: bool, autocast: torch.dtype | None) -> int | None:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     empty: Any = copy.deepcopy(model, without_data([model], mode)).train()
     base = empty.get_base_model() if hasattr(empty, "get_base_model") else empty
@@ -117,13 +114,13 @@ def _activations(
         kept = saved_bytes(
             [*empty.parameters(), *empty.buffers()], lambda: body(input_ids=ids, use_cache=False).last_hidden_state
         )
-    return None if kept is None else kept + _head(base, rows, length, tiled)
+    return None if kept is None else kept + _head(base, rows, length)
 
 
-def _head(base: Any, rows: int, length: int, tiled: bool) -> int:
-    """Bytes of the head: its input with a gradient, as TRL keeps both; of versions without tiles, the logits, too."""
+def _head(base: Any, rows: int, length: int) -> int:
+    """Bytes of the head: its input; of versions of TRL that do not compute it in tiles, the logits, too."""
     config = base.config.get_text_config()
-    found = 2 * rows * length * int(config.hidden_size) * 4
-    if not (tiled and hasattr(trl_utils, "add_fused_lm_head")):
+    found = rows * length * int(config.hidden_size) * 4
+    if not hasattr(trl_utils, "add_fused_lm_head"):
         found += 2 * rows * length * int(config.vocab_size) * 4
     return found
