@@ -17,9 +17,10 @@ from orthotune.cli.main import app
 from orthotune.errors import ConfigError, OrthotuneError
 from orthotune.operations.chat import chat
 from orthotune.operations.generate import generate
-from orthotune.operations.generation.adapter_strength import set_strength
+from orthotune.operations.generation.adapter_strength import layer_names, set_strength
 from orthotune.operations.generation.decoding import Decoding
 from orthotune.operations.generation.open_model import OpenedModel, open_model
+from orthotune.operations.rewind import rewind
 from tests.support.tiny_text import make_model, save_model
 
 PROMPT = "blue1 blue2"
@@ -149,6 +150,34 @@ def test_parts_without_a_strength_are_refused(config: Any, message: str) -> None
     set_strength(model, 1)
     with pytest.raises(ConfigError, match=message):
         set_strength(model, 0.5)
+
+
+@pytest.mark.parametrize("method", ["oft", "lora"])
+def test_strengths_of_layers_are_those_of_a_rewound_file(made: Path, tmp_path: Path, method: str) -> None:
+    """One at its own strength, one at 0, the others as trained: as an adapter that `rewind` wrote at these."""
+    opened = open_model(made / method)
+    names = layer_names(opened.model)
+    strengths = {names[0]: 0.3, names[1]: 0.0}
+    rewind(made / method, strengths, tmp_path / "rewound")
+    expected = open_model(tmp_path / "rewound", base=opened.base)
+    ids = torch.tensor([opened.tokens([{"role": "user", "content": PROMPT}])])
+    set_strength(opened.model, strengths)
+    with torch.no_grad():
+        ours, theirs = opened.model(ids).logits, expected.model(ids).logits
+        # Powers are rounded once in the file and once in the layer, and the model passes a difference on, in float32:
+        # 3e-5 was seen; another strength of one layer changes logits by more than 0.1.
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+        set_strength(opened.model, 1.0)
+        assert (opened.model(ids).logits - ours).abs().max() > 0.1
+        set_strength(opened.model, dict.fromkeys(names, 0.0))
+        without = opened.model(ids).logits
+        with opened.model.disable_adapter():
+            torch.testing.assert_close(opened.model(ids).logits, without, rtol=0, atol=2e-4)
+    found = generate(opened, PROMPT, strength=strengths, decoding=FEW)[0]
+    assert found.strength == strengths and found.text == generate(expected, PROMPT, decoding=FEW)[0].text
+    for wrong, message in (({"layers.9.q_proj": 1.0}, "no such layer"), ({names[0]: float("nan")}, "finite")):
+        with pytest.raises(ConfigError, match=message):
+            set_strength(opened.model, wrong)
 
 
 # Chat

@@ -85,8 +85,9 @@ def same(one: Path, other: Path) -> bool:
 
 def test_a_stopped_run_leaves_an_adapter_a_report_and_how_to_go_on(home: Path, tmp_path: Path) -> None:
     run, longer = tmp_path / "run", tmp_path / "longer"
-    with pytest.raises(Stopped, match="after step 1 of 2.*resume=auto output="):
+    with pytest.raises(Stopped, match="after step 1 of 2.*resume=auto output=") as stopped:
         subject.run(settings(home, run), asking(run, "stop-now"), bar=False)
+    assert stopped.value.number == signal.SIGINT, "the exit status of Ctrl-C"
     record = read_json(run / "stopped.json")
     assert (record["steps"], record["planned_steps"], (run / "run.json").exists()) == (1, 2, False)
     assert same(run / "adapter", run / "checkpoints" / "checkpoint-1")
@@ -116,6 +117,28 @@ def test_samples_and_checkpoints_on_request(home: Path, tmp_path: Path, monkeypa
     # Samples by a signal in the second step; the checkpoint of step 1, by a file, has been replaced since.
     assert steps == [0, 2, 4] and not list(run.glob("*-now"))
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["checkpoint-3", "checkpoint-4"]
+
+
+@pytest.mark.parametrize("result", ["last", "best"])
+def test_a_run_that_is_asked_to_finish_ends_in_order(home: Path, tmp_path: Path, result: str) -> None:
+    run, short, notes = tmp_path / "run", tmp_path / "short", list[str]()
+
+    def say(message: str) -> None:
+        notes.append(message)
+        if "parameters are trained" in message:
+            (run / "finish-now").touch()
+
+    fields: dict[str, Any] = {"held_out": 2, "eval_every": 9, "result": result}
+    record = subject.run(settings(home, run, steps=4, save_every=4, **fields), say, bar=False)
+    assert record.steps == 1 and record.stopped_by == {"rule": "finish-now", "step": 1}
+    assert "finish-now ended the training after step 1 of 4." in notes and not list(run.glob("*-now"))
+    lines = [line for line in read_lines(run / "metrics.jsonl") if "held_out_loss" in line]
+    assert [line["step"] for line in lines] == [0, 1]
+    kept = {"last": 1, "best": record.result_step}[result]
+    assert record.scores_after["held_out_loss"] == {line["step"]: line["held_out_loss"] for line in lines}[kept]
+    if kept == 1:
+        subject.run(settings(home, short, steps=1, save_every=1, **fields), quiet, bar=False)
+        assert same(run / "adapter", short / "adapter")
 
 
 def test_the_best_parameters_by_a_held_out_loss(home: Path, tmp_path: Path) -> None:

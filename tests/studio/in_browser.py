@@ -16,8 +16,10 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from orthotune.files.locks import held_by
+from orthotune.worlds.image_folders import write_subject
 from tests.report import chromium
 from tests.studio.server import PATIENCE, Browser, Studio, keep, started, tab, write
+from tests.support.tiny_pipelines import save_tiny
 
 pytestmark = [chromium.needed, pytest.mark.timeout(3600)]
 #: Of the run that is watched, stopped and resumed.
@@ -96,6 +98,7 @@ def test_the_path_of_a_language_model(studio: Studio, browser: Browser, workspac
     page.locator("#check .note.right").wait_for()
     page.locator("#needs").click()
     page.get_by_text("no finished run of this model").wait_for()
+    assert "(estimate)" in page.locator("#needed").inner_text(), "the memory of a text run"
     keep(page, "start")
     page.locator("#start").click()
     page.get_by_text("runs/first is in the queue").wait_for()
@@ -106,16 +109,25 @@ def test_the_path_of_a_language_model(studio: Studio, browser: Browser, workspac
     training = _pause(run)
     page.locator("#live svg.chart").first.wait_for()
     keep(page, "running")
+    for name in ("sample-now", "save-now"):
+        page.locator(f"#{name}").click()
+        _until((run / name).exists)
+    page.locator("#run-news .note.right").wait_for()
 
     studio.kill()  # in the middle of the run
     seen = _step(run)
     os.kill(training, signal.SIGCONT)
-    _until(lambda: _step(run) > seen)  # without a server
+    _until(lambda: _step(run) > seen and not list(run.glob("*-now")))  # without a server
+    asked = _step(run)
+    _until(lambda: _step(run) > asked + 1)  # what was asked for is done: it belongs to the step
     assert _pause(run) == training
+    sampled = {row["step"] for row in json.loads((run / "samples.json").read_text(encoding="utf-8"))}
+    assert 0 in sampled and len(sampled) == 2 and (run / "checkpoints" / f"checkpoint-{max(sampled)}").is_dir()
     studio.start()
     page = browser.open(studio.address)
     tab(page, "Run")
     _state(page, "running")
+    page.locator("#live .samples .prompt", has_text="The with statement").first.wait_for()
 
     page.locator("#stop").click()
     page.get_by_text("saves a checkpoint").wait_for()
@@ -142,7 +154,35 @@ def test_the_path_of_a_language_model(studio: Studio, browser: Browser, workspac
     page.locator("#strength input[type=number]").fill("1")
     page.locator("#show").click()
     page.get_by_text("strength 1", exact=True).wait_for()
+    _choose(page, "by", "each projection")
+    names = page.locator("#parts input[type=number]")
+    names.nth(6).wait_for()
+    for number in range(names.count()):  # each of them off is the base
+        names.nth(number).fill("0")
+        names.nth(number).press("Tab")
+    _until(lambda: _shows_the_base(page))
+    names.nth(0).fill("1")
+    names.nth(0).press("Tab")
+    page.locator("#show").click()
+    page.locator("#sides").get_by_text("of which").wait_for()
     keep(page, "after")
+    page.get_by_text("Write a new adapter at").click()
+    page.locator("#weaker-name textarea, #weaker-name input").first.fill("weaker")
+    page.locator("#rewind").click()
+    page.locator("#rewind-news .note.right").wait_for()
+    assert (workspace / "adapters" / "weaker" / "adapter_config.json").is_file()
+    _choose(page, "by", "all layers together")
+    page.get_by_text("What each layer does").click()
+    page.locator("#look-layers").click()
+    page.locator("#layers svg").first.wait_for()
+    assert "Depth and module" in page.locator("#layers").inner_text()
+    keep(page, "layers")
+    page.get_by_text("Combine with another adapter").click()
+    _choose(page, "other", "adapters/weaker")
+    page.locator("#combined-name textarea, #combined-name input").first.fill("both")
+    page.locator("#combine").click()
+    page.locator("#combine-news .note.right").wait_for()
+    assert (workspace / "adapters" / "both" / "adapter_config.json").is_file()
     page.get_by_text("Tools that can load it").click()
     page.locator("#tools").click()
     page.locator("#tools-list .state.lossless").first.wait_for()
@@ -195,13 +235,109 @@ def test_two_tabs_and_a_queue(studio: Studio, browser: Browser, workspace: Path)
     tab(one, "Run")
     row = one.locator("#jobs tr", has_text="runs/third")
     row.locator(".state", has_text="waiting").wait_for()
+    _choose(one, "run", "runs/second")
+    one.locator("#finish").focus()
+    one.keyboard.press("Enter")  # a keyboard is enough
+    _until((workspace / "runs" / "second" / "finish-now").exists)
     os.kill(training, signal.SIGCONT)
     row.locator(".state", has_text="finished").wait_for()
     assert one.locator("#jobs tr", has_text="runs/second").locator(".state").inner_text() == "finished"
+    ended = json.loads((workspace / "runs" / "second" / "run.json").read_text(encoding="utf-8"))
+    assert ended["stopped_by"]["rule"] == "finish-now" and ended["steps"] < 4
     tab(one, "Compare")
     one.locator("#compared .point").nth(1).wait_for()
     keep(one, "compare")
     assert not browser.faults
+
+
+def test_the_path_of_an_image_model(browser: Browser, workspace: Path) -> None:
+    """Samples live, the slider, layers, tools and conversion; the model is tiny, and its images are noise."""
+    save_tiny("sd15", workspace / "tiny")
+    write_subject(workspace / "nines")
+    text = """
+model: tiny
+instance_images: nines
+instance_prompt: a sks digit
+batch_size: 2
+steps: 3
+sample_steps: 1
+sample_every: 1
+sample_seeds: [0]
+learning_rate: 0.02
+schedule: constant
+warmup: 0
+block_size: 4
+output: runs/image
+"""
+    with started(workspace) as studio:
+        page = browser.open(studio.address)
+        _choose(page, "recipe", "subject:")
+        page.locator("#set-instance_images").wait_for(state="attached")
+        page.locator("#recipe-text .cm-content").click()
+        page.keyboard.press("ControlOrMeta+a")
+        page.keyboard.insert_text(text)
+        page.locator("#recipe-text .cm-content").blur()
+        page.locator("#check .note.right").wait_for()
+        page.locator("#needs").click()
+        page.locator("#needed").get_by_text("activations").wait_for()
+        page.locator("#start").click()
+        page.get_by_text("runs/image is in the queue").wait_for()
+        tab(page, "Run")
+        page.locator("#jobs tr", has_text="runs/image").locator(".state", has_text="finished").wait_for()
+        _choose(page, "run", "runs/image")
+        page.locator("#live .samples img").first.wait_for()
+        keep(page, "images")
+        tab(page, "After")
+        _choose(page, "source", "runs/image")
+        page.locator("#report-link a").wait_for()
+        page.locator("#prompt textarea").fill("a sks digit")
+        shown = []
+        for strength in ("0", "1"):
+            page.locator("#strength input[type=number]").fill(strength)
+            page.locator("#show").click()
+            page.locator("#sides").get_by_text(f"strength {strength}", exact=True).wait_for()
+            page.locator("#sides img").nth(7).wait_for()
+            shown.append([one.get_attribute("src") for one in page.locator("#sides img").all()])
+        (off, on) = shown
+        assert off[:4] == off[4:] == on[:4], "at strength 0 the images are those of the base"
+        assert on[4:] != on[:4]
+        _choose(page, "by", "attention and MLP")
+        page.locator("#part-0 input[type=number]").fill("0.5")
+        page.locator("#part-0 input[type=number]").press("Tab")
+        page.locator("#show").click()
+        page.locator("#sides").get_by_text("of which").wait_for()
+        keep(page, "image-after")
+        half = [one.get_attribute("src") for one in page.locator("#sides img").all()]
+        assert half[:4] == on[:4] and half[4:] != on[4:]
+        page.get_by_text("Write a new adapter at").click()
+        page.locator("#weaker-name textarea, #weaker-name input").first.fill("weaker-image")
+        page.locator("#rewind").click()
+        page.locator("#rewind-news .note.right").wait_for()
+        assert list((workspace / "adapters" / "weaker-image").rglob("*.safetensors"))
+        page.get_by_text("What each layer does").click()
+        page.locator("#look-layers").click()
+        page.locator("#layers svg").first.wait_for()
+        page.get_by_text("Tools that can load it").click()
+        page.locator("#tools").click()
+        page.locator("#tools-list .state").first.wait_for()
+        page.locator("#convert-out textarea, #convert-out input").first.fill("converted/image.safetensors")
+        page.locator("#convert").click()
+        page.locator("#convert-news .note").wait_for()
+        assert page.locator("#convert-news .note.right").count(), page.locator("#convert-news").inner_text()
+        assert not browser.faults
+
+
+def _choose(page: Any, key: str, words: str) -> None:
+    """Choose an entry of a list."""
+    page.locator(f"#{key} input").click()
+    page.get_by_role("option", name=words).first.click()
+
+
+def _shows_the_base(page: Any) -> bool:
+    page.locator("#show").click()
+    page.locator("#sides").get_by_text("of which").wait_for()
+    off, on = page.locator("#sides pre").all_inner_texts()
+    return bool(off == on)
 
 
 def test_hostile_names_are_text(browser: Browser, tmp_path: Path) -> None:

@@ -41,6 +41,26 @@ def test_an_unfinished_run_has_curves_and_a_time(tmp_path: Path) -> None:
     assert row["gain"] == pytest.approx(1.0) and row["forgetting"] == pytest.approx(0.2)
 
 
+def test_the_warnings_of_the_last_look_are_shown_with_their_remedy(tmp_path: Path) -> None:
+    run = _run(tmp_path / "a")
+    looks = [["at first (q). Wait."], ["NaN or infinite values (q). Go back to an earlier checkpoint."]]
+    lines = [{"step": step, "seconds": 1.0, "diagnosis": {"advice": advice}} for step, advice in enumerate(looks)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = pages.live(read_facts(run), "a", "running")
+    assert "Go back to an earlier checkpoint" in page and "at first" not in page
+    for damaged in (5, {"advice": "text"}, {"advice": [5]}, {}):
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "diagnosis": damaged}) + "\n")
+        assert "running" in pages.live(read_facts(run), "a", "running")
+
+
+def test_samples_of_a_text_run_are_shown_by_step(tmp_path: Path) -> None:
+    run = _run(tmp_path / "a")
+    rows = [{"step": step, "prompt": "Say", "text": f"words of {step}"} for step in (0, 5)]
+    (run / "samples.json").write_text(json.dumps(rows))
+    page = pages.live(read_facts(run), "a", "running")
+    assert "words of 0" in page and "words of 5" in page and "Samples, step by step" in page
+
+
 def test_two_runs_are_points_of_one_frontier(tmp_path: Path) -> None:
     rows = [
         read_facts(_run(tmp_path / name, gain=gain, forgetting=0.1, method="oft")).row(name)
@@ -67,6 +87,8 @@ def test_texts_of_runs_are_escaped(tmp_path: Path) -> None:
         pages.tools([{"tool": HOSTILE, "target": HOSTILE, "verdict": HOSTILE, "because": HOSTILE}]),
         pages.images({"rows": [image], "count": 1, "notes": [HOSTILE]}),
         pages.rows({"rows": [{HOSTILE: HOSTILE}], "count": 1}), pages.checked({HOSTILE: HOSTILE}),
+        pages.layers({"format": "peft-lora", "layers": [{"layer": HOSTILE, "rank": 1, "parameters": 2, "change": 0.1}]}),
+        pages.layers({"advice": [{"warning": HOSTILE, "remedy": HOSTILE, "layers": [HOSTILE]}]}),
     ]  # fmt: skip
     assert all("<script" not in page and "&lt;script" in page.replace("%3Cscript", "&lt;script") for page in shown)
 

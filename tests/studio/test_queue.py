@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import pytest
 from orthotune.errors import OrthotuneError
 from orthotune.files.locks import held_by
 from orthotune.files.platforms import process_mark
+from orthotune.runs.requests import FILES
 from orthotune.studio.folders import Folders
-from orthotune.studio.queue import Queue, run_state, stop_run
+from orthotune.studio.queue import Queue, ask_run, run_state, stop_run
 from orthotune.studio.recipe_text import values_of
+from orthotune.studio.runner import run as run_jobs
 
 #: A process that holds a run's lock until it is asked to end, as a training does.
 HOLDER = """
@@ -148,3 +151,63 @@ def test_what_is_no_job_is_passed_over(queue: Queue) -> None:
         (queue.folder / "00011.json").write_text(json.dumps(whole | other))
         assert queue.jobs() == [job], other
     assert queue.jobs() == [job]
+
+
+def test_a_copied_folder_starts_nothing_and_touches_nothing_of_the_original(tmp_path: Path) -> None:
+    """Waiting jobs of a copy were asked for elsewhere; a training of the original is not one of the copy."""
+    original = tmp_path / "work"
+    original.mkdir()
+    queue = Queue(Folders([original]))
+    waiting, going = queue.add("sft", "output: runs/a\n"), queue.add("sft", "output: runs/b\n")
+    process = _training(original / "runs" / "b")
+    queue.change(replace(going, process=process_mark(process.pid)))
+    assert [queue.state(job) for job in queue.jobs()] == ["waiting", "running"]
+    shutil.copytree(original, tmp_path / "copy")
+    copy = Queue(Folders([tmp_path / "copy"]))
+    found = copy.jobs()
+    assert [job.output for job in found] == [str(tmp_path / "copy" / "runs" / name) for name in "ab"]
+    assert [copy.state(job) for job in found] == ["interrupted"] * 2
+    for job in found:
+        with pytest.raises(OrthotuneError, match="interrupted"):
+            copy.stop(job)
+    run_jobs(copy)  # the process that takes waiting jobs finds none
+    assert not (tmp_path / "copy" / "runs" / "a").exists() and process.poll() is None
+    resumed = copy.resume(tmp_path / "copy" / "runs" / "a", "sft")
+    assert copy.state(resumed) == "waiting" and values_of(copy.text(resumed))["output"] == resumed.output
+    assert Path(resumed.output).is_relative_to(tmp_path / "copy")
+    (tmp_path / "copy" / "runs" / "b" / "run.json").write_text("{}")
+    assert copy.state(copy.jobs()[0]) == "finished"
+    # Nothing changed in the original.
+    assert [queue.state(job) for job in queue.jobs()] == ["waiting", "running"] and queue.jobs()[0] == waiting
+    process.terminate()
+    process.wait(60)
+
+
+def test_a_waiting_job_of_a_copy_that_names_the_data_of_the_original_is_refused(tmp_path: Path) -> None:
+    original = tmp_path / "work"
+    (original / "photos").mkdir(parents=True)
+    Queue(Folders([original])).add("t2i", f"data: {original / 'photos'}\noutput: runs/a\n")
+    shutil.copytree(original, tmp_path / "copy")
+    copy = Queue(Folders([tmp_path / "copy"]))
+    with pytest.raises(OrthotuneError, match="data: .*outside the folders"):
+        copy.resume(tmp_path / "copy" / "runs" / "a", "t2i")
+
+
+def test_records_of_an_older_version_in_a_copy_start_nothing(queue: Queue, tmp_path: Path) -> None:
+    record = {"number": 7, "recipe": "sft", "process": None, "status": None, "stopping": False}
+    for output, state in ((tmp_path / "runs" / "a", "waiting"), (tmp_path.parent / "elsewhere" / "a", "interrupted")):
+        (queue.folder / "00007.json").write_text(json.dumps(record | {"output": str(output)}))
+        assert [queue.state(job) for job in queue.jobs()] == [state]
+
+
+@pytest.mark.parametrize("name", ["sample-now", "save-now", "finish-now"])
+def test_a_run_is_asked_by_a_file(tmp_path: Path, name: str) -> None:
+    process = _training(tmp_path / "runs" / "a")
+    ask_run(tmp_path / "runs" / "a", name)
+    assert (tmp_path / "runs" / "a" / name).is_file() and name in FILES
+    process.terminate()
+    process.wait(60)
+    (tmp_path / "runs" / "a" / name).unlink()
+    with pytest.raises(OrthotuneError, match="no process that trains there"):
+        ask_run(tmp_path / "runs" / "a", name)
+    assert not (tmp_path / "runs" / "a" / name).exists()

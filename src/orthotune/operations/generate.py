@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +25,14 @@ class Generated:
         prompt: as it was given.
         text: the answer, with the adapter at ``strength``.
         base: the answer without the adapter; None where it was not asked for.
-        strength: of the adapter; None of a model without one.
+        strength: of the adapter, or of each of its layers that was named; None of a model without one.
         tokens: of ``text``.
     """
 
     prompt: str
     text: str
     base: str | None
-    strength: float | None
+    strength: float | Mapping[str, float] | None
     tokens: int
 
 
@@ -41,7 +41,7 @@ def generate(
     prompts: str | Sequence[str],
     *,
     both: bool = False,
-    strength: float = 1.0,
+    strength: float | Mapping[str, float] = 1.0,
     system: str | None = None,
     plain: bool = False,
     decoding: Decoding | None = None,
@@ -57,7 +57,8 @@ def generate(
             :func:`~orthotune.operations.generation.open_model.open_model` returned.
         prompts: one, or several, each answered alone.
         both: answer without the adapter, too.
-        strength: of the adapter: every angle of a rotation, or the change by a LoRA, times this; 0 is the base.
+        strength: of the adapter: every angle of a rotation, or the change by a LoRA, times this; 0 is the base. Or
+            layer -> strength for some layers, by their names in the base; the others keep 1.
         system: a system prompt before each of them.
         plain: continue the prompts as they are, without the chat template.
         decoding: how tokens are chosen; None takes the likeliest ones, at most 256.
@@ -101,7 +102,7 @@ def _dialogue(prompt: str, system: str | None, plain: bool) -> list[dict[str, st
     return [*ahead, {"role": "user", "content": prompt}]
 
 
-def check_adapter(opened: OpenedModel, strength: float, both: bool) -> None:
+def check_adapter(opened: OpenedModel, strength: float | Mapping[str, float], both: bool) -> None:
     """Refuse what needs an adapter of a model that has none, and strengths that it does not have.
 
     Raises:
@@ -113,7 +114,7 @@ def check_adapter(opened: OpenedModel, strength: float, both: bool) -> None:
         return
     if both or strength != 1:
         raise ConfigError(
-            "both answers" if both else f"strength {strength:g}",
+            "both answers" if both else f"strength {strength}",
             got=f"{opened.source}, a model without an adapter",
             needed="a run or an adapter of OFT or LoRA",
             do="Of a run that trained the entire model, ask its base by its own name",
@@ -121,7 +122,7 @@ def check_adapter(opened: OpenedModel, strength: float, both: bool) -> None:
 
 
 @contextmanager
-def _at(opened: OpenedModel, strength: float) -> Iterator[None]:
+def _at(opened: OpenedModel, strength: float | Mapping[str, float]) -> Iterator[None]:
     """The adapter at a strength, for a block."""
     if not opened.adapted:
         yield

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 
 from trl import DPOTrainer
 
-from orthotune.recipes.preference_job import Adapt, PreferenceRecipe, run_preferences
+from orthotune.recipes.preference_job import Adapt, PreferenceRecipe, preference_job, run_preferences
 from orthotune.recipes.preference_settings import PreferenceSettings
 from orthotune.recipes.text_job import TrainerInputs
+from orthotune.recipes.text_plan import plan_text
 from orthotune.recipes.text_run import Callbacks, Say
 from orthotune.runs.record import RunRecord
 from orthotune.text.preference_rows import PreferenceRow
@@ -43,6 +44,18 @@ def run(
         True
     """
     return run_preferences(settings, RECIPE, say, callbacks, bar, adapt)
+
+
+def plan(settings: DPOSettings) -> list[str]:
+    """A description of the run with its memory; nothing is loaded, trained or written.
+
+    Args:
+        settings: of the run.
+
+    Raises:
+        RecipeError: as the run itself would.
+    """
+    return plan_text(settings, preference_job(settings, RECIPE), sequences=2)
 
 
 def _build(given: TrainerInputs, table: Any, arguments: Any, reference: Any) -> RunTrainer:

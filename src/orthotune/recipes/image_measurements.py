@@ -20,7 +20,7 @@ from orthotune.recipes.image_settings import ImageSettings
 from orthotune.runs import processes
 from orthotune.runs.metrics_log import Line, MetricsLog, Score, measurements
 from orthotune.text.best_parameters import BestParameters
-from orthotune.text.early_stopping import Reached, StopRules
+from orthotune.text.early_stopping import Reached, StopRules, asked_to_finish
 
 #: The loss by which an image run gains and, on class images, forgets.
 LOSS = Score("held_out_loss", higher_is_better=False)
@@ -79,12 +79,22 @@ class Measurements:
             log.append(line)
 
     def ends(self, step: int) -> bool:
-        """Whether a rule holds at a step; the main process decides."""
+        """Whether a rule holds at a step, the main process decides; or whether a user asked for the end there."""
+        if self.reached is not None and self.reached.limit is None:
+            return True
         if not self.settings.stop_when:
             return False
         held = bool(self.lines) and self.lines[-1]["step"] == step
         self.reached = processes.from_main(lambda: self.rules.reached(self.lines) if held else None)
         return self.reached is not None
+
+    def finish(self, step: int) -> None:
+        """End the training in order, as a user asked.
+
+        Args:
+            step: the last one.
+        """
+        self.reached = asked_to_finish(step)
 
     def notes(self, steps: int) -> list[str]:
         """Sentences about the end of the training and the parameters that were kept.

@@ -157,7 +157,10 @@ class _Run:
         measured.load(checkpoint)
         outcome = _Outcome(measured, notes, (trained, total), began)
         shown = StepBar(settings.method, bar and self.first)
-        hooks = Hooks(self._callbacks(trainee, measured, shown), measured.ends, partial(self._add, trainee, measured))
+        hooks = Hooks(
+            self._callbacks(trainee, measured, shown), measured.ends, partial(self._add, trainee, measured),
+            measured.finish,
+        )  # fmt: skip
         try:
             log = train(
                 trainee, data, LoopOptions.of(settings), self.run_dir, checkpoint, self.say,

@@ -12,9 +12,10 @@ from pydantic import model_validator
 from trl import KTOTrainer
 
 from orthotune.recipes.method_settings import SettingError
-from orthotune.recipes.preference_job import Adapt, PreferenceRecipe, run_preferences
+from orthotune.recipes.preference_job import Adapt, PreferenceRecipe, preference_job, run_preferences
 from orthotune.recipes.preference_settings import PreferenceSettings
 from orthotune.recipes.text_job import TrainerInputs
+from orthotune.recipes.text_plan import plan_text
 from orthotune.recipes.text_run import Callbacks, Say
 from orthotune.runs.record import RunRecord
 from orthotune.text.preference_rows import PreferenceRow
@@ -54,6 +55,18 @@ def run(
         True
     """
     return run_preferences(settings, RECIPE, say, callbacks, bar, adapt)
+
+
+def plan(settings: KTOSettings) -> list[str]:
+    """A description of the run with its memory; nothing is loaded, trained or written.
+
+    Args:
+        settings: of the run.
+
+    Raises:
+        RecipeError: as the run itself would.
+    """
+    return plan_text(settings, preference_job(settings, RECIPE))
 
 
 def _build(given: TrainerInputs, table: Any, arguments: Any, reference: Any) -> RunTrainer:

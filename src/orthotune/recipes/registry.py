@@ -88,7 +88,7 @@ RECIPES: dict[str, Recipe] = {
             "Finetune a language model. Without arguments: the small built-in model, on the texts beside it.",
             ("sft", "sft --method lora steps=100", "sft preset=llama model=meta-llama/Llama-3.2-1B data=notes.jsonl",
              "sft model=smollm2 data=chats.jsonl loss_on=answers --show-data"),
-            text=True, plans=False, shows_data=True,
+            text=True, shows_data=True,
         ),
         Recipe(
             "dpo", "dpo", "dpo:DPOSettings",
@@ -96,7 +96,7 @@ RECIPES: dict[str, Recipe] = {
             "prose against lines of code.",
             ("dpo", "dpo model=Qwen/Qwen2.5-0.5B-Instruct data=pairs.jsonl beta=0.1", "dpo --method lora steps=100"),
             (Option("data", "--data", "File, folder or hub data set with prompt, chosen and rejected."),),
-            text=True, plans=False,
+            text=True,
         ),
         Recipe(
             "kto", "kto", "kto:KTOSettings",
@@ -104,7 +104,7 @@ RECIPES: dict[str, Recipe] = {
             "prose against lines of code.",
             ("kto", "kto model=Qwen/Qwen2.5-0.5B-Instruct data=thumbs.jsonl desirable_weight=1.5"),
             (Option("data", "--data", "File, folder or hub data set with prompt, completion and label."),),
-            text=True, plans=False,
+            text=True,
         ),
         Recipe(
             "orpo", "orpo", "orpo:ORPOSettings",

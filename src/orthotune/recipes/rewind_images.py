@@ -7,7 +7,7 @@ are given beside both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -168,42 +168,75 @@ def rewound_as_asked(settings: ImageSettings, record: RunRecord, say: Say) -> Ru
     return finish(settings, say) if settings.rewind != "none" and record.rewound is None else record
 
 
-def finished_at_strengths(path: Path) -> Callable[[str, Sequence[int], float], Sequence[torch.Tensor]]:
+class FinishedAtStrengths:
     """A finished run of an image model, which generates images with what was trained at any strength.
 
     Args:
         path: its directory.
-
-    Returns:
-        A function of prompt, seeds of the noise and strength (0 is the base, 1 as trained) that gives an image, uint8
-        ``[3, H, W]``, for each seed.
 
     Raises:
         RecipeError: no finished run of an image model there, or one that needs condition images.
         ConfigError: the adapter contains parts that have no strength.
 
     Example:
-        >>> finished_at_strengths(Path("runs/subject-oft"))("a sks dog", [0], 0.5)[0].shape  # doctest: +SKIP
+        >>> FinishedAtStrengths(Path("runs/subject-oft")).images("a sks dog", [0], 0.5)[0].shape  # doctest: +SKIP
         torch.Size([3, 512, 512])
     """
-    trained, job = _finished(path)
-    if job.hint_encoder is not None:
-        raise RecipeError(
-            f"{path}", got="a run with condition images", needed="a run whose images follow a prompt alone"
-        )
-    trainee, layers, _ = _loaded(path, trained, job)
-    family: Any = trainee.family
-    side = trained.resolution or family.native_size
 
-    def sample(prompt: str, seeds: Sequence[int], strength: float) -> Sequence[torch.Tensor]:
-        layers.set(dict.fromkeys(layers.names, strength))
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._trained, self._job = _finished(path)
+        if self._job.hint_encoder is not None:
+            raise RecipeError(
+                f"{path}", got="a run with condition images", needed="a run whose images follow a prompt alone"
+            )
+        self._trainee, self._layers, self._base = _loaded(path, self._trained, self._job)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the trained layers."""
+        return self._layers.names
+
+    def images(
+        self, prompt: str, seeds: Sequence[int], strength: float | Mapping[str, float]
+    ) -> Sequence[torch.Tensor]:
+        """Images of a prompt.
+
+        Args:
+            prompt: a text.
+            seeds: of the noise.
+            strength: 0 is the base, 1 as trained; or layer -> strength for some layers, the others keep 1.
+
+        Returns:
+            An image, uint8 ``[3, H, W]``, for each seed.
+        """
+        self._layers.set(self._strengths(strength))
+        family: Any = self._trainee.family
+        side = self._trained.resolution or family.native_size
         found: Sequence[torch.Tensor] = family.generate(
-            [prompt] * len(seeds), list(seeds), steps=trained.sample_steps, guidance=trained.guidance, height=side,
-            width=side, batch_size=trained.batch_size,
+            [prompt] * len(seeds), list(seeds), steps=self._trained.sample_steps, guidance=self._trained.guidance,
+            height=side, width=side, batch_size=self._trained.batch_size,
         )  # fmt: skip
         return found
 
-    return sample
+    def write(self, strength: float | Mapping[str, float], out: Path) -> None:
+        """Write what was trained at strengths; what is opened here is of no use afterwards.
+
+        Args:
+            strength: as for :meth:`images`.
+            out: the new folder.
+
+        Raises:
+            OutputError: ``out`` exists already or cannot be written to.
+        """
+        settings = ImageRewindSettings(run=self.path)
+        with new_folder(out) as folder:
+            _write(settings, self._trained, self._job, self._trainee, self._layers, self._strengths(strength),
+                   self._base is not None, folder)  # fmt: skip
+
+    def _strengths(self, strength: float | Mapping[str, float]) -> dict[str, float]:
+        given = strength if isinstance(strength, Mapping) else dict.fromkeys(self.names, strength)
+        return {name: float(given.get(name, 1.0)) for name in self.names}
 
 
 def _finished(path: Path) -> tuple[ImageSettings, ImageJob]:

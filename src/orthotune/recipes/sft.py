@@ -19,6 +19,7 @@ from orthotune.recipes import rewind
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.sft_data import examples_for, keep_notes, kept_examples, source_domain_notes
 from orthotune.recipes.text_job import TextJob, TrainerInputs, model_note, source_of, trainer_arguments
+from orthotune.recipes.text_plan import plan_text
 from orthotune.recipes.text_run import Callbacks, Say, run_text
 from orthotune.runs import processes
 from orthotune.runs.directory import RunDirectory
@@ -84,6 +85,22 @@ def job(settings: SFTSettings, adapt: Adapt | None = None) -> TextJob:
         entries=["keep_nats"],
         findings=lambda trainer, base: _data_counts(trainer) | _drift(trainer, base, settings.eval_tokens),
     )
+
+
+def plan(settings: SFTSettings) -> list[str]:
+    """A description of the run with its memory; nothing is loaded, trained or written.
+
+    Args:
+        settings: of the run.
+
+    Raises:
+        RecipeError: as the run itself would.
+
+    Example:
+        >>> [line for line in plan(SFTSettings()) if line.startswith("memory")]  # doctest: +SKIP
+        ['memory      48.9 MiB (estimate), plus temporary buffers of single operations']
+    """
+    return plan_text(settings, job(settings), kept=(settings.keep_batch or 1) if settings.keep else 0)
 
 
 def show_data(settings: SFTSettings, marks: Marks) -> list[str]:

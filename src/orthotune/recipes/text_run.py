@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from orthotune.runs.optional_images import not_written
 from orthotune.runs.progress import ProgressBar
 from orthotune.runs.quiet import quiet
 from orthotune.runs.record import RunRecord, WeightChange, device_name, versions
+from orthotune.runs.requests import Requests
 from orthotune.runs.sharded_model import is_sharded
 from orthotune.runs.slow_dtype import slow_dtype_note
 from orthotune.text.best_parameters import BestParameters
@@ -33,7 +35,8 @@ from orthotune.text.causal_model import choose_dtype
 from orthotune.text.diagnosis_log import DiagnosisLog
 from orthotune.text.early_stopping import EarlyStopping, Reached, StopRules
 from orthotune.text.evaluation_cost import cost_sentence
-from orthotune.text.samples import default_prompts, samples
+from orthotune.text.requested import Requested
+from orthotune.text.samples import default_prompts, samples, samples_now
 from orthotune.text.step_log import DomainLosses, Measure, StepLog
 from orthotune.text.trainer import RunTrainer, TrainerParts
 from orthotune.text.trainer_options import MUON, choose_attention
@@ -47,6 +50,8 @@ ADAPTER, MODEL, CURVE, SAMPLES, CARD = "adapter", "model", "curve.png", "samples
 GROWING = ("steps", "epochs")
 #: Checkpoints over a run, and measurements after the first one, when the settings leave them open.
 SAVES, MEASUREMENTS = 4, 5
+#: What a model that cannot generate raises.
+UNWRITTEN = (RuntimeError, ValueError, TypeError, AttributeError, TemplateError)
 
 
 def run_text(
@@ -56,7 +61,8 @@ def run_text(
 
     The output holds ``adapter`` (or ``model`` for full finetuning), ``metrics.jsonl``, ``curve.png`` and checkpoints.
     A run that was cut off and resumed ends with the same parameters as one that was not. SIGTERM and Ctrl-C let it
-    save a checkpoint first. A rule of ``settings.stop_when`` ends it in order, and with ``settings.result=best`` the
+    save a checkpoint first. Files of :mod:`orthotune.runs.requests` in the output ask for samples, a checkpoint or the
+    end. A rule of ``settings.stop_when`` ends it in order, and with ``settings.result=best`` the
     parameters of the best measurement are what is written. Under a launcher every process runs this:
     ``settings.distributed`` says how they share the work; the first one reports and writes.
 
@@ -86,8 +92,8 @@ def run_text(
             return record
         processes.require_visible(checkpoint)
         try:
-            with quiet(), StopOnSignal(say) as stop:
-                return _Run(settings, job, directory, checkpoint, stop, say).train(callbacks, bar)
+            with quiet(), StopOnSignal(say) as stop, Requests(directory.path) as requests:
+                return _Run(settings, job, directory, checkpoint, stop, requests, say).train(callbacks, bar)
         finally:
             directory.drop_if_empty()
 
@@ -98,8 +104,8 @@ def _silent(message: str) -> None:
 
 def _end_of(record: RunRecord) -> list[str]:
     """The note of the rule that ended a run, if one did."""
-    rule = f"stop_when.{(record.stopped_by or {}).get('rule')}="
-    return [note for note in record.notes if note.startswith(rule)]
+    rule = (record.stopped_by or {}).get("rule")
+    return [note for note in record.notes if note.startswith((f"stop_when.{rule}=", f"{rule} ended"))]
 
 
 class _Run:
@@ -107,10 +113,10 @@ class _Run:
 
     def __init__(
         self, settings: TextSettings, job: TextJob, directory: RunDirectory, checkpoint: Path | None,
-        stop: StopOnSignal, say: Say,
+        stop: StopOnSignal, requests: Requests, say: Say,
     ) -> None:  # fmt: skip
         self.settings, self.job, self.directory, self.checkpoint = settings, job, directory, checkpoint
-        self.stop, self.say, self.main = stop, say, processes.is_main()
+        self.stop, self.requests, self.say, self.main = stop, requests, say, processes.is_main()
         self.full, self.notes = settings.method == "full", [model_note(settings), *job.notes]
         self.best: BestParameters | None = None
         self.reached: Reached | None = None
@@ -188,7 +194,8 @@ class _Run:
         self.best = BestParameters(steps) if self.settings.result == "best" else None
         if self.best and self.checkpoint:
             self.best.load(self.checkpoint)
-        for callback in (*inner, steps, *([self.best] if self.best else []), end, progress, *callbacks):
+        asked = Requested(self.requests, self.stop, end, steps, partial(self._sample_now, trainer))
+        for callback in (*inner, asked, steps, *([self.best] if self.best else []), end, progress, *callbacks):
             trainer.add_callback(callback)
         checkpoint = str(self.checkpoint) if self.checkpoint else None
         try:
@@ -264,26 +271,59 @@ class _Run:
 
     def _write_samples(self, trainer: RunTrainer, base: Any) -> None:
         """Texts of the base and of the trained model, for the report and the model card."""
-        prompts, tokenizer = self.settings.sample_prompts, trainer.processing_class
-        prompts = list(default_prompts(self.settings.model)) if prompts is None else prompts
+        asked = self._samples()
         if self.main:
             (self.directory.path / SAMPLES).unlink(missing_ok=True)  # of a shorter run that is made longer
-        self.writes_text = self.job.task == "CAUSAL_LM" and hasattr(tokenizer, "convert_ids_to_tokens")
-        if not self.main or not prompts or not self.writes_text or is_sharded(trainer.model):
+        self.writes_text = self._can_write(trainer)
+        if not self.main or not self._prompts() or not self.writes_text or is_sharded(trainer.model):
             return
         try:
-            found = samples(trainer.model, base, tokenizer, prompts)
-        except (RuntimeError, ValueError, TypeError, AttributeError, TemplateError) as fault:
+            found = samples(trainer.model, base, trainer.processing_class, self._prompts())
+        except UNWRITTEN as fault:
             # The adapter is written: whatever a model cannot generate does not fail the run now.
             self.notes.append(f"No samples: {type(fault).__name__}, {fault}.")
             return
-        write_json(self.directory.path / SAMPLES, found, ascii_only=False)
+        write_json(self.directory.path / SAMPLES, [*asked, *found], ascii_only=False)
+
+    def _prompts(self) -> list[str]:
+        given = self.settings.sample_prompts
+        return list(default_prompts(self.settings.model)) if given is None else given
+
+    def _can_write(self, trainer: RunTrainer) -> bool:
+        return self.job.task == "CAUSAL_LM" and hasattr(trainer.processing_class, "convert_ids_to_tokens")
+
+    def _samples(self) -> list[dict[str, Any]]:
+        """The samples that were asked for so far, each with its step."""
+        path = self.directory.path / SAMPLES
+        found = read_json_list(path) if path.is_file() else []
+        return [row for row in found if isinstance(row, dict) and "step" in row]
+
+    def _sample_now(self, trainer: RunTrainer, model: Any, step: int) -> None:
+        """Write texts of the model in the middle of its training; what cannot be written does not end the training."""
+        if not self.main:
+            return
+        why = (
+            "this recipe trains no model that writes texts" if not self._can_write(trainer)
+            else "sample_prompts is empty" if not self._prompts()
+            else "the model is spread over several processes" if is_sharded(model)
+            else ""
+        )  # fmt: skip
+        if why:
+            self.say(f"No samples at step {step}: {why}.")
+            return
+        try:
+            found = samples_now(model, trainer.processing_class, self._prompts(), step, self._samples(), not self.full)
+            write_json(self.directory.path / SAMPLES, found, ascii_only=False)
+        except (*UNWRITTEN, OSError) as fault:
+            self.say(f"No samples at step {step}: {type(fault).__name__}, {fault}.")
+            return
+        self.say(f"Samples of step {step} are in {SAMPLES}.")
 
     def _write_card(self, record: RunRecord, kept: str) -> None:
         folder = self.directory.path / kept
         config = read_json(folder / "adapter_config.json") if kept == ADAPTER else None
         path = self.directory.path / SAMPLES
-        found = read_json_list(path) if path.is_file() else ()
+        found = [row for row in read_json_list(path) if "step" not in row] if path.is_file() else ()
         write_text(folder / CARD, model_card(record, found, config, self.writes_text))
 
     def _record(

@@ -41,13 +41,21 @@ class StopOnSignal:
     """
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
-        self.say, self.patient, self.number = say, False, 0
+        self.say, self.patient, self.number, self.file = say, False, 0, ""
         self._before: dict[int, Any] = {}
 
     @property
     def asked(self) -> str | None:
-        """Name of the signal that asks to stop, or None."""
-        return signal.Signals(self.number).name if self.number else None
+        """Name of the signal that asks to stop, or of the file; None without one."""
+        return self.file or (signal.Signals(self.number).name if self.number else None)
+
+    def ask(self, file: str) -> None:
+        """Stop as by Ctrl-C, because of a file.
+
+        Args:
+            file: its name.
+        """
+        self.number, self.file = self.number or signal.SIGINT, file
 
     def stopped(self, message: str) -> Stopped:
         """The exception that ends the run."""

@@ -42,7 +42,7 @@ class RunRecord(BaseModel):
         artifacts: what was written, by kind, relative to the run directory.
         planned_steps: that the run was to make, in the record of a run that a signal stopped.
         stopped_by: the rule that ended the training before its last step, with ``limit``, ``step``, ``gain`` and
-            ``forgetting``; None without one.
+            ``forgetting``, or ``finish-now`` with ``step``; None without one.
         result_step: the step whose parameters were written, where that is not the last one as a matter of course.
         rewound: what rewinding at the end chose: ``by``, ``strengths``, and ``gain`` and ``forgetting`` with these and
             ``as_trained``, on texts that nothing was chosen by.

@@ -20,10 +20,16 @@ class Request(IntFlag):
     SAMPLE = 1
     SAVE = 2
     STOP = 4
+    FINISH = 8
 
 
 #: Names of the files in the run directory. A file is removed when its request is taken.
-FILES = {"sample-now": Request.SAMPLE, "save-now": Request.SAVE, "stop-now": Request.STOP}
+FILES = {
+    "sample-now": Request.SAMPLE,
+    "save-now": Request.SAVE,
+    "stop-now": Request.STOP,
+    "finish-now": Request.FINISH,
+}
 #: Signals, on systems that have them.
 SIGNALS = {"SIGUSR1": Request.SAMPLE, "SIGUSR2": Request.SAVE}
 
@@ -32,7 +38,8 @@ class Requests:
     """Within it, files and signals are requests, which a training loop takes after each step.
 
     ``touch RUN/sample-now`` asks for samples, ``save-now`` for a checkpoint, ``stop-now`` for a checkpoint and the end,
-    as Ctrl-C does; SIGUSR1 and SIGUSR2 are the first two. Signals are handled in the main thread only.
+    as Ctrl-C does, ``finish-now`` for the end in order, with the result; SIGUSR1 and SIGUSR2 are the first two. Signals
+    are handled in the main thread only.
 
     Args:
         folder: the run directory.

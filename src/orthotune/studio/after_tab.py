@@ -8,12 +8,18 @@ from typing import Any
 import gradio as gr
 
 from orthotune.errors import OrthotuneError
+from orthotune.files.names import is_file_name
 from orthotune.report.page import NAME
 from orthotune.studio import pages
 from orthotune.studio.workshop import Workshop, with_message
 
 #: Largest strength of the slider.
 MOST = 1.5
+#: Events that change the strengths of parts happen one after another.
+IN_ORDER: dict[str, Any] = {"show_progress": "hidden", "concurrency_id": "parts", "concurrency_limit": 1}
+#: What can have a strength of its own.
+BY = [("all layers together", "one"), ("attention and MLP", "kind"), ("each projection", "projection"),
+      ("each depth", "depth"), ("each layer", "layer")]  # fmt: skip
 COMBINATIONS = ("geodesic", "product", "tangent")
 #: What an export with the weights of the base writes.
 EXPORTS = [("merged model", "dense"), ("change of every weight", "diff")]
@@ -35,18 +41,43 @@ class AfterTab:
                                  info="0 is the base, 1 as trained: a part of every rotation in between.")  # fmt: skip
             most = gr.Slider(8, 256, value=48, step=8, label="Tokens, of texts", elem_id="tokens")
             seed = gr.Number(value=0, precision=0, label="Seed", elem_id="seed", min_width=90)
+        by = gr.Dropdown(BY, value="one", label="A strength of its own for", elem_id="by",
+                         info="Each is multiplied by the strength above.")  # fmt: skip
+        names, parts = gr.State({}), gr.State({})
+        own, wrong = gr.Column(elem_id="parts"), gr.HTML(elem_id="parts-news")
         show = gr.Button("Show at this strength", variant="primary", elem_id="show")
         sides = gr.HTML(elem_id="sides")
-        given = [source, prompt, strength, most, seed]
+        given = [source, prompt, strength, most, seed, by, parts]
         show.click(self._show, given, sides)
         strength.release(self._show, given, sides)
+        for event in (by.input, source.change):
+            event(self._parts, [source, by], [names, parts, wrong])
+        with own:
+
+            @gr.render(inputs=[names], triggers=[names.change], show_progress="hidden")
+            def _(shown: dict[str, Any]) -> None:
+                for number, name in enumerate(shown.get("names", ())):
+                    slider = gr.Slider(0, MOST, value=1, step=0.05, label=name, elem_id=f"part-{number}")
+                    # One after another: each reads the strengths that the one before has written.
+                    slider.input(_with(name), [parts, slider], parts, trigger_mode="always_last", **IN_ORDER)
+                    slider.release(_with(name), [parts, slider], parts, **IN_ORDER).then(self._show, given, sides)
+
         report = gr.HTML(elem_id="report-link")
-        self._write(source, strength)
+        with gr.Accordion("What each layer does", open=False):
+            look = gr.Button("Show the layers", elem_id="look-layers")
+            layers = gr.HTML(elem_id="layers")
+            look.click(self._layers, source, layers)
+        self._write(source, strength, by, parts)
         source.change(self._prompt, source, [prompt, report], show_progress="hidden")
         self.first = (self._choices, [source], [source, self.other])
 
-    def _write(self, source: Any, strength: Any) -> None:
+    def _write(self, source: Any, strength: Any, by: Any, parts: Any) -> None:
         """The parts of the tab that write files."""
+        with gr.Accordion("Write a new adapter at the strengths above", open=False):
+            called = gr.Textbox(label="Name of the new adapter", placeholder="weaker", elem_id="weaker-name")
+            rewind = gr.Button("Write", elem_id="rewind")
+            rewound = gr.HTML(elem_id="rewind-news")
+            rewind_done = rewind.click(self._rewind, [source, strength, by, parts, called], rewound)
         with gr.Accordion("Tools that can load it, and conversion", open=False):
             list_tools = gr.Button("List the tools", elem_id="tools")
             found = gr.HTML(elem_id="tools-list")
@@ -64,7 +95,7 @@ class AfterTab:
                 place = gr.Textbox(label="Output", placeholder="merged/style", elem_id="export-out")
             write = gr.Button("Export at the strength above", elem_id="export")
             done = gr.HTML(elem_id="export-news")
-            write.click(self._export, [source, kind, place, strength], done)
+            write.click(self._export, [source, kind, place, strength, by], done)
         with gr.Accordion("Combine with another adapter", open=False):
             with gr.Row():
                 self.other = gr.Dropdown([], label="Second adapter", elem_id="other")
@@ -75,9 +106,9 @@ class AfterTab:
                 name = gr.Textbox(label="Name of the new adapter", placeholder="both", elem_id="combined-name")
             join = gr.Button("Combine", elem_id="combine")
             made = gr.HTML(elem_id="combine-news")
-            join.click(self._combine, [source, self.other, first, second, how, name], made).then(
-                self._choices, [source], [source, self.other], show_progress="hidden"
-            )
+            combined = join.click(self._combine, [source, self.other, first, second, how, name], made)
+        for written in (combined, rewind_done):
+            written.then(self._choices, [source], [source, self.other], show_progress="hidden")
 
     def _choices(self, chosen: str | None) -> tuple[Any, Any]:
         found = self.workshop.adapters()
@@ -101,19 +132,38 @@ class AfterTab:
         folder = facts.records.folder
         return (asked or [""])[0], pages.link(str(folder), self.workshop.name(folder), (folder / NAME).is_file())
 
-    def _show(self, chosen: str | None, prompt: str, strength: float, most: float, seed: float | None) -> str:
-        return with_message(self._shown)(chosen, prompt, strength, most, seed)
+    def _parts(self, chosen: str | None, by: str) -> tuple[dict[str, Any], dict[str, float], str]:
+        """The parts that get a slider, at 1 each; with what they are of, so that those of another run are new ones."""
+        if by == "one" or not chosen:
+            return {}, {}, ""
+        try:
+            found = self.workshop.models.call("parts_of", source=self._path(chosen), by=by)
+        except (OrthotuneError, OSError) as fault:
+            return {}, {}, pages.message(str(fault), "wrong")
+        return {"of": chosen, "by": by, "names": list(map(pages.sendable, found))}, {}, ""
 
-    def _shown(self, chosen: str | None, prompt: str, strength: float, most: float, seed: float | None) -> str:
+    def _layers(self, chosen: str | None) -> str:
+        return with_message(self._looked)(chosen)
+
+    def _looked(self, chosen: str | None) -> str:
+        return pages.layers(self.workshop.models.call("layers_of", adapter=self._path(chosen)))
+
+    def _show(self, *given: Any) -> str:
+        return with_message(self._shown)(*given)
+
+    def _shown(
+        self, chosen: str | None, prompt: str, strength: float, most: float, seed: float | None, by: str,
+        parts: dict[str, float],
+    ) -> str:  # fmt: skip
         path, first = self._path(chosen), int(seed or 0)
-        heading = f"strength {strength:g}"
+        own = ", ".join(f"{part} {value:g}" for part, value in parts.items() if value != 1)
+        heading = f"strength {strength:g}" + (f", of which {own}" if own else "")
         if self.workshop.makes_images(path):
-            found = self.workshop.models.call(
-                "images", run=path, prompt=prompt, strength=strength, seeds=[*range(first, first + 4)]
-            )
+            found = self.workshop.models.call("images", run=path, prompt=prompt, strength=strength, by=by, parts=parts,
+                                             seeds=[*range(first, first + 4)])  # fmt: skip
             return pages.sides(shown_images=[("base", found["base"]), (heading, found["tuned"])])
         found = self.workshop.models.call("answers", source=path, prompt=prompt, strength=strength, most=int(most),
-                                         seed=first, temperature=0.0)  # fmt: skip
+                                         seed=first, temperature=0.0, by=by, parts=parts)  # fmt: skip
         return pages.sides([("adapter off", found["base"]), (heading, found["text"])])
 
     def _tools(self, chosen: str | None) -> tuple[str, Any]:
@@ -143,10 +193,27 @@ class AfterTab:
         )
         return pages.message("\n".join(lines), "right")
 
-    def _export(self, chosen: str | None, kind: str, out: str, strength: float) -> str:
-        return with_message(self._exported)(chosen, kind, out, strength)
+    def _rewind(self, chosen: str | None, strength: float, by: str, parts: dict[str, float], name: str) -> str:
+        return with_message(self._rewound)(chosen, strength, by, parts, name)
 
-    def _exported(self, chosen: str | None, kind: str, out: str, strength: float) -> str:
+    def _rewound(self, chosen: str | None, strength: float, by: str, parts: dict[str, float], name: str) -> str:
+        path, out = self._path(chosen), self._new(name)
+        lines = self.workshop.models.call("write_at", source=path, strength=strength, by=by, parts=parts, out=str(out))
+        return pages.message("\n".join(lines), "right")
+
+    def _new(self, name: str) -> Path:
+        """The folder of a new adapter."""
+        if not is_file_name(name.strip()):
+            raise OrthotuneError(f"name {name!r}", needed="a file name, without a path")
+        return self.workshop.folders.inside(self.workshop.folders.workspace / "adapters" / name.strip())
+
+    def _export(self, chosen: str | None, kind: str, out: str, strength: float, by: str) -> str:
+        return with_message(self._exported)(chosen, kind, out, strength, by)
+
+    def _exported(self, chosen: str | None, kind: str, out: str, strength: float, by: str) -> str:
+        if by != "one":
+            raise OrthotuneError("an export", got="strengths of parts", needed="one strength for all layers",
+                                 do="Write a new adapter at these strengths first, and export that one")  # fmt: skip
         path, place = self._path(chosen), self._out(out)
         base = self.workshop.models.call("base_of", run=path)
         if not base:
@@ -160,13 +227,16 @@ class AfterTab:
         return with_message(self._combined)(one, other, first, second, how, name)
 
     def _combined(self, one: str | None, other: str | None, first: float, second: float, how: str, name: str) -> str:
-        from orthotune.files.names import is_file_name
-
-        if not is_file_name(name.strip()):
-            raise OrthotuneError(f"name {name!r}", needed="a file name, without a path")
-        out = self.workshop.folders.workspace / "adapters" / name.strip()
+        out = self._new(name)
         paths = [self._path(one), self._path(other)]
         lines = self.workshop.models.call(
             "combine_into", adapters=paths, weights=[first, second], kind=how, out=str(out)
         )
         return pages.message("\n".join(lines), "right")
+
+
+def _with(part: str) -> Any:
+    def changed(parts: dict[str, float], value: float) -> dict[str, float]:
+        return {**parts, part: value}
+
+    return changed

@@ -17,10 +17,13 @@ from orthotune.errors import OrthotuneError
 from orthotune.files.atomic import write_text
 from orthotune.files.json_file import json_line, json_object, read_json
 from orthotune.files.output import temporary_folder
+from orthotune.files.run_adapter import IMAGE_RECIPES
 from orthotune.studio.folders import Folders
 
 #: Side of a thumbnail in pixels, and the most images and rows that are shown.
 THUMBNAIL, MOST_IMAGES, MOST_ROWS = 192, 60, 5
+#: Most strengths beside each other.
+MOST_PARTS = 48
 #: Most characters of a value of a row.
 LONGEST = 600
 #: The model that was opened last, by what it was opened from.
@@ -45,7 +48,7 @@ def check(recipe: str, text: str) -> dict[str, Any]:
 
 
 def plan(recipe: str, text: str) -> list[str]:
-    """What the run will need, as ``--dry-run`` prints, or examples of the data as ``--show-data`` does.
+    """What the run will need, as ``--dry-run`` prints, and examples of the data as ``--show-data`` does.
 
     Args:
         recipe: name in the registry.
@@ -59,13 +62,12 @@ def plan(recipe: str, text: str) -> list[str]:
 
     settings, entry = _settings(recipe, text), RECIPES[recipe]
     with quiet():
-        if entry.plans:
-            return list(entry.job().plan(settings))
-        if not entry.shows_data:
-            return []
-        from orthotune.text.shown_rows import BRACKETS
+        lines = list(entry.job().plan(settings)) if entry.plans else []
+        if entry.shows_data:
+            from orthotune.text.shown_rows import BRACKETS
 
-        return list(entry.job().show_data(settings, BRACKETS))
+            lines += ["", *entry.job().show_data(settings, BRACKETS)]
+        return lines
 
 
 def _settings(recipe: str, text: str) -> Any:
@@ -147,7 +149,33 @@ def rows_of(source: str, roots: list[str]) -> dict[str, Any]:
     return {"rows": shown, "count": len(rows)}
 
 
-def answers(source: str, prompt: str, strength: float, most: int, seed: int, temperature: float) -> dict[str, str]:
+def parts_of(source: str, by: str) -> list[str]:
+    """The parts of an adapter that can have a strength of their own.
+
+    Args:
+        source: run directory or adapter.
+        by: ``kind``, ``projection``, ``depth`` or ``layer``, as ``orthotune rewind`` groups layers.
+
+    Returns:
+        Their names; at most ``MOST_PARTS``.
+
+    Raises:
+        OrthotuneError: no adapter there, or more parts than that.
+    """
+    groups = _groups(_opened_run(source), by)
+    found = list(dict.fromkeys(groups.values()))
+    if len(found) > MOST_PARTS:
+        raise OrthotuneError(
+            f"a strength for each {by}", got=f"{len(found)} of them", needed=f"at most {MOST_PARTS} on one page",
+            do="Choose projections or depths; orthotune.rewind takes a strength for every layer",
+        )  # fmt: skip
+    return found
+
+
+def answers(
+    source: str, prompt: str, strength: float, most: int, seed: int, temperature: float, by: str = "one",
+    parts: dict[str, float] | None = None,
+) -> dict[str, str]:  # fmt: skip
     """What a language model writes after a prompt, with its adapter at a strength and without.
 
     Args:
@@ -157,23 +185,27 @@ def answers(source: str, prompt: str, strength: float, most: int, seed: int, tem
         most: tokens.
         seed: of the sampling.
         temperature: of the sampling; 0 takes the likeliest tokens.
+        by: what ``parts`` are.
+        parts: strengths of parts, which are multiplied by ``strength``; parts that are not named have 1.
 
     Raises:
         OrthotuneError: no language model, or a strength that it does not have.
     """
     from orthotune.operations.generate import generate
     from orthotune.operations.generation.decoding import Decoding
-    from orthotune.operations.generation.open_model import open_model
     from orthotune.runs.quiet import quiet
 
+    opened = _opened_run(source)
     with quiet():
-        opened = _opened(source, lambda: open_model(source))
         decoding = Decoding(max_tokens=most, temperature=temperature, seed=seed)
-        found = generate(opened, prompt, both=opened.adapted, strength=strength, decoding=decoding)[0]
+        at = _strengths(opened, strength, by, parts)
+        found = generate(opened, prompt, both=opened.adapted, strength=at, decoding=decoding)[0]
     return {"base": found.base or "", "text": found.text}
 
 
-def images(run: str, prompt: str, strength: float, seeds: list[int]) -> dict[str, list[str]]:
+def images(
+    run: str, prompt: str, strength: float, seeds: list[int], by: str = "one", parts: dict[str, float] | None = None
+) -> dict[str, list[str]]:
     """Images of a finished run of an image model, with what was trained at a strength and without, from the same noise.
 
     Args:
@@ -181,6 +213,8 @@ def images(run: str, prompt: str, strength: float, seeds: list[int]) -> dict[str
         prompt: a text.
         strength: 0 the base and 1 as trained.
         seeds: of the noise.
+        by: what ``parts`` are.
+        parts: as for :func:`answers`.
 
     Returns:
         ``base`` and ``tuned``, data URIs in the order of the seeds.
@@ -188,15 +222,59 @@ def images(run: str, prompt: str, strength: float, seeds: list[int]) -> dict[str
     Raises:
         OrthotuneError: no finished run of an image model.
     """
-    from orthotune.recipes.rewind_images import finished_at_strengths
     from orthotune.runs.quiet import quiet
 
+    opened = _opened_run(run)
     with quiet():
-        sample = _opened(run, lambda: finished_at_strengths(Path(run)))
-        return {
-            name: [_uri(image) for image in sample(prompt, seeds, t)]
-            for name, t in (("base", 0.0), ("tuned", strength))
-        }
+        sides = (("base", 0.0), ("tuned", _strengths(opened, strength, by, parts)))
+        return {name: [_uri(image) for image in opened.images(prompt, seeds, t)] for name, t in sides}
+
+
+def write_at(source: str, strength: float, by: str, parts: dict[str, float] | None, out: str) -> list[str]:
+    """Write an adapter at strengths, at which it is a new adapter.
+
+    Args:
+        source: run directory or adapter.
+        strength: of the adapter.
+        by: what ``parts`` are.
+        parts: as for :func:`answers`.
+        out: the new folder.
+
+    Raises:
+        OrthotuneError: the adapter has no such strengths, or the output exists.
+    """
+    from orthotune.operations.rewind import rewind
+    from orthotune.runs.quiet import quiet
+
+    opened = _opened_run(source)
+    with quiet():
+        at = _strengths(opened, strength, by, parts)
+        if _makes_images(source):
+            _OPENED.clear()  # writing may change what is opened
+            opened.write(at, Path(out))
+            return [f"written to {out}"]
+        done = rewind(source, at, out)
+    return [f"{len(done.strengths)} layers written to {done.out}", *done.notes]
+
+
+def layers_of(adapter: str) -> dict[str, Any]:
+    """What an adapter does to each layer, and warnings with their remedy.
+
+    Args:
+        adapter: run directory or adapter.
+
+    Returns:
+        As ``orthotune inspect --json`` prints.
+
+    Raises:
+        OrthotuneError: no adapter there.
+    """
+    from orthotune.files.plain_text import plain
+    from orthotune.files.run_adapter import adapter_in
+    from orthotune.operations.inspect import inspect
+
+    found: dict[str, Any] = plain(inspect(adapter_in(adapter)))
+    return found
 
 
 def tools(adapter: str) -> list[dict[str, Any]]:
@@ -313,6 +391,46 @@ def base_of(run: str) -> str:
     return model_folder(str(model)) if model else ""
 
 
+def _makes_images(source: str) -> bool:
+    """Whether a path is a run of an image model."""
+    path = Path(source)
+    record = next((read_json(path / name) for name in ("run.json", "settings.json") if (path / name).is_file()), {})
+    return record.get("recipe") in IMAGE_RECIPES
+
+
+def _opened_run(source: str) -> Any:
+    """The model of a source, a language model or the model of an image run, at whose strengths it can be asked."""
+    from orthotune.runs.quiet import quiet
+
+    with quiet():
+        if _makes_images(source):
+            from orthotune.recipes.rewind_images import FinishedAtStrengths
+
+            return _opened(source, lambda: FinishedAtStrengths(Path(source)))
+        from orthotune.operations.generation.open_model import open_model
+
+        return _opened(source, lambda: open_model(source))
+
+
+def _groups(opened: Any, by: str) -> dict[str, str]:
+    """The part of each layer of an opened model."""
+    from orthotune.operations.generation.adapter_strength import layer_names
+    from orthotune.operations.generation.open_model import OpenedModel
+    from orthotune.runs.rewinding import groups_of
+
+    if isinstance(opened, OpenedModel) and not opened.adapted:
+        raise OrthotuneError(f"strengths of {opened.source}", got="a model without an adapter", needed="an adapter")
+    kind: Any = by
+    return groups_of(layer_names(opened.model) if isinstance(opened, OpenedModel) else list(opened.names), kind)
+
+
+def _strengths(opened: Any, strength: float, by: str, parts: dict[str, float] | None) -> float | dict[str, float]:
+    """One strength, or that of each layer."""
+    if by == "one" or not parts:
+        return strength
+    return {layer: strength * parts.get(part, 1.0) for layer, part in _groups(opened, by).items()}
+
+
 def _opened(source: str, open_it: Callable[[], Any]) -> Any:
     """The model of a source; the one that was opened before is dropped first."""
     path = Path(source)
@@ -342,8 +460,9 @@ def _uri(image: Any) -> str:
 
 CALLS: dict[str, Callable[..., Any]] = {
     one.__name__: one
-    for one in (check, plan, images_of, rows_of, answers, images, tools, convert_to, export_to, combine_into, base_of)
-}
+    for one in (check, plan, images_of, rows_of, parts_of, answers, images, layers_of, write_at, tools, convert_to,
+                export_to, combine_into, base_of)
+}  # fmt: skip
 
 
 def serve(calls: BinaryIO, results: BinaryIO) -> None:

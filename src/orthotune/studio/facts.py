@@ -69,6 +69,13 @@ class Facts:
         notes = self.records.run.get("notes") or []
         return list(dict.fromkeys(str(note) for note in [*noted, *notes]))
 
+    @property
+    def advice(self) -> list[str]:
+        """The warnings of the last look at the rotations, each with its remedy."""
+        looks = [line["diagnosis"] for line in self.records.metrics if isinstance(line.get("diagnosis"), dict)]
+        found = looks[-1].get("advice") if looks else None
+        return [str(one) for one in found] if isinstance(found, list) else []
+
     def row(self, name: str) -> dict[str, Any]:
         """The run as a row of a comparison.
 

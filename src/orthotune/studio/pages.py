@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from orthotune.report.comparison import comparison
 from orthotune.report.page import environment, values
+from orthotune.report.records import Records
 from orthotune.studio.facts import Facts, axes_of
 
 #: What the templates of the report plot, with nothing in it.
@@ -114,6 +115,7 @@ def live(facts: Facts, name: str, state: str) -> str:
     shown = values(facts.records)
     shown |= {"settings": facts.settings, "name": name, "state": state, "recipe": facts.recipe, "fault": facts.fault}
     shown |= {"step": facts.step, "steps": facts.steps, "left": facts.seconds_left, "warnings": facts.warnings}
+    shown |= {"advice": facts.advice}
     return _page("live", **shown)
 
 
@@ -125,6 +127,17 @@ def sides(texts: Sequence[tuple[str, str]] = (), shown_images: Sequence[tuple[st
         shown_images: heading and data URIs of each side.
     """
     return _page("sides", texts=texts, images=shown_images)
+
+
+def layers(found: Mapping[str, Any]) -> str:
+    """What an adapter does to each layer: warnings with their remedy, heat maps, histograms, a table.
+
+    Args:
+        found: what ``computing.layers_of`` returned.
+    """
+    lora = str(found.get("format", "")).endswith("-lora")
+    shown = values(Records(Path(), adapter={} if lora else found))
+    return _page("adapter", **shown, rows=found.get("layers") or [] if lora else [])
 
 
 def tools(found: Sequence[Mapping[str, Any]]) -> str:

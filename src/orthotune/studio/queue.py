@@ -43,6 +43,7 @@ class Job:
         process: mark of the process that trains, once there was one.
         status: exit status of that process; None until it ended, or if nobody waited for its end.
         stopping: whether it was asked to stop.
+        place: of the queue that it was put into; another one in a copied folder. Empty in records of older versions.
     """
 
     number: int
@@ -51,6 +52,7 @@ class Job:
     process: str | None = None
     status: int | None = None
     stopping: bool = False
+    place: str = ""
 
 
 class Queue:
@@ -63,6 +65,7 @@ class Queue:
     def __init__(self, folders: Folders) -> None:
         self.folders, self.folder = folders, folders.workspace / FOLDER
         self.folder.mkdir(exist_ok=True)
+        self.place = f"{self.folder.stat().st_ino} {self.folder}"
 
     def add(self, recipe: str, text: str) -> Job:
         """Put a run at the end of the queue; its recipe file is kept beside it.
@@ -101,7 +104,9 @@ class Queue:
             if state not in RESUMABLE:
                 raise OrthotuneError(f"run {run}", got=f"{state}", needed="a run that has stopped")
             # The settings of a run that has begun are in its directory, and need not be given again.
-            text = self.text(before) if before and not (run / STARTED).is_file() else with_value("", "output", str(run))
+            text = self.text(before) if before and not (run / STARTED).is_file() else ""
+            text = with_value(text, "output", str(run))
+            self.folders.check(values_of(text))  # that of a copied folder may name the data of the original
             if before:
                 self._forget(before)
             return self._put(recipe, str(run), text)
@@ -149,13 +154,36 @@ class Queue:
                 job = Job(**{key: record[key] for key in record.keys() & Job.__dataclass_fields__.keys()})
             except (OrthotuneError, OSError, TypeError):
                 continue  # removed in another tab, or not ours
-            if job.number == _number(path) and isinstance(job.recipe, str) and _is_path(job.output) and _is_mark(job):
-                found.append(job)  # of another version otherwise, or damaged
+            known = isinstance(job.recipe, str) and isinstance(job.place, str)
+            if job.number == _number(path) and known and _is_path(job.output) and _is_mark(job):
+                found.append(self._here(job))  # of another version otherwise, or damaged
         return found
+
+    def is_copied(self, job: Job) -> bool:
+        """Whether a job was put into the queue of another folder, of which this one is a copy, or before it was moved.
+
+        Nobody asked for it here: its process is none of this folder, and it does not begin by itself.
+
+        Args:
+            job: of this queue.
+        """
+        if job.place:
+            return job.place != self.place
+        return not Path(job.output).is_relative_to(self.folders.workspace)
+
+    def _here(self, job: Job) -> Job:
+        """The job, in the copy of its folder."""
+        _, _, before = job.place.partition(" ")
+        if not before or not self.is_copied(job) or not Path(job.output).is_relative_to(Path(before).parent):
+            return job
+        inner = Path(job.output).relative_to(Path(before).parent)
+        return replace(job, output=str(self.folders.workspace / inner))
 
     def state(self, job: Job) -> State:
         """What became of a job, read from its run directory and its process."""
         output = Path(job.output)
+        if self.is_copied(job):
+            return run_state(output)
         alive = job.process is not None and process_mark(int(job.process.split()[0])) == job.process
         if alive and job.status is None:
             if job.stopping:
@@ -202,7 +230,7 @@ class Queue:
 
     def _put(self, recipe: str, output: str, text: str) -> Job:
         used = [number for path in self.folder.glob("[0-9]*.yaml") if (number := _number(path)) is not None]
-        job = Job(max(used, default=0) + 1, recipe, output)
+        job = Job(max(used, default=0) + 1, recipe, output, place=self.place)
         write_text(self.recipe_file(job), with_value(text, "resume", "auto"))
         self.change(job)
         return job
@@ -271,6 +299,22 @@ def run_state(run: Path) -> State:
     if held_by(run / ".lock") is not None:
         return "running"
     return "finished" if (run / FINISHED).is_file() else "interrupted"
+
+
+def ask_run(run: Path, name: str) -> None:
+    """Ask the process that trains in a run directory for something after its present step.
+
+    Args:
+        run: the directory.
+        name: of the request, a key of :data:`orthotune.runs.requests.FILES`.
+
+    Raises:
+        OrthotuneError: nothing is running there.
+        OutputError: the directory cannot be written to.
+    """
+    if held_by(run / ".lock") is None:
+        raise OrthotuneError(f"run {run}", got="no process that trains there", needed="a run that is going on")
+    write_text(run / name, "")
 
 
 def stop_run(run: Path) -> None:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from orthotune.errors import OrthotuneError
+from orthotune.recipes.registry import RECIPES
 from orthotune.studio import pages
 from orthotune.studio.facts import read_facts, tail
-from orthotune.studio.queue import Job, stop_run
+from orthotune.studio.queue import Job, ask_run, stop_run
 from orthotune.studio.workshop import Workshop, with_message
 
 #: Seconds between two looks at the runs.
 PACE = 2.0
 #: Most runs that are listed.
 MOST = 30
+#: What a run does when it is asked for something.
+ASKED = {
+    "sample-now": "texts or images of its samples, which are shown below.",
+    "save-now": "a checkpoint.",
+    "finish-now": "a measurement, and the end in order, with the adapter and the record. With result: best it keeps "
+    "the parameters of the best measurement.",
+}
 
 
 class RunTab:
@@ -32,8 +41,12 @@ class RunTab:
         chosen = gr.Dropdown([], label="Run", elem_id="run", info="Shown below; the buttons are for this run.")
         with gr.Row():
             stop = gr.Button("Stop and keep", elem_id="stop")
+            finish = gr.Button("Finish now", elem_id="finish")
             resume = gr.Button("Resume", elem_id="resume")
             remove = gr.Button("Take off the list", elem_id="remove")
+        with gr.Row():
+            sample = gr.Button("Sample now", elem_id="sample-now")
+            save = gr.Button("Save now", elem_id="save-now")
         news = gr.HTML(elem_id="run-news")
         live = gr.HTML(elem_id="live")
         with gr.Accordion("Log", open=False):
@@ -43,7 +56,11 @@ class RunTab:
         self.first = (self._look, [chosen, seen], outputs)
         gr.Timer(PACE).tick(*self.first, show_progress="hidden", trigger_mode="once")
         chosen.input(*self.first, show_progress="hidden")
-        for button, action in ((stop, self._stop), (resume, self._resume), (remove, self._remove)):
+        actions = (
+            (stop, self._stop), (resume, self._resume), (remove, self._remove), (sample, self._ask("sample-now")),
+            (save, self._ask("save-now")), (finish, self._ask("finish-now")),
+        )  # fmt: skip
+        for button, action in actions:
             button.click(action, chosen, news, show_progress="hidden").then(*self.first, show_progress="hidden")
 
     def _look(self, chosen: str | None, seen: dict[str, str]) -> tuple[Any, ...]:
@@ -104,6 +121,20 @@ class RunTab:
             f"{self.workshop.name(run)} saves a checkpoint after its step and ends. Resume goes on from there; the tab "
             "After can use the checkpoint of a language model.", "right",
         )  # fmt: skip
+
+    def _ask(self, name: str) -> Callable[[str | None], str]:
+        def asked(chosen: str | None) -> str:
+            run, job = self._entry(chosen)
+            recipe = RECIPES.get(job.recipe if job else read_facts(run).recipe)
+            if name == "sample-now" and recipe is not None and recipe.head:
+                raise OrthotuneError(
+                    f"samples of {self.workshop.name(run)}", got=f"a run of the recipe {recipe.name}",
+                    needed="a model that writes texts or makes images",
+                )  # fmt: skip
+            ask_run(self.workshop.folders.inside(run), name)
+            return pages.message(f"{self.workshop.name(run)}, after its present step: {ASKED[name]}", "right")
+
+        return with_message(asked)
 
     def _resume(self, chosen: str | None) -> str:
         return with_message(self._resumed)(chosen)

@@ -38,10 +38,17 @@ class Workshop:
         """The runs: those of the queue in its order, newest first, then the others; each with its job and state."""
         jobs: dict[Path, Job] = {}
         for job in sorted(self.queue.jobs(), key=lambda job: -job.number):
-            jobs.setdefault(Path(job.output), job)
+            if self._is_inside(job.output):  # in a copied folder an output may be in the original one
+                jobs.setdefault(Path(job.output), job)
         found = [(output, job, str(self.queue.state(job))) for output, job in jobs.items()]
         others = [run for run in self.folders.runs() if run not in jobs]
         return found + [(run, None, str(run_state(run))) for run in others]
+
+    def _is_inside(self, path: str) -> bool:
+        try:
+            return self.folders.inside(path) == Path(path)
+        except OrthotuneError:
+            return False
 
     def name(self, run: Path) -> str:
         """What a run is called on the page."""
@@ -61,8 +68,8 @@ class Workshop:
                     run.glob("checkpoints/checkpoint-*/adapter_config.json"), key=lambda path: path.stat().st_mtime
                 )
                 found += [(f"{name}, {kept[-1].parent.name}", str(kept[-1].parent))] if kept else []
-        combined = sorted(self.folders.workspace.glob("adapters/*/adapter_config.json"))
-        return found + [(self.name(path.parent), str(path.parent)) for path in combined]
+        made = sorted({path.parent for path in self.folders.workspace.glob("adapters/*/*.safetensors")})
+        return found + [(self.name(path), str(path)) for path in made]
 
     def facts(self, run: str | Path) -> Facts:
         """What a run directory says of itself; of a checkpoint, what its run says.

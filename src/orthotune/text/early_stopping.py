@@ -17,18 +17,18 @@ from orthotune.text.step_log import StepLog
 
 @dataclass(frozen=True)
 class Reached:
-    """A rule that ended a training.
+    """A rule that ended a training, or a user's wish.
 
     Args:
-        rule: its key in the setting ``stop_when``.
-        limit: its value there.
+        rule: its key in the setting ``stop_when``; ``finish-now`` for the file of that name.
+        limit: its value there; None for the file.
         step: of the measurement.
         gain, forgetting: measured there, in nats per token or in units of the run's score; None where not measured.
         best_step: of ``patience``, the step with the largest gain - forgetting.
     """
 
     rule: str
-    limit: float
+    limit: float | None
     step: int
     gain: float | None
     forgetting: float | None
@@ -49,6 +49,8 @@ class Reached:
             >>> Reached("gain", 0.5, 40, 0.512, 0.01).sentence(200)
             'stop_when.gain=0.5 ended the training after step 40 of 200: gain +0.512, forgetting +0.010 nats per token.'
         """
+        if self.limit is None:
+            return f"{self.rule} ended the training after step {self.step} of {steps}."
         values = {"gain": self.gain, "forgetting": self.forgetting}
         measured = ", ".join(f"{name} {value:+.3f}" for name, value in values.items() if value is not None)
         best = "" if self.best_step is None else f"; gain - forgetting was largest at step {self.best_step}"
@@ -56,6 +58,19 @@ class Reached:
             f"stop_when.{self.rule}={self.limit:g} ended the training after step {self.step} of {steps}: "
             f"{measured} {unit}{best}."
         )
+
+
+def asked_to_finish(step: int) -> Reached:
+    """What ended a training that a user asked to finish.
+
+    Args:
+        step: the last one.
+
+    Example:
+        >>> asked_to_finish(40).sentence(200)
+        'finish-now ended the training after step 40 of 200.'
+    """
+    return Reached("finish-now", None, step, None, None)
 
 
 @dataclass(frozen=True)
@@ -121,11 +136,13 @@ class EarlyStopping(TrainerCallback):
         steps: measures, before this callback.
 
     Attributes:
+        asked: a user asks for the end after the present step; set before this callback.
         reached: the rule that ended the training.
     """
 
     def __init__(self, rules: StopRules, log: MetricsLog, steps: StepLog) -> None:
         self.rules, self.log, self.steps = rules, log, steps
+        self.asked = False
         self.reached: Reached | None = None
 
     def at(self, step: int) -> Reached | None:
@@ -142,9 +159,12 @@ class EarlyStopping(TrainerCallback):
             processes.from_main(lambda: self.rules.require(self.steps.measured))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:
-        if not self.steps.measured or state.global_step >= state.max_steps:
+        if state.global_step >= state.max_steps or not (self.steps.measured or self.asked):
             return
-        now = {"step": state.global_step, **self.steps.measured}
-        self.reached = processes.from_main(lambda: self.rules.reached([*measurements(self.log.lines), now]))
+        if self.steps.measured:
+            now = {"step": state.global_step, **self.steps.measured}
+            self.reached = processes.from_main(lambda: self.rules.reached([*measurements(self.log.lines), now]))
+        if self.asked and self.reached is None:
+            self.reached = asked_to_finish(state.global_step)
         if self.reached is not None:
             control.should_save = control.should_training_stop = True

@@ -28,6 +28,7 @@ class StepLog(TrainerCallback):
         score: by which the run gains and forgets; None for the losses of the domains.
 
     Attributes:
+        asked: measure at the end of the present step, too; set before this callback.
         measured: what was measured at the current step, in every process; empty at the other steps. ``gain`` and
             ``forgetting`` are in the main process alone, which has the lines.
     """
@@ -45,6 +46,7 @@ class StepLog(TrainerCallback):
         self.ends = tuple(ends)
         self.changes = changes if score is None else score.changes
         self.trained = float(log.last("seconds") or 0.0)
+        self.asked = False
         self.measured: Line = {}
         self.measuring = 0.0
         self.resumed_at: float = 0.0
@@ -63,8 +65,9 @@ class StepLog(TrainerCallback):
         self.measured = {}
         if state.global_step >= state.max_steps:
             self._measure(seen["model"], self.measures + self.ends, state.global_step)
-        elif state.global_step % self.every == 0:
+        elif state.global_step % self.every == 0 or self.asked:
             self._measure(seen["model"], self.measures, state.global_step)
+        self.asked = False
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **seen: Any) -> None:
         logs = seen["logs"]

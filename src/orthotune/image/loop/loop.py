@@ -62,11 +62,13 @@ class Hooks:
         ends: step -> whether the training ends there, after a checkpoint; called in all processes, after the callbacks.
         add_to_checkpoint: writes further files into the folder of a checkpoint, with the averaged parameters, if any;
             called in the main process.
+        finish: called in all processes with a step after which a user asks for the end in order; ``ends`` comes next.
     """
 
     on_step: tuple[Every, ...] = ()
     ends: Callable[[int], bool] = lambda step: False
     add_to_checkpoint: Callable[[Path], None] | None = None
+    finish: Callable[[int], None] = lambda step: None
 
 
 def train(
@@ -167,6 +169,8 @@ class _Loop:
                     if self._due(step + 1) or Request.SAVE in asked:
                         self._save()
                     self._run_callbacks(step + 1, Request.SAMPLE in asked)
+                    if Request.FINISH in asked and step + 1 < last:
+                        self.hooks.finish(step + 1)
         finally:
             self.bar.close()
         set_training(self.parts.optimizer, False)
@@ -218,6 +222,8 @@ class _Loop:
         self.accelerator.log({"train_loss": mean, "gradient_norm": norm}, step=step + 1)
         self.bar.show(step + 1, {"loss": mean})
         self.skipped.count(self.progress, kind, layer, overflow=not finite)
+        if Request.STOP in wanted:
+            stop.ask("stop-now")
         if (asked or Request.STOP in wanted) and step + 1 < self.options.steps:
             self._save()
             saved = f"which checkpoint-{step + 1} holds" if self.written == step + 1 else kept(self.run_dir.checkpoints)

@@ -9,36 +9,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields
-from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from orthotune.image.data.batch import Batch, Sources
 from orthotune.image.families.family import LossOptions
 from orthotune.image.families.pipeline_family import PipelineFamily
 from orthotune.image.loop.block_swap import swapped, swapped_bytes
-from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.quantized.in_place import quantized_bytes
+from orthotune.runs.memory_estimate import MemoryEstimate, rotations_of_any_value, saved_bytes, without_data
 
 #: bytes of an optimizer per parameter: two moments, float32 or quantized; a moment and the point that is averaged; two
 #: moments, a sum and the start. Adafactor keeps a row and a column of a matrix: less than a moment.
 OPTIMIZER_BYTES: dict[str, int] = {"adamw": 8, "adamw-8bit": 2, "adafactor": 4, "prodigy": 16, "schedule-free": 8}
-#: usual memory of cards, in GiB
-CARDS = (12, 16, 24, 48, 80)
-#: share of a card that the driver, the libraries and temporary buffers are taken to need
-RESERVED = 0.1
 _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
-_UNITS = ("B", "KiB", "MiB", "GiB")
 
 
 class TrainingSettings(Protocol):
@@ -53,64 +41,6 @@ class TrainingSettings(Protocol):
     rest_encoders: bool
     swap_blocks: int | None
     quantization: str | None
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes on the device during the training of one micro-batch.
-
-    Args:
-        frozen: frozen weights of the complete pipeline, or without text encoders and VAE where these rest, and without
-            the blocks that are swapped, but for two of them; with quantization as it will be.
-        trained: trained parameters, in float32.
-        gradients: of the trained parameters.
-        optimizer: the states of the optimizer; of Adafactor, an upper bound.
-        average: exponential moving average, if there is one.
-        activations: tensors saved for the backward; None if the model does not run with fake tensors. With gradient
-            checkpointing these are the inputs of the blocks; the recomputation of one block needs additional memory.
-        components: the frozen weights by component of the pipeline.
-
-    Example:
-        >>> MemoryEstimate(1024, 512, 512, 1024, 0, None).total
-        3072
-    """
-
-    frozen: int
-    trained: int
-    gradients: int
-    optimizer: int
-    average: int
-    activations: int | None
-    components: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def total(self) -> int:
-        """The sum, without temporary buffers of single operations."""
-        return sum(count or 0 for count in self._parts().values())
-
-    def _parts(self) -> dict[str, int | None]:
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "components"}
-
-    def lines(self) -> list[str]:
-        """The estimate as lines for a terminal."""
-        parts = [f"{name} {shown(count)}" for name, count in self._parts().items() if count != 0]
-        frozen = ", ".join(f"{name} {shown(count)}" for name, count in self.components.items())
-        return [f"memory      {shown(self.total)} (estimate), plus temporary buffers of single operations",
-                f"            {', '.join(parts)}",
-                *([f"            frozen: {frozen}"] if frozen else []),
-                f"cards       {self.cards()}"]  # fmt: skip
-
-    def cards(self) -> str:
-        """Which of the usual sizes of cards the estimate fits, as text.
-
-        Example:
-            >>> MemoryEstimate(13 * 1024**3, 0, 0, 0, 0, 0).cards()
-            '12 GB: no, 16 GB: yes, 24 GB: yes, 48 GB: yes, 80 GB: yes'
-        """
-        if self.activations is None:
-            return "unknown, as the activations are not known"
-        room = {card: (1 - RESERVED) * card * 1024**3 for card in CARDS}
-        return ", ".join(f"{card} GB: {'yes' if self.total <= space else 'no'}" for card, space in room.items())
 
 
 def estimate_memory(family: PipelineFamily, trainee: nn.Module, settings: TrainingSettings) -> list[str]:
@@ -165,34 +95,16 @@ def _activations(family: PipelineFamily, trainee: nn.Module, settings: TrainingS
     if family.text_reads_references:
         return None  # images for the text encoder are made outside of torch
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    model: Any = copy.deepcopy(trainee, _empty([*family.modules().values(), trainee], mode)).train()
+    model: Any = copy.deepcopy(trainee, without_data([*family.modules().values(), trainee], mode)).train()
     with mode:
-        for module in model.modules():
-            if isinstance(
-                module, Rotation
-            ):  # how R is computed depends on its values, which are not there; the saved tensors do not
-                size = module.layout.block_size
-                vars(module)["known"] = partial(torch.empty, module.weight.shape[0], size, size)
-                module.group = None
+        rotations_of_any_value(model)
         if settings.gradient_checkpointing:
             model.checkpoint_gradients()
-        owned = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-        saved: dict[int, Any] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in owned:
-                saved[storage._cdata] = storage  # kept alive until they are summed, so that no address is reused
-            return tensor
-
-        try:
-            hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-            with hooks, _precision(family, settings), _Unknown():
-                losses = model(_batch(model, settings), torch.Generator().manual_seed(0), LossOptions())
-        except (RuntimeError, NotImplementedError, DynamicOutputShapeException, DataDependentOutputException):
-            return None  # a model whose control flow depends on tensor values
-        del losses
-        return sum(storage.nbytes() for storage in saved.values())
+        owned = [*model.parameters(), *model.buffers()]
+        with _precision(family, settings), _Unknown():
+            return saved_bytes(
+                owned, lambda: model(_batch(model, settings), torch.Generator().manual_seed(0), LossOptions())
+            )
 
 
 class _Unknown(TorchFunctionMode):
@@ -210,18 +122,6 @@ class _Unknown(TorchFunctionMode):
         if function in (Tensor.__invert__, torch.bitwise_not, torch.logical_not) and isinstance(found, FakeTensor):
             vars(found)["keeps_none"] = True
         return found
-
-
-def _empty(parts: list[nn.Module], mode: FakeTensorMode) -> dict[int, Any]:
-    """The memo of ``deepcopy`` that replaces each parameter and buffer by a fake tensor."""
-    tensors = {id(tensor): tensor for part in parts for tensor in (*part.parameters(), *part.buffers())}
-    memo: dict[int, Any] = {}
-    with mode:
-        for name, tensor in tensors.items():
-            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-            learns = tensor.requires_grad
-            memo[name] = nn.Parameter(empty, learns) if isinstance(tensor, nn.Parameter) else empty
-    return memo
 
 
 def _precision(family: PipelineFamily, settings: TrainingSettings) -> AbstractContextManager[Any]:
@@ -246,18 +146,3 @@ def _batch(trainee: Any, settings: TrainingSettings) -> Batch:
         weight=torch.ones(count),
         hints=torch.empty(count, 3, side, side) if trainee.hint_encoder is not None else None,
     )
-
-
-def shown(count: int | None) -> str:
-    """A number of bytes in readable units.
-
-    Example:
-        >>> shown(1536), shown(None)
-        ('1.5 KiB', 'unknown')
-    """
-    if count is None:
-        return "unknown"
-    power = 0
-    while count >= 1024 ** (power + 1) and power < len(_UNITS) - 1:
-        power += 1
-    return f"{count / 1024**power:.1f} {_UNITS[power]}" if power else f"{count} B"
