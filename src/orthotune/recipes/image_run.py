@@ -143,11 +143,7 @@ class _Run:
             notes.append(
                 "Forgetting is not measured in this run; `orthotune evaluate drift` compares images afterwards."
             )
-        precision = settings.mixed_precision
-        slow = slow_dtype_note(
-            storage_dtype(precision), self.accelerator.device.type, f"mixed_precision={precision}", "mixed_precision=no"
-        )
-        notes += [slow] if slow else []
+        notes += self._slow_precision()
         self.say("\n".join(notes))
         if self.first:
             self.run_dir.claim(settings.claimed())
@@ -185,6 +181,13 @@ class _Run:
         if self.first:
             write_json(self.run_dir.record, record.model_dump(mode="json"))
         return record
+
+    def _slow_precision(self) -> list[str]:
+        precision = self.settings.mixed_precision
+        note = slow_dtype_note(
+            storage_dtype(precision), self.accelerator.device.type, f"mixed_precision={precision}", "mixed_precision=no"
+        )
+        return [note] if note else []
 
     def _callbacks(self, trainee: Trainee, measured: Measurements, bar: StepBar) -> tuple[Every, ...]:
         settings, family = self.settings, trainee.family
