@@ -87,7 +87,7 @@ def test_texts_of_runs_are_escaped(tmp_path: Path) -> None:
         pages.tools([{"tool": HOSTILE, "target": HOSTILE, "verdict": HOSTILE, "because": HOSTILE}]),
         pages.images({"rows": [image], "count": 1, "notes": [HOSTILE]}),
         pages.rows({"rows": [{HOSTILE: HOSTILE}], "count": 1}), pages.checked({HOSTILE: HOSTILE}),
-        pages.layers({"format": "peft-lora", "layers": [{"layer": HOSTILE, "rank": 1, "parameters": 2, "change": 0.1}]}),
+        pages.layers({"format": "peft-lora", "layers": [{"layer": HOSTILE, "rank": 1, "parameters": 2, "change": 0}]}),
         pages.layers({"advice": [{"warning": HOSTILE, "remedy": HOSTILE, "layers": [HOSTILE]}]}),
     ]  # fmt: skip
     assert all("<script" not in page and "&lt;script" in page.replace("%3Cscript", "&lt;script") for page in shown)
