@@ -127,7 +127,7 @@ def test_the_path_of_a_language_model(studio: Studio, browser: Browser, workspac
     page = browser.open(studio.address)
     tab(page, "Run")
     _state(page, "running")
-    page.locator("#live .samples .prompt", has_text="The with statement").first.wait_for()
+    page.locator("#live .samples .prompt", has_text="The with statement").last.wait_for()  # the newest step is shown
 
     page.locator("#stop").click()
     page.get_by_text("saves a checkpoint").wait_for()
@@ -285,7 +285,7 @@ output: runs/image
         tab(page, "Run")
         page.locator("#jobs tr", has_text="runs/image").locator(".state", has_text="finished").wait_for()
         _choose(page, "run", "runs/image")
-        page.locator("#live .samples img").first.wait_for()
+        page.locator("#live .samples img").last.wait_for()  # the newest step is shown
         keep(page, "images")
         tab(page, "After")
         _choose(page, "source", "runs/image")
