@@ -101,7 +101,8 @@ def rewind(
             f"{adapter}", got=f"{len(state.other)} tensors that are not rotations: {shortened(state.other)}",
             needed="rotations only: a strength says nothing of modules that were trained in full beside them",
         )  # fmt: skip
-    layers, off = {}, {}
+    layers: dict[str, Any] = {}
+    off = {}
     for name, layer in state.layers.items():
         held = layer.for_weight((1,) * layer.dims) if layer.dims else layer
         layers[name], off[name] = Combination((found[name],)).joint(name, [held])

@@ -229,7 +229,7 @@ class FinishedAtStrengths:
         Raises:
             OutputError: ``out`` exists already or cannot be written to.
         """
-        settings = ImageRewindSettings(run=self.path)
+        settings = ImageRewindSettings.model_validate({"run": self.path})
         with new_folder(out) as folder:
             _write(settings, self._trained, self._job, self._trainee, self._layers, self._strengths(strength),
                    self._base is not None, folder)  # fmt: skip

@@ -267,7 +267,7 @@ class RotatedHead(RotatedLayer, LogitsProcessorWithLoRA):
         step: Step | None = getattr(self.punica_wrapper, "orthotune_sampled", None)
         tokens: Step | None = getattr(self.punica_wrapper, "orthotune_step", None)
         if slots is None or step is None or tokens is None or not step.present | tokens.present:
-            return product(hidden_states)  # type: ignore[no-any-return]
+            return product(hidden_states)
         bias = None if embedding_bias is None else embedding_bias[: self.base_layer.vocab_size]
         start = 0
         if _PROMPTS:
@@ -277,7 +277,7 @@ class RotatedHead(RotatedLayer, LogitsProcessorWithLoRA):
             if _PROMPTS:
                 step = tokens.part(start, start + len(hidden_states))
             if not step.present & slots.held.keys():
-                return product(hidden_states)  # type: ignore[no-any-return]
+                return product(hidden_states)
             if len(step) != len(hidden_states):
                 raise RuntimeError(
                     f"{len(hidden_states)} rows of logits were asked of a batch with {len(step)} sampled tokens: which"

@@ -40,7 +40,7 @@ class TrainingSettings(Protocol):
     gradient_checkpointing: bool
     rest_encoders: bool
     swap_blocks: int | None
-    quantization: str | None
+    quantization: Any
 
 
 def estimate_memory(family: PipelineFamily, trainee: nn.Module, settings: TrainingSettings) -> list[str]:
