@@ -107,8 +107,8 @@ def rewind(
         held = layer.for_weight((1,) * layer.dims) if layer.dims else layer
         layers[name], off[name] = Combination((found[name],)).joint(name, [held])
     transforms = {}
-    for name, held in state.transforms.items():
-        at = _family_at(name, held, found[name], bool(state.config.get("target_parameters")))
+    for name, transform in state.transforms.items():
+        at = _family_at(name, transform, found[name], bool(state.config.get("target_parameters")))
         if isinstance(at, LayerState):
             layers[name] = at
         else:
