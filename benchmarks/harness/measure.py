@@ -41,7 +41,7 @@ def measure(
     repetitions: int = 40,
     seconds: float = 120.0,
     settle: bool = False,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, Timing]:
     """Time ``steps``; the first of them is the floor.
 
@@ -55,7 +55,8 @@ def measure(
         seconds: after which no further repetition starts, once there are five.
         settle: run each contender once, untimed, right before it is timed: for neighbours that take so much memory that
             the next one pays for it.
-        clock: seconds; ``time.process_time`` of one thread does not see what else the machine does.
+        clock: seconds; ``time.process_time`` of one thread does not see what else the machine does. None:
+            ``time.perf_counter``.
 
     Example:
         >>> measure({"floor": Step(lambda: None)}, torch.device("cpu"), repetitions=5)["floor"].median
@@ -64,6 +65,7 @@ def measure(
     for _ in range(WARM_UP):
         for step in steps.values():
             step()
+    clock = clock or time.perf_counter
     names = list(steps)
     calls = max(1, math.ceil(SHORTEST / max(_time(steps[names[0]], 1, device, clock), 1e-6)))
     times: dict[str, list[float]] = {name: [] for name in names}
