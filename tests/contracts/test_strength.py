@@ -60,7 +60,7 @@ def test_every_place_sees_the_strength(case: Case) -> None:
             same_bits(base_parameters(model), weights)
             assert torch.equal(model(*inputs), turned)
         # nothing at 0, the adapter at 1, as if nothing had been
-        case.close(at(model, 0)(*inputs), plain, roundings=2)
+        case.close(at(model, 0)(*inputs), plain, roundings=case.bias_roundings())
         assert torch.equal(at(model, 1)(*inputs), whole)
         merged = at(model, 0.5).merge_and_unload()
         case.close(merged(*inputs), turned := expected(case, at(case.trained(), 0.5), 0.5))

@@ -107,8 +107,8 @@ def test_the_grids_of_transforms_are_read_and_of_equal_size(file: str) -> None:
     settings = compare.load_compare(task, DOCS.parent / "benchmarks" / file, ["model=text-world"])
     rates = grid.rates_of(task, settings)
     made = grid.cells(task, settings, rates, settings.first_seeds, first=True)
-    assert {cell.settings.transform for cell in made} >= {"reflections", "butterfly", "subspace", "psoft", "givens"}
-    assert all(len(found) == 3 for found in rates.values())
+    assert {cell.settings.transform for cell in made} >= {"reflections", "butterfly", "subspace", "givens"}
+    assert all(len(found) >= 2 for found in rates.values())  # one rate of a method says nothing
     wide, deep = (192, 512) if "smollm2" not in file else (576, 1536)
     width = 6 * wide + deep  # inputs of the seven matrices of a block
     blocks = width * 31 / 2

@@ -258,12 +258,12 @@ def test_min_snr_weights_the_loss_of_each_picture(tiny):
 
 
 @pytest.mark.parametrize(
-    ("kind", "fields", "expected"),
+    ("pipeline", "fields", "expected"),
     [("sd15", {}, "stable-diffusion-v1"), ("sd21", {}, "stable-diffusion-v2-768-v"),
      ("sd21", {"prediction_type": "epsilon"}, "stable-diffusion-v2-512"), ("sdxl", {}, "stable-diffusion-xl-v1-base")],
 )  # fmt: skip
-def test_the_header_names_the_generation_of_the_base(tiny, kind, fields, expected):
-    spec = ModelSpec(open_family(tiny(kind, **fields)).generation, "oft", "base")
+def test_the_header_names_the_generation_of_the_base(tiny, pipeline, fields, expected):
+    spec = ModelSpec(open_family(tiny(pipeline, **fields)).generation, "oft", "base")
     assert spec.entries({})["modelspec.architecture"] == f"{expected}/oft"
 
 

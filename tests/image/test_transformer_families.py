@@ -272,13 +272,20 @@ def test_an_adapter_learns_is_saved_loaded_and_merged(family: Any, kind: str, tm
     assert all(torch.equal(value, weights[name]) for name, value in again.denoiser.state_dict().items())
 
 
+#: models that read lengths of captions as numbers, which tensors without data do not have: their estimate says so
+UNCOUNTED = {"wan", "wan-2.2", "qwen-image", "lumina2"}
+
+
 @pytest.mark.parametrize("kind", [*MAKERS, "flux-kontext", "flux-fill"])
 def test_memory_is_estimated_before_training(family: Any, kind: str) -> None:
     add_adapter(family, AdapterSettings(block_size=4))
     settings = SubjectSettings(model="m", instance_images="x", instance_prompt="a sks cat", resolution=32, batch_size=1)
     found = measure_memory(family, Trainee(family), settings)
     assert found.trained == 4 * sum(p.numel() for p in trained(family).values()) and found.frozen > found.trained
-    assert found.activations is not None and found.activations > 0
+    if kind in UNCOUNTED:
+        assert found.activations is None and "unknown" in found.cards()
+    else:
+        assert found.activations is not None and found.activations > 0
 
 
 def test_a_saved_pipeline_is_opened_as_its_family(tmp_path: Path) -> None:

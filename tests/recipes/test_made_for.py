@@ -96,7 +96,7 @@ def test_settings_that_cannot_be_are_refused(text: str, message: str, tmp_path: 
 
 #: what users of other trainers type -> what it is called here
 OTHERS = {"lr": "learning_rate", "epochs": "steps", "network_dim": "block_size", "repeats": "steps",
-          "quantization": None, "max_train_steps": "steps", "min_snr_gamma": "min_snr", "sede": "seed",
+          "cache_latents": None, "max_train_steps": "steps", "min_snr_gamma": "min_snr", "sede": "seed",
           "resolutoin": "resolution"}  # fmt: skip
 
 

@@ -129,7 +129,7 @@ def connected(
         >>> v = torch.ones(1, 2, requires_grad=True)
         >>> (one,) = connected(lambda s: LowRank(s, 2 * s), v.detach()[None], [LowRank(v.data, 2 * v.data)], [v])
         >>> torch.autograd.grad(one.right(torch.ones(2)).sum(), v)[0]
-        tensor([[12., 12.]])
+        tensor([[8., 8.]])
     """
     parts = iter(_Together.apply(function, numbers, [part for one in made for part in _flat(one)], *stored))
     return [mapped(one, lambda _: next(parts)) for one in made]
