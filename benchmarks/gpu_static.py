@@ -196,7 +196,7 @@ def launch(case: Case) -> Launch:
         types = {"x": number, **grads, "dR": "*fp32"}
         constants = {"N": cut.columns, "M": cut.rows}
     elif case.kernel == "_back":
-        cut = tiles.rotate_tiles(item, size)
+        cut = tiles.input_gradient_tiles(item, size)
         types, integers = {**grads, "R": "*fp32", "dx": number}, integers | blocks
         constants = {"TIMES": case.times, "K": cut.inner, "N": cut.columns, "M": cut.rows}
     else:

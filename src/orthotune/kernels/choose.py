@@ -27,6 +27,8 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST, OLDEST_PRODUCTS = 75, 80
 #: AMD's GPUs on which the gradient of a rotation spills registers for inputs in float32
 RDNA3 = "gfx11"
+#: NVIDIA's GPUs on which the rotation of 64 features spills registers for inputs of 16 bits
+WIDE_SPILLS = "sm_100"
 
 #: rows per output from which rotating the weight takes less time than rotating the rows
 MANY_ROWS = 4
@@ -132,6 +134,8 @@ def _choose(operation: Operation, device: str, dtype: torch.dtype, block_size: i
         return Choice("products", f"{about}, more than one program holds in registers")
     if block_size > LARGEST_ROTATED:
         return Choice("torch", f"blocks of {block_size} are beyond the kernel's {LARGEST_ROTATED}")
+    if operation == "rotate" and card.architecture == WIDE_SPILLS and block_size > 32 and dtype is not torch.float32:
+        return Choice("torch", f"on {card.architecture} the kernel of blocks of more than 32 spills registers")
     return Choice("triton", about)
 
 

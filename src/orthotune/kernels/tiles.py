@@ -56,7 +56,15 @@ def rotate_tiles(item_size: int, block_size: int) -> Tiles:
     """Of ``x BD(R)`` for numbers of ``item_size`` bytes."""
     side = min(64, width(block_size))
     inner = side if item_size == 2 else 16
-    return Tiles(64, side, inner, 4, 2, 48 << 10)
+    # In float32 64 rows of 64 features would spill on sm_120.
+    rows = 32 if item_size == 4 and side == 64 else 64
+    return Tiles(rows, side, inner, 4, 2, 48 << 10)
+
+
+def input_gradient_tiles(item_size: int, block_size: int) -> Tiles:
+    """Of the gradient of the input of several rotations: fewer rows in float32, of which three would spill on sm_80."""
+    tiles = rotate_tiles(item_size, block_size)
+    return tiles if item_size == 2 else tiles._replace(rows=32)
 
 
 def backward_tiles(item_size: int, block_size: int) -> Tiles:

@@ -18,6 +18,7 @@ from orthotune.kernels.tiles import (
     backward_tiles,
     features_tiles,
     fused,
+    input_gradient_tiles,
     rotate_tiles,
     width,
 )
@@ -235,7 +236,7 @@ def _input_gradient(R: Tensor, grads: Sequence[Tensor], shared: bool) -> Tensor:
     rows, n = grads[0].shape
     times, b = len(grads), R.shape[-1]
     dx = torch.empty_like(grads[0])
-    tiles = rotate_tiles(dx.element_size(), b)
+    tiles = input_gradient_tiles(dx.element_size(), b)
     grid = (triton.cdiv(rows, tiles.rows), n // b, triton.cdiv(b, tiles.columns))
     _back[grid](
         *_three(grads), R, dx, rows, n, b, *_strides(R, times, shared), TIMES=times, K=tiles.inner, N=tiles.columns,
