@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,13 +166,29 @@ def _lora(source: Path, strengths: float | Mapping[str, float], out: Path, overw
     return Rewound(out, found)
 
 
-def _of_layers(names: list[str], strengths: float | Mapping[str, float]) -> dict[str, float]:
-    given = dict(strengths) if isinstance(strengths, Mapping) else dict.fromkeys(names, strengths)
-    for name, t in given.items():
+def check_strengths(names: Sequence[str], strengths: Mapping[str, float]) -> None:
+    """Refuse strengths of layers that an adapter does not have, and strengths that are no numbers.
+
+    Args:
+        names: of the adapter's layers.
+        strengths: by layer.
+
+    Raises:
+        ConfigError: the layer, and the nearest name.
+
+    Example:
+        >>> check_strengths(["model.layers.0.mlp.up_proj"], {"model.layers.0.mlp.up_proj": 0.5})
+    """
+    for name, t in strengths.items():
         if name not in names:
             close = nearest(name, names, count=1)
-            do = f"Did you mean {close[0]!r}?" if close else f"It has {len(names)} layers: {shortened(names)}"
+            do = f"Did you mean {close[0]!r}?" if close else f"It has {len(names)} layers: {shortened(list(names))}"
             raise ConfigError(f"the strength of layer '{name}'", got="no such layer in the adapter", do=do)
         if isinstance(t, bool) or not isinstance(t, int | float) or not math.isfinite(t):
             raise ConfigError(f"strength {t!r} of layer '{name}'", needed="a finite number")
+
+
+def _of_layers(names: list[str], strengths: float | Mapping[str, float]) -> dict[str, float]:
+    given = dict(strengths) if isinstance(strengths, Mapping) else dict.fromkeys(names, strengths)
+    check_strengths(names, given)
     return {name: float(given.get(name, 1.0)) for name in names}

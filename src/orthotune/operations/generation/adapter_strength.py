@@ -10,9 +10,10 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from orthotune.errors import ConfigError, nearest
+from orthotune.errors import ConfigError
 from orthotune.files.names import shortened
 from orthotune.layers.base import OFTLayer
+from orthotune.operations.rewind import check_strengths
 from orthotune.tuner.places import adapted_layers, plain_name
 from orthotune.tuner.strength import set_scale
 
@@ -70,13 +71,8 @@ def _layers(model: nn.Module, adapter: str) -> dict[str, Any]:
 
 def _set_each(model: Any, strengths: Mapping[str, float], adapter: str) -> None:
     layers = _layers(model, adapter)
+    check_strengths(list(layers), strengths)
     for name, t in strengths.items():
-        if name not in layers:
-            close = nearest(name, layers, count=1)
-            do = f"Did you mean {close[0]!r}?" if close else f"It has {len(layers)} layers: {shortened(list(layers))}"
-            raise ConfigError(f"the strength of layer '{name}'", got="no such layer in the adapter", do=do)
-        if isinstance(t, bool) or not isinstance(t, int | float) or not math.isfinite(t):
-            raise ConfigError(f"strength {t!r} of layer '{name}'", needed="a finite number")
         if isinstance(layers[name], OFTLayer):
             layers[name].check_strength(adapter, t)
     if any(t != 1 for t in strengths.values()):
