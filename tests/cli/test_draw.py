@@ -22,6 +22,6 @@ def test_images_of_the_built_in_pipeline(
         }  # fmt: skip
     done = call(*asked, "--out", "images")
     assert done.exit_code == 2 and "--overwrite" in done.stderr
-    for wrong in (("--size", "big"), ("--strength", "much"), ("--strength", "0.5")):
+    for wrong in (("--size", "big"), ("--strength", "much"), ("--strength", "0.5"), ("--out", "grid.png")):
         assert call("draw", "image-world", "a seven", *wrong).exit_code == 2
-    assert not (tmp_path / "images-3").exists()
+    assert not (tmp_path / "images-3").exists() and not (tmp_path / "grid.png").exists()

@@ -61,3 +61,20 @@ def test_help_loads_nothing_heavy() -> None:
             assert "learning_rate" in shown
         else:
             assert f"orthotune {args[0]}" in shown, args
+
+
+def test_out_and_output_are_one_option() -> None:
+    """A verb that writes to a place takes either word for it."""
+    from typer.main import get_command
+
+    from orthotune.cli.main import app
+
+    found, left = 0, [get_command(app)]
+    while left:
+        command = left.pop()
+        left += getattr(command, "commands", {}).values()
+        for option in command.params:
+            words = {*option.opts, *option.secondary_opts} & {"--out", "--output"}
+            found += bool(words)
+            assert len(words) in (0, 2), (command.name, words)
+    assert found > 10

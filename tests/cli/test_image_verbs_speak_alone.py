@@ -28,3 +28,12 @@ def test_a_wrong_word_is_answered_by_one_line() -> None:
     assert done.returncode == 0 and done.stdout.split() == ["2", "2"], done.stderr
     first, second = done.stderr.strip().splitlines()
     assert "cany" in first and "foo" in second
+
+
+def test_a_dry_run_says_what_it_needs_and_nothing_else() -> None:
+    code = CODE.replace("print(done.code)", "assert not done.code")
+    calls = [["train", "subject", "--dry-run"]]
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(calls)], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    # Convolutions whose patches are rotated keep tensors, too, whose number follows from shapes alone.
+    assert "activations" in done.stdout and "unknown" not in done.stdout

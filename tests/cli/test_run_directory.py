@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture
-def run(trained: Path) -> Path:
-    (trained / "run.json").write_text("{}")
+@pytest.fixture(params=["run.json", "rewind.json"])
+def run(trained: Path, request: pytest.FixtureRequest) -> Path:
+    """The directory of a run, and what a rewinding wrote."""
+    (trained / request.param).write_text("{}")
     return trained
 
 

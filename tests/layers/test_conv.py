@@ -20,6 +20,7 @@ from orthotune.kernels import rotate_patches
 from orthotune.layers import conv
 from tests.support.contract_cases import randomize, within_rounding
 from tests.support.layer_models import linear
+from tests.support.no_waiting import NoWaiting
 
 #: every number of dimensions, stride, dilation, padding mode and groups, with the size of an image; channels are 12 in
 #: and 8 out, of which two groups see 6 and make 4
@@ -192,6 +193,23 @@ def test_a_fresh_adapter_on_few_patches_changes_no_bit(dtype: torch.dtype) -> No
     assert torch.equal(model(x), expected) and torch.equal(model(x[0]), base(x[0]))
     model(x).float().square().sum().backward()
     assert _layer(model).oft_R["default"].weight.grad.any()
+
+
+@pytest.mark.parametrize("way", ["patches", "as chosen"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_step_waits_for_no_device(name: str, layout: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device without numbers, which takes the path of a GPU; the rotation of patches also where it is no gain."""
+    base, size = CONVOLUTIONS[name]
+    if way == "patches":
+        monkeypatch.setattr(conv, "patches_are_rotated", lambda *_: True)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)  # torch has no autocast for this device
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    model, x = _adapted(base, **LAYOUTS[layout]).train(), torch.randn(3, 12, *size, dtype=torch.float64)
+    model(x).sum().backward()  # the first step alone looks whether gradients came
+    model, x = model.to("meta"), x.to("meta").requires_grad_()
+    with NoWaiting():
+        model(x).sum().backward()
 
 
 def test_few_patches_are_rotated() -> None:

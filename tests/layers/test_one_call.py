@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from peft import get_peft_model
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from orthotune.kernels import from_parameters
@@ -18,6 +16,7 @@ from orthotune.layers.parametrization import group
 from orthotune.layers.parametrization.memo import Memo
 from orthotune.layers.parametrization.one_call import in_one_call, one_call
 from orthotune.tuner.config import OFTConfig
+from tests.support.no_waiting import NoWaiting
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TOKENS = torch.arange(6)[None]
@@ -113,27 +112,6 @@ def test_a_strength_that_changes_within_a_call_is_seen(computed: list[int]) -> N
     assert (half - full).abs().max() > 1e-3
 
 
-#: operations with which a program takes numbers from a device, and waits for it
-WAITS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_dim"}
-
-
-class _NoWaiting(TorchDispatchMode):
-    """Refuses every operation that needs a number of the device on the host."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        away = any(isinstance(one, torch.Tensor) and one.is_meta for one in args)
-        to = (kwargs or {}).get("device")
-        if away and (name in WAITS or (to is not None and torch.device(to).type == "cpu")):
-            raise AssertionError(f"{name} waits for the device")
-        self.names[name] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def _on_a_gpu(monkeypatch: pytest.MonkeyPatch, train: bool, **fields: Any) -> Any:
     """A model without numbers, on a device that is no processor: it takes the path of a GPU.
 
@@ -174,7 +152,7 @@ ADAPTERS: dict[str, tuple[dict[str, Any], int]] = {
 def test_no_step_waits_for_the_device(train: bool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fields, batches = ADAPTERS[name]
     model = _on_a_gpu(monkeypatch, train, **fields)
-    with _NoWaiting() as seen, torch.set_grad_enabled(train), model._enable_peft_forward_hooks():
+    with NoWaiting() as seen, torch.set_grad_enabled(train), model._enable_peft_forward_hooks():
         x = _run(model, 6, train)
         if train:
             x.sum().backward()
@@ -190,7 +168,7 @@ def test_neither_clipping_nor_an_optimizer_waits_for_the_device(make: Any, monke
     model = _on_a_gpu(monkeypatch, True)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make(trained)
-    with _NoWaiting() as seen:
+    with NoWaiting() as seen:
         for _ in range(2):  # the first step makes the optimizer's state
             with model._enable_peft_forward_hooks():
                 _run(model, 6, True).sum().backward()
@@ -203,7 +181,7 @@ def test_neither_clipping_nor_an_optimizer_waits_for_the_device(make: Any, monke
 
 def test_no_decoded_token_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _on_a_gpu(monkeypatch, False)
-    with _NoWaiting() as seen, torch.no_grad(), one_call():
+    with NoWaiting() as seen, torch.no_grad(), one_call():
         _run(model, 6)
         for _ in range(3):
             _run(model, 1)
@@ -212,5 +190,5 @@ def test_no_decoded_token_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("wait", [torch.Tensor.item, torch.Tensor.cpu, torch.Tensor.nonzero, torch.Tensor.tolist])
 def test_the_guard_sees_a_wait(wait: Any) -> None:
-    with _NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):
+    with NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):
         wait(torch.empty((), device="meta"))

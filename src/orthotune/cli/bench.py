@@ -21,7 +21,9 @@ def bench(
     repetitions: int = typer.Option(
         40, min=1, help="Repetitions of each measurement; after two minutes, 5 are enough."
     ),
-    out: Path = typer.Option(Path("runs/bench"), "--out", "-o", help="Folder for SELECTION-DEVICE.csv and .png."),
+    out: Path = typer.Option(
+        Path("runs/bench"), "--out", "--output", "-o", help="Folder for SELECTION-DEVICE.csv and .png."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the rows as JSON instead of tables."),
     adapters: str = typer.Option(
         None, "--adapters", help="Only for `bench adapters`: adapters in one batch. Default: 1,4,16,64."

@@ -22,7 +22,9 @@ def combine(
     adapters: list[str] = typer.Argument(
         help="Two or more of ADAPTER[:WEIGHT]; the default weight 1 uses an adapter as trained."
     ),
-    out: Path = typer.Option(..., "--out", "-o", help="Folder of the new adapter; appears when it is complete."),
+    out: Path = typer.Option(
+        ..., "--out", "--output", "-o", help="Folder of the new adapter; appears when it is complete."
+    ),
     how: CombinationType = typer.Option(CombinationType.GEODESIC, "--type", help="How to combine; explained above."),
     density: float = typer.Option(
         None, "--density", help="Only for ties: the share of the parameters that is kept, 0 to 1."

@@ -29,7 +29,11 @@ def _verb(comparison: Comparison) -> Callable[..., None]:
         ),
         parallel: int = typer.Option(None, "--parallel", min=1, help="Runs at the same time. Default: 1."),
         output: Path = typer.Option(
-            None, "--output", "-o", help=f"Output folder of runs and results. Default: runs/compare-{comparison.name}."
+            None,
+            "--output",
+            "--out",
+            "-o",
+            help=f"Output folder of runs and results. Default: runs/compare-{comparison.name}.",
         ),
     ) -> None:
         from orthotune.runs.quiet import quiet

@@ -16,7 +16,7 @@ NEW_TOKENS = 40
 
 def demo(
     out: Path = typer.Option(
-        Path("runs/demo"), "--out", "-o", help="Output folder; if it exists, a number is added to its name."
+        Path("runs/demo"), "--out", "--output", "-o", help="Output folder; if it exists, a number is added to its name."
     ),
     steps: int = typer.Option(None, min=1, help="Training steps of each part. Default: those of the presets."),
 ) -> None:

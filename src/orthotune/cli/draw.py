@@ -27,7 +27,7 @@ def draw(
     seeds: list[str] = typer.Option(["0"], "--seed", "-s", help="Of the noise. Several: 0,1,2."),
     both: bool = typer.Option(False, "--both", help="Generate without the adapter, too."),
     out: Path = typer.Option(
-        None, "--out", "-o", help="New folder of the images and their grid. Default: images, images-2, ..."
+        None, "--out", "--output", "-o", help="New folder of the images and their grid. Default: images, images-2, ..."
     ),
     steps: int = typer.Option(None, "--steps", min=1, help="Of the sampler. Default: of the run's samples, or 20."),
     guidance: float = typer.Option(None, "--guidance", help="Default: that of the run, or of the family."),
@@ -61,6 +61,8 @@ def draw(
     levels, numbers = _numbers(strengths, float, "--strength"), _numbers(seeds, int, "--seed")
     folder = out or _free(Path("images"))
     if out is not None:
+        if out.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
+            raise typer.BadParameter(f"--out {out}: a folder of the images and their grid, as {out.with_suffix('')}")
         _check_free(folder, overwrite)
     bar = StepBar("images")
     with quiet():

@@ -87,7 +87,7 @@ DEVICE = _option(str, "cpu", "Device of the model: cpu, cuda, mps, ...")
 STRICT = _flag("--strict", "Refuse missing and unreadable files instead of counting them.")
 OVERWRITE = _flag("--overwrite", "Replace what is at --out.")
 WRITTEN: dict[str, Parameter] = {
-    "out": _option(Path, None, "Output folder. Default: runs/evaluate-MEASURE.", "--out", "-o"),
+    "out": _option(Path, None, "Output folder. Default: runs/evaluate-MEASURE.", "--out", "--output", "-o"),
     "overwrite": OVERWRITE,
 }
 JSON = _flag("--json", "Print one JSON object.")
@@ -184,7 +184,7 @@ EVALUATIONS: dict[str, Evaluation] = {
                 ),
                 "s": _option(float, 1.0, "Exponent s of the energy; usually 0, 1 or 2.", "--power", min=0),
                 "half_space": _flag("--half-space", "Treat a neuron and its negative as the same direction."),
-                "out": _option(Path, None, "Output folder. Default: runs/evaluate-energy.", "--out", "-o"),
+                "out": _option(Path, None, "Output folder. Default: runs/evaluate-energy.", "--out", "--output", "-o"),
                 "overwrite": OVERWRITE,
             },
         ),

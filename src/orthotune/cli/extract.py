@@ -13,7 +13,7 @@ import typer
 def extract(
     base: str = typer.Argument(help="The model before: a folder, or a name on the hub."),
     finetuned: str = typer.Argument(help="The same model after its finetuning."),
-    out: Path = typer.Option(..., "--out", "-o", help="Folder of the new adapter."),
+    out: Path = typer.Option(..., "--out", "--output", "-o", help="Folder of the new adapter."),
     block_size: int = typer.Option(32, "--block-size", help="Size of the rotated blocks."),
     rank: Annotated[
         int | None, typer.Option("--rank", help="Rotate so many leading singular directions instead of blocks.")

@@ -37,7 +37,9 @@ class DType(str, Enum):
 
 def merge(
     adapter: Path = typer.Argument(help="Adapter: a folder as PEFT writes it, or a file of any readable format."),
-    out: Path = typer.Option(..., "--out", "-o", help="Folder for the merged model; appears when it is complete."),
+    out: Path = typer.Option(
+        ..., "--out", "--output", "-o", help="Folder for the merged model; appears when it is complete."
+    ),
     base: str = typer.Option(
         None, "--base", "-b", help="Base model: path or hub name. Default: the one that the adapter records."
     ),

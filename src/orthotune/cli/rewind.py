@@ -30,7 +30,7 @@ def rewind(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to write; default: RUN/rewound.")
+        Path | None, typer.Option("--output", "--out", "-o", help="Folder to write; default: RUN/rewound.")
     ] = None,
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is there."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),

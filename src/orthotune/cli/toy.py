@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def toy(
     out: Path = typer.Option(
-        Path("runs/toy"), "--out", "-o", help="Output folder; if it exists, a number is added to its name."
+        Path("runs/toy"), "--out", "--output", "-o", help="Output folder; if it exists, a number is added to its name."
     ),
     steps: int = typer.Option(800, min=1, help="Training steps, each with a batch of 32 patches."),
     patches: int = typer.Option(400, min=8, help="Training patches of each photograph."),

@@ -65,7 +65,7 @@ def _verb(recipe: Recipe) -> Callable[..., None]:
         _finished(recipe, checked, lambda: job.run(checked, say=typer.echo))
 
     words = typer.Argument(None, metavar=WORDS, help="Recipe file, then KEY=VALUE settings that override the file.")
-    output = typer.Option(None, "--output", "-o", help=f"Run directory. Default: runs/{recipe.name}-METHOD.")
+    output = typer.Option(None, "--output", "--out", "-o", help=f"Run directory. Default: runs/{recipe.name}-METHOD.")
     keys = typer.Option(False, "--keys", help="List every setting: type, default, meaning, presets that set it.")
     parameters = [
         Parameter("words", Parameter.KEYWORD_ONLY, default=words, annotation=list[str]),
@@ -102,7 +102,7 @@ for _recipe in RECIPES.values():
 def magnitude(
     adapter: Path = typer.Argument(metavar="RUN", help="Output of a run by OFT or COFT, or a folder with an adapter."),
     words: list[str] = typer.Argument(None, metavar=WORDS, help="Settings that differ from those of that run."),
-    output: Path = typer.Option(None, "--output", "-o", help="Run directory. Default: beside RUN."),
+    output: Path = typer.Option(None, "--output", "--out", "-o", help="Run directory. Default: beside RUN."),
 ) -> None:
     """Fit a scale for each neuron of a finished run, of a language or an image model; its rotations stay frozen.
 

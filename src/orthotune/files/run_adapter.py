@@ -8,6 +8,8 @@ from orthotune.errors import AdapterFileError
 
 #: What a run directory holds from its start, and once it is finished.
 STARTED, FINISHED = "settings.json", "run.json"
+#: The record of a rewinding, beside its adapter.
+REWOUND = "rewind.json"
 #: The record of a run that a signal stopped, until the run goes on.
 STOPPED = "stopped.json"
 #: Recipes of image models: their runs hold no language model.
@@ -15,10 +17,10 @@ IMAGE_RECIPES = ("subject", "control", "t2i")
 
 
 def adapter_in(path: str | Path) -> Path:
-    """The adapter at a path: that of a run where the path is a run directory; any other path is returned unchanged.
+    """The adapter at a path: that in a run directory or in the output of a rewinding; any other path is unchanged.
 
     Args:
-        path: a file, a folder with an adapter, or a run directory.
+        path: a file, a folder with an adapter, a run directory, or what ``orthotune rewind`` wrote.
 
     Raises:
         AdapterFileError: a run directory without an adapter: the run is not finished, or trained the entire model.
@@ -28,7 +30,8 @@ def adapter_in(path: str | Path) -> Path:
         'style.safetensors'
     """
     path = Path(path)
-    if not any((path / name).is_file() for name in (STARTED, FINISHED)) or (path / "adapter_config.json").is_file():
+    ours = any((path / name).is_file() for name in (STARTED, FINISHED, REWOUND))
+    if not ours or (path / "adapter_config.json").is_file():
         return path
     if (path / "adapter").is_dir():
         return path / "adapter"

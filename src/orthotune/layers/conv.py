@@ -21,6 +21,7 @@ from orthotune.kernels.rotate_patches import Geometry, convolve_patches
 from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import mixed_batch
 from orthotune.layers.offloaded import hosted
+from orthotune.layers.parametrization.memo import Memo
 from orthotune.layers.plan import INPUT, KERNEL, LARGE, PATCHES, SIDES, Plan
 from orthotune.layers.settings import LayerSettings
 from orthotune.rotation.operator import Operator
@@ -154,7 +155,9 @@ class Conv(OFTLayer):
     def _by_patches(self, name: str, x: Tensor) -> Tensor:
         """The convolution of rotated patches."""
         base, R, scale = self.base_layer, self.oft_R[name](), self.magnitude(name)
-        fresh = scale is None and torch.equal(R, torch.eye(R.shape[-1], dtype=R.dtype, device=R.device).expand_as(R))
+        # A look at the values would wait for any device but the processor: rounding may differ there.
+        seen = scale is None and Memo.can_hold(R) and not torch.compiler.is_compiling()
+        fresh = seen and torch.equal(R, torch.eye(R.shape[-1], dtype=R.dtype).expand_as(R))
         if fresh and (base.bias is None or not base.bias.requires_grad):
             with torch.no_grad():  # a fresh adapter changes no bit: the sums run in the base's order
                 y = base(x)

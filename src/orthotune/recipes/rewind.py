@@ -18,6 +18,7 @@ from orthotune import PeftModel
 from orthotune.errors import RecipeError
 from orthotune.files.json_file import write_json
 from orthotune.files.output import new_folder, temporary_folder
+from orthotune.files.run_adapter import REWOUND
 from orthotune.metrics.text_loss import TokenRow
 from orthotune.operations import rewind as files
 from orthotune.quantized.loading_options import place
@@ -113,7 +114,7 @@ def run(settings: RewindSettings, say: Say = print, *, overwrite: bool = False) 
             layers.set(strengths)
             model.save_pretrained(folder / "model")
             tokenizer.save_pretrained(folder / "model")
-        write_json(folder / "rewind.json", found.model_dump(mode="json"))
+        write_json(folder / REWOUND, found.model_dump(mode="json"))
         title, image = f"{settings.run.name}: strength after training", "rewind.png"
         if missing := not_written(lambda: draw_rewinding(found.curve, found.rows, folder / image, title), image):
             say(missing)

@@ -19,6 +19,7 @@ from torch import nn
 from orthotune.errors import DataError, RecipeError
 from orthotune.files.json_file import read_json, write_json
 from orthotune.files.output import new_folder, temporary_folder
+from orthotune.files.run_adapter import REWOUND
 from orthotune.files.safetensors_file import read_tensors
 from orthotune.formats.adapter_file import CONFIG_NAME, WEIGHTS_NAME
 from orthotune.formats.peft.names import PREFIX
@@ -127,7 +128,7 @@ def run(settings: ImageRewindSettings, say: Say = print, *, overwrite: bool = Fa
         for note in found.notes:
             say(note)
         _write(settings, trained, job, trainee, layers, strengths, base is not None, folder)
-        write_json(folder / "rewind.json", found.model_dump(mode="json"))
+        write_json(folder / REWOUND, found.model_dump(mode="json"))
         title, image = f"{settings.run.name}: strength after training", "rewind.png"
         draw = partial(draw_rewinding, found.curve, found.rows, folder / image, title, UNIT)
         if missing := not_written(draw, image):
@@ -324,8 +325,13 @@ def _generated(settings: ImageRewindSettings, trained: ImageSettings, family: An
 def _scores(
     job: ImageJob, trainee: Trainee, layers: LayerStrengths, choices: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, float]]:
+    """The scores at each choice; choices that came out the same are generated once, they draw the same noise."""
     found: dict[str, dict[str, float]] = {}
     for name, strengths in choices.items() if job.scores else ():
+        same = next((other for other in found if choices[other] == strengths), None)
+        if same is not None:
+            found[name] = dict(found[same])
+            continue
         layers.set(strengths)
         found[name] = {key: value for score in job.scores for key, value in score(1, trainee.family).items()}
     return found

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from orthotune.errors import OrthotuneError, OutputError
 from orthotune.files.json_file import read_json, write_json
+from orthotune.files.run_adapter import REWOUND
 from orthotune.formats.peft.fields import spec_of_fields
 from orthotune.operations import rewind as files
 from orthotune.rotation.family_registry import family_of
@@ -135,7 +136,7 @@ def _written(asked: ChoiceSettings) -> Rewound | None:
     folder = asked.run / FOLDER
     if not folder.exists():
         return None
-    path = folder / "rewind.json"
+    path = folder / REWOUND
     found = Rewound(**read_json(path)) if path.is_file() else None
     own = {"run", "output"}
     if found is None or type(asked)(**found.settings).model_dump(exclude=own) != asked.model_dump(exclude=own):

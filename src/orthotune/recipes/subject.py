@@ -25,6 +25,7 @@ from orthotune.recipes.image_run import run_image
 from orthotune.recipes.image_settings import WORLD
 from orthotune.recipes.rewind_images import rewound_as_asked
 from orthotune.recipes.subject_settings import SubjectSettings, warnings, word_for
+from orthotune.runs.quiet import quiet
 from orthotune.runs.record import RunRecord
 
 #: The folder of generated class images in the output of the run.
@@ -199,6 +200,7 @@ def _scores(settings: SubjectSettings) -> list[Score]:
     """Automatic scores exist only for the built-in image model."""
     if settings.model != WORLD or settings.instance_images != WORLD:
         return []
-    from orthotune.worlds.image_scores import SubjectScores
+    with quiet():  # on import, transformers remarks on image processors that nothing here uses
+        from orthotune.worlds.image_scores import SubjectScores
 
     return [SubjectScores("validation")]
