@@ -10,11 +10,11 @@ import torch
 from orthotune.image.adapter.adapters import add_adapter, trained
 from orthotune.image.adapter.settings import AdapterSettings
 from orthotune.image.data.batch import Batch
-from orthotune.image.families.family import LossOptions
 from orthotune.image.families.registry import family_of, open_family
 from orthotune.image.loop.block_swap import swapped, swapped_bytes
 from orthotune.image.loop.memory_estimate import estimate_memory, measure_memory
 from orthotune.image.loop.trainee import Trainee
+from tests.support.saved_tensors import really_saved
 from tests.support.tiny_pipelines import FAMILIES
 from tests.support.transformer_pipelines import tiny_transformer_pipeline
 
@@ -33,25 +33,6 @@ def settings(**changed):
     return SimpleNamespace(**usual | changed)
 
 
-def really_saved(family, trainee, count, side):
-    """Bytes that autograd keeps in a real forward, parameters and buffers aside."""
-    parts = [*family.modules().values(), trainee]
-    owned = {t.untyped_storage()._cdata for part in parts for t in (*part.parameters(), *part.buffers())}
-    saved = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in owned:
-            saved[storage._cdata] = storage
-        return tensor
-
-    latent = side // family.pixels_per_latent
-    batch = Batch(torch.randn(count, 4, latent, latent), ["a"] * count, None, torch.ones(count))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        trainee.train()(batch, torch.Generator().manual_seed(0), LossOptions())
-    return sum(storage.nbytes() for storage in saved.values())
-
-
 @pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize(("way", "checkpointing"), [("oft", False), ("oft", True), ("lora", False), ("full", False)])
 def test_activations_are_those_of_a_real_step(tiny, kind, way, checkpointing):
@@ -61,7 +42,8 @@ def test_activations_are_those_of_a_real_step(tiny, kind, way, checkpointing):
     found = measure_memory(family, trainee, settings(gradient_checkpointing=checkpointing)).activations
     if checkpointing:
         trainee.checkpoint_gradients()
-    expected = really_saved(family, trainee, 3, 24)
+    latent = 24 // family.pixels_per_latent
+    expected = really_saved(trainee, Batch(torch.randn(3, 4, latent, latent), ["a"] * 3, None, torch.ones(3)))
     # a rotation's own numbers may be kept once for all layers or once for each, whichever way they are computed
     assert found == pytest.approx(expected, rel=0.02)
 
@@ -117,3 +99,35 @@ def test_flux2_klein_fits_a_card_of_12_gb():
     assert "12 GB: yes" in whole.cards() and whole.total > 7 * 1024**3
     away = swapped_bytes(swapped(family.denoiser, 12))
     assert away > 2 * 1024**3  # ten of the blocks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "most"), [("swap", 20), ("nf4", 20)])
+def test_flux_of_12_billion_parameters_fits_a_card_of_24_gb(tiny, way, most):
+    """Predictions of the estimate, as of FLUX.2: 30 of 57 blocks in the memory of the host, or four bits a weight."""
+    from diffusers import AutoencoderKL, FluxTransformer2DModel
+
+    pipeline = open_family(tiny("flux-dev"), torch.bfloat16).pipeline
+    small = pipeline.transformer.config
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel(
+            guidance_embeds=small.guidance_embeds, joint_attention_dim=small.joint_attention_dim,
+            pooled_projection_dim=small.pooled_projection_dim,
+        ).to(torch.bfloat16)  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8,) * 4, norm_num_groups=2, latent_channels=16, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    ).to(torch.bfloat16)  # fmt: skip
+    pipeline.register_modules(transformer=transformer, vae=vae)
+    family = family_of(type(pipeline)(**pipeline.components))
+    add_adapter(family, AdapterSettings(block_size=32))
+    wanted = settings(
+        batch_size=1, resolution=1024, mixed_precision="bf16", gradient_checkpointing=True, rest_encoders=True,
+        **{"swap": {"swap_blocks": 30}, "nf4": {"quantization": "nf4"}}[way],
+    )  # fmt: skip
+    found = measure_memory(family, Trainee(family), wanted)
+    assert found.activations and found.total < most * 1024**3 and "24 GB: yes" in found.cards()
+    plain = measure_memory(
+        family, Trainee(family), settings(**vars(wanted) | {"swap_blocks": None, "quantization": None})
+    )
+    assert plain.frozen > 22 * 1024**3, "the weights alone"

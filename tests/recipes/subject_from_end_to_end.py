@@ -52,7 +52,7 @@ def test_a_subject_is_trained_stopped_resumed_rewound_and_converted(tmp_path: Pa
 
     assert "orthotune rewind" in call(tmp_path, *train, "resume=auto")
     record = read_json(tmp_path / "runs/nine/run.json")
-    assert record["steps"] == STEPS and record["settings"]["side"] == "out"
+    assert record["steps"] == STEPS and record["settings"]["rotation"]["side"] == "out"
 
     call(tmp_path, "rewind", "runs/nine", "images=4", "draws=4", "steps=4", "--out", "rewound")
     assert 0 <= min(read_json(tmp_path / "rewound/rewind.json")["strengths"].values()) <= 1

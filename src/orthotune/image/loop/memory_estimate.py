@@ -110,18 +110,56 @@ def _activations(family: PipelineFamily, trainee: nn.Module, settings: TrainingS
 class _Unknown(TorchFunctionMode):
     """Answers questions about values that are not there: a mask keeps all rows, its inverse none, a condition holds.
 
-    This is the largest case of models that sort the tokens of captions by a mask.
+    The number of rows that a mask keeps is that of all rows. This is the largest case of models that sort or cut the
+    tokens of captions by a mask.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is Tensor.__bool__ and isinstance(args[0], FakeTensor):
-            return True
-        if function is Tensor.__getitem__ and isinstance(args[1], FakeTensor) and args[1].dtype == torch.bool:
-            return args[0][:0] if getattr(args[1], "keeps_none", False) else args[0]
+        if args and (isinstance(args[0], FakeTensor) or function is Tensor.__getitem__):
+            if function is Tensor.__bool__:
+                return True
+            if function is Tensor.__getitem__:
+                mask = args[1]
+                if isinstance(mask, FakeTensor) and mask.dtype == torch.bool:
+                    rows = args[0].flatten(0, mask.dim() - 1)
+                    return rows[:0] if getattr(mask, "keeps_none", False) else rows
+                args = (args[0], _with_numbers(mask))
+            if (number := getattr(args[0], "number", None)) is not None and function in _NUMBERS:
+                return [number] * args[0].numel() if function is Tensor.tolist else number
         found = function(*args, **(kwargs or {}))
         if function in (Tensor.__invert__, torch.bitwise_not, torch.logical_not) and isinstance(found, FakeTensor):
             vars(found)["keeps_none"] = True
+        if args and isinstance(args[0], FakeTensor):
+            _pass_number_on(function, args, kwargs or {}, found)
         return found
+
+
+#: what reads a number out of a tensor
+_NUMBERS = (Tensor.tolist, Tensor.item, Tensor.__int__, Tensor.__index__)
+#: what counts the rows of a mask, and what passes such counts on
+_COUNTS = (Tensor.sum, torch.sum)
+_PASSING = (Tensor.long, Tensor.int, Tensor.to, Tensor.cpu, Tensor.unbind, Tensor.max, Tensor.__getitem__)
+
+
+def _with_numbers(index: Any) -> Any:
+    """An index whose limits may be counts of rows."""
+    if isinstance(index, tuple):
+        return tuple(_with_numbers(one) for one in index)
+    if not isinstance(index, slice):
+        return index
+    return slice(*(getattr(limit, "number", limit) for limit in (index.start, index.stop, index.step)))
+
+
+def _pass_number_on(function: Any, args: Any, kwargs: Any, found: Any) -> None:
+    number = getattr(args[0], "number", None)
+    if function in _COUNTS and not args[0].is_floating_point():
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        number = args[0].shape[dim] if isinstance(dim, int) else None
+    elif function not in _PASSING:
+        return
+    if number is not None:
+        for one in found if isinstance(found, tuple) else (found,):
+            one.number = number
 
 
 def _precision(family: PipelineFamily, settings: TrainingSettings) -> AbstractContextManager[Any]:
