@@ -67,7 +67,7 @@ $(VENV)-quant-%/.installed: pyproject.toml worlds/pyproject.toml constraints.txt
 	@touch $@
 
 test-quant-%: $(VENV)-quant-%/.installed
-	$(<D)/bin/python -m pytest tests/quantized $(ARGS)
+	$(<D)/bin/python -m pytest -n $(WORKERS) --dist loadfile tests/quantized $(ARGS)
 
 # The engine brings builds of three libraries that do not load beside torch for processors, and needs none of them.
 # The pins of constraints-vllm.txt are those of one Python; in another one pip would end with a list of conflicts.
@@ -133,7 +133,7 @@ test-docs: $(VENV)-docs/.installed
 	$(<D)/bin/python -m pytest tests/docs/guides_that_run.py $(ARGS)
 
 test-image-runs: $(STAMP)
-	$(BIN)/python -m pytest tests/recipes/image_runs_stopped_and_kept.py tests/recipes/subject_from_end_to_end.py $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/recipes/image_runs_stopped_and_kept.py tests/recipes/subject_from_end_to_end.py $(ARGS)
 
 # Beside VENV like that of the documents: Gradio needs an older Pillow than constraints.txt has.
 $(VENV)-studio/.installed: pyproject.toml constraints.txt constraints-studio.txt $(STAMP)

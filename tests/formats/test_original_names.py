@@ -141,7 +141,7 @@ def _known_to_comfyui(family: str, modules: list[str]) -> set[str]:
         if place is None:
             continue
         found |= {"lora_unet_" + place.original.replace(".", "_"), f"diffusion_model.{place.original}"}
-        if family == "hunyuan-video":
+        if family in ("hunyuan-video", "hunyuan-video-15"):  # a subclass there
             found.add(f"transformer.{place.original}")
         if not module.startswith(NOT_IN_FLUX):
             found |= {spell(module) for spell in OF_DIFFUSERS.get(family, [])}
@@ -194,7 +194,7 @@ def _adapter(sizes: dict[str, int], side: Any, block: int = 4) -> AdapterState:
     )
 
 
-@pytest.mark.parametrize("family", ["flux", "hunyuan-video", "lumina2", "z-image", "sd3", "pixart"])
+@pytest.mark.parametrize("family", ["flux", "hunyuan-video", "hunyuan-video-15", "lumina2", "z-image", "sd3", "pixart"])
 @pytest.mark.parametrize("side", ["in", "out"])
 def test_one_rotation_of_a_fused_layer_rotates_all_its_parts(
     family: str, side: str, models: dict[str, Any], tmp_path: Path
@@ -278,6 +278,8 @@ def test_the_own_name_with_underscores_is_not_the_original_one(models: dict[str,
         ("flux", "diffusion_model.double_blocks.1.txt_attn.qkv", 3),
         ("wan", "lora_unet_blocks_0_cross_attn_k_img", 1),
         ("hunyuan-video", "diffusion_model.double_blocks.0.img_attn.qkv", 3),
+        ("hunyuan-video-15", "diffusion_model.double_blocks.0.txt_attn.qkv", 3),
+        ("hunyuan-video-15", "diffusion_model.double_blocks.0.txt_attn_k", 1),
         ("z-image", "diffusion_model.layers.0.attention.qkv", 3),
         ("chroma", "lora_unet_distilled_guidance_layer_layers_0_in_layer", 1),
         ("auraflow", "diffusion_model.double_layers.0.attn.w2q", 1),

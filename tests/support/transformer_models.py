@@ -33,6 +33,9 @@ def makers() -> dict[str, Callable[[], Any]]:
         "hunyuan-video": lambda: d.HunyuanVideoTransformer3DModel(
             in_channels=4, num_layers=1, num_single_layers=1, num_refiner_layers=1, num_attention_heads=2,
             attention_head_dim=8, text_embed_dim=8, pooled_projection_dim=8, rope_axes_dim=(2, 2, 4)),
+        "hunyuan-video-15": lambda: d.HunyuanVideo15Transformer3DModel(
+            in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1,
+            num_refiner_layers=1, text_embed_dim=8, text_embed_2_dim=4, image_embed_dim=8, rope_axes_dim=(2, 2, 4)),
         "lumina2": lambda: d.Lumina2Transformer2DModel(
             in_channels=4, num_layers=1, num_refiner_layers=1, hidden_size=24, num_attention_heads=2, num_kv_heads=1,
             cap_feat_dim=8, axes_dim_rope=(4, 4, 4)),

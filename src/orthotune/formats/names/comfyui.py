@@ -34,7 +34,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "flux2": ("time_guidance_embed.", "double_stream_modulation_", "single_stream_modulation."),
 }
 #: family -> prefix of its original names, where other than ``lora_unet_``
-ORIGINAL_PREFIXES = {"hunyuan-video": "transformer."}
+ORIGINAL_PREFIXES = {"hunyuan-video": "transformer.", "hunyuan-video-15": "transformer."}
 #: family -> name of T5 in ComfyUI's text encoders
 _T5 = {"auraflow": "pile_t5xl", "wan": "umt5xxl"}
 #: families whose second text encoder is CLIP-L, which the loader numbers as the first; its number 2 is CLIP-G

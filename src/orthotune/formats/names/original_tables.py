@@ -154,6 +154,24 @@ HUNYUAN_VIDEO = Original(
     | blocks(*_FLUX_DOUBLE, _STREAMS | _MLPS | {"img_mod.lin": "norm1.linear", "txt_mod.lin": "norm1_context.linear"})
     | blocks(*_FLUX_SINGLE, {"modulation.lin": "norm.linear"}),
 )  # fmt: skip
+#: Its blocks are those of HunyuanVideo, without the single ones. ComfyUI's model keeps q, k and v of a stream in one
+#: layer, as that of HunyuanVideo does; the released files have a layer for each.
+#: Source of the second half: ``scripts/convert_hunyuan_video1_5_to_diffusers.py`` of diffusers.
+HUNYUAN_VIDEO_15 = Original(
+    "hunyuan-video-15",
+    ("context_embedder.proj_in", "context_embedder_2.linear_1"),
+    {name: parts for name, parts in HUNYUAN_VIDEO.modules.items() if not name.startswith("single_blocks")}
+    | blocks(*_FLUX_DOUBLE, {
+        f"{there}_attn_{letter}": name.format(letter)
+        for there, name in (("img", "attn.to_{}"), ("txt", "attn.add_{}_proj")) for letter in "qkv"
+    })
+    | blocks("", "", {
+        "byt5_in.fc1": "context_embedder_2.linear_1", "byt5_in.fc2": "context_embedder_2.linear_2",
+        "byt5_in.fc3": "context_embedder_2.linear_3", "txt_in.input_embedder": "context_embedder.proj_in",
+        "final_layer.linear": "proj_out",
+    } | _FINAL),
+    swapped=("norm_out.linear",),
+)  # fmt: skip
 LUMINA2 = Original(
     "lumina2",
     ("time_caption_embed.timestep_embedder.linear_1",),
@@ -246,6 +264,6 @@ IDEOGRAM4 = Original(
 )  # fmt: skip
 
 ORIGINALS: tuple[Original, ...] = (
-    FLUX, CHROMA, FLUX2, SD3, AURAFLOW, WAN, HUNYUAN_VIDEO, LUMINA2, Z_IMAGE, PIXART, KREA2, QWEN_IMAGE, LTX, HIDREAM,
+    FLUX, CHROMA, FLUX2, SD3, AURAFLOW, WAN, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15, LUMINA2, Z_IMAGE, PIXART, KREA2, QWEN_IMAGE, LTX, HIDREAM,
     IDEOGRAM4,
 )  # fmt: skip
