@@ -23,7 +23,7 @@ INPUTS = 4
 PLAIN = {"compile_threads": 1, "cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False}
 
 
-def _counted(adapted: bool) -> int:
+def _counted(adapted: bool, train: bool) -> int:
     torch.compiler.reset()
     metrics.reset()
     torch.manual_seed(0)
@@ -32,16 +32,19 @@ def _counted(adapted: bool) -> int:
     if adapted:
         config = OFTConfig(target_modules=PROJECTIONS, oft_block_size=CELL.block_size, use_cayley_neumann=False)
         model = get_peft_model(model, config)
-    model.eval()
+    model.train(train)
     options: Any = {**PLAIN, "fx_graph_cache": False}  # a kernel from the cache would not be counted
     compiled = torch.compile(lambda x: call(model, x), fullgraph=True, options=options)
-    with torch._functorch.config.patch(enable_autograd_cache=False), torch.no_grad():
-        compiled(x)
+    with torch._functorch.config.patch(enable_autograd_cache=False), torch.set_grad_enabled(train):
+        y = compiled(x.requires_grad_(train))
+        if train:
+            y.sum().backward()
     return metrics.generated_kernel_count
 
 
 @pytest.mark.timeout(1800)
-def test_kernels_of_a_rotated_block_in_evaluation() -> None:
-    base, rotated = _counted(False), _counted(True)
+@pytest.mark.parametrize("train", [False, True], ids=["evaluation", "training"])
+def test_kernels_of_a_rotated_block(train: bool) -> None:
+    base, rotated = _counted(False, train), _counted(True, train)
     assert base > 0
     assert rotated <= base + 2 * INPUTS, f"{rotated} kernels, {base} without rotations"

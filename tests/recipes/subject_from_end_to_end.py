@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
@@ -31,6 +32,7 @@ def to_tensor(found: Image.Image) -> torch.Tensor:
     return torch.frombuffer(bytearray(found.tobytes()), dtype=torch.uint8).int()
 
 
+@pytest.mark.timeout(1800)  # a dozen processes, each of which loads libraries and a model
 def test_a_subject_is_trained_stopped_resumed_rewound_and_converted(tmp_path: Path) -> None:
     train = ["train", "subject", "for=comfyui", f"steps={STEPS}", "save_every=4", "sample_every=100", "sample_steps=2",
              "class_images=class", "output=runs/nine"]  # fmt: skip
@@ -68,7 +70,8 @@ def test_a_subject_is_trained_stopped_resumed_rewound_and_converted(tmp_path: Pa
     for name, source in {
         "run": ["runs/nine"], "file": ["nine.safetensors", "--base", "image-world"], "base": ["image-world"]
     }.items():  # fmt: skip
-        call(tmp_path, "draw", *source, "a sks digit", "--steps", "4", "--out", name)
+        # A run's own guidance is that of its samples, a file has none.
+        call(tmp_path, "draw", *source, "a sks digit", "--steps", "4", "--guidance", "3", "--out", name)
         drawn[name] = to_tensor(Image.open(tmp_path / name / "0000.png"))
-    assert (drawn["run"] - drawn["file"]).abs().max() <= 1, "a level of 255 where a sum rounded the other way"
+    assert (drawn["run"] - drawn["file"]).abs().max() <= 1, "a level of 255 at most, where a sum is rounded the other way"
     assert (drawn["run"] - drawn["base"]).abs().max() > 1
