@@ -57,7 +57,7 @@ class AfterTab:
             @gr.render(inputs=[names], triggers=[names.change], show_progress="hidden")
             def _(shown: dict[str, Any]) -> None:
                 for number, name in enumerate(shown.get("names", ())):
-                    slider = gr.Slider(0, MOST, value=1, step=0.05, label=name, elem_id=f"part-{number}")
+                    slider = gr.Slider(0, MOST, value=1, step=0.05, label=name, elem_id=f"part-{number}", interactive=True)
                     # One after another: each reads the strengths that the one before has written.
                     slider.input(_with(name), [parts, slider], parts, trigger_mode="always_last", **IN_ORDER)
                     slider.release(_with(name), [parts, slider], parts, **IN_ORDER).then(self._show, given, sides)
