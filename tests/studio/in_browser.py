@@ -371,11 +371,11 @@ def _export(page: Any, out: Path) -> None:
 
 
 def _changed(one: Path, other: Path) -> list[str]:
-    """The weights that differ between two models."""
+    """The weights that differ between two models by more than the rounding of float16."""
     from orthotune.files.safetensors_file import read_tensors
 
     first, second = (read_tensors(folder / "model.safetensors") for folder in (one, other))
-    return [name for name in first if not first[name].equal(second[name])]
+    return [name for name in first if not first[name].allclose(second[name], atol=1e-3)]
 
 
 def test_hostile_names_are_text(browser: Browser, tmp_path: Path) -> None:
