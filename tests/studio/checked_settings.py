@@ -76,6 +76,11 @@ def test_a_caption_is_written_beside_its_image_and_nowhere_else(tmp_path: Path) 
         for name in ("../own", "own.png", ""):
             assert 'class="note wrong"' in tab._keep("data: photos\n", name, "b"), name
         assert "outside the folders" in tab._keep(f"data: {outside}\n", "away", "b")
+        assert f"Nothing is at none.jsonl in {tmp_path / 'work'}" in tab._look("sft", "data: none.jsonl\n")[0]
+        assert "built-in model; no file" in tab._look("sft", "")[0]
+        (tmp_path / "work" / "empty").mkdir()
+        for recipe in ("sft", "t2i"):
+            assert "no data file" in (found := tab._look(recipe, "data: empty\n")[0]) or "Found: none" in found
     finally:
         workshop.checks.close()
     assert (photos / "own.txt").read_text(encoding="utf-8") == "a robin,\n<b>red</b>\n"
