@@ -166,7 +166,7 @@ def reply(
 
 
 def _nowhere(_: str) -> None:
-    """Where the pieces of an answer go that is returned as a whole."""
+    """Where the pieces of an answer go that is returned at once."""
 
 
 def _command(opened: OpenedModel, state: _State, text: str) -> str:

@@ -22,7 +22,7 @@ class Dialogue:
 
     def __init__(self, workshop: Workshop, source: Any, given: list[Any]) -> None:
         self.workshop = workshop
-        turns, messages = gr.State([]), gr.State([])
+        exchanges, messages = gr.State([]), gr.State([])
         with gr.Accordion("Dialogue of several messages", open=False):
             shown = gr.HTML(elem_id="dialogue")
             text = gr.Textbox(label="Message", elem_id="message",
@@ -30,15 +30,15 @@ class Dialogue:
             with gr.Row():
                 send = gr.Button("Send", elem_id="send")
                 again = gr.Button("Begin again", elem_id="begin-again")
-        outputs = [turns, messages, text, shown]
+        outputs = [exchanges, messages, text, shown]
         for event in (send.click, text.submit):
-            event(self._send, [source, turns, messages, text, *given], outputs, concurrency_id="dialogue",
+            event(self._send, [source, exchanges, messages, text, *given], outputs, concurrency_id="dialogue",
                   concurrency_limit=1)  # fmt: skip
         again.click(_empty, None, outputs, show_progress="hidden")
         source.change(_empty, None, outputs, show_progress="hidden")
 
     def _send(
-        self, chosen: str | None, turns: list[dict[str, Any]], messages: list[dict[str, str]], text: str,
+        self, chosen: str | None, exchanges: list[dict[str, Any]], messages: list[dict[str, str]], text: str,
         strength: float, most: float, seed: float | None, by: str, parts: dict[str, float],
     ) -> tuple[Any, ...]:  # fmt: skip
         try:
@@ -47,10 +47,10 @@ class Dialogue:
                 most=int(most), seed=int(seed or 0), by=by, parts=parts,
             )  # fmt: skip
         except (OrthotuneError, OSError) as fault:  # the message stays to be changed
-            return turns, messages, gr.skip(), pages.dialogue(turns, str(fault))
-        one = {"said": text.strip(), "base": found["base"], "text": found["text"], "notes": found["notes"]}
-        turns = [*turns, one | {"heading": pages.at(strength, parts)}]
-        return turns, found["messages"], "", pages.dialogue(turns)
+            return exchanges, messages, gr.skip(), pages.dialogue(exchanges, str(fault))
+        one = {"message": text.strip(), "base": found["base"], "text": found["text"], "notes": found["notes"]}
+        exchanges = [*exchanges, one | {"heading": pages.at(strength, parts)}]
+        return exchanges, found["messages"], "", pages.dialogue(exchanges)
 
 
 def _empty() -> tuple[Any, ...]:

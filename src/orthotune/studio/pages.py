@@ -144,14 +144,14 @@ def at(strength: float, parts: Mapping[str, float]) -> str:
     return f"strength {strength:g}" + (f", of which {own}" if own else "")
 
 
-def dialogue(turns: Sequence[Mapping[str, Any]], fault: str = "") -> str:
+def dialogue(exchanges: Sequence[Mapping[str, Any]], fault: str = "") -> str:
     """A dialogue, each message with its answers.
 
     Args:
-        turns: ``said``, ``base``, ``text``, ``heading`` and ``notes`` of each.
+        exchanges: ``message``, ``base``, ``text``, ``heading`` and ``notes`` of each.
         fault: why there is no answer to the next message.
     """
-    return _page("dialogue", turns=turns, fault=fault)
+    return _page("dialogue", exchanges=exchanges, fault=fault)
 
 
 def layers(found: Mapping[str, Any]) -> str:
