@@ -35,12 +35,15 @@ class Dialogue:
             event(self._send, [source, exchanges, messages, text, *given], outputs, concurrency_id="dialogue",
                   concurrency_limit=1)  # fmt: skip
         again.click(_empty, None, outputs, show_progress="hidden")
-        source.change(_empty, None, outputs, show_progress="hidden")
+        # Of a person alone: a list that is filled again must not take away what was written meanwhile.
+        source.input(lambda: ([], [], ""), None, [exchanges, messages, shown], show_progress="hidden")
 
     def _send(
         self, chosen: str | None, exchanges: list[dict[str, Any]], messages: list[dict[str, str]], text: str,
         strength: float, most: float, seed: float | None, by: str, parts: dict[str, float],
     ) -> tuple[Any, ...]:  # fmt: skip
+        if exchanges and exchanges[-1]["source"] != chosen:  # of another run or adapter
+            exchanges, messages = [], []
         try:
             found = self.workshop.models.call(
                 "chat_on", source=self.workshop.path(chosen), messages=messages, text=text, strength=strength,
@@ -49,7 +52,7 @@ class Dialogue:
         except (OrthotuneError, OSError) as fault:  # the message stays to be changed
             return exchanges, messages, gr.skip(), pages.dialogue(exchanges, str(fault))
         one = {"message": text.strip(), "base": found["base"], "text": found["text"], "notes": found["notes"]}
-        exchanges = [*exchanges, one | {"heading": pages.at(strength, parts)}]
+        exchanges = [*exchanges, one | {"heading": pages.at(strength, parts), "source": chosen}]
         return exchanges, found["messages"], "", pages.dialogue(exchanges)
 
 
