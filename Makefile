@@ -146,7 +146,7 @@ $(VENV)-studio/.installed: pyproject.toml constraints.txt constraints-studio.txt
 	@touch $@
 
 test-studio: $(VENV)-studio/.installed
-	$(<D)/bin/python -m pytest tests/studio/in_browser.py tests/studio/checked_settings.py tests/studio src/orthotune/studio $(ARGS)
+	$(<D)/bin/python -m pytest tests/studio/in_browser.py tests/studio/checked_settings.py tests/studio/test_*.py src/orthotune/studio $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/orthotune bench targets --out benchmarks/results $(ARGS)

@@ -85,7 +85,7 @@ def first_sample(programs: Path, work: Path, steps: int) -> None:
             page.get_by_role("tab", name="Run").click()
             page.locator("#jobs .state", has_text="running").first.wait_for()
             page.locator("#sample-now").click()
-            page.locator("#live .samples pre").first.wait_for()
+            page.locator("#live .samples pre").last.wait_for()  # the newest step is shown
             print(f"first sample    {time.monotonic() - began:6.0f} s after the start of the page")
             for name, size in beside(server.pid):
                 print(f"memory          {size:6.0f} MB  {name}")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import orthotune
 from orthotune.cli.main import app
 from orthotune.errors import ConfigError, OrthotuneError
-from orthotune.operations.chat import chat
+from orthotune.operations.chat import chat, reply
 from orthotune.operations.generate import generate
 from orthotune.operations.generation.adapter_strength import layer_names, set_strength
 from orthotune.operations.generation.decoding import Decoding
@@ -210,7 +210,26 @@ def test_a_dialogue_is_continued_and_shortened_to_what_the_model_reads(made: Pat
     assert [one["role"] for one in dialogue] == ["system", "user", "assistant", "user", "assistant"]
     dialogue, shown = _talk(model, *["a message"] * 5, system="S")  # 64 tokens are all that the model reads
     assert "the oldest 2 messages are dropped" in shown and dialogue[0] == {"role": "system", "content": "S"}
+    notes = reply(model, dialogue, "a message", decoding=Decoding(max_tokens=4)).notes
+    assert len(notes) == 1 and notes[0].startswith("(the oldest")
     assert "reads" in _talk(model, "x" * 80)[1] or "Needed: fewer than 64" in _talk(model, "x" * 80)[1]
+
+
+def test_a_reply_is_that_of_the_chat(opened: OpenedModel) -> None:
+    """The same dialogue, one exchange at a time; the model is given back as it was."""
+    before = opened.tokens([{"role": "user", "content": "hi"}])
+    dialogue, shown = _talk(opened, "/strength 0.5", "/both", "one", "two")
+    messages: list[dict[str, str]] = []
+    for text in ("one", "two"):
+        found = reply(opened, messages, text, strength=0.5, both=True, decoding=Decoding(max_tokens=4))
+        messages = found.messages
+        assert found.base is not None and f"[off] {found.base}" in shown and f"[on, 0.5] {found.text}" in shown
+    assert messages == dialogue and opened.tokens([{"role": "user", "content": "hi"}]) == before
+    assert generate(opened, "hi", decoding=Decoding(4))[0].text == _talk(opened, "hi")[0][-1]["content"]
+    per_layer = reply(opened, [], "one", strength=dict.fromkeys(layer_names(opened.model), 0.0), both=True)
+    assert per_layer.text == per_layer.base
+    with pytest.raises(ConfigError, match="the message. Found: an empty text"):
+        reply(opened, messages, "  ")
 
 
 def test_ctrl_c_within_an_answer_ends_this_answer_alone(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,3 +47,42 @@ def test_a_caption_of_a_table_is_not_written_where_nobody_reads_it(tmp_path: Pat
     finally:
         workshop.checks.close()
     assert f"a row of {table}" in news and not (tmp_path / "photos" / "deep" / "own.txt").exists()
+
+
+def test_a_caption_is_written_beside_its_image_and_nowhere_else(tmp_path: Path) -> None:
+    """Links that lead out of the folders, and names that are no image, write nothing."""
+    gradio = pytest.importorskip("gradio", reason="make test-studio has it")
+    from orthotune.studio.start_tab import StartTab
+    from orthotune.studio.workshop import Workshop
+
+    photos, outside = tmp_path / "work" / "photos", tmp_path / "outside"
+    photos.mkdir(parents=True)
+    outside.mkdir()
+    for file in (photos / "own.png", photos / "led.png", outside / "away.png"):
+        Image.new("RGB", (6, 4), (1, 2, 3)).save(file)
+    (outside / "secret.txt").write_text("secret", encoding="utf-8")
+    (photos / "led.txt").symlink_to(outside / "secret.txt")
+    (photos / "away.png").symlink_to(outside / "away.png")
+    (photos / "own.json").write_text('{"caption": "of another trainer"}', encoding="utf-8")
+    workshop = Workshop(Folders([tmp_path / "work"]))
+    with gradio.Blocks():
+        tab = StartTab(workshop)
+    try:
+        assert tab._caption("data: photos\n", "own") == "of another trainer"
+        assert "Written: photos/own.txt" in tab._keep("data: photos\n", "own", " a robin,\n<b>red</b> ")
+        assert tab._caption("data: photos\n", "own") == "a robin, <b>red</b>"
+        for name in ("led", "away"):
+            assert "outside the folders" in tab._keep("data: photos\n", name, "b"), name
+        for name in ("../own", "own.png", ""):
+            assert 'class="note wrong"' in tab._keep("data: photos\n", name, "b"), name
+        assert "outside the folders" in tab._keep(f"data: {outside}\n", "away", "b")
+        assert f"Nothing is at none.jsonl in {tmp_path / 'work'}" in tab._look("sft", "data: none.jsonl\n")[0]
+        assert "built-in model; no file" in tab._look("sft", "")[0]
+        (tmp_path / "work" / "empty").mkdir()
+        for recipe in ("sft", "t2i"):
+            assert "no data file" in (found := tab._look(recipe, "data: empty\n")[0]) or "Found: none" in found
+    finally:
+        workshop.checks.close()
+    assert (photos / "own.txt").read_text(encoding="utf-8") == "a robin,\n<b>red</b>\n"
+    assert (outside / "secret.txt").read_text(encoding="utf-8") == "secret"
+    assert sorted(path.name for path in outside.iterdir()) == ["away.png", "secret.txt"]

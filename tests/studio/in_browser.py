@@ -29,11 +29,18 @@ HOSTILE = "<img src=x onerror=alert(1)>${alert(2)}{{7*7}}"
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def chromium_process() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         made = Browser(playwright)
         yield made
         made.browser.close()
+
+
+@pytest.fixture
+def browser(chromium_process: Browser) -> Iterator[Browser]:
+    """Without the pages of other tests, each of which looks at its runs again and again."""
+    yield chromium_process
+    chromium_process.close_pages()
 
 
 @pytest.fixture(scope="module")
@@ -163,19 +170,33 @@ def test_the_path_of_a_language_model(studio: Studio, browser: Browser, workspac
     _until(lambda: _shows_the_base(page))
     names.nth(0).fill("1")
     names.nth(0).press("Tab")
-    page.locator("#show").click()
-    page.locator("#sides").get_by_text("of which").wait_for()
+    _until(lambda: "q_proj" not in _shown(page))
     keep(page, "after")
     page.get_by_text("Write a new adapter at").click()
     page.locator("#weaker-name textarea, #weaker-name input").first.fill("weaker")
     page.locator("#rewind").click()
     page.locator("#rewind-news .note.right").wait_for()
     assert (workspace / "adapters" / "weaker" / "adapter_config.json").is_file()
+    page.get_by_text("Export with the weights").click()
+    _export(page, workspace / "merged-parts")
     _choose(page, "by", "all layers together")
+    _export(page, workspace / "merged")
+    changed = _changed(workspace / "merged-parts", workspace / "merged")
+    assert changed and not any("q_proj" in name for name in changed), "q_proj is at 1 in both, the others are not"
+    page.get_by_text("Dialogue of several").click()
+    for number, text in enumerate(("A list is", "A tuple is")):
+        page.locator("#message textarea, #message input").first.fill(text)
+        page.locator("#send").click()
+        page.locator("#dialogue .pair").nth(number).wait_for()
+    assert page.locator("#dialogue").inner_text().count("adapter off") == 2
+    page.locator("#send").click()  # an empty message
+    page.locator("#dialogue .note.wrong").wait_for()
+    keep(page, "dialogue")
+    page.locator("#begin-again").click()
+    page.locator("#dialogue .pair").first.wait_for(state="detached")
     page.get_by_text("What each layer does").click()
     page.locator("#look-layers").click()
-    page.locator("#layers svg").first.wait_for()
-    assert "Depth and module" in page.locator("#layers").inner_text()
+    page.locator("#layers").get_by_text("Depth and module").wait_for()
     keep(page, "layers")
     page.get_by_text("Combine with another adapter").click()
     _choose(page, "other", "adapters/weaker")
@@ -194,11 +215,6 @@ def test_the_path_of_a_language_model(studio: Studio, browser: Browser, workspac
     page.locator("#convert").click()
     page.locator("#convert-news .note.wrong").wait_for()
     assert "outside the folders" in page.locator("#convert-news").inner_text()
-    page.get_by_text("Export with the weights").click()
-    page.locator("#export-out textarea, #export-out input").first.fill("merged")
-    page.locator("#export").click()
-    page.locator("#export-news .note.right").wait_for()
-    assert (workspace / "merged" / "config.json").is_file()
     keep(page, "tools")
     with page.context.expect_page() as opened:
         page.locator("#report-link a").click()
@@ -316,7 +332,7 @@ output: runs/image
         assert list((workspace / "adapters" / "weaker-image").rglob("*.safetensors"))
         page.get_by_text("What each layer does").click()
         page.locator("#look-layers").click()
-        page.locator("#layers svg").first.wait_for()
+        page.locator("#layers").get_by_text("Depth and module").wait_for()
         page.get_by_text("Tools that can load it").click()
         page.locator("#tools").click()
         page.locator("#tools-list .state").first.wait_for()
@@ -334,10 +350,32 @@ def _choose(page: Any, key: str, words: str) -> None:
 
 
 def _shows_the_base(page: Any) -> bool:
-    page.locator("#show").click()
-    page.locator("#sides").get_by_text("of which").wait_for()
+    _shown(page)
     off, on = page.locator("#sides pre").all_inner_texts()
     return bool(off == on)
+
+
+def _shown(page: Any) -> str:
+    """The strengths of the answers that a click has brought."""
+    page.locator("#show").click()
+    page.locator("#sides").get_by_text("of which").wait_for()
+    page.locator("#sides .progress-text").wait_for(state="detached")
+    return str(page.locator("#sides").get_by_text("of which").inner_text())
+
+
+def _export(page: Any, out: Path) -> None:
+    page.locator("#export-out textarea, #export-out input").first.fill(out.name)
+    page.locator("#export").click()
+    _until((out / "config.json").is_file)
+    page.locator("#export-news .note.right").wait_for()
+
+
+def _changed(one: Path, other: Path) -> list[str]:
+    """The weights that differ between two models by more than the rounding of float16."""
+    from orthotune.files.safetensors_file import read_tensors
+
+    first, second = (read_tensors(folder / "model.safetensors") for folder in (one, other))
+    return [name for name in first if not first[name].allclose(second[name], atol=1e-3)]
 
 
 def test_hostile_names_are_text(browser: Browser, tmp_path: Path) -> None:

@@ -90,6 +90,13 @@ class Browser:
         page.wait_for_selector("#set-method")
         return page
 
+    def close_pages(self) -> None:
+        """Close all pages, and forget what they fetched and what went wrong on them."""
+        for context in self.browser.contexts:
+            context.close()
+        self.fetched.clear()
+        self.faults.clear()
+
 
 def tab(page: Any, name: str) -> None:
     """Open a tab of the page."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from orthotune.files.installed_worlds import TEXT_WORLD
-from orthotune.recipes import dpo, kto, sft
+from orthotune.recipes import dpo, grpo, kto, orpo, rloo, sft
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.text_job import adapter_config
 from orthotune.text.memory_estimate import OPTIMIZER_BYTES, adapted, empty_model, measure_memory
@@ -30,7 +30,7 @@ class _Kept:
         def compute_loss(trainer: Any, model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
             if self.bytes:
                 return original(trainer, model, inputs, *more, **named)
-            self.shape = tuple(inputs["input_ids"].shape)
+            self.shape = _shape(inputs)
             self.trained = [p.nbytes for p in model.parameters() if p.requires_grad]
             held = [*model.parameters(), *model.buffers(), *(v for v in inputs.values() if torch.is_tensor(v))]
             owned = {t.untyped_storage()._cdata for t in held}
@@ -50,6 +50,17 @@ class _Kept:
         monkeypatch.setattr(RunTrainer, "compute_loss", compute_loss)
 
 
+def _shape(inputs: Any) -> tuple[int, int]:
+    """Sequences of a batch and their length; of ORPO's, chosen and rejected answers, of GRPO's, prompts and answers."""
+    if "chosen_input_ids" in inputs:
+        rows, length = inputs["chosen_input_ids"].shape
+        return 2 * rows, max(length, inputs["rejected_input_ids"].shape[1])
+    if "completion_ids" in inputs:
+        return len(inputs["prompt_ids"]), inputs["prompt_ids"].shape[1] + inputs["completion_ids"].shape[1]
+    rows, length = inputs["input_ids"].shape
+    return rows, length
+
+
 def _settings(kind: Any, output: Path, **changed: Any) -> Any:
     usual = {"steps": 1, "batch_size": 3, "max_length": 96, "eval_tokens": 64, "sample_prompts": [], "output": output}
     return kind(**usual | changed)
@@ -64,6 +75,9 @@ def _settings(kind: Any, output: Path, **changed: Any) -> Any:
         (sft, "SFTSettings", {"method": "full"}),
         (dpo, "DPOSettings", {}),
         (kto, "KTOSettings", {}),
+        (orpo, "ORPOSettings", {}),
+        (grpo, "GRPOSettings", {"batch_size": 8}),
+        (rloo, "RLOOSettings", {"batch_size": 8}),
     ],
 )
 def test_activations_are_those_of_a_real_step(
@@ -75,10 +89,20 @@ def test_activations_are_those_of_a_real_step(
     config = adapter_config(settings, empty_model(TEXT_WORLD, torch.float32), [], "CAUSAL_LM")
     found = measure_memory(
         adapted(empty_model(TEXT_WORLD, torch.float32), config), *kept.shape,
-        checkpointing=settings.gradient_checkpointing,
+        checkpointing=settings.gradient_checkpointing, logits=1.5 * kept.shape[1] if job is orpo else 0,
     )  # fmt: skip
     assert found.activations == pytest.approx(kept.bytes, rel=BOUND)
     assert found.trained == found.gradients == sum(kept.trained) and found.optimizer == 2 * found.trained
+
+
+@pytest.mark.parametrize(("job", "kind"), [(orpo, "ORPOSettings"), (grpo, "GRPOSettings"), (rloo, "RLOOSettings")])
+def test_a_plan_counts_what_the_recipe_reads(job: Any, kind: str, tmp_path: Path) -> None:
+    """Of pairs both answers, and the logits where the loss keeps them."""
+    lines = job.plan(_settings(getattr(job, kind), tmp_path / "run", batch_size=8))
+    rows = 16 if job is orpo else 8
+    assert any(f"{rows} sequences of at most 96 tokens" in line for line in lines)
+    assert any(line.startswith("memory ") and "(estimate)" in line for line in lines)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_weights_are_those_of_the_file(tmp_path: Path) -> None:

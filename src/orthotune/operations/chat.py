@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from orthotune.errors import ConfigError, OrthotuneError, nearest
-from orthotune.operations.generate import check_adapter
+from orthotune.operations.generate import at_strength, check_adapter
 from orthotune.operations.generation.adapter_strength import set_strength
 from orthotune.operations.generation.decoding import Decoding, answer
 from orthotune.operations.generation.open_model import Messages, OpenedModel
@@ -102,6 +102,71 @@ def chat(
     if opened.adapted:
         set_strength(opened.model, 1.0)
     return state.messages
+
+
+@dataclass(frozen=True)
+class Replied:
+    """One exchange of a dialogue.
+
+    Attributes:
+        messages: the dialogue with the new message and its answer, from which the next exchange goes on.
+        text: the answer, with the adapter at its strength.
+        base: the answer without the adapter to the same dialogue; None where it was not asked for.
+        notes: that the oldest messages were dropped.
+    """
+
+    messages: Messages
+    text: str
+    base: str | None
+    notes: tuple[str, ...] = ()
+
+
+def reply(
+    opened: OpenedModel,
+    messages: Messages,
+    text: str,
+    *,
+    strength: float | Mapping[str, float] = 1.0,
+    both: bool = False,
+    plain: bool = False,
+    decoding: Decoding | None = None,
+) -> Replied:
+    """Answer the next message of a dialogue; as in :func:`chat` it goes on with the answer of the adapter.
+
+    Args:
+        opened: the model, from :func:`~orthotune.operations.generation.open_model.open_model`.
+        messages: the dialogue so far, each with ``role`` and ``content``; empty at first.
+        text: the new message.
+        strength: of the adapter, or layer -> strength for some layers; the others keep 1.
+        both: answer without the adapter, too.
+        plain: no chat template.
+        decoding: how tokens are chosen; None takes the likeliest ones, at most 256.
+
+    Raises:
+        ConfigError: an empty message, one that the model cannot read, or a strength or ``both`` of a model that does
+            not have it.
+
+    Example:
+        >>> from orthotune.operations.generation.open_model import open_model
+        >>> found = reply(open_model("text-world"), [], "The with statement is", decoding=Decoding(max_tokens=4))
+        >>> [one["role"] for one in found.messages]
+        ['user', 'assistant']
+    """
+    if not text.strip():
+        raise ConfigError("the message", got="an empty text", needed="a text to answer")
+    check_adapter(opened, strength, both)
+    decoding, notes = decoding or Decoding(), list[str]()
+    asked = [*messages, {"role": "user", "content": text.strip()}]
+    tokens, asked = _fitting(opened, asked, decoding, plain, notes.append)
+    without = _one(opened, tokens, decoding, _nowhere, on=False) if both else None
+    with at_strength(opened, strength):
+        found = _one(opened, tokens, decoding, _nowhere, on=True)
+    noted = tuple(note.strip() for note in notes)
+    return Replied([*asked, {"role": "assistant", "content": found}], found, without, noted)
+
+
+def _nowhere(_: str) -> None:
+    """Where the pieces of an answer go that is returned at once."""
 
 
 def _command(opened: OpenedModel, state: _State, text: str) -> str:

@@ -90,7 +90,7 @@ def generate(
         if both:
             with opened.model.disable_adapter():
                 without = answer(opened, tokens, decoding, _piece(write, number, False))[0]
-        with _at(opened, strength):
+        with at_strength(opened, strength):
             text, count = answer(opened, tokens, decoding, _piece(write, number, True))
         found.append(Generated(prompt, text, without, strength if opened.adapted else None, count))
     return found
@@ -122,8 +122,13 @@ def check_adapter(opened: OpenedModel, strength: float | Mapping[str, float], bo
 
 
 @contextmanager
-def _at(opened: OpenedModel, strength: float | Mapping[str, float]) -> Iterator[None]:
-    """The adapter at a strength, for a block."""
+def at_strength(opened: OpenedModel, strength: float | Mapping[str, float]) -> Iterator[None]:
+    """The adapter at a strength, for a block; without effect for a model without one.
+
+    Args:
+        opened: the model.
+        strength: as for :func:`generate`.
+    """
     if not opened.adapted:
         yield
         return

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 from trl import apply_chat_template
 from trl.experimental.orpo import ORPOTrainer
 
-from orthotune.recipes.preference_job import Adapt, PreferenceRecipe, run_preferences
+from orthotune.recipes.preference_job import Adapt, PreferenceRecipe, preference_job, run_preferences
 from orthotune.recipes.preference_settings import PreferenceSettings
 from orthotune.recipes.text_job import TrainerInputs
+from orthotune.recipes.text_plan import plan_text
 from orthotune.recipes.text_run import Callbacks, Say
 from orthotune.runs.data_files import Row
 from orthotune.runs.record import RunRecord
@@ -46,6 +47,19 @@ def run(
         True
     """
     return run_preferences(settings, RECIPE, say, callbacks, bar, adapt)
+
+
+def plan(settings: ORPOSettings) -> list[str]:
+    """A description of the run with its memory; nothing is loaded, trained or written.
+
+    Args:
+        settings: of the run.
+
+    Raises:
+        RecipeError: as the run itself would.
+    """
+    # TRL's loss keeps the logits of every pair, and of the chosen answers their logarithms of probabilities, too.
+    return plan_text(settings, preference_job(settings, RECIPE), sequences=2, logits=1.5 * settings.max_length)
 
 
 def _build(given: TrainerInputs, table: Any, arguments: Any, reference: Any) -> RunTrainer:

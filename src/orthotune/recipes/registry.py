@@ -112,7 +112,7 @@ RECIPES: dict[str, Recipe] = {
             "built-in model, on prose against lines of code.",
             ("orpo", "orpo model=Qwen/Qwen2.5-0.5B data=pairs.jsonl beta=0.1"),
             (Option("data", "--data", "File, folder or hub data set with prompt, chosen and rejected."),),
-            text=True, plans=False,
+            text=True,
         ),
         Recipe(
             "reward", "reward", "reward:RewardSettings",
@@ -129,7 +129,7 @@ RECIPES: dict[str, Recipe] = {
             ("grpo", "grpo data=sums.jsonl model=models/llama --reward number beta=0.04",
              "grpo data=tasks.jsonl model=models/llama --reward rewards.py:runs_without_error"),
             (Option("reward", "--reward", "exact, number, package.module.function or file.py:function."),),
-            text=True, plans=False,
+            text=True,
         ),
         Recipe(
             "rloo", "rloo", "rloo:RLOOSettings",
@@ -137,7 +137,7 @@ RECIPES: dict[str, Recipe] = {
             "in Python methods, on the small built-in model.",
             ("rloo", "rloo data=sums.jsonl model=models/llama --reward number"),
             (Option("reward", "--reward", "exact, number, package.module.function or file.py:function."),),
-            text=True, plans=False,
+            text=True,
         ),
         Recipe(
             "distill", "distill", "distill:DistillSettings",

@@ -10,6 +10,7 @@ from orthotune.recipes.preference_job import Adapt
 from orthotune.recipes.prompt_settings import ReinforcementSettings
 from orthotune.recipes.reinforcement_job import ReinforcementJob, run_reinforcement
 from orthotune.recipes.text_job import TextJob
+from orthotune.recipes.text_plan import plan_text
 from orthotune.recipes.text_run import Callbacks, Say
 from orthotune.runs.record import RunRecord
 from orthotune.text.generated_batches import GeneratedBatches
@@ -51,6 +52,20 @@ def run(
         {'held_out_reward': 0.9}
     """
     return run_reinforcement(settings, job(settings, adapt), say, callbacks, bar)
+
+
+def plan(settings: RLOOSettings) -> list[str]:
+    """A description of the run with the memory of its steps; nothing is loaded, trained or written.
+
+    Keys and values of the answers while they are written, before a step, are not counted.
+
+    Args:
+        settings: of the run.
+
+    Raises:
+        RecipeError: as the run itself would.
+    """
+    return plan_text(settings, job(settings))
 
 
 def job(settings: RLOOSettings, adapt: Adapt | None = None) -> TextJob:

@@ -12,7 +12,7 @@ from orthotune.text.causal_model import choose_dtype
 from orthotune.text.memory_estimate import adapted, empty_model, measure_memory
 
 
-def plan_text(settings: TextSettings, job: TextJob, sequences: int = 1, kept: int = 0) -> list[str]:
+def plan_text(settings: TextSettings, job: TextJob, sequences: int = 1, kept: int = 0, logits: float = 0) -> list[str]:
     """A description of a run in lines to print.
 
     Args:
@@ -20,6 +20,7 @@ def plan_text(settings: TextSettings, job: TextJob, sequences: int = 1, kept: in
         job: of the recipe.
         sequences: that the loss of one example reads, as 2 for a chosen and a rejected answer.
         kept: further sequences of each step whose activations are kept.
+        logits: positions of a sequence whose logits the loss keeps.
 
     Raises:
         RecipeError: as the run itself would.
@@ -47,6 +48,6 @@ def plan_text(settings: TextSettings, job: TextJob, sequences: int = 1, kept: in
         return [*lines, "memory      unknown: how many bytes a quantized base has is known once it is loaded"]
     found = measure_memory(
         model, rows, settings.max_length, optim=settings.optim, checkpointing=settings.gradient_checkpointing,
-        autocast=torch.bfloat16 if full and dtype == torch.bfloat16 else None,
+        logits=logits, autocast=torch.bfloat16 if full and dtype == torch.bfloat16 else None,
     )  # fmt: skip
     return [*lines, *found.lines()]

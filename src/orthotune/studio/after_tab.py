@@ -11,6 +11,7 @@ from orthotune.errors import OrthotuneError
 from orthotune.files.names import is_file_name
 from orthotune.report.page import NAME
 from orthotune.studio import pages
+from orthotune.studio.dialogue import Dialogue
 from orthotune.studio.workshop import Workshop, with_message
 
 #: Largest strength of the slider.
@@ -57,12 +58,15 @@ class AfterTab:
             @gr.render(inputs=[names], triggers=[names.change], show_progress="hidden")
             def _(shown: dict[str, Any]) -> None:
                 for number, name in enumerate(shown.get("names", ())):
-                    slider = gr.Slider(0, MOST, value=1, step=0.05, label=name, elem_id=f"part-{number}")
+                    slider = gr.Slider(
+                        0, MOST, value=1, step=0.05, label=name, elem_id=f"part-{number}", interactive=True
+                    )
                     # One after another: each reads the strengths that the one before has written.
                     slider.input(_with(name), [parts, slider], parts, trigger_mode="always_last", **IN_ORDER)
                     slider.release(_with(name), [parts, slider], parts, **IN_ORDER).then(self._show, given, sides)
 
         report = gr.HTML(elem_id="report-link")
+        Dialogue(workshop, source, [strength, most, seed, by, parts])
         with gr.Accordion("What each layer does", open=False):
             look = gr.Button("Show the layers", elem_id="look-layers")
             layers = gr.HTML(elem_id="layers")
@@ -85,17 +89,17 @@ class AfterTab:
                 target = gr.Dropdown([], label="Format", elem_id="target", allow_custom_value=False)
                 out = gr.Textbox(label="Output", placeholder="converted/style.safetensors", elem_id="convert-out")
                 approximate = gr.Checkbox(label="Allow an error", elem_id="approximate")
-            go = gr.Button("Convert", elem_id="convert")
+            go = gr.Button("Convert at the strengths above", elem_id="convert")
             news = gr.HTML(elem_id="convert-news")
             list_tools.click(self._tools, source, [found, target])
-            go.click(self._convert, [source, target, out, approximate], news)
+            go.click(self._convert, [source, target, out, approximate, strength, by, parts], news)
         with gr.Accordion("Export with the weights of the base", open=False):
             with gr.Row():
                 kind = gr.Dropdown(EXPORTS, value="dense", label="As", elem_id="export-kind")
                 place = gr.Textbox(label="Output", placeholder="merged/style", elem_id="export-out")
-            write = gr.Button("Export at the strength above", elem_id="export")
+            write = gr.Button("Export at the strengths above", elem_id="export")
             done = gr.HTML(elem_id="export-news")
-            write.click(self._export, [source, kind, place, strength, by], done)
+            write.click(self._export, [source, kind, place, strength, by, parts], done)
         with gr.Accordion("Combine with another adapter", open=False):
             with gr.Row():
                 self.other = gr.Dropdown([], label="Second adapter", elem_id="other")
@@ -116,13 +120,6 @@ class AfterTab:
         known = chosen if chosen in values else next(iter(values), None)
         return gr.Dropdown(found, value=known), gr.Dropdown(found)
 
-    def _path(self, chosen: str | None) -> str:
-        if not chosen:
-            raise OrthotuneError(
-                "no run is chosen", needed="a finished run", do="Wait for the end of one in the tab Run"
-            )
-        return str(self.workshop.folders.tree(chosen))
-
     def _prompt(self, chosen: str | None) -> tuple[Any, str]:
         """A prompt that the run itself was sampled with, and the link to its report."""
         if not chosen:
@@ -137,7 +134,7 @@ class AfterTab:
         if by == "one" or not chosen:
             return {}, {}, ""
         try:
-            found = self.workshop.models.call("parts_of", source=self._path(chosen), by=by)
+            found = self.workshop.models.call("parts_of", source=self.workshop.path(chosen), by=by)
         except (OrthotuneError, OSError) as fault:
             return {}, {}, pages.message(str(fault), "wrong")
         return {"of": chosen, "by": by, "names": list(map(pages.sendable, found))}, {}, ""
@@ -146,7 +143,7 @@ class AfterTab:
         return with_message(self._looked)(chosen)
 
     def _looked(self, chosen: str | None) -> str:
-        return pages.layers(self.workshop.models.call("layers_of", adapter=self._path(chosen)))
+        return pages.layers(self.workshop.models.call("layers_of", adapter=self.workshop.path(chosen)))
 
     def _show(self, *given: Any) -> str:
         return with_message(self._shown)(*given)
@@ -155,9 +152,8 @@ class AfterTab:
         self, chosen: str | None, prompt: str, strength: float, most: float, seed: float | None, by: str,
         parts: dict[str, float],
     ) -> str:  # fmt: skip
-        path, first = self._path(chosen), int(seed or 0)
-        own = ", ".join(f"{part} {value:g}" for part, value in parts.items() if value != 1)
-        heading = f"strength {strength:g}" + (f", of which {own}" if own else "")
+        path, first = self.workshop.path(chosen), int(seed or 0)
+        heading = pages.at(strength, parts)
         if self.workshop.makes_images(path):
             found = self.workshop.models.call("images", run=path, prompt=prompt, strength=strength, by=by, parts=parts,
                                              seeds=[*range(first, first + 4)])  # fmt: skip
@@ -168,7 +164,7 @@ class AfterTab:
 
     def _tools(self, chosen: str | None) -> tuple[str, Any]:
         try:
-            found = self.workshop.models.call("tools", adapter=self._path(chosen))
+            found = self.workshop.models.call("tools", adapter=self.workshop.path(chosen))
         except (OrthotuneError, OSError) as fault:
             return pages.message(str(fault), "wrong"), gr.Dropdown([])
         ranks = {"lossless": 0, "approximate": 1}
@@ -181,23 +177,27 @@ class AfterTab:
             raise OrthotuneError("no output", needed="a path below the folders of the studio")
         return self.workshop.folders.inside(given.strip())
 
-    def _convert(self, chosen: str | None, target: str | None, out: str, approximate: bool) -> str:
-        return with_message(self._converted)(chosen, target, out, approximate)
+    def _convert(self, *given: Any) -> str:
+        return with_message(self._converted)(*given)
 
-    def _converted(self, chosen: str | None, target: str | None, out: str, approximate: bool) -> str:
+    def _converted(
+        self, chosen: str | None, target: str | None, out: str, approximate: bool, strength: float, by: str,
+        parts: dict[str, float],
+    ) -> str:  # fmt: skip
         if not target:
             raise OrthotuneError("no format is chosen", do="List the tools first")
-        path, place = self._path(chosen), self._out(out)
+        path, place = self.workshop.path(chosen), self._out(out)
         lines = self.workshop.models.call(
-            "convert_to", adapter=path, target=target, out=str(place), approximate=approximate
-        )
+            "convert_to", adapter=path, target=target, out=str(place), approximate=approximate, strength=strength,
+            by=by, parts=parts,
+        )  # fmt: skip
         return pages.message("\n".join(lines), "right")
 
     def _rewind(self, chosen: str | None, strength: float, by: str, parts: dict[str, float], name: str) -> str:
         return with_message(self._rewound)(chosen, strength, by, parts, name)
 
     def _rewound(self, chosen: str | None, strength: float, by: str, parts: dict[str, float], name: str) -> str:
-        path, out = self._path(chosen), self._new(name)
+        path, out = self.workshop.path(chosen), self._new(name)
         lines = self.workshop.models.call("write_at", source=path, strength=strength, by=by, parts=parts, out=str(out))
         return pages.message("\n".join(lines), "right")
 
@@ -207,19 +207,18 @@ class AfterTab:
             raise OrthotuneError(f"name {name!r}", needed="a file name, without a path")
         return self.workshop.folders.inside(self.workshop.folders.workspace / "adapters" / name.strip())
 
-    def _export(self, chosen: str | None, kind: str, out: str, strength: float, by: str) -> str:
-        return with_message(self._exported)(chosen, kind, out, strength, by)
+    def _export(self, *given: Any) -> str:
+        return with_message(self._exported)(*given)
 
-    def _exported(self, chosen: str | None, kind: str, out: str, strength: float, by: str) -> str:
-        if by != "one":
-            raise OrthotuneError("an export", got="strengths of parts", needed="one strength for all layers",
-                                 do="Write a new adapter at these strengths first, and export that one")  # fmt: skip
-        path, place = self._path(chosen), self._out(out)
+    def _exported(
+        self, chosen: str | None, kind: str, out: str, strength: float, by: str, parts: dict[str, float]
+    ) -> str:
+        path, place = self.workshop.path(chosen), self._out(out)
         base = self.workshop.models.call("base_of", run=path)
         if not base:
             raise OrthotuneError(f"{self.workshop.name(Path(path))}", got="no record of its base model")
         lines = self.workshop.models.call(
-            "export_to", adapter=path, base=base, kind=kind, out=str(place), strength=strength
+            "export_to", adapter=path, base=base, kind=kind, out=str(place), strength=strength, by=by, parts=parts
         )
         return pages.message("\n".join(lines), "right")
 
@@ -228,7 +227,7 @@ class AfterTab:
 
     def _combined(self, one: str | None, other: str | None, first: float, second: float, how: str, name: str) -> str:
         out = self._new(name)
-        paths = [self._path(one), self._path(other)]
+        paths = [self.workshop.path(one), self.workshop.path(other)]
         lines = self.workshop.models.call(
             "combine_into", adapters=paths, weights=[first, second], kind=how, out=str(out)
         )

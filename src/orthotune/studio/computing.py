@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -203,6 +204,43 @@ def answers(
     return {"base": found.base or "", "text": found.text}
 
 
+def chat_on(
+    source: str, messages: list[dict[str, str]], text: str, strength: float, most: int, seed: int, by: str = "one",
+    parts: dict[str, float] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The answer to the next message of a dialogue, with the adapter of a language model at a strength and without.
+
+    Args:
+        source: run directory or adapter.
+        messages: the dialogue so far.
+        text: the new message.
+        strength: of the adapter.
+        most: tokens.
+        seed: of the sampling.
+        by: what ``parts`` are.
+        parts: as for :func:`answers`.
+
+    Returns:
+        ``text``, ``base`` (empty for a model without an adapter), ``notes``, and ``messages`` to go on from.
+
+    Raises:
+        OrthotuneError: no language model, a strength that it does not have, or an empty message.
+    """
+    from orthotune.operations.chat import reply
+    from orthotune.operations.generation.decoding import Decoding
+    from orthotune.runs.quiet import quiet
+
+    if _makes_images(source):
+        raise OrthotuneError(f"a dialogue with {source}", got="an image model", needed="a language model")
+    opened = _opened_run(source)
+    with quiet():
+        at = _strengths(opened, strength, by, parts)
+        found = reply(
+            opened, messages, text, strength=at, both=opened.adapted, decoding=Decoding(max_tokens=most, seed=seed)
+        )
+    return {"text": found.text, "base": found.base or "", "notes": list(found.notes), "messages": found.messages}
+
+
 def images(
     run: str, prompt: str, strength: float, seeds: list[int], by: str = "one", parts: dict[str, float] | None = None
 ) -> dict[str, list[str]]:
@@ -243,6 +281,13 @@ def write_at(source: str, strength: float, by: str, parts: dict[str, float] | No
     Raises:
         OrthotuneError: the adapter has no such strengths, or the output exists.
     """
+    return _write_at(source, strength, by, parts, Path(out))[1]
+
+
+def _write_at(
+    source: str, strength: float, by: str, parts: dict[str, float] | None, out: Path
+) -> tuple[Path, list[str]]:
+    """Write an adapter at strengths; where it is, and what was done."""
     from orthotune.operations.rewind import rewind
     from orthotune.runs.quiet import quiet
 
@@ -251,10 +296,23 @@ def write_at(source: str, strength: float, by: str, parts: dict[str, float] | No
         at = _strengths(opened, strength, by, parts)
         if _makes_images(source):
             _OPENED.clear()  # writing may change what is opened
-            opened.write(at, Path(out))
-            return [f"written to {out}"]
+            opened.write(at, out)
+            return out / "adapter", [f"written to {out}"]
         done = rewind(source, at, out)
-    return [f"{len(done.strengths)} layers written to {done.out}", *done.notes]
+    return done.out, [f"{len(done.strengths)} layers written to {done.out}", *done.notes]
+
+
+@contextmanager
+def _at(source: str, strength: float, by: str, parts: dict[str, float] | None) -> Iterator[Path]:
+    """An adapter at strengths, at which it is a new one below a temporary folder; itself as it was trained."""
+    from orthotune.files.run_adapter import adapter_in
+
+    as_trained = adapter_in(source)  # a run without an adapter is refused before it is opened
+    if strength == 1 and (by == "one" or all(part == 1 for part in (parts or {}).values())):
+        yield as_trained
+        return
+    with temporary_folder() as folder:
+        yield _write_at(source, strength, by, parts, folder / "new")[0]
 
 
 def layers_of(adapter: str) -> dict[str, Any]:
@@ -308,30 +366,39 @@ def tools(adapter: str) -> list[dict[str, Any]]:
     return found
 
 
-def convert_to(adapter: str, target: str, out: str, approximate: bool) -> list[str]:
-    """Write an adapter for another tool.
+def convert_to(
+    adapter: str, target: str, out: str, approximate: bool, strength: float = 1.0, by: str = "one",
+    parts: dict[str, float] | None = None,
+) -> list[str]:  # fmt: skip
+    """Write an adapter for another tool, at strengths.
 
     Args:
         adapter: run directory or adapter.
         target: id of the format.
         out: path of the file or folder.
         approximate: allow a conversion with an error.
+        strength: of the adapter.
+        by: what ``parts`` are.
+        parts: as for :func:`answers`.
 
     Raises:
-        OrthotuneError: the format cannot hold the adapter, or the output exists.
+        OrthotuneError: the format cannot hold the adapter, it has no such strengths, or the output exists.
     """
-    from orthotune.files.run_adapter import adapter_in
     from orthotune.operations.convert import convert
 
-    done = convert(adapter_in(adapter), out, target, approximate=approximate)
+    with _at(adapter, strength, by, parts) as path:
+        done = convert(path, out, target, approximate=approximate)
     lines = [f"{done.layers} layers written to {done.written}", *done.notes, *(done.plan.notes if done.plan else ())]
     if done.errors:
         lines.append(f"error {max(done.errors.values()):.2e} at most, relative change of a weight")
     return lines
 
 
-def export_to(adapter: str, base: str, kind: str, out: str, strength: float) -> list[str]:
-    """Write an adapter with the weights of its base.
+def export_to(
+    adapter: str, base: str, kind: str, out: str, strength: float, by: str = "one",
+    parts: dict[str, float] | None = None,
+) -> list[str]:  # fmt: skip
+    """Write an adapter with the weights of its base, at strengths.
 
     Args:
         adapter: run directory or adapter.
@@ -339,15 +406,19 @@ def export_to(adapter: str, base: str, kind: str, out: str, strength: float) -> 
         kind: ``dense`` or ``diff``.
         out: path of the file or folder.
         strength: of the adapter.
+        by: what ``parts`` are.
+        parts: as for :func:`answers`.
 
     Raises:
-        OrthotuneError: the adapter does not belong to the base, or the output exists.
+        OrthotuneError: the adapter does not belong to the base, it has no such strengths, or the output exists.
     """
-    from orthotune.files.run_adapter import adapter_in
     from orthotune.operations.export import export
 
     chosen: Any = kind
-    done = export(adapter_in(adapter), out, base, chosen, strength=strength)
+    # One strength for all is left to the export, which interpolates as the tool that wrote the file.
+    before, after = (1.0, strength) if by == "one" else (strength, 1.0)
+    with _at(adapter, before, by, parts) as path:
+        done = export(path, out, base, chosen, strength=after)
     return [str(done.report), f"written to {done.out}"]
 
 
@@ -460,8 +531,8 @@ def _uri(image: Any) -> str:
 
 CALLS: dict[str, Callable[..., Any]] = {
     one.__name__: one
-    for one in (check, plan, images_of, rows_of, parts_of, answers, images, layers_of, write_at, tools, convert_to,
-                export_to, combine_into, base_of)
+    for one in (check, plan, images_of, rows_of, parts_of, answers, chat_on, images, layers_of, write_at, tools,
+                convert_to, export_to, combine_into, base_of)
 }  # fmt: skip
 
 

@@ -37,8 +37,9 @@ class Folders:
         for root in roots:
             if not root.is_dir():
                 raise OrthotuneError(
-                    f"folder {root}", got="a file" if root.exists() else "nothing there", needed="an existing folder"
-                )
+                    f"folder {root}", got="a file" if root.exists() else "nothing there", needed="an existing folder",
+                    do=None if root.exists() else f"Make it first: mkdir {root}",
+                )  # fmt: skip
         if not roots:
             raise OrthotuneError("no folder", needed="at least one, in which runs are written")
         self.roots = tuple(root.resolve() for root in roots)

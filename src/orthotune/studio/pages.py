@@ -129,6 +129,31 @@ def sides(texts: Sequence[tuple[str, str]] = (), shown_images: Sequence[tuple[st
     return _page("sides", texts=texts, images=shown_images)
 
 
+def at(strength: float, parts: Mapping[str, float]) -> str:
+    """Strengths in words.
+
+    Args:
+        strength: of the adapter.
+        parts: strengths of parts, by which it is multiplied.
+
+    Example:
+        >>> at(0.5, {}), at(1, {"q_proj": 0, "k_proj": 1})
+        ('strength 0.5', 'strength 1, of which q_proj 0')
+    """
+    own = ", ".join(f"{part} {value:g}" for part, value in parts.items() if value != 1)
+    return f"strength {strength:g}" + (f", of which {own}" if own else "")
+
+
+def dialogue(exchanges: Sequence[Mapping[str, Any]], fault: str = "") -> str:
+    """A dialogue, each message with its answers.
+
+    Args:
+        exchanges: ``message``, ``base``, ``text``, ``heading`` and ``notes`` of each.
+        fault: why there is no answer to the next message.
+    """
+    return _page("dialogue", exchanges=exchanges, fault=fault)
+
+
 def layers(found: Mapping[str, Any]) -> str:
     """What an adapter does to each layer: warnings with their remedy, heat maps, histograms, a table.
 

@@ -19,6 +19,8 @@ from orthotune.studio.workshop import Workshop, with_message
 PACE = 2.0
 #: Most runs that are listed.
 MOST = 30
+#: Two buttons are beside each other on a phone.
+BESIDE: dict[str, Any] = {"min_width": 130}
 #: What a run does when it is asked for something.
 ASKED = {
     "sample-now": "texts or images of its samples, which are shown below.",
@@ -40,13 +42,13 @@ class RunTab:
         jobs = gr.HTML(elem_id="jobs")
         chosen = gr.Dropdown([], label="Run", elem_id="run", info="Shown below; the buttons are for this run.")
         with gr.Row():
-            stop = gr.Button("Stop and keep", elem_id="stop")
-            finish = gr.Button("Finish now", elem_id="finish")
-            resume = gr.Button("Resume", elem_id="resume")
-            remove = gr.Button("Take off the list", elem_id="remove")
+            stop = gr.Button("Stop and keep", elem_id="stop", **BESIDE)
+            finish = gr.Button("Finish now", elem_id="finish", **BESIDE)
+            resume = gr.Button("Resume", elem_id="resume", **BESIDE)
+            remove = gr.Button("Take off the list", elem_id="remove", **BESIDE)
         with gr.Row():
-            sample = gr.Button("Sample now", elem_id="sample-now")
-            save = gr.Button("Save now", elem_id="save-now")
+            sample = gr.Button("Sample now", elem_id="sample-now", **BESIDE)
+            save = gr.Button("Save now", elem_id="save-now", **BESIDE)
         news = gr.HTML(elem_id="run-news")
         live = gr.HTML(elem_id="live")
         with gr.Accordion("Log", open=False):

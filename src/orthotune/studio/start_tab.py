@@ -186,9 +186,7 @@ class StartTab:
         try:
             source, default = self._source(text)
             if source is None:
-                return pages.message(
-                    "The data of the built-in model, or of a name on the hub; no file to show."
-                ), gr.Dropdown([])
+                return pages.message(self._no_file(text)), gr.Dropdown([])
             if recipe not in ("subject", "control", "t2i", "vision"):
                 return pages.rows(
                     self.workshop.checks.call("rows_of", source=str(source), roots=self._roots())
@@ -208,6 +206,17 @@ class StartTab:
             if isinstance(values.get(key), str) and (self.workshop.folders.workspace / values[key]).exists():
                 return self.workshop.folders.inside(values[key]), default
         return None, default
+
+    def _no_file(self, text: str) -> str:
+        """Why there is nothing to show of the data of a recipe."""
+        values = values_of(text)
+        given = next((values[key] for key in DATA if values.get(key)), None)
+        if given is None:
+            return "The data of the built-in model; no file to show."
+        if not isinstance(given, str):
+            return "Several data sets: each is shown alone, where it is the data of a run."
+        place = self.workshop.folders.workspace
+        return f"Nothing is at {given} in {place}. A run takes it for data of the package, or for a name on the hub."
 
     def _roots(self) -> list[str]:
         return [str(root) for root in self.workshop.folders.roots]

@@ -54,6 +54,21 @@ class Workshop:
         """What a run is called on the page."""
         return self.folders.shown(run)
 
+    def path(self, chosen: str | None) -> str:
+        """The path of a run or adapter that was chosen, without a link that leads outside.
+
+        Args:
+            chosen: a path below the folders; None if nothing was chosen.
+
+        Raises:
+            OrthotuneError: nothing was chosen, or a place outside the folders.
+        """
+        if not chosen:
+            raise OrthotuneError(
+                "no run is chosen", needed="a finished run", do="Wait for the end of one in the tab Run"
+            )
+        return str(self.folders.tree(chosen))
+
     def adapters(self) -> Choices:
         """What can be used after training: finished runs, adapters beside them, and checkpoints of stopped runs."""
         found: Choices = []
@@ -68,7 +83,8 @@ class Workshop:
                     run.glob("checkpoints/checkpoint-*/adapter_config.json"), key=lambda path: path.stat().st_mtime
                 )
                 found += [(f"{name}, {kept[-1].parent.name}", str(kept[-1].parent))] if kept else []
-        made = sorted({path.parent for path in self.folders.workspace.glob("adapters/*/*.safetensors")})
+        places = ("adapters/*/*.safetensors", "adapters/*/adapter/*.safetensors")  # the latter of image models
+        made = sorted({path.parent for place in places for path in self.folders.workspace.glob(place)})
         return found + [(self.name(path), str(path)) for path in made]
 
     def facts(self, run: str | Path) -> Facts:

@@ -2,7 +2,7 @@
 
 Weights, gradients and optimizer states are counted. Activations are the tensors that autograd keeps of a forward of the
 layers with tensors that have shapes and no data. The head is counted as TRL computes it: in tiles of rows, which are
-not kept; of older versions, the logits.
+not kept; of older versions, and of losses that need them, the logits.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def adapted(model: Any, adapter: PeftConfig | None) -> Any:
 
 def measure_memory(
     model: Any, rows: int, length: int, *, optim: str | None = None, checkpointing: bool = False,
-    autocast: torch.dtype | None = None,
+    autocast: torch.dtype | None = None, logits: float = 0,
 ) -> MemoryEstimate:  # fmt: skip
     """Bytes of training an empty model, on rows of equal length.
 
@@ -79,6 +79,7 @@ def measure_memory(
         optim: the optimizer, as transformers names it; None for AdamW.
         checkpointing: of gradients: the inputs of the blocks are kept alone.
         autocast: the dtype of a mixed precision; None for none.
+        logits: positions of each row whose logits the loss keeps in float32; one that is kept twice counts twice.
 
     Raises:
         RecipeError: nothing is trained.
@@ -97,11 +98,13 @@ def measure_memory(
         gradients=4 * count,
         optimizer=OPTIMIZER_BYTES.get((optim or "").removesuffix("_torch"), USUAL) * count,
         average=0,
-        activations=_activations(model, rows, length, checkpointing, autocast),
+        activations=_activations(model, rows, length, checkpointing, autocast, logits),
     )
 
 
-def _activations(model: Any, rows: int, length: int, checkpointing: bool, autocast: torch.dtype | None) -> int | None:
+def _activations(
+    model: Any, rows: int, length: int, checkpointing: bool, autocast: torch.dtype | None, logits: float
+) -> int | None:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     empty: Any = copy.deepcopy(model, without_data([model], mode)).train()
     base = empty.get_base_model() if hasattr(empty, "get_base_model") else empty
@@ -114,13 +117,12 @@ def _activations(model: Any, rows: int, length: int, checkpointing: bool, autoca
         kept = saved_bytes(
             [*empty.parameters(), *empty.buffers()], lambda: body(input_ids=ids, use_cache=False).last_hidden_state
         )
-    return None if kept is None else kept + _head(base, rows, length)
+    return None if kept is None else kept + _head(base, rows, length, logits)
 
 
-def _head(base: Any, rows: int, length: int) -> int:
-    """Bytes of the head: its input; of versions of TRL that do not compute it in tiles, the logits, too."""
+def _head(base: Any, rows: int, length: int, logits: float) -> int:
+    """Bytes of the head: its input, and the logits that are kept: by the loss, or by versions of TRL without tiles."""
     config = base.config.get_text_config()
-    found = rows * length * int(config.hidden_size) * 4
-    if not hasattr(trl_utils, "add_fused_lm_head"):
-        found += 2 * rows * length * int(config.vocab_size) * 4
-    return found
+    if not logits and not hasattr(trl_utils, "add_fused_lm_head"):
+        logits = 2 * length
+    return rows * length * int(config.hidden_size) * 4 + int(rows * logits) * int(config.vocab_size) * 4
