@@ -25,7 +25,7 @@ from torch import Tensor
 from orthotune import OFTConfig, get_peft_model, merge_aware
 from orthotune.files.cache import cache_folder
 from orthotune.files.installed_worlds import SMOLLM2, cached_model
-from orthotune.text.causal_model import load_model, load_tokenizer
+from orthotune.text.causal_model import choose_dtype, load_model, load_tokenizer
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -66,10 +66,10 @@ def held_out(model: Any, ids: Tensor) -> list[float]:
     return found
 
 
-def make(aware: bool) -> Any:
-    """The 4-bit base with rotations that do nothing yet."""
+def make(aware: bool, dtype: str) -> Any:
+    """The 4-bit base with rotations that do nothing yet; what is not quantized is in ``dtype``."""
     torch.manual_seed(0)
-    base = load_model(str(cached_model(SMOLLM2)), dtype=torch.bfloat16, quantization="nf4")
+    base = load_model(str(cached_model(SMOLLM2)), dtype=choose_dtype(dtype), quantization="nf4")
     model = get_peft_model(base, OFTConfig(oft_block_size=32, target_modules=TARGETS))
     if aware:
         merge_aware(model)
@@ -89,7 +89,7 @@ def compare(rate: float, words: argparse.Namespace) -> list[dict[str, Any]]:
     """Both runs of a learning rate, as rows."""
     train = windows("train", words.length, words.steps * words.batch)
     test = windows("validation", words.length, words.windows)
-    models = {"plain": make(False), "merge-aware": make(True)}
+    models = {"plain": make(False, words.dtype), "merge-aware": make(True, words.dtype)}
     start = held_out(models["plain"], test)
     optimizers = {
         name: torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), rate, weight_decay=0)
@@ -112,7 +112,7 @@ def compare(rate: float, words: argparse.Namespace) -> list[dict[str, Any]]:
         merged = held_out(model, test)
         lost = [b - a for a, b in zip(evaluated, merged, strict=True)]
         rows.append({
-            "run": name, "learning_rate": rate, "steps": words.steps, "tokens_a_step": words.batch * words.length,
+            "run": name, "dtype": words.dtype, "learning_rate": rate, "steps": words.steps, "tokens_a_step": words.batch * words.length,
             "base": statistics.mean(start), "evaluated": statistics.mean(evaluated),
             "merged": statistics.mean(merged), "lost_by_the_merge": statistics.mean(lost),
             "standard_error": statistics.stdev(lost) / len(lost) ** 0.5, "same_bits": torch.equal(before, after),
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rows", type=Path)
     words = parser.parse_args()
     rows = []
