@@ -1,8 +1,9 @@
 """transformers' continuous batching with an adapter for each request, by ``adapter_names`` as in ``generate``.
 
-It puts the tokens of all requests of a step behind each other in one row, ``(1, tokens)``, and hands the layers no names.
-Which request has how many of them is known to its processor, so that while a step runs, every adapted layer gets the
-tokens as rows, each under the adapter of its request. The head gets the tokens alone that are followed by a new one.
+It puts the tokens of all requests of a step behind each other in one row, ``(1, tokens)``, and hands the layers no
+names. Which request has how many of them is known to its processor, so that while a step runs, every adapted layer gets
+the tokens as rows, each under the adapter of its request. The head gets the tokens alone that are followed by a new
+one.
 """
 
 from __future__ import annotations
