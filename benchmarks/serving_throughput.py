@@ -120,8 +120,8 @@ def serve(kind: str, folder: Path, settings: argparse.Namespace) -> None:
     from vllm.lora.request import LoRARequest
 
     options: dict[str, Any] = {
-        "dtype": settings.dtype, "max_model_len": settings.max_length, "max_num_batched_tokens": 512, "enforce_eager": True,
-        "enable_prefix_caching": False, "seed": 0, "max_num_seqs": settings.requests,
+        "dtype": settings.dtype, "max_model_len": settings.max_length, "max_num_batched_tokens": 512,
+        "enforce_eager": True, "enable_prefix_caching": False, "seed": 0, "max_num_seqs": settings.requests,
     }  # fmt: skip
     most = max(settings.adapters)
     if kind == "adapters":
@@ -189,7 +189,8 @@ def main() -> None:
         made = settings.requests * settings.tokens / statistics.median(seconds[row])
         table.append({
             "kind": kind, "adapters": count, "requests": settings.requests, "tokens": settings.tokens,
-            "block_size": settings.block_size, "dtype": settings.dtype, "rounds": settings.rounds, "tokens_per_second": round(made, 1),
+            "block_size": settings.block_size, "dtype": settings.dtype, "rounds": settings.rounds,
+            "tokens_per_second": round(made, 1),
             "of_merged": round(statistics.median(beside), 3), "lowest": round(min(beside), 3),
             "highest": round(max(beside), 3),
         })  # fmt: skip
