@@ -159,7 +159,7 @@ def _by_token(original: Callable[..., None]) -> Callable[..., None]:
 def _names(processor: Any, requests: _Requests) -> tuple[list[str], list[str]]:
     """The adapter of each token of a step, and of each token that the head gets."""
     ios = processor.inputs_and_outputs
-    if hasattr(ios, "io_pairs"):  # two, which a GPU fills by turns
+    if hasattr(ios, "io_pairs"):  # two, one is filled while the other one is read
         ios = ios.io_pairs[ios.current_pair].host_io
     tokens: list[str] = []
     ends: list[str] = []
