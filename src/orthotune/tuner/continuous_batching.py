@@ -11,9 +11,9 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import wraps
+from inspect import signature
 from types import ModuleType
 from typing import Any
 
@@ -75,25 +75,24 @@ def _by_request(original: Callable[..., Any]) -> Callable[..., Any]:
     """``generate_batch``, which takes any keyword and reads few of them."""
 
     @wraps(original)
-    def generate_batch(
-        self: Any, inputs: Any, generation_config: Any = None, continuous_batching_config: Any = None, *args: Any,
-        **kwargs: Any,
-    ) -> Any:  # fmt: skip
+    def generate_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
         names = kwargs.pop("adapter_names", None)
         if names is None:
-            return original(self, inputs, generation_config, continuous_batching_config, *args, **kwargs)
-        batch = MixedBatch(names)
-        _check(self, batch, len(inputs), kwargs.get("persistent_manager", len(args) > 2 and args[2]))
-        config = copy.copy(continuous_batching_config or _config_class()())
+            return original(self, *args, **kwargs)
+        given = signature(original).bind(self, *args, **kwargs)
+        said = given.arguments
+        _check(self, MixedBatch(names), len(said["inputs"]), bool(said.get("persistent_manager")))
+        config = copy.copy(said.get("continuous_batching_config") or _config_class()())
         # The cache shares the blocks of equal beginnings of prompts, whose keys and values are other ones under
         # another adapter; and the graphs of a GPU replay the adapters of the step that was recorded.
         config.allow_block_sharing = False
         if config.use_cuda_graph is None:
             config.use_cuda_graph = False
+        said["continuous_batching_config"] = config
         requests = _Requests({f"req_{number}": name for number, name in enumerate(names)})
         setattr(self, _REQUESTS, requests)
         try:
-            found = original(self, inputs, generation_config, config, *args, **kwargs)
+            found = original(*given.args, **given.kwargs)
         finally:
             delattr(self, _REQUESTS)
         if requests.faults:
@@ -144,10 +143,8 @@ def _by_token(original: Callable[..., None]) -> Callable[..., None]:
             tokens, ends = _names(self, requests)
             batches = [requests.batch(tokens), requests.batch(ends)]
             requests.batches = {batch.names: batch for batch in batches}
-            with ExitStack() as stack:
-                heads = batches[1] if self.model_runner.supports_logits_to_keep(model) else batches[0]
-                stack.enter_context(handed_down_by_token(model, batches[0], heads))
-                stack.enter_context(one_call())
+            heads = batches[1] if self.model_runner.supports_logits_to_keep(model) else batches[0]
+            with handed_down_by_token(model, batches[0], heads), one_call():
                 original(self, model)
         except Exception as fault:
             requests.faults.append(fault)
