@@ -79,20 +79,20 @@ def _by_request(original: Callable[..., Any]) -> Callable[..., Any]:
         names = kwargs.pop("adapter_names", None)
         if names is None:
             return original(self, *args, **kwargs)
-        given = signature(original).bind(self, *args, **kwargs)
-        said = given.arguments
-        _check(self, MixedBatch(names), len(said["inputs"]), bool(said.get("persistent_manager")))
-        config = copy.copy(said.get("continuous_batching_config") or _config_class()())
+        bound = signature(original).bind(self, *args, **kwargs)
+        given = bound.arguments
+        _check(self, MixedBatch(names), len(given["inputs"]), bool(given.get("persistent_manager")))
+        config = copy.copy(given.get("continuous_batching_config") or _config_class()())
         # The cache shares the blocks of equal beginnings of prompts, whose keys and values are other ones under
         # another adapter; and the graphs of a GPU replay the adapters of the step that was recorded.
         config.allow_block_sharing = False
         if config.use_cuda_graph is None:
             config.use_cuda_graph = False
-        said["continuous_batching_config"] = config
+        given["continuous_batching_config"] = config
         requests = _Requests({f"req_{number}": name for number, name in enumerate(names)})
         setattr(self, _REQUESTS, requests)
         try:
-            found = original(*given.args, **given.kwargs)
+            found = original(*bound.args, **bound.kwargs)
         finally:
             delattr(self, _REQUESTS)
         if requests.faults:
