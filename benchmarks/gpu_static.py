@@ -17,6 +17,7 @@ import argparse
 import ast
 import contextlib
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -71,8 +72,7 @@ class Case:
 
     def selected(self, card: Card) -> bool:
         """Whether the library would launch it on ``card``."""
-        kind = "from_parameters" if self.operation == "from_parameters" else "rotate"
-        path = choose(kind, "cuda", getattr(torch, self.dtype), self.block_size, triton=True, card=card).path  # type: ignore[arg-type]
+        path = choose(self.operation, "cuda", getattr(torch, self.dtype), self.block_size, triton=True, card=card).path  # type: ignore[arg-type]
         return path == "triton" or (path == "products" and self.kernel == "_inverse")
 
 
@@ -155,6 +155,7 @@ def cases(blocks: Iterable[int] = BLOCKS) -> Iterator[Case]:
             yield from (Case("_inverse", "from_parameters", size, size=part) for part in sorted(_parts(size)))
         for dtype in DTYPES:
             yield from (Case("_rotate", "rotate", size, dtype, transposed=way) for way in (False, True))
+            yield Case("_rotate_tokens", "rotate_tokens", size, dtype)
             for times in range(1, tiles.MOST_TOGETHER + 1):
                 if tiles.fused(getattr(torch, dtype).itemsize, size, times):
                     yield Case("_backward", "rotate", size, dtype, times)
@@ -185,12 +186,19 @@ def launch(case: Case) -> Launch:
     integers = {"rows": ROWS, "n": COUNT * size, "b": size}
     blocks = {"R_block": stride, "R_step": COUNT * stride}
     grads = dict.fromkeys(("g0", "g1", "g2"), number)
+    if case.kernel == "_rotate_tokens":
+        cut = tiles.tokens_tiles(item, size)
+        types = {"x": number, "index": "*i64", "blocks": number, "y": number, "slots": "i32"}
+        constants: dict[str, Any] = {"K": cut.inner, "N": cut.columns, "M": cut.rows}
+        types |= dict.fromkeys(integers | {"slot_step": 0}, "i32")
+        return Launch("triton_tokens", case.kernel, types, integers | {"slot_step": COUNT * stride},
+                      {**constants, "WIDE": False}, cut)  # fmt: skip
     if case.kernel == "_rotate":
         cut = tiles.rotate_tiles(item, size)
         row, column = (1, size) if case.transposed else (size, 1)
         integers |= {"R_row": row, "R_col": column, **blocks}
         types = {"x": number, "R": "*fp32", "y": number, "times": "i32"}
-        constants: dict[str, Any] = {"K": cut.inner, "N": cut.columns, "M": cut.rows}
+        constants = {"K": cut.inner, "N": cut.columns, "M": cut.rows}
     elif case.kernel == "_features":
         cut = tiles.features_tiles(item)
         types = {"x": number, **grads, "dR": "*fp32"}
@@ -221,9 +229,7 @@ def compiled(row: Compiled, given: Launch, card: Card) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from orthotune.kernels import triton_cayley, triton_rotate
-
-    kernel = getattr({"triton_cayley": triton_cayley, "triton_rotate": triton_rotate}[given.file], given.kernel)
+    kernel = getattr(importlib.import_module(f"orthotune.kernels.{given.file}"), given.kernel)
     names, amd = kernel.arg_names, card.maker == "AMD"
     constants = given.constants | {name: 1 for name, seen in given.seen.items() if seen == "one"}
     # AMD's compiler knows tensors of less than 2 GB.

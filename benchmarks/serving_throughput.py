@@ -26,7 +26,7 @@ from typing import Any
 PROMPT = "The library was open, and on the table lay a letter that nobody had read. "
 
 
-def make(model: str, folder: Path, kind: str, adapters: int, block_size: int) -> list[str]:
+def make(model: str, folder: Path, kind: str, adapters: int, block_size: int, dtype: str) -> list[str]:
     """Adapters of random parameters for a model.
 
     Args:
@@ -35,6 +35,7 @@ def make(model: str, folder: Path, kind: str, adapters: int, block_size: int) ->
         kind: ``oft``, ``lora``, or ``merged`` for a model with an adapter of rotations merged into it.
         adapters: how many.
         block_size: of the rotations.
+        dtype: of the model and the adapters.
 
     Returns:
         Their paths.
@@ -45,7 +46,7 @@ def make(model: str, folder: Path, kind: str, adapters: int, block_size: int) ->
 
     from orthotune import OFTConfig, get_peft_model
 
-    base = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     config: Any = OFTConfig(target_modules="all-linear", oft_block_size=block_size)
     if kind == "lora":
         config = LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
@@ -119,8 +120,8 @@ def serve(kind: str, folder: Path, settings: argparse.Namespace) -> None:
     from vllm.lora.request import LoRARequest
 
     options: dict[str, Any] = {
-        "max_model_len": settings.max_length, "max_num_batched_tokens": 512, "enforce_eager": True,
-        "enable_prefix_caching": False, "seed": 0, "max_num_seqs": settings.requests,
+        "dtype": settings.dtype, "max_model_len": settings.max_length, "max_num_batched_tokens": 512,
+        "enforce_eager": True, "enable_prefix_caching": False, "seed": 0, "max_num_seqs": settings.requests,
     }  # fmt: skip
     most = max(settings.adapters)
     if kind == "adapters":
@@ -154,6 +155,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--block-size", type=int, default=32)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--rows", type=Path, help="a CSV file with the table")
     parser.add_argument("--only", nargs=2, metavar=("KIND", "FOLDER"), help=argparse.SUPPRESS)
@@ -169,7 +171,7 @@ def main() -> None:
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for kind, count in (("merged", 1), ("lora", max(settings.adapters)), ("oft", max(settings.adapters))):
-            make(settings.model, folder, kind, count, settings.block_size)
+            make(settings.model, folder, kind, count, settings.block_size, settings.dtype)
         engines = {kind: Engine(settings, kind, folder) for kind in ("merged", "adapters")}
         seconds: dict[str, list[float]] = {row: [] for row in rows}
         for number in range(settings.rounds + 1):
@@ -187,7 +189,8 @@ def main() -> None:
         made = settings.requests * settings.tokens / statistics.median(seconds[row])
         table.append({
             "kind": kind, "adapters": count, "requests": settings.requests, "tokens": settings.tokens,
-            "block_size": settings.block_size, "rounds": settings.rounds, "tokens_per_second": round(made, 1),
+            "block_size": settings.block_size, "dtype": settings.dtype, "rounds": settings.rounds,
+            "tokens_per_second": round(made, 1),
             "of_merged": round(statistics.median(beside), 3), "lowest": round(min(beside), 3),
             "highest": round(max(beside), 3),
         })  # fmt: skip

@@ -37,14 +37,14 @@ def test_choice(arguments, path, why):
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
-@pytest.mark.parametrize("operation", ["from_parameters", "rotate"])
+@pytest.mark.parametrize("operation", ["from_parameters", "rotate", "rotate_tokens"])
 def test_a_chosen_kernel_fits_on_the_card(card, operation):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for size in SIZES:
             path = choose(operation, "cuda", dtype, size, triton=True, card=card).path
             spills = card.architecture == "gfx1100" and dtype is torch.float32
             spills |= card.architecture == "sm_100" and dtype is not torch.float32 and size > 32
-            old = operation == "rotate" and (0 < card.capability < 80 or spills)
+            old = operation != "from_parameters" and 0 < card.capability < 80 or operation == "rotate" and spills
             assert path == (
                 "torch" if old else "products" if operation == "from_parameters" and size > 32 else "triton"
             )

@@ -88,3 +88,21 @@ def test_the_protocol_is_that_of_lora(llama, ids):
     for each in (model, ours):
         with pytest.raises(ValueError, match="training mode"):
             each.train()(input_ids=ids, adapter_names=["a", "a", "a"])
+
+
+def test_rows_whose_adapter_saved_no_module_have_that_of_the_base(llama, turn, ids):
+    fields = {"target_modules": ["q_proj"], "oft_block_size": 8}
+    model = get_peft_model(llama(), OFTConfig(modules_to_save=["lm_head"], **fields), "a").eval()
+    model.add_adapter("b", OFTConfig(**fields))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "oft_" in name or "modules_to_save" in name:
+                parameter += 0.1 * torch.randn_like(parameter)
+    alone = []
+    for name in ("a", "b"):
+        model.set_adapter(name)
+        alone.append(model(input_ids=ids[:1]).logits)
+    for active in ("a", "b"):
+        model.set_adapter(active)
+        found = model(input_ids=ids[:1].repeat(2, 1), adapter_names=["a", "b"]).logits
+        torch.testing.assert_close(found, torch.cat(alone))

@@ -18,7 +18,7 @@ from orthotune.kernels.tiles import LARGEST_CAYLEY, LARGEST_ROTATED, shared_memo
 #: ``torch``: operations of torch. ``triton``: a kernel of ours. ``products``: batched products of a library, whose
 #: smallest inverses a kernel of ours makes.
 Path = Literal["torch", "triton", "products"]
-Operation = Literal["from_parameters", "rotate"]
+Operation = Literal["from_parameters", "rotate", "rotate_tokens"]
 T = TypeVar("T")
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -96,7 +96,8 @@ def choose(
     """The path for one operation; a function of its arguments alone, except inside :func:`forced`.
 
     Args:
-        operation: ``"from_parameters"`` (stored parameters to rotations) or ``"rotate"`` (inputs times rotations).
+        operation: ``"from_parameters"`` (stored parameters to rotations), ``"rotate"`` (inputs times rotations) or
+            ``"rotate_tokens"`` (tokens times the rotations of their slots).
         device: ``"cpu"``, ``"cuda"`` (AMD's too), ``"xpu"``, ``"mps"``, or a device of torch.
         dtype: of the stored parameters, or of the inputs.
         block_size: size of a block.
@@ -151,7 +152,7 @@ def _unfit(operation: Operation, device: str, dtype: torch.dtype, triton: bool, 
         return f"no Triton kernel for {dtype}"
     if 0 < card.capability < OLDEST:
         return f"Triton does not compile for {card.architecture}"
-    if operation == "rotate" and 0 < card.capability < OLDEST_PRODUCTS:
+    if operation != "from_parameters" and 0 < card.capability < OLDEST_PRODUCTS:
         return f"on {card.architecture} the kernel spills registers"
     if operation == "rotate" and dtype is torch.float32 and card.architecture.startswith(RDNA3):
         return f"on {card.architecture} the kernel of float32 inputs spills registers"

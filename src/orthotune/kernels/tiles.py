@@ -61,6 +61,11 @@ def rotate_tiles(item_size: int, block_size: int) -> Tiles:
     return Tiles(rows, side, inner, 4, 2, 48 << 10)
 
 
+def tokens_tiles(item_size: int, block_size: int) -> Tiles:
+    """Of the rotation of tokens by slot: few rows, of which a step of decoding has no more."""
+    return rotate_tiles(item_size, block_size)._replace(rows=16)
+
+
 def input_gradient_tiles(item_size: int, block_size: int) -> Tiles:
     """Of the gradient of the input of several rotations: fewer rows in float32, of which three would spill on sm_80."""
     tiles = rotate_tiles(item_size, block_size)
@@ -85,7 +90,7 @@ def shared_memory(operation: str, item_size: int, block_size: int) -> int:
     """Bytes of shared memory that the kernels of an operation need, forward and backward, at most.
 
     Args:
-        operation: ``"from_parameters"`` or ``"rotate"``.
+        operation: ``"from_parameters"``, ``"rotate"`` or ``"rotate_tokens"``.
         item_size: bytes of a number.
         block_size: size of a block.
 
@@ -95,6 +100,8 @@ def shared_memory(operation: str, item_size: int, block_size: int) -> int:
     """
     if operation == "from_parameters":
         return cayley_tiles(min(block_size, LARGEST_CAYLEY)).shared
+    if operation == "rotate_tokens":
+        return tokens_tiles(item_size, block_size).shared
     back = backward_tiles(item_size, block_size) if block_size <= LARGEST_FUSED else features_tiles(item_size)
     return max(rotate_tiles(item_size, block_size).shared, back.shared)
 

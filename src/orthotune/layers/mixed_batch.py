@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 #: PEFT's name for the base model without an adapter
 BASE = "__base__"
+#: Rows of single tokens to an adapter, on average, above which each adapter has a product of its own: in one product
+#: of all rows every row has a copy of its rotation, as many numbers as ``b`` rows.
+ROWS_APART = 4
 
 
 class _Chosen(NamedTuple):
@@ -120,6 +123,11 @@ class MixedBatch:
         own = x if chosen.everything else x.index_select(0, chosen.rows)
         if len(adapters) == 1:
             rotated = rotate(own, R[0].mT if transposed else R[0])
+        elif x.dim() == 2 and chosen.each is None and len(own) > ROWS_APART * len(adapters):
+            each = own.split([len(self.rows[name]) for name in adapters])
+            rotated = torch.cat(
+                [rotate(rows, one.mT if transposed else one) for rows, one in zip(each, R, strict=True)]
+            )
         else:
             rotated = _products(own, R, chosen, transposed)
         return rotated if chosen.everything else x.index_copy(0, chosen.rows, rotated)

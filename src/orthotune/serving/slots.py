@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from orthotune.errors import ConfigError
+from orthotune.kernels.choose import choose, started
 from orthotune.rotation.operator import Operator
 from orthotune.serving.layer_map import LayerMap, embedded, operator_elements
 from orthotune.serving.settings import KEY, ServingSettings
@@ -54,7 +55,8 @@ def _rotated(x: Tensor, blocks: Tensor) -> Tensor:
 def rotated_tokens(x: Tensor, blocks: Tensor, index: Tensor) -> Tensor:
     """``x + x blocks[slot]`` where the slot of a token is known to the device alone.
 
-    The same operations run whatever the slots are, so that a captured graph serves every batch.
+    The same operations run whatever the slots are, so that a captured graph serves every batch: a kernel of ours on a
+    GPU that has one, and a rotation of all tokens for each slot elsewhere.
 
     Shapes: ``x`` ``(tokens, n)``, ``blocks`` ``(slots, n / b, b, b)``, ``index`` ``(tokens,)``.
 
@@ -68,6 +70,13 @@ def rotated_tokens(x: Tensor, blocks: Tensor, index: Tensor) -> Tensor:
         tensor([[2.],
                 [1.]])
     """
+    size = blocks.shape[-1]
+    if choose("rotate_tokens", x.device, x.dtype, size).path == "triton":
+        from orthotune.kernels.triton_tokens import rotate_tokens
+
+        found = started("rotate_tokens", x.device, x.dtype, size, lambda: rotate_tokens(x, blocks, index))
+        if found is not None:
+            return found
     result = x
     for slot in range(blocks.shape[0]):
         result = torch.where((index == slot).unsqueeze(-1), _rotated(x, blocks[slot]), result)

@@ -14,8 +14,8 @@
     Knows that a file has a magnitude without the ``.weight`` that it has in a model.
 ``convert_to_lora`` and ``_convert_module_to_lora`` of PEFT's conversion to LoRA, which ``save_as_lora`` calls
     Take every kind of layer that a LoRA can stand for, name the reason where one cannot, and record each layer's error.
-``ContinuousMixin.generate_batch`` of transformers
-    Refuses ``adapter_names``, which it would pass over: the tokens of all its requests are one row of a batch.
+``ContinuousMixin.generate_batch`` and ``ContinuousBatchProcessor._generation_step`` of transformers
+    Take ``adapter_names``, one for each request, which they would pass over (``tuner/continuous_batching.py``).
 ``transformers.Trainer._load_best_model``
     Each active adapter gets its own weights of the best checkpoint, whatever it is called and whoever holds it.
 """
@@ -44,7 +44,7 @@ from transformers.core_model_loading import WeightRenaming
 
 from orthotune.errors import AdapterFileError, ConfigError, nearest
 from orthotune.files.json_file import read_json
-from orthotune.tuner import lora_conversion
+from orthotune.tuner import continuous_batching, lora_conversion
 from orthotune.tuner.config import OFTConfig
 from orthotune.tuner.targets import HEADS
 
@@ -67,9 +67,8 @@ def replace_functions() -> None:
         _replace(conversion, "_convert_module_to_lora", lora_conversion.of_module)
     for owner in (conversion, peft.tuners.lora, peft.tuners, peft):
         _replace(owner, "convert_to_lora", lora_conversion.converting)
-    batching: Any = getattr(sys.modules.get("transformers.generation.continuous_batching"), "ContinuousMixin", None)
-    if batching is not None:  # with every model of transformers that generates
-        _replace(batching, "generate_batch", _refusing_adapter_names)
+    for replaced in continuous_batching.replaced():
+        _replace(*replaced)
     serve_trainer()
 
 
@@ -158,23 +157,6 @@ def _refusing_ours(original: Callable[..., None]) -> Callable[..., None]:
         original(self, config)
 
     return _check_new_adapter_config
-
-
-def _refusing_adapter_names(original: Callable[..., Any]) -> Callable[..., Any]:
-    """transformers' continuous batching, which takes any keyword and reads few of them."""
-
-    @wraps(original)
-    def generate_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("adapter_names") is not None:
-            raise ConfigError(
-                "adapter_names in generate_batch()",
-                got="continuous batching, in which the tokens of all requests are one row of a batch",
-                needed="one adapter for all requests, made active with set_adapter()",
-                do="Call generate(..., adapter_names=[...]) for rows with different adapters",
-            )
-        return original(self, *args, **kwargs)
-
-    return generate_batch
 
 
 def _saving_head(heads: Sequence[str], original: Callable[..., None]) -> Callable[..., None]:
