@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from orthotune.image.data.clips import frames_of, write_clip
 from orthotune.image.data.image_folder import ClipFile, ImageFile, open_images
 from orthotune.image.draw import draw, write_images
 from orthotune.image.families.registry import family_of
+from orthotune.image.families.weighted_error import squared_error
 from orthotune.image.held_out import hold_out
 from orthotune.image.loop.order import Order
 from orthotune.image.loop.samples import read_samples
-from orthotune.recipes import text_to_image
+from orthotune.recipes import subject, text_to_image
+from orthotune.recipes.image_job import divided
 from orthotune.recipes.load import load_settings
 from orthotune.recipes.subject_settings import SubjectSettings
 from orthotune.recipes.text_to_image import TextToImageSettings
@@ -148,6 +151,24 @@ def test_films_are_read(tmp_path: Path) -> None:
     assert "g.webm (no complete film" in said[0]
 
 
+def test_films_of_a_phone_are_turned(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    left = np.zeros((32, 64, 3), np.uint8)
+    left[:, :32] = 255
+    with av.open(str(tmp_path / "f.mp4"), "w") as file:
+        stream = file.add_stream("mpeg4", rate=16)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        file.mux(stream.encode(av.VideoFrame.from_ndarray(left, format="rgb24")))
+        file.mux(stream.encode())
+    content = (tmp_path / "f.mp4").read_bytes()
+    upright, turned = ((1 << 16, 0, 0, 0, 1 << 16), (0, 1 << 16, 0, -1 << 16, 0))
+    assert content.count(struct.pack(">5i", *upright)) == 2  # of the file and of its track
+    at = content.index(b"tkhd") + content[content.index(b"tkhd") :].index(struct.pack(">5i", *upright))
+    (tmp_path / "f.mp4").write_bytes(content[:at] + struct.pack(">5i", *turned) + content[at + 20 :])
+    (frame,) = frames_of(tmp_path / "f.mp4", "f")
+    assert frame.shape == (64, 32, 3) and frame[:28].min() > 200 and frame[36:].max() < 50  # clockwise: left is above
+
+
 def test_a_written_clip_is_read_again_without_loss(tmp_path: Path) -> None:
     path = write_clip(film(0, 5), tmp_path / "00", 16)
     assert (np.stack(list(frames_of(path, "clip"))) == film(0, 5)).all()
@@ -200,6 +221,29 @@ def test_without_a_cache_every_epoch_sees_other_frames(folder: Path, wan: Any) -
     assert {kept._window(found[1].image, 1 + epoch * 5)[0] for epoch in range(30)} == {0}
     assert not varied._window(found[4].image, 4)
     assert torch.equal(varied.batch([1, 6]).latents, varied.batch([1, 6]).latents)
+
+
+def test_a_subject_is_taught_from_clips_and_a_mask_counts_for_all_frames(folder: Path, wan: Any) -> None:
+    mask = np.zeros((20, 28, 3), dtype=np.uint8)
+    mask[:, :14] = 255
+    save(folder, **{"a.mask": mask})
+    settings = SubjectSettings(
+        model="m", instance_images=str(folder), instance_prompt="a sks robot", frames=5, resolution=32,
+        loss_masks="files", caption_dropout=0,
+    )  # fmt: skip
+    data = subject.job(settings, lambda _: None).data(wan, None)
+    assert [data.bucket(index) for index in range(len(data))] == [(32, 32, 5)] * 4 + [(32, 32)]
+    batch = data.batch([0])
+    assert batch.captions == ["a film of a"] and batch.latents.shape == (1, 4, 2, 8, 8)
+    assert batch.mask is not None and batch.mask.shape == (1, 1, 32, 32)
+    guess = torch.zeros_like(batch.latents)
+    right = guess.clone()
+    right[..., 6:] = 1  # where nothing counts, in both latent frames
+    assert squared_error(guess, right, batch.mask).max() == 0 < squared_error(guess, right).min()
+    assert divided(settings, data)[0] is data
+    stills = data_of(read_examples(folder, frames=5)[4:], wan)
+    with pytest.raises(DataError, match=r"clips for frames=5. Found: 1 images"):
+        divided(settings, stills)
 
 
 def test_a_run_on_clips_draws_clips(folder: Path, wan: Any, tmp_path: Path) -> None:

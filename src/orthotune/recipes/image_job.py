@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from orthotune.errors import RecipeError
+from orthotune.errors import DataError, RecipeError
 from orthotune.image.adapter.adapters import AdapterSettings, add_adapter, matching_rank
 from orthotune.image.adapter.continued import continue_adapter
 from orthotune.image.families.family import Family
@@ -127,7 +127,13 @@ def divided(settings: ImageSettings, data: Dataset) -> tuple[Dataset, dict[str, 
 
     Raises:
         RecipeError: no image would be left to train on.
+        DataError: clips are asked for, and there are only images.
     """
+    if settings.frames > 1 and all(len(data.bucket(index)) == 2 for index in range(len(data))):
+        raise DataError(
+            f"clips for frames={settings.frames}", got=f"{len(data)} images",
+            needed="at least one animation, film or folder NAME.frames of so many frames", do="Leave frames out",
+        )  # fmt: skip
     return hold_out(data, settings.held_out, settings.seed) if settings.held_out else (data, {})
 
 

@@ -140,10 +140,11 @@ def _of_video(path: Path, given: str) -> Iterator[Any]:
     if not find_spec(READER):
         raise DataError(given, got="a video file", needed="the library PyAV", do=f"Install it: pip install {READER}")
     import av
+    import numpy as np
 
     try:
         with av.open(str(path)) as file:
-            for frame in file.decode(video=0):
-                yield frame.to_ndarray(format="rgb24")
+            for frame in file.decode(video=0):  # of a phone that was held upright, with a rotation beside it
+                yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
     except (av.FFmpegError, IndexError, OSError) as fault:
         raise DataError(given, got=f"no complete film ({fault})") from fault
