@@ -140,7 +140,7 @@ def write_images(images: Sequence[GeneratedImage], out: Path, *, overwrite: bool
         images: from :func:`draw`.
         out: the folder; it appears when it is complete. ``images.json`` lists the files, ``grid.png`` has a column for
             each strength, or for each seed where there is one strength. Of a clip, these show its first frame, and the
-            whole is an animation beside it.
+            complete clip is an animation beside it.
         overwrite: replace what is at ``out``.
 
     Returns:

@@ -25,7 +25,7 @@ def find_images(folder: Path, clips: Sequence[str] = ()) -> dict[str, Path]:
 
     Args:
         folder: searched with all its subfolders.
-        clips: what the files of clips end in, to find clips, too; a folder ``NAME.frames`` is then a clip as a whole.
+        clips: what the files of clips end in, to find clips, too; a folder ``NAME.frames`` is then one clip.
 
     Raises:
         DataError: no such folder, no image in it, or two files of one name.

@@ -25,8 +25,8 @@ class Samples:
 
     ``samples/step-000100.png`` has a row per prompt and a column per seed, ``samples/step-000100/`` holds the single
     images, and ``samples.json`` a list of ``{"step", "prompt", "seed", "file", "grid"}`` with paths relative to the
-    folder. Of a clip, these are its first frame; the whole is an animation beside it, ``clip`` in the list, which also
-    says its number of ``frames``. Writing a step again replaces its entries and removes those of later steps, which a
+    folder. Of a clip, these are its first frame; ``clip`` in the list is an animation of all frames beside it, and
+    ``frames`` their number. Writing a step again replaces its entries and removes those of later steps, which a
     resumed run generates again.
 
     Args:
