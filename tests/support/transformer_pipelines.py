@@ -170,9 +170,9 @@ def _wan(experts: int = 1) -> Any:
             is_encoder_decoder=False, use_cache=False,
         )),
         vae=AutoencoderKLWan(
-            base_dim=4, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, attn_scales=[], temperal_downsample=[True],
-            latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.7, 2.0, 1.0], scale_factor_spatial=2,
-            scale_factor_temporal=2,
+            base_dim=4, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, attn_scales=[],
+            temperal_downsample=[True, True], latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.7, 2.0, 1.0],
+            scale_factor_spatial=4, scale_factor_temporal=4,
         ),
         scheduler=scheduler, transformer=expert(), transformer_2=expert() if experts == 2 else None,
         boundary_ratio=0.875 if experts == 2 else None,
@@ -262,9 +262,9 @@ def _hunyuan_video() -> Any:
     ))  # fmt: skip
     clip = CLIPTextModel(CLIPTextConfig(**_clip(FIRST).config.to_dict() | {"max_position_embeddings": 77}))
     vae = AutoencoderKLHunyuanVideo(
-        latent_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
-        down_block_types=("HunyuanVideoDownBlock3D",) * 2, up_block_types=("HunyuanVideoUpBlock3D",) * 2,
-        spatial_compression_ratio=2, temporal_compression_ratio=4, scaling_factor=0.476986,
+        latent_channels=4, block_out_channels=(8,) * 3, layers_per_block=1, norm_num_groups=4,
+        down_block_types=("HunyuanVideoDownBlock3D",) * 3, up_block_types=("HunyuanVideoUpBlock3D",) * 3,
+        spatial_compression_ratio=4, temporal_compression_ratio=4, scaling_factor=0.476986,
     )  # fmt: skip
     return HunyuanVideoPipeline(
         text_encoder=llama, tokenizer=_bytes_tokenizer(), vae=vae, scheduler=flow(shift=7.0),

@@ -1,4 +1,4 @@
-"""``orthotune draw``: images that a run, an adapter or a pipeline generates, at several strengths."""
+"""``orthotune draw``: images and clips that a run, an adapter or a pipeline generates, at several strengths."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ def draw(
     steps: int = typer.Option(None, "--steps", min=1, help="Of the sampler. Default: of the run's samples, or 20."),
     guidance: float = typer.Option(None, "--guidance", help="Default: that of the run, or of the family."),
     size: str = typer.Option(None, "--size", help="Side in pixels, or WIDTHxHEIGHT. Default: the model's own."),
+    frames: int = typer.Option(
+        None, "--frames", min=1, help="Of a clip, of a model of films. Default: of the run, or 1."
+    ),
     base: str = given.BASE,
     dtype: str = given.DTYPE,
     batch: int = typer.Option(4, "--batch", min=1, help="Images generated together."),
@@ -39,7 +42,8 @@ def draw(
 ) -> None:
     """Generate images with an adapter: at several strengths, from several seeds, beside the base.
 
-    Every image is a PNG file that records prompt, seed, strength, base and adapter; grid.png shows all of them.
+    Every image is a PNG file that records prompt, seed, strength, base and adapter; grid.png shows all of them. Of a
+    clip, the PNG file is its first frame, and an animation lies beside it.
 
     Examples:
 
@@ -71,7 +75,7 @@ def draw(
         try:
             found = operation(
                 opened, asked, strengths=levels, seeds=numbers, both=both, steps=steps, guidance=guidance,
-                height=height, width=width, batch_size=batch, show=lambda done: bar.show(done, {}),
+                height=height, width=width, frames=frames, batch_size=batch, show=lambda done: bar.show(done, {}),
             )  # fmt: skip
         finally:
             bar.close()

@@ -1,4 +1,4 @@
-"""``draw``: images that a run, an adapter or a pipeline generates, at several strengths, beside its base."""
+"""``draw``: images and clips that a run, an adapter or a pipeline generates, at several strengths, beside its base."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from orthotune.errors import ConfigError
 from orthotune.files.json_file import write_json
 from orthotune.files.output import new_folder
+from orthotune.image.data.clips import write_clip
 from orthotune.image.opened_pipeline import OpenedPipeline, open_pipeline
 from orthotune.metrics.contact_sheet import draw_sheet
 from orthotune.runs.checkpoint_manifest import sha256_of
@@ -28,11 +29,12 @@ class GeneratedImage:
     """One generated image, with all that is needed to generate it again.
 
     Attributes:
-        image: uint8 ``[3, H, W]``.
+        image: uint8 ``[3, H, W]``; of a clip ``[3, frames, H, W]``.
         prompt: as it was given.
         seed: of the noise.
         strength: of the adapter; None of an image without it.
         facts: source, base, adapter and its hash, steps, guidance; what a PNG file records.
+        frame_rate: of a clip, frames in a second.
     """
 
     image: Tensor
@@ -40,6 +42,7 @@ class GeneratedImage:
     seed: int
     strength: float | None
     facts: dict[str, Any]
+    frame_rate: int = 24
 
     @property
     def column(self) -> str:
@@ -58,6 +61,7 @@ def draw(
     guidance: float | None = None,
     height: int | None = None,
     width: int | None = None,
+    frames: int | None = None,
     batch_size: int = 4,
     base: str | Path | None = None,
     dtype: torch.dtype | None = None,
@@ -78,6 +82,7 @@ def draw(
         guidance: scale of the classifier-free guidance; default: that of the run, else of the family.
         height: in pixels; default: the resolution of the run, else the native size of the family.
         width: in pixels; as ``height``.
+        frames: of a clip, for models of films; 1 for images. Default: that of the run, else 1.
         batch_size: images generated together; an image does not depend on it.
         base: of an adapter, if it does not record one or another is wanted.
         dtype: of the weights; float32 without an accelerator, else bfloat16 if None.
@@ -89,7 +94,7 @@ def draw(
     Raises:
         OrthotuneError: the source cannot be opened, see :func:`~orthotune.image.opened_pipeline.open_pipeline`.
         ConfigError: an empty prompt, no seed, or a strength that is not finite or that the adapter does not have.
-        RecipeError: the family cannot generate images of this size.
+        RecipeError: the family cannot generate images of this size, or clips of so many frames.
 
     Example:
         >>> found = draw("image-world", "a red seven", steps=2)
@@ -107,7 +112,7 @@ def draw(
         raise ConfigError(f"seed {wrong[0]}", needed="a whole number of 64 bits")
     opened = source if isinstance(source, OpenedPipeline) else open_pipeline(source, base, dtype)
     columns = _columns(opened, levels, both)
-    options = _options(opened, steps, guidance, height, width)
+    options = _options(opened, steps, guidance, height, width, frames)
     facts = _facts(opened, options)
     pairs = [(prompt, seed) for prompt in asked for seed in numbers]
     found: dict[tuple[int, int], Tensor] = {}
@@ -122,7 +127,7 @@ def draw(
                 if show is not None:
                     show(len(found))
     return [
-        GeneratedImage(found[row, place], prompt, seed, strength, facts)
+        GeneratedImage(found[row, place], prompt, seed, strength, facts, opened.family.frame_rate)
         for row, (prompt, seed) in enumerate(pairs)
         for place, strength in enumerate(columns)
     ]
@@ -134,7 +139,8 @@ def write_images(images: Sequence[GeneratedImage], out: Path, *, overwrite: bool
     Args:
         images: from :func:`draw`.
         out: the folder; it appears when it is complete. ``images.json`` lists the files, ``grid.png`` has a column for
-            each strength, or for each seed where there is one strength.
+            each strength, or for each seed where there is one strength. Of a clip, these show its first frame, and the
+            complete clip is an animation beside it.
         overwrite: replace what is at ``out``.
 
     Returns:
@@ -159,7 +165,11 @@ def write_images(images: Sequence[GeneratedImage], out: Path, *, overwrite: bool
             texts.add_itxt("parameters", _parameters(recorded))
             name = f"{number:04}.png"
             Image.fromarray(_pixels(one)).save(folder / name, format="PNG", pnginfo=texts)
-            entries.append({**recorded, "file": name})
+            entry = {**recorded, "file": name}
+            if one.image.ndim == 4:
+                clip = one.image.movedim(0, -1).numpy()
+                entry["clip"] = write_clip(clip, folder / f"{number:04}", one.frame_rate).name
+            entries.append(entry)
         write_json(folder / LIST, entries, ascii_only=False)
         draw_sheet(*_grid(images), folder / GRID)
     return out
@@ -181,8 +191,9 @@ def _columns(opened: OpenedPipeline, strengths: list[float], both: bool) -> list
 
 
 def _options(
-    opened: OpenedPipeline, steps: int | None, guidance: float | None, height: int | None, width: int | None
-) -> dict[str, Any]:
+    opened: OpenedPipeline, steps: int | None, guidance: float | None, height: int | None, width: int | None,
+    frames: int | None,
+) -> dict[str, Any]:  # fmt: skip
     run = opened.settings
     side = run.get("resolution")
     options: dict[str, Any] = {
@@ -192,6 +203,10 @@ def _options(
         "width": width or side or opened.family.native_size,
     }
     opened.family.check_size(options["height"], options["width"])
+    count = run.get("frames", 1) if frames is None else frames
+    opened.family.check_frames(count)
+    if count > 1:
+        options["frames"] = count
     return options
 
 
@@ -215,7 +230,9 @@ def _parameters(recorded: dict[str, Any]) -> str:
 
 
 def _pixels(one: GeneratedImage) -> Any:
-    return one.image.permute(1, 2, 0).contiguous().numpy()
+    """Of a clip, its first frame."""
+    first = one.image[:, 0] if one.image.ndim == 4 else one.image
+    return first.permute(1, 2, 0).contiguous().numpy()
 
 
 def _grid(images: Sequence[GeneratedImage]) -> tuple[list[str], list[tuple[str, list[Any]]]]:

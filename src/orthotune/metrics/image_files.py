@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,22 @@ from typing import Any
 from orthotune.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-#: Formats of images and films that are not read: of phones and cameras, animations, drawings.
+#: What clips of several frames end in: animated images (beside .webp and .png), films, and folders of their frames.
+ANIMATED, VIDEOS, FRAMES = (".gif", ".apng", ".avif"), (".mp4", ".mov", ".webm"), ".frames"
+#: Formats of images and films that are not read as images: of phones and cameras, animations, drawings.
 OTHER_SUFFIXES = (
-    ".heic", ".heif", ".avif", ".gif", ".jxl", ".svg", ".psd", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".mp4",
-    ".mov", ".webm",
+    ".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", *ANIMATED, *VIDEOS,
 )  # fmt: skip
 #: Modes of Pillow whose values exceed 255; a conversion would clip them.
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L")
 
 
-def find_images(folder: Path) -> dict[str, Path]:
+def find_images(folder: Path, clips: Sequence[str] = ()) -> dict[str, Path]:
     """Name -> file of each image in ``folder`` and below, sorted. A name is the path inside the folder without suffix.
+
+    Args:
+        folder: searched with all its subfolders.
+        clips: what the files of clips end in, to find clips, too; a folder ``NAME.frames`` is then one clip.
 
     Raises:
         DataError: no such folder, no image in it, or two files of one name.
@@ -33,7 +39,9 @@ def find_images(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         within = path.relative_to(folder)
-        if path.suffix.lower() not in SUFFIXES or not path.is_file() or any(p.startswith(".") for p in within.parts):
+        if not _is_image(path, clips) or any(p.startswith(".") for p in within.parts):
+            continue
+        if clips and any(parent.suffix.lower() == FRAMES for parent in within.parents):
             continue
         name = within.with_suffix("").as_posix()
         if name in found:
@@ -43,23 +51,34 @@ def find_images(folder: Path) -> dict[str, Path]:
             )  # fmt: skip
         found[name] = path
     if not found:
-        others = [path.name for path in unread_images(folder)]
+        others = [path.name for path in unread_images(folder, clips)]
         got = f"none, and {len(others)} of other formats: {', '.join(others[:3])}" if others else "none"
-        raise DataError(f"images in {folder}", got=got, needed=f"files that end in {', '.join(SUFFIXES)}")
+        more = f", or folders NAME{FRAMES}" if clips else ""
+        raise DataError(
+            f"images in {folder}", got=got, needed=f"files that end in {', '.join((*SUFFIXES, *clips))}{more}"
+        )
     return found
 
 
-def unread_images(folder: Path) -> list[Path]:
+def _is_image(path: Path, clips: Sequence[str]) -> bool:
+    if clips and path.suffix.lower() == FRAMES:
+        return path.is_dir()
+    return path.suffix.lower() in (*SUFFIXES, *clips) and path.is_file()
+
+
+def unread_images(folder: Path, clips: Sequence[str] = ()) -> list[Path]:
     """Files in ``folder`` and below that hold images or films in a format that is not read, sorted.
 
     Args:
         folder: searched with all its subfolders.
+        clips: as for :func:`find_images`.
 
     Example:
         >>> unread_images(Path("photos"))  # doctest: +SKIP
         [PosixPath('photos/IMG_1.HEIC')]
     """
-    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in OTHER_SUFFIXES and path.is_file()]
+    unread = set(OTHER_SUFFIXES) - set(clips)
+    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in unread and path.is_file()]
 
 
 def read_rgb(path: Path) -> Any:
@@ -75,6 +94,27 @@ def read_rgb(path: Path) -> Any:
         (512, 512, 3)
     """
     return as_rgb(open_image(path, f"image {path}"), f"image {path}")
+
+
+def eight_bits(image: Any, given: str) -> Any:
+    """``image`` with 8 bits per channel; 16-bit grey is scaled, 65535 to 255.
+
+    Args:
+        image: an image of Pillow.
+        given: name of the image, for messages.
+
+    Raises:
+        DataError: 32-bit integers beyond 16 bits, or floating-point values, for which the value of white is unknown.
+    """
+    if image.mode not in DEEP:
+        return image
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(image)
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+        raise DataError(given, got=f"pixels of mode {image.mode}", needed="8 or 16 bits per channel")
+    return Image.fromarray(np.round(values / 257).astype(np.uint8))
 
 
 def as_rgb(image: Any, given: str) -> Any:

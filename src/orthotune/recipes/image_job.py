@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from orthotune.errors import RecipeError
+from orthotune.errors import DataError, RecipeError
 from orthotune.image.adapter.adapters import AdapterSettings, add_adapter, matching_rank
 from orthotune.image.adapter.continued import continue_adapter
 from orthotune.image.families.family import Family
@@ -21,7 +21,7 @@ from orthotune.image.loop.accelerator import check_precision, storage_dtype
 from orthotune.image.loop.block_swap import BlockSwap, blocks_of, swapped
 from orthotune.image.loop.optimizer import check_optimizer, make_optimizer
 from orthotune.image.loop.options import LoopOptions
-from orthotune.image.loop.order import Dataset
+from orthotune.image.loop.order import Bucket, Dataset
 from orthotune.image.loop.samples import Sampler
 from orthotune.image.loop.trackers import check_trackers
 from orthotune.image.loop.trainee import Trainee
@@ -106,11 +106,16 @@ def plan_image(settings: ImageSettings, job: ImageJob) -> list[str]:
         f"model       {settings.model}: {family.name}",
         *(f"            {note}" for note in notes),
         f"trained     {trained:,} of {total:,} parameters in {len(layers)} layers, by {settings.method}",
-        f"images      {len(data)}: " + ", ".join(f"{count} of {w} x {h}" for (h, w), count in sorted(sizes.items())),
+        f"images      {len(data)}: " + ", ".join(f"{n} {_sized(bucket)}" for bucket, n in sorted(sizes.items())),
         *([f"held out    {held_out_counts(held)}"] if held else []),
         f"steps       {settings.steps}, on {seen:,} images ({seen / max(1, len(data)):.1f} times each)",
         *estimate_memory(family, trainee, settings),
     ]
+
+
+def _sized(bucket: Bucket) -> str:
+    height, width, *frames = bucket
+    return f"clips of {frames[0]} frames of {width} x {height}" if frames else f"of {width} x {height}"
 
 
 def divided(settings: ImageSettings, data: Dataset) -> tuple[Dataset, dict[str, Dataset]]:
@@ -122,7 +127,13 @@ def divided(settings: ImageSettings, data: Dataset) -> tuple[Dataset, dict[str, 
 
     Raises:
         RecipeError: no image would be left to train on.
+        DataError: clips are asked for, and there are only images.
     """
+    if settings.frames > 1 and all(len(data.bucket(index)) == 2 for index in range(len(data))):
+        raise DataError(
+            f"clips for frames={settings.frames}", got=f"{len(data)} images",
+            needed="at least one animation, film or folder NAME.frames of so many frames", do="Leave frames out",
+        )  # fmt: skip
     return hold_out(data, settings.held_out, settings.seed) if settings.held_out else (data, {})
 
 
@@ -214,6 +225,7 @@ def _check_family(settings: ImageSettings, family: Family) -> None:
             f"train {settings.recipe} with model={settings.model}", got=f"{family.name}, which reads images to edit",
             needed="train t2i with references or masks",
         )  # fmt: skip
+    family.check_frames(settings.frames)
     family.check_options(LoopOptions.of(settings).loss)
 
 

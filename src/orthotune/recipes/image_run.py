@@ -197,7 +197,7 @@ class _Run:
             self.run_dir.path, prompts, settings.sample_seeds, sampler, self.first,
             # The sampler of a recipe may depend on the place of a prompt among all.
             chunk=None if self.job.sampler else settings.batch_size,
-            show=lambda done, total: bar.aside(f"samples {done}/{total}"),
+            show=lambda done, total: bar.aside(f"samples {done}/{total}"), frame_rate=trainee.family.frame_rate,
         )  # fmt: skip
         found = (Every(samples, settings.sample_every or max(1, settings.steps // 4), samples=True),)
         return (*found, Every(measured, measured.every)) if self.job.scores or measured.loss else found
@@ -229,7 +229,7 @@ class _Run:
         def sample(prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
             return family.generate(
                 prompts, seeds, steps=self.settings.sample_steps, guidance=self.settings.guidance, height=side,
-                width=side, batch_size=self.settings.batch_size,
+                width=side, batch_size=self.settings.batch_size, frames=self.settings.frames,
             )  # fmt: skip
 
         return sample

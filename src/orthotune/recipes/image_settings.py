@@ -45,6 +45,7 @@ class ImageSettings(MethodSettings):
     ball: ClassVar[float] = COFT_EPS
     newer: ClassVar[tuple[str, ...]] = (
         *MethodSettings.newer,
+        "frames",
         "max_skipped",
         "on_failed_save",
         "rewind",
@@ -133,6 +134,10 @@ class ImageSettings(MethodSettings):
 
     resolution: Positive | None = Field(None, description="Side in pixels; default: that of the training of the model.")
     buckets: bool = Field(False, description="Keep the aspect ratios of images, in buckets of the same area.")
+    frames: Positive = Field(
+        1,
+        description="Of a clip, for models of films: 1 plus a multiple of 4 or 8, as the model needs. 1: images.",
+    )
     rest_encoders: bool = Field(
         False, description="Text encoders and VAE stay in main memory, except while they encode or draw."
     )
@@ -236,6 +241,9 @@ class ImageSettings(MethodSettings):
 
     @model_validator(mode="after")
     def _captions_and_masks(self) -> ImageSettings:
+        if self.frames > 1 and self.loss_masks == "alpha":
+            fault = "loss_masks=alpha reads the transparency of images, and clips are read without theirs"
+            raise SettingError("loss_masks", fault, "Take loss_masks=files, one mask for all frames, or leave it out")
         if self.keep_tags and not self.tags.vary:
             fault = "keep_tags has no meaning for captions that do not vary"
             raise SettingError("keep_tags", fault, "Add shuffle_tags=true")

@@ -130,9 +130,9 @@ def _instances(settings: SubjectSettings, concept: Concept, say: Callable[[str],
 def _own(settings: SubjectSettings, concept: Concept, say: Callable[[str], None]) -> list[Example]:
     """The images of a user's folder or table."""
     source, word = concept.images, word_for(concept)
-    rows = read_caption_rows(source)
+    rows = read_caption_rows(source, settings.frames)
     if Path(source).is_dir():
-        name_unread(Path(source), say)
+        name_unread(Path(source), say, settings.frames)
         if settings.instance_captions:
             for message in of_several_lines(row.origin for row in rows if isinstance(row.origin, Path)):
                 say(message)
@@ -142,7 +142,7 @@ def _own(settings: SubjectSettings, concept: Concept, say: Callable[[str], None]
     rows = with_captions(rows, source, concept.prompt)
     for message in lacking(((row.name, row.caption or "") for row in rows), word):
         say(message)
-    return opened(rows, source, "skip", say)
+    return opened(rows, source, "skip", say, settings.frames)
 
 
 def _classes(

@@ -69,6 +69,9 @@ class SubjectSettings(ImageSettings):
             raise SettingError(
                 "buckets", "class images need images of one size, without buckets", "Keep buckets or class_prompt"
             )
+        if self.frames > 1 and self.prior:
+            fault = "class images are images, and share their batches with the subject, which has clips"
+            raise SettingError("frames", fault, "Leave class_prompt out (prior_weight=0), or frames")
         if self.prior_target == "base":
             self._keeps_predictions()
         return self

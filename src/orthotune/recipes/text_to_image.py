@@ -149,7 +149,9 @@ def job(settings: TextToImageSettings, say: Callable[[str], None] = print, bar: 
 
 def _examples(settings: TextToImageSettings, say: Callable[[str], None]) -> list[Example]:
     if settings.data != WORLD:
-        return read_examples(settings.data, caption=settings.caption, broken=settings.broken, say=say)
+        return read_examples(
+            settings.data, caption=settings.caption, broken=settings.broken, say=say, frames=settings.frames
+        )
     from orthotune.worlds.image_folders import captioned_digits
 
     return captioned_digits()
@@ -161,7 +163,7 @@ def _options(settings: TextToImageSettings) -> dict[str, Any]:
 
 def _reads_edits(settings: TextToImageSettings, say: Callable[[str], None]) -> bool:
     """Whether the rows of a table have references or masks of their own, and the model reads such."""
-    rows = read_caption_rows(settings.data)
+    rows = read_caption_rows(settings.data, settings.frames)
     if not any(row.references or row.mask is not None for row in rows[:1]):
         return False
     model = str(PIPELINE) if settings.model == WORLD else settings.model

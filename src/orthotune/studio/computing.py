@@ -103,8 +103,8 @@ def images_of(source: str, default: str | None, roots: list[str]) -> dict[str, A
         OrthotuneError: no image there.
     """
     from orthotune.image.data.captions import read_caption_rows
-    from orthotune.image.data.image_folder import eight_bits, name_unread
-    from orthotune.metrics.image_files import as_rgb, open_image
+    from orthotune.image.data.image_folder import name_unread
+    from orthotune.metrics.image_files import as_rgb, eight_bits, open_image
 
     notes: list[str] = []
     folders = Folders([Path(root) for root in roots])

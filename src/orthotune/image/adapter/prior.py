@@ -34,7 +34,7 @@ class WithPrior:
         self.epoch_in_index = any(getattr(one, "epoch_in_index", False) for one in (subject, classes))
         sizes = {one.bucket(index) for one in (subject, classes) for index in range(len(one))}
         if len(sizes) != 1 or not len(subject) or not len(classes):
-            found = ", ".join(f"{width} x {height}" for height, width in sorted(sizes))
+            found = ", ".join(f"{width} x {height}" for height, width, *_ in sorted(sizes))
             raise DataError(
                 "images of the subject and of its class",
                 got=f"sizes {found}" if len(sizes) > 1 else "no images in one of the two sets",

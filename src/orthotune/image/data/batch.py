@@ -38,7 +38,8 @@ class Batch:
     """``n`` images of one size, encoded.
 
     Args:
-        latents: float32 [n, channels, height, width], scaled for the denoiser.
+        latents: float32 [n, channels, height, width], of films [n, channels, frames, height, width], scaled for the
+            denoiser.
         captions: of the images.
         conditions: the encoded captions; None if a text encoder is trained, which encodes them at each step.
         weight: float32 [n], weight of each image in the loss.

@@ -1,4 +1,4 @@
-"""The data set of captioned images: resized, and encoded once with a cache or each time."""
+"""The data set of captioned images and clips: resized, and encoded once with a cache or each time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from orthotune.image.data.buckets import Crop, Fit, Size, fit, fitted, nearest_s
 from orthotune.image.data.caption_tags import UNCHANGED, Tags
 from orthotune.image.data.captions import Example, dropping
 from orthotune.image.data.encoded_store import EncodedStore, caption_model, digest, image_model
-from orthotune.image.data.image_folder import ImageFile, Say, in_memory_image
+from orthotune.image.data.image_folder import ClipFile, ImageFile, Say, in_memory_image
 from orthotune.image.data.masks import MaskSource, check_masks, mask_of
 from orthotune.image.families.family import Family
 from orthotune.runs.progress import StepBar
@@ -29,7 +30,10 @@ ENLARGED = 1.0
 
 
 class ImageDataset:
-    """Captioned images in batches, a :class:`orthotune.image.loop.order.Dataset`.
+    """Captioned images or clips in batches, a :class:`orthotune.image.loop.order.Dataset`.
+
+    A clip gives as many frames as are trained on, one after the other, resized and cropped alike: with a cache its
+    first ones, otherwise from a start that depends on the seed and the index. Images and clips share no batch.
 
     A batch depends only on its indices and the seed. An index beyond the number of images counts modulo that number,
     with other random crops, autoencoder noise and dropped captions, so that ``index + epoch * len(data)`` varies an
@@ -116,9 +120,11 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def bucket(self, index: int) -> Size:
-        """Height and width of an image after resizing and cropping, in pixels."""
-        return self._buckets[index % len(self)]
+    def bucket(self, index: int) -> tuple[int, ...]:
+        """Height and width of an image after resizing and cropping, in pixels; of a clip its frames, too."""
+        number = index % len(self)
+        frames = self.examples[number].image.frames
+        return (*self._buckets[number], *((frames,) if frames > 1 else ()))
 
     def layout(self) -> dict[Size, int]:
         """Size -> number of images, portrait sizes first."""
@@ -209,15 +215,15 @@ class ImageDataset:
         pixels: Any = None
         latents = self._latents.get(number)
         if latents is None:
-            content = example.image.content()
-            key = digest(content, how.resized, how.size, (how.top, how.left), self.seed)
+            content, window = example.image.content(), self._window(example.image, index)
+            key = digest(content, how.resized, how.size, (how.top, how.left), self.seed, *window)
             store = self._store("latents")
             kept = store.get(key) if store else None
             if kept is None:
-                pixels = _part(example.image, content, how)
+                pixels = _part(example.image, content, how, *window[:1])
                 # Encoded one by one, each with its own noise, so that latents do not depend on other images.
                 generator = torch.Generator().manual_seed(int(digest(key, None if self.cache else index)[:15], 16))
-                shown = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+                shown = torch.from_numpy(pixels).movedim(-1, 0)[None]
                 kept = {"latents": self.family.encode_images(shown, generator)[0].float().cpu()}
                 if store:
                     store.put(key, kept)
@@ -225,6 +231,13 @@ class ImageDataset:
             if self.cache:
                 self._latents[number] = latents
         return latents, self._hint(number, example, how, pixels), how
+
+    def _window(self, image: ImageFile, index: int) -> tuple[int, ...]:
+        """The first frame of a clip and their number; empty for an image."""
+        if not isinstance(image, ClipFile):
+            return ()
+        rng = random.Random(f"{self.seed} window {index}")
+        return (0 if self.cache else rng.randint(0, image.length - image.frames), image.frames)
 
     def _hint(self, number: int, example: Example, how: Fit, pixels: Any) -> Tensor | None:
         if self.condition is None:
@@ -275,11 +288,18 @@ class ImageDataset:
             say(f"{len(large)} of {len(self)} images are smaller than the training size and enlarged: {named}{more}.")
 
 
-def _part(image: ImageFile, content: bytes, how: Fit) -> Any:
-    pixels = ImageFile(image.name, content, image.height, image.width).pixels()
-    if pixels.shape[:2] != (image.height, image.width):
+def _part(image: ImageFile, content: bytes, how: Fit, start: int = 0) -> Any:
+    """The resized and cropped image, ``(height, width, 3)`` uint8, or clip, ``(frames, height, width, 3)``."""
+    if isinstance(image, ClipFile):
+        pixels = image.window(start)
+    else:
+        pixels = ImageFile(image.name, content, image.height, image.width).pixels()
+    height, width = pixels.shape[-3:-1]
+    if (height, width) != (image.height, image.width):
         raise DataError(
-            f"image {image.name}", got=f"{pixels.shape[1]} x {pixels.shape[0]} pixels",
+            f"image {image.name}", got=f"{width} x {height} pixels",
             needed=f"{image.width} x {image.height}, as when the run began",
         )  # fmt: skip
-    return fitted(pixels, how)
+    if not isinstance(image, ClipFile):
+        return fitted(pixels, how)
+    return np.stack([fitted(frame, how) for frame in pixels])

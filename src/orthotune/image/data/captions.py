@@ -1,4 +1,4 @@
-"""Read captioned images: captions from text files, from a table, or one caption for all."""
+"""Read captioned images and clips: captions from text files, from a table, or one caption for all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from orthotune.errors import DataError
 from orthotune.image.data import caption_tables
 from orthotune.image.data.caption_tables import CaptionRow
+from orthotune.image.data.clips import clip_suffixes
 from orthotune.image.data.image_folder import Broken, ImageFile, Say, name_unread, open_images
 from orthotune.image.data.masks import is_mask
 from orthotune.image.data.other_trainers import caption_beside, of_several_lines, repeated
@@ -29,7 +30,7 @@ class Example:
 
 
 def read_examples(
-    source: str | Path, *, caption: str | None = None, broken: Broken = "skip", say: Say = print
+    source: str | Path, *, caption: str | None = None, broken: Broken = "skip", say: Say = print, frames: int = 1
 ) -> list[Example]:
     """Read the captioned images of a folder, a table, or a data set of the hub, ``NAME`` or ``NAME:SPLIT``.
 
@@ -45,6 +46,8 @@ def read_examples(
         caption: for images that have none; without it, such images are an error.
         broken: ``skip`` skips unreadable images, with a message; ``refuse`` makes them an error.
         say: gets the message.
+        frames: of a clip. Above 1, animated images, films and folders ``NAME.frames`` of numbered images are clips,
+            with their captions beside them; those with fewer frames count as unreadable. Images stay images.
 
     Raises:
         DataError: the source does not exist, a line is broken, a caption is missing, or no image is readable.
@@ -53,26 +56,32 @@ def read_examples(
         >>> read_examples("birds/")[0].caption  # doctest: +SKIP
         'a robin on a fence'
     """
-    rows = read_caption_rows(source)
+    rows = read_caption_rows(source, frames)
     if Path(source).is_dir():
-        name_unread(Path(source), say)
+        name_unread(Path(source), say, frames)
         for message in of_several_lines(row.origin for row in rows if isinstance(row.origin, Path)):
             say(message)
         rows = repeated(rows, say)
     rows = with_captions(rows, source, caption)
-    return opened(rows, source, broken, say)
+    return opened(rows, source, broken, say, frames)
 
 
-def read_caption_rows(source: str | Path) -> list[CaptionRow]:
-    """The rows of a source of any kind; no image is opened yet."""
+def read_caption_rows(source: str | Path, frames: int = 1) -> list[CaptionRow]:
+    """The rows of a source of any kind; no image is opened yet.
+
+    Args:
+        source: as for :func:`read_examples`.
+        frames: as for :func:`read_examples`.
+    """
     path = Path(source)
     if path.is_dir():
         if (path / METADATA).is_file():
             return caption_tables.from_file(path / METADATA)
         tables = sorted(path.rglob("*.parquet"))
-        if tables and not any(file.suffix.lower() in SUFFIXES for file in path.rglob("*")):
+        clips = clip_suffixes(frames)
+        if tables and not any(file.suffix.lower() in (*SUFFIXES, *clips) for file in path.rglob("*")):
             return [row for table in tables for row in caption_tables.from_file(table)]
-        found = find_images(path)
+        found = find_images(path, clips)
         return [_beside(name, file) for name, file in found.items() if not is_mask(name, found)]
     if path.exists() or path.suffix in caption_tables.SUFFIXES or str(source).startswith((".", "/", "~")):
         return caption_tables.from_file(path)
@@ -102,7 +111,7 @@ def with_captions(rows: Sequence[CaptionRow], source: str | Path, default: str |
     return [replace(row, caption=default) if row.caption is None else row for row in rows]
 
 
-def opened(rows: Sequence[CaptionRow], source: str | Path, broken: Broken, say: Say) -> list[Example]:
+def opened(rows: Sequence[CaptionRow], source: str | Path, broken: Broken, say: Say, frames: int = 1) -> list[Example]:
     """Open the image and control image of each row. An image with a broken control image is skipped as well.
 
     Args:
@@ -110,6 +119,7 @@ def opened(rows: Sequence[CaptionRow], source: str | Path, broken: Broken, say: 
         source: of the rows, for messages.
         broken: ``skip`` or ``refuse`` unreadable images.
         say: gets a message about skipped images.
+        frames: as for :func:`read_examples`.
 
     Raises:
         DataError: a control image is missing, no image is readable, or, with ``broken="refuse"``, an image is not.
@@ -119,7 +129,7 @@ def opened(rows: Sequence[CaptionRow], source: str | Path, broken: Broken, say: 
     if lost:
         more = f", and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise DataError(f"control images of {source}", got=f"no file at {', '.join(lost[:3])}{more}")
-    images = open_images([(row.name, row.origin) for row in rows], f"in {source}", broken, say)
+    images = open_images([(row.name, row.origin) for row in rows], f"in {source}", broken, say, frames)
     controlled = [row for row in rows if row.condition is not None]
     conditions: dict[int, ImageFile | None] = {}
     if controlled:

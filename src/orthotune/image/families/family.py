@@ -54,6 +54,8 @@ class Family(ABC):
             of it that is painted (``mask``).
         most_references: images that a model of ``references`` reads for one image.
         text_reads_references: the text encoder sees the references, so that a caption is encoded with them.
+        films: the model generates clips of several frames.
+        frame_rate: frames in a second of the films that such a model was trained on.
     """
 
     name: ClassVar[str]
@@ -65,6 +67,8 @@ class Family(ABC):
     reads: ClassVar[Literal["", "references", "mask"]] = ""
     most_references: ClassVar[int] = 1
     text_reads_references: ClassVar[bool] = False
+    films: ClassVar[bool] = False
+    frame_rate: ClassVar[int] = 24
 
     #: what fetches blocks of the denoiser from main memory, a ``BlockSwap``; None where all are on the device
     swap: Any = None
@@ -124,16 +128,45 @@ class Family(ABC):
     def native_size(self) -> int:
         """Side in pixels of the images that the model was trained on."""
 
+    @property
+    def frames_per_latent(self) -> int:
+        """Frames of a clip that the VAE joins into one, after the first, which stays alone; 1 without clips."""
+        names = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+        known = (getattr(self.pipeline, name, None) for name in names)
+        return int(next((one for one in known if one), 1)) if self.films else 1
+
+    def check_frames(self, frames: int) -> None:
+        """Check that a number of frames is possible for the model.
+
+        Args:
+            frames: of a clip; 1 for an image.
+
+        Raises:
+            RecipeError: the family has no clips, or the VAE does not take this number.
+        """
+        if frames != 1 and not self.films:
+            raise RecipeError(
+                f"frames={frames} for {self.name}", got="a model of images", needed="frames=1, or a model of films",
+                do="Leave frames out",
+            )  # fmt: skip
+        joined = self.frames_per_latent
+        if frames < 1 or (frames - 1) % joined:
+            below = 1 + max(0, frames - 1) // joined * joined
+            raise RecipeError(
+                f"frames={frames} for {self.name}", got=f"a VAE that joins {joined} frames into one, after the first",
+                needed=f"1 + a multiple of {joined}", do=f"Take {below} or {below + joined}",
+            )  # fmt: skip
+
     @abstractmethod
     def encode_images(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Encode images with the VAE; no gradient.
 
         Args:
-            images: uint8 ``[n, 3, H, W]``.
+            images: uint8 ``[n, 3, H, W]``, or clips ``[n, 3, frames, H, W]`` for families of films.
             generator: on the CPU, for the noise of the VAE.
 
         Returns:
-            Latents, float32 ``[n, c, h, w]``, scaled for the denoiser.
+            Latents, float32 ``[n, c, h, w]``, for some families ``[n, c, frames, h, w]``, scaled for the denoiser.
         """
 
     @abstractmethod
@@ -204,6 +237,7 @@ class Family(ABC):
         width: int | None = None,
         batch_size: int = 16,
         sources: Sources | None = None,
+        frames: int = 1,
     ) -> Tensor:
         """Generate one image per prompt; no gradient. The modules keep their training mode.
 
@@ -216,7 +250,8 @@ class Family(ABC):
             width: in pixels; the native size if None.
             batch_size: images per batch.
             sources: the images to edit, for families that read them; height and width are then theirs.
+            frames: of each clip, for families of films; 1 for images.
 
         Returns:
-            uint8 ``[n, 3, H, W]``.
+            uint8 ``[n, 3, H, W]``; clips of several frames ``[n, 3, frames, H, W]``.
         """

@@ -30,8 +30,8 @@ class Flux2Klein(TransformerFamily):
     def pixels_per_latent(self) -> int:
         return super().pixels_per_latent * 2
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        channels, rows, columns = super().latent_shape(height, width)
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+        channels, rows, columns = super().latent_shape(height, width, frames)
         return 4 * channels, rows, columns
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from orthotune.image.families.transformer_family import TransformerFamily
 
 
 class HunyuanVideo(TransformerFamily):
-    """HunyuanVideo from text, trained on films of one frame. Its guidance is an input, counted in thousandths."""
+    """HunyuanVideo from text. Its guidance is an input, counted in thousandths."""
 
     name = "hunyuan-video"
     pipeline_class = "HunyuanVideoPipeline"
@@ -25,7 +25,7 @@ class HunyuanVideo(TransformerFamily):
     native = 720
     multiple = 16
     tokens = 256
-    frames = True
+    frames = films = True
 
     def _encode(self, captions: list[str]) -> Conditions:
         tokens, pooled, mask = self.pipeline.encode_prompt(
@@ -53,7 +53,7 @@ class HunyuanVideo(TransformerFamily):
 
     def _sample(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
         found = self.pipeline(
-            prompt=prompts, generator=generators, output_type="latent", num_frames=1, prompt_template=self._template,
+            prompt=prompts, generator=generators, output_type="latent", prompt_template=self._template,
             max_sequence_length=self.tokens, **options,
         )  # fmt: skip
         latents: Tensor = found.frames

@@ -13,7 +13,7 @@ from orthotune.image.families.transformer_family import TransformerFamily
 
 
 class HunyuanVideo15(TransformerFamily):
-    """HunyuanVideo 1.5 from text, trained on films of one frame. Its transformer reads an empty first frame, too."""
+    """HunyuanVideo 1.5 from text. Its transformer reads an empty first frame, too."""
 
     name = "hunyuan-video-15"
     pipeline_class = "HunyuanVideo15Pipeline"
@@ -23,7 +23,7 @@ class HunyuanVideo15(TransformerFamily):
     )  # fmt: skip
     usual_guidance = 6.0
     patch = 1
-    frames = True
+    frames = films = True
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
@@ -74,7 +74,7 @@ class HunyuanVideo15(TransformerFamily):
             )  # fmt: skip
         self.pipeline.guider = guider.new(guidance_scale=scale)
         try:
-            found = self.pipeline(prompt=prompts, generator=generators, output_type="latent", num_frames=1, **options)
+            found = self.pipeline(prompt=prompts, generator=generators, output_type="latent", **options)
         finally:
             self.pipeline.guider = guider
         latents: Tensor = found.frames

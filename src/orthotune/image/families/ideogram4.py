@@ -32,8 +32,8 @@ class Ideogram4(TransformerFamily):
     def resting_parts(self) -> list[nn.Module]:
         return [*super().resting_parts(), self.pipeline.unconditional_transformer]
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        channels, rows, columns = super().latent_shape(height, width)
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+        channels, rows, columns = super().latent_shape(height, width, frames)
         return channels * int(self.pipeline.patch_size) ** 2, rows, columns
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,9 @@ from torch import Tensor, nn
 from orthotune.image.data.batch import Conditions
 from orthotune.image.families.ltx_video import LTXVideo
 
-#: frames of a second, by which the positions in time are scaled: the default of the pipeline
-FRAME_RATE = 24.0
-
 
 class LTX2(LTXVideo):
-    """The video part of LTX-2 and LTX-2.3 from text, trained on films of one frame without sound.
+    """The video part of LTX-2 and LTX-2.3 from text, trained without sound.
 
     In training the two streams are isolated from each other, as the pipeline isolates them to guide; the layers of
     sound and those between sound and film get no adapter. Samples are generated with sound, by classifier-free guidance
@@ -29,6 +26,7 @@ class LTX2(LTXVideo):
         f"{block}.{name}" for block in ("attn1", "attn2") for name in ("to_q", "to_k", "to_v", "to_out.0")
     )
     tokens = 1024
+    frame_rate = 24
 
     def resting_parts(self) -> list[nn.Module]:
         further = ("connectors", "audio_vae", "vocoder", "prompt_enhancer", "duration_head")
@@ -47,7 +45,7 @@ class LTX2(LTXVideo):
         pipeline, config = self.pipeline, self.pipeline.audio_vae.config
         hop = pipeline.audio_hop_length * pipeline.audio_vae_temporal_compression_ratio
         bins = config.mel_bins // pipeline.audio_vae_mel_compression_ratio
-        return round(frames / FRAME_RATE * pipeline.audio_sampling_rate / hop), config.latent_channels * bins
+        return round(frames / self.frame_rate * pipeline.audio_sampling_rate / hop), config.latent_channels * bins
 
     def velocity(self, denoiser: nn.Module, noisy: Tensor, times: Tensor, conditions: Conditions) -> Tensor:
         frames, height, width = noisy.shape[-3:]
@@ -63,10 +61,10 @@ class LTX2(LTXVideo):
             num_frames=frames,
             height=height,
             width=width,
-            fps=FRAME_RATE,
+            fps=float(self.frame_rate),
             audio_num_frames=length,
             video_coords=rope.rope.prepare_video_coords(
-                len(noisy), frames, height, width, noisy.device, fps=FRAME_RATE
+                len(noisy), frames, height, width, noisy.device, fps=float(self.frame_rate)
             ),
             audio_coords=rope.audio_rope.prepare_audio_coords(len(noisy), length, noisy.device),
             isolate_modalities=True,
@@ -79,7 +77,7 @@ class LTX2(LTXVideo):
 
     def _sample(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
         found = self.pipeline(
-            prompt=prompts, generator=generators, output_type="latent", num_frames=1, frame_rate=FRAME_RATE,
+            prompt=prompts, generator=generators, output_type="latent", frame_rate=float(self.frame_rate),
             max_sequence_length=self.tokens, **WITHOUT_FURTHER_GUIDANCE, **options,
         )  # fmt: skip
         return self._scaled(found.frames.float())  # the pipeline returns latents of the VAE

@@ -10,12 +10,9 @@ from torch import Tensor, nn
 from orthotune.image.data.batch import Conditions
 from orthotune.image.families.transformer_family import TransformerFamily
 
-#: frames of a second, by which the positions in time are scaled: the default of the pipeline
-FRAME_RATE = 25
-
 
 class LTXVideo(TransformerFamily):
-    """LTX-Video from text, trained on films of one frame. Times are logit-normal, as finetrainers has them for LTX."""
+    """LTX-Video from text. Times are logit-normal, as finetrainers has them for LTX."""
 
     name = "ltx-video"
     pipeline_class = "LTXPipeline"
@@ -26,7 +23,9 @@ class LTXVideo(TransformerFamily):
     native = 512
     tokens = 128
     multiple = 32
-    frames = True
+    frames = films = True
+    #: by which the positions in time are scaled: the default of the pipeline
+    frame_rate = 25
 
     @property
     def pixels_per_latent(self) -> int:
@@ -65,7 +64,7 @@ class LTXVideo(TransformerFamily):
             num_frames=frames,
             height=height,
             width=width,
-            rope_interpolation_scale=(pipeline.vae_temporal_compression_ratio / FRAME_RATE, cell, cell),
+            rope_interpolation_scale=(pipeline.vae_temporal_compression_ratio / self.frame_rate, cell, cell),
             **self.inputs(conditions, noisy),
             return_dict=False,
         )[0]
@@ -74,9 +73,9 @@ class LTXVideo(TransformerFamily):
 
     def _sample(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
         packed = self.pipeline(
-            prompt=prompts, generator=generators, output_type="latent", num_frames=1, frame_rate=FRAME_RATE,
+            prompt=prompts, generator=generators, output_type="latent", frame_rate=self.frame_rate,
             max_sequence_length=self.tokens, **options,
         ).frames  # fmt: skip
-        height, width = (options[side] // self.pixels_per_latent for side in ("height", "width"))
-        latents: Tensor = self.pipeline._unpack_latents(packed, 1, height, width, *self._patches)
+        _, *shape = self.latent_shape(options["height"], options["width"], options["num_frames"])
+        latents: Tensor = self.pipeline._unpack_latents(packed, *shape, *self._patches)
         return latents

@@ -120,16 +120,18 @@ class PipelineFamily(Family):
         stages = getattr(config, "temperal_downsample", None)  # VAEs of films name their stages in time, so spelled
         return int(2 ** (len(config.block_out_channels) - 1 if stages is None else len(stages)))
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
-        """The shape of the latents of one image, without the batch.
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+        """The shape of the latents of one image or clip, without the batch.
 
         Args:
             height: in pixels.
             width: in pixels.
+            frames: of the clip; 1 for an image.
         """
         config, cell = self.pipeline.vae.config, self.pixels_per_latent
         channels = getattr(config, "z_dim", None) or config.latent_channels
-        return (int(channels), *((1,) if self.frames else ()), height // cell, width // cell)
+        times = (1 + (frames - 1) // self.frames_per_latent,) if self.frames else ()
+        return (int(channels), *times, height // cell, width // cell)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -141,8 +143,9 @@ class PipelineFamily(Family):
         return self._scaled(mean + std * torch.randn(mean.shape, generator=generator).to(mean.device))
 
     def _posterior(self, pixels: Tensor) -> Any:
-        """What the VAE says of pixels, [n, 3, H, W] of -1..1: a normal distribution of latents."""
-        return self.pipeline.vae.encode(pixels.unsqueeze(2) if self.frames else pixels).latent_dist
+        """What the VAE says of pixels of -1..1, of images or clips: a normal distribution of latents."""
+        still = self.frames and pixels.ndim == 4
+        return self.pipeline.vae.encode(pixels.unsqueeze(2) if still else pixels).latent_dist
 
     @torch.no_grad()
     def encode_exactly(self, pixels: Tensor) -> Tensor:
@@ -166,10 +169,10 @@ class PipelineFamily(Family):
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Decode latents, scaled for the denoiser, to images, uint8 ``[n, 3, H, W]`` on the CPU."""
+        """Decode latents, scaled for the denoiser, to images, uint8 ``[n, 3, H, W]``, or clips, on the CPU."""
         vae = self.pipeline.vae
         pixels = self._pixels(self._unscaled(latents.float()).to(vae.dtype))
-        pixels = pixels[:, :, 0] if self.frames else pixels
+        pixels = pixels[:, :, 0] if self.frames and latents.shape[2] == 1 else pixels
         return (pixels.float() * 127.5 + 127.5).clamp(0, 255).round().to(torch.uint8).cpu()
 
     def _pixels(self, latents: Tensor) -> Tensor:
@@ -236,6 +239,7 @@ class PipelineFamily(Family):
         width: int | None = None,
         batch_size: int = 16,
         sources: Sources | None = None,
+        frames: int = 1,
     ) -> Tensor:
         if not prompts or len(prompts) != len(seeds):
             raise DataError(f"{len(prompts)} prompts", got=f"{len(seeds)} seeds", needed="as many, at least one")
@@ -244,11 +248,13 @@ class PipelineFamily(Family):
             height, width = sources.images.shape[-2:]
         height, width = height or self.native_size, width or self.native_size
         self.check_size(height, width)
+        self.check_frames(frames)
         images = []
         with self._evaluating(), self.working():
             for at in range(0, len(prompts), batch_size):
                 # one CPU generator per image, so that its noise depends on neither the batch nor the device
-                given = {} if sources is None else {"sources": sources.rows(slice(at, at + batch_size))}
+                given: dict[str, Any] = {"num_frames": frames} if self.films else {}
+                given |= {} if sources is None else {"sources": sources.rows(slice(at, at + batch_size))}
                 generators = [torch.Generator().manual_seed(seed) for seed in seeds[at : at + batch_size]]
                 with self.precision():
                     latents = self._sample(
@@ -276,15 +282,17 @@ class PipelineFamily(Family):
         """Check that images can be encoded.
 
         Args:
-            images: uint8 ``[n, 3, H, W]``.
+            images: uint8 ``[n, 3, H, W]``, or clips ``[n, 3, frames, H, W]``.
 
         Raises:
             DataError: another type or shape.
-            RecipeError: a side is not a multiple of ``divisor``.
+            RecipeError: a side is not a multiple of ``divisor``, or a number of frames that is not possible.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        if images.dtype != torch.uint8 or images.ndim not in (4, 5) or images.shape[1] != 3:
             raise DataError("images", got=f"{images.dtype} {tuple(images.shape)}", needed="uint8 [n, 3, H, W]")
-        self.check_size(*images.shape[2:])
+        self.check_size(*images.shape[-2:])
+        if images.ndim == 5:
+            self.check_frames(images.shape[2])
 
     def check_size(self, height: int, width: int) -> None:
         """Check that a size is possible for the model.

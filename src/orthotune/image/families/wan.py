@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2: transformers on films, trained here on films of one frame (Wan 2025, arXiv 2503.20314)."""
+"""Wan 2.1 and 2.2: transformers on films, trained here on images and on clips (Wan 2025, arXiv 2503.20314)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Wan(TransformerFamily):
     usual_guidance = 5.0
     native = 480
     multiple = 16
-    frames = True
+    frames = films = True
+    frame_rate = 16
 
     def __init__(self, pipeline: Any) -> None:
         if pipeline.config.expand_timesteps:
@@ -76,8 +77,8 @@ class Wan(TransformerFamily):
 
     def _sample(self, prompts: list[str], generators: list[torch.Generator], **options: Any) -> Tensor:
         found = self.pipeline(
-            prompt=prompts, generator=generators, output_type="latent", num_frames=1,
-            max_sequence_length=self.tokens, **options,
+            prompt=prompts, generator=generators, output_type="latent", max_sequence_length=self.tokens,
+            **options,
         )  # fmt: skip
         latents: Tensor = found.frames
         return latents

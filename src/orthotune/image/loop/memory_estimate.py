@@ -34,6 +34,7 @@ class TrainingSettings(Protocol):
 
     batch_size: int
     resolution: int | None
+    frames: int
     optimizer: Any
     ema: float
     mixed_precision: Any
@@ -178,7 +179,7 @@ def _batch(trainee: Any, settings: TrainingSettings) -> Batch:
         sources = Sources(torch.zeros(count, 1, 3, side, side, dtype=torch.uint8), mask)
         conditions = family.encode_captions(captions) | family.encode_sources(sources)
     return Batch(
-        latents=torch.empty(count, *family.latent_shape(side, side)),
+        latents=torch.empty(count, *family.latent_shape(side, side, settings.frames)),
         captions=captions,
         conditions=conditions,
         weight=torch.ones(count),

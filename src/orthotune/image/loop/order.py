@@ -8,7 +8,8 @@ from typing import Protocol
 
 from orthotune.image.data.batch import Batch
 
-Bucket = tuple[int, int]
+#: Height and width in pixels; of a clip also the number of frames.
+Bucket = tuple[int, ...]
 
 
 class Dataset(Protocol):
@@ -22,7 +23,7 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def bucket(self, index: int) -> Bucket:
-        """Height and width of an image in pixels; all images of a batch have the same."""
+        """Height and width of an image in pixels, of a clip also its frames; all images of a batch have the same."""
 
     def batch(self, indices: list[int]) -> Batch:
         """The images with these indices, all of one bucket; an index may occur twice."""

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orthotune.errors import ConfigError
-from orthotune.image.data.image_folder import eight_bits
-from orthotune.metrics.image_files import as_rgb
+from orthotune.metrics.image_files import as_rgb, eight_bits
 
 
 def read_colours(image: Any, given: str) -> Any:
