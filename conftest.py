@@ -10,7 +10,9 @@ import pytest
 
 # Triton is optional. Any other module that cannot be imported is an error, not a skipped test.
 collect_ignore = (
-    [] if find_spec("triton") else [f"src/orthotune/kernels/triton_{name}.py" for name in ("cayley", "rotate")]
+    []
+    if find_spec("triton")
+    else [f"src/orthotune/kernels/triton_{name}.py" for name in ("cayley", "rotate", "tokens")]
 )
 # Examples of scores that scikit-learn counts.
 collect_ignore += [] if find_spec("sklearn") else [f"src/orthotune/metrics/{name}.py" for name in ("classes", "tags")]
@@ -18,7 +20,7 @@ collect_ignore += [] if find_spec("sklearn") else [f"src/orthotune/metrics/{name
 collect_ignore += [] if find_spec("vllm") else ["src/orthotune/serving/vllm_0_32.py"]
 
 # What makes the page of the studio; its environment is that of `make test-studio`.
-STUDIO = ("page", "start_tab", "run_tab", "after_tab", "compare_tab")
+STUDIO = ("page", "start_tab", "run_tab", "after_tab", "compare_tab", "dialogue")
 if not find_spec("gradio"):
     collect_ignore += [*(f"src/orthotune/studio/{name}.py" for name in STUDIO), "tests/studio/in_browser.py"]
 

@@ -28,7 +28,7 @@ WAYS = {
 def settings(**changed):
     usual = {
         "batch_size": 3, "resolution": 24, "optimizer": "adamw", "ema": 0.0, "mixed_precision": "no",
-        "gradient_checkpointing": False, "rest_encoders": False, "swap_blocks": None, "quantization": None,
+        "gradient_checkpointing": False, "rest_encoders": False, "swap_blocks": None, "quantization": None, "frames": 1,
     }  # fmt: skip
     return SimpleNamespace(**usual | changed)
 

@@ -73,5 +73,7 @@ def test_a_subject_is_trained_stopped_resumed_rewound_and_converted(tmp_path: Pa
         # A run's own guidance is that of its samples, a file has none.
         call(tmp_path, "draw", *source, "a sks digit", "--steps", "4", "--guidance", "3", "--out", name)
         drawn[name] = to_tensor(Image.open(tmp_path / name / "0000.png"))
-    assert (drawn["run"] - drawn["file"]).abs().max() <= 1, "a level of 255 at most, where a sum is rounded the other way"
+    assert (drawn["run"] - drawn["file"]).abs().max() <= 1, (
+        "a level of 255 at most, where a sum is rounded the other way"
+    )
     assert (drawn["run"] - drawn["base"]).abs().max() > 1
