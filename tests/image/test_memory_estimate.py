@@ -115,8 +115,8 @@ def test_flux_of_12_billion_parameters_fits_a_card_of_24_gb(tiny, way, most):
             pooled_projection_dim=small.pooled_projection_dim,
         ).to(torch.bfloat16)  # fmt: skip
     vae = AutoencoderKL(
-        block_out_channels=(8,) * 4, norm_num_groups=2, latent_channels=16, down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8,) * 4, norm_num_groups=2, latent_channels=16,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     ).to(torch.bfloat16)  # fmt: skip
     pipeline.register_modules(transformer=transformer, vae=vae)
     family = family_of(type(pipeline)(**pipeline.components))

@@ -44,7 +44,8 @@ def test_a_chosen_kernel_fits_on_the_card(card, operation):
             path = choose(operation, "cuda", dtype, size, triton=True, card=card).path
             spills = card.architecture == "gfx1100" and dtype is torch.float32
             spills |= card.architecture == "sm_100" and dtype is not torch.float32 and size > 32
-            old = operation != "from_parameters" and 0 < card.capability < 80 or operation == "rotate" and spills
+            without_tensor_cores = operation != "from_parameters" and 0 < card.capability < 80
+            old = without_tensor_cores or (operation == "rotate" and spills)
             assert path == (
                 "torch" if old else "products" if operation == "from_parameters" and size > 32 else "triton"
             )
