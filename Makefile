@@ -15,7 +15,7 @@ SHORT   ?=
 # Where `make dist` puts the two wheels and the source archive.
 DIST    ?= dist
 
-.PHONY: help demo test test-slow test-gpu-static test-compile bench-gpu test-quant test-vllm quant-table test-matrix matrix-table check docs test-docs test-image-runs test-studio bench dist test-dist install clean
+.PHONY: help demo test test-slow test-gpu-static test-compile bench-gpu test-quant test-vllm quant-table test-matrix matrix-table check docs test-docs test-image-runs test-subject test-studio bench dist test-dist install clean
 
 help:
 	@echo "make demo   finetune a small language model and a small image model, write reports (under 6 minutes on 2 cores)"
@@ -31,7 +31,8 @@ help:
 	@echo "make test-compile  how many kernels Inductor makes for a rotated block, beside the base's"
 	@echo "make check  ruff and mypy"
 	@echo "make docs   the documents as a site, into build/site; fails at a link that leads nowhere"
-	@echo "make test-image-runs  image runs stopped, asked, made longer and continued, and one from its first command to its file (minutes)"
+	@echo "make test-image-runs  image runs stopped, asked, made longer and continued (half a minute)"
+	@echo "make test-subject  a subject from its first command to a file for ComfyUI, by processes (some minutes)"
 	@echo "make test-docs    every guide and notebook run from beginning to end (some minutes)"
 	@echo "make test-studio  the page in the browser, from the first click to the exported adapter (some minutes; needs Chromium)"
 	@echo "make bench  the table of docs/evidence/speed.md (about 10 minutes on 2 quiet cores)"
@@ -133,7 +134,10 @@ test-docs: $(VENV)-docs/.installed
 	$(<D)/bin/python -m pytest tests/docs/guides_that_run.py $(ARGS)
 
 test-image-runs: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/recipes/image_runs_stopped_and_kept.py tests/recipes/subject_from_end_to_end.py $(ARGS)
+	$(BIN)/python -m pytest tests/recipes/image_runs_stopped_and_kept.py $(ARGS)
+
+test-subject: $(STAMP)
+	$(BIN)/python -m pytest tests/recipes/subject_from_end_to_end.py $(ARGS)
 
 # Beside VENV like that of the documents: Gradio needs an older Pillow than constraints.txt has.
 $(VENV)-studio/.installed: pyproject.toml constraints.txt constraints-studio.txt $(STAMP)

@@ -30,7 +30,7 @@ GROUPS = {
 }
 
 
-def spent(step: Step, steps: int) -> dict[str, tuple[float, float]]:
+def consumed(step: Step, steps: int) -> dict[str, tuple[float, float]]:
     """Milliseconds of the processor and calls of a step, by group."""
     for _ in range(3):
         step()
@@ -62,7 +62,7 @@ def main() -> None:
     for one in sized(cell):
         if one.name in ("frozen", "blocks", *asked.transforms):
             model = frozen.model if one.name == "frozen" else stirred(one, frozen, cell)
-            rows[one.name] = spent(step_of(frozen, model, cell.mode), asked.steps)
+            rows[one.name] = consumed(step_of(frozen, model, cell.mode), asked.steps)
     groups = [*GROUPS, "the rest"]
     print(f"| {asked.mode} | " + " | ".join(f"{group}, ms (calls)" for group in groups) + " |")
     for name, row in rows.items():

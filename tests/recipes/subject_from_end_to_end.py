@@ -1,6 +1,6 @@
 """One subject from the first command to a file for ComfyUI, on the built-in image model, by the words of the documents.
 
-Some minutes of processes, `make test-image-runs`; `make test` does not collect this file.
+Some minutes of processes, `make test-subject`; `make test` does not collect this file.
 """
 
 from __future__ import annotations
