@@ -68,7 +68,7 @@ $(VENV)-quant-%/.installed: pyproject.toml worlds/pyproject.toml constraints.txt
 	@touch $@
 
 test-quant-%: $(VENV)-quant-%/.installed
-	$(<D)/bin/python -m pytest -n $(WORKERS) --dist loadfile tests/quantized $(ARGS)
+	$(<D)/bin/python -m pytest tests/quantized $(ARGS)
 
 # The engine brings builds of three libraries that do not load beside torch for processors, and needs none of them.
 # The pins of constraints-vllm.txt are those of one Python; in another one pip would end with a list of conflicts.
