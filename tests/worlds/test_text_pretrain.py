@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from text_pretrain import Schedule, new_model, pretrain, stream, train_tokenizer
+from text_pretrain import OPTIMIZERS, Schedule, new_model, pretrain, stream, train_tokenizer
 
 TEXTS = [f"def f_{n}(x):\n    return x + {n}\n" for n in range(200)]
 PLAN = Schedule(steps=3, batch=1, length=8, warmup=1, keep_every=1)
@@ -28,7 +28,7 @@ def tokenizer():
 
 
 def train(tokenizer, plan, path):
-    model = new_model(tokenizer, plan.seed)
+    model = new_model(tokenizer, plan)
     pretrain(model, stream(tokenizer, TEXTS), plan, path)
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -37,8 +37,10 @@ def test_stream_closes_every_text(tokenizer):
     assert (stream(tokenizer, TEXTS) == tokenizer.eos_token_id).sum() == len(TEXTS)
 
 
-def test_a_stopped_run_resumes_to_the_same_weights(tokenizer, tmp_path, monkeypatch):
-    whole = train(tokenizer, PLAN, tmp_path / "whole.pt")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_stopped_run_resumes_to_the_same_weights(tokenizer, tmp_path, monkeypatch, optimizer):
+    plan = replace(PLAN, optimizer=optimizer)
+    whole = train(tokenizer, plan, tmp_path / "whole.pt")
     steps = iter(range(100))
 
     def stop_at_third(self, *args, **kwargs):
@@ -49,9 +51,9 @@ def test_a_stopped_run_resumes_to_the_same_weights(tokenizer, tmp_path, monkeypa
     fused_step = torch.optim.AdamW.step
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(torch.optim.AdamW, "step", stop_at_third)
-        train(tokenizer, PLAN, tmp_path / "stopped.pt")
+        train(tokenizer, plan, tmp_path / "stopped.pt")
     assert torch.load(tmp_path / "stopped.pt", weights_only=True)["step"] == 2
-    assert torch.equal(train(tokenizer, PLAN, tmp_path / "stopped.pt"), whole)
+    assert torch.equal(train(tokenizer, plan, tmp_path / "stopped.pt"), whole)
 
 
 def test_the_seed_changes_the_weights(tokenizer, tmp_path):
@@ -59,3 +61,15 @@ def test_the_seed_changes_the_weights(tokenizer, tmp_path):
     assert not torch.equal(
         train(tokenizer, plan, tmp_path / "a.pt"), train(tokenizer, replace(plan, seed=1), tmp_path / "b.pt")
     )
+
+
+def test_width_and_layers_decide_the_size(tokenizer):
+    released, larger = new_model(tokenizer, PLAN), new_model(tokenizer, replace(PLAN, width=384, layers=6))
+    # Rows of the embedding apart, a layer has 4 + 8 times the width's square: the MLP is 8/3 times as wide as the model.
+    inside = [sum(p.numel() for p in m.model.layers.parameters() if p.ndim > 1) for m in (released, larger)]
+    assert inside == [4 * 12 * 192**2, 6 * 12 * 384**2]
+
+
+def test_optimizers_lead_to_different_weights(tokenizer, tmp_path):
+    one, other = (train(tokenizer, replace(PLAN, steps=1, optimizer=name), tmp_path / name) for name in OPTIMIZERS)
+    assert not torch.equal(one, other)

@@ -1,6 +1,7 @@
 """Build the text world from the standard library of this Python: ``python tools/worlds/build_text.py --out DIR``.
 
 This takes about 15 minutes on two idle CPU cores. An interrupted build continues from its last checkpoint.
+Other sizes and optimizers are bases for experiments: ``--width 384 --layers 6``, ``--optimizer muon``, ``--steps 650``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from orthotune.files.atomic import write_bytes, write_text
 from orthotune.files.json_file import read_json, write_json
 from text_corpus import Corpus, Document, collect
 from text_pretrain import (
+    HEAD,
+    OPTIMIZERS,
     Schedule,
     nats_per_token,
     new_model,
@@ -52,7 +55,7 @@ def build(out: Path, work: Path, plan: Schedule) -> dict[str, object]:
     seen = corpus.pretraining + corpus.splits["new_train"]
     tokenizer = train_tokenizer(doc["text"] for doc in seen)
     tokens = stream(tokenizer, texts(corpus.pretraining))
-    model = new_model(tokenizer, plan.seed)
+    model = new_model(tokenizer, plan)
     card: dict[str, object] = {
         "python": platform.python_version(),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -62,10 +65,14 @@ def build(out: Path, work: Path, plan: Schedule) -> dict[str, object]:
         "tokens_per_step": plan.batch * plan.length,
         "learning_rate": {"peak": plan.peak, "cosine_to": plan.horizon, "line_to_zero_over": plan.anneal},
         "seed": plan.seed,
+        "optimizer": plan.optimizer,
+        "width": plan.width,
+        "layers": plan.layers,
     }
     print(json.dumps(card), flush=True)
     work.mkdir(parents=True, exist_ok=True)
-    card["minutes"] = round(pretrain(model, tokens, plan, work / f"seed-{plan.seed}-steps-{plan.steps}.pt"), 1)
+    name = f"{plan.optimizer}-{plan.width}x{plan.layers}-seed-{plan.seed}-steps-{plan.steps}.pt"
+    card["minutes"] = round(pretrain(model, tokens, plan, work / name), 1)
     save(model, tokenizer, out / "model")
     # Measured on the released weights, which are rounded to half precision.
     return _write_card(out, card | {"splits": measure(model.float(), tokenizer, corpus)})
@@ -127,12 +134,19 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for the checkpoint (OUT/work unless given)")
     parser.add_argument("--steps", type=int, default=Schedule.steps)
     parser.add_argument("--seed", type=int, default=Schedule.seed)
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default=Schedule.optimizer)
+    parser.add_argument("--width", type=int, default=Schedule.width, help=f"of the model, a multiple of {HEAD}")
+    parser.add_argument("--layers", type=int, default=Schedule.layers)
     parser.add_argument("--texts-only", action="store_true", help="write the texts again and keep the model in OUT")
     args = parser.parse_args()
     if args.texts_only:
         print(json.dumps(build_texts(args.out), indent=2))
         return
-    plan = Schedule(steps=args.steps, seed=args.seed)
+    if args.width < HEAD or args.width % HEAD or args.layers < 1:
+        parser.error(
+            f"--width must be a multiple of {HEAD} and --layers at least 1, got {args.width} and {args.layers}"
+        )
+    plan = Schedule(steps=args.steps, seed=args.seed, optimizer=args.optimizer, width=args.width, layers=args.layers)
     print(json.dumps(build(args.out, args.work or args.out / "work", plan), indent=2))
 
 

@@ -17,17 +17,22 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from config_files import change_config
 from orthotune.files.atomic import atomic_write
+from orthotune.text.muon import muon_with_adamw
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 VOCABULARY = 2048
+OPTIMIZERS = ("adamw", "muon")
+#: features of an attention head
+HEAD = 32
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The schedule of the training, and the size of its batches.
+    """The schedule of the training, the size of its batches, the optimizer, and the size of the model.
 
     The rate rises over ``warmup`` steps, follows a cosine that would end at ``horizon``, and falls to zero on a
-    straight line over the last ``anneal`` steps.
+    straight line over the last ``anneal`` steps. The defaults are those of the released model; other sizes and
+    optimizers are bases for experiments on what a base's size and pretraining do.
     """
 
     steps: int = 2600
@@ -39,6 +44,9 @@ class Schedule:
     warmup: int = 100
     seed: int = 0
     keep_every: int = 100
+    optimizer: str = "adamw"
+    width: int = 192
+    layers: int = 4
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -63,17 +71,20 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A new Llama model of 2.16 million parameters."""
-    torch.manual_seed(seed)
+def new_model(tokenizer: PreTrainedTokenizerFast, plan: Schedule) -> LlamaForCausalLM:
+    """A new Llama model: of 2.16 million parameters at the width and depth of the released one.
+
+    The MLP is 8/3 times as wide as the model, rounded to a multiple of 64, and a head has 32 features.
+    """
+    torch.manual_seed(plan.seed)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=192,
-            intermediate_size=512,
-            num_hidden_layers=4,
-            num_attention_heads=6,
-            num_key_value_heads=6,
+            hidden_size=plan.width,
+            intermediate_size=round(plan.width * 8 / 3 / 64) * 64,
+            num_hidden_layers=plan.layers,
+            num_attention_heads=plan.width // HEAD,
+            num_key_value_heads=plan.width // HEAD,
             max_position_embeddings=512,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
@@ -94,10 +105,7 @@ def stream(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> torch.Te
 
 def pretrain(model: LlamaForCausalLM, tokens: torch.Tensor, plan: Schedule, checkpoint: Path) -> float:
     """Train ``model`` in place, from ``checkpoint`` if it exists; return the total minutes of all calls."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=plan.peak, betas=(0.9, 0.95), fused=True)
+    optimizer = _optimizer(model, plan)
     first, minutes_before = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -149,6 +157,15 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     change_config(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     for path in folder.iterdir():
         path.chmod(0o644)
+
+
+def _optimizer(model: LlamaForCausalLM, plan: Schedule) -> torch.optim.Optimizer:
+    if plan.optimizer == "muon":
+        return muon_with_adamw(model, plan.peak, weight_decay=0.1)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=plan.peak, betas=(0.9, 0.95), fused=True)
 
 
 def _rate(step: int, plan: Schedule) -> float:
