@@ -65,7 +65,7 @@ def test_the_seed_changes_the_weights(tokenizer, tmp_path):
 
 def test_width_and_layers_decide_the_size(tokenizer):
     released, larger = new_model(tokenizer, PLAN), new_model(tokenizer, replace(PLAN, width=384, layers=6))
-    # Rows of the embedding apart, a layer has 4 + 8 times the width's square: the MLP is 8/3 times as wide as the model.
+    # A layer has 4 + 8 times the square of the width: its MLP is 8/3 times as wide.
     inside = [sum(p.numel() for p in m.model.layers.parameters() if p.ndim > 1) for m in (released, larger)]
     assert inside == [4 * 12 * 192**2, 6 * 12 * 384**2]
 
