@@ -12,9 +12,14 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from orthotune.errors import RecipeError
+from orthotune.files.json_file import write_json
+from orthotune.files.run_adapter import STARTED
+from orthotune.image.loop import optimizer as optimizers
 from orthotune.image.loop.optimizer import make_optimizer, rate, set_rate
 from orthotune.image.loop.options import LoopOptions
 from orthotune.recipes import magnitude, sft
+from orthotune.recipes.load import load_settings
 from orthotune.recipes.magnitude import load_magnitude
 from orthotune.recipes.method_settings import MAGNITUDE_RATE
 from orthotune.recipes.settings import SFTSettings
@@ -22,14 +27,15 @@ from orthotune.recipes.subject_settings import SubjectSettings
 from orthotune.runs.learning_rates import RateFactors
 
 RATE = 1e-3
+SIZES = ("block_size", "block_rate")
 WITH = {"rotation": {"magnitude": True}}
 
 
 @pytest.fixture
 def job(model_path: Path, text_path: Path, old_path: Path, tmp_path: Path) -> dict[str, Any]:
     data = {"model": str(model_path), "data": str(text_path), "old_data": str(old_path)}
-    return data | {"max_length": 32, "block_size": 16, "batch_size": 2, "learning_rate": RATE, "warmup": 0,
-                   "schedule": "constant", "steps": 1, "output": tmp_path / "run"}  # fmt: skip
+    return data | {"max_length": 32, "block_size": 16, "block_rate": 0, "batch_size": 2, "learning_rate": RATE,
+                   "warmup": 0, "schedule": "constant", "steps": 1, "output": tmp_path / "run"}  # fmt: skip
 
 
 def trained(job: dict[str, Any], **said: Any) -> dict[str, torch.Tensor]:
@@ -152,7 +158,54 @@ def test_sizes_differ_within_one_model() -> None:
 
 
 def test_records_from_before_have_no_such_key(job: dict[str, Any]) -> None:
-    assert "block_rate" not in SFTSettings(**job).record()
-    assert SFTSettings(**job, block_rate=0.5).record()["block_rate"] == 0.5
+    plain = {key: value for key, value in job.items() if key not in SIZES}
+    other = plain | {"block_size": 8}
+    assert "block_rate" not in SFTSettings(**plain).record()
+    assert "block_rate" not in SFTSettings(**other, block_rate=0).record()
+    assert SFTSettings(**other, block_rate=0.25).record()["block_rate"] == 0.25
+    assert SFTSettings(**other).record()["block_rate"] == 0.5
     with pytest.raises(ValidationError, match="block_rate has no meaning for method=lora"):
-        SFTSettings(**job | {"block_rate": 0.5, "method": "lora"})
+        SFTSettings(**plain | {"block_rate": 0.5, "method": "lora"})
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"block_size": 8}, {"r": 4}, {"rotation": {"block_size_pattern": {"q_proj": 8}}},
+        {"rotation": {"block_size_fallback": "nearest"}},
+    ],
+)  # fmt: skip
+def test_one_rate_fits_every_size_unless_another_exponent_is_asked_for(job: dict[str, Any], sizes: dict) -> None:
+    settings = SFTSettings(**{key: value for key, value in job.items() if key not in SIZES} | sizes)
+    assert settings.rate_factors.block_exponent == 0.5
+    assert settings.record()["block_rate"] == 0.5
+
+
+@pytest.mark.parametrize("method", ["oft", "lora"])
+@pytest.mark.parametrize("fields", [{"transform": "butterfly"}, {"transform": "hra", "r": 4}])
+def test_other_transforms_are_not_blocks(job: dict[str, Any], method: str, fields: dict[str, Any]) -> None:
+    settings = SFTSettings(**{key: value for key, value in job.items() if key not in SIZES} | fields, method=method)
+    assert settings.rate_factors.block_exponent == 0.0
+
+
+def test_a_run_from_before_goes_on_at_its_rate(job: dict[str, Any], tmp_path: Path) -> None:
+    """Records without the setting are of runs whose blocks all learned at the rate that was written."""
+    output = tmp_path / "before"
+    given = [f"output={output}", "block_size=8", "resume=auto", "model=text-world", "steps=4"]
+    record = load_settings(SFTSettings, None, [*given, "block_rate=0"]).record()
+    assert "block_rate" not in record
+    output.mkdir()
+    write_json(output / STARTED, record)
+    assert load_settings(SFTSettings, None, given).rate_factors.block_exponent == 0.0
+    write_json(output / STARTED, load_settings(SFTSettings, None, [f"output={tmp_path / 'now'}", *given[1:]]).record())
+    assert load_settings(SFTSettings, None, given).rate_factors.block_exponent == 0.5
+
+
+def test_an_estimated_rate_needs_no_factor_of_all_parameters() -> None:
+    weights = {f"{name}.oft_R.default.weight": torch.nn.Parameter(torch.zeros(1, 28)) for name in "ab"}
+    options = LoopOptions(RATE, steps=2, rate_factors=RateFactors(block_exponent=0.5), optimizer="prodigy")
+    groups = optimizers.one_rate(optimizers._groups(weights, options))
+    assert [group["factor"] for group in groups] == [1.0]
+    mixed = weights | {"c.oft_R.default.weight": torch.nn.Parameter(torch.zeros(1, 32 * 31 // 2))}
+    with pytest.raises(RecipeError, match="block_rate=0"):
+        optimizers.one_rate(optimizers._groups(mixed, options))

@@ -87,11 +87,13 @@ def with_settings_of_run(kind: type[BaseModel], given: Given) -> Given:
         for mine, its in ((one, other), (other, one)):
             if mine in values and its in before and mine not in before:
                 del before[its]
-    # What the record does not have was at its default, which a preset must not fill in again.
+    # What the record does not have was at the default of its time, which neither a preset nor today's default replaces.
+    formerly = getattr(kind, "formerly", {})
+    changed = formerly if before.get("method", "oft") in ("oft", "coft") else {}
     usual = {
-        key: kind.model_fields[key].default
+        key: formerly.get(key, kind.model_fields[key].default)
         for key in getattr(kind, "newer", ())
-        if key not in before and key in _preset_keys(before, recipe)
+        if key not in before and (key in changed or key in _preset_keys(before, recipe))
     }
     return Given(usual | before | values, given.places)
 

@@ -12,7 +12,7 @@ from orthotune.recipes import preset
 from orthotune.recipes.continued import DECIDED, decided_by
 from orthotune.recipes.stop_when import rule_faults
 from orthotune.rotation.family_registry import PUBLISHED
-from orthotune.runs.learning_rates import RateFactors
+from orthotune.runs.learning_rates import REFERENCE, RateFactors
 from orthotune.runs.transform_options import BLOCKS, rewinding_fault, transform_fault, transform_options
 
 Method = Literal["oft", "coft", "lora", "full"]
@@ -41,6 +41,8 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
 }
 # Added after the first release: not written to run.json at their default, so that older runs can be resumed.
 NEWER = ("lora", "block_rate", "transform", "variant", "factors")
+# What runs did before the default changed: a record without the setting is one of such a run.
+FORMERLY: dict[str, Any] = {"block_rate": 0.0}
 # Settings of presets that are about block rotations: not applied to other transforms.
 ABOUT_BLOCKS = ("block_size", "r", "rotation", "block_rate", "magnitude_rate")
 # Mutually exclusive settings.
@@ -49,6 +51,8 @@ MUTUALLY_EXCLUSIVE: tuple[tuple[str, str], ...] = (("block_size", "r"), ("lora_r
 # One magnitude scales a complete neuron, but many parameters rotate it: with the same learning rate, magnitudes learn
 # too slowly. On the text world a factor of 5 forgets less at equal gain than 1 and 15 (docs/evidence/choosing.md).
 MAGNITUDE_RATE = 5.0
+# The exponent by which one learning rate fits every block size (docs/evidence/learning.md).
+BLOCK_RATE = 0.5
 
 
 class SettingError(ValueError):
@@ -73,7 +77,8 @@ class MethodSettings(BaseModel):
     ``world``, the built-in model, and the preset used for it; ``rates``, the learning rate per method; ``ball``, the
     COFT radius; ``only_for``, the methods for which a setting has a meaning; ``mutually_exclusive``, pairs of settings;
     ``tied``, settings of a preset that are dropped if another setting is given. Settings in ``newer`` are not part of
-    the record of a run at their default, because older records do not have them.
+    the record of a run at their default, because older records do not have them. Where a default has changed since,
+    ``formerly`` has the value that a record without the setting means.
     """
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
@@ -86,6 +91,7 @@ class MethodSettings(BaseModel):
     mutually_exclusive: ClassVar[tuple[tuple[str, str], ...]] = MUTUALLY_EXCLUSIVE
     tied: ClassVar[dict[str, str]] = {}
     newer: ClassVar[tuple[str, ...]] = NEWER
+    formerly: ClassVar[dict[str, Any]] = FORMERLY
 
     preset: str | None = Field(
         None, description="Supplies settings that are not given; `orthotune presets` lists them."
@@ -116,7 +122,11 @@ class MethodSettings(BaseModel):
         description="Learning rate of the scales of rotation.magnitude, or of boft, as times learning_rate.",
     )
     block_rate: float = Field(
-        0.0, ge=0, le=2, description="Exponent p: blocks of size b learn at (32 / b)^p times learning_rate."
+        BLOCK_RATE,
+        ge=0,
+        le=2,
+        description="Exponent p: blocks of size b learn at (32 / b)^p times learning_rate, so that one rate fits every "
+        "size. 0: all at the same rate.",
     )
     lora_rank: Positive | None = Field(None, description="Default: as many trainable parameters as OFT would have.")
     lora_alpha: float | None = Field(None, gt=0, description="Default: twice the rank.")
@@ -215,7 +225,8 @@ class MethodSettings(BaseModel):
         if twice:
             fault = f"{twice[0]} and rotation.{twice[0]} are mutually exclusive"
             return [(twice[0], fault, f"Keep {twice[0]}")]
-        own = {"block_size": self.block_size, "block_rate": self.block_rate}
+        given_rate = self.block_rate if "block_rate" in self.model_fields_set else 0.0
+        own = {"block_size": self.block_size, "block_rate": given_rate}
         found = transform_fault({"transform": "blocks", **self.rotation_options, **own})
         if found is None and self.method == "oft" and getattr(self, "rewind", "none") != "none":
             why = rewinding_fault(self.rotation_options, self.r)
@@ -250,8 +261,8 @@ class MethodSettings(BaseModel):
     @property
     def rate_factors(self) -> RateFactors:
         """By how much the learning rates of magnitudes, and of blocks of other sizes than 32, differ."""
-        exponent = self.block_rate if self.method in ("oft", "coft") else 0.0
-        return RateFactors(self.magnitude_factor, exponent)
+        of_blocks = self.method in ("oft", "coft") and self.rotation.get("transform", self.transform) in BLOCKS
+        return RateFactors(self.magnitude_factor, self.block_rate if of_blocks else 0.0)
 
     @property
     def magnitude_factor(self) -> float:
@@ -273,8 +284,17 @@ class MethodSettings(BaseModel):
         # A run from before a setting existed used its default, and can be resumed.
         if not self._has_magnitudes:
             dropped.add("magnitude_rate")
-        dropped |= {key for key in self.newer if getattr(self, key) == type(self).model_fields[key].default}
+        usual = {key: field.default for key, field in type(self).model_fields.items()} | self.formerly
+        dropped |= {key for key in self.newer if getattr(self, key) == usual[key]}
+        if not self._has_other_blocks:
+            dropped.add("block_rate")
         return self.model_dump(mode="json", exclude=dropped, exclude_none=True)
+
+    @property
+    def _has_other_blocks(self) -> bool:
+        """Whether any layer may have blocks of another size than the usual one, by what was asked for."""
+        sized = any("block_size" in key or "pattern" in key or key == "layer_settings" for key in self.rotation)
+        return sized or self.r is not None or self.block_size not in (None, REFERENCE)
 
     def claimed(self) -> dict[str, Any]:
         """The record with the name of the job, by which another job refuses to go on with the run."""

@@ -59,7 +59,8 @@ class RateFactors:
         if is_magnitude(name):
             return self.magnitude
         if self.block_exponent and any(part in ROTATIONS for part in name.split(".")):
-            return float((REFERENCE / block_size_of(parameter.shape[-1])) ** self.block_exponent)
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # DeepSpeed's parts of a parameter are empty
+            return float((REFERENCE / block_size_of(shape[-1])) ** self.block_exponent)
         return 1.0
 
 

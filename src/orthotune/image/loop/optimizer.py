@@ -50,6 +50,8 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], options: LoopOptions)
             parameters and the options have several, or a rate is of no parameter.
     """
     groups = _groups(parameters, options)
+    if options.optimizer == ESTIMATING:
+        groups = one_rate(groups)
     common: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
     kind: Any = torch.optim.AdamW
     if options.optimizer == "adamw":
@@ -59,12 +61,6 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], options: LoopOptions)
         common |= {"scale_parameter": False, "relative_step": False, "warmup_init": False}
     else:
         kind = _class_of(options.optimizer)
-    if options.optimizer == ESTIMATING and any(group["factor"] != 1 for group in groups):
-        raise RecipeError(
-            f"optimizer={ESTIMATING}", got="learning rates that differ between parameters",
-            needed="one rate for all, as it estimates one",
-            do="Leave out text_encoder_learning_rate, layer_rates, magnitude_rate and block_rate, or choose adamw",
-        )  # fmt: skip
     try:
         optimizer: Optimizer = kind(groups, **common | dict(options.optimizer_options))
     except (TypeError, ValueError) as fault:
@@ -73,6 +69,29 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], options: LoopOptions)
             got=str(fault).strip().splitlines()[0], needed=f"arguments of {kind.__name__}",
         ) from fault  # fmt: skip
     return optimizer
+
+
+def one_rate(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups of an optimizer that estimates the rate: a factor that all parameters share has no meaning there.
+
+    Args:
+        groups: of parameters, each with its ``factor``.
+
+    Raises:
+        RecipeError: the factors differ.
+
+    Example:
+        >>> one_rate([{"params": [], "factor": 1.5}])
+        [{'params': [], 'factor': 1.0}]
+    """
+    if len({group["factor"] for group in groups}) > 1:
+        others = "magnitude_rate, layer_rates and text_encoder_learning_rate"
+        raise RecipeError(
+            f"optimizer={ESTIMATING}", got="learning rates that differ between parameters",
+            needed="one rate for all, as it estimates one",
+            do=f"Pass block_rate=0 and leave out {others}, or choose adamw",
+        )  # fmt: skip
+    return [group | {"factor": 1.0} for group in groups]
 
 
 def check_optimizer(name: str) -> None:
