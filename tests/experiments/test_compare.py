@@ -11,10 +11,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from orthotune.errors import RecipeError
-from orthotune.experiments import compare
+from orthotune.experiments import compare, strengths
 from orthotune.experiments import grid as grids
 from orthotune.experiments.strengths import Again, measure
 from orthotune.experiments.text_task import CompareSFTSettings, SFTTask
+from orthotune.metrics.text_loss import mean_loss
 from orthotune.recipes import sft
 from orthotune.recipes.settings import SFTSettings
 
@@ -193,6 +194,27 @@ def test_what_is_trained_beside_a_rotation_has_the_strength_too(
     # Strength 0 is the base, and 1e-9 of the change is below the rounding of every weight.
     assert found[0.0]["new"] == pytest.approx(record.new_before, abs=1e-6)
     assert found[1e-9] == pytest.approx(found[0.0], abs=1e-6)
+
+
+def test_the_base_of_several_runs_is_measured_once(grid: CompareSFTSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def counted(model: Any, rows: Any) -> Any:
+        asked.append(len(rows))
+        return mean_loss(model, rows)
+
+    runs = [SFTSettings(**{**grid.sft, "method": name, "output": grid.output / name}) for name in ("oft", "lora")]
+    for run in runs:
+        sft.run(run, lambda _: None, bar=False)
+    alone = [measure(Again(run=run, strengths=[0.5], file="alone.json")) for run in runs]
+    monkeypatch.setattr(strengths, "_BASES", {})
+    monkeypatch.setattr(strengths, "mean_loss", counted)
+    found = [measure(Again(run=run, strengths=[0.5], file="strengths.json")) for run in runs]
+    assert found == alone
+    # Two domains at the base and at one strength; then at one strength alone. Other tokens are another measurement.
+    assert len(asked) == 4 + 2
+    measure(Again(run=runs[1].model_copy(update={"eval_tokens": 40}), strengths=[0.5], file="fewer.json"))
+    assert len(asked) == 6 + 4
 
 
 def _with_biases(model: Path, home: Path) -> Path:

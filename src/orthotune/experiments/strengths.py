@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from orthotune.text.causal_model import load_model, load_tokenizer
 from orthotune.text.evaluation_cost import cost_sentence
 
 Losses = dict[str, float]
+#: Losses of bases, by model and tokens: the runs of a comparison have one base, which is measured once.
+_BASES: dict[tuple[str, str | None, str], Losses] = {}
 
 
 class Again(BaseModel):
@@ -80,10 +83,16 @@ def _measured(again: Again, strengths: list[float], say: Callable[[str], None]) 
     )
     at = _at_strength(settings)
     rows = held_out_rows(at(1.0), load_tokenizer(settings.model), settings)
+    base = (settings.model, settings.quantization, sha256(repr(rows).encode()).hexdigest())
+    found = {repr(0.0): _BASES[base]} if 0.0 in strengths and base in _BASES else {}
+    left = [t for t in strengths if repr(t) not in found]
     fewer = "eval_tokens=N measures fewer, strengths=[1.0] once a run"
-    if sentence := cost_sentence(at(1.0), rows, len(strengths), fewer=fewer):
+    if left and (sentence := cost_sentence(at(1.0), rows, len(left), fewer=fewer)):
         say(sentence)
-    return {repr(t): {name: mean_loss(at(t), own).nats for name, own in rows.items()} for t in strengths}
+    found |= {repr(t): {name: mean_loss(at(t), own).nats for name, own in rows.items()} for t in left}
+    if 0.0 in strengths:
+        _BASES[base] = found[repr(0.0)]
+    return found
 
 
 def _at_strength(settings: SFTSettings) -> Callable[[float], nn.Module]:
