@@ -24,7 +24,7 @@ MOST_IN_TRAINING = 21 + 5 + 3 + 7
 # The cached R is cast to the model's dtype (one row: the row to float32 and back), then one product.
 MOST_OUTSIDE = {"eval": 3, "decode": 3}
 #: of one layer, views included
-MOST_IN_A_MERGE = 20
+MOST_IN_A_MERGE = 14
 
 
 def work(mode: Any, **settings: Any) -> Any:
