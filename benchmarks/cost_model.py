@@ -99,9 +99,7 @@ def main() -> None:
         action="store_true",
         help="Read the processor's time of this process, which other work disturbs less; one thread.",
     )
-    parser.add_argument(
-        "--measured", type=Path, help="A table of orthotune bench on this processor: no model is run."
-    )
+    parser.add_argument("--measured", type=Path, help="A table of orthotune bench on this processor: no model is run.")
     parser.add_argument("--out", type=Path, help="A CSV file.")
     given = parser.parse_args()
     if given.processor and given.threads != 1:

@@ -53,8 +53,8 @@ def test_no_kernel_of_the_table_spills_or_is_larger_than_its_card() -> None:
 def test_a_fault_is_seen() -> None:
     row = next(row for row in ROWS if row.selected)
     stated = tiles.shared_memory(row.operation, 4, 32)
-    for change in ({"spilled": 8}, {"parked": 260}, {"shared": stated + (200 << 10)}, {"error": "PassManager::run failed"},
-                   {"shared": None}):  # fmt: skip
+    for change in ({"spilled": 8}, {"parked": 260}, {"shared": stated + (200 << 10)}, {"shared": None},
+                   {"error": "PassManager::run failed"}):  # fmt: skip
         assert faults([replace(row, **change)])
 
 

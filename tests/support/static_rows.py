@@ -10,7 +10,6 @@ import gpu_static
 from orthotune.kernels import tiles
 from orthotune.kernels.cards import CARDS
 
-
 #: bytes of a vector register of 64 lanes
 LANES = 4 * 64
 
