@@ -1,6 +1,7 @@
 """The model of a GPU's cost on the processor at hand, beside what is measured there: how far it is off.
 
     python benchmarks/cost_model.py --threads 2 --repetitions 15 --out benchmarks/results/cost-model-cpu.csv
+    python benchmarks/cost_model.py --threads 2 --measured TABLE.csv  # of orthotune bench, on the same processor
 
 The roofline of ``orthotune bench --predict`` (``harness/predict.py``) knows a device by four numbers. Here they are
 measured first: a copy for the bandwidth, a large product in the model's dtype, a batch of small float32 products, and
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -23,6 +24,7 @@ from harness.cells import selection
 from harness.contenders import FUSED, Contender
 from harness.machine import device_name
 from harness.predict import Gpu, predicted_ratio
+from harness.results import Row, read_rows
 from harness.run import run_cell
 from orthotune.files.tables import write_table
 
@@ -71,6 +73,19 @@ def measured_device(dtype: str, large: int = 2048, clock: Callable[[], float] = 
     )
 
 
+def _measured(given: argparse.Namespace, clock: Callable[[], float]) -> Iterator[list[Row]]:
+    """The rows of each cell: of a table that was measured before, or measured now."""
+    if given.measured:
+        rows = read_rows(given.measured)
+        for cell in dict.fromkeys(row.cell for row in rows if row.dtype == given.dtype):
+            yield [row for row in rows if row.cell == cell and row.contender in NAMES]
+        return
+    methods: list[Contender] = [one for one in FUSED if one.name in NAMES]
+    cells = [replace(cell, dtype=given.dtype) for cell in selection(given.selection)]
+    for cell in dict.fromkeys(cells):
+        yield run_cell(cell, methods, torch.device("cpu"), given.repetitions, given.seconds, clock)
+
+
 def main() -> None:
     """Measure, print predicted and measured ratios, and write them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -84,6 +99,7 @@ def main() -> None:
         action="store_true",
         help="Read the processor's time of this process, which other work disturbs less; one thread.",
     )
+    parser.add_argument("--measured", type=Path, help="A table of orthotune bench on this processor: no model is run.")
     parser.add_argument("--out", type=Path, help="A CSV file.")
     given = parser.parse_args()
     if given.processor and given.threads != 1:
@@ -96,19 +112,18 @@ def main() -> None:
         f"GFLOP/s in {device.dtype}, {device.float32 / 1e9:.0f} in small float32 products, {device.launch * 1e6:.1f} us"
         " an operation"
     )
-    methods: list[Contender] = [one for one in FUSED if one.name in NAMES]
     rows = []
-    cells = [replace(cell, dtype=given.dtype) for cell in selection(given.selection)]
-    for cell in dict.fromkeys(cells):
+    for found in _measured(given, clock):
+        cell = found[0].cell
         print(f"\n{cell.label}")
-        for row in run_cell(cell, methods, torch.device("cpu"), given.repetitions, given.seconds, clock):
+        for row in found:
             predicted = predicted_ratio(cell, row.contender, device)
             off = None if predicted is None else round(predicted / row.median - 1, 3)
             words = "no prediction" if off is None else f"predicted {predicted:.3f}  off by {off:+.0%}"
             print(f"  {row.contender:<12} measured {row.median:.3f} ({row.p10:.3f}-{row.p90:.3f})  {words}", flush=True)
             rows.append({
                 "cell": cell.label, "contender": row.contender, "measured": row.median, "p10": row.p10, "p90": row.p90,
-                "repetitions": row.repetitions, "predicted": predicted, "off": off, "threads": given.threads,
+                "repetitions": row.repetitions, "predicted": predicted, "off": off, "threads": row.threads,
                 "clock": clock.__name__, "bandwidth": round(device.bandwidth), "products": round(device.products),
                 "float32": round(device.float32), "launch": device.launch, "load": row.load,
                 "device_name": device.name, "versions": row.versions, "commit": row.commit,

@@ -6,7 +6,8 @@ Needs Triton, and neither a GPU nor its driver::
     python benchmarks/gpu_static.py --out benchmarks/results/gpu-static.csv   # takes up where it was interrupted
 
 Triton compiles for a target that is named; the assembler in its wheel says how many registers a kernel takes and how
-many bytes it spills, AMD's code object says the same of itself. What the library would launch is read from
+many bytes it spills, AMD's code object says the same of itself. Scalar registers of AMD that are kept in the lanes of
+vector registers are told apart from spills: no memory is touched for them. What the library would launch is read from
 ``orthotune.kernels.tiles``; kernels that ``orthotune.kernels.choose`` never selects on a card are compiled
 with ``--every`` alone. Block sizes whose launches compile to one kernel share a row.
 """
@@ -114,7 +115,10 @@ class Launch:
 
 @dataclass
 class Compiled:
-    """What the compiler reports of one launch on one architecture; ``error`` where it refused."""
+    """What the compiler reports of one launch on one architecture; ``error`` where it refused.
+
+    ``spilled`` are bytes in memory, ``parked`` those of AMD's scalar registers in the lanes of vector registers.
+    """
 
     architecture: str
     kernel: str
@@ -128,6 +132,7 @@ class Compiled:
     card_shared: int | None = None
     registers: int | None = None
     spilled: int | None = None
+    parked: int | None = None
     occupancy: float | None = None
     seconds: float | None = None
     error: str | None = None
@@ -278,11 +283,16 @@ def _read_nvidia(report: str, found: Compiled, card: Card, warps: int) -> None:
 
 
 def _read_amd(code: str, found: Compiled) -> None:
-    registers, vectors, scalars = (
+    registers, vectors, scalars, memory = (
         int(re.findall(rf"\.{name}:\s+(\d+)", code)[-1])
-        for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
+        for name in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size")
     )
-    found.registers, found.spilled = registers, 4 * (vectors + scalars)
+    found.registers, found.spilled = registers, max(4 * vectors, memory)
+    # Each scalar register that is written to a lane is one that no memory holds.
+    lanes = code.count("v_writelane_b32")
+    found.parked = 4 * scalars
+    if scalars > lanes:
+        found.spilled += 4 * (scalars - lanes)
 
 
 def runs(sizes: Sequence[int]) -> str:

@@ -89,6 +89,11 @@ FUSED = [
     Contender("lora_compiled", LoraConfig, _LORA, compiled=True),
     Contender("orthotune_compiled", OFTConfig, _EXACT, compiled=True),
 ]
+#: beside a frozen model that is compiled, too: what an adapter costs a compiled step
+COMPILED = [
+    *(one for one in FUSED if one.compiled),
+    *(one for one in FUSED if one.name in (FLOOR, "lora", "orthotune")),
+]
 #: PEFT's OFT adapts attention only: its convolutions compute something else (a fresh one changes the output)
 UNET = [
     Contender(FLOOR),
@@ -103,7 +108,7 @@ UNET = [
 
 
 def contenders(name: str, cell: Cell) -> list[Contender]:
-    """Who takes part in a cell of the selection ``name``; the frozen floor is the first.
+    """Who takes part in a cell of the selection ``name``; the floor is the first, the frozen model or the compiled one.
 
     Example:
         >>> [contender.name for contender in contenders("targets", Cell())][:2]
@@ -111,8 +116,8 @@ def contenders(name: str, cell: Cell) -> list[Contender]:
     """
     if cell.model == "unet":
         return UNET
-    if name == "fused":
-        return FUSED
+    if name in ("fused", "compiled"):
+        return FUSED if name == "fused" else COMPILED
     return LLAMA + OTHERS if name == "others" else LLAMA
 
 

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 #: Colour-blind safe; ours are green, PEFT's are not.
 LOOKS = {
     "frozen": ("frozen model", "#9e9e9e"),
+    "frozen_compiled": ("frozen model, compiled", "#bdbdbd"),
     "lora": ("PEFT LoRA", "#762a83"),
+    "lora_compiled": ("PEFT LoRA, compiled", "#b395c4"),
     "peft_oft": ("PEFT OFT", "#e08214"),
     "peft_oft_exact": ("PEFT OFT, exact", "#fdb863"),
     "orthotune": ("orthotune, exact", "#1b7837"),
+    "orthotune_compiled": ("orthotune, compiled", "#5aae61"),
     "orthotune_neumann": ("orthotune, Neumann", "#7fbf7b"),
     "peft_boft": ("PEFT BOFT", "#4393c3"),
     "peft_hra": ("PEFT HRA", "#92c5de"),
@@ -90,7 +93,8 @@ def _line(rows: Sequence[Row], field: str) -> list[Row]:
 
 
 def _ratios(axes: Axes, rows: Sequence[Row], cells: list[Cell], among: list[Cell]) -> None:
-    names = [name for name in _names(rows) if name != "frozen"]
+    floor, *names = _names(rows)
+    below = LOOKS.get(floor, (floor, ""))[0]
     width = 0.82 / max(len(names), 1)
     for place, name in enumerate(names):
         label, colour = LOOKS.get(name, (name, "#555555"))
@@ -103,7 +107,7 @@ def _ratios(axes: Axes, rows: Sequence[Row], cells: list[Cell], among: list[Cell
         axes.errorbar(x, [r.median for _, r in found], spread, fmt="none", ecolor="#424242", elinewidth=0.8)
         for at, (_, row) in zip(x, found, strict=True):
             axes.text(at, 0.03, f"{row.median:.2f}", ha="center", va="bottom", rotation=90, fontsize=7, color=ink)
-    axes.axhline(1.0, color="#424242", linewidth=1, label="frozen model")
+    axes.axhline(1.0, color="#424242", linewidth=1, label=below)
     targets = {index: target_of(cell, rows[0].device) for index, cell in enumerate(cells)}
     for index, target in targets.items():
         if target is not None:
@@ -112,7 +116,7 @@ def _ratios(axes: Axes, rows: Sequence[Row], cells: list[Cell], among: list[Cell
         axes.plot([], [], color=TARGET, linestyle="--", linewidth=1.4, label="target for exact rotations")
     axes.set_xticks(range(len(cells)), [_short(cell, among) for cell in cells], fontsize=8)
     axes.set_xlim(-0.55, len(cells) - 0.45)
-    axes.set_ylabel("time / frozen model's", fontsize=9)
+    axes.set_ylabel(f"time / {below}", fontsize=9)
     _plain(axes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import torch
 from torch import device as Device
 from torch import get_num_threads, nn
 
@@ -40,6 +41,8 @@ def run_cell(
         1.0
     """
     load = load_average()
+    if any(contender.compiled for contender in contenders):
+        _empty_compiler()
     frozen = subject(cell, device)
     models = {contender.name: stirred(contender, frozen, cell) for contender in contenders}
     steps = {name: step_of(frozen, model, cell.mode) for name, model in models.items()}
@@ -69,6 +72,15 @@ def run_cell(
             )
         )
     return rows
+
+
+def _empty_compiler() -> None:
+    """What earlier cells have compiled does not count against the limit of this one's, and a limit is never silent.
+
+    All models share the functions whose versions are counted, and beyond the limit they would run uncompiled.
+    """
+    torch.compiler.reset()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
 
 
 def _saved(frozen: Subject, model: nn.Module) -> int:

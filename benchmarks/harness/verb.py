@@ -142,7 +142,7 @@ def _show(rows: list[Row]) -> None:
     title = first.cell.label if target is None else f"{first.cell.label} (target {target:.2f})"
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("contender")
-    for name in ("time / frozen", "10% - 90%", "saved MiB", *(("ms", "peak MiB") if gpu else ())):
+    for name in (f"time / {first.contender}", "10% - 90%", "saved MiB", *(("ms", "peak MiB") if gpu else ())):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         cells = [row.contender, f"{row.median:.3f}", f"{row.p10:.3f} - {row.p90:.3f}", _mib(row.saved_bytes)]

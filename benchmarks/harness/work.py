@@ -1,7 +1,8 @@
-"""Work that can be counted on a machine whose clock cannot be trusted: ATen calls and saved bytes."""
+"""Work that can be counted on a machine whose clock cannot be trusted: ATen calls, calls of Python, saved bytes."""
 
 from __future__ import annotations
 
+import cProfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +43,18 @@ def aten_calls(step: Callable[[], object]) -> Counter[str]:
     with _Calls() as counted:
         step()
     return counted.names
+
+
+def python_calls(step: Callable[[], object]) -> int:
+    """How many functions, of Python and built in, are called in ``step()``.
+
+    Example:
+        >>> python_calls(lambda: [abs(number) for number in range(10)]) >= 11
+        True
+    """
+    profile = cProfile.Profile()
+    profile.runcall(step)
+    return sum(entry.callcount for entry in profile.getstats())
 
 
 @dataclass(frozen=True)

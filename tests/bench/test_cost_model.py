@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import cost_model
 from harness.cells import SELECTIONS, Cell
+from harness.contenders import FUSED
 from harness.predict import GPUS, Gpu, _of_cell, cost, predicted_ratio
+from harness.results import write_rows
+from harness.run import run_cell
 from orthotune.files.tables import read_table
+
+
+def test_a_table_that_was_measured_before_is_compared_and_nothing_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = SELECTIONS["smoke"][0]
+    rows = run_cell(cell, [one for one in FUSED if one.name in ("frozen", "orthotune")], torch.device("cpu"), 2)
+    write_rows([*rows, replace(rows[0], contender="peft_oft")], tmp_path / "table.csv")
+    monkeypatch.setattr(cost_model, "run_cell", lambda *_: pytest.fail("a model was run"))
+    monkeypatch.setattr(cost_model, "measured_device", lambda *_: GPUS["h100"])
+    words = ["--measured", str(tmp_path / "table.csv"), "--threads", "1", "--out", str(tmp_path / "rows.csv")]
+    monkeypatch.setattr("sys.argv", ["cost_model.py", *words])
+    cost_model.main()
+    found = [row for _, row in read_table(tmp_path / "rows.csv")]
+    assert [row["contender"] for row in found] == ["frozen", "orthotune"]
+    assert float(found[1]["measured"]) == rows[1].median
+    assert float(found[1]["predicted"]) == predicted_ratio(cell, "orthotune", GPUS["h100"])
+    assert cell.label in capsys.readouterr().out
 
 
 def test_a_device_is_known_by_four_numbers() -> None:

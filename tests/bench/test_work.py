@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
 
 from harness.work import added_work, aten_calls
+from orthotune import OFTConfig
 
 T, N, B = 24, 64, 16
 # Parameters to R: 21 calls forward (two look-ups of the dtype, unpacking 3, a copy of the numbers for the cache, 15 for
@@ -20,6 +23,8 @@ T, N, B = 24, 64, 16
 MOST_IN_TRAINING = 21 + 5 + 3 + 7
 # The cached R is cast to the model's dtype (one row: the row to float32 and back), then one product.
 MOST_OUTSIDE = {"eval": 3, "decode": 3}
+#: of one layer, views included
+MOST_IN_A_MERGE = 14
 
 
 def work(mode: Any, **settings: Any) -> Any:
@@ -52,6 +57,25 @@ def test_saved_bytes_are_the_input_once_and_each_rotation(count: int) -> None:
 
 def test_saved_bytes_of_a_float32_layer() -> None:
     assert work("train", dtype=torch.float32).saved == 4 * T * N + 4 * N * B
+
+
+@pytest.mark.parametrize("side", ["in", "out"])
+def test_a_merge_multiplies_each_weight_by_its_blocks_once(side: str) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(N, 2 * N), torch.nn.Linear(2 * N, N))
+    model = get_peft_model(net, OFTConfig(oft_block_size=B, target_modules=["0", "1"], side=side)).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.01)
+    model(torch.randn(3, N))  # the rotations are there
+    with FlopCounterMode(display=False) as counted:
+        names = aten_calls(model.merge_adapter)
+    # b multiplications and additions for each number of a weight
+    assert counted.get_total_flops() == 2 * (2 * (2 * N * N) * B)
+    assert sum(names.values()) <= 2 * MOST_IN_A_MERGE, names
+    with FlopCounterMode(display=False) as counted:
+        model.unmerge_adapter()  # the weights of before are put back
+    assert counted.get_total_flops() == 0
 
 
 def test_calls_are_counted_in_the_backward_too() -> None:

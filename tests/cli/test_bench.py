@@ -62,7 +62,7 @@ def test_an_unknown_selection(call: Callable[..., Result]) -> None:
 
 @pytest.mark.usefixtures("threads")
 def test_adapters_in_one_batch(call: Callable[..., Result], tmp_path: Path) -> None:
-    words = ("--repetitions", 1, "--threads", 1, "--hidden", 64, "--adapters", "1,16")
+    words = ("--repetitions", 1, "--threads", 1, "--hidden", 64, "--adapters", "1,4")
     done = call("bench", "adapters", *words, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.stderr
     (table,) = (tmp_path / "out").glob("adapters-*.csv")
@@ -71,7 +71,7 @@ def test_adapters_in_one_batch(call: Callable[..., Result], tmp_path: Path) -> N
     # two numbers of adapters, two lengths of rows, three contenders
     assert len(rows) == 12 == len(done.stdout.splitlines())
     assert {(row["adapters"], row["rows"], row["tokens"]) for row in rows} == {
-        (count, "64", tokens) for count in ("1", "16") for tokens in ("1", "32")
+        (count, "64", tokens) for count in ("1", "4") for tokens in ("1", "32")
     }
     assert {row["contender"] for row in rows} == {"frozen", "lora", "orthotune"}
     assert all(float(row["tokens_per_second"]) > 0 for row in rows)

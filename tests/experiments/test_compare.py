@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from orthotune.errors import RecipeError
 from orthotune.experiments import compare, strengths
 from orthotune.experiments import grid as grids
 from orthotune.experiments.strengths import Again, measure
-from orthotune.experiments.text_task import CompareSFTSettings, SFTTask
+from orthotune.experiments.text_task import EVAL_TOKENS, CompareSFTSettings, SFTTask
 from orthotune.metrics.text_loss import mean_loss
 from orthotune.recipes import sft
 from orthotune.recipes.settings import SFTSettings
@@ -58,6 +59,51 @@ def test_held_out_rows_are_measured_before_and_after_a_run_unless_a_rule_needs_m
     assert every(steps=40, eval_every=8) == {8}
     assert every(steps=40, result="best") == {None} and every(steps=40, stop_when={"patience": 2}) == {None}
     assert every(steps=None, epochs=2.0) == {None}  # how many steps these are is known when the data are read
+
+
+def test_some_rows_are_measured_unless_the_model_is_the_built_in_one(grid: CompareSFTSettings) -> None:
+    def tokens(**given: Any) -> set[int | None]:
+        settings = grid.model_copy(update={"sft": grid.sft | given})
+        made = grids.cells(TASK, settings, grids.rates_of(TASK, settings), [0], first=True)
+        return {cell.settings.eval_tokens for cell in made}
+
+    assert tokens() == {EVAL_TOKENS}
+    assert tokens(eval_tokens=100) == {100} and tokens(eval_tokens=None) == {None}
+    assert tokens(model="text-world") == {None}
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_comparison_says_what_measuring_will_cost_before_its_first_run(
+    grid: CompareSFTSettings, monkeypatch: pytest.MonkeyPatch, parallel: int
+) -> None:
+    def refuse(*given: Any, **more: Any) -> None:
+        raise AssertionError("a run began")
+
+    monkeypatch.setattr(grids, "records", refuse)
+    said: list[str] = []
+    new = grid.model_copy(
+        update={"strengths": [1.0, 0.5], "parallel": parallel, "test_data": "texts", "old_test_data": "texts"}
+    )
+    with pytest.raises(AssertionError, match="a run began"):
+        compare.run(TASK, new, say=said.append)
+    # Three runs: before and after each of them, and at the strengths 1, 0.5 and 0.
+    processes = "" if parallel == 1 else ", in 2 processes"
+    assert re.match(
+        rf"3 of 3 runs to do{processes}; evaluation: \d+ target rows \([\d,]+ tokens\) and \d+ source rows "
+        r"\([\d,]+ tokens\) in \d+ batches, 15 times; about [\d.]+ s each by the first batch, [\d.]+ s in all",
+        said[0],
+    )
+    assert "once more, on the test data" in said[1] and len(said) == 2
+
+
+def test_a_finished_comparison_costs_nothing_more(ran: Ran) -> None:
+    settings, _ = ran
+    said: list[str] = []
+    compare.run(TASK, settings, say=said.append)
+    assert not [line for line in said if "evaluation" in line]
+    runs = [cell.settings for cell in grids.cells(TASK, settings, settings.learning_rates, [0, 1], first=True)]
+    (line,) = TASK.forecast(settings, runs)
+    assert line.startswith("3 of 6 runs to do; evaluation: ") and ", 6 times; " in line
 
 
 def test_a_measurement_at_strengths_says_first_what_it_costs(ran: Ran, tmp_path: Path) -> None:

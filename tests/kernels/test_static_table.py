@@ -53,9 +53,28 @@ def test_no_kernel_of_the_table_spills_or_is_larger_than_its_card() -> None:
 def test_a_fault_is_seen() -> None:
     row = next(row for row in ROWS if row.selected)
     stated = tiles.shared_memory(row.operation, 4, 32)
-    for change in ({"spilled": 8}, {"shared": stated + (200 << 10)}, {"error": "PassManager::run failed"},
-                   {"shared": None}):  # fmt: skip
+    for change in ({"spilled": 8}, {"parked": 260}, {"shared": stated + (200 << 10)}, {"shared": None},
+                   {"error": "PassManager::run failed"}):  # fmt: skip
         assert faults([replace(row, **change)])
+
+
+def test_scalar_registers_in_lanes_are_no_spill_and_those_in_memory_are() -> None:
+    code = """
+    v_writelane_b32 v3, s4, 0
+    .private_segment_fixed_size: {memory}
+    .sgpr_spill_count: {scalars}
+    .vgpr_count:     47
+    .vgpr_spill_count: {vectors}
+    """
+
+    def read(memory: int, scalars: int, vectors: int) -> tuple[int | None, int | None]:
+        row = replace(next(row for row in ROWS if row.architecture == "gfx90a"), spilled=None)
+        gpu_static._read_amd(code.format(memory=memory, scalars=scalars, vectors=vectors), row)
+        return row.spilled, row.parked
+
+    assert read(0, 0, 0) == (0, 0) and read(0, 1, 0) == (0, 4)
+    assert read(16, 0, 0) == (16, 0) and read(0, 0, 2) == (8, 0)
+    assert read(0, 3, 0) == (8, 12)  # two of three are in no lane
 
 
 def test_another_tile_is_another_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,13 @@ def test_batches_keep_the_logits_small() -> None:
     assert all(len(batch) * max(len(row.input_ids) for row in batch) <= 600 for batch in batches)
 
 
+def test_rows_of_like_length_are_batched_together() -> None:
+    rows = [TokenRow([1] * length, [1] * length) for length in (50, 7, 30, 8, 49, 31, 6, 48, 29)]
+    batches = list(text_loss._batches(rows, vocabulary=text_loss.LOGITS_AT_ONCE // 256))
+    lengths = [[len(rows[place].input_ids) for place in batch] for batch in batches]
+    assert lengths == [[50, 49, 48, 31, 30], [29, 8, 7, 6]]
+
+
 def test_tokens_labelled_out_are_not_counted() -> None:
     model = make_model()
     ids = [5, 6, 7, 8]

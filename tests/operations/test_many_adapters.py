@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from harness.work import aten_calls, python_calls
 from orthotune import OFTConfig, get_peft_model, load_adapter
 
 COUNT, LAYERS, SIDE, BLOCK = 100, 3, 64, 8
@@ -73,6 +74,35 @@ def test_memory_grows_by_the_numbers_alone_and_is_given_back(file: Path) -> None
         model.delete_adapter(f"a{number}")
     assert held() <= first + ROTATIONS + NUMBERS + 4096
     assert torch.equal(model(x), expected)
+
+
+#: Calls of Python in a load for each adapter that is there already and each of its layers, in the walks of the host
+#: through all modules and parameters; ours pass over those of other adapters.
+WALKED = 420
+
+
+@pytest.mark.parametrize("way", ["ours", "PEFT's"])
+def test_the_fortieth_load_does_the_work_of_the_third(file: Path, way: str) -> None:
+    model: Any = _net()
+    model, _ = load_adapter(model, file, "a0")
+
+    def load(number: int) -> None:
+        if way == "ours":
+            load_adapter(model, file, f"a{number}")
+        else:
+            model.load_adapter(str(file), f"a{number}")
+
+    load(1)
+    calls, operations = {}, {}
+    for number in range(2, 42):
+        if number in (2, 40):
+            calls[number] = python_calls(lambda number=number: load(number))
+        elif number in (3, 41):
+            operations[number] = sum(aten_calls(lambda number=number: load(number)).values())
+        else:
+            load(number)
+    assert operations[41] == operations[3]  # tensors are made, filled and read for the new adapter alone
+    assert calls[40] - calls[2] <= WALKED * (40 - 2) * LAYERS
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -47,22 +46,26 @@ def _kept() -> Iterator[None]:
         keep_result(f"fuzz-configs-{os.environ.get('PYTEST_XDIST_WORKER', 'all')}", dict(sorted(MET.items())))
 
 
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that every example writes anew: making and removing a folder takes longer than reading a recipe."""
+    return tmp_path_factory.mktemp("recipes") / "mine.yaml"
+
+
 @THOUSAND
 @given(
     values=st.dictionaries(KEYS | st.integers(), VALUES, max_size=4),
     words=st.lists(st.tuples(KEYS, VALUES), max_size=2),
 )
-def test_a_recipe_is_read_or_told(values: dict[Any, Any], words: list[tuple[str, Any]]) -> None:
+def test_a_recipe_is_read_or_told(recipe: Path, values: dict[Any, Any], words: list[tuple[str, Any]]) -> None:
     overrides = [f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for key, value in words]
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "mine.yaml")
-        path.write_text(yaml.safe_dump(values), encoding="utf-8")
-        try:
-            found = load_settings(SFTSettings, path, overrides)
-        except RecipeError as error:
-            assert len(str(error)) < 3000
-            MET["recipes: refused"] += 1
-            return
+    recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
+    try:
+        found = load_settings(SFTSettings, recipe, overrides)
+    except RecipeError as error:
+        assert len(str(error)) < 3000
+        MET["recipes: refused"] += 1
+        return
     MET["recipes: read"] += 1
     # what passed means the same when it is written down and read again
     assert SFTSettings(**found.model_dump(exclude_unset=True)).record() == found.record()
@@ -70,16 +73,14 @@ def test_a_recipe_is_read_or_told(values: dict[Any, Any], words: list[tuple[str,
 
 @settings(parent=THOUSAND, max_examples=300)
 @given(text=st.text(alphabet=st.sampled_from(list("ab:- \n[]{}&*!|>'\"%@`#?,\t\\\0é")), max_size=60))
-def test_any_text_is_read_as_a_recipe_or_told(text: str) -> None:
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "mine.yaml")
-        path.write_text(text, encoding="utf-8")
-        try:
-            load_settings(SFTSettings, path)
-            MET["texts: read"] += 1
-        except RecipeError as error:
-            assert len(str(error)) < 3000
-            MET["texts: refused"] += 1
+def test_any_text_is_read_as_a_recipe_or_told(recipe: Path, text: str) -> None:
+    recipe.write_text(text, encoding="utf-8")
+    try:
+        load_settings(SFTSettings, recipe)
+        MET["texts: read"] += 1
+    except RecipeError as error:
+        assert len(str(error)) < 3000
+        MET["texts: refused"] += 1
 
 
 FIELDS: dict[str, st.SearchStrategy[Any]] = {

@@ -109,7 +109,6 @@ def _alone(model: Any, prompt: list[int], name: str) -> Any:
 
 
 @by_request
-@pytest.mark.parametrize("tokens", [64, 9], ids=["whole prompts", "prompts in parts"])
 @pytest.mark.parametrize(
     ("targets", "fields"),
     [
@@ -120,17 +119,18 @@ def _alone(model: Any, prompt: list[int], name: str) -> Any:
     ],
     ids=["inputs", "vocabulary", "outputs", "saved head"],
 )
-def test_each_request_has_its_adapter(targets: list[str], fields: dict[str, Any], tokens: int) -> None:
+def test_each_request_has_its_adapter(targets: list[str], fields: dict[str, Any]) -> None:
     model = _several(targets, **fields)
     alone = [_alone(model, prompt, name) for prompt, name in zip(LONG, NAMES, strict=True)]
     assert len({tuple(one.generated_tokens) for one in alone}) > 4
     model.set_adapter("a")
-    found = _batch(model, LONG, tokens, adapter_names=NAMES)
-    assert [one.generated_tokens for one in found] == [one.generated_tokens for one in alone]
-    for one, own in zip(found, alone, strict=True):
-        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(own.logprobs), atol=2e-5, rtol=1e-4)
-    # Nothing of it stays: the active adapter answers as before.
-    assert _batch(model, LONG[:1])[0].generated_tokens == alone[0].generated_tokens
+    for tokens in (64, 9):  # of a step: whole prompts, and prompts in parts
+        found = _batch(model, LONG, tokens, adapter_names=NAMES)
+        assert [one.generated_tokens for one in found] == [one.generated_tokens for one in alone]
+        for one, own in zip(found, alone, strict=True):
+            torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(own.logprobs), atol=2e-5, rtol=1e-4)
+        # Nothing of it stays: the active adapter answers as before.
+        assert _batch(model, LONG[:1])[0].generated_tokens == alone[0].generated_tokens
 
 
 @by_request

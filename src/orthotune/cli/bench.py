@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 BLOCKS = (8, 16, 32, 64, 128, 256)
-SELECTIONS = "targets, growth, blocks, grid, others, fused, unet, gpu or smoke"
+SELECTIONS = "targets, growth, blocks, grid, others, fused, compiled, unet, gpu or smoke"
 
 
 def bench(

@@ -54,7 +54,10 @@ def run(task: Task, settings: CompareSettings, say: Say = print) -> list[Row]:
     base = task.base(folder, say)
     done = _Runs(task, settings, say, [] if base is None else [base])
     rates, first = grid.rates_of(task, settings), settings.first_seeds
-    done.add(grid.cells(task, settings, rates, first, first=True))
+    asked = grid.cells(task, settings, rates, first, first=True)
+    for line in task.forecast(settings, [cell.settings for cell in asked]):
+        say(line)
+    done.add(asked)
     if task.ranking:
         found = _of_chosen_rates(done, settings.seeds[len(first) :])
         rows, noted = done.rows, seed_means(done.every)

@@ -125,6 +125,15 @@ class Task(ABC):
         """
         return {}
 
+    def forecast(self, settings: Any, runs: Sequence[Any]) -> list[str]:
+        """What measuring the runs will cost, in sentences that are printed before the first one.
+
+        Args:
+            settings: of the comparison.
+            runs: the settings of its runs.
+        """
+        return []
+
     def outcome(self, record: Any) -> str:
         """What is printed behind the name of a finished run."""
         return ""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pydantic import Field, model_validator
 
 from orthotune.experiments.axes import Axes, Axis, Row
+from orthotune.experiments.forecast import forecast
 from orthotune.experiments.settings import CompareSettings
 from orthotune.experiments.strengths import Again, measure
 from orthotune.experiments.task import Finished, Say, Table, Task
@@ -30,6 +31,9 @@ COLUMNS = {
 }
 #: Columns that are measured at the end of a run, at strength 1.
 AT_THE_END = ("drift", "orthogonality_error", "energy_change", "angle_change")
+#: Held-out tokens of each text that a run measures where nothing else is said, unless the model is the built-in one:
+#: on a real model a measurement of all of them takes longer than the training.
+EVAL_TOKENS = 8192
 
 
 class CompareSFTSettings(CompareSettings):
@@ -76,11 +80,20 @@ class SFTTask(Task):
     def defaults(self, settings: Any, given: Mapping[str, Any], seed: int, *, first: bool) -> dict[str, Any]:
         """Held-out rows are measured before and after training alone, unless a rule goes by what is measured between.
 
-        On a small model a measurement of all rows takes longer than the steps between two of them.
+        On a small model a measurement of all rows takes longer than the steps between two of them. Of other models than
+        the built-in one some rows are measured, the same ones in every run; ``eval_tokens=null`` measures all.
         """
         run = self.runs(**given)
         between = run.stop_when or run.result != "last"
-        return {} if run.steps is None or between else {"eval_every": run.steps}
+        found = {} if run.steps is None or between else {"eval_every": run.steps}
+        return found if run.model == WORLD or run.eval_tokens else {**found, "eval_tokens": EVAL_TOKENS}
+
+    def forecast(self, settings: CompareSFTSettings, runs: Sequence[SFTSettings]) -> list[str]:
+        """How long the held-out rows of all runs will take, and of which points it is not known yet."""
+        found = forecast(settings, list(runs))
+        if found and self.test_data(settings, runs) is not None:
+            found.append("Points that are chosen for the frontiers are measured once more, on the test data.")
+        return found
 
     def row(self, record: RunRecord, folder: Path) -> Row:
         """Losses, their differences, what happened to the weights, and costs."""

@@ -5,7 +5,9 @@ Presets of language models are in the folder itself, those of an image recipe in
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,11 @@ def settings_of(name: str, recipe: str = SFT) -> dict[str, Any]:
         name: of the preset.
         recipe: of the preset.
     """
+    return copy.deepcopy(_settings(name, recipe))
+
+
+@cache  # the files of the package do not change, and parsing one takes longer than checking the settings of a run
+def _settings(name: str, recipe: str) -> dict[str, Any]:
     settings: dict[str, Any] = yaml.safe_load(read(name, recipe).text)
     return settings
 
