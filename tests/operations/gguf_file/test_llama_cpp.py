@@ -25,7 +25,7 @@ def answers(file: Path) -> list[dict[int, float]]:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     server, found, tokens = llama.Server(params), [], byte_tokenizer().get_vocab()
     for prompt in PROMPTS:
-        # The chosen token is a letter, as nothing is listed for a part of one; what is listed is from before the choice.
+        # The chosen token is a letter: nothing is listed for a part of one. What is listed is from before the choice.
         letter = {"temperature": 0, "logit_bias": [[tokens["A"], 1000.0]]}
         done = server.handle_completions({"prompt": prompt, "max_tokens": 1, "logprobs": LISTED, **letter})
         (step,) = done["choices"][0]["logprobs"]["content"]
@@ -55,6 +55,7 @@ def test_llama_cpp_computes_the_merged_model(name: str, tmp_path: Path) -> None:
     assert all(len(listed) == LISTED for listed in found)
     merged = expected(base, adapter, tmp_path / "dense", lambda W: W.half().float())
     # llama.cpp rounds what it multiplies with float16 weights to float16, too
-    of_merged, of_base = away(merged, found), away(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), found)
+    of_merged = away(merged, found)
+    of_base = away(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), found)
     print(f"{name}: {of_merged:.4f} from the merged model, {of_base:.4f} from the base")
     assert of_merged < 0.01 < 0.05 < of_base
