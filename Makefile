@@ -93,7 +93,7 @@ $(VENV)-vllm/.installed: pyproject.toml constraints-vllm.txt
 	@touch $@
 
 test-vllm: $(VENV)-vllm/.installed
-	$(<D)/bin/python -m pytest tests/vllm $(ARGS)
+	$(<D)/bin/python -m pytest tests/vllm tests/serving $(ARGS)
 
 quant-table:
 	rm -f "$(VENV)-quant-rows.jsonl"

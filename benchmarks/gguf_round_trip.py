@@ -5,13 +5,16 @@
 BASE is a folder of a language model; ``orthotune.worlds.smollm2`` fetches one. The adapter has random rotations on
 every projection, so that each of them differs from the base. A row for each type: megabytes, seconds of the processor
 to merge and write, the largest difference of a log-probability, the mean divergence in nats per token, whether the
-tokenizer in the file gives the same tokens, and at how many places another token is the likeliest.
+tokenizer in the file gives the same tokens, and at how many places another token is the likeliest. With the package
+``xllamacpp``, llama.cpp reads each file, too: the largest difference of the log-probabilities that it lists after
+prefixes of the text, and whether it makes the same tokens of the text.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +29,8 @@ TEXT = "The capital of France is Paris. Les pages de manuel décrivent 1234 comm
 #: Standard deviation of the stored parameters.
 SIZE = 0.004
 TOKENS = 96
+#: For llama.cpp: how many log-probabilities are listed, and after how many tokens.
+LISTED, PREFIXES = 20, (8, 24, 40, 56, 72, 88)
 
 
 def write_adapter(base: Path, folder: Path) -> None:
@@ -49,6 +54,28 @@ def predictions(model: Any, ids: Tensor) -> Tensor:
 def divergence(one: Tensor, other: Tensor) -> float:
     """Mean KL(one || other) in nats per token."""
     return float((one.exp() * (one - other)).sum(-1).mean())
+
+
+def in_llama_cpp(file: Path, ids: Tensor, merged: Tensor, same_tokens: int) -> str:
+    """How far llama.cpp's log-probabilities are from the merged model's, and whether its tokens of the text are.
+
+    Args:
+        file: the GGUF file.
+        ids: ``(1, tokens)``.
+        merged: log-probabilities of the merged model, ``(1, tokens, vocabulary)``.
+        same_tokens: how many tokens the tokenizer makes of the text.
+    """
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.warmup = str(file), 512, False
+    server, away = xllamacpp.Server(params), []
+    for length in PREFIXES:
+        asked = {"prompt": ids[0, :length].tolist(), "max_tokens": 1, "temperature": 0, "logprobs": LISTED}
+        (step,) = server.handle_completions(asked)["choices"][0]["logprobs"]["content"]
+        away += [abs(one["logprob"] - float(merged[0, length - 1, one["id"]])) for one in step["top_logprobs"]]
+    read = server.handle_completions({"prompt": TEXT, "max_tokens": 1})["usage"]["prompt_tokens"]
+    return f"llama.cpp: largest {max(away):.2g}  {read} tokens of the text, {same_tokens} by the tokenizer"
 
 
 def main() -> None:
@@ -80,6 +107,8 @@ def main() -> None:
             f"another likeliest at {int((read.argmax(-1) != merged.argmax(-1)).sum())} of {merged.shape[1]}",
             flush=True,
         )
+        if find_spec("xllamacpp") is not None:
+            print(f"{kind}  {in_llama_cpp(folder / file, ids, merged, len(tokenizer(TEXT).input_ids))}", flush=True)
 
 
 if __name__ == "__main__":

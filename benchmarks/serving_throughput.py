@@ -7,7 +7,7 @@ base and all adapters, each in a slot. In every round each row of the table gene
 machine does falls on all of them; the first round is not counted. The batch is the same in all rows: a request for each
 of ``--requests`` prompts, whose adapters alternate. Times are those of the processor: they hold on a machine that has
 other work, too, as long as an engine runs on one thread (``OMP_NUM_THREADS=1``). The ratios are medians of those within
-a round, with the smallest and the largest.
+a round, with the smallest and the largest. Ctrl-C ends it with the table of the rounds that are complete.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Engine:
         command = [sys.executable, __file__, *sys.argv[1:], "--only", kind, str(folder)]
         self._log = (folder / f"{kind}.log").open("w+")
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+            start_new_session=True,  # Ctrl-C is for the process that asks
         )  # fmt: skip
         self.kind = kind
         self._answer()
@@ -174,14 +175,23 @@ def main() -> None:
             make(settings.model, folder, kind, count, settings.block_size, settings.dtype)
         engines = {kind: Engine(settings, kind, folder) for kind in ("merged", "adapters")}
         seconds: dict[str, list[float]] = {row: [] for row in rows}
-        for number in range(settings.rounds + 1):
-            for row in rows:
-                took = engines["merged" if row == "merged 0" else "adapters"].seconds(row)
-                if number:
+        done = 0
+        try:
+            for number in range(settings.rounds + 1):
+                taken = {}
+                for row in rows:
+                    taken[row] = engines["merged" if row == "merged 0" else "adapters"].seconds(row)
+                    print(f"round {number}  {row}: {taken[row]:.2f} s", file=sys.stderr, flush=True)
+                done = number
+                for row, took in taken.items() if number else ():
                     seconds[row].append(took)
-                    print(f"round {number}  {row}: {took:.2f} s", file=sys.stderr, flush=True)
-        for engine in engines.values():
-            engine.close()
+        except KeyboardInterrupt:
+            if not done:
+                raise
+            print(f"ended in round {done + 1}", file=sys.stderr)
+        finally:
+            for engine in engines.values():
+                engine.close()
     table = []
     for row in rows:
         kind, count = row.split()
@@ -189,7 +199,7 @@ def main() -> None:
         made = settings.requests * settings.tokens / statistics.median(seconds[row])
         table.append({
             "kind": kind, "adapters": count, "requests": settings.requests, "tokens": settings.tokens,
-            "block_size": settings.block_size, "dtype": settings.dtype, "rounds": settings.rounds,
+            "block_size": settings.block_size, "dtype": settings.dtype, "rounds": done,
             "tokens_per_second": round(made, 1),
             "of_merged": round(statistics.median(beside), 3), "lowest": round(min(beside), 3),
             "highest": round(max(beside), 3),

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator
-from functools import cache
 
 import pytest
 
-from tests.support.page_blocks import DOCS, ROOT
+from tests.support.page_blocks import DOCS, TEST_LINK, missing_tests
 
 PAGE = DOCS / "reference" / "features.md"
 OTHERS = ("Axolotl", "LLaMA-Factory", "TRL", "Unsloth")
 HEADER = ("feature", "orthotune", *OTHERS)
-#: A link to a test in a cell or a note: the file, then the name of the function.
-LINK = re.compile(r"\]\(\.\./\.\./(tests/[\w/]+\.py)#(\w+)\)")
 TEXT = PAGE.read_text(encoding="utf-8")
 
 
@@ -32,19 +28,6 @@ def _rows(text: str) -> Iterator[tuple[str, ...]]:
             yield cells
 
 
-@cache
-def _tests(file: str) -> frozenset[str]:
-    """The test functions of a file, which is parsed and not imported."""
-    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    return frozenset(one.name for one in tree.body if isinstance(one, ast.FunctionDef) and one.name.startswith("test_"))
-
-
-def _missing(text: str) -> list[str]:
-    """The tests that a text links to and that are not there."""
-    return [f"{file}::{name}" for file, name in LINK.findall(text)
-            if not (ROOT / file).is_file() or name not in _tests(file)]  # fmt: skip
-
-
 def _faults(text: str) -> list[str]:
     """What is wrong with the rows of a page."""
     noted = set(re.findall(r"^- \*\*(.+?)\*\*: ", text, flags=re.MULTILINE))
@@ -58,7 +41,7 @@ def _faults(text: str) -> list[str]:
             continue
         own, *others = cells
         word = re.fullmatch(r"\[(yes|part)\]\(.*\)|no", own)
-        if not word or (own != "no" and not LINK.search(own)):
+        if not word or (own != "no" and not TEST_LINK.search(own)):
             found.append(f"{name}: orthotune's cell is {own}, not a linked yes or part, or no")
         found += [f"{name}: {cell}" for cell in others if cell not in ("yes", "part", "no", "?")]
         if name not in noted and (own == "no" or "[part]" in own or "part" in others):
@@ -72,12 +55,12 @@ def _sources(text: str) -> set[str]:
 
 
 def test_every_test_that_is_named_exists() -> None:
-    assert len(LINK.findall(TEXT)) > 30 and not _missing(TEXT)
+    assert len(TEST_LINK.findall(TEXT)) > 30 and not missing_tests(TEXT)
 
 
 def test_every_link_of_a_cell_names_a_test() -> None:
     for row in _rows(TEXT):
-        assert row[1].count("](") == len(LINK.findall(row[1])), row[0]
+        assert row[1].count("](") == len(TEST_LINK.findall(row[1])), row[0]
 
 
 def test_every_row_is_complete_and_explained() -> None:
@@ -114,7 +97,7 @@ def test_planted_faults_are_found(row: str, fault: str | None) -> None:
     assert (fault is None) == (not found) and all(fault is not None and fault in one for one in found)
 
 
-def test_planted_names_are_missing() -> None:
+def test_planted_names_aremissing_tests() -> None:
     for planted in ("#test_that_is_not_there)", "#_rows)"):
-        assert _missing(GOOD.partition("#")[0] + planted)
-    assert _missing(GOOD.replace("test_features.py", "test_of_nothing.py")) and not _missing(GOOD)
+        assert missing_tests(GOOD.partition("#")[0] + planted)
+    assert missing_tests(GOOD.replace("test_features.py", "test_of_nothing.py")) and not missing_tests(GOOD)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import textwrap
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -59,3 +61,20 @@ def commands(block: Block) -> list[str]:
             found.append(open_ended)
         open_ended = ""
     return found
+
+
+#: A link to a test, in a table or a note: the file, then the name of the function.
+TEST_LINK = re.compile(r"\]\(\.\./\.\./(tests/[\w/]+\.py)#(\w+)\)")
+
+
+@cache
+def _tests(file: str) -> frozenset[str]:
+    """The test functions of a file, which is parsed and not imported."""
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    return frozenset(one.name for one in tree.body if isinstance(one, ast.FunctionDef) and one.name.startswith("test_"))
+
+
+def missing_tests(text: str) -> list[str]:
+    """The tests that a text links to and that are not there."""
+    return [f"{file}::{name}" for file, name in TEST_LINK.findall(text)
+            if not (ROOT / file).is_file() or name not in _tests(file)]  # fmt: skip

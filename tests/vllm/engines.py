@@ -138,6 +138,26 @@ def answers(
     ]  # fmt: skip
 
 
+def differences(model: Any, base: Path, found: Sequence[Answer]) -> list[float]:
+    """Each listed log-probability of the answers to ``PROMPTS``, minus that of a model of transformers.
+
+    Args:
+        model: of transformers or PEFT; it computes the likelihood of the same tokens.
+        base: with its tokenizer.
+        found: of the engine.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer, away = AutoTokenizer.from_pretrained(base), []
+    for prompt, answer in zip(PROMPTS, found, strict=True):
+        ids = tokenizer(prompt)["input_ids"]
+        with torch.no_grad():
+            exact = model(torch.tensor([[*ids, *answer.tokens]])).logits[0].log_softmax(-1)
+        for number, step in enumerate(answer.steps):
+            away += [own - float(exact[len(ids) - 1 + number, token]) for token, own in step.items()]
+    return away
+
+
 def scores(engine: Any, prompt: str, adapter: Any = None) -> list[float]:
     """Log-probabilities of the tokens of a prompt after its first one."""
     from vllm import SamplingParams

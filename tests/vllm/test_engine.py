@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-if importlib.util.find_spec("vllm") is None:
-    pytest.skip("vLLM has an environment of its own: make test-vllm", allow_module_level=True)
-
 from orthotune.errors import AdapterFileError, ConfigError
+from orthotune.operations.export import export
 from orthotune.serving.step import Step
 from tests.support.tiny_text import make_tokenizer
 from tests.vllm.engines import (
@@ -26,13 +22,11 @@ from tests.vllm.engines import (
     PROMPTS,
     Answer,
     answers,
+    differences,
     make_adapter,
-    make_base,
     make_lora,
     manager,
     request,
-    start,
-    stop,
     unload,
 )  # fmt: skip
 
@@ -40,6 +34,7 @@ from tests.vllm.engines import (
 pytestmark = pytest.mark.timeout(1800)
 #: float32: products in another order, over two layers of 128 features
 CLOSE = 1e-3
+OPTIONS = {"additional_config": {"orthotune": {"block_sizes": [32], "outputs": "rotate"}}}
 ADAPTERS: dict[str, dict[str, Any]] = {
     "every-layer": {},
     "some-layers": {"oft_block_size": 16, "target_modules": ["q_proj", "v_proj", "down_proj"]},
@@ -55,40 +50,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("adapters")
-    return {
-        name: make_adapter(base, folder / name, seed, **config)
-        for seed, (name, config) in enumerate(ADAPTERS.items())
-    }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
 def lora(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_lora(base, tmp_path_factory.mktemp("lora"))
-
-
-@pytest.fixture(scope="module")
-def merged(adapters: dict[str, Path]) -> dict[str, list[Answer]]:
-    """The answers of each merged model in an engine of its own."""
-    found = {}
-    for name, path in adapters.items():
-        engine = start(path / "merged", adapters=False)
-        found[name] = answers(engine, PROMPTS)
-        stop(engine)
-    return found
-
-
-@pytest.fixture(scope="module")
-def engine(base: Path, merged: object) -> Iterator[Any]:
-    engine = start(base, additional_config={"orthotune": {"block_sizes": [32], "outputs": "rotate"}})
-    yield engine
-    stop(engine)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +105,23 @@ def test_base_lora_and_rotations_in_one_batch(
     assert [found[0], found[4]] == [stock[0][0], stock[0][4]], "rows of the base have other bits"
     assert found[1].tokens == stock[1][1].tokens and found[1].off(stock[1][1]) < CLOSE
     assert found[2].off(merged["every-layer"][2]) < CLOSE and found[3].off(merged["magnitudes"][3]) < CLOSE
+
+
+def test_an_adapter_exported_as_lora_is_served_as_peft_computes_it(
+    engine: Any, base: Path, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    """The folder of ``export --to lora``, with ranks that differ from layer to layer, in the engine's own LoRA."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    done = export(adapters["some-layers"], tmp_path / "lora", base, "lora", rank=8, error=0.6)
+    assert len({layer.rank for layer in done.layers}) > 1
+    unload(engine)
+    found = answers(engine, PROMPTS, [request(700, tmp_path / "lora")] * len(PROMPTS))
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    away = differences(PeftModel.from_pretrained(model, tmp_path / "lora").eval(), base, found)
+    assert max(map(abs, away)) < CLOSE
+    assert found != answers(engine, PROMPTS)
 
 
 def test_loading_and_unloading_many_times_keeps_memory_and_answers(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-if importlib.util.find_spec("vllm") is None:
-    pytest.skip("vLLM has an environment of its own: make test-vllm", allow_module_level=True)
-
 from orthotune.files.installed_worlds import SMOLLM2, cached_model
-from tests.vllm.engines import PROMPTS, Answer, answers, make_adapter, request, start, stop
+from tests.vllm.engines import PROMPTS, Answer, answers, differences, make_adapter, request, start, stop
 
 BASE = cached_model(SMOLLM2)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
@@ -54,13 +50,5 @@ def test_served_is_as_near_to_float32_as_merged(tmp_path: Path) -> None:
 
 def _away(model: Any, found: Sequence[Answer]) -> float:
     """Root mean square distance of the listed log-probabilities from those of a model on the same tokens."""
-    from transformers import AutoTokenizer
-
-    tokenizer, squares = AutoTokenizer.from_pretrained(BASE), []
-    for prompt, answer in zip(PROMPTS, found, strict=True):
-        ids = tokenizer(prompt)["input_ids"]
-        with torch.no_grad():
-            exact = model(torch.tensor([[*ids, *answer.tokens]])).logits[0].log_softmax(-1)
-        for number, step in enumerate(answer.steps):
-            squares += [(own - float(exact[len(ids) - 1 + number, token])) ** 2 for token, own in step.items()]
-    return math.sqrt(sum(squares) / len(squares))
+    away = differences(model, BASE, found)
+    return math.sqrt(sum(one**2 for one in away) / len(away))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import socket
@@ -16,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-if importlib.util.find_spec("vllm") is None:
-    pytest.skip("vLLM has an environment of its own: make test-vllm", allow_module_level=True)
 
 from tests.vllm.engines import ENVIRONMENT, PROMPTS, make_adapter, make_base, make_lora
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +9,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-if importlib.util.find_spec("vllm") is None:
-    pytest.skip("vLLM has an environment of its own: make test-vllm", allow_module_level=True)
-
 from orthotune.errors import ConfigError, UnsupportedLayerError
 from tests.vllm.engines import (
     PROMPTS,
     Answer,
     answers,
     make_adapter,
-    make_base,
     make_lora,
     request,
     scores,
-    start,
-    stop,
     unload,
 )  # fmt: skip
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [
+    pytest.mark.timeout(1800),
+    pytest.mark.parametrize("base", [False, True], ids=["untied", "tied"], indirect=True, scope="module"),
+]
 #: float32: products in another order, over two layers of 128 features
 CLOSE = 1e-3
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -42,36 +37,9 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
-def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("base"), tied=request.param)
-
-
-@pytest.fixture(scope="module")
-def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("adapters")
-    return {
-        name: make_adapter(base, folder / name, seed, **config)
-        for seed, (name, config) in enumerate(ADAPTERS.items())
-    }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def merged(adapters: dict[str, Path]) -> dict[str, tuple[list[Answer], list[float]]]:
-    """The answers of each merged model in an engine of its own, and its scores of a prompt."""
-    found = {}
-    for name, path in adapters.items():
-        engine = start(path / "merged", adapters=False)
-        found[name] = answers(engine, PROMPTS), scores(engine, PROMPTS[0])
-        stop(engine)
-    return found
-
-
-@pytest.fixture(scope="module")
-def engine(base: Path, merged: object) -> Iterator[Any]:
-    engine = start(base)
-    yield engine
-    stop(engine)
+def said(engine: Any) -> tuple[list[Answer], list[float]]:
+    """Of each merged model: its answers, and its scores of a prompt."""
+    return answers(engine, PROMPTS), scores(engine, PROMPTS[0])
 
 
 def test_embedding_and_head_in_one_batch_are_their_merged_models(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from orthotune.operations.fitting.report import LoadReport
     from orthotune.operations.gguf_file.write import WrittenGguf
     from orthotune.rotation import strength as strengths
+    from orthotune.text.data import Examples
 
 
 #: Texts that predictions are compared on, at most.
@@ -54,7 +55,7 @@ def export(
     rank: int = typer.Option(
         None, "--rank", min=1, help="Only for lora: rank of each layer; with --error, the largest rank."
     ),
-    error: float = typer.Option(None, "--error", min=0.0, help="Only for lora: largest relative error of each layer."),
+    error: float = typer.Option(None, "--error", help="Only for lora: largest relative error of each layer."),
     held_out: str = typer.Option(
         None, "--held-out", help="Only for lora of a language model: texts to compare its predictions on, 100 at most."
     ),
@@ -98,6 +99,9 @@ def export(
         raise typer.BadParameter("--held-out is for --to lora")
     if to is Kind.LORA and rank is None and error is None:
         raise typer.BadParameter("--to lora needs --rank or --error")
+    options = read_options(series, coft, eps, project, boft_conv)
+    chosen = cast("strengths.Kind | None", kind and kind.value)
+    texts = None if held_out is None else _held_out(held_out, str(base))
     from orthotune.operations.export import export as exported
     from orthotune.tuner.lora_conversion import LowRankLayer
 
@@ -113,16 +117,15 @@ def export(
         done = exported(
             adapter, out, base, to.value, rank=rank, error=error, strict=not partial, overwrite=overwrite,
             gguf_type=cast("Any", gguf_type and gguf_type.value), converter=converter, strength=strength,
-            kind=cast("strengths.Kind | None", kind and kind.value), on_report=report, on_layer=tell,
-            progress=progress, **read_options(series, coft, eps, project, boft_conv),
+            kind=chosen, on_report=report, on_layer=tell, progress=progress, **options,
         )  # fmt: skip
     if to is Kind.DIFF:
         typer.echo(f"{done.changes} tensors of change, exact for this base only")
     if to is Kind.LORA:
         worst = max(done.layers, key=lambda layer: layer.error)
         typer.echo(f"{worst.error:9.2e}  at most, in {worst.layer}")
-        if held_out is not None:
-            typer.echo("\n".join(_predictions(adapter, out, str(base), held_out, strength)))
+        if texts is not None:
+            typer.echo("\n".join(_predictions(adapter, out, str(base), texts, strength, chosen, options)))
     if done.gguf is not None:
         _tell_gguf(done.gguf)
     typer.echo(f"written  {out}")
@@ -139,22 +142,40 @@ def _tell_gguf(made: WrittenGguf) -> None:
         typer.echo(f"  {made.command}")
 
 
-def _predictions(adapter: Path, lora: Path, base: str, texts: str, strength: float) -> list[str]:
+def _held_out(source: str, base: str) -> Examples:
+    """The texts to compare predictions on, read before anything is written."""
+    from orthotune.errors import ConfigError
+    from orthotune.files.json_file import read_json
+    from orthotune.operations.base_model import place_of
+    from orthotune.recipes.sft_data import load_texts
+
+    config = (place := place_of(base)) / "config.json"
+    if place.exists() and (not config.is_file() or "_class_name" in read_json(config)):
+        raise ConfigError(
+            f"--held-out {source}", got=f"--base {base}, which is no language model", needed="a folder of transformers",
+            do="Leave --held-out out: the error of each layer is printed without it",
+        )  # fmt: skip
+    examples = load_texts(source)
+    return replace(examples, rows=examples.rows[:HELD_OUT])
+
+
+def _predictions(
+    adapter: Path, lora: Path, base: str, examples: Examples, strength: float, kind: strengths.Kind | None,
+    options: dict[str, Any],
+) -> list[str]:  # fmt: skip
     """How far the predictions of a LoRA are from those of the adapter that it stands for, on held-out texts."""
     import torch
 
     from orthotune.metrics.drift import text_drift
+    from orthotune.operations.load import load_adapter
     from orthotune.operations.other_methods import load_any
-    from orthotune.recipes.sft_data import load_texts
     from orthotune.text.causal_model import load_model, load_tokenizer
     from orthotune.text.rendered_rows import rendered_rows
     from orthotune.tuner.strength import set_scale
 
-    examples = load_texts(texts)
-    examples = replace(examples, rows=examples.rows[:HELD_OUT])
     rows = rendered_rows(load_tokenizer(base), examples, 512)
-    exact = load_any(load_model(base, torch.float32), adapter)
-    set_scale(exact, "default", strength)
+    exact = load_adapter(load_model(base, torch.float32), adapter, **options)[0]
+    set_scale(exact, "default", strength, kind)
     close = load_any(load_model(base, torch.float32), lora)
     of_lora = text_drift(close, rows, exact)
     with close.disable_adapter():

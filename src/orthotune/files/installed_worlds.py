@@ -7,6 +7,7 @@ the cache, where ``orthotune worlds get`` put it.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from orthotune.errors import DataError
@@ -84,6 +85,33 @@ def model_folder(model: str) -> str:
     if not (folder / "config.json").is_file():
         raise DataError(f"model={model}", got=f"no model in {folder}", do=f"Run `orthotune worlds get {model}` once")
     return str(folder)
+
+
+def names_built_in(source: str, words: Collection[str]) -> bool:
+    """Whether a source of data names a built-in set: the word of one, or the word and a split.
+
+    Args:
+        source: a setting as ``data``: a path, a name on the hub, ``WORD`` or ``WORD/SPLIT``.
+        words: what the sets are called.
+
+    Raises:
+        DataError: a file or folder here has that name, too, so that either may be meant.
+
+    Example:
+        >>> names_built_in("text-world/new_test", ["text-world"]), names_built_in("./text-world", ["text-world"])
+        (True, False)
+    """
+    word = next((one for one in words if source == one or source.startswith(f"{one}/")), None)
+    if word is None:
+        return False
+    if Path(source).exists():
+        raise DataError(
+            f"data {source!r}", got=f"a file or folder here with the name of the built-in data {word}",
+            needed="a name that only one of them has",
+            do=f"Write ./{source} for what is here. For the built-in data, run the command in another folder, or "
+            f"rename {source} here",
+        )  # fmt: skip
+    return True
 
 
 def need(path: Path, what: str) -> Path:

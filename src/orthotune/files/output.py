@@ -55,7 +55,7 @@ def new_folder(out: Path, *, overwrite: bool = False, named: str = "--out") -> I
         >>> [path.name for path in out.iterdir()]
         ['config.json']
     """
-    out = _checked(out, named, file=False, overwrite=overwrite)
+    out = check_output(out, named, file=False, overwrite=overwrite)
     partial = temporary(out)
     _make(partial, out, named)
     try:
@@ -89,7 +89,7 @@ def resumable(out: Path, *, file: bool = False, overwrite: bool = False, resume:
         >>> with resumable(Path("merged.safetensors"), file=True) as folder:  # doctest: +SKIP
         ...     (folder / "merged.safetensors").write_bytes(b"")
     """
-    out = _checked(out, "OUT", file=file, overwrite=overwrite)
+    out = check_output(out, "OUT", file=file, overwrite=overwrite)
     partial, keep = out.with_name(f".{out.name}.export.partial"), False
     _make(partial, out, "OUT")
     lock = FileLock(out.with_name(f".{out.name}.export.lock"))
@@ -116,8 +116,22 @@ def resumable(out: Path, *, file: bool = False, overwrite: bool = False, resume:
         lock.release()
 
 
-def _checked(out: Path, named: str, *, file: bool, overwrite: bool) -> Path:
-    """The absolute path of the output, with symbolic links resolved, if it may be written."""
+def check_output(out: Path, named: str, *, file: bool, overwrite: bool) -> Path:
+    """The absolute path of an output, with symbolic links resolved, if it may be written.
+
+    Args:
+        out: the folder or file.
+        named: the option that names it, for messages.
+        file: whether a file is to be written.
+        overwrite: replace what is there; otherwise only an empty folder may exist.
+
+    Raises:
+        OutputError: the output exists already, or is of the other kind.
+
+    Example:
+        >>> check_output(Path("no", "such"), "OUT", file=False, overwrite=False).is_absolute()
+        True
+    """
     given, out = f"{named} {out.absolute()}", out.absolute()
     out = out.resolve() if out.is_symlink() else out
     existing, wanted = ("a folder" if out.is_dir() else "a file"), "a file" if file else "a folder"

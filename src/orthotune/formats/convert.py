@@ -64,6 +64,26 @@ class Plan:
     notes: tuple[str, ...] = ()
 
 
+def check_target(target: str) -> None:
+    """Refuse a name that no target of a conversion has.
+
+    Args:
+        target: id of a format that can be written, or ``diff``.
+
+    Raises:
+        ConfigError: there is no such target; with the nearest name.
+
+    Example:
+        >>> check_target("comfyui")
+    """
+    known = [*targets(), DIFF]
+    if target not in known:
+        near = nearest(target, known)
+        raise ConfigError(
+            f"--to {target}", needed=f"one of {', '.join(known)}", do=f"Did you mean {near[0]}?" if near else None
+        )
+
+
 def plan(state: AdapterState, target: str, shapes: Shapes | None = None, *, linear: bool = False) -> Plan:
     """Check whether and how an adapter can be written for a target, without computing anything.
 
@@ -80,14 +100,10 @@ def plan(state: AdapterState, target: str, shapes: Shapes | None = None, *, line
         >>> plan(AdapterState({"lin": LayerState({"": torch.zeros(2, 3)})}), "lycoris").verdict
         'impossible'
     """
-    known = targets()
-    if target not in known:
-        near = nearest(target, known)
-        raise ConfigError(
-            f"--to {target}", needed=f"one of {', '.join([*known, DIFF])}",
-            do=f"Did you mean {near[0]}?" if near else None,
-        )  # fmt: skip
-    shapes, can = shapes or {}, known[target]
+    if target == DIFF:
+        raise ConfigError(f"a plan of {DIFF}", needed=f"one of {', '.join(targets())}", do="Export the adapter instead")
+    check_target(target)
+    shapes, can = shapes or {}, targets()[target]
     order: list[Verdict] = ["lossless", "approximate", "impossible"]
     worst = order[0]
     reasons: dict[str, list[str]] = {}

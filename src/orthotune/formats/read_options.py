@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +28,7 @@ class ReadOptions:
         boft_conv: how BOFT of PEFT rotates convolutions: ``rows`` since 0.14, ``scrambled`` (legacy layout) before.
 
     Raises:
-        ConfigError: a field has an unknown value, or the radius is not positive.
+        ConfigError: a field has an unknown value, or the radius is no positive number.
 
     Example:
         >>> ReadOptions(series="legacy").eps is None
@@ -44,6 +45,6 @@ class ReadOptions:
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in allowed:
-                raise ConfigError(f"{name}={value!r}", needed=" or ".join(allowed))
-        if self.eps is not None and not self.eps > 0:
-            raise ConfigError(f"eps={self.eps}", needed="a radius above 0")
+                raise ConfigError(f"--{name.replace('_', '-')} {value}", needed=" or ".join(allowed))
+        if self.eps is not None and not 0 < self.eps < math.inf:
+            raise ConfigError(f"--eps {self.eps:g}", needed="a radius above 0")

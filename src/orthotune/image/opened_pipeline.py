@@ -14,7 +14,7 @@ from torch import nn
 from orthotune.errors import AdapterFileError, ConfigError, OrthotuneError
 from orthotune.files.installed_worlds import current, model_folder
 from orthotune.files.json_file import read_json
-from orthotune.files.run_adapter import FINISHED, IMAGE_RECIPES, STARTED, STOPPED
+from orthotune.files.run_adapter import FINISHED, IMAGE_RECIPES, STARTED, STOPPED, refuse_older
 from orthotune.formats.adapter_file import CONFIG_NAME
 from orthotune.image.adapter.adapters import NAME
 from orthotune.image.adapter.saved_adapter import expert_of, load_adapter
@@ -134,6 +134,7 @@ def open_pipeline(
     known = settings or {}
     wanted = str(base) if base else known.get("model")
     if settings is not None and (path / "model").is_dir() and not (path / "adapter").is_dir():
+        refuse_older(path, "model")
         return _in_full(name, path / "model", str(wanted), known, dtype)
     adapter = path if settings is None else _adapter_of_run(path)
     if adapter.is_dir() and (adapter / HINT_ENCODER).is_file():

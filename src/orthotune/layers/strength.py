@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from orthotune.layers.parametrization.family import FamilyRotation
 from orthotune.layers.parametrization.magnitude import Magnitudes
 from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.layers.settings import Slot
-from orthotune.rotation.strength import FULL, Kind, Strength
+from orthotune.rotation.strength import FULL, Kind, Strength, check_strength
 
 
 class Strengths:
@@ -55,10 +54,7 @@ class Strengths:
     def check_strength(self, adapter: str, scale: float, kind: Kind | None = None) -> None:
         """Raise what :meth:`set_scale` would, and change nothing."""
         kind = self.strength(adapter).kind if kind is None else kind
-        if kind not in get_args(Kind):
-            raise ConfigError(f"kind='{kind}'", needed=" or ".join(get_args(Kind)))
-        if isinstance(scale, Tensor | bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
-            raise ConfigError(f"scale={scale!r} for adapter '{adapter}'", needed="a finite number")
+        check_strength(scale, kind, f"scale={scale!r} for adapter '{adapter}'")
         if scale != 1 and kind == "geodesic":
             for rotation in self.rotations(adapter).values():
                 if not isinstance(rotation, FamilyRotation) or rotation.weight.device.type == "meta":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orthotune.errors import ConfigError
-from orthotune.files.output import new_folder
+from orthotune.files.output import check_output, new_folder
 from orthotune.formats.writers import of_stock, write_folder
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.checkpoint.combine_files import combine_states, summed_changes
 from orthotune.operations.checkpoint.lora_export import factors, write_lora
 from orthotune.operations.checkpoint.stream import DenseMerge
+from orthotune.rotation.low_rank import check_sizes
 from orthotune.tuner.combination import Combination
 
 CombinationType = Literal["geodesic", "product", "tangent", "ties", "svd_lora"]
@@ -98,14 +100,19 @@ def combine(
         )
     if lora and magnitude_correction:
         raise ConfigError("magnitude_correction with svd_lora", needed="tangent or ties", do="Leave it out")
+    if rank is not None:
+        check_sizes(rank, None)
     if len(adapters) != len(weights):
         raise ConfigError(f"{len(weights)} weights for {len(adapters)} adapters", needed="one weight for each adapter")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise ConfigError(f"weights {list(weights)}", needed="one finite number for each adapter")
     if lora:
         assert base is not None and rank is not None
         with new_folder(out, overwrite=overwrite) as folder:
             return _svd_lora([read_once(path) for path in adapters], weights, base, rank, folder, out)
     how: Any = combination_type
     combination = Combination(tuple(weights), how, density, magnitude_correction=magnitude_correction)
+    check_output(out, "--out", file=False, overwrite=overwrite)
     states = [read_once(path).state for path in adapters]
     with new_folder(out, overwrite=overwrite) as folder:
         with warnings.catch_warnings(record=True) as caught:

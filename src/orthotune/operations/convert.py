@@ -9,13 +9,14 @@ from typing import Any
 from orthotune.errors import ConfigError, OutputError, UnsupportedLayerError
 from orthotune.files.installed_worlds import current, model_folder, world_of
 from orthotune.files.names import shortened
-from orthotune.files.output import new_folder
+from orthotune.files.output import check_output, new_folder
 from orthotune.formats import convert as conversion
 from orthotune.formats.adapter_state import AdapterState
 from orthotune.formats.base_weights import BaseWeights, open_base
 from orthotune.formats.fused import split_fused
 from orthotune.formats.kinds import DIFF
 from orthotune.formats.names.spelling import Spelling, spelled
+from orthotune.formats.read_options import ReadOptions
 from orthotune.formats.registry import targets
 from orthotune.formats.writers import write_adapter
 from orthotune.operations.adapter import Adapter, read_once
@@ -99,8 +100,14 @@ def convert(
         ('onetrainer', 'lossless', ['lora_unet_blk_lin.oft_R.weight'])
     """
     out = Path(out)
+    conversion.check_target(to)
+    ReadOptions(**options)
+    if to == DIFF and base is None:
+        raise ConfigError("--to diff", needed="the weights of the base", do="Name the base with --base")
     if overwrite:
         refuse_place_of_adapter(out, Path(adapter))
+    if not dry_run:
+        _check_output(out, to, overwrite)
     if (lora := lora_at(adapter)) is not None:
         return _lora(lora, out, to, base, dry_run, overwrite)
     opened = read_once(adapter, **options)
@@ -148,7 +155,6 @@ def _lora(lora: LoraFile, out: Path, to: str, base: str | Path | None, dry_run: 
     weights = None if place is None else open_base(place)
     ignored: list[str] = []
     if not dry_run:
-        _check_file(out, overwrite)
         ignored = write_lora_names(lora, out, to, weights)
     notes = tuple(f"{name} has no name that the tool knows, and is ignored there" for name in ignored)
     verdict = conversion.Plan(to, "lossless")
@@ -182,10 +188,9 @@ def _diff(
     progress: Any,
     options: dict[str, Any],
 ) -> Any:
-    if base is None:
-        raise ConfigError("--to diff", needed="the weights of the base", do="Name the base with --base")
     if dry_run:
         return None
+    assert base is not None
     from orthotune.operations.export import export  # imports PEFT, which other conversions do not need
 
     return export(adapter, out, base, "diff", overwrite=overwrite, progress=progress, **options)
@@ -197,11 +202,13 @@ def _write(state: AdapterState, out: Path, to: str, weights: BaseWeights | None,
         with new_folder(out, overwrite=overwrite, named="OUT") as folder:
             write_adapter(state, folder, to, modules)
         return
-    _check_file(out, overwrite)
     write_adapter(state, out, to, modules, None if weights is None else weights.rows)
 
 
-def _check_file(out: Path, overwrite: bool) -> None:
+def _check_output(out: Path, to: str, overwrite: bool) -> None:
+    if to in targets() and targets()[to].folder:
+        check_output(out, "OUT", file=False, overwrite=overwrite)
+        return
     if out.is_dir():
         raise OutputError(f"OUT {out}", got="a folder", needed="a file name such as adapter.safetensors")
     if out.suffix != ".safetensors":

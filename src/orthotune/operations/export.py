@@ -12,9 +12,9 @@ from orthotune import __version__
 from orthotune.errors import AdapterFileError, ConfigError, OutputError
 from orthotune.files.installed_worlds import model_folder
 from orthotune.files.journal import Journal, fingerprint
-from orthotune.files.output import resumable
+from orthotune.files.output import check_output, resumable
 from orthotune.files.run_adapter import adapter_in
-from orthotune.formats.read_options import CHOICES
+from orthotune.formats.read_options import ReadOptions
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.checkpoint.diff_export import write_changes
 from orthotune.operations.checkpoint.lora_export import Factors, factors, write_lora
@@ -23,7 +23,8 @@ from orthotune.operations.fitting.report import LoadReport
 from orthotune.operations.gguf_file.converter import find_converter
 from orthotune.operations.gguf_file.write import KINDS, WrittenGguf, write_file, write_folder
 from orthotune.operations.place import refuse_place_of_adapter
-from orthotune.rotation.strength import Kind
+from orthotune.rotation.low_rank import check_sizes
+from orthotune.rotation.strength import Kind, check_strength
 from orthotune.tuner.lora_conversion import LowRankLayer
 
 #: Arguments: description of the work, bytes done since the last call, total number of bytes or None if unknown.
@@ -120,7 +121,8 @@ def export(
                 [ 0.1980, -0.0199]])
     """
     out, base = Path(out), Path(model_folder(str(base)))
-    _check(to, rank, error, options, base)
+    _check(to, rank, error, options)
+    check_strength(strength, kind)
     script = _converter(to, gguf_type, converter)
     gguf_file = to == "gguf" and out.suffix == ".gguf"
     file = to == "diff" or base.is_file() or gguf_file
@@ -129,6 +131,11 @@ def export(
     path = adapter.path if isinstance(adapter, Adapter) else adapter_in(adapter)
     if overwrite:
         refuse_place_of_adapter(out, path)
+    check_output(out, "OUT", file=file, overwrite=overwrite)
+    if not base.exists():
+        raise AdapterFileError(
+            f"there is no base model at {base}", do="Check the path; a model on the hub must be downloaded first"
+        )
     opened = adapter if isinstance(adapter, Adapter) else read_once(path, **options)
     # The output is opened first, so that an unwritable folder is reported before an hour of work.
     with resumable(out, file=file, overwrite=overwrite, resume=to == "dense") as folder:
@@ -160,18 +167,14 @@ def _silent(*_: Any) -> None:
     pass
 
 
-def _check(to: str, rank: int | None, error: float | None, options: dict[str, Any], base: Path) -> None:
+def _check(to: str, rank: int | None, error: float | None, options: dict[str, Any]) -> None:
     if to not in ("dense", "lora", "diff", "gguf"):
         raise ConfigError(f"--to {to}", needed="dense, lora, diff or gguf")
     if (to == "lora") != (rank is not None or error is not None):
         raise ConfigError(f"--to {to}", needed="--rank or --error with lora, and only with lora")
-    for name, allowed in CHOICES.items():
-        if options.get(name) not in (None, *allowed):
-            raise ConfigError(f"--{name.replace('_', '-')} {options[name]}", needed=" or ".join(allowed))
-    if not base.exists():
-        raise AdapterFileError(
-            f"there is no base model at {base}", do="Check the path; a model on the hub must be downloaded first"
-        )
+    if to == "lora":
+        check_sizes(rank, error)
+    ReadOptions(**options)
 
 
 def _converter(to: str, gguf_type: str | None, given: str | Path | None) -> Path | None:

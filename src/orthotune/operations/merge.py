@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 
 from orthotune.errors import AdapterFileError, ConfigError, MergeError
 from orthotune.files.installed_worlds import current
-from orthotune.files.output import new_folder
+from orthotune.files.output import check_output, new_folder
+from orthotune.formats.read_options import ReadOptions
 from orthotune.operations.adapter import Adapter, read_once
 from orthotune.operations.base_model import load_base, place_of
 from orthotune.operations.checkpoint.stream import DenseMerge
@@ -20,8 +21,12 @@ from orthotune.operations.load import apply_adapter, with_file_config
 from orthotune.operations.lora_file import lora_at
 from orthotune.operations.other_methods import load_any, other_method, recorded_base, refuse_for_other
 from orthotune.operations.place import refuse_place_of_adapter
-from orthotune.rotation.strength import Kind
+from orthotune.quantized.loading_options import check_quantization
+from orthotune.rotation.strength import Kind, check_strength
 from orthotune.tuner.strength import set_scale
+
+#: dtypes in which a merged model can be saved; ``auto`` is that of the base.
+DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def merge(
@@ -77,15 +82,30 @@ def merge(
         tensor([[ 0.9801, -0.1980],
                 [ 0.1980,  0.9801]])
     """
+    check_strength(strength, kind)
+    ReadOptions(**options)
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype}", needed=" or ".join(DTYPES))
+    if quantization:
+        check_quantization(quantization)
     if stream and (dtype != "auto" or dequantize or quantization):
         raise ConfigError(
             "stream=True with dtype, dequantize or quantization",
             needed="the dtypes of the base's files",
             do="Omit these arguments, or merge without stream",
         )
+    out = Path(out)
+    if overwrite:
+        refuse_place_of_adapter(out, Path(adapter))
+    check_output(out, "--out", file=False, overwrite=overwrite)
     opened, method = None, other_method(adapter)
     if method is None:
         opened = read_once(adapter, **options)  # before a large model is loaded
+        if strength != 1 and opened.state.other:
+            raise ConfigError(
+                f"--strength {strength:g}", got=f"{len(opened.state.other)} tensors that the adapter replaces",
+                needed="an adapter of rotations only",
+            )  # fmt: skip
         recorded = opened.state.config.get("base_model_name_or_path")
     else:
         refuse_for_other(method, stream=stream, dequantize=dequantize, strength=strength != 1)
@@ -93,9 +113,6 @@ def merge(
     if not base and not recorded:
         raise ConfigError(f"{adapter} does not record its base model", do="Name the base with --base")
     base = str(base) if base else current(str(recorded))
-    out = Path(out)
-    if overwrite:
-        refuse_place_of_adapter(out, Path(adapter))
     # The output is opened first, so that an unwritable folder is reported before a large model is loaded.
     with new_folder(out, overwrite=overwrite) as folder:
         if opened is None:
@@ -123,7 +140,7 @@ def _in_memory(
         raise AdapterFileError(
             f"the base model {base} is damaged", got=str(error), do="Copy or download it again"
         ) from error
-    tuned = _with_adapter(loaded.model, adapter, strength)
+    tuned = _with_adapter(loaded.model, adapter)
     if strength != 1:
         set_scale(tuned, "default", strength, kind)
     merged = tuned.merge_and_unload(safe_merge=True, dequantize=dequantize)
@@ -153,13 +170,8 @@ def _other_in_memory(adapter: str | Path, base: str, folder: Path, dtype: str, q
     loaded.save(load_any(loaded.model, adapter).merge_and_unload(safe_merge=True), folder)
 
 
-def _with_adapter(model: Any, adapter: Adapter, strength: float) -> Any:
+def _with_adapter(model: Any, adapter: Adapter) -> Any:
     state = adapter.state
-    if strength != 1 and state.other:
-        raise ConfigError(
-            f"--strength {strength:g}", got=f"{len(state.other)} tensors that the adapter replaces",
-            needed="an adapter of rotations only",
-        )  # fmt: skip
     if state.config.get("peft_type") in ("OFT", "ORTHOTUNE"):
         return with_file_config(model, adapter)
     tuned, _ = apply_adapter(model, adapter)

@@ -28,6 +28,27 @@ STORED: dict[str, tuple[str, str]] = {
 }
 
 
+def check_quantization(word: str) -> None:
+    """Refuse a name that no quantization has, and one whose library is not installed.
+
+    Args:
+        word: a key of :data:`WHILE_LOADING` or :data:`STORED`.
+
+    Raises:
+        RecipeError: the word is unknown, or its library is not installed.
+    """
+    known = WHILE_LOADING | STORED
+    if word not in known:
+        raise RecipeError(f"quantization={word}", needed=f"one of {', '.join(known)}")
+    module, extra = known[word]
+    if not _installed(module):
+        raise RecipeError(
+            f"quantization={word}",
+            got=f"{module} is not installed",
+            do=f"Install it with: pip install 'orthotune[{extra}]'",
+        )
+
+
 def loading_options(word: str, source: str, dtype: torch.dtype, processes: int = 1) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` for a base with the quantization ``word``.
 
@@ -40,16 +61,7 @@ def loading_options(word: str, source: str, dtype: torch.dtype, processes: int =
     Raises:
         RecipeError: an unknown name, a library that is not installed, or a checkpoint with another quantization.
     """
-    known = WHILE_LOADING | STORED
-    if word not in known:
-        raise RecipeError(f"quantization={word}", needed=f"one of {', '.join(known)}")
-    module, extra = known[word]
-    if not _installed(module):
-        raise RecipeError(
-            f"quantization={word}",
-            got=f"{module} is not installed",
-            do=f"Install it with: pip install 'orthotune[{extra}]'",
-        )
+    check_quantization(word)
     stored = _stored_as(source)
     if word in STORED:
         if stored != word:

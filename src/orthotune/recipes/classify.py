@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
+from orthotune.files.installed_worlds import names_built_in
 from orthotune.metrics.classes import class_scores, multi_label_scores, need_scikit_learn, regression_scores
 from orthotune.recipes.class_labels import PROBLEM_TYPES, Labelled, Problem, classes_of, encoded, names_in, problem_of
 from orthotune.recipes.head_job import head_trainer, scores_of
@@ -147,7 +148,7 @@ def job(settings: ClassifySettings, adapt: Callable[[Any, list[str]], Any] | Non
 
 
 def _read(source: str, asked: str) -> list[Labelled]:
-    if source == PASSAGES or source.startswith(f"{PASSAGES}/"):
+    if names_built_in(source, [PASSAGES]):
         rows = passages(source)
     else:
         rows = load_rows(source)

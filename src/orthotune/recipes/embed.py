@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from orthotune.errors import DataError, RecipeError, nearest
+from orthotune.files.installed_worlds import names_built_in
 from orthotune.recipes.head_job import scores_of
 from orthotune.recipes.head_settings import HeadSettings
 from orthotune.recipes.labelled_data import (
@@ -182,7 +183,7 @@ def job(settings: EmbedSettings, adapt: Callable[[Any, list[str]], Any] | None =
 
 
 def _rows(source: str) -> list[tuple[str, Row]]:
-    if source == PAIRS or source.startswith(f"{PAIRS}/"):
+    if names_built_in(source, [PAIRS]):
         return [(place, dict(row)) for place, row in pairs(source)]
     return load_rows(source)
 

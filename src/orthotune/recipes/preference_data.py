@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orthotune.files.installed_worlds import names_built_in
 from orthotune.metrics.text_loss import TokenRow
 from orthotune.recipes.preference_settings import PreferenceSettings
 from orthotune.recipes.source_domain import LOOKED_AT, NEW, OLD, domain_rows
@@ -123,18 +124,17 @@ def load_preferences(source: str, form: str) -> Preferences:
         form: ``pairs`` or ``labelled``.
 
     Raises:
-        DataError: nothing there, a broken line, or columns of another form.
+        DataError: nothing there, a broken line, columns of another form, or a path here that has the name of the world.
 
     Example:
         >>> len(load_preferences("text-world/new_test", "pairs").rows) > 10
         True
     """
-    world, _, split = source.partition("/")
-    rows: list[tuple[str, Row]] = (
-        [(f"{source}, pair {number}", row) for number, row in enumerate(_without_sources(split), start=1)]
-        if world == WORLD
-        else placed_rows(source)
-    )
+    if names_built_in(source, [WORLD]):
+        pairs = _without_sources(source.partition("/")[2])
+        rows = [(f"{source}, pair {number}", row) for number, row in enumerate(pairs, start=1)]
+    else:
+        rows = placed_rows(source)
     return (labelled_of if form == LABELLED else pairs_of)(rows, source)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orthotune.errors import DataError, nearest
+from orthotune.files.installed_worlds import names_built_in
 from orthotune.recipes.data_settings import DataSet
 from orthotune.recipes.settings import GENERATED, NO_DATA, WORLD, SFTSettings
 from orthotune.recipes.trainer_settings import TrainerSettings
@@ -115,18 +116,18 @@ def load_texts(source: str, data_format: str = "auto", reading: Reading | None =
         reading: how the rows are read.
 
     Raises:
-        DataError: nothing there, a broken line, or texts that were not fetched yet.
+        DataError: nothing there, a broken line, texts that were not fetched yet, or a path here that has the name of
+            built-in texts.
 
     Example:
         >>> len(load_texts("text-world/new_test").rows) > 10
         True
     """
-    world, _, split = source.partition("/")
     if (fetched := debian_texts.rows_of(source)) is not None:
         return examples_of(fetched, source, data_format, reading)
-    if world != WORLD:
+    if not names_built_in(source, [WORLD]):
         return load_examples(source, data_format, reading)
-    rows = text_world.load_split(split)
+    rows = text_world.load_split(source.partition("/")[2])
     return examples_of([(f"{source}, {row['source']}", row) for row in rows], source, data_format, reading)
 
 

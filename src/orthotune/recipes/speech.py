@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from orthotune.errors import DataError, RecipeError
+from orthotune.files.installed_worlds import names_built_in
 from orthotune.metrics.word_errors import word_error_rate
 from orthotune.recipes.head_job import head_trainer, scores_of
 from orthotune.recipes.head_settings import HeadSettings
@@ -165,7 +166,7 @@ def _languages(source: str) -> bool:
 
 
 def _read(source: str) -> list[Spoken]:
-    if source == TONES or source.startswith(f"{TONES}/"):
+    if names_built_in(source, [TONES]):
         return [Spoken(place, Recording(samples, RATE), text) for place, samples, text in tone_words(source)]
     rows = load_rows(source)
     require_columns(rows, ["audio", "text"], source)

@@ -11,6 +11,7 @@ from pydantic import Field
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
 from orthotune.errors import DataError
+from orthotune.files.installed_worlds import names_built_in
 from orthotune.metrics.classes import need_scikit_learn
 from orthotune.metrics.tags import are_spans, tag_scores
 from orthotune.recipes.class_labels import Labelled, classes_of
@@ -133,7 +134,7 @@ def job(settings: TokensSettings, adapt: Callable[[Any, list[str]], Any] | None 
 
 
 def _read(source: str) -> list[Labelled]:
-    if source == TAGGED or source.startswith(f"{TAGGED}/"):
+    if names_built_in(source, [TAGGED]):
         rows = [(place, dict[str, Any](row)) for place, row in tagged_words(source)]
     else:
         rows = load_rows(source)

@@ -8,6 +8,29 @@ from torch import Tensor
 from orthotune.errors import ConfigError
 
 
+def check_sizes(rank: int | None, error: float | None) -> None:
+    """Refuse bounds of an approximation that no matrix could keep, before anything is computed.
+
+    Args:
+        rank: as for :func:`low_rank`.
+        error: as for :func:`low_rank`.
+
+    Raises:
+        ConfigError: neither is given, or one is out of its range.
+
+    Example:
+        >>> check_sizes(16, error=0.05)
+    """
+    if rank is None and error is None:
+        raise ConfigError("a low rank", needed="a rank or an error", do="Pass --rank or --error")
+    if rank is not None and rank < 1:
+        raise ConfigError(f"--rank {rank}", needed="at least 1")
+    if error is not None and not 0 <= error < 1:
+        raise ConfigError(
+            f"--error {error:g}", needed="a relative error from 0 to below 1: at 0 nothing is lost, at 1 all of it"
+        )
+
+
 def low_rank(matrix: Tensor, rank: int | None = None, error: float | None = None) -> tuple[Tensor, Tensor, float]:
     """``B`` and ``A`` with ``B A`` close to ``matrix``, and the relative error ``‖matrix - B A‖ / ‖matrix‖``.
 
@@ -28,12 +51,7 @@ def low_rank(matrix: Tensor, rank: int | None = None, error: float | None = None
         >>> low_rank(torch.rand(8, 12), error=0.0)[0].shape
         torch.Size([8, 8])
     """
-    if rank is None and error is None:
-        raise ConfigError("a low rank", needed="a rank or an error", do="Pass --rank or --error")
-    if rank is not None and rank < 1:
-        raise ConfigError(f"--rank {rank}", needed="at least 1")
-    if error is not None and not 0 <= error < 1:
-        raise ConfigError(f"--error {error}", needed="a relative error from 0 to below 1")
+    check_sizes(rank, error)
     U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
     total = S.double().square().sum()
     kept = S.numel()

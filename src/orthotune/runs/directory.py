@@ -11,7 +11,7 @@ from typing import Any
 from orthotune.errors import OutputError, RecipeError
 from orthotune.files.atomic import sweep
 from orthotune.files.json_file import read_json, write_json
-from orthotune.files.run_adapter import STOPPED
+from orthotune.files.run_adapter import LOCK, STOPPED
 from orthotune.runs import checkpoint_folder
 from orthotune.runs.checkpoint_manifest import MANIFEST, check, read_manifest
 from orthotune.runs.lock import RunLock
@@ -39,7 +39,7 @@ class RunDirectory:
         self.record, self.metrics = self.path / "run.json", self.path / "metrics.jsonl"
         self.settings, self.checkpoints = self.path / "settings.json", self.path / "checkpoints"
         self.stopped = self.path / STOPPED
-        self._lock = RunLock(self.path / ".lock")
+        self._lock = RunLock(self.path / LOCK)
         self._longer = False
         try:
             self.path.mkdir(parents=True, exist_ok=True)

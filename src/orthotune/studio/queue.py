@@ -19,7 +19,7 @@ from orthotune.files.atomic import write_text
 from orthotune.files.json_file import read_json, write_json
 from orthotune.files.locks import FileLock, LockHeld, held_by
 from orthotune.files.platforms import process_mark
-from orthotune.files.run_adapter import FINISHED, STARTED
+from orthotune.files.run_adapter import FINISHED, LOCK, STARTED
 from orthotune.studio.folders import Folders
 from orthotune.studio.recipe_text import values_of, with_value
 
@@ -188,7 +188,7 @@ class Queue:
         if alive and job.status is None:
             if job.stopping:
                 return "stopping"
-            return "running" if (output / STARTED).is_file() and held_by(output / ".lock") is not None else "starting"
+            return "running" if (output / STARTED).is_file() and held_by(output / LOCK) is not None else "starting"
         if job.process is None:
             return "waiting"
         if (output / FINISHED).is_file() and job.status in (0, None):
@@ -296,7 +296,7 @@ def run_state(run: Path) -> State:
     Args:
         run: its directory.
     """
-    if held_by(run / ".lock") is not None:
+    if held_by(run / LOCK) is not None:
         return "running"
     return "finished" if (run / FINISHED).is_file() else "interrupted"
 
@@ -312,7 +312,7 @@ def ask_run(run: Path, name: str) -> None:
         OrthotuneError: nothing is running there.
         OutputError: the directory cannot be written to.
     """
-    if held_by(run / ".lock") is None:
+    if held_by(run / LOCK) is None:
         raise OrthotuneError(f"run {run}", got="no process that trains there", needed="a run that is going on")
     write_text(run / name, "")
 
@@ -331,7 +331,7 @@ def stop_run(run: Path) -> None:
 
 def _ask_to_end(run: Path, job: Job | None) -> None:
     """Signal the process that holds the lock of the run, or, before it has it, the process of the job."""
-    holder: dict[str, Any] = held_by(run / ".lock") or {}
+    holder: dict[str, Any] = held_by(run / LOCK) or {}
     if holder and holder["host"] != socket.gethostname():  # its number belongs to another process here
         raise OrthotuneError(f"run {run}", got=f"a process of {holder['host']} that trains there",
                              needed="one of this machine", do="Stop it there")  # fmt: skip

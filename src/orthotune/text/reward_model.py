@@ -13,6 +13,7 @@ from orthotune import PeftModel
 from orthotune.errors import RecipeError
 from orthotune.files.installed_worlds import model_folder
 from orthotune.files.json_file import read_json
+from orthotune.files.run_adapter import refuse_older
 from orthotune.metrics.text_loss import TokenRow
 from orthotune.text.causal_model import load_model, load_tokenizer
 from orthotune.text.preference_rows import tokenized
@@ -29,13 +30,17 @@ def model_reward(where: str) -> Callable[..., list[float]]:
 
     Raises:
         RecipeError: no such model, or a model that gives no single number.
+        AdapterFileError: a run directory whose model is older than the run.
 
     Example:
         >>> score = model_reward("runs/reward-oft")  # doctest: +SKIP
         >>> score(prompts=["Say hello."], completions=["Hello!"])  # doctest: +SKIP
         [1.25]
     """
-    folder = next((one for name in ("adapter", "model") if (one := Path(where) / name).is_dir()), Path(where))
+    kept = next((name for name in ("adapter", "model") if (Path(where) / name).is_dir()), None)
+    if kept is not None:
+        refuse_older(Path(where), kept)
+    folder = Path(where) if kept is None else Path(where) / kept
     source = str(folder) if folder.exists() else model_folder(where)
     try:
         model, tokenizer = _loaded(source)

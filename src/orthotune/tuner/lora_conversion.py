@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from orthotune.errors import ConfigError, UnsupportedLayerError
 from orthotune.files.json_file import write_json
 from orthotune.layers.base import OFTLayer
-from orthotune.rotation.low_rank import lora_factors
+from orthotune.rotation.low_rank import check_sizes, lora_factors
 from orthotune.tuner.places import adapted_layers, meaning, plain_name
 
 #: What a LoRA lost of each layer, beside its tensors.
@@ -112,6 +112,7 @@ def as_lora(
         >>> lora.layers[0].layer, lora.layers[0].rank, lora.layers[0].error < 1e-5
         ('0', 4, True)
     """
+    check_sizes(rank, error)
     layers = _convertible(model, adapter_name)
     config = getattr(model, "peft_config", {}).get(adapter_name)
     if (bias := getattr(config, "bias", "none")) != "none":

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from orthotune.errors import DataError, nearest
+from orthotune.files.installed_worlds import names_built_in
 
 Row = dict[str, Any]
 SPLITS = ("train", "test")
@@ -73,15 +74,15 @@ def rows_of(source: str) -> list[Row] | None:
         Rows with ``prompt`` and ``answer``; those of ``python-methods`` also have a ``context`` that helps a teacher.
 
     Raises:
-        DataError: the set has no such split.
+        DataError: the set has no such split, or a path here has the same name.
 
     Example:
         >>> rows_of("arithmetic/test")[0]["answer"].isdigit(), rows_of("reviews.jsonl")
         (True, None)
     """
-    name, slash, split = source.partition("/")
-    if name not in SETS:
+    if not names_built_in(source, SETS):
         return None
+    name, slash, split = source.partition("/")
     if split not in SPLITS:
         close = nearest(split, SPLITS, count=1)
         raise DataError(

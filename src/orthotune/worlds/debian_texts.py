@@ -21,6 +21,7 @@ from typing import Any
 from orthotune.errors import DataError, nearest
 from orthotune.files.atomic import atomic_write, write_text
 from orthotune.files.cache import cache_folder
+from orthotune.files.installed_worlds import names_built_in
 from orthotune.files.json_file import json_line, read_json_lines, write_json
 from orthotune.files.output import temporary_folder
 from orthotune.worlds.plain_text import text_of_html, text_of_roff
@@ -243,9 +244,9 @@ def rows_of(source: str) -> Iterable[tuple[str, Row]] | None:
         source: the setting ``data`` of a run, or one like it.
 
     Raises:
-        DataError: as :func:`load_split`.
+        DataError: as :func:`load_split`, or a path here has the same name.
     """
-    name, _, split = source.partition("/")
-    if name not in TEXTS:
+    if not names_built_in(source, TEXTS):
         return None
+    name, _, split = source.partition("/")
     return [(f"{source}, {row['source']}", row) for row in load_split(name, split)]

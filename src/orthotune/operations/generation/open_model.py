@@ -14,7 +14,7 @@ from peft import PeftModel
 from orthotune.errors import AdapterFileError, ConfigError, OrthotuneError, RecipeError, nearest
 from orthotune.files.installed_worlds import MODEL_WORDS, current
 from orthotune.files.json_file import read_json
-from orthotune.files.run_adapter import FINISHED, IMAGE_RECIPES, STARTED, adapter_in
+from orthotune.files.run_adapter import FINISHED, IMAGE_RECIPES, STARTED, adapter_in, refuse_older
 from orthotune.formats.adapter_file import CONFIG_NAME
 from orthotune.operations.adapter import read_once
 from orthotune.operations.base_model import BaseModel, load_base
@@ -119,6 +119,7 @@ def open_model(
     base_name = str(base) if base else settings.get("model")
     quantization = quantization or settings.get("quantization")
     if (path / "model").is_dir() and not (path / "adapter").is_dir() and run is not None:
+        refuse_older(path, "model")
         folder = str(path / "model")  # trained in full: no adapter, and no base beside it
         return _opened(_loaded(folder, dtype, None), name, folder)
     adapter = adapter_in(path)
