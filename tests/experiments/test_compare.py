@@ -86,11 +86,12 @@ def test_a_comparison_says_what_measuring_will_cost_before_its_first_run(
     )
     with pytest.raises(AssertionError, match="a run began"):
         compare.run(TASK, new, say=said.append)
-    # Three runs: before and after each of them, and at the strengths 1, 0.5 and 0.
+    # Three runs: before and after each of them, and at the strengths 1 and 0.5; the base once in each process.
+    times = 2 * 3 + 2 * 3 + parallel
     processes = "" if parallel == 1 else ", in 2 processes"
     assert re.match(
         rf"3 of 3 runs to do{processes}; evaluation: \d+ target rows \([\d,]+ tokens\) and \d+ source rows "
-        r"\([\d,]+ tokens\) in \d+ batches, 15 times; about [\d.]+ s each by the first batch, [\d.]+ s in all",
+        rf"\([\d,]+ tokens\) in \d+ batches, {times} times; about [\d.]+ s each by the first batch, [\d.]+ s in all",
         said[0],
     )
     assert "once more, on the test data" in said[1] and len(said) == 2
@@ -106,7 +107,8 @@ def test_a_finished_comparison_costs_nothing_more(ran: Ran) -> None:
     assert line.startswith("3 of 6 runs to do; evaluation: ") and ", 6 times; " in line
 
 
-def test_a_measurement_at_strengths_says_first_what_it_costs(ran: Ran, tmp_path: Path) -> None:
+def test_a_measurement_at_strengths_says_first_what_it_costs(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strengths, "_BASES", {})
     settings, rows = ran
     run = SFTSettings(**json.loads((settings.output / rows[0]["run"] / "run.json").read_text())["settings"])
     lines: list[str] = []

@@ -44,7 +44,7 @@ def _of_alike(settings: CompareSettings, runs: list[SFTSettings]) -> str:
     times = sum(measurements(run) for run in left)
     if settings.strengths != [1.0]:
         again = [run for run in runs if not (run.output / "strengths.json").is_file()]
-        times += len(again) * len({*settings.strengths}) + bool(again)  # the base is measured once
+        times += len(again) * len({*settings.strengths}) + min(settings.parallel, len(again))  # each process: the base
     if not times:
         return ""
     first, processes = runs[0], "" if settings.parallel == 1 else f", in {settings.parallel} processes"
