@@ -83,6 +83,7 @@ def _parse(words: list[str], where: str) -> None:
         for word in context.params.get("words") or []:
             key, is_setting, _ = word.partition("=")
             known = {name for kind in kinds for name in kind.model_fields}
+            known |= {"for"} & {name.removeprefix("made_") for name in known}  # a field cannot have a name of Python's
             known |= {name for kind in kinds if hasattr(kind, "passed_keys") for name in kind.passed_keys()}
             assert not is_setting or key.partition(".")[0] in known, f"{where}: no setting {key}"
 

@@ -46,6 +46,8 @@ CASES: list[Case] = [
     (export, "out", {"out": "full"}, "full. Found: a folder that is not empty"),
     (export, "out", {"out": "taken.safetensors"}, "taken.safetensors. Found: a file. Needed: a folder"),
     (export, "out", {"to": "diff", "rank": None}, "OUT out. Needed: a file name that ends in .safetensors"),
+    (export, "base", {"base": "text-wrld"}, "there is no base model at text-wrld. Did you mean text-world?"),
+    (export, "base", {}, "there is no base model at no/such/base. Check the path"),
     (merge, "out", {"out": "full"}, "full. Found: a folder that is not empty"),
     (combine, "out", {"out": "full"}, "full. Found: a folder that is not empty"),
     (convert, "to", {"to": "comfy"}, "--to comfy. Needed: one of"),
@@ -85,7 +87,7 @@ CASES: list[Case] = [
 ]  # fmt: skip
 #: Settings of which every value may be right: it depends on what is read, or either way is one.
 OPEN = {
-    export: {"adapter", "base", "strict", "overwrite", "on_report", "on_layer", "progress"},
+    export: {"adapter", "strict", "overwrite", "on_report", "on_layer", "progress"},
     convert: {"adapter", "dry_run", "approximate", "linear", "overwrite", "progress"},
     merge: {"adapter", "base", "stream", "overwrite", "progress"},
     combine: {"adapters", "overwrite"},

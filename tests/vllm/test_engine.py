@@ -114,7 +114,7 @@ def test_an_adapter_exported_as_lora_is_served_as_peft_computes_it(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    done = export(adapters["some-layers"], tmp_path / "lora", base, "lora", rank=8, error=0.6)
+    done = export(adapters["some-layers"], tmp_path / "lora", base, "lora", rank=8, error=0.9)
     assert len({layer.rank for layer in done.layers}) > 1
     unload(engine)
     found = answers(engine, PROMPTS, [request(700, tmp_path / "lora")] * len(PROMPTS))

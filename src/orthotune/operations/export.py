@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orthotune import __version__
-from orthotune.errors import AdapterFileError, ConfigError, OutputError
-from orthotune.files.installed_worlds import model_folder
+from orthotune.errors import AdapterFileError, ConfigError, OutputError, nearest
+from orthotune.files.installed_worlds import IMAGE_WORLD, MODEL_WORDS, model_folder
 from orthotune.files.journal import Journal, fingerprint
 from orthotune.files.output import check_output, resumable
 from orthotune.files.run_adapter import adapter_in
@@ -133,8 +133,10 @@ def export(
         refuse_place_of_adapter(out, path)
     check_output(out, "OUT", file=file, overwrite=overwrite)
     if not base.exists():
+        close = nearest(str(base), [*MODEL_WORDS, IMAGE_WORLD], count=1)
         raise AdapterFileError(
-            f"there is no base model at {base}", do="Check the path; a model on the hub must be downloaded first"
+            f"there is no base model at {base}",
+            do=f"Did you mean {close[0]}?" if close else "Check the path; a model on the hub must be downloaded first",
         )
     opened = adapter if isinstance(adapter, Adapter) else read_once(path, **options)
     # The output is opened first, so that an unwritable folder is reported before an hour of work.
