@@ -41,6 +41,17 @@ def test_the_table_has_the_kernels_that_are_selected_for_the_usual_block(name: s
     assert len(planned) > 5 and {row.signature for row in planned} <= own, f"a kernel or a tile has changed: {AGAIN}"
 
 
+#: cards of which every selected kernel is in the table, in every dtype and block size
+WHOLE = ("sm_75", "sm_89", "gfx942")
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_table_has_every_kernel_that_is_selected_for_a_card(name: str) -> None:
+    own = {row.signature for row in ROWS if row.architecture == name}
+    missing = [row for row, _ in gpu_static.planned(CARDS[name]) if row.signature not in own]
+    assert not missing, f"a kernel or a tile has changed: {AGAIN}"
+
+
 def test_float32_inputs_are_not_rotated_by_a_kernel_that_spills() -> None:
     case = gpu_static.Case("_features", "rotate", 32, "float32")
     assert not case.selected(CARDS["gfx1100"]) and case.selected(CARDS["gfx90a"])
