@@ -57,6 +57,15 @@ def test_float32_inputs_are_not_rotated_by_a_kernel_that_spills() -> None:
     assert not case.selected(CARDS["gfx1100"]) and case.selected(CARDS["gfx90a"])
 
 
+def test_odd_large_blocks_of_16_bits_are_not_rotated_by_a_kernel_that_spills() -> None:
+    for name, size, dtype, selected in (
+        ("sm_89", 100, "bfloat16", False), ("sm_89", 40, "float16", False), ("sm_89", 100, "float32", True),
+        ("sm_89", 96, "bfloat16", True), ("sm_89", 24, "bfloat16", True), ("gfx942", 100, "bfloat16", True),
+    ):  # fmt: skip
+        for kernel in ("_rotate", "_back", "_features"):
+            assert gpu_static.Case(kernel, "rotate", size, dtype).selected(CARDS[name]) is selected
+
+
 def test_no_kernel_of_the_table_spills_or_is_larger_than_its_card() -> None:
     assert ROWS and not faults([row for row in ROWS if row.selected])
 
