@@ -42,7 +42,7 @@ def test_the_table_has_the_kernels_that_are_selected_for_the_usual_block(name: s
 
 
 #: cards of which every selected kernel is in the table, in every dtype and block size
-WHOLE = ("sm_75", "sm_89", "gfx942")
+WHOLE = ("sm_89", "gfx942")
 
 
 @pytest.mark.parametrize("name", WHOLE)
