@@ -44,6 +44,7 @@ def test_a_chosen_kernel_fits_on_the_card(card, operation):
             path = choose(operation, "cuda", dtype, size, triton=True, card=card).path
             spills = card.architecture == "gfx1100" and dtype is torch.float32
             spills |= card.architecture == "sm_100" and dtype is not torch.float32 and size > 32
+            spills |= card.maker == "NVIDIA" and dtype is not torch.float32 and size > 32 and size % 16 > 0
             without_tensor_cores = operation != "from_parameters" and 0 < card.capability < 80
             old = without_tensor_cores or (operation == "rotate" and spills)
             assert path == (

@@ -41,9 +41,29 @@ def test_the_table_has_the_kernels_that_are_selected_for_the_usual_block(name: s
     assert len(planned) > 5 and {row.signature for row in planned} <= own, f"a kernel or a tile has changed: {AGAIN}"
 
 
+#: cards of which every selected kernel is in the table, in every dtype and block size
+WHOLE = ("sm_89", "gfx942")
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_table_has_every_kernel_that_is_selected_for_a_card(name: str) -> None:
+    own = {row.signature for row in ROWS if row.architecture == name}
+    missing = [row for row, _ in gpu_static.planned(CARDS[name]) if row.signature not in own]
+    assert not missing, f"a kernel or a tile has changed: {AGAIN}"
+
+
 def test_float32_inputs_are_not_rotated_by_a_kernel_that_spills() -> None:
     case = gpu_static.Case("_features", "rotate", 32, "float32")
     assert not case.selected(CARDS["gfx1100"]) and case.selected(CARDS["gfx90a"])
+
+
+def test_odd_large_blocks_of_16_bits_are_not_rotated_by_a_kernel_that_spills() -> None:
+    for name, size, dtype, selected in (
+        ("sm_89", 100, "bfloat16", False), ("sm_89", 40, "float16", False), ("sm_89", 100, "float32", True),
+        ("sm_89", 96, "bfloat16", True), ("sm_89", 24, "bfloat16", True), ("gfx942", 100, "bfloat16", True),
+    ):  # fmt: skip
+        for kernel in ("_rotate", "_back", "_features"):
+            assert gpu_static.Case(kernel, "rotate", size, dtype).selected(CARDS[name]) is selected
 
 
 def test_no_kernel_of_the_table_spills_or_is_larger_than_its_card() -> None:

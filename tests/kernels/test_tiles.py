@@ -31,6 +31,12 @@ def test_what_kernels_need_is_what_every_card_gives(operation: str) -> None:
             )
 
 
+def test_blocks_in_float32_whose_gradient_would_spill_have_fewer_rows() -> None:
+    rows = {size: tiles.input_gradient_tiles(4, size).rows for size in (8, 16, 17, 24, 31, 32, 48, 100)}
+    assert {size for size, count in rows.items() if count == 16} == {17, 24, 31}
+    assert tiles.input_gradient_tiles(2, 24).rows == 64
+
+
 def test_a_tile_holds_its_block() -> None:
     for size in range(2, 257):
         assert tiles.width(size) // 2 < max(size, 9) <= max(tiles.width(size), 16)

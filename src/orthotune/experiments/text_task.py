@@ -31,7 +31,7 @@ COLUMNS = {
 }
 #: Columns that are measured at the end of a run, at strength 1.
 AT_THE_END = ("drift", "orthogonality_error", "energy_change", "angle_change")
-#: Held-out tokens of each text that a run measures where nothing else is said, unless the model is the built-in one:
+#: Held-out tokens of each text that a run measures where nothing else is given, unless the model is the built-in one:
 #: on a real model a measurement of all of them takes longer than the training.
 EVAL_TOKENS = 8192
 

@@ -30,6 +30,10 @@ RDNA3 = "gfx11"
 #: NVIDIA's GPUs on which the rotation of 64 features spills registers for inputs of 16 bits
 WIDE_SPILLS = "sm_100"
 
+#: the size of which larger blocks must be a multiple on NVIDIA's GPUs: of others each number is read by itself, and for
+#: inputs of 16 bits the rotation of 100 features spills up to 1,008 bytes on sm_89
+ALIGNED = 16
+
 #: rows per output from which rotating the weight takes less time than rotating the rows
 MANY_ROWS = 4
 #: patches per output up to which a training step in float32 is no slower by rotated patches than by a rotated kernel:
@@ -135,9 +139,15 @@ def _choose(operation: Operation, device: str, dtype: torch.dtype, block_size: i
         return Choice("products", f"{about}, more than one program holds in registers")
     if block_size > LARGEST_ROTATED:
         return Choice("torch", f"blocks of {block_size} are beyond the kernel's {LARGEST_ROTATED}")
+    if operation == "rotate" and card.maker == "NVIDIA" and _odd(block_size) and dtype is not torch.float32:
+        return Choice("torch", f"{about}, no multiple of {ALIGNED}: the kernel spills registers for inputs of 16 bits")
     if operation == "rotate" and card.architecture == WIDE_SPILLS and block_size > 32 and dtype is not torch.float32:
         return Choice("torch", f"on {card.architecture} the kernel of blocks of more than 32 spills registers")
     return Choice("triton", about)
+
+
+def _odd(block_size: int) -> bool:
+    return block_size > 32 and block_size % ALIGNED > 0
 
 
 def _unfit(operation: Operation, device: str, dtype: torch.dtype, triton: bool, card: Card) -> str | None:

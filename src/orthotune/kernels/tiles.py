@@ -67,9 +67,14 @@ def tokens_tiles(item_size: int, block_size: int) -> Tiles:
 
 
 def input_gradient_tiles(item_size: int, block_size: int) -> Tiles:
-    """Of the gradient of the input of several rotations: fewer rows in float32, of which three would spill on sm_80."""
+    """Of the gradient of the input of several rotations: fewer rows in float32, of which three would spill on sm_80.
+
+    Blocks of 17 to 31 features have the fewest: two rotations of 32 rows would spill on sm_89.
+    """
     tiles = rotate_tiles(item_size, block_size)
-    return tiles if item_size == 2 else tiles._replace(rows=32)
+    if item_size == 2:
+        return tiles
+    return tiles._replace(rows=16 if width(block_size) == 32 and block_size % 16 else 32)
 
 
 def backward_tiles(item_size: int, block_size: int) -> Tiles:
