@@ -4,7 +4,7 @@
 
 A Llama of random weights; one adapter of all seven projections on disk, which is loaded under a hundred names by
 ``load_adapter``, the same call for both methods. One thread, the processor's time of this process: other work on the
-machine disturbs it little. The first tens and the last tens are told apart, because a hundred adapters must not make
+machine disturbs it little. The first ten and the last ten are reported apart, because a hundred adapters must not make
 the next one dearer.
 """
 
@@ -33,7 +33,7 @@ CONFIGS = {
     "lora": lambda: LoraConfig(r=RANK, target_modules=llama.PROJECTIONS),
     "orthotune": lambda: OFTConfig(oft_block_size=BLOCK, use_cayley_neumann=False, target_modules=llama.PROJECTIONS),
 }
-#: loads at either end that are told apart
+#: loads at either end that are reported apart
 TEN = 10
 
 
@@ -93,7 +93,7 @@ def measured(name: str, count: int, hidden: int, layers: int) -> dict[str, float
 
 
 def main() -> None:
-    """Measure both methods in turns, print and write the rows."""
+    """Measure both methods in alternation, print and write the rows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--hidden", type=int, default=512)
@@ -108,7 +108,7 @@ def main() -> None:
             found = measured(name, given.count, given.hidden, given.layers)
             print(name, "  ".join(f"{what} {seconds * 1e3:.1f} ms" for what, seconds in found.items()), flush=True)
             rows.append({
-                "contender": name, "repetition": repetition, "adapters": given.count, "hidden": given.hidden,
+                "method": name, "repetition": repetition, "adapters": given.count, "hidden": given.hidden,
                 "layers": given.layers, **{what: round(seconds, 5) for what, seconds in found.items()},
                 "load": load_average(), "device_name": machine.device_name(torch.device("cpu")),
                 "versions": machine.versions(), "commit": machine.commit(),

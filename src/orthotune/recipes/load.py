@@ -88,12 +88,14 @@ def with_settings_of_run(kind: type[BaseModel], given: Given) -> Given:
             if mine in values and its in before and mine not in before:
                 del before[its]
     # What the record does not have was at the default of its time, which neither a preset nor today's default replaces.
-    formerly = getattr(kind, "formerly", {})
-    changed = formerly if before.get("method", "oft") in ("oft", "coft") else {}
+    formerly, only_for = getattr(kind, "formerly", {}), getattr(kind, "only_for", {})
+    method = before.get("method", "oft")
     usual = {
         key: formerly.get(key, kind.model_fields[key].default)
         for key in getattr(kind, "newer", ())
-        if key not in before and (key in changed or key in _preset_keys(before, recipe))
+        if key not in before
+        and method in only_for.get(key, (method,))
+        and (key in formerly or key in _preset_keys(before, recipe))
     }
     return Given(usual | before | values, given.places)
 

@@ -261,8 +261,7 @@ class MethodSettings(BaseModel):
     @property
     def rate_factors(self) -> RateFactors:
         """By how much the learning rates of magnitudes, and of blocks of other sizes than 32, differ."""
-        of_blocks = self.method in ("oft", "coft") and self.rotation.get("transform", self.transform) in BLOCKS
-        return RateFactors(self.magnitude_factor, self.block_rate if of_blocks else 0.0)
+        return RateFactors(self.magnitude_factor, self.block_rate if self._is_of_blocks else 0.0)
 
     @property
     def magnitude_factor(self) -> float:
@@ -286,9 +285,13 @@ class MethodSettings(BaseModel):
             dropped.add("magnitude_rate")
         usual = {key: field.default for key, field in type(self).model_fields.items()} | self.formerly
         dropped |= {key for key in self.newer if getattr(self, key) == usual[key]}
-        if not self._has_other_blocks:
+        if not self._has_other_blocks or not self._is_of_blocks:
             dropped.add("block_rate")
         return self.model_dump(mode="json", exclude=dropped, exclude_none=True)
+
+    @property
+    def _is_of_blocks(self) -> bool:
+        return self.method in ("oft", "coft") and self.rotation.get("transform", self.transform) in BLOCKS
 
     @property
     def _has_other_blocks(self) -> bool:
