@@ -7,9 +7,9 @@ Needs Triton, and neither a GPU nor its driver::
 
 Triton compiles for a target that is named; the assembler in its wheel says how many registers a kernel takes and how
 many bytes it spills, AMD's code object says the same of itself. Scalar registers of AMD that are kept in the lanes of
-vector registers are no spills and have a count of their own: no memory is touched for them. What the library would launch is read from
-``orthotune.kernels.tiles``; kernels that ``orthotune.kernels.choose`` never selects on a card are compiled
-with ``--every`` alone. Block sizes whose launches compile to one kernel share a row.
+vector registers are no spills and have a count of their own: no memory is touched for them. What the library would
+launch is read from ``orthotune.kernels.tiles``; kernels that ``orthotune.kernels.choose`` never selects on a card are
+compiled with ``--every`` alone. Block sizes whose launches compile to one kernel share a row.
 """
 
 from __future__ import annotations
