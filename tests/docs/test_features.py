@@ -97,7 +97,7 @@ def test_planted_faults_are_found(row: str, fault: str | None) -> None:
     assert (fault is None) == (not found) and all(fault is not None and fault in one for one in found)
 
 
-def test_planted_names_aremissing_tests() -> None:
+def test_planted_names_are_missing() -> None:
     for planted in ("#test_that_is_not_there)", "#_rows)"):
         assert missing_tests(GOOD.partition("#")[0] + planted)
     assert missing_tests(GOOD.replace("test_features.py", "test_of_nothing.py")) and not missing_tests(GOOD)
