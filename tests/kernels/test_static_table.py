@@ -42,10 +42,10 @@ def test_the_table_has_the_kernels_that_are_selected_for_the_usual_block(name: s
 
 
 #: cards of which every selected kernel is in the table, in every dtype and block size
-WHOLE = ("sm_89", "gfx942")
+EVERY_SIZE = ("sm_89", "gfx942")
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", EVERY_SIZE)
 def test_the_table_has_every_kernel_that_is_selected_for_a_card(name: str) -> None:
     own = {row.signature for row in ROWS if row.architecture == name}
     missing = [row for row, _ in gpu_static.planned(CARDS[name]) if row.signature not in own]
