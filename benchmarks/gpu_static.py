@@ -39,8 +39,8 @@ from orthotune.kernels.cards import CARDS, Card
 from orthotune.kernels.choose import choose
 
 SMALLEST, LARGEST = 2, tiles.LARGEST_ROTATED
-#: of blocks that are compiled for; 24, 31, 48 and 100 are no powers of two
-BLOCKS = (8, 16, 24, 31, 32, 48, 64, 100, 128, 256)
+#: of blocks that are compiled for; 12, 24, 31, 48, 50 and 100 are no powers of two
+BLOCKS = (8, 12, 16, 24, 31, 32, 48, 50, 64, 100, 128, 256)
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 SECONDS = 5.0
 #: registers of one multiprocessor, threads that it can hold: for occupancy
@@ -421,7 +421,9 @@ def main() -> None:
                         help=f"block sizes, with commas between them; default: {runs(BLOCKS)}")  # fmt: skip
     parser.add_argument("--every", action="store_true", help="also kernels that are not selected on a card")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    parser.add_argument("--out", type=Path, help="a CSV file; its rows are not compiled again")
+    parser.add_argument(
+        "--out", type=Path, help="a CSV file; its rows are not compiled again, and dropped by a complete run once stale"
+    )
     given = parser.parse_args()
     try:
         import triton  # noqa: F401
@@ -440,6 +442,8 @@ def main() -> None:
                   f"{'selected' if row.selected else 'not selected':<12} shared={row.shared} regs={row.registers} "
                   f"spilled={row.spilled} occupancy={row.occupancy} s={row.seconds} b={row.block_sizes[:40]} "
                   f"{row.error or ''}", flush=True)  # fmt: skip
+    if given.out and set(given.cards) == set(CARDS.values()) and set(BLOCKS) <= set(given.blocks):
+        write_table(given.out, [asdict(one) for one in rows])  # without kernels and tiles of earlier versions
     if given.json:
         json.dump([asdict(row) for row in rows], sys.stdout, indent=1)
         return

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 import torch
 
 from orthotune.kernels.cards import Card, card_of
-from orthotune.kernels.tiles import LARGEST_CAYLEY, LARGEST_ROTATED, shared_memory
+from orthotune.kernels.tiles import ALIGNED, LARGEST_CAYLEY, LARGEST_ROTATED, shared_memory
 
 #: ``torch``: operations of torch. ``triton``: a kernel of ours. ``products``: batched products of a library, whose
 #: smallest inverses a kernel of ours makes.
@@ -29,10 +29,6 @@ OLDEST, OLDEST_PRODUCTS = 75, 80
 RDNA3 = "gfx11"
 #: NVIDIA's GPUs on which the rotation of 64 features spills registers for inputs of 16 bits
 WIDE_SPILLS = "sm_100"
-
-#: the size of which larger blocks must be a multiple on NVIDIA's GPUs: of others each number is read by itself, and for
-#: inputs of 16 bits the rotation of 100 features spills up to 1,008 bytes on sm_89
-ALIGNED = 16
 
 #: rows per output from which rotating the weight takes less time than rotating the rows
 MANY_ROWS = 4
@@ -147,6 +143,7 @@ def _choose(operation: Operation, device: str, dtype: torch.dtype, block_size: i
 
 
 def _odd(block_size: int) -> bool:
+    # On sm_89 the rotation of 100 features of 16 bits, which are read one by one, spills up to 1,008 bytes.
     return block_size > 32 and block_size % ALIGNED > 0
 
 

@@ -18,6 +18,8 @@ LARGEST_TOGETHER = 32
 MOST_TOGETHER = 3
 #: the largest block that is rotated by a kernel of ours
 LARGEST_ROTATED = 256
+#: the number of features of which a block must have a multiple for several to be read at once
+ALIGNED = 16
 #: rows whose part of a rotation's gradient one program sums
 CHUNK = 1024
 
@@ -56,8 +58,11 @@ def rotate_tiles(item_size: int, block_size: int) -> Tiles:
     """Of ``x BD(R)`` for numbers of ``item_size`` bytes."""
     side = min(64, width(block_size))
     inner = side if item_size == 2 else 16
-    # In float32 64 rows of 64 features would spill on sm_120.
-    rows = 32 if item_size == 4 and side == 64 else 64
+    # In float32 64 rows spill on sm_120 where a block has 64 features, and on sm_90 where it has 8; 32 rows spill on
+    # sm_80 where the features of larger blocks are read one by one.
+    rows = 64
+    if item_size == 4 and side != 32:
+        rows = 16 if side == 64 and block_size % ALIGNED else 32
     return Tiles(rows, side, inner, 4, 2, 48 << 10)
 
 
@@ -69,12 +74,18 @@ def tokens_tiles(item_size: int, block_size: int) -> Tiles:
 def input_gradient_tiles(item_size: int, block_size: int) -> Tiles:
     """Of the gradient of the input of several rotations: fewer rows in float32, of which three would spill on sm_80.
 
-    Blocks of 17 to 31 features have the fewest: two rotations of 32 rows would spill on sm_89.
+    Blocks of 17 to 31 features have the fewest: two rotations of 32 rows would spill on sm_89. In 16 bits those above
+    32 that are read one by one have fewer, of which three would spill on gfx1100.
     """
     tiles = rotate_tiles(item_size, block_size)
     if item_size == 2:
-        return tiles
-    return tiles._replace(rows=16 if width(block_size) == 32 and block_size % 16 else 32)
+        return tiles._replace(rows=32) if block_size > 32 and block_size % ALIGNED else tiles
+    return tiles._replace(rows=16 if _between(block_size) else 32)
+
+
+def _between(block_size: int) -> bool:
+    """Whether a block has 17 to 31 features: they are read one by one, and fill most of a tile of 32."""
+    return width(block_size) == 32 and block_size % ALIGNED > 0
 
 
 def backward_tiles(item_size: int, block_size: int) -> Tiles:
@@ -82,7 +93,9 @@ def backward_tiles(item_size: int, block_size: int) -> Tiles:
     side = width(block_size)
     if item_size == 2:
         return Tiles(32, side, 32, 8 if side == 64 else 4, 2, 48 << 10)
-    return Tiles(16, side, 16, 4, 2, 48 << 10)
+    # Four warps would spill on sm_90 and sm_100 where a block has 17 to 31 features, and where it has 33 to 63.
+    warps = 8 if side == 64 and block_size % ALIGNED else 2 if _between(block_size) else 4
+    return Tiles(16, side, 16, warps, 2, 48 << 10)
 
 
 def features_tiles(item_size: int) -> Tiles:
@@ -114,12 +127,13 @@ def shared_memory(operation: str, item_size: int, block_size: int) -> int:
 def fused(item_size: int, block_size: int, times: int) -> bool:
     """Whether one pass makes the gradients of the input and of ``times`` rotations of it.
 
-    Several rotations in float32 would spill registers on sm_120.
+    Several rotations in float32 would spill registers on sm_120, three of 17 to 31 features in 16 bits on gfx1100.
 
     Example:
         >>> fused(2, 32, 3), fused(2, 64, 1), fused(2, 64, 3), fused(4, 32, 2)
         (True, True, False, False)
     """
     if times == 1:
-        return block_size <= LARGEST_FUSED
-    return item_size == 2 and block_size <= LARGEST_TOGETHER
+        # 33 to 63 features in 16 bits, read one by one, would spill on gfx1100.
+        return block_size <= LARGEST_FUSED and (item_size > 2 or block_size <= 32 or block_size % ALIGNED == 0)
+    return item_size == 2 and block_size <= LARGEST_TOGETHER and (times == 2 or not _between(block_size))
