@@ -10,8 +10,9 @@ import torch
 import torch.utils.checkpoint
 
 from orthotune.kernels.from_parameters import rotation_of
+from orthotune.kernels.rotate import rotate
 from orthotune.layers import parametrization
-from orthotune.layers.parametrization.rotation import Rotation
+from orthotune.layers.parametrization.rotation import Rotation, rotated_now
 from orthotune.rotation.blocks import BlockLayout
 from orthotune.rotation.spec import RotationSpec
 from tests.support.layer_models import linear, rotations
@@ -251,3 +252,22 @@ def test_training_that_fills_no_cache_still_makes_an_older_one_doubtful(way: str
     with torch.no_grad():
         assert torch.equal(after, model(X))
     assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 12), (3, 12), (12,), (0, 12)])
+def test_the_operation_of_compiled_code_rotates_by_the_parameter_of_now(
+    shape: tuple[int, ...], dtype: torch.dtype, shared: bool
+) -> None:
+    rotation = Rotation(BlockLayout(4, 3, shared=shared), RotationSpec(block_size=4)).eval()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    arguments = (x, rotation.weight.detach(), rotation.number)
+    with torch.no_grad():
+        for angle in (0.0, 0.5):  # a parameter that has changed is seen
+            rotation.weight.data.fill_(angle)
+            y = rotated_now(*arguments)
+            assert y.dtype == dtype and torch.equal(y, rotate(x, rotation()))
+            assert not y.numel() or y.data_ptr() != x.data_ptr()
+        # What compilers assume of the operation: its schema, its fake and that it writes into no argument.
+        assert set(torch.library.opcheck(torch.ops.orthotune.rotated.default, arguments).values()) == {"SUCCESS"}

@@ -16,6 +16,7 @@ from orthotune.layers.base import OFTLayer
 from orthotune.layers.mixed_batch import MixedBatch, mixed_batch
 from orthotune.layers.offloaded import at_hand, hosted
 from orthotune.layers.parametrization.family import FamilyRotation
+from orthotune.layers.parametrization.rotation import Rotation
 from orthotune.layers.plan import INPUT, ROWS, SIDES, Plan
 from orthotune.layers.repeated_call import remember
 from orthotune.layers.settings import LayerSettings
@@ -84,6 +85,8 @@ class Linear(OFTLayer):
             if rotated is not None:
                 return rotated
             rotation: Any = self.oft_R[names[0]]
+            if isinstance(rotation, Rotation) and (rotated := rotation.rotated(x)) is not None:
+                return rotated
             made = rotation()
             if isinstance(rotation, FamilyRotation) and slot.shared is None:
                 remember(self, rotation, made, x)
