@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from orthotune.errors import RecipeError
+from orthotune.errors import OrthotuneError, RecipeError
 from orthotune.experiments import compare, strengths
 from orthotune.experiments import grid as grids
 from orthotune.experiments.strengths import Again, measure
@@ -46,6 +46,14 @@ def ran(model_path: Path, text_path: Path, old_path: Path, tmp_path_factory: pyt
     """A comparison whose runs are finished, one after another, and its rows."""
     settings = _settings(model_path, text_path, old_path, tmp_path_factory.mktemp("ran") / "grid")
     return settings, compare.run(TASK, settings, say=lambda _: None)
+
+
+def test_a_block_size_that_does_not_divide_is_refused_before_the_first_run(grid: CompareSFTSettings) -> None:
+    variants = {"small": {"method": "oft", "block_size": 16}, "odd": {"method": "oft", "block_size": 7}}
+    asked = grid.model_copy(update={"methods": [], "learning_rates": {}, "variants": variants, "against": "small"})
+    with pytest.raises(OrthotuneError, match="block_size=7 does not divide the .* features of layer"):
+        compare.run(TASK, asked, say=lambda _: None)
+    assert not list(grid.output.glob("**/*.safetensors"))
 
 
 def test_held_out_rows_are_measured_before_and_after_a_run_unless_a_rule_needs_more(grid: CompareSFTSettings) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from orthotune.errors import RecipeError
+from orthotune.errors import OrthotuneError, RecipeError
 from orthotune.experiments import compare, grid
 from orthotune.experiments.image_frontier import means
 from orthotune.experiments.image_strength import finished
@@ -19,6 +19,7 @@ from orthotune.experiments.image_tasks import (
     CompareControlSettings,
     CompareSubjectSettings,
     ControlTask,
+    ImageTask,
     SubjectTask,
 )
 from orthotune.experiments.rates import choose, seed_means
@@ -64,6 +65,16 @@ class SmallTask(SubjectTask):
 
     def base_scores(self, split: Any) -> dict[str, float]:
         return quick(split)(0, base_family())
+
+
+@pytest.mark.parametrize("task", [SUBJECT, ControlTask()], ids=["subject", "control"])
+def test_a_block_size_that_does_not_divide_is_refused_before_the_first_run(task: ImageTask, tmp_path: Path) -> None:
+    variants = {name: {"method": "oft", "block_size": size} for name, size in (("first", 8), ("odd", 32))}
+    runs = {"steps": 1, "batch_size": 1} | ({"class_count": 1, "class_steps": 1} if task is SUBJECT else {})
+    asked = task.grid(methods=[], variants=variants, against="first", output=tmp_path / "grid", runs=runs)
+    with pytest.raises(OrthotuneError, match="block_size=32 does not divide the 112 features of layer"):
+        compare.run(task, asked, say=lambda _: None)
+    assert not list(tmp_path.glob("**/*.safetensors"))
 
 
 def test_a_comparison_is_run_chosen_tested_and_shown(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def run(task: Task, settings: CompareSettings, say: Say = print) -> list[Row]:
 
     Raises:
         OutputError: the output cannot be written, or a run in it was made with other settings.
+        OrthotuneError: the settings of a method do not fit the model; said before the first run.
 
     Example:
         >>> from orthotune.experiments.registry import COMPARISONS
@@ -51,10 +52,12 @@ def run(task: Task, settings: CompareSettings, say: Say = print) -> list[Row]:
         >>> rows = run(task, load_compare(task, None, ["methods=[oft, lora]"]))  # doctest: +SKIP
     """
     folder = RunDirectory(settings.output).path
-    base = task.base(folder, say)
-    done = _Runs(task, settings, say, [] if base is None else [base])
     rates, first = grid.rates_of(task, settings), settings.first_seeds
     asked = grid.cells(task, settings, rates, first, first=True)
+    for cell in {cell.method: cell for cell in asked}.values():
+        task.check(cell.settings)
+    base = task.base(folder, say)
+    done = _Runs(task, settings, say, [] if base is None else [base])
     for line in task.forecast(settings, [cell.settings for cell in asked]):
         say(line)
     done.add(asked)

@@ -24,8 +24,9 @@ from orthotune.image.families.family import Family
 from orthotune.recipes import control, subject
 from orthotune.recipes.control import ControlSettings
 from orthotune.recipes.control_scores import SampleScores
-from orthotune.recipes.image_job import ImageJob
+from orthotune.recipes.image_job import ImageJob, plan_image
 from orthotune.recipes.image_run import ADAPTER, MODEL, run_image
+from orthotune.recipes.image_settings import ImageSettings
 from orthotune.recipes.subject_settings import SubjectSettings
 from orthotune.runs.metrics_log import read_lines
 from orthotune.runs.record import RunRecord
@@ -128,6 +129,10 @@ class ImageTask(Task):
         Args:
             split: validation or test.
         """
+
+    def check(self, run: ImageSettings) -> None:
+        """The plan of the run, which nothing is generated for."""
+        plan_image(run, self.job(run))
 
     def run(self, settings: Any, say: Say = print, *, bar: bool = True) -> RunRecord:
         """Make one run, or read back a finished one; its messages are not passed on."""

@@ -125,6 +125,19 @@ class Task(ABC):
         """
         return {}
 
+    def check(self, run: Any) -> None:
+        """Refuse a run whose model and layers do not allow its settings, as the run would after it has begun.
+
+        Asked for one run of each method before the first one; nothing is trained or written.
+
+        Args:
+            run: the settings of the run.
+
+        Raises:
+            OrthotuneError: as the run itself would.
+        """
+        return  # a task of one's own need not know beforehand
+
     def forecast(self, settings: Any, runs: Sequence[Any]) -> list[str]:
         """What measuring the runs will cost, in sentences that are printed before the first one.
 

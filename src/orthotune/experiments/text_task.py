@@ -77,6 +77,10 @@ class SFTTask(Task):
             settings = settings.model_copy(update={"sample_prompts": []})
         return sft.run(settings, say, bar=bar)
 
+    def check(self, run: SFTSettings) -> None:
+        """The plan of the run, which no memory is taken for."""
+        sft.plan(run)
+
     def defaults(self, settings: Any, given: Mapping[str, Any], seed: int, *, first: bool) -> dict[str, Any]:
         """Held-out rows are measured before and after training alone, unless a rule goes by what is measured between.
 
