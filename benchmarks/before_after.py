@@ -5,7 +5,9 @@
 
 Each cell of ``orthotune bench targets`` (or of ``--selection``) is run with the frozen model, PEFT's LoRA, the version
 at ``--before`` and this version. A ratio is a time divided by the time of the frozen model in the same repetition.
-With ``--transforms butterfly planes`` those of ``family_speed.py`` are compared instead, each in both versions.
+The other version may be much older than this harness: its configuration and ``register`` are all that is asked of it.
+``--methods orthotune orthotune_channels`` puts more methods of this version beside it. With ``--transforms butterfly
+planes`` those of ``family_speed.py`` are compared instead, each in both versions.
 """
 
 from __future__ import annotations
@@ -15,20 +17,25 @@ import csv
 import importlib
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model
 
-#: packages and modules that hold classes of the library
+#: modules that hold classes of the library, and are imported anew for another version of it where it has them
 OURS = ("orthotune", "harness", "family_speed")
 
 
 def forget() -> None:
     """Remove the library, and the harness that imported it, from ``sys.modules``; their objects stay valid."""
     sys.modules["orthotune"].unregister()
+    rotations = sys.modules.get("orthotune.layers.parametrization.rotation")
+    if hasattr(rotations, "_operations"):  # for compiled code, which is not measured here; torch has one of each name
+        rotations._operations._destroy()
     for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
         del sys.modules[name]
 
@@ -51,12 +58,24 @@ def adapted(source: Path, frozen: Any, cell: Any, names: list[str], family: bool
     library(source)
     bench = importlib.import_module("harness.contenders")
     cell_of_version = importlib.import_module("harness.cells").Cell(**vars(cell))
-    known = importlib.import_module("family_speed").sized(cell_of_version) if family else bench.LLAMA
+    known = importlib.import_module("family_speed").sized(cell_of_version) if family else bench.contenders("", cell)
     return {one.name: bench.stirred(one, frozen, cell_of_version) for one in known if one.name in names}
 
 
-def main() -> None:
-    """Measure, print a table and write it."""
+def adapted_before(
+    source: Path, frozen: Any, cell: Any, targets: list[str], stir: Callable[[torch.nn.Module], torch.nn.Module]
+) -> dict[str, torch.nn.Module]:
+    """Blocks of a version that may be older than this harness: nothing of it is asked for but its configuration."""
+    before = library(source)
+    config = before.OFTConfig(target_modules=targets, oft_block_size=cell.block_size, use_cayley_neumann=False)
+    before.register()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return {"orthotune": stir(get_peft_model(frozen.twin(), config).train(cell.mode == "train"))}
+
+
+def _given() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", type=Path, required=True, help="The src folder of the other version.")
     parser.add_argument("--selection", default="targets")
@@ -66,6 +85,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=25)
     parser.add_argument("--seconds", type=float, default=120.0, help="Time limit of a cell, after five repetitions.")
+    parser.add_argument("--methods", nargs="*", default=["orthotune"], help="Of this version, beside the one before.")
     parser.add_argument("--transforms", nargs="*", default=[], help="Of family_speed.py, instead of blocks alone.")
     parser.add_argument(
         "--processor",
@@ -76,6 +96,12 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.processor and chosen.threads != 1:
         parser.error("--processor adds up the time of all threads: give --threads 1 with it")
+    return chosen
+
+
+def main() -> None:
+    """Measure, print a table and write it."""
+    chosen = _given()
     clock = time.process_time if chosen.processor else time.perf_counter
     torch.set_num_threads(chosen.threads)
     here = Path(__file__).resolve().parents[1] / "src"
@@ -89,8 +115,13 @@ def main() -> None:
         library(here)
         device = torch.device("cpu")
         frozen = importlib.import_module("harness.subject").subject(cell, device)
-        names, family = chosen.transforms or ["orthotune"], bool(chosen.transforms)
-        models = {f"{name} before": one for name, one in adapted(before, frozen, cell, names, family).items()}
+        names, family = chosen.transforms or chosen.methods, bool(chosen.transforms)
+        if family:
+            models = adapted(before, frozen, cell, names, family)
+        else:
+            contenders = importlib.import_module("harness.contenders")
+            models = adapted_before(before, frozen, cell, contenders.targets_of(cell), contenders.stir)
+        models = {f"{name} before": one for name, one in models.items()}
         models = adapted(here, frozen, cell, ["frozen", "lora", *names], family) | models
         step_of = importlib.import_module("harness.step").step_of
         measure = importlib.import_module("harness.measure").measure

@@ -58,9 +58,14 @@ class Contender:
             return None
         sized = self.config in (PeftOFTConfig, OFTConfig)
         size = {"oft_block_size": cell.block_size} if sized else {}
-        every = unet.ATTENTION + unet.CONVOLUTIONS if cell.model == "unet" else llama.PROJECTIONS
-        config: PeftConfig = self.config(target_modules=self.targets or every, **(size | (self.settings or {})))
+        targets = self.targets or targets_of(cell)
+        config: PeftConfig = self.config(target_modules=targets, **(size | (self.settings or {})))
         return config
+
+
+def targets_of(cell: Cell) -> list[str]:
+    """Names of the layers that a method adapts unless it names others: all that the model has of every kind."""
+    return unet.ATTENTION + unet.CONVOLUTIONS if cell.model == "unet" else llama.PROJECTIONS
 
 
 _LORA: dict[str, Any] = {"r": 16, "lora_alpha": 16}
@@ -145,7 +150,11 @@ def _compiled(model: nn.Module, contender: Contender) -> nn.Module:
 
 def stirred(contender: Contender, subject: Subject, cell: Cell) -> nn.Module:
     """:func:`fresh`, moved a little away from the identity, as after some steps of training."""
-    model = fresh(contender, subject, cell)
+    return stir(fresh(contender, subject, cell))
+
+
+def stir(model: nn.Module) -> nn.Module:
+    """Add the same small noise to every trained number of a model, in place."""
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
