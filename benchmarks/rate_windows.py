@@ -29,7 +29,7 @@ def curves(rows: list[dict[str, str]], score: str) -> dict[str, list[tuple[float
     """(logarithm of the rate, mean score over seeds) of each method, by rising rate; of runs at full strength."""
     found: dict[str, dict[float, list[float]]] = {}
     for row in rows:
-        if row[score] and float(row.get("strength") or 1) == 1:
+        if row[score] and row["learning_rate"] and float(row.get("strength") or 1) == 1:
             found.setdefault(row["method"], {}).setdefault(float(row["learning_rate"]), []).append(float(row[score]))
     return {
         name: [(math.log(rate), fmean(scores)) for rate, scores in sorted(rates.items())]

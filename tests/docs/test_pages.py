@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
 import runpy
 import shlex
@@ -58,6 +59,26 @@ def test_evidence_says_first_on_what_it_was_measured(page: Path) -> None:
 def test_python_on_a_page_is_python(page: Path) -> None:
     for block in blocks(page, "python"):
         compile(block.text, f"{page.name}:{block.line}", "exec")
+
+
+#: what follows a name of a file, and no attribute
+SUFFIXES = ("json", "yaml", "md", "safetensors", "pth", "py", "txt", "whl", "bin", "gguf", "png")
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "ARCHITECTURE.md"], ids=named)
+def test_python_names_on_a_page_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    names = {match[0] for match in re.finditer(r"\borthotune(?:\.[A-Za-z_]\w*)+", text)}
+    gone = [name for name in sorted(names) if name.rpartition(".")[2] not in SUFFIXES and not _exists(name)]
+    assert not gone, f"{named(page)} names {gone}, which this version does not have"
+
+
+def _exists(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=named)

@@ -34,7 +34,8 @@ def rows(request: pytest.FixtureRequest) -> list[gpu_static.Compiled]:
 
 @pytest.mark.timeout(3600)
 def test_selected_kernels_fit_and_spill_nothing(rows: list[gpu_static.Compiled]) -> None:
-    assert len(rows) > 10 and all(row.selected for row in rows)
+    # On sm_75 the Cayley map and the inverses are all that is selected.
+    assert len(rows) >= 10 and all(row.selected for row in rows)
     assert not faults(rows)
 
 

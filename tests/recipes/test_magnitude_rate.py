@@ -209,3 +209,19 @@ def test_an_estimated_rate_needs_no_factor_of_all_parameters() -> None:
     mixed = weights | {"c.oft_R.default.weight": torch.nn.Parameter(torch.zeros(1, 32 * 31 // 2))}
     with pytest.raises(RecipeError, match="block_rate=0"):
         optimizers.one_rate(optimizers._groups(mixed, options))
+
+
+def test_a_run_and_its_plan_say_what_learns_at_another_rate(job: dict[str, Any]) -> None:
+    said: list[str] = []
+    settings = SFTSettings(**job | WITH | {"block_rate": 0.5})
+    sft.run(settings, said.append, bar=False)
+    note = "Blocks of 16 learn at 0.00141, 1.41 times learning_rate (block_rate=0.5), "
+    note += "magnitudes learn at 0.005, 5 times learning_rate (magnitude_rate=5)."
+    assert note in "\n".join(said).splitlines()
+    assert f"rates       {note}" in sft.plan(settings)
+
+
+@pytest.mark.parametrize("method", ["oft", "lora", "full"])
+def test_nothing_is_said_where_everything_learns_at_the_rate_of_the_run(job: dict[str, Any], method: str) -> None:
+    given = job if method == "oft" else {key: value for key, value in job.items() if key not in SIZES}
+    assert not [line for line in sft.plan(SFTSettings(**given, method=method)) if line.startswith("rates")]

@@ -106,6 +106,7 @@ def plan_image(settings: ImageSettings, job: ImageJob) -> list[str]:
         f"model       {settings.model}: {family.name}",
         *(f"            {note}" for note in notes),
         f"trained     {trained:,} of {total:,} parameters in {len(layers)} layers, by {settings.method}",
+        *([f"rates       {note}"] if (note := settings.rate_factors.note(trainee, settings.learning_rate)) else []),
         f"images      {len(data)}: " + ", ".join(f"{n} {_sized(bucket)}" for bucket, n in sorted(sizes.items())),
         *([f"held out    {held_out_counts(held)}"] if held else []),
         f"steps       {settings.steps}, on {seen:,} images ({seen / max(1, len(data)):.1f} times each)",

@@ -42,6 +42,7 @@ def plan_text(settings: TextSettings, job: TextJob, sequences: int = 1, kept: in
     lines = [
         *first,
         f"trained     {trained:,} of {total:,} parameters, in {len(layers)} modules, by {settings.method}",
+        *([f"rates       {note}"] if (note := settings.rate_factors.note(model, settings.learning_rate)) else []),
         f"steps       {length}, each with {rows} sequences of at most {settings.max_length} tokens in memory",
     ]
     if settings.quantization is not None:

@@ -130,6 +130,8 @@ class _Run:
             f"{self.settings.method}: {counts[0]:,} of {counts[1]:,} parameters are trained, "
             f"{trainer.planned_steps} steps."
         )
+        if note := self.settings.rate_factors.note(trainer.model, self.settings.learning_rate):
+            self.notes.append(note)
         self.say("\n".join(self.notes))
         if self.main:
             self.directory.claim(self.settings.claimed())

@@ -59,9 +59,45 @@ class RateFactors:
         if is_magnitude(name):
             return self.magnitude
         if self.block_exponent and any(part in ROTATIONS for part in name.split(".")):
-            shape = getattr(parameter, "ds_shape", parameter.shape)  # DeepSpeed's parts of a parameter are empty
-            return float((REFERENCE / block_size_of(shape[-1])) ** self.block_exponent)
+            return float((REFERENCE / _block_size(parameter)) ** self.block_exponent)
         return 1.0
+
+    def note(self, model: nn.Module, rate: float) -> str:
+        """What learns at another rate than that of the run, in one sentence; empty where all learn at the same.
+
+        Args:
+            model: with its trained parameters.
+            rate: the learning rate of the run.
+
+        Example:
+            >>> import torch
+            >>> model = nn.ModuleDict({"oft_R": nn.ParameterDict({"default": nn.Parameter(torch.zeros(1, 28))})})
+            >>> RateFactors(block_exponent=0.5).note(model, 0.004)
+            'Blocks of 8 learn at 0.008, 2 times learning_rate (block_rate=0.5).'
+        """
+        blocks: set[tuple[int, float]] = set()
+        notes: list[str] = []
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad or (factor := self.of(name, parameter)) == 1:
+                continue
+            if not is_magnitude(name):
+                blocks.add((_block_size(parameter), factor))
+            elif not notes:
+                notes.append(f"magnitudes learn at {_times(factor, rate)} (magnitude_rate={factor:g})")
+        if blocks:
+            own = " and ".join(f"blocks of {size} learn at {_times(factor, rate)}" for size, factor in sorted(blocks))
+            notes.insert(0, f"{own} (block_rate={self.block_exponent:g})")
+        text = ", ".join(notes)
+        return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def _times(factor: float, rate: float) -> str:
+    return f"{factor * rate:.3g}, {factor:.3g} times learning_rate"
+
+
+def _block_size(parameter: nn.Parameter) -> int:
+    shape = getattr(parameter, "ds_shape", parameter.shape)  # DeepSpeed's parts of a parameter are empty
+    return block_size_of(shape[-1])
 
 
 #: Every parameter learns at the learning rate itself.
