@@ -139,8 +139,7 @@ class _Run:
             trainee.checkpoint_gradients()
         trained, total = adapters.trainable(trainee)
         notes.append(f"{settings.method}: {trained:,} of {total:,} parameters are trained, {settings.steps} steps.")
-        if note := settings.rate_factors.note(trainee, settings.learning_rate):
-            notes.append(note)
+        notes += filter(None, [settings.rate_factors.note(trainee, settings.learning_rate)])
         if not job.scores and "old" not in held:
             notes.append(
                 "Forgetting is not measured in this run; `orthotune evaluate drift` compares images afterwards."
