@@ -19,11 +19,13 @@ from orthotune.image.loop import optimizer as optimizers
 from orthotune.image.loop.optimizer import make_optimizer, rate, set_rate
 from orthotune.image.loop.options import LoopOptions
 from orthotune.recipes import magnitude, sft
+from orthotune.recipes.control import ControlSettings
 from orthotune.recipes.load import load_settings
 from orthotune.recipes.magnitude import load_magnitude
 from orthotune.recipes.method_settings import MAGNITUDE_RATE
 from orthotune.recipes.settings import SFTSettings
 from orthotune.recipes.subject_settings import SubjectSettings
+from orthotune.recipes.text_to_image import TextToImageSettings
 from orthotune.runs.learning_rates import RateFactors
 
 RATE = 1e-3
@@ -179,6 +181,18 @@ def test_one_rate_fits_every_size_unless_another_exponent_is_asked_for(job: dict
     settings = SFTSettings(**{key: value for key, value in job.items() if key not in SIZES} | sizes)
     assert settings.rate_factors.block_exponent == 0.5
     assert settings.record()["block_rate"] == 0.5
+
+
+@pytest.mark.parametrize("recipe", [SubjectSettings, ControlSettings, TextToImageSettings])
+def test_blocks_of_image_models_have_an_exponent_of_their_own(recipe: Any) -> None:
+    # Of a model that is not the built-in one, whose presets have rates of their own size.
+    images = {"instance_images": "x", "instance_prompt": "a sks cat"} if recipe is SubjectSettings else {"data": "x"}
+    given: Any = {"model": "some/model", **images}
+    settings = recipe(**given, method="oft", block_size=8)
+    assert settings.rate_factors.block_exponent == 1.0
+    assert settings.record()["block_rate"] == 1.0
+    assert recipe(**given, method="oft", block_size=8, block_rate=0.5).record()["block_rate"] == 0.5
+    assert "block_rate" not in recipe(**given, method="oft", block_size=32).record()
 
 
 @pytest.mark.parametrize("method", ["oft", "lora"])
