@@ -44,7 +44,7 @@ def run(task: Task, settings: CompareSettings, say: Say = print) -> list[Row]:
 
     Raises:
         OutputError: the output cannot be written, or a run in it was made with other settings.
-        OrthotuneError: the settings of a method do not fit the model; said before the first run.
+        OrthotuneError: the settings of a method do not fit the model; raised before the first run.
 
     Example:
         >>> from orthotune.experiments.registry import COMPARISONS
