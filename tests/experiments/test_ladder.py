@@ -73,3 +73,21 @@ def test_every_rung_is_a_comparison_and_the_table_holds_all(
 def test_faults_name_the_rung(words: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         ladder.load_rungs(TASK, None, [words])
+
+
+def test_a_rung_that_does_not_fit_its_model_is_refused_before_the_first_run_of_any(
+    model_path: Path, text_path: Path, old_path: Path, tmp_path: Path
+) -> None:
+    every = [
+        f"model={model_path}",
+        f"data={text_path}",
+        f"old_data={old_path}",
+        "steps=1",
+        f"output={tmp_path / 'all'}",
+    ]
+    rungs = ladder.load_rungs(
+        TASK, None, [*every, "methods=[oft]", "rungs={good: {block_size: 16}, bad: {block_size: 7}}"]
+    )
+    with pytest.raises(RecipeError, match="rung bad: block_size=7 does not divide"):
+        ladder.run(TASK, rungs, say=lambda _: None)
+    assert not list(tmp_path.glob("**/*.safetensors"))

@@ -26,7 +26,28 @@ from orthotune.files.tables import write_table
 from orthotune.runs.directory import RunDirectory
 from orthotune.runs.optional_images import not_written
 
-__all__ = ["load_compare", "run"]
+__all__ = ["check", "load_compare", "run"]
+
+
+def check(task: Task, settings: CompareSettings) -> list[grid.Cell]:
+    """The runs of the first seeds, one of each method planned, so that faults are found before the first run begins.
+
+    Args:
+        task: the job.
+        settings: of the comparison.
+
+    Raises:
+        OrthotuneError: the settings of a method do not fit the model, or it cannot be read.
+
+    Example:
+        >>> from orthotune.experiments.text_task import SFTTask
+        >>> [cell.name for cell in check(SFTTask(), load_compare(SFTTask(), None, ["methods=[oft]"]))][:1]
+        ['oft-lr0.0004-seed0']
+    """
+    asked = grid.cells(task, settings, grid.rates_of(task, settings), settings.first_seeds, first=True)
+    for cell in {cell.method: cell for cell in asked}.values():
+        task.check(cell.settings)
+    return asked
 
 
 def run(task: Task, settings: CompareSettings, say: Say = print) -> list[Row]:
@@ -52,10 +73,7 @@ def run(task: Task, settings: CompareSettings, say: Say = print) -> list[Row]:
         >>> rows = run(task, load_compare(task, None, ["methods=[oft, lora]"]))  # doctest: +SKIP
     """
     folder = RunDirectory(settings.output).path
-    rates, first = grid.rates_of(task, settings), settings.first_seeds
-    asked = grid.cells(task, settings, rates, first, first=True)
-    for cell in {cell.method: cell for cell in asked}.values():
-        task.check(cell.settings)
+    asked, first = check(task, settings), settings.first_seeds
     base = task.base(folder, say)
     done = _Runs(task, settings, say, [] if base is None else [base])
     for line in task.forecast(settings, [cell.settings for cell in asked]):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orthotune.errors import RecipeError
+from orthotune.errors import OrthotuneError, RecipeError
 from orthotune.experiments import compare, grid
 from orthotune.experiments.axes import Row
 from orthotune.experiments.frontier import draw_rungs
@@ -93,6 +93,7 @@ def run(task: Task, rungs: Mapping[str, CompareSettings], say: Say = print) -> T
 
     Raises:
         OutputError: an output cannot be written, or a run in it was made with other settings.
+        RecipeError: the settings of a rung do not fit its model; raised before the first run, with the rung's name.
 
     Example:
         >>> from orthotune.experiments.text_task import SFTTask
@@ -101,6 +102,11 @@ def run(task: Task, rungs: Mapping[str, CompareSettings], say: Say = print) -> T
     """
     if "" in rungs:
         return task.table(compare.run(task, rungs[""], say))
+    for name, settings in rungs.items():
+        try:
+            compare.check(task, settings)
+        except OrthotuneError as fault:
+            raise RecipeError(f"rung {name}: {fault}") from fault
     rows: list[Row] = []
     summaries: dict[str, Any] = {}
     for name, settings in rungs.items():
