@@ -165,7 +165,7 @@ def test_records_from_before_have_no_such_key(job: dict[str, Any]) -> None:
     assert "block_rate" not in SFTSettings(**plain).record()
     assert "block_rate" not in SFTSettings(**other, block_rate=0).record()
     assert SFTSettings(**other, block_rate=0.25).record()["block_rate"] == 0.25
-    assert SFTSettings(**other).record()["block_rate"] == 0.5
+    assert SFTSettings(**other).record()["block_rate"] == 1.0
     with pytest.raises(ValidationError, match="block_rate has no meaning for method=lora"):
         SFTSettings(**plain | {"block_rate": 0.5, "method": "lora"})
 
@@ -179,12 +179,12 @@ def test_records_from_before_have_no_such_key(job: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_one_rate_fits_every_size_unless_another_exponent_is_asked_for(job: dict[str, Any], sizes: dict) -> None:
     settings = SFTSettings(**{key: value for key, value in job.items() if key not in SIZES} | sizes)
-    assert settings.rate_factors.block_exponent == 0.5
-    assert settings.record()["block_rate"] == 0.5
+    assert settings.rate_factors.block_exponent == 1.0
+    assert settings.record()["block_rate"] == 1.0
 
 
 @pytest.mark.parametrize("recipe", [SubjectSettings, ControlSettings, TextToImageSettings])
-def test_blocks_of_image_models_have_an_exponent_of_their_own(recipe: Any) -> None:
+def test_blocks_of_image_models_have_the_same_exponent(recipe: Any) -> None:
     # Of a model that is not the built-in one, whose presets have rates of their own size.
     images = {"instance_images": "x", "instance_prompt": "a sks cat"} if recipe is SubjectSettings else {"data": "x"}
     given: Any = {"model": "some/model", **images}
@@ -212,6 +212,9 @@ def test_a_run_from_before_goes_on_at_its_rate(job: dict[str, Any], tmp_path: Pa
     write_json(output / STARTED, record)
     assert load_settings(SFTSettings, None, given).rate_factors.block_exponent == 0.0
     write_json(output / STARTED, load_settings(SFTSettings, None, [f"output={tmp_path / 'now'}", *given[1:]]).record())
+    assert load_settings(SFTSettings, None, given).rate_factors.block_exponent == 1.0
+    # The default was 0.5 for a time, and records of then say so.
+    write_json(output / STARTED, record | {"block_rate": 0.5})
     assert load_settings(SFTSettings, None, given).rate_factors.block_exponent == 0.5
 
 

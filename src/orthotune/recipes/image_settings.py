@@ -11,7 +11,7 @@ from orthotune.image.data.caption_tags import Tags
 from orthotune.image.data.masks import MaskSource
 from orthotune.image.families.noise_levels import Distribution, NoiseLevels
 from orthotune.image.loop.options import OptimizerName, Precision
-from orthotune.recipes.method_settings import ONLY_FOR, MethodSettings, Positive, SettingError, block_rate_field
+from orthotune.recipes.method_settings import ONLY_FOR, MethodSettings, Positive, SettingError
 from orthotune.runs.transform_options import BLOCKS
 
 WORLD = "image-world"
@@ -32,8 +32,6 @@ LEARNING_RATES: dict[str, float] = {"oft": 6e-5, "coft": 6e-5, "lora": 1e-4, "fu
 
 # As for language models: a radius that constrains the rotation without freezing it.
 COFT_EPS = 1.0
-# For images the best rate falls as the size of the blocks grows (docs/evidence/learning.md).
-BLOCK_RATE = 1.0
 
 
 class ImageSettings(MethodSettings):
@@ -86,7 +84,6 @@ class ImageSettings(MethodSettings):
         "adapter": ("oft", "coft", "lora"),
     }
 
-    block_rate: float = block_rate_field(BLOCK_RATE)
     model: str = Field(WORLD, description="Folder or hub name of a diffusers pipeline, a single file, or image-world.")
     base_config: Path | None = Field(
         None,

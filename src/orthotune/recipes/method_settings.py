@@ -51,23 +51,8 @@ MUTUALLY_EXCLUSIVE: tuple[tuple[str, str], ...] = (("block_size", "r"), ("lora_r
 # One magnitude scales a complete neuron, but many parameters rotate it: with the same learning rate, magnitudes learn
 # too slowly. On the text world a factor of 5 forgets less at equal gain than 1 and 15 (docs/evidence/choosing.md).
 MAGNITUDE_RATE = 5.0
-# The exponent by which one learning rate fits every block size, for texts (docs/evidence/learning.md).
-BLOCK_RATE = 0.5
-
-
-def block_rate_field(exponent: float) -> Any:
-    """The field ``block_rate`` with its default.
-
-    Args:
-        exponent: by which one learning rate was measured to fit every block size.
-    """
-    return Field(
-        exponent,
-        ge=0,
-        le=2,
-        description="Exponent p: blocks of size b learn at (32 / b)^p times learning_rate, so that one rate fits every "
-        "size. 0: all at the same rate.",
-    )
+# The exponent by which one learning rate fits every block size (docs/evidence/learning.md).
+BLOCK_RATE = 1.0
 
 
 class SettingError(ValueError):
@@ -136,7 +121,13 @@ class MethodSettings(BaseModel):
         gt=0,
         description="Learning rate of the scales of rotation.magnitude, or of boft, as times learning_rate.",
     )
-    block_rate: float = block_rate_field(BLOCK_RATE)
+    block_rate: float = Field(
+        BLOCK_RATE,
+        ge=0,
+        le=2,
+        description="Exponent p: blocks of size b learn at (32 / b)^p times learning_rate, so that one rate fits every "
+        "size. 0: all at the same rate.",
+    )
     lora_rank: Positive | None = Field(None, description="Default: as many trainable parameters as OFT would have.")
     lora_alpha: float | None = Field(None, gt=0, description="Default: twice the rank.")
     lora: dict[str, Any] = Field({}, description="Further LoraConfig options, as use_dora or use_rslora.")
