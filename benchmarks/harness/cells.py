@@ -123,7 +123,7 @@ def target_of(cell: Cell, device: str) -> float | None:
 
     Example:
         >>> target_of(Cell(), "cpu"), target_of(Cell(), "cuda")
-        (1.25, None)
+        (1.2, None)
     """
     if device == "cuda":
         return GPU_TARGET if cell in SELECTIONS["gpu"] and cell.mode == "train" else None

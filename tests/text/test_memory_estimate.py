@@ -124,7 +124,7 @@ def test_the_weights_are_those_of_the_file(tmp_path: Path) -> None:
 def test_a_plan_says_what_it_does_not_know(tmp_path: Path) -> None:
     lines = sft.plan(_settings(SFTSettings, tmp_path / "run"))
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
-        "model", "trained", "steps", "memory", "cards"
+        "model", "trained", "rates", "steps", "memory", "cards"
     ]  # fmt: skip
     quantized = sft.plan(_settings(SFTSettings, tmp_path / "run", quantization="nf4"))
     assert quantized[-1].startswith("memory      unknown: how many bytes a quantized base has")
